@@ -15,7 +15,7 @@ FLOORS = [
     {"records"},
     {"fields"},
     {"recipe"},
-    {"derta", "pairs", "metrics", "models", "chat", "runs", "plugins", "engines", "judges", "sources"},
+    {"derta", "pairs", "metrics", "models", "chat", "runs", "plugins", "engines", "judges", "sources", "attacks"},
     {"trainers", "generate"},
     {"curate", "train", "evaluate"},
     {"pipeline", "checks", "report"},
@@ -27,7 +27,7 @@ FLOORS = [
 DOORS = {("derta", "chat")}
 """Imports within one floor that are meant."""
 
-PLUG_ROOMS = ("sources", "engines", "judges")
+PLUG_ROOMS = ("sources", "attacks", "engines", "judges")
 PLUG_MAY_IMPORT = {"records", "fields", "models", "chat"}
 LIGHT = ["report", "metrics", "pairs", "recipe", "fields", "records", "plugins", "runs", "cli", "__init__"]
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}

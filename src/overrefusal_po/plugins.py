@@ -1,4 +1,4 @@
-"""Names in a recipe -> plug files: a file's name in sources/, engines/ or judges/ is its name in a recipe.
+"""Names in a recipe -> plug files: a file's name in sources/, attacks/, engines/ or judges/ is its name in a recipe.
 
     judge = plug("judges", "refusal").judge(settings)
     prompts = read_source("starter", "test")
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -19,8 +20,8 @@ from pydantic import BaseModel, ValidationError
 from overrefusal_po.fields import unknown_key
 from overrefusal_po.records import Prompt, Split, first_fault
 
-ROOMS = ("sources", "engines", "judges")
-MAKERS = {"sources": "prompts", "judges": "judge"}
+ROOMS = ("sources", "attacks", "engines", "judges")
+MAKERS = {"sources": "prompts", "attacks": "attacked", "judges": "judge"}
 """What a plug file of a room defines beside its `Settings`."""
 
 
@@ -93,6 +94,12 @@ def read_source(spec: str | Mapping[str, Any], split: Split | None) -> list[Prom
     if not prompts:
         raise ValueError(f"The source {spec!r} has no prompts in split {split!r}.")
     return prompts
+
+
+def make_attack(spec: str | Mapping[str, Any]) -> Callable[[Prompt], list[Prompt]]:
+    """The attack behind an entry of a recipe's `attacks:`: a prompt in, its attacked forms out."""
+    module, settings = settings_of("attacks", spec)
+    return partial(module.attacked, settings)
 
 
 def make_judge(spec: str | Mapping[str, Any]) -> Any:

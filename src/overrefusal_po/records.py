@@ -62,11 +62,29 @@ class Prompt(Record):
     """What an over-refusing model would wrongly say to a benign prompt."""
     assistant_prefix: str = ""
     """Text with which the assistant's turn already begins (prefilling)."""
+    raw_text: str | None = None
+    """Goes to the model as it stands, without a chat template; `messages` then only say what was asked."""
+    attack: str | None = None
+    """The attack that made this prompt; None for a prompt as it was asked."""
+    original_id: str | None = None
+    """The id of the prompt that was attacked: outcomes of one original are not independent."""
+    question: str | None = None
+    """What was asked before the attack, which is what a judge has to know; None where `text` says it."""
 
     @property
     def text(self) -> str:
         """The last user message."""
         return next(m.content for m in reversed(self.messages) if m.role == "user")
+
+    @property
+    def asked(self) -> str:
+        """What a judge reads as the request: the question behind an attack, else the last user message."""
+        return self.text if self.question is None else self.question
+
+    @property
+    def cluster(self) -> str:
+        """The id of what was asked, the same for all attacks on it."""
+        return self.original_id or self.id
 
     @classmethod
     def of(cls, text: str, *, kind: Kind, **fields: Any) -> Prompt:

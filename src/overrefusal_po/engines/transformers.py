@@ -38,7 +38,12 @@ class TransformersEngine:
 
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling, *, sample: int = 0) -> Iterator[Completion]:
         """One completion for each prompt, as they come (longest prompts first), special tokens left out."""
-        texts = [self.template.prompt_text(p.messages, p.assistant_prefix) for p in prompts]
+        texts = [
+            self.template.prompt_text(p.messages, p.assistant_prefix)
+            if p.raw_text is None
+            else self.template.neutral(p.raw_text) + p.assistant_prefix
+            for p in prompts
+        ]
         order = sorted(range(len(prompts)), key=lambda i: (-len(texts[i]), i))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
