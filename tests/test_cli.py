@@ -276,8 +276,8 @@ def test_evaluating_a_changed_file_or_model_is_another_run(command: Command, sty
 def test_curating_a_model_that_refuses_nothing_says_so(command: Command, tiny: str) -> None:
     done = command(RECIPES / "curate.yaml", tiny, FEW_TOKENS, "run_dir=here")
     assert done.code == 2
-    assert "refuses none of the" in done.err and "over-refuses" in done.err
-    assert status("here")["exit_code"] == 2 and "refuses none" in status("here")["message"]
+    assert "overrefusal pair could be made of" in done.err and "over-refuses" in done.err
+    assert status("here")["exit_code"] == 2 and "No overrefusal pair" in status("here")["message"]
     assert not Path("here/pairs.jsonl").exists()
 
 

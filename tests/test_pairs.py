@@ -2,7 +2,15 @@
 
 import pytest
 
-from overrefusal_po.pairs import Made, containment_pair, make_pair, overrefusal_pair, written_pairs
+from overrefusal_po.pairs import (
+    Made,
+    containment_pair,
+    make_pair,
+    overrefusal_pair,
+    teacher_answer,
+    whole_sentences,
+    written_pairs,
+)
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict
 from overrefusal_po.sources.starter import Settings, prompts
 
@@ -116,3 +124,35 @@ def test_the_starter_set_gives_a_pair_for_every_benign_prompt() -> None:
     pairs = written_pairs(train)
     assert [p.prompt for p in pairs] == [p for p in train if p.kind == "benign"]
     assert len({p.id for p in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("One. Two is cut he", "One."),
+        ('He said "stop." Then', 'He said "stop."'),
+        ("Take a mug.Sorry, I can", "Take a mug."),
+        ("Version 1.5 of the", ""),
+        ("All of it.", "All of it."),
+        ("Erster Satz! Und d", "Erster Satz!"),
+    ],
+)
+def test_what_the_length_limit_cut_ends_with_its_last_whole_sentence(text: str, whole: str) -> None:
+    assert whole_sentences(said(text).model_copy(update={"finish_reason": "length"})) == whole
+    assert whole_sentences(said(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("judged", "finish", "found"),
+    [
+        (verdict("none"), "stop", ("Use kill", "")),
+        (verdict("none"), "length", ("", "the teacher's answer is cut in its first sentence")),
+        (verdict("partial"), "stop", ("", "the teacher refuses")),
+        (verdict("none", degenerate=True), "stop", ("", "the teacher's answer is degenerate")),
+        (verdict(None, unscored="no reply"), "stop", ("", "unscored: no reply")),
+    ],
+)
+def test_a_teachers_answer_is_chosen_only_where_it_answers(
+    judged: Verdict, finish: str, found: tuple[str, str]
+) -> None:
+    assert teacher_answer(said("Use kill").model_copy(update={"finish_reason": finish}), judged) == found

@@ -107,10 +107,10 @@ def test_a_stage_that_fails_is_named_in_both_folders(write: Write, capsys: pytes
     model = {"model_name_or_path": "@derta.model"}
     curate = {"recipe": str(RECIPES / "curate.yaml"), "model": model, "generation": {"max_new_tokens": 4}}
     assert run(write(after=curate)) == 2
-    assert "refuses none of the" in capsys.readouterr().err
+    assert "overrefusal pair could be made of" in capsys.readouterr().err
     for folder in ("out", "out/after"):
         status = json.loads(Path(folder, "status.json").read_text())
-        assert status["exit_code"] == 2 and "refuses none of the" in status["message"]
+        assert status["exit_code"] == 2 and "overrefusal pair could be made of" in status["message"]
     assert json.loads(Path("out/derta/status.json").read_text())["state"] == "done"
 
 

@@ -10,6 +10,7 @@ Two rules (after POROver, arXiv 2410.12999; their exact form is ours):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -44,6 +45,35 @@ def make_pair(
     return Made(pair, reason)
 
 
+SENTENCE_END = re.compile(
+    r"[.!?。！？…][\"'”’)\]]*(?=\s|$|[A-Z])"
+)  # a refusal taught by RTO is glued to what stands before
+
+
+def whole_sentences(completion: Completion) -> str:
+    """The text; where the length limit cut it, up to the end of its last whole sentence ("" where none ends).
+
+    A cut text as a label teaches a model to stop in the middle of a sentence.
+    """
+    text = completion.text.strip()
+    if completion.finish_reason == "stop":
+        return text
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else ""
+
+
+def teacher_answer(answer: Completion, verdict: Verdict) -> tuple[str, str]:
+    """(the text that may be chosen, "") or ("", why not): a chosen answer answers, and ends where a sentence ends."""
+    if verdict.unscored is not None:
+        return "", f"unscored: {verdict.unscored}"
+    if verdict.refused:
+        return "", "the teacher refuses"
+    if verdict.degenerate:
+        return "", "the teacher's answer is degenerate"
+    text = whole_sentences(answer)
+    return (text, "") if text else ("", "the teacher's answer is cut in its first sentence")
+
+
 def overrefusal_pair(prompt: Prompt, chosen: str, rejected: Completion, verdict: Verdict) -> Made:
     """Benign prompt, an answer over the student's own refusal of it."""
     if prompt.kind == "harmful":
@@ -53,7 +83,7 @@ def overrefusal_pair(prompt: Prompt, chosen: str, rejected: Completion, verdict:
     if not verdict.refused:
         return Made(None, "the student answers it")
     reason = f"{rejected.model} refuses this harmless prompt ({verdict.refusal})"
-    return make_pair(prompt, chosen, rejected.text, "overrefusal", reason, [verdict])
+    return make_pair(prompt, chosen, whole_sentences(rejected) or rejected.text, "overrefusal", reason, [verdict])
 
 
 def containment_pair(prompt: Prompt, chosen: str, rejected: Completion, verdict: Verdict) -> Made:
@@ -67,7 +97,7 @@ def containment_pair(prompt: Prompt, chosen: str, rejected: Completion, verdict:
     if verdict.degenerate:
         return Made(None, "the completion is degenerate")
     reason = f"{rejected.model} complies with this harmful prompt"
-    return make_pair(prompt, chosen, rejected.text, "containment", reason, [verdict])
+    return make_pair(prompt, chosen, whole_sentences(rejected) or rejected.text, "containment", reason, [verdict])
 
 
 def written_pairs(prompts: Iterable[Prompt]) -> list[PreferencePair]:

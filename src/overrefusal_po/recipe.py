@@ -137,6 +137,16 @@ class CurateData(Section):
     """Pairs kept of each rule (drawn by seed); null keeps all."""
 
 
+class Chosen(Section):
+    """Where the chosen sides come from. A teacher's answers are judged; where it refuses, the prompt is left out."""
+
+    model: str | None = None
+    """The teacher that answers the benign prompts; null takes the prompts' references."""
+    refusals: Literal["reference", "student"] = "reference"
+    """The refusals of containment pairs: written ones, or `student`: its own where it refuses, so that refusals read alike
+    on both sides of the set and only the prompt tells which one is right."""
+
+
 class Rejects(Section):
     """Where the rejected sides of containment pairs come from: the first source that yields."""
 
@@ -154,6 +164,7 @@ class CurateRecipe(Section):
     task: Literal["curate"]
     model: dict[str, Any]
     data: CurateData = CurateData()
+    chosen: Chosen = Chosen()
     rejects: Rejects = Rejects()
     generation: Generation = Generation(max_new_tokens=40)
     judge: str | dict[str, Any] = "refusal"
