@@ -13,10 +13,10 @@ import overrefusal_po
 SOURCE = Path(overrefusal_po.__file__).parent
 FLOORS = [
     {"records"},
-    {"fields"},
-    {"recipe"},
+    {"fields", "intervals", "labels"},
+    {"recipe", "corrections"},
     {"derta", "pairs", "metrics", "models", "chat", "runs", "plugins", "engines", "judges", "sources", "attacks"},
-    {"trainers", "generate"},
+    {"trainers", "generate", "certificates", "breakdowns", "selection", "capability"},
     {"curate", "train", "evaluate"},
     {"pipeline", "checks", "report"},
     {"cli"},

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.metrics import compare, handled, rate, run_metrics, state, transitions
+from overrefusal_po.intervals import effective_n, rate_of
+from overrefusal_po.metrics import compare, compare_seeds, handled, matched, rate, run_metrics, state, transitions
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Refusal, Sampling, Verdict
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of scipy, numpy or statsmodels reaches a user
@@ -321,9 +322,149 @@ def test_the_summary_entry_of_a_comparison_has_the_keys_of_the_schema() -> None:
         "from": "DeRTa",
         "to": "DeRTa+DPO",
         "gain": {"value": 1.0, "low": 1.0, "high": 1.0},
+        "f1_gain": {"value": pytest.approx(2 / 3), "low": 0.0, "high": 1.0},
         "harmful": {"n": 2, "only_from": 0, "only_to": 0, "p": 1.0},
         "benign": {"n": 2, "only_from": 0, "only_to": 2, "p": pytest.approx(0.5)},
     }
+
+
+# --- several outcomes of one question --------------------------------------------------------------------------------
+
+
+def attacked(kind: Kind, handled_rightly: str, name: str) -> list[Outcome]:
+    """`flags`, each prompt made by the attack `name` from the prompt of the same number."""
+    rows = []
+    for plain, found in zip(flags(kind, handled_rightly), flags(kind, handled_rightly), strict=True):
+        changes = {"id": f"{name}-{plain.prompt.id}", "original_id": plain.prompt.id, "attack": name}
+        rows.append(found.model_copy(update={"prompt": plain.prompt.model_copy(update=changes)}))
+    return rows
+
+
+def test_outcomes_of_one_question_are_worth_fewer() -> None:
+    """Four pairs of equal flags, p = 1/2: variance 4/3 · 4·1² / 8² = 1/12, so n = 1/4 / (1/12) = 3; of eight outcomes.
+
+    Where all are refused, four questions are worth 4.
+    """
+    assert effective_n([2, 2, 0, 0], [2, 2, 2, 2]) == pytest.approx(3)
+    assert effective_n([2, 2, 2, 2], [2, 2, 2, 2]) == pytest.approx(4)
+    assert effective_n([1, 0, 1, 1], [1, 1, 1, 1]) == 4
+    alone = rate_of([True, False, True], ["a", "b", "c"])
+    assert alone == rate(2, 3)
+    together = rate_of([True] * 4 + [False] * 4, ["a", "a", "b", "b", "c", "c", "d", "d"])
+    independent = rate(4, 8)
+    assert together.value == independent.value and together.n == 8
+    assert together.low is not None and independent.low is not None and together.low < independent.low
+
+
+def test_clusters_that_disagree_within_never_narrow_an_interval() -> None:
+    assert effective_n([1, 1, 1, 1], [2, 2, 2, 2]) == 8
+
+
+def test_copies_of_every_outcome_leave_the_interval_of_f1_as_it_was() -> None:
+    """Three attacks on which a model does exactly as without one say nothing new."""
+    signs = {"harmful": "1101101001", "benign": "1110011010"}
+    once = [o for kind, row in signs.items() for o in flags(kind, row)]  # type: ignore[arg-type]
+    thrice = once + [o for name in "ab" for kind, row in signs.items() for o in attacked(kind, row, name)]  # type: ignore[arg-type]
+    one, three = run_metrics(once), run_metrics(thrice)
+    assert three.f1[:3] == pytest.approx(one.f1[:3])
+    assert (one.f1.n, three.f1.n) == (20, 60)
+
+
+def test_attacks_on_one_question_are_paired_one_by_one_and_vote_together() -> None:
+    """Question 1 gains by both attacks, 2 by one, 3 gains one and loses one, 4 loses one: votes 2 to 1, one tie.
+
+    McNemar over votes: p = 2 · (C(3,0) + C(3,1)) / 2³ = 1 (at most); over outcomes it would be 4 against 2.
+    """
+    before = attacked("harmful", "0001", "a") + attacked("harmful", "0011", "b")
+    after = attacked("harmful", "1110", "a") + attacked("harmful", "1001", "b")
+    found = compare(before, after)
+    assert found.harmful == (8, 0, 2, 4, 1.0)
+    assert found.harmful_votes == (4, 1, 2)
+    entry = found.as_dict("base", "DeRTa")
+    assert entry["votes"]["harmful"] == {"clusters": 4, "only_from": 1, "only_to": 2}
+
+
+def test_many_outcomes_of_few_questions_prove_nothing() -> None:
+    """One question gained in 20 attacks is one vote: p = 1, where 20 independent outcomes would give 2 / 2²⁰."""
+    before = [o for name in map(str, range(20)) for o in attacked("benign", "0", name)]
+    after = [o for name in map(str, range(20)) for o in attacked("benign", "1", name)]
+    found = compare(before, after)
+    assert (found.benign.only_to, found.benign.p, found.benign_votes) == (20, 1.0, (1, 0, 1))
+
+
+def test_the_exact_test_is_that_of_a_library() -> None:
+    from scipy.stats import binomtest
+
+    before, after = flags("harmful", "1" * 5 + "0" * 14 + "01"), flags("harmful", "0" * 5 + "1" * 14 + "01")
+    assert compare(before, after).harmful.p == pytest.approx(binomtest(5, 19, 0.5).pvalue)
+
+
+def test_the_interval_of_a_gain_agrees_with_clusters_redrawn_by_hand() -> None:
+    """The same clusters for both runs, redrawn within each kind, against a plain loop with another generator."""
+    import numpy as np
+
+    rows = {"harmful": ("110010101100", "111010111110"), "benign": ("000110010011", "011110011011")}
+    before = [o for kind, (b, _) in rows.items() for name in "xy" for o in attacked(kind, b, name)]  # type: ignore[arg-type]
+    after = [o for kind, (_, a) in rows.items() for name in "xy" for o in attacked(kind, a, name)]  # type: ignore[arg-type]
+    generator, values = np.random.default_rng(7), []
+    shares = {kind: np.array([[int(s) for s in row] for row in pair]) for kind, pair in rows.items()}
+    for _ in range(4000):
+        (nur0, nur1), (nor0, nor1) = (t[:, generator.integers(12, size=12)].mean(axis=1) for t in shares.values())
+        values.append((2 * nur1 * nor1 / (nur1 + nor1) - 2 * nur0 * nor0 / (nur0 + nor0), nur1 + nor1 - nur0 - nor0))
+    low, high = np.quantile(values, [0.025, 0.975], axis=0)
+    found = compare(before, after)
+    assert (found.f1_gain.low, found.gain.low) == pytest.approx(tuple(low), abs=0.03)
+    assert (found.f1_gain.high, found.gain.high) == pytest.approx(tuple(high), abs=0.03)
+
+
+def test_samples_of_one_prompt_are_matched_by_their_number() -> None:
+    def samples(signs: str) -> list[Outcome]:
+        return [
+            row.model_copy(update={"completion": row.completion.model_copy(update={"sample": number})})
+            for number, sign in enumerate(signs)
+            for row in flags("benign", sign)
+        ]
+
+    pairs = matched(samples("01"), samples("10")[::-1])
+    assert [(b.completion.sample, a.completion.sample) for b, a in pairs] == [(0, 0), (1, 1)]
+    assert compare(samples("01"), samples("11")).benign_votes == (1, 0, 1)
+
+
+def test_seeds_of_one_prompt_are_one_cluster() -> None:
+    """Two seeds, three prompts: the first gains under both, the second under one, the third loses under one."""
+    before = [flags("benign", "001"), flags("benign", "001")]
+    after = [flags("benign", "111"), flags("benign", "100")]
+    found = compare_seeds(before, after)
+    assert found.benign == (6, 0, 1, 3, 1.0)
+    assert found.benign_votes == (3, 1, 2)
+    with pytest.raises(ValueError, match="2 runs before and 1 after"):
+        compare_seeds(before, after[:1])
+
+
+def test_a_prompt_of_another_question_raises() -> None:
+    before = attacked("harmful", "1", "a")
+    after = [o.model_copy(update={"prompt": o.prompt.model_copy(update={"original_id": "other"})}) for o in before]
+    with pytest.raises(ValueError, match="another original prompt"):
+        compare(before, after)
+
+
+# --- a guard --------------------------------------------------------------------------------------------------------
+
+
+def test_a_guard_adds_a_rate_and_replaces_none() -> None:
+    """Three harmful prompts refused, answered, answered; unsafe .1, .5, .2 -> 2 of 3 not unsafe; NUR stays 1 of 3."""
+    rows = flags("harmful", "100") + flags("benign", "1")
+    chances = (0.1, 0.5, 0.2, 0.9)
+    guarded = [
+        o.model_copy(update={"verdict": o.verdict.model_copy(update={"unsafe_probability": chance})})
+        for o, chance in zip(rows, chances, strict=True)
+    ]
+    run = run_metrics(guarded)
+    assert (run.nur_guard.value, run.nur_guard.n, run.nur.value) == (pytest.approx(2 / 3), 3, pytest.approx(1 / 3))
+    assert run.as_dict("base", "m")["n"]["nur_guard"] == 3
+    partly = run_metrics([*guarded[:2], rows[2]]).nur_guard
+    assert (partly.n, partly.unscored) == (2, 1)
+    assert "nur_guard" not in run_metrics(rows).as_dict("base", "m")
 
 
 # --- transitions ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     template = load_template(body.model, body.chat) if named else None
     if isinstance(body, EvaluateRecipe):
         make_judge(body.judge)
-        return f"{len(measured_prompts(body.data))} prompts to measure"
+        prompts = measured_prompts(body.data)
+        attacked = sum(p.attack is not None for p in prompts)
+        return f"{len(prompts) - attacked} prompts to measure" + (f", and {attacked} attacked ones" if attacked else "")
     if isinstance(body, CurateRecipe):
         make_judge(body.judge)
         check_rejects(body)

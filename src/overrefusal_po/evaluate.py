@@ -15,7 +15,7 @@ from typing import Any
 
 from overrefusal_po.generate import complete, engine_for, load_template, sampling_of
 from overrefusal_po.metrics import run_metrics
-from overrefusal_po.plugins import make_judge, read_source, split_spec
+from overrefusal_po.plugins import make_attack, make_judge, read_source, split_spec
 from overrefusal_po.recipe import EvaluateData, EvaluateRecipe
 from overrefusal_po.records import Outcome, Prompt, content_id, write_atomic, write_jsonl
 from overrefusal_po.runs import Run
@@ -32,6 +32,23 @@ def measured_prompts(data: EvaluateData) -> list[Prompt]:
             prompts = fixed_subset(prompts, data.max_prompts_per_kind)
         for prompt in prompts:
             found.setdefault(prompt.id, prompt)
+    plain = list(found.values())
+    return plain + attacked_prompts(plain, data.attacks)
+
+
+def attacked_prompts(prompts: Sequence[Prompt], attacks: Sequence[str | dict[str, Any]]) -> list[Prompt]:
+    """Every attack on every harmful prompt, each form once. ValueError where an attack makes nothing of all of them."""
+    found: dict[str, Prompt] = {}
+    harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
+    for spec in attacks:
+        attack = make_attack(spec)
+        made = [form for prompt in harmful for form in attack(prompt)]
+        if not made:
+            raise ValueError(
+                f"data.attacks: {spec!r} makes no prompt of the {len(harmful)} harmful prompts in data.sets. Give sets with "
+                "harmful prompts, or a file of attacks on these prompts."
+            )
+        found |= {form.id: form for form in made}
     return list(found.values())
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -101,6 +101,24 @@ class SftData(Section):
     max_prompts: int | None = Field(default=None, gt=0)
 
 
+class Select(Section):
+    """Which step's weights are saved: the most useful one whose safety stays near the start policy's (`selection`)."""
+
+    every_steps: int = Field(default=20, gt=0)
+    """Steps between two looks; the start policy and the last step are always looked at."""
+    sets: tuple[str | dict[str, Any], ...] = Field(default=("starter",), min_length=1)
+    """Sources of harmful and benign prompts, none of which may be trained on."""
+    split: Literal["train", "dev", "test"] | None = "dev"
+    """The split of sources that have splits; null takes all."""
+    max_prompts_per_kind: int | None = Field(default=40, gt=0)
+    """A fixed subset (by content hash) of each kind in each set; null takes all."""
+    max_new_tokens: int = Field(default=32, gt=0)
+    tolerance: float = Field(default=0.05, ge=0, le=1)
+    """How far NUR may fall below the start policy's."""
+    judge: str | dict[str, Any] = "refusal"
+    batch_size: int = Field(default=32, gt=0)
+
+
 class TrainRecipe(Section):
     """One training stage."""
 
@@ -114,6 +132,8 @@ class TrainRecipe(Section):
     chat: Chat = Chat()
     generation: Generation = Generation(max_new_tokens=40)
     """For what the student has to say itself (harmful responses, containment rejects)."""
+    select: Select | None = None
+    """Two-sided checkpoint selection; null saves the last step."""
     seed: int = Field(default=0, ge=0)
     run_dir: str | None = None
 
@@ -182,6 +202,8 @@ class EvaluateData(Section):
     """The split of sources that have splits; null takes all."""
     max_prompts_per_kind: int | None = Field(default=None, gt=0)
     """A fixed subset (by content hash) of each kind in each set; null takes all."""
+    attacks: tuple[str | dict[str, Any], ...] = ()
+    """Attacks on the harmful prompts, measured beside the prompts as they are: names, or mappings {name: ..., ...}."""
 
 
 class EvaluateRecipe(Section):
@@ -390,8 +412,9 @@ def known_keys(title: str, values: Mapping[str, Any], above: Sequence[str]) -> l
     for part in above[1:] if own else above:
         inner = model.model_fields.get(part)
         annotation = inner.annotation if inner is not None else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        for option in (annotation, *get_args(annotation)):  # a section, or a section or null
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                model = option
     return list(model.model_fields)
 
 
