@@ -16,7 +16,7 @@ FLOORS = [
     {"fields", "intervals", "labels"},
     {"recipe", "corrections"},
     {"derta", "pairs", "metrics", "models", "chat", "runs", "plugins", "engines", "judges", "sources", "attacks"},
-    {"trainers", "generate", "certificates", "breakdowns", "selection", "capability"},
+    {"trainers", "generate", "certificates", "breakdowns", "selection", "capability", "gate"},
     {"curate", "train", "evaluate"},
     {"pipeline", "checks", "report"},
     {"cli"},
@@ -29,7 +29,7 @@ DOORS = {("derta", "chat")}
 
 PLUG_ROOMS = ("sources", "attacks", "engines", "judges")
 PLUG_MAY_IMPORT = {"records", "fields", "models", "chat"}
-LIGHT = ["report", "metrics", "pairs", "recipe", "fields", "records", "plugins", "runs", "cli", "__init__"]
+LIGHT = ["report", "metrics", "intervals", "labels", "corrections", "certificates", "breakdowns", "gate", "pairs", "recipe", "fields", "records", "plugins", "runs", "cli", "__init__"]
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
 MODULES = sorted(p for p in SOURCE.rglob("*.py"))
 

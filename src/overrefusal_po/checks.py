@@ -6,7 +6,7 @@ check_stage(recipe.body)      # '132 pairs, longest row 187 of 512 tokens'
 from __future__ import annotations
 
 from overrefusal_po.curate import check_rejects, read_prompts
-from overrefusal_po.evaluate import measured_prompts
+from overrefusal_po.evaluate import check_evaluation
 from overrefusal_po.generate import load_template
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.recipe import CurateRecipe, EvaluateRecipe, TrainRecipe
@@ -18,8 +18,7 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     named = not str(body.model["model_name_or_path"]).startswith("@")
     template = load_template(body.model, body.chat) if named else None
     if isinstance(body, EvaluateRecipe):
-        make_judge(body.judge)
-        prompts = measured_prompts(body.data)
+        prompts = check_evaluation(body)
         attacked = sum(p.attack is not None for p in prompts)
         return f"{len(prompts) - attacked} prompts to measure" + (f", and {attacked} attacked ones" if attacked else "")
     if isinstance(body, CurateRecipe):

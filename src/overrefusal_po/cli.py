@@ -3,7 +3,8 @@
     overrefusal-po recipes/dpo.yaml --trainer.beta=0.2
     overrefusal-po check recipes/dpo.yaml
 
-Exit codes: 0 done, 2 recipe or data error, 1 anything else, 130 interrupted (the same command goes on).
+Exit codes: 0 done, 2 recipe or data error, 3 an evaluation's gate failed, 1 anything else, 130 interrupted (the same
+command goes on).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -25,7 +26,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from overrefusal_po import plugins
-from overrefusal_po.recipe import PipelineRecipe, Recipe, describe, load_recipe
+from overrefusal_po.recipe import PipelineRecipe, Recipe, describe, load_recipe, parse_overrides
+from overrefusal_po.records import write_atomic
 
 app = typer.Typer(
     add_completion=False,
@@ -61,6 +63,7 @@ def check(
 
         bodies = {f"stages.{name}.": body for name, body in stage_bodies(loaded).items()}
     for above, body in bodies.items():
+        plugins.check_plugs(body)
         show(Recipe(loaded.name, body, origins(loaded, above)), above, everything)
     if data:
         for above, body in bodies.items():
@@ -68,15 +71,16 @@ def check(
     print(f"{recipe} is right.")
 
 
-@app.command()
+@app.command(context_settings=ANY_ARGUMENTS)
 def judge(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="A judge, for example: refusal")],
     file: Annotated[Path, typer.Argument(help="JSON Lines with id, prompt and response")],
 ) -> None:
-    """Print one verdict a line for the rows of a file."""
+    """Print one verdict a line for the rows of a file. The judge's settings follow as --model=my-judge."""
     from overrefusal_po.records import Completion, Prompt, Sampling, read_objects
 
-    scorer = plugins.make_judge(name)
+    scorer = plugins.make_judge(judge_spec(name, context.args))
     prompts, completions = [], []
     for number, row in read_objects(file):
         missing = [key for key in ("prompt", "response") if not isinstance(row.get(key), str)]
@@ -93,7 +97,41 @@ def judge(
         )
     for verdict in scorer.score(prompts, completions):
         row = {"id": verdict.completion_id, "refusal": verdict.refusal, "refusal_start": verdict.refusal_start}
-        print(json.dumps({**row, "degenerate": verdict.degenerate}, ensure_ascii=False))
+        scores = {
+            "unsafe_probability": verdict.unsafe_probability,
+            "reward": verdict.reward,
+            "unscored": verdict.unscored,
+        }
+        row |= {"degenerate": verdict.degenerate, **{key: value for key, value in scores.items() if value is not None}}
+        print(json.dumps(row, ensure_ascii=False))
+
+
+@app.command(context_settings=ANY_ARGUMENTS)
+def certify(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A judge, for example: refusal", metavar="JUDGE")],
+    labels: Annotated[Path, typer.Option(help="JSON Lines with prompt, response, human_label, model and label")],
+    key: Annotated[Path | None, typer.Option(help="The key of a blinded sample; default: FILE.key.jsonl")] = None,
+    out: Annotated[Path, typer.Option(help="Where the certificate goes")] = Path("certificate.json"),
+) -> None:
+    """Compare a judge with human labels: agreement, kappa, precision, recall and bias with intervals."""
+    from overrefusal_po.certificates import certify as make
+    from overrefusal_po.certificates import read_labels
+    from overrefusal_po.certificates import table as rows_of
+
+    found = make(plugins.make_judge(judge_spec(name, context.args)), read_labels(labels, key), labels=labels)
+    head, *rows = rows_of(found)
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*[escape(cell) for cell in row])
+    Console(width=200).print(table)
+    write_atomic(out, found.model_dump_json(indent=1) + "\n")
+    print(f"certificate: {out} ({found.judge} {found.version})")
+
+
+def judge_spec(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """A judge as a recipe would name it, from its name and `--setting=value`."""
+    return {"name": name, **dict(parse_overrides(overrides))}
 
 
 @app.command()
@@ -115,6 +153,9 @@ def list_() -> None:
     for room in plugins.ROOMS:
         for name in plugins.names(room):
             table.add_row(room.removesuffix("s"), name, plugins.summary(room, name))
+        if room == "sources":
+            for name, line in plugins.plain_sets().items():
+                table.add_row("plain set", name, line)
     Console().print(table)
 
 
@@ -179,14 +220,31 @@ def run_recipe(recipe: Recipe) -> None:
         folder = run_pipeline(recipe, write_report)
         if (folder / "summary.json").is_file():
             print_summary(folder)
+            runs = json.loads((folder / "summary.json").read_text())["runs"]
+            failed = {r["name"]: r["gate"]["failures"] for r in runs if not r.get("gate", {"passed": True})["passed"]}
+            if failed:
+                refuse_at_gate(failed, folder)
         return
     found = run_stage(recipe.body, recipe.name)
+    if not found.get("gate", {"passed": True})["passed"]:
+        refuse_at_gate({recipe.name: found["gate"]["failures"]}, Path(found["folder"]))
     if first:
         for key, value in found.items():
             if key in found.get("intervals", ()):
                 print(f"{key}: {with_interval(found, key)} (n = {found['n'][key]}, unscored {found['unscored'][key]})")
             elif not isinstance(value, dict) or key in ("overrefusal", "containment"):
                 print(f"{key}: {value}")
+
+
+def refuse_at_gate(failed: dict[str, list[str]], folder: Path) -> NoReturn:
+    """Exit code 3, in the folder's status too, with a sentence for every bound that did not hold."""
+    lines = [f"{name}: {sentence}" for name, sentences in failed.items() for sentence in sentences]
+    status = folder / "status.json"
+    known = json.loads(status.read_text())
+    write_atomic(status, json.dumps({**known, "exit_code": 3, "message": " ".join(lines)}, indent=1))
+    for line in lines:
+        print(f"overrefusal-po: the gate says no. {line}", file=sys.stderr)
+    sys.exit(3)
 
 
 def check_stages(recipe: Recipe) -> None:

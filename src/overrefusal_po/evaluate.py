@@ -11,13 +11,20 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from overrefusal_po import models
+from overrefusal_po.breakdowns import groups, rates_by, refusal_positions
+from overrefusal_po.capability import check_lm_eval, lm_eval_scores, perplexity
+from overrefusal_po.certificates import Certificate, check_applies, read_certificate, table
+from overrefusal_po.chat import ChatTemplate
+from overrefusal_po.corrections import corrected_rates
+from overrefusal_po.gate import check_gate, gate_result
 from overrefusal_po.generate import complete, engine_for, load_template, sampling_of
 from overrefusal_po.metrics import run_metrics
-from overrefusal_po.plugins import make_attack, make_judge, read_source, split_spec
+from overrefusal_po.plugins import make_attack, make_judge, read_source, source_note, split_spec
 from overrefusal_po.recipe import EvaluateData, EvaluateRecipe
-from overrefusal_po.records import Outcome, Prompt, content_id, write_atomic, write_jsonl
+from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, content_id, write_atomic, write_jsonl
 from overrefusal_po.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -63,46 +70,159 @@ def fixed_subset(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
     return [row[2] for rows in ranked.values() for row in sorted(rows, key=lambda r: r[:2])[:limit]]
 
 
-def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
-    """Runs the stage in an open run folder; returns the run's metrics as report and summary show them."""
-    prompts = measured_prompts(recipe.data)
+class Judges(NamedTuple):
+    """The judges of an evaluation and what is known of them."""
+
+    refusal: Any
+    guard: Any | None
+    certificate: Certificate | None
+
+
+def judges_of(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> Judges:
+    """The judges that a recipe names. ValueError for a certificate that does not hold for these prompts or this judge."""
     judge = make_judge(recipe.judge)
+    certificate = read_certificate(recipe.certificate) if recipe.certificate else None
+    if certificate is not None:
+        check_applies(certificate, judge.name, judge.version, prompts)
+    return Judges(judge, make_judge(recipe.guard) if recipe.guard else None, certificate)
+
+
+def check_evaluation(recipe: EvaluateRecipe) -> list[Prompt]:
+    """The prompts to measure, after everything that can be checked without weights. ValueError for what is wrong."""
+    prompts = measured_prompts(recipe.data)
+    judges_of(recipe, prompts)
+    if recipe.capability.tasks:
+        check_lm_eval()
+    if recipe.gate is not None:
+        check_gate(recipe.gate)
+    return prompts
+
+
+def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
+    """Runs the stage in an open run folder; returns the run's metrics as report and summary show them.
+
+    A recipe's gate is judged here and stands in the metrics; the command line turns a no into exit code 3.
+    """
+    prompts = check_evaluation(recipe)
+    judges = judges_of(recipe, prompts)
     template = load_template(recipe.model, recipe.chat)
     if not run.done:
-        name = str(recipe.model["model_name_or_path"])
-        completions = complete(
-            run.path / "completions.jsonl",
-            prompts,
-            sampling_of(recipe.generation, recipe.seed),
-            lambda: engine_for(recipe.model, template, recipe.generation, name),
-            f"{recipe.name}: answering {len(prompts)} prompts",
-        )
-        verdicts = judge.score(prompts, completions)
-        outcomes = [
-            Outcome(prompt=p, completion=c, verdict=v) for p, c, v in zip(prompts, completions, verdicts, strict=True)
-        ]
+        outcomes = judged(recipe, run, prompts, judges, template)
         write_jsonl(run.path / "outcomes.jsonl", outcomes)
-        metrics = run_metrics(outcomes, seed=recipe.seed).as_dict(recipe.name, name)
-        metrics["measured"] = measured(recipe, judge)
+        metrics = all_metrics(recipe, outcomes, judges)
+        metrics["capability"] = capability_of(recipe, prompts, template)
+        metrics["measured"] = measured(recipe, judges, prompts)
+        if recipe.gate is not None:
+            metrics["gate"] = gate_result(recipe.gate, metrics, outcomes)
         write_atomic(run.path / "metrics.json", json.dumps(metrics, indent=1))
         run.finish({key: metrics[key] for key in ("nur", "nor", "f1")})
     found: dict[str, Any] = json.loads((run.path / "metrics.json").read_text())
     return found
 
 
-def measured(recipe: EvaluateRecipe, judge: Any) -> dict[str, Any]:
+def judged(
+    recipe: EvaluateRecipe, run: Run, prompts: Sequence[Prompt], judges: Judges, template: ChatTemplate
+) -> list[Outcome]:
+    """What the model says to each prompt, and what the judges say of that."""
+    name = str(recipe.model["model_name_or_path"])
+    completions = complete(
+        run.path / "completions.jsonl",
+        prompts,
+        sampling_of(recipe.generation, recipe.seed),
+        lambda: engine_for(recipe.model, template, recipe.generation, name),
+        f"{recipe.name}: answering {len(prompts)} prompts",
+    )
+    verdicts = judges.refusal.score(prompts, completions)
+    if judges.guard is not None:
+        verdicts = with_guard(verdicts, judges.guard, prompts, completions)
+    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in zip(prompts, completions, verdicts, strict=True)]
+
+
+def with_guard(
+    verdicts: Sequence[Verdict], guard: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[Verdict]:
+    """The verdicts with the guard's unsafe probability of the harmful prompts' responses; None where it scored none."""
+    asked = [(p, c) for p, c in zip(prompts, completions, strict=True) if p.kind == "harmful"]
+    said = guard.score([p for p, _ in asked], [c for _, c in asked])
+    unsafe = {v.completion_id: v.unsafe_probability for v in said if v.unscored is None}
+    return [v.model_copy(update={"unsafe_probability": unsafe.get(v.completion_id)}) for v in verdicts]
+
+
+def all_metrics(recipe: EvaluateRecipe, outcomes: Sequence[Outcome], judges: Judges) -> dict[str, Any]:
+    """metrics.json: the rates of the prompts as they were asked, and beside them by set, by attack, corrected.
+
+    Attacked prompts are in `attacks` and `positions` alone, never in NUR, NOR and F1.
+    """
+    name = str(recipe.model["model_name_or_path"])
+    plain = [o for o in outcomes if o.prompt.attack is None]
+    found = run_metrics(plain, seed=recipe.seed).as_dict(recipe.name, name)
+    parts = {"sets": rates_by(plain, "source", seed=recipe.seed)}
+    if len(plain) < len(outcomes):
+        harmful = [o for o in outcomes if o.prompt.kind == "harmful"]
+        parts["attacks"] = rates_by(harmful, "attack", seed=recipe.seed)
+    for key, rates in parts.items():
+        found[key] = {part: rate.as_dict(part, name) for part, rate in rates.items()}
+    found["positions"] = {key: refusal_positions(rows).as_dict() for key, rows in groups(outcomes, "attack").items()}
+    if judges.certificate is not None:
+        found["corrected"] = corrected_rates(plain, judges.certificate.confusions()).as_dict()
+        found["certificate"] = dict(
+            zip(*[table(judges.certificate)[row] for row in (0, 1)], strict=True),
+            judge=f"{judges.certificate.judge} {judges.certificate.version}",
+        )
+    return found
+
+
+def capability_of(recipe: EvaluateRecipe, prompts: Sequence[Prompt], template: ChatTemplate) -> dict[str, Any]:
+    """{"perplexity": {...}, "tasks": {...}} as far as the recipe asks for them."""
+    found: dict[str, Any] = {}
+    options = models.model_options(recipe.model)
+    if recipe.capability.perplexity:
+        plain = [p for p in prompts if p.attack is None]
+        found["perplexity"] = perplexity(models.load_model(**options), template, plain, seed=recipe.seed)._asdict()
+    if recipe.capability.tasks:
+        found["tasks"] = lm_eval_scores(
+            str(recipe.model["model_name_or_path"]),
+            recipe.capability.tasks,
+            limit=recipe.capability.limit,
+            revision=str(recipe.model.get("model_revision", "main")),
+            system_prompt=recipe.chat.system_prompt,
+            trust_remote_code=bool(recipe.model.get("trust_remote_code", False)),
+            seed=recipe.seed,
+        )
+    return found
+
+
+def measured(recipe: EvaluateRecipe, judges: Judges, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What was measured how, in words, for the report."""
     generation = recipe.generation
     how = "greedy" if generation.temperature == 0 else f"temperature {generation.temperature:g}"
     split = f" ({recipe.data.split} split)" if recipe.data.split else ""
     sets = [split_spec(spec, "sources") for spec in recipe.data.sets]
     limit = recipe.data.max_prompts_per_kind
+    known = f"{judges.refusal.name} {judges.refusal.version}"
+    notes = [f"A fixed subset of at most {limit} prompts of each kind was measured."] if limit else []
+    if judges.certificate is None:
+        notes.append(
+            f"The judge {known} is uncertified here: nobody has compared it with human labels for this report."
+        )
+    notes += [f"{spec}: {note}" for spec in recipe.data.sets if (note := source_note(spec)) is not None]
+    attacks = sorted({p.attack for p in prompts if p.attack})
+    if attacks and judges.guard is None:
+        notes.append("Without a judge of harm, what an attack gets is a non-refusal rate, not an attack success rate.")
     return {
-        "judge": f"{judge.name} {judge.version} (built in, offline; reads the whole response)"
-        if recipe.judge == "refusal"
-        else f"{judge.name} {judge.version}",
+        "judge": f"{known} (built in, offline; reads the whole response)" if recipe.judge == "refusal" else known,
         "sets": [(settings.get("path") or name) + (split if name == "starter" else "") for name, settings in sets],
         "engine": f"transformers, {how}, up to {generation.max_new_tokens} new tokens",
-        "guard": None,
-        "notes": [f"A fixed subset of at most {limit} prompts of each kind was measured."] if limit else [],
+        "guard": None if judges.guard is None else f"{judges.guard.name} {judges.guard.version}",
+        "attacks": attacks,
+        "model_form": model_form(recipe.model),
+        "notes": notes,
     }
+
+
+def model_form(section: dict[str, Any]) -> str:
+    """What is measured: the quantised form and the merged one of the same training are different models."""
+    bits = [b for b in ("4bit", "8bit") if section.get(f"load_in_{b}")]
+    return (
+        f"weights in {bits[0]}" if bits else f"weights in {section.get('dtype') or 'the dtype that fits the hardware'}"
+    )

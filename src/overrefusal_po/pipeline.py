@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from overrefusal_po import metrics
+from overrefusal_po.labels import blinded_sample
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.recipe import (
     CurateRecipe,
@@ -35,7 +36,7 @@ from overrefusal_po.recipe import (
     read_yaml,
     set_dotted,
 )
-from overrefusal_po.records import Outcome, read_jsonl, write_atomic
+from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
 from overrefusal_po.runs import Run, environment, file_hash, run_folder
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ OUTPUTS = {
     "pairs": ("curate", "pairs.jsonl"),
     "model": ("train", "model"),
     "harmful": ("train", "student_harmful.jsonl"),
+    "outcomes": ("evaluate", "outcomes.jsonl"),
 }
 """What a later stage may name: {output: (task that makes it, its place in the stage's folder)}."""
 
@@ -133,8 +135,9 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
                 runs.append({**found, "folder": name})
         if not run.done:
             if runs:
-                summary = summarise(recipe.body.title, folder, runs)
+                summary = summarise(recipe.body.title, folder, runs, stages)
                 write_atomic(folder / "summary.json", json.dumps(summary, indent=1))
+                write_sample(folder, runs)
                 report(folder)
             run.finish({"runs": len(runs)})
     return folder
@@ -153,7 +156,9 @@ def inputs_of(body: Stage) -> dict[str, str]:
     """{dotted key: content hash} of the files and folders that a stage reads, and its judge's version."""
     found = {}
     for key, value in texts(body.model_dump(mode="json", exclude={"run_dir"})):
-        named = key in ("model.model_name_or_path", "chosen.model", "rejects.model") or value.endswith((".jsonl", ".json"))
+        named = key in ("model.model_name_or_path", "chosen.model", "rejects.model") or value.endswith(
+            (".jsonl", ".json")
+        )
         # os.path.exists says no to what cannot be a path (a long system prompt with a slash in it)
         if (named or "/" in value) and os.path.exists(value):  # noqa: PTH110
             path = Path(value)
@@ -166,6 +171,14 @@ def inputs_of(body: Stage) -> dict[str, str]:
     if not isinstance(body, TrainRecipe):
         judge = make_judge(body.judge)
         found["judge"] = f"{judge.name} {judge.version}"
+    if isinstance(body, EvaluateRecipe):
+        if body.data.attacks:  # what an attack makes follows from its files and its code
+            from overrefusal_po.evaluate import measured_prompts
+
+            found["attacks"] = content_id(sorted(p.id for p in measured_prompts(body.data)))
+        if body.guard is not None:
+            guard = make_judge(body.guard)
+            found["guard"] = f"{guard.name} {guard.version}"
     return found
 
 
@@ -199,7 +212,7 @@ def run_stage(body: Stage, name: str, folder: Path | None = None) -> dict[str, A
         return {**evaluate(body, run), "folder": str(path)}
 
 
-def summarise(title: str, folder: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(title: str, folder: Path, runs: list[dict[str, Any]], stages: Mapping[str, Stage]) -> dict[str, Any]:
     """summary.json: the runs, the comparisons of neighbours (and of first and last), transitions and ten samples."""
     outcomes = {run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs}
     steps = comparable(outcomes)
@@ -215,10 +228,35 @@ def summarise(title: str, folder: Path, runs: list[dict[str, Any]]) -> dict[str,
         "comparisons": comparisons,
         "transitions": transitions,
         "samples": samples(outcomes),
-        "measured": runs[-1]["measured"] if runs else {},
+        "measured": {**runs[-1]["measured"], "notes": notes(runs, stages)} if runs else {},
         "seconds": sum(json.loads(p.read_text()).get("seconds", 0) for p in folder.glob("*/status.json")),
         **{k: v for k, v in environment().items() if k in ("versions", "hardware")},
     }
+
+
+def notes(runs: list[dict[str, Any]], stages: Mapping[str, Stage]) -> list[str]:
+    """What a reader of the numbers has to know: every run's notes, and a judge that also chose the training data."""
+    found = dict.fromkeys(note for run in runs for note in run["measured"]["notes"])
+    judges = {
+        task: {str(b.judge) for b in stages.values() if isinstance(b, task)} for task in (CurateRecipe, EvaluateRecipe)
+    }
+    if both := sorted(judges[CurateRecipe] & judges[EvaluateRecipe]):
+        found[
+            f"The judge that measured ({', '.join(both)}) also chose the training pairs: its blind spots are in both."
+        ] = None
+    return list(found)
+
+
+def write_sample(folder: Path, runs: list[dict[str, Any]]) -> None:
+    """to_label.jsonl and its key: 50 responses without run, model or verdict, for a person to label and `certify` to read.
+
+    A file that is there stays as it is: somebody may have labelled it.
+    """
+    rows = {run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs}
+    sample = blinded_sample(rows)
+    for name, lines in (("to_label.jsonl", sample.rows), ("to_label.key.jsonl", sample.key)):
+        if not (folder / name).exists():
+            write_atomic(folder / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def comparable(outcomes: Mapping[str, list[Outcome]]) -> list[tuple[str, str]]:

@@ -21,6 +21,9 @@ from overrefusal_po.fields import unknown_key
 from overrefusal_po.records import Prompt, Split, first_fault
 
 ROOMS = ("sources", "attacks", "engines", "judges")
+FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""A source that ends so is a path, short for `{name: file, path: ...}`."""
+
 MAKERS = {"sources": "prompts", "attacks": "attacked", "judges": "judge"}
 """What a plug file of a room defines beside its `Settings`."""
 
@@ -31,12 +34,19 @@ def names(room: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
+def plain_sets() -> dict[str, str]:
+    """{name: one line} of the table of plain sets; each name is a source, short for `{name: table, set: name}`."""
+    sets: dict[str, str] = importlib.import_module("overrefusal_po.sources.table").aliases()
+    return sets
+
+
 def plug(room: str, name: str) -> ModuleType:
     """The module behind a name; ValueError with the nearest known names where there is none."""
     if "." in name:
         return own_plug(room, name)
     if name not in names(room):
-        raise ValueError(unknown_key(name, names(room), "", owner=room))
+        known = [*names(room), *(plain_sets() if room == "sources" else ())]
+        raise ValueError(unknown_key(name, known, "", owner=room))
     return importlib.import_module(f"overrefusal_po.{room}.{name}")
 
 
@@ -65,15 +75,16 @@ def summary(room: str, name: str) -> str:
 
 def split_spec(spec: str | Mapping[str, Any], room: str) -> tuple[str, dict[str, Any]]:
     """(name, settings) of `name` or `{name: ..., key: value}`; a path to a JSON Lines file is the source `file`."""
-    if isinstance(spec, Mapping):
-        values = dict(spec)
-        name = str(values.pop("name", ""))
-        if not name:
-            raise ValueError(f"{room}: a mapping needs a `name`; got {dict(spec)!r}.")
-        return name, values
-    if room == "sources" and spec.endswith((".jsonl", ".json")):
+    values = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    name = str(values.pop("name", ""))
+    if not name:
+        # the values may hold a key that stands in the wrong place
+        raise ValueError(f"{room}: a mapping needs a `name`; got the keys {', '.join(map(str, values)) or 'none'}.")
+    if room == "sources" and isinstance(spec, str) and spec.endswith(FILE_ENDINGS):
         return "file", {"path": spec}
-    return spec, {}
+    if room == "sources" and "." not in name and name in plain_sets():
+        return "table", {"set": name, **values}
+    return name, values
 
 
 def settings_of(room: str, spec: str | Mapping[str, Any]) -> tuple[ModuleType, BaseModel]:
@@ -96,10 +107,28 @@ def read_source(spec: str | Mapping[str, Any], split: Split | None) -> list[Prom
     return prompts
 
 
+def source_note(spec: str | Mapping[str, Any]) -> str | None:
+    """What a reader of a number from this source has to know (contested labels, say); None where there is nothing."""
+    module, settings = settings_of("sources", spec)
+    text: str | None = module.note(settings) if hasattr(module, "note") else None
+    return text
+
+
 def make_attack(spec: str | Mapping[str, Any]) -> Callable[[Prompt], list[Prompt]]:
     """The attack behind an entry of a recipe's `attacks:`: a prompt in, its attacked forms out."""
     module, settings = settings_of("attacks", spec)
     return partial(module.attacked, settings)
+
+
+def check_plugs(body: Any) -> None:
+    """Raises ValueError where a recipe's body names a plug that is not there, or gives it a setting that it has not."""
+    for key in ("judge", "guard"):
+        if getattr(body, key, None) is not None:
+            settings_of("judges", getattr(body, key))
+    data = getattr(body, "data", None)
+    for room in ("sets", "attacks"):
+        for spec in getattr(data, room, ()):
+            settings_of("sources" if room == "sets" else room, spec)
 
 
 def make_judge(spec: str | Mapping[str, Any]) -> Any:

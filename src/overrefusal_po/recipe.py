@@ -206,6 +206,36 @@ class EvaluateData(Section):
     """Attacks on the harmful prompts, measured beside the prompts as they are: names, or mappings {name: ..., ...}."""
 
 
+class Capability(Section):
+    """What the model can do beside answering, so that usefulness is not bought with stupidity."""
+
+    perplexity: bool = False
+    """On the reference answers of the measured benign and ordinary prompts; needs nothing from a hub."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the lm-eval harness (an extra)."""
+    limit: int | None = Field(default=None, gt=0)
+    """Items of each task; null takes all."""
+
+
+class Gate(Section):
+    """Bounds that a run must hold; exit code 3 where one fails. A model that answers nothing always fails."""
+
+    baseline: str | None = None
+    """A run folder of an evaluation on the same prompts (or `@stage.outcomes`), for the two bounds that compare."""
+    on: Literal["interval", "value"] = "interval"
+    """Whether the interval's worse end has to hold the bound, or the measured value alone."""
+    nur_min: float | None = Field(default=None, ge=0, le=1)
+    nor_min: float | None = Field(default=None, ge=0, le=1)
+    nor_general_min: float | None = Field(default=None, ge=0, le=1)
+    nur_drop_max: float | None = Field(default=None, ge=0, le=1)
+    """How far NUR may fall below the baseline's."""
+    nor_gain_min: float | None = Field(default=None, ge=-1, le=1)
+    """How far NOR must rise above the baseline's."""
+    degenerate_max: float | None = Field(default=None, ge=0, le=1)
+    unscored_max: float = Field(default=0.02, ge=0, le=1)
+    """Share of outcomes that no judge could score."""
+
+
 class EvaluateRecipe(Section):
     """Model and prompts -> outcomes and rates."""
 
@@ -216,6 +246,12 @@ class EvaluateRecipe(Section):
     data: EvaluateData = EvaluateData()
     generation: Generation = Generation()
     judge: str | dict[str, Any] = "refusal"
+    guard: str | dict[str, Any] | None = None
+    """A second judge that says what is unsafe (guard, llm): then NUR stands also as the share not judged unsafe."""
+    certificate: str | None = None
+    """What `overrefusal-po certify` wrote for `judge`: rates are shown corrected for its errors too."""
+    capability: Capability = Capability()
+    gate: Gate | None = None
     chat: Chat = Chat()
     seed: int = Field(default=0, ge=0)
     run_dir: str | None = None

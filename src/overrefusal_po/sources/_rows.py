@@ -1,0 +1,82 @@
+"""What the sources of this room share: rows of a file or a hub data set -> (place, text, category), columns checked.
+
+    for item in benchmark_items(paths, HubSet("walledai/HarmBench", "standard", "train"), FORMS):
+        Prompt.of(item.text, kind="harmful", category=item.category)
+
+A set comes in one of a few known forms (the hub's columns, those of the authors' own file). Rows in no known form are
+an error that names the columns found and those expected, since a column that was renamed is no reason to guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from overrefusal_po.records import Split
+from overrefusal_po.sources._hub import HubSet, hub_rows
+from overrefusal_po.sources._local import local_rows
+
+
+class Form(NamedTuple):
+    """The columns in which a set comes. `also`: further ones that must be there (labels, filters)."""
+
+    prompt: str
+    category: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that a row must have."""
+        return tuple(column for column in (self.prompt, self.category, *self.also) if column)
+
+
+class Item(NamedTuple):
+    """One row: where it stands (for errors), what is asked, its category, and all its columns."""
+
+    place: str
+    text: str
+    category: str
+    row: dict[str, Any]
+
+
+def benchmark_items(paths: Sequence[str], wanted: HubSet, forms: Sequence[Form]) -> Iterator[Item]:
+    """The rows of local files where there are any, else of the hub's data set; ValueError on rows in no known form."""
+    found = (row for path in paths for row in local_rows(path)) if paths else hub_rows(wanted)
+    for place, row in found:
+        form = form_of(row, forms, place)
+        yield Item(place, text_of(row, form.prompt, place), category_of(row, form), row)
+
+
+def form_of(row: dict[str, Any], forms: Sequence[Form], place: str) -> Form:
+    """The first form whose columns the row has; ValueError names the columns found and those expected."""
+    for form in forms:
+        if all(column in row for column in form.columns):
+            return form
+    expected = ", or ".join(" + ".join(form.columns) for form in forms)
+    raise ValueError(
+        f"{place}: the columns found are {', '.join(map(str, row)) or 'none'}; expected {expected}. The set has another "
+        "form than when this source was written: give a `revision` that has these columns, or read a copy by "
+        "{name: file, path: ..., columns: {prompt: ...}}."
+    )
+
+
+def text_of(row: dict[str, Any], column: str, place: str) -> str:
+    """The prompt of a row; a list of one turn counts as its turn. ValueError where there is no text."""
+    value = row[column]
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place}, column {column}: a prompt must be text that is not empty; got {str(value)[:80]!r}.")
+    return value
+
+
+def category_of(row: dict[str, Any], form: Form) -> str:
+    """The category of a row, `uncategorised` where its form has none."""
+    value = row[form.category] if form.category else None
+    return "uncategorised" if value in (None, "") else str(value)
+
+
+def never_train(name: str, split: Split | None) -> None:
+    """Raises ValueError for the train split: what is measured on is not trained on."""
+    if split == "train":
+        raise ValueError(f"{name} is a benchmark and has no train split; use it in `evaluate` only.")

@@ -1,0 +1,37 @@
+"""StrongREJECT (Souly et al., NeurIPS 2024, arXiv 2402.10260): 313 forbidden prompts in six categories, all harmful.
+
+    {name: strongreject}                                       # from the hub: walledai/StrongREJECT (gated)
+    {name: strongreject, paths: [strongreject_dataset.csv]}    # the authors' file
+
+For evaluation only. Licence MIT; prompts taken from earlier work keep theirs.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from overrefusal_po.records import Prompt, Split
+from overrefusal_po.sources._hub import HubSet
+from overrefusal_po.sources._rows import Form, benchmark_items, never_train
+
+FORMS = (Form("prompt", "category"), Form("forbidden_prompt", "category"))
+"""The hub's columns, and those of the authors' file."""
+
+
+class Settings(BaseModel):
+    """`paths`: local files instead of the hub. `repo`, `revision`: the hub data set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    paths: tuple[str, ...] = ()
+    repo: str = "walledai/StrongREJECT"
+    revision: str | None = None
+
+
+def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
+    """All prompts; asking for the train split is an error, since StrongREJECT is a benchmark."""
+    never_train("StrongREJECT", split)
+    wanted = HubSet(settings.repo, None, "train", settings.revision)
+    return [
+        Prompt.of(item.text, kind="harmful", category=item.category, source="strongreject")
+        for item in benchmark_items(settings.paths, wanted, FORMS)
+    ]
