@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,8 +23,9 @@ from overrefusal_po.generate import complete, engine_for, load_template, samplin
 from overrefusal_po.metrics import run_metrics
 from overrefusal_po.plugins import make_attack, make_judge, read_source, source_note, split_spec
 from overrefusal_po.recipe import EvaluateData, EvaluateRecipe
-from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, content_id, write_atomic, write_jsonl
+from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, write_atomic, write_jsonl
 from overrefusal_po.runs import Run
+from overrefusal_po.selection import fixed_subset
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,7 @@ def measured_prompts(data: EvaluateData) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     for spec in data.sets:
         prompts = read_source(spec, data.split)
-        if data.max_prompts_per_kind is not None:
-            prompts = fixed_subset(prompts, data.max_prompts_per_kind)
-        for prompt in prompts:
+        for prompt in fixed_subset(prompts, data.max_prompts_per_kind):
             found.setdefault(prompt.id, prompt)
     plain = list(found.values())
     return plain + attacked_prompts(plain, data.attacks)
@@ -57,17 +55,6 @@ def attacked_prompts(prompts: Sequence[Prompt], attacks: Sequence[str | dict[str
             )
         found |= {form.id: form for form in made}
     return list(found.values())
-
-
-def fixed_subset(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
-    """At most `limit` prompts of each kind, chosen by content hash and spread evenly over the categories."""
-    ranked: dict[str, list[tuple[int, str, Prompt]]] = defaultdict(list)
-    seen: dict[tuple[str, str, bool], int] = defaultdict(int)
-    for prompt in sorted(prompts, key=lambda p: content_id("subset", p.id)):
-        group = (prompt.kind, prompt.category, prompt.contrast)
-        ranked[prompt.kind].append((seen[group], content_id(prompt.id), prompt))
-        seen[group] += 1
-    return [row[2] for rows in ranked.values() for row in sorted(rows, key=lambda r: r[:2])[:limit]]
 
 
 class Judges(NamedTuple):

@@ -56,15 +56,11 @@ def gate_result(gate: Gate, metrics: Mapping[str, Any], outcomes: Sequence[Outco
 
 def bounds_on_rates(gate: Gate, metrics: Mapping[str, Any]) -> list[str | None]:
     """What is wrong with the rates that have a bound of their own."""
+    least = {"nur": gate.nur_min, "nor": gate.nor_min, "nor_general": gate.nor_general_min}
+    most = {"degenerate": gate.degenerate_max}
     return [
-        failure(gate, NAMES[key], rate_of_run(metrics, key), bound, side)
-        for key, bound, side in (
-            ("nur", gate.nur_min, "least"),
-            ("nor", gate.nor_min, "least"),
-            ("nor_general", gate.nor_general_min, "least"),
-            ("degenerate", gate.degenerate_max, "most"),
-        )
-        if bound is not None
+        *(failure(gate, NAMES[k], rate_of_run(metrics, k), b, "least") for k, b in least.items() if b is not None),
+        *(failure(gate, NAMES[k], rate_of_run(metrics, k), b, "most") for k, b in most.items() if b is not None),
     ]
 
 

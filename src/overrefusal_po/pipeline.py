@@ -166,10 +166,11 @@ def inputs_of(body: Stage) -> dict[str, str]:
             # the output of a stage is named by that stage's key
             known = json.loads(status.read_text()).get("key") if path.is_dir() and status.is_file() else None
             found[key] = known or file_hash(path)
-        elif value == "starter" and key.startswith("data."):
+        elif value == "starter" and key.startswith(("data.", "select.")):
             found[key] = file_hash(Path(__file__).parent / "data" / "starter.jsonl")
-    if not isinstance(body, TrainRecipe):
-        judge = make_judge(body.judge)
+    judging = body.select if isinstance(body, TrainRecipe) else body
+    if judging is not None:
+        judge = make_judge(judging.judge)
         found["judge"] = f"{judge.name} {judge.version}"
     if isinstance(body, EvaluateRecipe):
         if body.data.attacks:  # what an attack makes follows from its files and its code

@@ -24,10 +24,11 @@ from overrefusal_po.fields import field_table
 from overrefusal_po.generate import complete, engine_for, load_template, sampling_of
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs import containment_pair, written_pairs
-from overrefusal_po.plugins import read_source
+from overrefusal_po.plugins import make_judge, read_source
 from overrefusal_po.recipe import METHOD_CONFIGS, DertaData, PairsData, SftData, TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, Triple, content_id, read_jsonl, write_atomic, write_jsonl
 from overrefusal_po.runs import Run
+from overrefusal_po.selection import check_apart, check_not_sharded, dev_prompts, selected_step, two_sided_callback
 from overrefusal_po.trainers import METHODS, check_openers, check_pair, hardware_settings, trainer_config
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
             f"trainer.precompute_ref_log_probs with {state.num_processes} processes ends in a missing file in TRL 1.16 (each "
             "process caches in a folder of its own). Leave it out, or run one process."
         )
+    if recipe.select is not None:
+        check_not_sharded(settings)
     template = load_template(recipe.model, recipe.chat)
     check_sources(recipe, template)
     with open_run(state.is_main_process) as run:
@@ -53,6 +56,9 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
             state.wait_for_everyone()
             trainer = make_trainer(recipe, run, template, settings)
             check_joined(trainer)
+            if recipe.select is not None:
+                look = two_sided_callback(trainer, template=template, select=recipe.select, folder=run.path)
+                trainer.add_callback(look)
             trainer.train(resume_from_checkpoint=last_checkpoint(run.path / "checkpoints"))
             save(trainer, template, run)
             state.wait_for_everyone()
@@ -65,6 +71,13 @@ def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> str:
 
     Raises ValueError that names file, line and field, or the row that cannot be trained on.
     """
+    found = check_training_data(recipe, template)
+    check_selection(recipe)
+    return found
+
+
+def check_training_data(recipe: TrainRecipe, template: ChatTemplate) -> str:
+    """The part of `check_sources` that is about what is trained on."""
     data = recipe.typed_data
     if isinstance(data, PairsData):
         pairs = loaded_pairs(data.pairs)
@@ -81,6 +94,27 @@ def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> str:
     if (data.prompts is None) == (data.pairs is None):
         raise ValueError("data: give either `prompts` (with references) or `pairs` (their chosen sides).")
     return f"{len(sft_prompts(data, recipe.seed))} prompts with a reference"
+
+
+def check_selection(recipe: TrainRecipe) -> None:
+    """Raises ValueError where the judge or the prompts that steps are selected by are not there, or are trained on."""
+    if recipe.select is not None:
+        make_judge(recipe.select.judge)
+        check_apart(dev_prompts(recipe.select), trained_prompts(recipe))
+
+
+def trained_prompts(recipe: TrainRecipe) -> list[Prompt]:
+    """All prompts that the recipe may train on, before limits are drawn."""
+    data = recipe.typed_data
+    if isinstance(data, SftData):
+        return sft_prompts(data.model_copy(update={"max_prompts": None}), recipe.seed)
+    starter = read_source("starter", "train")
+    harmful = [p for p in starter if p.kind == "harmful"]
+    if isinstance(data, PairsData):
+        pairs = [p.prompt for p in loaded_pairs(data.pairs)]
+        return pairs + (harmful if data.pairs == "starter" and data.containment == "student" else [])
+    helpful = [p for p in starter if p.kind in data.helpful and p.reference]
+    return helpful + (harmful if data.triples == "starter" else [t.prompt for t in read_jsonl(data.triples, Triple)])
 
 
 def loaded_pairs(spec: Any) -> list[PreferencePair]:
@@ -272,6 +306,8 @@ def save(trainer: Any, template: ChatTemplate, run: Run) -> None:
         "loss": losses[-1] if losses else None,
         "model": str(run.path / "model"),
     }
+    if (run.path / "selection.jsonl").is_file():
+        summary["selected_step"] = selected_step(run.path)
     if hasattr(model, "peft_config"):
         model.save_pretrained(run.path / "adapter")
         summary["adapter"] = str(run.path / "adapter")

@@ -1,0 +1,114 @@
+"""capability.py: perplexity against cross entropies worked out row by row, and the harness's scores as plain data."""
+
+import importlib.util
+import math
+
+import pytest
+import torch
+from conftest import Style
+
+from overrefusal_po.capability import check_tasks, lm_eval_scores, perplexity, plain_scores
+from overrefusal_po.records import Prompt
+
+ANSWERS = {
+    "How do I kill a process?": "Use kill and the number of the process.",
+    "What is a fox?": "A dog.",
+    "Tell me how to stop a program that hangs.": "Open a terminal and type the number. Then the program stops at once.",
+    "Hello": "Yes, I will tell you.",
+    "What is a bank?": "It has the money.",
+}
+
+
+@pytest.fixture
+def prompts() -> list[Prompt]:
+    """Five answers of different lengths, and three prompts that have no part in it."""
+    kept = [Prompt.of(text, kind="benign", reference=answer) for text, answer in ANSWERS.items()]
+    return [
+        *kept,
+        Prompt.of("How do I open a safe?", kind="harmful", reference="Sorry, no."),
+        Prompt.of("What is a lock?", kind="general"),
+    ]
+
+
+def hand_made(model, template, prompts) -> tuple[float, int]:
+    """(nats, tokens): each token's -log p, looked up one by one, each answer alone and without padding."""
+    nats, tokens = 0.0, 0
+    for prompt in prompts:
+        turn = template.turn(prompt.messages, prompt.reference)
+        ids = turn.prompt_ids + turn.response_ids
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0].double()
+        for place in range(len(turn.prompt_ids), len(ids)):
+            nats -= math.log(torch.softmax(logits[place - 1], -1)[ids[place]])
+            tokens += 1
+    return nats, tokens
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_perplexity_is_the_cross_entropy_of_the_response_tokens(
+    style: Style, prompts: list[Prompt], batch_size: int
+) -> None:
+    model = style.make_model()
+    nats, tokens = hand_made(model, style.template, prompts[:5])
+    found = perplexity(model, style.template, prompts, batch_size=batch_size)
+    assert (found.tokens, found.n) == (tokens, 5)
+    assert found.nats_per_token == pytest.approx(nats / tokens, rel=1e-5)
+    assert found.value == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    assert found.low is not None and found.high is not None and found.low < found.value < found.high
+
+
+def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(
+    styles: dict[str, Style], prompts: list[Prompt]
+) -> None:
+    llama = styles["llama"]
+    model = llama.make_model()
+    model.lm_head.weight.data.zero_()
+    found = perplexity(model, llama.template, prompts)
+    assert found.value == pytest.approx(len(llama.tokenizer), rel=1e-4)
+    assert found.low == pytest.approx(found.high)
+
+
+def test_the_interval_redraws_clusters_and_needs_two_of_them(styles: dict[str, Style], prompts: list[Prompt]) -> None:
+    llama = styles["llama"]
+    model = llama.make_model()
+    apart = perplexity(model, llama.template, prompts)
+    first = prompts[0].id
+    together = [p.model_copy(update={"original_id": first}) for p in prompts]
+    joined = perplexity(model, llama.template, [*together[:3], *prompts[3:5]])
+    assert joined.value == apart.value and (joined.low, joined.high) != (apart.low, apart.high)
+    alone = perplexity(model, llama.template, together)
+    assert alone.value == apart.value and alone.low is None and alone.high is None
+
+
+def test_prompts_without_a_reference_answer_are_an_error(styles: dict[str, Style], prompts: list[Prompt]) -> None:
+    llama = styles["llama"]
+    with pytest.raises(ValueError, match="none of the 2 prompts is one"):
+        perplexity(llama.make_model(), llama.template, prompts[5:])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="the harness is installed")
+def test_without_the_harness_tasks_are_an_error_that_says_what_to_install(styles: dict[str, Style]) -> None:
+    with pytest.raises(ValueError, match=r"not installed.*overrefusal-po\[lm-eval\]"):
+        lm_eval_scores(str(styles["llama"].folder), ["arc_easy"])
+
+
+def test_the_harness_results_become_plain_scores() -> None:
+    results = {
+        "arc_easy": {"alias": "arc_easy", "sample_len": 40, "acc,none": 0.25, "acc_stderr,none": 0.02},
+        "gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0, "exact_match_stderr,strict-match": "N/A"},
+    }
+    assert plain_scores(results) == {
+        "arc_easy": {"acc": 0.25, "acc_stderr": 0.02},
+        "gsm8k": {"exact_match,strict-match": 0.0},
+    }
+
+
+def test_a_task_that_the_harness_does_not_know_is_named() -> None:
+    def known(names: list[str]) -> list[str]:
+        return [n for n in names if n == "arc_easy"]
+
+    check_tasks(["arc_easy"], known)
+    with pytest.raises(ValueError, match=r"no task 'arc_eazy'\. Give names"):
+        check_tasks(["arc_easy", "arc_eazy"], known)
+    with pytest.raises(ValueError, match="none was named"):
+        check_tasks([], known)
