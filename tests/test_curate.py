@@ -116,7 +116,7 @@ def test_no_overrefusal_is_an_error_and_a_limit_is_drawn_by_seed() -> None:
     made = [make_pair(p, "a", f"Sorry {p.text}", "overrefusal", "why") for p in prompts]
     kept = [{p.id for p in select({"overrefusal": made}, 3, seed)[0]} for seed in (0, 0, 1)]
     assert kept[0] == kept[1] != kept[2] and len(kept[0]) == 3
-    with pytest.raises(ValueError, match="made of the 1 benign prompts.*the student answers it"):
+    with pytest.raises(ValueError, match=r"made of the 1 benign prompts.*the student answers it"):
         select({"overrefusal": [Made(None, "the student answers it")]}, None, 0)
 
 

@@ -29,7 +29,24 @@ DOORS = {("derta", "chat")}
 
 PLUG_ROOMS = ("sources", "attacks", "engines", "judges")
 PLUG_MAY_IMPORT = {"records", "fields", "models", "chat"}
-LIGHT = ["report", "metrics", "intervals", "labels", "corrections", "certificates", "breakdowns", "gate", "pairs", "recipe", "fields", "records", "plugins", "runs", "cli", "__init__"]
+LIGHT = [
+    "report",
+    "metrics",
+    "intervals",
+    "labels",
+    "corrections",
+    "certificates",
+    "breakdowns",
+    "gate",
+    "pairs",
+    "recipe",
+    "fields",
+    "records",
+    "plugins",
+    "runs",
+    "cli",
+    "__init__",
+]
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
 MODULES = sorted(p for p in SOURCE.rglob("*.py"))
 
