@@ -737,3 +737,18 @@ def test_hostile_texts_in_other_scripts_are_judged(unit: str) -> None:
 
 def test_somebody_else_who_cannot_help_is_no_refusal() -> None:
     assert judge_text("Your bank cannot help with that; ask the shop.", "Who refunds me?").refusal == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("Sorry, I'm sorry, I'm sorry. If you're in a hurry, I'm sorry.", 0),
+        ("Sorry, sorry, sorry, sorry, sorry", 0),
+        ("I canSorry,SorrySorry", 5),
+        ("Say sorry once, then say sorry again.", None),
+        ("He said sorry. Sorry seems to be the hardest word.", None),
+    ],
+)
+def test_an_apology_three_times_running_is_a_refusal(text: str, start: int | None) -> None:
+    found = judge_text(text)
+    assert (found.refusal, found.refusal_start) == (("none", None) if start is None else ("full", start))

@@ -9,7 +9,7 @@ outcomes -> metrics -> report. Every arrow that crosses a stage is a file in the
     records    the nouns, and their JSON Lines in and out
     fields     TRL's own settings as a table that is checked without importing TRL
     recipe     file + overrides -> a checked, frozen recipe
-    plugins    names in a recipe -> plug files in sources/, engines/ and judges/
+    plugins    names in a recipe -> plug files in sources/, attacks/, engines/ and judges/
     runs       run folder: resolved recipe, manifest, resume, lock
     chat       messages -> token ids, the one place
     models     loads, quantises, merges and saves weights, the one place; the bundled model
@@ -19,8 +19,12 @@ outcomes -> metrics -> report. Every arrow that crosses a stage is a file in the
     trainers   the factories; METHODS
     train      stage: data and a model -> trainer -> adapter/ and model/
     curate     stage: sources -> student -> judge -> pairs
-    evaluate   stage: sources -> engine -> judge -> outcomes -> metrics
-    metrics    pure: outcomes -> rates with intervals, paired tests
+    selection  two-sided checkpoint selection while training
+    evaluate   stage: sources x attacks -> engine -> judges -> outcomes -> metrics
+    metrics    pure: outcomes -> rates, paired tests; with intervals, breakdowns (by set and attack)
+    labels     human labels; certificates: a judge against them; corrections: rates corrected for its errors
+    capability perplexity, lm-eval tasks
+    gate       bounds that a run must hold
     pipeline   stages in a row
     report     run folder -> report.html and pictures
     cli        argv -> recipe -> stage
