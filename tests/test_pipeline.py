@@ -11,7 +11,8 @@ import yaml
 import overrefusal_po
 from overrefusal_po import models
 from overrefusal_po.cli import main
-from overrefusal_po.pipeline import inputs_of, link, samples, stage_bodies
+from overrefusal_po.pipeline import inputs_of, link, stage_bodies
+from overrefusal_po.summary import samples
 from overrefusal_po.recipe import EvaluateRecipe, TrainRecipe, load_recipe
 from overrefusal_po.records import Triple, write_jsonl
 from overrefusal_po.runs import file_hash
@@ -70,7 +71,7 @@ def test_a_pipeline_measures_trains_and_measures_and_a_second_run_does_nothing(
     assert [r["name"] for r in summary["runs"]] == ["base", "DeRTa"]
     assert [(c["from"], c["to"]) for c in summary["comparisons"]] == [("base", "DeRTa")]
     assert {t["from"] for t in summary["transitions"]} == {"base"}
-    assert len(summary["samples"]) == 7  # three benign, three harmful and one ordinary of the nine prompts
+    assert len(summary["samples"]) == 9  # all of the nine prompts
     assert [r["run"] for r in summary["samples"][0]["responses"]] == ["base", "DeRTa"]
     assert (out / "report.html").is_file() and "report.html" in capsys.readouterr().out
     assert (

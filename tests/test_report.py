@@ -1,13 +1,18 @@
 """report.py: one page that loads nothing, shows every number and lets no text that a model wrote run or hide."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
-from overrefusal_po.report import CONTROL, Run, add_up, clipped, draw_plane, read_summary, spread, visible, write_report
+from overrefusal_po.pictures import draw_plane, spread
+from overrefusal_po.records import Completion, Outcome, Prompt, Sampling, Verdict, write_jsonl
+from overrefusal_po.report import add_up, write_report
+from overrefusal_po.summary import CONTROL, PER_ATTACK, QUOTA, Run, clipped, read_summary, samples, schema_text, visible
 
 RATES = ("nur", "nor", "f1", "nor_general", "nur_plain", "nur_contrast", "degenerate")
 HOSTILE = (
@@ -75,7 +80,7 @@ def page(folder: Path, **changes: Any) -> str:
 
 def words(html: str) -> str:
     """What a reader reads: no style, no tags, white space made single."""
-    return " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(style|head)>.*?</\1>", "", html)).split())
+    return " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(style|head|script)>.*?</\1>", "", html)).split())
 
 
 def test_every_run_and_every_number_stands_on_the_page(tmp_path: Path) -> None:
@@ -127,7 +132,7 @@ def test_hostile_text_is_escaped_wherever_it_stands(tmp_path: Path) -> None:
         versions={HOSTILE: HOSTILE},
         hardware=HOSTILE,
     )
-    assert "<script" not in html and html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20
+    assert html.count("<script") == 1 and html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20
     assert "{{ 7 * 7 }}" in html and "{% raw %}" in html
     assert "⟨U+202E⟩gnp⟨U+202C⟩ red" in html
     assert not re.search("[\u202a-\u202e\u2066-\u2069]", html) and not CONTROL.search(html)
@@ -136,8 +141,9 @@ def test_hostile_text_is_escaped_wherever_it_stands(tmp_path: Path) -> None:
 def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     html = page(tmp_path)
     loaded = re.findall(r"(?:src|href|srcset|action|data)\s*=\s*[\"']?([^\"'\s>]{0,22})|url\(|@import", html)
-    assert loaded and set(loaded) == {"data:image/png;base64,"}
-    assert "default-src 'none'; img-src data:" in html and not re.search(r"<(script|link|iframe|base)\b", html)
+    assert {found for found in loaded if not found.startswith("#")} == {"data:image/png;base64,"}
+    assert "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src" in html
+    assert "unsafe" not in html.split("</head>")[0] and not re.search(r"<(script |link|iframe|base|form)\b", html)
 
 
 def test_every_picture_has_an_alternative_text_with_its_numbers(tmp_path: Path) -> None:
@@ -178,7 +184,7 @@ def test_the_pictures_are_png_files_and_the_same_every_time(tmp_path: Path) -> N
 )
 def test_names_in_the_plane_cover_neither_points_nor_each_other(spots: list[tuple[float, float]]) -> None:
     runs = [Run.model_validate(run(f"dpo-beta0.{i}", nor=x, nur=y)) for i, (x, y) in enumerate(spots)]
-    axes = draw_plane(runs, guarded=False).axes[0]
+    axes = draw_plane(runs).axes[0]
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("dpo-")]
     assert len(boxes) == len(runs)
     assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
@@ -193,9 +199,13 @@ def test_without_a_guard_nothing_is_called_safe(tmp_path: Path) -> None:
 
 def test_with_a_guard_the_page_names_it_and_speaks_of_its_judgement(tmp_path: Path) -> None:
     measured = summary()["measured"] | {"guard": "some-guard"}
-    text = words(page(tmp_path, measured=measured))
-    assert "The guard some-guard read" in text and "Harmful prompts without an unsafe response" in text
-    assert "Harmful prompts refused" not in text
+    judged = run("base") | {"nur_guard": 0.75}
+    judged["intervals"] |= {"nur_guard": [0.6, 0.9]}
+    judged["n"] |= {"nur_guard": 137}
+    text = words(page(tmp_path, measured=measured, runs=[judged]))
+    assert "The guard some-guard read" in text
+    assert "Harmful prompts without an unsafe response by the guard, more is better 75.0 60.0 – 90.0" in text
+    assert "Harmful prompts refused NUR" in text
 
 
 def test_one_run_alone_is_not_compared(tmp_path: Path) -> None:
@@ -218,7 +228,7 @@ def test_transitions_with_few_or_no_prompts_are_drawn(tmp_path: Path, counts: di
 
 
 def test_a_missing_summary_is_an_error_that_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"summary\.json: there is no such file\. Give a folder"):
+    with pytest.raises(ValueError, match=r"neither summary\.json nor metrics\.json here\. Give the run folder"):
         write_report(tmp_path)
 
 
@@ -235,15 +245,15 @@ def test_a_missing_summary_is_an_error_that_says_what_to_give(tmp_path: Path) ->
 )
 def test_a_malformed_summary_is_an_error_that_names_the_field(tmp_path: Path, changes: Any, named: str) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary(**changes)))
-    with pytest.raises(ValueError, match=rf"summary\.json: this is not the summary of an evaluation: {named}"):
+    with pytest.raises(ValueError, match=rf"summary\.json: this is not the summary of a pipeline: {named}"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
 def test_text_that_is_no_json_is_an_error_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"title": ')
-    with pytest.raises(ValueError, match=r"not the summary of an evaluation.*line 1 column 10"):
-        read_summary(tmp_path / "summary.json")
+    with pytest.raises(ValueError, match=r"not the summary of a pipeline.*line 1 column 10"):
+        read_summary(tmp_path)
 
 
 def test_signs_that_hide_are_spelt_out_and_emoji_joiners_and_line_breaks_stay() -> None:
@@ -263,7 +273,163 @@ def test_labels_are_spread_by_hand_worked_amounts() -> None:
 
 def test_transitions_are_added_up_over_categories(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
-    total = add_up(read_summary(tmp_path / "summary.json").transitions)
+    total = add_up(read_summary(tmp_path).transitions)
     benign = total["DeRTa", "DeRTa+DPO"]["benign"]
     assert benign["full"] == {"answer": 12, "partial": 0, "full": 2, "degenerate": 0}
     assert benign["answer"]["degenerate"] == 1 and benign["answer"]["answer"] == 0
+
+
+def rates(**changes: float | None) -> dict[str, Any]:
+    return run("part", **changes)
+
+
+def full_run(name: str = "DeRTa", **changes: Any) -> dict[str, Any]:
+    places = {"opening": 30, "early": 20, "late": 41, "unplaced": 1, "not_refused": 5, "unscored": 3}
+    return (
+        run(name, nur=0.9, nor=0.6)
+        | {
+            "sets": {"starter": rates(nur=0.8), "xstest": rates(nur=None) | {"unscored": {}}},
+            "attacks": {"none": rates(nur=0.9), "codeattack": rates(nur=0.4)},
+            "positions": {"none": places, "codeattack": dict.fromkeys(places, 0)},
+            "corrected": {
+                "nur": {"value": 0.931, "low": 0.88, "high": 0.97, "n": 137, "unscored": 0},
+                "nor": None,
+                "notes": ["benign prompts: the certificate was made without benign prompts."],
+            },
+            "certificate": {"n": "900", "kappa": "0.923 [0.894, 0.948]", "judge": "refusal 2"},
+            "capability": {
+                "perplexity": {"value": 11.25, "low": 10.5, "high": 12.0, "nats_per_token": 2.4, "tokens": 99, "n": 9},
+                "tasks": {"arc_easy": {"acc": 0.512, "acc_stderr": 0.011}},
+            },
+            "gate": {"passed": False, "failures": ["NOR is 0.600; the gate asks for at least 0.85."], "baseline": "b"},
+            "model_form": "weights in 4bit",
+        }
+        | changes
+    )
+
+
+def test_the_gates_sentences_stand_before_everything_else(tmp_path: Path) -> None:
+    text = words(page(tmp_path, runs=[full_run()], comparisons=[]))
+    said = "DeRTa does not pass , measured against b: NOR is 0.600; the gate asks for at least 0.85."
+    assert said in text and text.index(said) < text.index("DeRTa refuses 90")
+    passed = full_run(gate={"passed": True, "failures": [], "baseline": None})
+    assert "Gate DeRTa passes ." in words(page(tmp_path, runs=[passed], comparisons=[]))
+    assert "Gate" not in words(page(tmp_path))
+
+
+def test_raw_and_corrected_rates_stand_side_by_side_and_say_why_one_is_missing(tmp_path: Path) -> None:
+    text = words(page(tmp_path, runs=[run("base"), full_run()], comparisons=[]))
+    assert "NUR corrected for the judge’s known errors raw rate above – no certificate 93.1 88.0 – 97.0" in text
+    assert "– no correction, see The judge" in text and "made without benign prompts" in text
+    assert "Uncertified: base." in text and "0.923 [0.894, 0.948]" in text
+    assert "corrected for" not in words(page(tmp_path))
+
+
+def test_a_judge_without_certificate_is_called_uncertified(tmp_path: Path) -> None:
+    assert "Uncertified. Nobody has compared refusal 1 with human labels" in words(page(tmp_path))
+
+
+def test_attacks_are_non_refusal_rates_unless_a_guard_judged(tmp_path: Path) -> None:
+    text = words(page(tmp_path, runs=[full_run()], comparisons=[]))
+    assert "codeattack 60.0 60.0 – 64.0 n&nbsp;137" in text and "as asked no attack 10.0 10.0 – 19.0" in text
+    assert "Attack success rate" not in text and "Non-refusal rate in percent" in text
+    judged = rates(nur=0.4) | {"nur_guard": 0.7}
+    judged["intervals"] |= {"nur_guard": [0.65, 0.8]}
+    judged["n"] |= {"nur_guard": 137}
+    guarded = page(tmp_path, runs=[full_run(attacks={"codeattack": judged}, n=judged["n"])], comparisons=[])
+    text = words(guarded)
+    assert "codeattack 30.0 20.0 – 35.0" in text and "not refused: 60.0" in text and "Attack success rate in" in text
+
+
+def test_sets_positions_and_capability_stand_in_tables_of_their_own(tmp_path: Path) -> None:
+    text = words(page(tmp_path, runs=[run("base"), full_run()], comparisons=[]))
+    assert "starter harmful prompts refused – not measured 80.0 72.0 – 80.0" in text
+    assert "xstest harmful" not in text and "xstest harmless prompts answered" in text
+    assert "as asked DeRTa 30 20 41 1 5 3" in text and "codeattack DeRTa" not in text
+    assert "11.25 10.50 – 12.00 n&nbsp;9, 99&nbsp;tokens" in text and "arc_easy acc – 0.512 ± 0.011" in text
+    assert "weights in 4bit" in text
+    for absent in ("Under attack", "By set of prompts", "Where refusals start", "Capability"):
+        assert absent not in words(page(tmp_path))
+
+
+def test_gain_of_f1_and_votes_stand_beside_the_gain(tmp_path: Path) -> None:
+    votes = {kind: {"clusters": 40, "only_from": 12, "only_to": 3} for kind in ("harmful", "benign")}
+    more = {"f1_gain": {"value": 0.25, "low": 0.1, "high": 0.4}, "votes": votes}
+    text = words(page(tmp_path, comparisons=[step("DeRTa", "DeRTa+DPO") | more]))
+    assert "+31 +20 to +42 +25 +10 to +40 12 1 p = 0.003 n 100 12 : 3 of 40 votes" in text
+
+
+def outcome(text: str, kind: Any, said: str, **verdict: Any) -> Outcome:
+    attack = verdict.pop("attack", None)
+    prompt = Prompt.of(text, kind=kind, category="homonyms", attack=attack, question="asked" if attack else None)
+    drawn = Completion(id=text, prompt_id=prompt.id, text=said, model="m", engine="e", sampling=Sampling())
+    return Outcome(
+        prompt=prompt, completion=drawn, verdict=Verdict(completion_id=text, judge="j", version="1", **verdict)
+    )
+
+
+def test_an_evaluation_on_its_own_has_a_report_too(tmp_path: Path) -> None:
+    metrics = full_run() | {"measured": summary()["measured"]}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "manifest.json").write_text(json.dumps({"finished": "2026-11-21T04:00:00Z", "hardware": "2 cores"}))
+    late = outcome("Break in?", "harmful", "Step one. Sorry, no.", refusal="full", refusal_start=10)
+    write_jsonl(tmp_path / "outcomes.jsonl", [late])
+    html = write_report(tmp_path).read_text()
+    assert "so nothing is compared" in words(html) and "2026-11-21 04:00:00 UTC" in html and "2 cores" in html
+    assert "Step one. <mark>Sorry, no.</mark>" in html
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"measured": None}))
+    with pytest.raises(ValueError, match=r"metrics\.json: these are not the metrics of an evaluation: measured"):
+        write_report(tmp_path)
+
+
+def test_a_summary_is_preferred_to_the_metrics_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    assert "DeRTa+DPO" in page(tmp_path)
+
+
+def test_samples_are_chosen_by_hash_and_hold_attacks_and_unscored_responses() -> None:
+    rows = [outcome(f"p{i}", "benign", "an answer", refusal="none") for i in range(QUOTA["benign"] + 5)]
+    rows += [outcome(f"a{i}", "harmful", "hm", unscored="cut off", attack="codeattack") for i in range(PER_ATTACK + 2)]
+    found = samples({"one": rows, "two": rows[:-1]})
+    assert found == samples({"one": rows[::-1], "two": rows[-2::-1]}) and len(found) == QUOTA["benign"] + PER_ATTACK
+    attacked = [row for row in found if row["attack"] == "codeattack"]
+    assert {row["prompt"] for row in attacked} == {"asked"}
+    assert [r["run"] for r in attacked[0]["responses"]] == ["one", "two"]
+    assert attacked[0]["responses"][0]["refusal"] is None and samples({}) == []
+
+
+def test_the_published_schema_is_the_one_that_the_models_give() -> None:
+    kept = Path(str(__import__("overrefusal_po").__file__)).parent / "data" / "metrics.schema.json"
+    assert kept.read_text() == schema_text(), "write it again: python -m overrefusal_po.summary > " + os.fspath(kept)
+
+
+@pytest.mark.parametrize("name", ["Summary", "Metrics"])
+def test_what_is_written_fits_the_published_schema(name: str) -> None:
+    whole = json.loads(schema_text())
+    jsonschema.Draft202012Validator.check_schema(whole)
+    part = jsonschema.Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": whole["$defs"]})
+    good = summary(runs=[full_run()]) if name == "Summary" else full_run() | {"measured": summary()["measured"]}
+    part.validate(good | {"a key of a later version": 1})
+    jsonschema.Draft202012Validator(whole).validate(good)
+    bad = good | ({"runs": []} if name == "Summary" else {"nur": 1.5})
+    assert [error.json_path for error in part.iter_errors(bad)] == ["$.runs" if name == "Summary" else "$.nur"]
+
+
+def test_metrics_of_real_outcomes_fit_the_published_schema() -> None:
+    from overrefusal_po.breakdowns import groups, rates_by, refusal_positions
+    from overrefusal_po.corrections import Confusion, corrected_rates
+    from overrefusal_po.metrics import compare, run_metrics, transitions
+
+    rows = [outcome(f"b{i}", "benign", "yes", refusal="none") for i in range(4)]
+    rows += [outcome(f"h{i}", "harmful", "Sorry", refusal="full", refusal_start=0) for i in range(4)]
+    known = Confusion(refused=50, refused_seen=47, answered=50, answered_seen=49)
+    entry = run_metrics(rows).as_dict("a", "m") | {
+        "sets": {k: v.as_dict(k, "m") for k, v in rates_by(rows, "source").items()},
+        "positions": {k: refusal_positions(v).as_dict() for k, v in groups(rows, "attack").items()},
+        "corrected": corrected_rates(rows, {"harmful": known, "benign": known}).as_dict(),
+    }
+    moved = [{"from": "a", "to": "b", **row} for row in transitions(rows, rows)]
+    whole = summary(runs=[entry], comparisons=[compare(rows, rows).as_dict("a", "b")], transitions=moved)
+    found = json.loads(json.dumps(whole | {"samples": samples({"a": rows})}))
+    whole_schema = json.loads(schema_text())
+    jsonschema.Draft202012Validator({"$ref": "#/$defs/Summary", "$defs": whole_schema["$defs"]}).validate(found)

@@ -26,7 +26,7 @@ outcomes -> metrics -> report. Every arrow that crosses a stage is a file in the
     capability perplexity, lm-eval tasks
     gate       bounds that a run must hold
     pipeline   stages in a row
-    report     run folder -> report.html and pictures
+    summary    what metrics.json and summary.json hold; report, pictures, card: pages made of it
     cli        argv -> recipe -> stage
 """
 

@@ -135,11 +135,24 @@ def judge_spec(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A pipeline's run folder (it holds summary.json)")]) -> None:
+def report(folder: Annotated[Path, typer.Argument(help="The run folder of a pipeline or of an evaluation")]) -> None:
     """Write report.html and pictures from a run folder."""
     from overrefusal_po.report import write_report
 
     print(write_report(folder))
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="A pipeline's run folder")],
+    name: Annotated[
+        str | None, typer.Option("--run", help="Name of the run; default: the last one trained here")
+    ] = None,
+) -> None:
+    """Write the model card (README.md) beside a trained model, with its results in the metadata."""
+    from overrefusal_po.card import write_card
+
+    print(write_card(folder, run=name))
 
 
 @app.command(name="list")

@@ -38,6 +38,7 @@ from overrefusal_po.recipe import (
 )
 from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
 from overrefusal_po.runs import Run, environment, file_hash, run_folder
+from overrefusal_po.summary import samples
 
 logger = logging.getLogger(__name__)
 
@@ -216,16 +217,20 @@ def run_stage(body: Stage, name: str, folder: Path | None = None) -> dict[str, A
 def summarise(title: str, folder: Path, runs: list[dict[str, Any]], stages: Mapping[str, Stage]) -> dict[str, Any]:
     """summary.json: the runs, the comparisons of neighbours (and of first and last), transitions and ten samples."""
     outcomes = {run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs}
-    steps = comparable(outcomes)
+    plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
+    steps = comparable(plain)
     comparisons, transitions = [], []
     for before, after in steps:
-        comparisons.append(metrics.compare(outcomes[before], outcomes[after]).as_dict(before, after))
-        rows = metrics.transitions(outcomes[before], outcomes[after])
+        comparisons.append(metrics.compare(plain[before], plain[after]).as_dict(before, after))
+        rows = metrics.transitions(plain[before], plain[after])
         transitions += [{"from": before, "to": after, **row, "counts": scored(row["counts"])} for row in rows]
     return {
         "title": title,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "runs": [{k: v for k, v in run.items() if k != "measured"} for run in runs],
+        "runs": [
+            {**{k: v for k, v in run.items() if k != "measured"}, "model_form": run["measured"]["model_form"]}
+            for run in runs
+        ],
         "comparisons": comparisons,
         "transitions": transitions,
         "samples": samples(outcomes),
@@ -277,33 +282,3 @@ def scored(counts: Mapping[Any, Mapping[Any, int]]) -> dict[str, dict[str, int]]
     """A transition's counts without unscored outcomes, which the runs' own table counts."""
     kept = {before: row for before, row in counts.items() if before != "unscored"}
     return {before: {s: n for s, n in row.items() if s != "unscored"} for before, row in kept.items()}
-
-
-def samples(outcomes: Mapping[str, list[Outcome]], count: int = 10) -> list[dict[str, Any]]:
-    """`count` prompts with what every run said: fixed by content hash, spread over benign, harmful and ordinary."""
-    if not outcomes:
-        return []
-    quota = {"benign": count * 5 // 10, "harmful": count * 4 // 10, "general": count - count * 9 // 10}
-    by_id = [{o.prompt.id: o for o in rows} for rows in outcomes.values()]
-    chosen = []
-    for kind, share in quota.items():
-        prompts = sorted((o.prompt for o in by_id[-1].values() if o.prompt.kind == kind), key=lambda p: p.id)
-        chosen += prompts[:share]
-    return [
-        {
-            "kind": prompt.kind,
-            "category": prompt.category,
-            "prompt": prompt.text,
-            "responses": [
-                {
-                    "run": name,
-                    "text": rows[prompt.id].completion.text,
-                    "refusal": rows[prompt.id].verdict.refusal,
-                    "degenerate": rows[prompt.id].verdict.degenerate,
-                }
-                for name, rows in zip(outcomes, by_id, strict=True)
-                if prompt.id in rows
-            ],
-        }
-        for prompt in chosen
-    ]

@@ -1,213 +1,58 @@
-"""A folder with summary.json -> report.html, plane.png and transitions.png beside it.
+"""A folder with summary.json (or a single evaluation's metrics.json) -> report.html, plane.png and transitions.png in it.
 
     page = write_report(Path("runs/demo"))
 
-The page is one file that loads nothing from elsewhere; its words stand in report.html.j2. Whatever summary.json holds
+The page is one file that loads nothing from elsewhere; its words, style and script stand in report.html.j2, and its
+Content-Security-Policy names the hashes of the latter two, so that nothing else on it can run. Whatever the summary holds
 may be hostile (a model wrote it): `visible` unmasks every value and jinja escapes it. Rates are printed, not computed.
 """
 
 from __future__ import annotations
 
 import base64
-import io
-import math
-import os
-import re
+import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
-from typing_extensions import TypedDict
+from overrefusal_po.pictures import draw_plane, draw_transitions, encoded
+from overrefusal_po.records import Kind, write_atomic
+from overrefusal_po.summary import (
+    KINDS,
+    STATES,
+    Capability,
+    Counts,
+    Interval,
+    Rates,
+    Run,
+    Sample,
+    Summary,
+    Transition,
+    clipped,
+    read_summary,
+    visible,
+)
 
-from overrefusal_po.records import Kind, Refusal, first_fault, write_atomic
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-State = Literal["answer", "partial", "full", "degenerate"]
-Rate = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Counts = dict[State, dict[State, Count]]  # before -> after -> how many prompts
-Interval = Annotated[tuple[Rate, Rate] | None, BeforeValidator(lambda ends: None if ends == [None, None] else ends)]
-Gain = dict[Literal["value", "low", "high"], FiniteFloat | None] | None
-Paired = dict[Literal["n", "only_from", "only_to", "p"], Count | FiniteFloat | None] | None
-Comparison = TypedDict("Comparison", {"from": str, "to": str, "gain": Gain, "harmful": Paired, "benign": Paired})
-Transition = TypedDict("Transition", {"from": str, "to": str, "kind": Kind, "category": str, "counts": Counts})
-Point = tuple[float, float]
-
-KINDS: dict[Kind, str] = {"benign": "harmless prompts", "harmful": "harmful prompts", "general": "ordinary prompts"}
-STATES: dict[State, str] = {"answer": "answered", "partial": "partial", "full": "refused", "degenerate": "degenerate"}
-LOOKS = (("#4fa393", ""), ("#cc8f34", "////"), ("#53629f", ""), ("#a3a8ad", "xxxx"))  # of STATES: colour, hatching
-INK, MUTED, LINE, ACCENT, GROUND = "#1c2126", "#66707a", "#ced4da", "#1d5f9e", "#ffffff"
-CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-UNSEEN = re.compile(r"[\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]")
+AS_ASKED = "none"
+"""The key of `attacks` and `positions` under which the prompts stand as they were asked."""
 
 
-class Part(BaseModel):
-    """A part of summary.json. Keys that the page does not show are left alone: a newer evaluation may write more."""
+class Shown(NamedTuple):
+    """A share to print: the rate, its interval and how many responses it stands on."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Run(Part):
-    """One measured model; a rate and its interval are None where its n is 0."""
-
-    name: str
-    model: str
-    nur: Rate | None
-    nor: Rate | None
-    f1: Rate | None
-    nor_general: Rate | None = None
-    nur_plain: Rate | None = None
-    nur_contrast: Rate | None = None
-    degenerate: Rate | None = None
-    intervals: dict[str, Interval]
-    n: dict[str, Count]
-    unscored: dict[str, Count] = {}
+    rate: float | None
+    interval: Interval
+    n: int
+    unscored: int
 
 
-class Response(Part):
-    run: str
-    text: str
-    refusal: Refusal | None
-    degenerate: bool = False
+class Choice(NamedTuple):
+    """An entry of the examples' verdict filter: `token` marks the examples that it keeps."""
 
-
-class Sample(Part):
-    kind: Kind
-    category: str
-    prompt: str
-    responses: tuple[Response, ...]
-
-
-class Measured(Part):
-    judge: str
-    sets: tuple[str, ...]
-    engine: str
-    guard: str | None
-    notes: tuple[str, ...] = ()
-
-
-class Summary(Part):
-    """All that the page shows."""
-
-    title: str
-    created: str
-    runs: tuple[Run, ...] = Field(min_length=1)
-    comparisons: tuple[Comparison, ...] = ()
-    transitions: tuple[Transition, ...] = ()
-    samples: tuple[Sample, ...] = ()
-    measured: Measured
-    versions: dict[str, str] = {}
-    hardware: str = "not recorded"
-    seconds: float | None = None
-
-
-def read_summary(file: Path) -> Summary:
-    """What summary.json says; ValueError names the file and the first fault."""
-    if not file.is_file():
-        raise ValueError(f"{file}: there is no such file. Give a folder in which an evaluation wrote its summary.json.")
-    try:
-        return Summary.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{file}: this is not the summary of an evaluation: {first_fault(error)}.") from None
-
-
-def visible(value: object) -> object:
-    """A text with what hides or turns characters round spelt out and control characters gone; other values as is."""
-    if type(value) is not str:  # a subclass is jinja's Markup, made of parts that were here before
-        return value
-    return UNSEEN.sub(lambda sign: f"⟨U+{ord(sign[0]):04X}⟩", CONTROL.sub("", value))
-
-
-def clipped(text: str, length: int) -> str:
-    """`text`, or its beginning and how much is left out."""
-    return text if len(text) <= length else f"{text[:length]} … [{len(text) - length} more characters]"
-
-
-def draw_plane(runs: Sequence[Run], *, guarded: bool) -> Figure:
-    """NOR to the right, NUR upwards, a point for every run that has both, with its intervals."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 5.9), dpi=200, facecolor=GROUND)
-    axes = figure.add_axes((0.115, 0.1, 0.79, 0.83), xlim=(0, 1), ylim=(0, 1))
-    draw_frame(axes, guarded=guarded)
-    shown = [(run, (run.nor, run.nur)) for run in runs if run.nor is not None and run.nur is not None]
-    lines: list[Point] = []
-    for (_, here), (_, there) in pairwise(shown):
-        if math.dist(here, there) > 0.1:  # a shorter arrow is all head
-            arrow = {"arrowstyle": "-|>", "color": MUTED, "shrinkA": 7, "shrinkB": 7, "lw": 1.1}
-            axes.annotate("", there, here, arrowprops=arrow)
-            lines += along(here, there)
-    for run, (x, y) in shown:
-        colour = ACCENT if run is runs[-1] else INK
-        left, right = run.intervals.get("nor") or (x, x)
-        low, high = run.intervals.get("nur") or (y, y)
-        for start, end in (((left, y), (right, y)), ((x, low), (x, high))):
-            axes.plot(*zip(start, end, strict=True), color=colour, lw=1.3, alpha=0.55, clip_on=False, zorder=3)
-            lines += along(start, end)
-        face = GROUND if run is runs[0] and len(runs) > 1 else colour
-        axes.plot(x, y, "o", ms=8, mfc=face, mec=colour, mew=1.6, clip_on=False, zorder=4)
-    place_labels(axes, [(run.name, spot) for run, spot in shown], lines)
-    return figure
-
-
-def draw_frame(axes: Axes, *, guarded: bool) -> None:
-    """Axes in percent, lines of equal F1 with their value at the right edge, and the ideal corner."""
-    for f1 in (0.2, 0.4, 0.6, 0.8):
-        edge = f1 / (2 - f1)
-        xs = [edge ** (step / 60) for step in range(61)]
-        axes.plot(xs, [f1 * x / (2 * x - f1) for x in xs], color=LINE, lw=0.9, zorder=1)
-        axes.text(1.02, edge, f"F1 {100 * f1:.0f}", color=MUTED, fontsize=8, va="center")
-    axes.plot(1, 1, "*", ms=13, mfc=GROUND, mec=MUTED, clip_on=False, zorder=2)
-    axes.text(1, 1.025, "ideal", color=MUTED, fontsize=9, ha="center", va="bottom")
-    axes.xaxis.set_major_formatter(lambda rate, _: f"{100 * rate:.0f}")
-    axes.yaxis.set_major_formatter(lambda rate, _: f"{100 * rate:.0f}")
-    axes.tick_params(colors=MUTED, labelsize=9, length=3)
-    axes.set_xlabel("Harmless, dangerous-sounding prompts answered (NOR, %)", color=INK, fontsize=9.5)
-    handled = "Harmful prompts without an unsafe response" if guarded else "Harmful prompts refused"
-    axes.set_ylabel(f"{handled} (NUR, %)", color=INK, fontsize=9.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-
-
-def along(start: Point, end: Point) -> list[Point]:
-    """41 points from `start` to `end`."""
-    return [(start[0] + t / 40 * (end[0] - start[0]), start[1] + t / 40 * (end[1] - start[1])) for t in range(41)]
-
-
-def place_labels(axes: Axes, named: Sequence[tuple[str, Point]], lines: Sequence[Point]) -> None:
-    """Writes each name where it covers no point, no other name and as few `lines` as can be; far ones get a leader."""
-    from matplotlib.transforms import Bbox, IdentityTransform
-
-    dot, frame, pixel = 200 / 72, axes.get_window_extent(), IdentityTransform()
-    spots = [(float(x), float(y)) for x, y in axes.transData.transform([spot for _, spot in named] or [(0, 0)])]
-    inked = list(axes.transData.transform(list(lines) or [(0, 0)]))
-    turns = [(step + 0.5) * math.pi / 8 for step in range(16)]  # never straight along an interval
-    taken = [Bbox.from_bounds(x - 6 * dot, y - 6 * dot, 12 * dot, 12 * dot) for x, y in spots]
-    for (name, _), (x, y), own in zip(named, spots, list(taken), strict=False):
-        text = axes.text(0, 0, clipped(str(visible(name)), 28), transform=pixel, parse_math=False, zorder=6)
-        text.set(color=INK, fontsize=9.5, fontweight="bold", ha="center", va="center")
-        width, height = text.get_window_extent().size
-        tried: list[tuple[float, Point, list[Point], int]] = []
-        for reach, turn in product((8, 12, 18, 26, 36, 48, 62, 80), turns):
-            right, up = math.cos(turn) * (reach * dot + width / 2), math.sin(turn) * (reach * dot + height / 2)
-            box = Bbox.from_bounds(x + right - width / 2, y + up - height / 2, width, height)
-            way = max(1 - width / 2 / abs(right), 1 - height / 2 / abs(up))  # to the label's edge
-            leader = along((x, y), (x + way * right, y + way * up))
-            hits = sum(b.overlaps(box) + (b is not own and b.count_contains(leader) > 0) for b in taken)
-            hits += box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
-            price = 1000 * hits + 6 * box.padded(2 * dot).count_contains(inked) + reach
-            tried.append((price, (x + right, y + up), leader, reach))
-        _, middle, leader, reach = min(tried)
-        text.set_position(middle)
-        taken.append(text.get_window_extent())
-        if reach > 18:
-            axes.plot(*zip(*leader, strict=True), color=INK, lw=0.7, transform=pixel, zorder=3)
-            inked += leader
+    token: str
+    words: str
+    times: int
 
 
 def add_up(transitions: Sequence[Transition]) -> dict[tuple[str, str], dict[Kind, Counts]]:
@@ -221,79 +66,108 @@ def add_up(transitions: Sequence[Transition]) -> dict[tuple[str, str], dict[Kind
     return total
 
 
-def draw_transitions(steps: Mapping[tuple[str, str], Mapping[Kind, Counts]], kinds: Sequence[Kind]) -> Figure:
-    """A row for every pair of runs and a column for every kind: what became of the responses."""
-    from matplotlib.figure import Figure
-
-    rows, columns = max(len(steps), 1), max(len(kinds), 1)
-    figure = Figure(figsize=(4.7 * columns, 2.5 * rows), dpi=200, facecolor=GROUND)
-    for (row, step), (column, kind) in product(enumerate(steps), enumerate(kinds)):
-        place = ((column + 0.24) / columns, (rows - row - 0.94) / rows, 0.5 / columns, 0.7 / rows)
-        axes = figure.add_axes(place, xlim=(0, 1), ylim=(1, 0), frame_on=False, xticks=[], yticks=[])
-        before, after = (clipped(str(visible(name)), 22) for name in step)
-        axes.text(-0.45, -0.2, f"{before} → {after}", color=INK, fontweight="bold", parse_math=False)
-        axes.text(-0.45, -0.08, KINDS[kind], color=MUTED, fontsize=9)
-        if kind in steps[step]:
-            draw_flow(axes, steps[step][kind])
-    figure.text(0.5, 0.5, "" if steps else "No two runs to compare.", color=MUTED, ha="center")
-    return figure
+def shown(rates: Rates, metric: str) -> Shown:
+    """One rate of a run, a set or an attack."""
+    n, unscored = rates.n.get(metric, 0), rates.unscored.get(metric, 0)
+    return Shown(getattr(rates, metric), rates.intervals.get(metric), n, unscored)
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """`heights` (ascending, 0 to 1) moved as little as needed to stand `gap` apart and below 1."""
-    moved = list(heights)
-    for index in range(1, len(moved)):
-        moved[index] = max(moved[index], moved[index - 1] + gap)
-    return [min(height, 1 - gap * below) for below, height in zip(range(len(moved) - 1, -1, -1), moved, strict=True)]
+def missed(rates: Rates, metric: str) -> Shown:
+    """The share that `metric` leaves: with "nur" what was not refused, with "nur_guard" what was judged unsafe."""
+    kept = shown(rates, metric)
+    ends = None if kept.interval is None else (1 - kept.interval[1], 1 - kept.interval[0])
+    return kept._replace(rate=None if kept.rate is None else 1 - kept.rate, interval=ends)
 
 
-def draw_flow(axes: Axes, counts: Counts) -> None:
-    """Before at the left, after at the right, a band for every move; every bar has its name and count beside it."""
-    sums = [{b: sum(counts[b].values()) for b in STATES}, {a: sum(counts[b][a] for b in STATES) for a in STATES}]
-    scale = 0.94 / max(sum(sums[0].values()), 1)
-    tops: list[dict[State, float]] = [{}, {}]
-    for side, x, align in ((0, -0.05, "right"), (1, 1.05, "left")):
-        top, shown = 0.0, [state for state in STATES if sums[side][state]]
-        for state, (colour, hatch) in zip(STATES, LOOKS, strict=True):
-            share = sums[side][state] * scale
-            tops[side][state] = top
-            axes.barh(top + share / 2, 0.045, share, 0.955 * side, color=colour, hatch=hatch, ec=GROUND, lw=0)
-            top += share + 0.02 * (share > 0)
-        ys = spread([tops[side][state] + sums[side][state] * scale / 2 for state in shown], 0.115)
-        for state, y in zip(shown, ys, strict=True):
-            axes.text(x, y, f"{STATES[state]} {sums[side][state]}", color=INK, fontsize=9, ha=align, va="center")
-    xs, bend = [0.045 + 0.91 * t / 40 for t in range(41)], [(t / 40) ** 2 * (3 - t / 20) for t in range(41)]
-    for (before, (colour, _)), after in product(zip(STATES, LOOKS, strict=True), STATES):
-        high, low, share = tops[0][before], tops[1][after], counts[before][after] * scale
-        tops[0][before], tops[1][after] = high + share, low + share
-        edge = [high + (low - high) * t for t in bend]
-        axes.fill_between(xs, edge, [y + share for y in edge], color=colour, alpha=0.4, lw=0)
+def keys_of(runs: Sequence[Run], part: str) -> list[str]:
+    """The keys of `sets`, `attacks` or `positions` over all runs, each once, `AS_ASKED` first."""
+    found = dict.fromkeys(key for run in runs for key in getattr(run, part))
+    return sorted(found, key=lambda key: key != AS_ASKED)
 
 
-def encoded(figure: Figure, file: Path | None = None) -> str:
-    """The figure as PNG in base64, the same for the same figure; also written to `file`, as a whole or not at all."""
-    memory = io.BytesIO()
-    figure.savefig(memory, format="png", metadata={"Software": None})
-    if file is not None:
-        beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        beside.write_bytes(memory.getvalue())
-        beside.replace(file)
-    return base64.b64encode(memory.getvalue()).decode()
+def parts_of(runs: Sequence[Run]) -> dict[str, bool]:
+    """Which parts of the page have something to show; a single set is already the first table."""
+    placed = (place for run in runs for place in run.positions.values())
+    return {
+        "sets": len(keys_of(runs, "sets")) > 1,
+        "attacks": bool(keys_of(runs, "attacks")),
+        "positions": any(sum(place.model_dump().values()) for place in placed),
+        "perplexity": any(run.capability is not None and run.capability.perplexity is not None for run in runs),
+        "capability": any(run.capability is not None and run.capability != Capability() for run in runs),
+        "guarded": any(run.n.get("nur_guard") or run.unscored.get("nur_guard") for run in runs),
+    }
+
+
+def task_rows(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """(task, metric) of every lm-eval number, its standard errors left to stand beside it."""
+    found = [(t, m) for run in runs if run.capability for t, made in run.capability.tasks.items() for m in made]
+    return [row for row in dict.fromkeys(found) if "_stderr" not in row[1]]
+
+
+def pairs_of(summary: Summary) -> list[tuple[str, str]]:
+    """The (from, to) of the comparisons."""
+    return [(step.before, step.after) for step in summary.comparisons]
+
+
+def tokens(sample: Sample, runs: Sequence[str], steps: Sequence[tuple[str, str]]) -> list[str]:
+    """What the verdict filter can ask of a sample: `r0.full` run 0 refused, `s1.full.answer` what became of it in step 1."""
+    states = {response.run: response.state for response in sample.responses}
+    found = [f"r{number}.{states[run]}" for number, run in enumerate(runs) if run in states]
+    return found + [
+        f"s{number}.{states[before]}.{states[after]}"
+        for number, (before, after) in enumerate(steps)
+        if before in states and after in states
+    ]
+
+
+def choices(summary: Summary) -> dict[tuple[str, ...], list[Choice]]:
+    """(run,) or (from, to) -> the verdicts or changes of verdict that occur in the samples: steps first."""
+    runs, steps = [run.name for run in summary.runs], pairs_of(summary)
+    seen = Counter(token for sample in summary.samples for token in tokens(sample, runs, steps))
+    groups: dict[tuple[str, ...], str] = {step: f"s{number}" for number, step in enumerate(steps)}
+    groups |= {(run,): f"r{number}" for number, run in enumerate(runs)}
+    names: dict[str, str] = {**{str(state): word for state, word in STATES.items()}, "unscored": "unscored"}
+    return {
+        group: [
+            Choice(token, " → ".join(names[state] for state in token.split(".")[1:]), count)
+            for token, count in sorted(seen.items())
+            if token.startswith(f"{key}.")
+        ]
+        for group, key in groups.items()
+    }
+
+
+def digest(text: str) -> str:
+    """The source expression of a Content-Security-Policy that allows exactly this inline style or script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def write_report(folder: Path) -> Path:
-    """`folder`/report.html from `folder`/summary.json, its pictures beside it; ValueError if the summary is not one."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    summary = read_summary(folder / "summary.json")
+    """`folder`/report.html, its pictures beside it; ValueError if the folder holds no summary and no metrics."""
+    summary = read_summary(folder)
     steps = add_up(summary.transitions)
     kinds = [kind for kind in KINDS if any(kind in step for step in steps.values())]
-    pictures = {kind: encoded(draw_transitions(steps, [kind])) for kind in kinds}
-    plane = encoded(draw_plane(summary.runs, guarded=summary.measured.guard is not None), folder / "plane.png")
     encoded(draw_transitions(steps, kinds), folder / "transitions.png")
+    words = {
+        "pictures": {kind: encoded(draw_transitions(steps, [kind])) for kind in kinds},
+        "plane": encoded(draw_plane(summary.runs), folder / "plane.png"),
+        "steps": steps,
+        "names": [run.name for run in summary.runs],
+        "pairs": pairs_of(summary),
+        "choices": choices(summary),
+        "has": parts_of(summary.runs),
+    }
+    return write_atomic(folder / "report.html", render(summary, words))
+
+
+def render(summary: Summary, words: Mapping[str, Any]) -> str:
+    """The page, from the summary and what was made of it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     # autoescape by file name would leave .j2 alone; finalize sees every value before it is escaped
     room = Environment(autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True)
     room.loader = FileSystemLoader(Path(__file__).parent)
-    room.filters["clipped"] = clipped
-    words = {"s": summary, "states": STATES, "kinds": KINDS, "steps": steps, "plane": plane, "pictures": pictures}
-    return write_atomic(folder / "report.html", room.get_template("report.html.j2").render(words))
+    room.filters |= {"clipped": clipped, "digest": digest}
+    room.globals |= {"shown": shown, "missed": missed, "keys_of": keys_of, "task_rows": task_rows, "tokens": tokens}
+    fixed = {"s": summary, "states": STATES, "kinds": KINDS, "as_asked": AS_ASKED}
+    return room.get_template("report.html.j2").render({**fixed, **words})

@@ -1,0 +1,228 @@
+"""The report in a real browser: headless Chromium, where there is one."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chromium
+import pytest
+from chromium import Browser, Page
+
+from overrefusal_po.report import write_report
+
+pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="no chromium or chrome on PATH to open the report in")
+
+HOSTILE = (
+    "<script>document.title='taken'</script></style></article><img src=x onerror=\"document.title='taken'\"> "
+    "{{7*7}} ${7*7} \u202egnp\u202c \x00 https://evil.example/" + "w" * 4000
+)
+RATES = ("nur", "nor", "f1", "nor_general", "nur_plain", "nur_contrast", "degenerate")
+HIDDEN = "[...document.querySelectorAll('.sample')].filter((s) => s.hidden).length"
+VISIBLE = "[...document.querySelectorAll('.sample')].filter((s) => s.getClientRects().length).length"
+FOCUSED = "document.activeElement.id"
+
+
+def run(name: str) -> dict[str, Any]:
+    rates = dict.fromkeys(RATES, 0.5)
+    intervals, n = {rate: [0.4, 0.6] for rate in RATES}, dict.fromkeys(RATES, 100)
+    part = {"name": name, "model": "m" * 300, **rates, "intervals": intervals, "n": n}
+    places = {"opening": 30, "early": 20, "late": 41, "unplaced": 1, "not_refused": 5, "unscored": 3}
+    return part | {
+        "sets": {"starter": part, "s" * 200: part},
+        "attacks": {"none": part, "codeattack": part},
+        "positions": {"none": places, "codeattack": places},
+        "gate": {"passed": False, "failures": ["NOR is 0.5 " + "x" * 300], "baseline": "b" * 300},
+        "capability": {"tasks": {"t" * 100: {"acc": 0.5}}},
+        "certificate": {"judge": "refusal 2", "kappa": "0.9 [0.8, 1.0]", "n": "1" * 100},
+    }
+
+
+def sample(number: int, *, kind: str, before: str, after: str, text: str = "plain") -> dict[str, Any]:
+    responses = [{"run": r, "text": text, "refusal": v} for r, v in (("base", before), (HOSTILE, after))]
+    return {"kind": kind, "category": f"category {number % 2}", "prompt": f"prompt {number}", "responses": responses}
+
+
+def summary() -> dict[str, Any]:
+    samples = [sample(i, kind="benign", before="full", after="none") for i in range(3)]
+    samples += [sample(3, kind="harmful", before="none", after="full", text=HOSTILE)]
+    counts = {"full": {"answer": 3}, "answer": {"full": 1}}
+    paired = {"n": 4, "only_from": 1, "only_to": 3, "p": 0.5}
+    step = {"from": "base", "to": HOSTILE}
+    return {
+        "title": HOSTILE,
+        "created": "2026-11-21T04:00:00Z",
+        "runs": [run("base"), run(HOSTILE)],
+        "comparisons": [step | {"gain": {"value": 0.1, "low": 0, "high": 0.2}, "harmful": paired, "benign": paired}],
+        "transitions": [step | {"kind": kind, "category": HOSTILE, "counts": counts} for kind in ("benign", "harmful")],
+        "samples": samples,
+        "measured": {"judge": HOSTILE, "sets": [HOSTILE], "engine": HOSTILE, "guard": None, "notes": [HOSTILE]},
+    }
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "summary.json").write_text(json.dumps(summary()))
+    return write_report(folder)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium.chromium(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, report: Path) -> Page:
+    return browser.open(report)
+
+
+def press_until(page: Page, field: str) -> None:
+    """Tab until `field` has the focus."""
+    for _ in range(60):
+        page.press("Tab")
+        if page.value(FOCUSED) == field:
+            return
+    raise AssertionError(f"sixty times Tab did not reach #{field}")
+
+
+def test_nothing_is_said_on_the_console_and_nothing_is_asked_of_anybody(page: Page, report: Path) -> None:
+    assert page.heard("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded") == []
+    asked = [event["request"]["url"] for event in page.heard("Network.requestWillBeSent")]
+    assert [url for url in asked if not url.startswith("data:image/png")] == [report.as_uri()]
+    assert page.value("getComputedStyle(document.body).maxWidth") == "960px", "the policy lets the page's own style in"
+
+
+def test_the_policy_stops_a_script_that_got_in(browser: Browser, report: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text(report.read_text().replace("<main ", "<script>document.title='taken'</script><main ", 1))
+    page = browser.open(broken)
+    assert page.value("document.title") != "taken"
+    assert "violates the following Content Security Policy" in str(page.heard("Log.entryAdded"))
+
+
+def test_hostile_output_is_text(page: Page) -> None:
+    assert page.value("document.title").startswith("<script>document.title='taken'</script></style>")
+    said = page.value("document.querySelectorAll('.sample .text')[6].textContent")
+    assert "<script>document.title='taken'</script></style></article><img src=x onerror=" in said
+    assert "{{7*7}} ${7*7} ⟨U+202E⟩gnp⟨U+202C⟩  https" in said and "[2" in said
+    assert page.value("document.scripts.length") == 1 and page.value("document.links.length") == 9
+    assert page.value("[...document.links].every((link) => link.getAttribute('href').startsWith('#'))")
+
+
+def test_the_filter_works_by_keyboard_and_says_what_it_shows(page: Page) -> None:
+    assert page.value("document.getElementById('count').textContent") == "4 of 4 prompts shown"
+    assert page.value("document.getElementById('count').ariaLive") == "polite"
+    press_until(page, "filter-kind")
+    page.press("ArrowDown")
+    page.press("ArrowDown")
+    assert page.value("document.getElementById('filter-kind').value") == "harmful"
+    assert page.value(HIDDEN) == 3 and page.value("document.getElementById('count').textContent").startswith("1 of 4")
+    page.press("Tab"), page.press("Tab"), page.press("Tab")
+    assert page.value(FOCUSED) == "filter-text"
+    page.write("PROMPT 2")
+    assert page.value(HIDDEN) == 4
+    page.press("Tab")
+    page.press("Enter")
+    assert page.value(HIDDEN) == 0 and page.value(FOCUSED) == "filter-text"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kept"),
+    [
+        ("kind", "benign", 3),
+        ("category", "category 1", 2),
+        ("verdict", "s0.full.answer", 3),
+        ("verdict", "r1.full", 1),
+        ("text", " PROMPT 3 ", 1),
+    ],
+)
+def test_each_filter_keeps_what_it_names(page: Page, field: str, value: str, kept: int) -> None:
+    place = f"document.getElementById('filter-{field}')"
+    page.value(f"{place}.value = {json.dumps(value)}; {place}.dispatchEvent(new Event('input'))")
+    assert page.value(f"{place}.value") == value and page.value(VISIBLE) == kept
+
+
+@pytest.mark.parametrize("width", [320, 360, 768])
+def test_no_page_is_wider_than_its_window(browser: Browser, report: Path, width: int) -> None:
+    page = browser.open(report, width=width, height=700)
+    assert page.value("document.documentElement.scrollWidth") <= width
+    assert page.value("[...document.querySelectorAll('.scroll')].some((box) => box.scrollWidth > box.clientWidth)")
+
+
+def test_print_hides_the_filters_and_shows_every_example(page: Page) -> None:
+    page.value("document.getElementById('filter-text').value = 'prompt 1'")
+    page.value("document.getElementById('filter-text').dispatchEvent(new Event('input'))")
+    assert page.value(VISIBLE) == 1
+    page.call("Emulation.setEmulatedMedia", media="print")
+    assert page.value(VISIBLE) == 4
+    for part in (".filters", "nav", ".skip"):
+        assert page.value(f"document.querySelector('{part}').getClientRects().length") == 0
+
+
+def test_no_table_is_cut_off_on_paper(browser: Browser, tmp_path: Path) -> None:
+    named = {**summary(), "runs": [{**run(name), "model": "m", "sets": {}} for name in ("base", "DeRTa", "DPO")]}
+    votes = {kind: {"clusters": 104, "only_from": 80, "only_to": 10} for kind in ("harmful", "benign")}
+    step = {**named["comparisons"][0], "from": "base", "to": "DeRTa", "votes": votes}
+    named |= {"title": "t", "comparisons": [step], "transitions": [], "samples": []}
+    (tmp_path / "summary.json").write_text(json.dumps(named))
+    page = browser.open(write_report(tmp_path), width=720)  # A4 less its margins, at 96 pixels an inch
+    page.call("Emulation.setEmulatedMedia", media="print")
+    assert page.value("[...document.querySelectorAll('table')].every((t) => t.getBoundingClientRect().right <= 721)")
+
+
+def test_without_scripts_everything_can_be_read_and_no_dead_filter_stands_there(browser: Browser, report: Path) -> None:
+    page = browser.open(report, scripts=False)
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert page.value(VISIBLE) == 4 and page.value("document.getElementById('filters').hidden")
+
+
+def test_headings_go_down_a_step_at_a_time_and_every_table_and_field_has_a_name(page: Page) -> None:
+    levels = page.value("[...document.querySelectorAll('h1, h2, h3, h4')].map((h) => Number(h.tagName[1]))")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(below - above <= 1 for above, below in zip(levels, levels[1:], strict=False))
+    assert page.value("[...document.querySelectorAll('table')].every((table) => table.caption?.textContent.trim())")
+    assert page.value("[...document.querySelectorAll('select, input')].every((field) => field.labels.length === 1)")
+    assert page.value("[...document.images].every((image) => image.alt && image.naturalWidth > 100)")
+
+
+CONTRAST = """
+(() => {
+  const light = (colour) => {
+    const part = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * part[0] + 0.7152 * part[1] + 0.0722 * part[2];
+  };
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (!colour.endsWith(", 0)")) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  return [...document.querySelectorAll("body *")]
+    .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()) && e.getClientRects().length)
+    .filter((e) => e.tagName !== "OPTION" && e.tagName !== "OPTGROUP")
+    .map((e) => {
+      const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
+      return [(a + 0.05) / (b + 0.05), e.tagName + "." + e.className];
+    })
+    .filter(([ratio]) => ratio < 4.5);
+})()
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_stands_out_from_its_ground_as_wcag_aa_asks(page: Page, scheme: str) -> None:
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    assert page.value(CONTRAST) == []
+
+
+def test_what_has_the_focus_can_be_seen(page: Page) -> None:
+    page.press("Tab")
+    assert page.value("document.activeElement.className") == "skip"
+    assert page.value("document.activeElement.getBoundingClientRect().top") >= 0
+    for field in ("filter-kind", "filter-clear"):
+        press_until(page, field)
+        assert page.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
