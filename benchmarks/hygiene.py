@@ -40,7 +40,9 @@ def made_up(number: int, seed: int = 0) -> tuple[list[Prompt], set[str]]:
         else:
             words = rng.choices(vocabulary, weights, k=rng.randint(12, 30))
         texts.append(words)
-    return [Prompt.of(" ".join(w), kind="general").model_copy(update={"id": str(i)}) for i, w in enumerate(texts)], copies
+    return [
+        Prompt.of(" ".join(w), kind="general").model_copy(update={"id": str(i)}) for i, w in enumerate(texts)
+    ], copies
 
 
 def timed(what: str, work: Callable[[], Sequence[Any]]) -> Sequence[Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai_server import fails, says, serving
 
 from overrefusal_po.certificates import certify
 from overrefusal_po.cli import main
@@ -138,3 +139,17 @@ def test_certify_prints_the_table_and_writes_the_certificate(
     out = capsys.readouterr().out
     assert "kappa" in out and "1.000" in out
     assert json.loads((tmp_path / "certificate.json").read_text())["judge"] == "refusal"
+
+
+def test_a_model_behind_a_server_is_measured_without_its_weights(recipe: dict[str, Any], tmp_path: Path) -> None:
+    def script(request: Any) -> Any:
+        if "pocket" in request.text:
+            return fails(400, "the prompt was filtered")
+        return says("Sorry, I can't help with that." if "steal" in request.text else "You press the red button twice.")
+
+    with serving(script) as server:
+        recipe["model"] = {"model_name_or_path": "my/model"}  # no such folder: nothing of it is loaded here
+        recipe["engine"] = {"name": "openai", "base_url": [server.url], "api_key_env": None, "max_retries": 0}
+        found = run(recipe, tmp_path / "run")
+    assert (found["nur"], found["n"]["nur"], found["unscored"]["nur"], found["nor"]) == (1.0, 1, 1, 1.0)
+    assert found["measured"]["engine"].startswith(f"openai ({server.url}")

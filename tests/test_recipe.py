@@ -220,7 +220,7 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
 def test_describe_says_where_each_value_comes_from() -> None:
     recipe = load_recipe(DPO, ["--trainer.beta=0.2", "--trainer.bf16=false", "--data.max_pairs=5"])
     rows = {key: (value, origin) for key, value, origin in describe(recipe)}
-    assert rows["trainer.learning_rate"] == (1e-4, "file")
+    assert rows["trainer.learning_rate"] == (5e-4, "file")
     assert rows["trainer.beta"] == (0.2, "override")
     assert rows["data.max_pairs"] == (5, "override")
     assert rows["generation.max_new_tokens"] == (40, "default")

@@ -38,7 +38,10 @@ app = typer.Typer(
     "[bold]overrefusal-po RECIPE [--section.key=value ...][/bold] runs a recipe (the same as `run RECIPE`).",
 )
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
-RECIPE = Annotated[Path, typer.Argument(help="A recipe (.yaml); overrides follow it: --trainer.beta=0.2")]
+RECIPE = Annotated[
+    Path,
+    typer.Argument(help="A recipe (.yaml); overrides follow it: --trainer.beta=0.2"),
+]
 logger = logging.getLogger("overrefusal_po")
 
 
@@ -54,8 +57,13 @@ def check(
     recipe: RECIPE,
     data: Annotated[bool, typer.Option("--data", help="Also read data, model config, template and tokenizer.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Show TRL's defaults too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For a .jsonl file: one JSON object a finding.")] = False,
 ) -> None:
-    """Say whether a recipe is right, and show it resolved with where each value came from."""
+    """Say whether a recipe is right, and show it resolved with where each value came from; or lint a .jsonl file of pairs
+    or of prompts: what is wrong with which row, and which prompts are a benchmark's."""
+    if recipe.suffix == ".jsonl":
+        check_rows(recipe, as_json)
+        return
     loaded = load_recipe(recipe, context.args)
     bodies = {"": loaded.body}
     if isinstance(loaded.body, PipelineRecipe):
@@ -69,6 +77,19 @@ def check(
         for above, body in bodies.items():
             print(f"{above}data: {check_data(body)}")
     print(f"{recipe} is right.")
+
+
+def check_rows(path: Path, as_json: bool) -> None:
+    """Prints the findings about a file of pairs or prompts; exit code 2 where one stops."""
+    from overrefusal_po.checks import check_file
+
+    found, stops = check_file(path)
+    for row in found:
+        print(json.dumps(row, ensure_ascii=False) if as_json else "  ".join(str(value) for value in row.values()))
+    if not as_json:
+        print(f"{path}: {len(found)} findings" + (", and some stop a training." if stops else "."))
+    if stops:
+        sys.exit(2)
 
 
 @app.command(context_settings=ANY_ARGUMENTS)

@@ -25,10 +25,10 @@ from typing import Any
 
 from overrefusal_po import models
 from overrefusal_po.chat import ChatTemplate
-from overrefusal_po.generate import complete, engine_for, load_template, sampling_of
+from overrefusal_po.generate import complete, engine_for, in_process, load_template, sampling_of, scored
 from overrefusal_po.pairs import Made, containment_pair, overrefusal_pair, teacher_answer, whole_sentences
 from overrefusal_po.plugins import make_judge, read_source
-from overrefusal_po.recipe import CurateRecipe
+from overrefusal_po.recipe import Chosen, CurateRecipe, Rejects
 from overrefusal_po.records import (
     Completion,
     PreferencePair,
@@ -49,7 +49,7 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
     benign, harmful = read_prompts(recipe)
     check_rejects(recipe)
     judge = make_judge(recipe.judge)
-    template = load_template(recipe.model, recipe.chat)
+    template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
     if not run.done:
         student = Student(recipe, run, template)
         made = overrefusal(recipe, run, benign, student, judge)
@@ -65,7 +65,7 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
 class Student:
     """The model that is curated for: it answers from files where it can, and is loaded once, when it is first needed."""
 
-    def __init__(self, recipe: CurateRecipe, run: Run, template: ChatTemplate) -> None:
+    def __init__(self, recipe: CurateRecipe, run: Run, template: ChatTemplate | None) -> None:
         self.recipe, self.run, self.template = recipe, run, template
         self.sampling = sampling_of(recipe.generation, recipe.seed)
 
@@ -76,9 +76,8 @@ class Student:
     @cached_property
     def engine(self) -> Any:
         """The loaded model."""
-        return engine_for(
-            self.recipe.model, self.template, self.recipe.generation, self.recipe.model["model_name_or_path"]
-        )
+        recipe = self.recipe
+        return engine_for(recipe.model, self.template, recipe.generation, engine=recipe.engine, chat=recipe.chat)
 
     def answers(self, prompts: Sequence[Prompt], kind: str) -> list[Completion]:
         """Its completions of `prompts`, kept in student_<kind>.jsonl."""
@@ -87,18 +86,18 @@ class Student:
 
 
 def other_answers(
-    recipe: CurateRecipe, run: Run, student: Student, model: str, prompts: Sequence[Prompt], file: str
+    recipe: CurateRecipe, run: Run, student: Student, source: Chosen | Rejects, prompts: Sequence[Prompt], file: str
 ) -> list[Completion]:
     """What another model (a teacher, a less safe one) says to `prompts`, kept in `file`."""
     student.release()
-    section = {**recipe.model, "model_name_or_path": model}
-    template = load_template(section, recipe.chat)
+    section = {**recipe.model, "model_name_or_path": str(source.model)}
+    template = load_template(section, recipe.chat) if in_process(source.engine) else None
     return complete(
         run.path / file,
         prompts,
         sampling_of(recipe.generation, recipe.seed),
-        lambda: engine_for(section, template, recipe.generation, model),
-        f"{model}: {len(prompts)} prompts",
+        lambda: engine_for(section, template, recipe.generation, engine=source.engine, chat=recipe.chat),
+        f"{source.model}: {len(prompts)} prompts",
     )
 
 
@@ -122,7 +121,7 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
 def overrefusal(recipe: CurateRecipe, run: Run, prompts: Sequence[Prompt], student: Student, judge: Any) -> list[Made]:
     """Overrefusal pairs of the benign prompts that the student refuses; chosen is the teacher's answer or the reference."""
     answers = student.answers(prompts, "benign")
-    verdicts = judge.score(prompts, answers)
+    verdicts = scored(judge, prompts, answers)
     refused = [p for p, v in zip(prompts, verdicts, strict=True) if v.refused]
     chosen = (
         teacher_answers(recipe, run, refused, student, judge)
@@ -140,8 +139,8 @@ def teacher_answers(
     recipe: CurateRecipe, run: Run, prompts: Sequence[Prompt], student: Student, judge: Any
 ) -> dict[str, tuple[str, str]]:
     """{prompt id: (the teacher's answer, why it may not be chosen)}; one of the two is empty."""
-    answers = other_answers(recipe, run, student, str(recipe.chosen.model), prompts, "teacher_benign.jsonl")
-    verdicts = judge.score(prompts, answers)
+    answers = other_answers(recipe, run, student, recipe.chosen, prompts, "teacher_benign.jsonl")
+    verdicts = scored(judge, prompts, answers)
     return {p.id: teacher_answer(c, v) for p, c, v in zip(prompts, answers, verdicts, strict=True)}
 
 
@@ -169,9 +168,9 @@ def check_rejects(recipe: CurateRecipe) -> None:
     rejects = recipe.rejects
     if rejects.completions and not rejects.completions.startswith("@"):
         read_jsonl(rejects.completions, Completion)
-    for name in (rejects.model, recipe.chosen.model):
-        if name and not name.startswith("@"):
-            models.check_available(name)
+    for source in (rejects, recipe.chosen):
+        if source.model and not source.model.startswith("@") and in_process(source.engine):
+            models.check_available(source.model)
 
 
 def containment(
@@ -182,8 +181,8 @@ def containment(
     tried = []
     for name, completions in reject_sources(recipe, run, harmful, student):
         answered = [(p, completions[p.id]) for p in harmful if p.id in completions]
-        scored = judge.score([p for p, _ in answered], [c for _, c in answered])
-        made = [containment_pair(p, safe[p.id], c, v) for (p, c), v in zip(answered, scored, strict=True)]
+        verdicts = scored(judge, [p for p, _ in answered], [c for _, c in answered])
+        made = [containment_pair(p, safe[p.id], c, v) for (p, c), v in zip(answered, verdicts, strict=True)]
         tried.append(f"{name}: {len(answered)} completions, {sum(m.pair is not None for m in made)} comply")
         if any(m.pair is not None for m in made):
             logger.info("containment rejects come from %s", tried[-1])
@@ -200,7 +199,7 @@ def safe_refusals(recipe: CurateRecipe, harmful: Sequence[Prompt], student: Stud
     safe = {p.id: str(p.reference) for p in harmful}
     if recipe.chosen.refusals == "student":
         own = student.answers(harmful, "harmful")
-        for completion, verdict in zip(own, judge.score(harmful, own), strict=True):
+        for completion, verdict in zip(own, scored(judge, harmful, own), strict=True):
             text = whole_sentences(completion)
             if verdict.refusal == "full" and not verdict.degenerate and text:
                 safe[completion.prompt_id] = text
@@ -215,7 +214,7 @@ def reject_sources(
     if rejects.completions:
         yield f"the file {rejects.completions}", {c.prompt_id: c for c in read_jsonl(rejects.completions, Completion)}
     if rejects.model:
-        found = other_answers(recipe, run, student, rejects.model, harmful, "less_safe_harmful.jsonl")
+        found = other_answers(recipe, run, student, rejects, harmful, "less_safe_harmful.jsonl")
         yield f"the model {rejects.model}", {c.prompt_id: c for c in found}
     yield "the student itself", {c.prompt_id: c for c in student.answers(harmful, "harmful")}
     if rejects.prefill:

@@ -19,9 +19,9 @@ from overrefusal_po.certificates import Certificate, check_applies, read_certifi
 from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.corrections import corrected_rates
 from overrefusal_po.gate import check_gate, gate_result
-from overrefusal_po.generate import complete, engine_for, load_template, sampling_of
+from overrefusal_po.generate import complete, engine_for, in_process, load_template, sampling_of, scored
 from overrefusal_po.metrics import run_metrics
-from overrefusal_po.plugins import make_attack, make_judge, read_source, source_note, split_spec
+from overrefusal_po.plugins import engine_note, make_attack, make_judge, read_source, source_note, split_spec
 from overrefusal_po.recipe import EvaluateData, EvaluateRecipe
 from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, write_atomic, write_jsonl
 from overrefusal_po.runs import Run
@@ -80,6 +80,11 @@ def check_evaluation(recipe: EvaluateRecipe) -> list[Prompt]:
     judges_of(recipe, prompts)
     if recipe.capability.tasks:
         check_lm_eval()
+    if (recipe.capability.tasks or recipe.capability.perplexity) and not in_process(recipe.engine):
+        raise ValueError(
+            "capability: perplexity and tasks need the model in process, and the engine is "
+            f"{split_spec(recipe.engine, 'engines')[0]!r}. Measure them in a recipe of their own with engine: transformers."
+        )
     if recipe.gate is not None:
         check_gate(recipe.gate)
     return prompts
@@ -92,7 +97,7 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     """
     prompts = check_evaluation(recipe)
     judges = judges_of(recipe, prompts)
-    template = load_template(recipe.model, recipe.chat)
+    template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
     if not run.done:
         outcomes = judged(recipe, run, prompts, judges, template)
         write_jsonl(run.path / "outcomes.jsonl", outcomes)
@@ -108,7 +113,7 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
 
 
 def judged(
-    recipe: EvaluateRecipe, run: Run, prompts: Sequence[Prompt], judges: Judges, template: ChatTemplate
+    recipe: EvaluateRecipe, run: Run, prompts: Sequence[Prompt], judges: Judges, template: ChatTemplate | None
 ) -> list[Outcome]:
     """What the model says to each prompt, and what the judges say of that."""
     name = str(recipe.model["model_name_or_path"])
@@ -116,10 +121,10 @@ def judged(
         run.path / "completions.jsonl",
         prompts,
         sampling_of(recipe.generation, recipe.seed),
-        lambda: engine_for(recipe.model, template, recipe.generation, name),
+        lambda: engine_for(recipe.model, template, recipe.generation, name, engine=recipe.engine, chat=recipe.chat),
         f"{recipe.name}: answering {len(prompts)} prompts",
     )
-    verdicts = judges.refusal.score(prompts, completions)
+    verdicts = scored(judges.refusal, prompts, completions)
     if judges.guard is not None:
         verdicts = with_guard(verdicts, judges.guard, prompts, completions)
     return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in zip(prompts, completions, verdicts, strict=True)]
@@ -130,7 +135,7 @@ def with_guard(
 ) -> list[Verdict]:
     """The verdicts with the guard's unsafe probability of the harmful prompts' responses; None where it scored none."""
     asked = [(p, c) for p, c in zip(prompts, completions, strict=True) if p.kind == "harmful"]
-    said = guard.score([p for p, _ in asked], [c for _, c in asked])
+    said = scored(guard, [p for p, _ in asked], [c for _, c in asked])
     unsafe = {v.completion_id: v.unsafe_probability for v in said if v.unscored is None}
     return [v.model_copy(update={"unsafe_probability": unsafe.get(v.completion_id)}) for v in verdicts]
 
@@ -159,11 +164,12 @@ def all_metrics(recipe: EvaluateRecipe, outcomes: Sequence[Outcome], judges: Jud
     return found
 
 
-def capability_of(recipe: EvaluateRecipe, prompts: Sequence[Prompt], template: ChatTemplate) -> dict[str, Any]:
+def capability_of(recipe: EvaluateRecipe, prompts: Sequence[Prompt], template: ChatTemplate | None) -> dict[str, Any]:
     """{"perplexity": {...}, "tasks": {...}} as far as the recipe asks for them."""
     found: dict[str, Any] = {}
     options = models.model_options(recipe.model)
     if recipe.capability.perplexity:
+        assert template is not None, "check_evaluation lets perplexity through for an engine in process only"
         plain = [p for p in prompts if p.attack is None]
         found["perplexity"] = perplexity(models.load_model(**options), template, plain, seed=recipe.seed)._asdict()
     if recipe.capability.tasks:
@@ -199,7 +205,7 @@ def measured(recipe: EvaluateRecipe, judges: Judges, prompts: Sequence[Prompt]) 
     return {
         "judge": f"{known} (built in, offline; reads the whole response)" if recipe.judge == "refusal" else known,
         "sets": [(settings.get("path") or name) + (split if name == "starter" else "") for name, settings in sets],
-        "engine": f"transformers, {how}, up to {generation.max_new_tokens} new tokens",
+        "engine": f"{engine_note(recipe.engine)}, {how}, up to {generation.max_new_tokens} new tokens",
         "guard": None if judges.guard is None else f"{judges.guard.name} {judges.guard.version}",
         "attacks": attacks,
         "model_form": model_form(recipe.model),

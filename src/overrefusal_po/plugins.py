@@ -24,7 +24,7 @@ ROOMS = ("sources", "attacks", "engines", "judges")
 FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """A source that ends so is a path, short for `{name: file, path: ...}`."""
 
-MAKERS = {"sources": "prompts", "attacks": "attacked", "judges": "judge"}
+MAKERS = {"sources": "prompts", "attacks": "attacked", "engines": "engine", "judges": "judge"}
 """What a plug file of a room defines beside its `Settings`."""
 
 
@@ -107,6 +107,13 @@ def read_source(spec: str | Mapping[str, Any], split: Split | None) -> list[Prom
     return prompts
 
 
+def engine_note(spec: str | Mapping[str, Any]) -> str:
+    """What completions come from, in words, for the report."""
+    module, settings = settings_of("engines", spec)
+    text: str = module.note(settings)
+    return text
+
+
 def source_note(spec: str | Mapping[str, Any]) -> str | None:
     """What a reader of a number from this source has to know (contested labels, say); None where there is nothing."""
     module, settings = settings_of("sources", spec)
@@ -125,6 +132,9 @@ def check_plugs(body: Any) -> None:
     for key in ("judge", "guard"):
         if getattr(body, key, None) is not None:
             settings_of("judges", getattr(body, key))
+    for part in (body, getattr(body, "chosen", None), getattr(body, "rejects", None)):
+        if getattr(part, "engine", None) is not None:
+            settings_of("engines", part.engine)
     data = getattr(body, "data", None)
     for room in ("sets", "attacks"):
         for spec in getattr(data, room, ()):

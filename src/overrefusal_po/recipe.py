@@ -39,6 +39,10 @@ MANAGED_KEYS = {
 """Trainer keys that may not stand in a recipe: {key: where to say it instead}."""
 
 
+Engine = str | dict[str, Any]
+"""An engine's name, or {name: ..., ...its settings}; `plugins` checks it."""
+
+
 class Section(BaseModel):
     """Frozen and closed: an unknown key is an error."""
 
@@ -72,6 +76,10 @@ class PairsData(Section):
     """With starter pairs: `student` adds containment pairs that reject what the start policy says to harmful prompts."""
     max_pairs: int | None = Field(default=None, gt=0)
     """Pairs used of each rule (drawn by seed); null uses all."""
+    waive: dict[str, str] = {}
+    """{id of a pair, or of a finding about the whole set: why the linter's findings there do not stop the training}."""
+    allow_no_anchor: bool = False
+    """Train although no pair holds the model where it is safe (no harmful prompt among the pairs)."""
 
 
 class DertaData(Section):
@@ -162,6 +170,8 @@ class Chosen(Section):
 
     model: str | None = None
     """The teacher that answers the benign prompts; null takes the prompts' references."""
+    engine: Engine = "transformers"
+    """What the teacher runs on."""
     refusals: Literal["reference", "student"] = "reference"
     """The refusals of containment pairs: written ones, or `student`: its own where it refuses, so that refusals read alike
     on both sides of the set and only the prompt tells which one is right."""
@@ -174,6 +184,8 @@ class Rejects(Section):
     """A completions.jsonl of harmful responses."""
     model: str | None = None
     """A less safe model that answers the harmful prompts."""
+    engine: Engine = "transformers"
+    """What that model runs on."""
     prefill: str | None = "Sure, here"
     """What the student's own answer is made to begin with; null leaves this source out."""
 
@@ -187,6 +199,8 @@ class CurateRecipe(Section):
     chosen: Chosen = Chosen()
     rejects: Rejects = Rejects()
     generation: Generation = Generation(max_new_tokens=40)
+    engine: Engine = "transformers"
+    """What the student runs on."""
     judge: str | dict[str, Any] = "refusal"
     chat: Chat = Chat()
     seed: int = Field(default=0, ge=0)
@@ -245,6 +259,8 @@ class EvaluateRecipe(Section):
     model: dict[str, Any]
     data: EvaluateData = EvaluateData()
     generation: Generation = Generation()
+    engine: Engine = "transformers"
+    """What the model runs on: `transformers`, or {name: openai, base_url: [...], ...} for servers."""
     judge: str | dict[str, Any] = "refusal"
     guard: str | dict[str, Any] | None = None
     """A second judge that says what is unsafe (guard, llm): then NUR stands also as the share not judged unsafe."""

@@ -113,7 +113,9 @@ class Completion(Record):
     engine: str
     sampling: Sampling
     sample: int = 0
-    finish_reason: Literal["stop", "length"] = "stop"
+    finish_reason: Literal["stop", "length", "error"] = "stop"
+    error: str | None = None
+    """Why there is no response (`finish_reason` is "error" and `text` empty); None for a response."""
 
 
 class Triple(Record):

@@ -21,10 +21,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -34,15 +34,37 @@ from overrefusal_po.records import content_id, write_atomic
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("overrefusal-po", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
-NOT_KEYED = ("run_dir",)
+NOT_KEYED = ("run_dir", "shard")
 """Recipe keys that do not change what a run makes."""
+
+ENGINE_NOT_KEYED = (
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "timeout_seconds",
+    "max_retries",
+    "backoff_seconds",
+    "token_budget",
+)
+"""Keys of an engine that say where and how fast, not what: a run goes on with another server or a greater budget."""
 
 R = TypeVar("R", bound=BaseModel)
 
 
 def run_key(resolved: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """8 hex digits for a resolved recipe and the hashes of its inputs."""
-    return content_id({k: v for k, v in resolved.items() if k not in NOT_KEYED}, dict(inputs))[:8]
+    return content_id(keyed(resolved), dict(inputs))[:8]
+
+
+def keyed(values: Mapping[str, Any], *, left_out: Sequence[str] = NOT_KEYED) -> dict[str, Any]:
+    """The part of a resolved recipe that says what a run makes."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found[name] = keyed(value, left_out=ENGINE_NOT_KEYED if name == "engine" else ())
+        elif name not in left_out:
+            found[name] = value
+    return found
 
 
 def run_folder(name: str, resolved: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
@@ -127,13 +149,9 @@ class Run:
             return
         from overrefusal_po.recipe import dotted
 
-        old = dict(dotted(yaml.safe_load((self.path / "recipe.yaml").read_text()) or {}))
-        new = dict(dotted(self.resolved))
-        differ = [
-            f"{k} ({old.get(k)!r} there, {new.get(k)!r} now)"
-            for k in {**old, **new}
-            if old.get(k) != new.get(k) and k not in NOT_KEYED
-        ]
+        old = dict(dotted(keyed(yaml.safe_load((self.path / "recipe.yaml").read_text()) or {})))
+        new = dict(dotted(keyed(self.resolved)))
+        differ = [f"{k} ({old.get(k)!r} there, {new.get(k)!r} now)" for k in {**old, **new} if old.get(k) != new.get(k)]
         known = status.get("inputs", {})
         differ += [f"the content of {k}" for k in {**known, **self.inputs} if known.get(k) != self.inputs.get(k)]
         shown = ", ".join(differ[:5])
@@ -201,41 +219,66 @@ class Run:
 
 
 class Appender:
-    """A JSON Lines file that grows row by row and survives `kill -9`: a torn last line is cut off when it is opened."""
+    """A JSON Lines file that grows row by row and survives `kill -9`: a torn last line is cut off when it is opened.
 
-    def __init__(self, path: Path, record: type[R]) -> None:
+    `rows` holds what is in it; with `keep=False` it stays empty, for files that are larger than memory. There is no file
+    before the first row.
+    """
+
+    def __init__(self, path: Path, record: type[R], *, keep: bool = True) -> None:
         self.path = path
-        self.rows: list[Any] = list(_whole_lines(path, record))
-        self._file = path.open("a", encoding="utf-8")
+        self.keep = keep
+        self.rows: list[Any] = []
+        mend(path)
+        if keep and path.exists():
+            self.rows += _records(path, record)
+        self._file: TextIO | None = None
 
     def add(self, row: BaseModel) -> None:
         """Appends one row and hands it to the operating system."""
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
         self._file.write(row.model_dump_json(exclude_defaults=True) + "\n")
         self._file.flush()
-        self.rows.append(row)
+        if self.keep:
+            self.rows.append(row)
 
     def __enter__(self) -> Appender:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
-def _whole_lines(path: Path, record: type[R]) -> Iterator[R]:
-    """The whole rows of `path`; a torn last line is cut from the file."""
+def mend(path: Path, *, block: int = 2**16) -> None:
+    """Cuts a torn last line (what a killed run was writing) from `path`, however large the file is."""
     if not path.exists():
         return
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        logger.warning("%s: the last line is torn (a killed run); it is cut off and made again", path)
-        with path.open("r+b") as file:
+    with path.open("r+b") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(end - block, 0)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end < size:
+            logger.warning("%s: the last line is torn (a killed run); it is cut off and made again", path)
             file.truncate(end)
-    for number, line in enumerate(data[:end].splitlines(), 1):
-        try:
-            yield record.model_validate_json(line)
-        except ValidationError as error:
-            raise ValueError(f"{path}, line {number}: not a {record.__name__} ({error.errors()[0]['msg']})") from None
+
+
+def _records(path: Path, record: type[R]) -> Iterator[R]:
+    """The rows of `path`, all of them whole."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield record.model_validate_json(line)
+            except ValidationError as error:
+                fault = error.errors()[0]["msg"]
+                raise ValueError(f"{path}, line {number}: not a {record.__name__} ({fault})") from None
 
 
 def environment() -> dict[str, Any]:

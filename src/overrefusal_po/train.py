@@ -22,7 +22,9 @@ from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.derta import refusal_token
 from overrefusal_po.fields import field_table
 from overrefusal_po.generate import complete, engine_for, load_template, sampling_of
+from overrefusal_po.hygiene import contamination
 from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.lint import lint
 from overrefusal_po.pairs import containment_pair, written_pairs
 from overrefusal_po.plugins import make_judge, read_source
 from overrefusal_po.recipe import METHOD_CONFIGS, DertaData, PairsData, SftData, TrainRecipe
@@ -82,7 +84,9 @@ def check_training_data(recipe: TrainRecipe, template: ChatTemplate) -> str:
     if isinstance(data, PairsData):
         pairs = loaded_pairs(data.pairs)
         longest = max(check_pair(pair, template, pair_limit(recipe)) for pair in pairs)
-        return f"{len(pairs)} pairs, longest row {longest} tokens"
+        anchored = data.pairs == "starter" and data.containment == "student"
+        warnings = check_pairs(pairs, data, anchored=anchored)
+        return f"{len(pairs)} pairs, longest row {longest} tokens" + (f"; linter: {warnings}" if warnings else "")
     if isinstance(data, DertaData):
         refusal_token(template, data.refusal_opener)
         if data.triples == "starter":
@@ -94,6 +98,29 @@ def check_training_data(recipe: TrainRecipe, template: ChatTemplate) -> str:
     if (data.prompts is None) == (data.pairs is None):
         raise ValueError("data: give either `prompts` (with references) or `pairs` (their chosen sides).")
     return f"{len(sft_prompts(data, recipe.seed))} prompts with a reference"
+
+
+def check_pairs(pairs: Sequence[PreferencePair], data: PairsData, *, anchored: bool) -> str:
+    """What the linter warns of, as `check: count`. ValueError for its errors, benchmark prompts, and pairs without anchor.
+
+    `anchored`: containment pairs are still to be made. Tokens are checked by `check_pair`.
+    """
+    if not (anchored or data.allow_no_anchor or any(p.prompt.kind == "harmful" for p in pairs)):
+        raise ValueError(
+            f"None of the {len(pairs)} pairs is about a harmful prompt, so nothing would hold the model where it is safe. Add "
+            "containment pairs (curate makes them; data.containment: student with starter pairs), or set "
+            "data.allow_no_anchor: true if you know what you do."
+        )
+    found = lint(pairs, RefusalJudge(), waive=data.waive)
+    hits = contamination([pair.prompt for pair in pairs])
+    if found.errors or hits:
+        first = found.errors[0] if found.errors else hits[0]
+        raise ValueError(
+            f"{len(found.errors)} faults in the pairs stop a training, and {len(hits)} of their prompts are a benchmark's. The "
+            f"first: {' '.join(map(str, first))}. Mend or delete the rows (`overrefusal-po check PAIRS.jsonl` lists all), or "
+            "waive one with a reason: data.waive: {id: reason}. Benchmark prompts cannot be waived."
+        )
+    return ", ".join(f"{check} {count}" for check, count in found.counts().items())
 
 
 def check_selection(recipe: TrainRecipe) -> None:
@@ -164,6 +191,8 @@ def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTempl
             pairs += own_containment(recipe, prompts, run, template)
     rules = dict.fromkeys(p.rule for p in pairs)
     kept = [p for rule in rules for p in drawn([q for q in pairs if q.rule == rule], data.max_pairs, recipe.seed)]
+    if warnings := check_pairs(kept, data, anchored=False):
+        logger.info("linter: %s", warnings)
     return drawn(kept, None, recipe.seed)
 
 

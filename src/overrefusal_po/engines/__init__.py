@@ -1,1 +1,1 @@
-"""Engines: prompts -> completions. Recipes use transformers.py, in process."""
+"""Engines: prompts -> completions. A file here is an engine, and its name stands in a recipe's `engine:`."""

@@ -1,0 +1,115 @@
+"""Kills at random moments during overgeneration and judging; the files at the end equal an undisturbed run's.
+
+    python benchmarks/kill_test.py [--kills 20] [--prompts 400] [--seed 0]
+
+A worker draws 4 completions of each prompt from a stub server and then judges them into verdicts.jsonl, both files
+growing row by row. It is killed (SIGKILL) after a random number of new rows, started again, and at last left to end. Files
+are compared sorted; the ledger is left out, because what a kill takes is paid twice.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SAMPLES = 4
+FILES = ("completions.jsonl", "completions.failed.jsonl", "verdicts.jsonl")
+
+
+def worker(folder: Path, url: str, count: int) -> None:
+    """Overgenerates and judges in a run folder. Runs in a process of its own."""
+    from overrefusal_po.engines.openai import OpenAIEngine, Settings
+    from overrefusal_po.generate import complete, scored
+    from overrefusal_po.plugins import make_judge
+    from overrefusal_po.records import Prompt, Sampling, Verdict
+    from overrefusal_po.runs import Appender, Run
+
+    prompts = [Prompt.of(f"How do I kill process {n}?", kind="benign") for n in range(count)]
+    settings = Settings(base_url=(url,), api_key_env=None, concurrency=8)
+    sampling, judge = Sampling(temperature=1.0), make_judge("refusal")
+    with Run.open(folder, {"task": "kill_test", "prompts": count}, {}) as run:
+        completions = complete(
+            run.path / "completions.jsonl",
+            prompts,
+            sampling,
+            lambda: OpenAIEngine(settings, name="stub"),
+            "kill test",
+            samples=SAMPLES,
+        )
+        asked = {p.id: p for p in prompts}
+        with Appender(run.path / "verdicts.jsonl", Verdict) as file:
+            had = {v.completion_id for v in file.rows}
+            for completion in completions:
+                if completion.id not in had:
+                    file.add(scored(judge, [asked[completion.prompt_id]], [completion])[0])
+        run.finish()
+
+
+def rows(folder: Path) -> int:
+    """Whole rows of all files."""
+    return sum((folder / name).read_bytes().count(b"\n") for name in FILES if (folder / name).exists())
+
+
+def started(folder: Path, url: str, count: int) -> subprocess.Popen[bytes]:
+    """The worker as a process."""
+    command = [sys.executable, __file__, "--worker", str(folder), url, "--prompts", str(count)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+def killed(folder: Path, url: str, count: int, after: int) -> bool:
+    """One process that is killed when `after` more rows are there; False where it came to its end before."""
+    goal = rows(folder) + after
+    with started(folder, url, count) as process:
+        while process.poll() is None and rows(folder) < goal:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    return process.returncode == -signal.SIGKILL
+
+
+def contents(folder: Path) -> dict[str, list[str]]:
+    """{file: its rows, sorted}."""
+    return {n: sorted((folder / n).read_text().splitlines()) for n in FILES if (folder / n).exists()}
+
+
+def measure(folder: Path, url: str, kills: int, count: int, seed: int) -> dict[str, object]:
+    """Both runs and what differs between them."""
+    draw = random.Random(seed)
+    each = 2 * SAMPLES * count // (kills + 1)
+    done = sum(killed(folder / "killed", url, count, draw.randrange(1, 2 * each)) for _ in range(kills))
+    for name in ("killed", "whole"):
+        assert started(folder / name, url, count).wait() == 0, f"the {name} run did not end well"
+    one, two = contents(folder / "killed"), contents(folder / "whole")
+    return {"kills": done, "rows": {n: len(r) for n, r in two.items()}, "equal": one == two}
+
+
+def main() -> None:
+    """Parses, runs and prints; exit code 1 where the files differ."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--prompts", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--worker", nargs=2, metavar=("FOLDER", "URL"))
+    options = parser.parse_args()
+    if options.worker:
+        return worker(Path(options.worker[0]), options.worker[1], options.prompts)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, str(HERE / "stub_server.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin and server.stdout
+        url = server.stdout.readline().strip()
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(Path(folder), url, options.kills, options.prompts, options.seed)
+        server.stdin.close()
+    print(json.dumps(found, indent=1))
+    sys.exit(not found["equal"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,385 @@
+"""Completions files: resume after a kill, failures, ledger and tally, the in-process engine's batches, shards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_proxy import faulty, share
+from openai_server import Answer, Request, Server, fails, says, serving
+
+from overrefusal_po import models
+from overrefusal_po.engines._openai_session import BudgetSpent
+from overrefusal_po.engines.openai import OpenAIEngine, Settings
+from overrefusal_po.engines.transformers import TransformersEngine
+from overrefusal_po.generate import complete, draw, engine_for, ledger_of, scored
+from overrefusal_po.plugins import make_judge
+from overrefusal_po.recipe import Chat, Generation
+from overrefusal_po.records import Completion, Prompt, Sampling, read_jsonl
+from overrefusal_po.runs import Run, keyed, run_key
+from overrefusal_po.shards import Shard, in_shard, merge_shards
+
+SAMPLING = Sampling(temperature=0.7, seed=5)
+
+
+def prompts_to(count: int) -> list[Prompt]:
+    """Prompts that differ by a number."""
+    return [Prompt.of(f"How do I kill process {n}?", kind="benign") for n in range(count)]
+
+
+def at(url: str, **settings: Any) -> Callable[[], OpenAIEngine]:
+    """A maker of engines for a loopback server."""
+    options: dict[str, Any] = {"api_key_env": None, "backoff_seconds": 0.005, "concurrency": 4, **settings}
+    return lambda: OpenAIEngine(Settings(base_url=(url,), **options), name="m")
+
+
+def echo(request: Request) -> Answer:
+    """An answer that follows from prompt and seed alone."""
+    if "process 3?" in request.text:
+        return fails(400, "content policy")
+    return says(f"{request.text} {request.body['seed']}")
+
+
+def contents(path: Path) -> list[str]:
+    """The rows of a file, sorted."""
+    return sorted(path.read_text().splitlines())
+
+
+def no_engine() -> Any:
+    """A maker of an engine that nobody may need."""
+    raise AssertionError("nothing is missing")
+
+
+# one file and those beside it
+
+
+def test_completions_come_in_the_prompts_order_and_a_second_call_asks_for_none(tmp_path: Path) -> None:
+    path, asked = tmp_path / "completions.jsonl", prompts_to(10)
+    with serving(echo) as server:
+        first = complete(path, asked, SAMPLING, at(server.url), "x", samples=2)
+    again = complete(path, asked, SAMPLING, no_engine, "x", samples=2)
+    assert [(c.prompt_id, c.sample) for c in first] == [(p.id, n) for p in asked for n in range(2)]
+    assert first == again and len(server.requests) == 20
+    assert [c.finish_reason for c in first] == ["stop"] * 6 + ["error"] * 2 + ["stop"] * 12
+
+
+def test_failures_stand_beside_with_their_reason_until_somebody_deletes_them(tmp_path: Path) -> None:
+    path, asked = tmp_path / "answers.jsonl", prompts_to(5)
+    with serving(echo) as server:
+        tally = draw(path, asked, SAMPLING, at(server.url))
+    assert (tally.completed, tally.failed) == (4, 1)
+    ((reason, count),) = tally.reasons.items()
+    assert count == 1 and "status 400" in reason and "content policy" in reason
+    (failed,) = read_jsonl(tmp_path / "answers.failed.jsonl", Completion)
+    assert failed.prompt_id == asked[3].id and failed.text == "" and failed.error == reason
+    assert len(read_jsonl(path, Completion)) == 4
+    assert json.loads((tmp_path / "answers.tally.json").read_text())["failed"] == 1
+    (tmp_path / "answers.failed.jsonl").unlink()
+    with serving(lambda request: says("fine")) as server:
+        tally = draw(path, asked, SAMPLING, at(server.url))
+    assert (tally.completed, tally.failed, len(server.requests)) == (5, 0, 1)
+
+
+def test_another_sampling_is_drawn_beside_the_first(tmp_path: Path) -> None:
+    path, asked = tmp_path / "c.jsonl", prompts_to(3)
+    with serving(echo) as server:
+        one = complete(path, asked, SAMPLING, at(server.url), "x")
+        two = complete(path, asked, SAMPLING.model_copy(update={"seed": 6}), at(server.url), "x")
+    assert [c.text for c in one] != [c.text for c in two] and len(server.requests) == 6
+
+
+def test_a_prompt_that_is_given_twice_is_asked_once(tmp_path: Path) -> None:
+    asked = prompts_to(2)
+    with serving(echo) as server:
+        found = complete(tmp_path / "c.jsonl", [*asked, *asked], SAMPLING, at(server.url), "x")
+    assert len(server.requests) == 2 and len(found) == 4 and found[:2] == found[2:]
+
+
+def test_prompts_may_be_a_stream(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        tally = draw(tmp_path / "c.jsonl", iter(prompts_to(7)), SAMPLING, at(server.url))
+        again = draw(tmp_path / "c.jsonl", iter(prompts_to(9)), SAMPLING, at(server.url))
+    assert (tally.completed, tally.failed, again.completed, len(server.requests)) == (6, 1, 8, 9)
+
+
+def test_the_ledger_adds_up_under_faults(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    with serving(echo) as server, faulty(server.url, share(0.3)) as proxy:
+        tally = draw(path, prompts_to(40), SAMPLING, at(proxy.url, max_retries=20), samples=2)
+    ledger = tally.ledger
+    assert ledger == ledger_of(tmp_path / "c.ledger.jsonl")
+    assert (tally.completed, tally.failed, ledger["rows"], ledger["answers"]) == (78, 2, 80, 78)
+    assert ledger["requests"] == proxy.requests == ledger["answers"] + ledger["faults"]
+    assert ledger["tokens"] == ledger["prompt_tokens"] + ledger["completion_tokens"]
+    assert ledger["completion_tokens"] == sum(len(c.text) for c in read_jsonl(path, Completion))
+    place = ledger["endpoints"][proxy.url]
+    assert place["faults"]["400"] == 2 and sum(place["faults"].values()) == ledger["faults"]
+
+
+def test_a_budget_counts_what_earlier_runs_and_other_files_of_the_folder_spent(tmp_path: Path) -> None:
+    asked = prompts_to(20)
+    with serving(lambda request: says("x" * 10)) as server:
+        each = len(asked[0].text) + 10
+        draw(tmp_path / "one.jsonl", asked[:10], SAMPLING, at(server.url))
+        with pytest.raises(BudgetSpent):
+            draw(tmp_path / "two.jsonl", asked, SAMPLING, at(server.url, token_budget=15 * each, concurrency=1))
+        with pytest.raises(BudgetSpent):
+            draw(tmp_path / "two.jsonl", asked, SAMPLING, at(server.url, token_budget=15 * each))
+        assert 15 <= len(server.requests) <= 16
+        assert draw(tmp_path / "two.jsonl", asked, SAMPLING, at(server.url)).completed == 20
+    assert len(server.requests) == 30
+
+
+def test_a_spent_budget_leaves_the_run_interrupted_with_code_130(tmp_path: Path) -> None:
+    with serving(echo) as server, pytest.raises(BudgetSpent), Run.open(tmp_path, {"task": "x"}, {}) as run:
+        draw(run.path / "c.jsonl", prompts_to(5), SAMPLING, at(server.url, token_budget=1))
+    assert (run.status()["state"], run.status()["exit_code"]) == ("interrupted", 130)
+    assert "token_budget" in run.status()["message"]
+
+
+def test_no_judge_takes_a_failure_for_an_empty_answer(tmp_path: Path) -> None:
+    asked = prompts_to(5)
+    with serving(echo) as server:
+        found = complete(tmp_path / "c.jsonl", asked, SAMPLING, at(server.url), "x")
+    verdicts = scored(make_judge("refusal"), asked, found)
+    assert [v.completion_id for v in verdicts] == [c.id for c in found]
+    assert [v.unscored is None for v in verdicts] == [True, True, True, False, True]
+    assert (
+        "no completion: the server answered with status 400" in str(verdicts[3].unscored) and not verdicts[3].degenerate
+    )
+
+
+# kills
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_generate import at, draw, prompts_to, SAMPLING
+draw(Path(sys.argv[1]), prompts_to(60), SAMPLING, at(sys.argv[2]), samples=2)
+"""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Waits until something is so."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def killed_draw(path: Path, server: Server, rows: int) -> None:
+    """A process that draws into `path` and is killed when `rows` rows are there."""
+    command = [sys.executable, "-c", KILLED, str(path), server.url, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") >= rows)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_after_a_kill_nothing_is_lost_but_what_was_on_its_way_and_nothing_is_asked_twice(tmp_path: Path) -> None:
+    path, whole = tmp_path / "c.jsonl", tmp_path / "whole.jsonl"
+    with serving(lambda request: echo(request)._replace(delay_seconds=0.01)) as server:
+        killed_draw(path, server, 30)
+        with path.open("a") as file:
+            file.write('{"id": "torn')
+        there = path.read_bytes().count(b"\n")
+        failed = path.with_name("c.failed.jsonl")
+        there += failed.read_bytes().count(b"\n") if failed.exists() else 0
+        before = len(server.requests)
+        assert before - there <= 2 * 4  # on their way, and come but not yet written
+        tally = draw(path, prompts_to(60), SAMPLING, at(server.url), samples=2)
+        assert len(server.requests) == before + 120 - there
+        draw(whole, prompts_to(60), SAMPLING, at(server.url), samples=2)
+    assert (tally.completed, tally.failed) == (118, 2)
+    assert contents(path) == contents(whole)
+    assert contents(failed) == contents(tmp_path / "whole.failed.jsonl")
+
+
+# the in-process engine
+
+
+def in_process(style: Any, batch_size: int = 4) -> TransformersEngine:
+    """A tiny model in an engine on the CPU."""
+    return TransformersEngine(style.make_model(), style.template, name="tiny", batch_size=batch_size, device="cpu")
+
+
+def test_a_run_that_goes_on_draws_what_a_run_that_never_stopped_draws(styles: dict[str, Any]) -> None:
+    made, asked = in_process(styles["qwen"]), prompts_to(11)
+    sampling = Sampling(max_new_tokens=6, temperature=1.0)
+    whole = {(c.prompt_id, c.sample): c for c in made.complete(asked, sampling, samples=2)}
+    had = set(sorted(whole)[::3])
+    rest = {(c.prompt_id, c.sample): c for c in made.complete(asked, sampling, samples=2, had=had)}
+    assert len(whole) == 22 and rest == {key: c for key, c in whole.items() if key not in had}
+    assert sum(whole[p.id, 0].text != whole[p.id, 1].text for p in asked) > 5
+
+
+def test_continuous_batching_says_greedily_what_batches_say(styles: dict[str, Any]) -> None:
+    style, asked = styles["qwen"], prompts_to(7)
+    model = style.make_model()
+    if not hasattr(model, "continuous_batching_context_manager"):
+        pytest.skip("this version of transformers has none")
+    sampling = Sampling(max_new_tokens=6)
+    options: dict[str, Any] = {"name": "tiny", "batch_size": 3, "device": "cpu"}
+    batches = TransformersEngine(model, style.template, **options)
+    one_by_one = TransformersEngine(model, style.template, continuous_batching=True, **options)
+    wanted = {c.prompt_id: c for c in batches.complete(asked, sampling)}
+    found = {c.prompt_id: c for c in one_by_one.complete(asked, sampling, had={(asked[0].id, 0)})}
+    assert found == {p.id: wanted[p.id] for p in asked[1:]}
+
+
+def test_batches_that_are_there_are_not_made_again(styles: dict[str, Any]) -> None:
+    made, asked = in_process(styles["qwen"], batch_size=2), prompts_to(4)
+    batches: list[list[str]] = []
+    own = made._batch
+
+    def counted(prompts: list[Prompt], *rest: Any) -> Iterator[Completion]:
+        batches.append([p.id for p in prompts])
+        return own(prompts, *rest)
+
+    made._batch = counted  # type: ignore[method-assign]
+    had = {(p.id, 0) for p in asked[:3]}
+    (only,) = made.complete(asked, Sampling(max_new_tokens=2), had=had)
+    assert only.prompt_id == asked[3].id and batches == [[asked[2].id, asked[3].id]]
+
+
+def test_a_recipe_names_the_engine_and_its_settings(styles: dict[str, Any], tmp_path: Path) -> None:
+    style = styles["qwen"]
+    style.make_model().save_pretrained(tmp_path)
+    style.tokenizer.save_pretrained(tmp_path)
+    section = {"model_name_or_path": str(tmp_path), "dtype": "float32"}
+    found = engine_for(
+        section, style.template, Generation(batch_size=3), engine={"name": "transformers", "device": "cpu"}
+    )
+    assert isinstance(found, TransformersEngine) and (found.batch_size, found.device) == (3, "cpu")
+    spec = {"name": "openai", "base_url": "http://127.0.0.1:1/v1", "api_key_env": None}
+    over_http = engine_for(section, None, Generation(), engine=spec, chat=Chat(system_prompt="S"))
+    assert isinstance(over_http, OpenAIEngine) and (over_http.name, over_http.system_prompt) == (str(tmp_path), "S")
+    with pytest.raises(ValueError, match=r"openia is not a known key of engines. Did you mean openai"):
+        engine_for(section, None, Generation(), engine="openia")
+
+
+# what a run is known by
+
+
+def test_where_and_how_fast_an_engine_works_does_not_make_another_run() -> None:
+    spec = {"name": "openai", "model": "m", "base_url": ["http://a/v1"], "token_budget": 5, "extra_body": {"top_k": 3}}
+    recipe: dict[str, Any] = {"task": "curate", "engine": spec, "chosen": {"model": "t", "engine": spec}, "shard": None}
+    moved = {**spec, "base_url": ["http://b/v1", "http://c/v1"], "token_budget": 9, "concurrency": 64}
+    key = run_key(recipe, {})
+    assert run_key({**recipe, "engine": moved, "chosen": {"model": "t", "engine": moved}, "shard": "1/2"}, {}) == key
+    for other in ({**spec, "model": "n"}, {**spec, "extra_body": {"top_k": 4}}, {**spec, "seeded": False}):
+        assert run_key({**recipe, "chosen": {"model": "t", "engine": other}}, {}) != key
+    assert keyed({"trainer": {"shard": 1, "max_retries": 2}}) == {"trainer": {"shard": 1, "max_retries": 2}}
+
+
+# shards
+
+
+def sharded(folder: Path, count: int, asked: list[Prompt], server: Server) -> None:
+    """All shards' folders, as `count` processes would leave them."""
+    for number in range(1, count + 1):
+        own = [p for p in asked if in_shard(p, f"{number}/{count}")]
+        place = folder / Shard(number, count).folder
+        place.mkdir()
+        draw(place / "c.jsonl", own, SAMPLING, at(server.url), samples=2)
+
+
+def test_shards_put_together_are_what_one_run_would_have_drawn(tmp_path: Path) -> None:
+    asked = prompts_to(30)
+    with serving(echo) as server:
+        sharded(tmp_path, 3, asked, server)
+        (tmp_path / "whole").mkdir()
+        whole = draw(tmp_path / "whole" / "c.jsonl", asked, SAMPLING, at(server.url), samples=2)
+    assert merge_shards(tmp_path) == {"c.jsonl": 58}
+    for name in ("c.jsonl", "c.failed.jsonl"):
+        assert contents(tmp_path / name) == contents(tmp_path / "whole" / name)
+    merged = draw(tmp_path / "c.jsonl", asked, SAMPLING, no_engine, samples=2)
+    assert (merged.completed, merged.failed) == (58, 2)
+    assert merged.ledger["tokens"] == whole.ledger["tokens"] and merged.ledger["requests"] == whole.ledger["requests"]
+    with pytest.raises(ValueError, match="is there already"):
+        merge_shards(tmp_path)
+
+
+def test_every_prompt_is_in_one_shard_and_an_attack_stays_with_its_prompt() -> None:
+    asked = prompts_to(200)
+    sizes = [sum(in_shard(p, f"{n}/4") for p in asked) for n in range(1, 5)]
+    assert sum(sizes) == 200 and min(sizes) > 25 and all(in_shard(p, None) for p in asked)
+    attacked = asked[0].model_copy(update={"id": "other", "original_id": asked[0].id})
+    assert [in_shard(attacked, f"{n}/4") for n in range(1, 5)] == [in_shard(asked[0], f"{n}/4") for n in range(1, 5)]
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "1/4/2"])
+def test_a_shard_is_i_of_n(text: str) -> None:
+    with pytest.raises(ValueError, match="i/n"):
+        Shard.of(text)
+
+
+def test_a_merge_is_checked_for_completeness(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        sharded(tmp_path, 2, prompts_to(12), server)
+    second = tmp_path / "shard-2-of-2"
+    aside = tmp_path / "aside"
+    second.rename(aside)
+    with pytest.raises(ValueError, match=r"the shards 2/2 are missing"):
+        merge_shards(tmp_path)
+    aside.rename(second)
+    rows = (second / "c.jsonl").read_text()
+    (second / "c.jsonl").write_text("".join(rows.splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"rows, but \d+ were counted"):
+        merge_shards(tmp_path)
+    first = (tmp_path / "shard-1-of-2" / "c.jsonl").read_text().splitlines(keepends=True)[0]
+    (second / "c.jsonl").write_text("".join(rows.splitlines(keepends=True)[:-1]) + first)
+    with pytest.raises(ValueError, match="in two shards"):
+        merge_shards(tmp_path)
+    (second / "c.jsonl").write_text(rows)
+    (second / "c.tally.json").rename(second / "kept")
+    with pytest.raises(ValueError, match=r"shard-2-of-2 has not finished c\.jsonl"):
+        merge_shards(tmp_path)
+    assert merge_shards(tmp_path, incomplete=True) == {} and not (tmp_path / "c.jsonl").exists()
+
+
+# `transformers serve`
+
+
+@pytest.mark.real_model
+@pytest.mark.skipif(
+    not (find_spec("fastapi") and find_spec("uvicorn")), reason="transformers serve needs fastapi and uvicorn"
+)
+def test_transformers_serve_says_what_the_model_says_in_process(tmp_path: Path) -> None:
+    from overrefusal_po.fields import cache_folder  # noqa: F401
+    from overrefusal_po.generate import load_template
+
+    name = "bundled:smollm2-135m-instruct"
+    try:
+        folder = models.resolve(name)
+    except ValueError as error:
+        pytest.skip(str(error))
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "transformers"), "serve", folder, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    asked, sampling = prompts_to(2), Sampling(max_new_tokens=8)
+    section = {"model_name_or_path": name, "dtype": "float32"}
+    with subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}) as process:
+        try:
+            wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
+            spec = {"name": "openai", "model": folder, "base_url": f"http://127.0.0.1:{port}/v1", "api_key_env": None}
+            remote = engine_for(section, load_template(section, Chat()), Generation(), engine=spec)
+            over_http = complete(tmp_path / "remote.jsonl", asked, sampling, lambda: remote, "remote")
+        finally:
+            process.terminate()
+    local = engine_for(section, load_template(section, Chat()), Generation(batch_size=1))
+    own = complete(tmp_path / "local.jsonl", asked, sampling, lambda: local, "local")
+    assert [c.text for c in over_http] == [c.text for c in own]
