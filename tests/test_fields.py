@@ -28,7 +28,8 @@ def test_every_method_has_its_table() -> None:
     assert set(METHOD_CONFIGS.values()) | {"trl.ModelConfig"} == set(CONFIGS)
     for config, key in [(DPO, "beta"), ("trl.SFTConfig", "packing"), ("trl.ModelConfig", "lora_r")]:
         assert key in field_table(config)
-    assert "beta" in field_table("trl.experimental.orpo.ORPOConfig")
+    assert "beta" in field_table("overrefusal_po.orpo.ORPOConfig")
+    assert "loss_type" not in field_table("overrefusal_po.orpo.ORPOConfig")
     assert field_table(DPO)["learning_rate"]["default"] == 1e-6
 
 

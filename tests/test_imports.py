@@ -21,6 +21,7 @@ FLOORS = [
     {
         "trainers",
         "generate",
+        "shards",
         "lint",
         "shards",
         "certificates",
@@ -176,6 +177,8 @@ def test_the_light_modules_load_nothing_heavy_when_they_are_imported() -> None:
 def test_our_source_never_spells_a_setting_of_dpo(path: Path) -> None:
     """TRL's settings belong to TRL: no variable, argument, attribute or key of ours is called beta."""
     for node in ast.walk(ast.parse(path.read_text())):
+        if name_of(path) == "orpo" and isinstance(node, ast.Attribute) and ast.unparse(node) == "self.beta":
+            continue  # the loss that we own reads what TRL's trainer holds
         spelled = {
             getattr(node, "id", None),
             getattr(node, "arg", None),

@@ -366,13 +366,12 @@ def test_a_pair_that_is_too_long_is_an_error(
         FACTORIES[method](str(styles["qwen"].folder), with_pair(pairs, **{side: "Sorry, no. " * 60}), args=settings)
 
 
-def test_orpo_without_max_length_knows_that_trl_cuts_at_512(
-    styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
+@pytest.mark.parametrize("method", ["dpo", "orpo"])
+def test_without_max_length_nothing_is_too_long(
+    method: str, styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
 ) -> None:
     long = with_pair(pairs, chosen="Sorry, no. " * 120)
-    with pytest.raises(ValueError, match="more than max_length 512"):
-        orpo_trainer(str(styles["qwen"].folder), long, args={**settings, "max_length": None})
-    dpo_trainer(str(styles["qwen"].folder), long, args={**settings, "max_length": None})
+    FACTORIES[method](str(styles["qwen"].folder), long, args={**settings, "max_length": None})
 
 
 @pytest.fixture(params=["plain", "system prompt", "thinking off"])
@@ -388,32 +387,24 @@ def expected_sides(template: ChatTemplate, pair: PreferencePair) -> list[Turn]:
     return [template.turn(pair.prompt.messages, text) for text in (pair.chosen, pair.rejected)]
 
 
-def test_dpo_sees_the_tokens_of_the_turn(
-    style: Style, template_options: dict[str, Any], pairs: list[PreferencePair], settings: dict[str, Any]
+@pytest.mark.parametrize("make", [dpo_trainer, orpo_trainer])
+def test_dpo_and_orpo_see_the_tokens_of_the_turn(
+    make: Callable[..., Any],
+    style: Style,
+    template_options: dict[str, Any],
+    pairs: list[PreferencePair],
+    settings: dict[str, Any],
 ) -> None:
     """Prompt and both sides; behind the end of turn only what the template puts there (ChatML's newline)."""
     template = ChatTemplate(style.tokenizer, **template_options)
     spelled = pairs[0].model_copy(update={"chosen": f" Here is {style.tokenizer.eos_token}, of course.\n"})
-    trainer = dpo_trainer(style.make_model(), [*pairs[:2], spelled], args=settings, template=template)
+    trainer = make(style.make_model(), [*pairs[:2], spelled], args=settings, template=template)
     after = style.tokenizer("\n")["input_ids"] if style.name == "qwen" else []
     for row, pair in zip(trainer.train_dataset, [*pairs[:2], spelled], strict=True):
         chosen, rejected = expected_sides(template, pair)
         assert row["prompt_ids"] == chosen.prompt_ids
         assert row["chosen_ids"] == chosen.response_ids + after
         assert row["rejected_ids"] == rejected.response_ids + after
-
-
-def test_orpo_sees_the_tokens_of_the_turn(
-    style: Style, template_options: dict[str, Any], pairs: list[PreferencePair], settings: dict[str, Any]
-) -> None:
-    """Behind ChatML's newline TRL's ORPO adds another end of turn."""
-    template = ChatTemplate(style.tokenizer, **template_options)
-    trainer = orpo_trainer(style.make_model(), pairs[:2], args=settings, template=template)
-    after = [*style.tokenizer("\n")["input_ids"], style.end_of_turn] if style.name == "qwen" else []
-    for row, pair in zip(trainer.train_dataset, pairs, strict=False):
-        for side, turn in zip(("chosen", "rejected"), expected_sides(template, pair), strict=True):
-            assert row[f"{side}_input_ids"] == turn.prompt_ids + turn.response_ids + after
-            assert row[f"{side}_labels"] == [-100] * len(turn.prompt_ids) + turn.response_ids + after
 
 
 # --------------------------------------------------------------------------------------------------- DPO's reference

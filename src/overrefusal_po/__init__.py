@@ -16,7 +16,8 @@ outcomes -> metrics -> report. Every arrow that crosses a stage is a file in the
     generate   prompts + engine -> completions.jsonl that goes on where it stopped
     pairs      pure: completions + verdicts -> preference pairs, each with its reason
     derta      pure: (prompt, safe, harmful) -> rows with labels; the collator that redraws RTO dropout
-    trainers   the factories; METHODS
+    lint       what is wrong with pairs (with shortcuts, pair_files); hygiene: benchmark firewall, near-duplicates
+    trainers   the factories; METHODS; with shared_prefix, reference_store, orpo, derta_tree: the same losses, faster
     train      stage: data and a model -> trainer -> adapter/ and model/
     curate     stage: sources -> student -> judge -> pairs
     selection  two-sided checkpoint selection while training

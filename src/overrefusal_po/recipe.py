@@ -24,7 +24,7 @@ METHOD_CONFIGS = {
     "sft": "trl.SFTConfig",
     "derta": "trl.SFTConfig",
     "dpo": "trl.DPOConfig",
-    "orpo": "trl.experimental.orpo.ORPOConfig",
+    "orpo": "overrefusal_po.orpo.ORPOConfig",
 }
 HARDWARE_KEYS = ("use_cpu", "bf16", "gradient_checkpointing", "dataloader_pin_memory")
 """Trainer keys that hardware decides when a recipe leaves them open."""
@@ -127,6 +127,17 @@ class Select(Section):
     batch_size: int = Field(default=32, gt=0)
 
 
+class Speed(Section):
+    """What makes a step cheaper without changing its loss."""
+
+    shared_prefix: bool = True
+    """DPO and ORPO: compute the prompt of a pair once, where that is proven exact; else plain rows, with a log line."""
+    reference_store: bool = True
+    """DPO: keep reference log-probs in the cache folder for later runs with the same reference and rows."""
+    tree: bool = False
+    """DeRTa: both rows of a question in one; a batch then counts questions, not rows."""
+
+
 class TrainRecipe(Section):
     """One training stage."""
 
@@ -142,6 +153,7 @@ class TrainRecipe(Section):
     """For what the student has to say itself (harmful responses, containment rejects)."""
     select: Select | None = None
     """Two-sided checkpoint selection; null saves the last step."""
+    speed: Speed = Speed()
     seed: int = Field(default=0, ge=0)
     run_dir: str | None = None
 

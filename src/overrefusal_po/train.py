@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from overrefusal_po import models
 from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.derta import refusal_token
-from overrefusal_po.fields import field_table
+from overrefusal_po.fields import cache_folder, field_table
 from overrefusal_po.generate import complete, engine_for, load_template, sampling_of
 from overrefusal_po.hygiene import contamination
 from overrefusal_po.judges.refusal import RefusalJudge
@@ -42,11 +42,6 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
     settings = {**hardware_settings(recipe.trainer), **recipe.trainer}
     state = models.check_world(use_cpu=bool(settings.get("use_cpu")))
     method_config(recipe, {**settings, "output_dir": "unused"})
-    if state.num_processes > 1 and settings.get("precompute_ref_log_probs"):
-        raise ValueError(
-            f"trainer.precompute_ref_log_probs with {state.num_processes} processes ends in a missing file in TRL 1.16 (each "
-            "process caches in a folder of its own). Leave it out, or run one process."
-        )
     if recipe.select is not None:
         check_not_sharded(settings)
     template = load_template(recipe.model, recipe.chat)
@@ -152,9 +147,10 @@ def loaded_pairs(spec: Any) -> list[PreferencePair]:
 
 
 def pair_limit(recipe: TrainRecipe) -> int | None:
-    """`max_length` of a pair in tokens; None means no limit (TRL's ORPO reads None as 512)."""
-    limit = recipe.trainer.get("max_length", field_table(METHOD_CONFIGS[recipe.method])["max_length"]["default"])
-    return limit or (512 if recipe.method == "orpo" else None)
+    """`max_length` of a pair in tokens; None means no limit."""
+    default: int | None = field_table(METHOD_CONFIGS[recipe.method])["max_length"]["default"]
+    limit: int | None = recipe.trainer.get("max_length", default)
+    return limit
 
 
 def make_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> None:
@@ -272,6 +268,9 @@ def make_trainer(recipe: TrainRecipe, run: Run, template: ChatTemplate, settings
     rows: Sequence[Any]
     if method.eats == "pairs":
         rows = read_jsonl(run.path / "data.jsonl", PreferencePair)
+        extra = {"shared_prefix": recipe.speed.shared_prefix}
+        if recipe.method == "dpo" and recipe.speed.reference_store and not settings.get("sync_ref_model"):
+            extra["reference_store"] = cache_folder() / "reference"
     elif method.eats == "prompts":
         rows = read_jsonl(run.path / "data.jsonl", Prompt)
     else:
@@ -284,6 +283,7 @@ def make_trainer(recipe: TrainRecipe, run: Run, template: ChatTemplate, settings
             "refusal_opener": data.refusal_opener,
             "prefix_unit": data.prefix_unit,
             "rto_dropout": data.rto_dropout,
+            "tree": recipe.speed.tree,
         }
     options = models.model_options(recipe.model)
     if not recipe.model.get("use_peft"):

@@ -13,14 +13,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from overrefusal_po import models
 from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.derta import DertaCollator, Row, derta_rows, refusal_token, sft_rows
+from overrefusal_po.derta_tree import TreeCollator, trees
 from overrefusal_po.fields import unknown_key
 from overrefusal_po.records import PreferencePair, Prompt, Triple
+from overrefusal_po.shared_prefix import share_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,8 @@ def dpo_trainer(
     peft_config: Any = None,
     callbacks: Sequence[Any] = (),
     template: ChatTemplate | None = None,
+    shared_prefix: bool = True,
+    reference_store: str | Path | None = None,
 ) -> Any:
     """A TRL `DPOTrainer` on preference pairs (DPO, arXiv 2305.18290, equation 7, unless `loss_type` says otherwise).
 
@@ -56,6 +62,9 @@ def dpo_trainer(
         peft_config: a peft config; None trains all weights.
         callbacks: transformers callbacks.
         template: chat options (system prompt, template kwargs); None uses the tokenizer's template as it is.
+        shared_prefix: compute the prompt of a pair once, where that is proven exact (see `shared_prefix`).
+        reference_store: a folder that keeps reference log-probs from run to run (see `reference_store`); turns
+            `precompute_ref_log_probs` on, and no reference model is held in memory.
 
     Raises:
         ValueError: no pairs, a tokenizer without chat template, a pair longer than `max_length`.
@@ -63,17 +72,22 @@ def dpo_trainer(
     from trl import DPOConfig, DPOTrainer
 
     config = trainer_config(DPOConfig, args)
+    if reference_store is not None:
+        config = copy.copy(config)  # the caller's own object stays as it is
+        config.precompute_ref_log_probs = True
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     dataset = pair_dataset(pairs, template, config.max_length)
     policy = load_policy(model, peft_config)
-    if (
-        ref_model is None
-        and peft_config is None
-        and not hasattr(policy, "peft_config")
-        and not config.precompute_ref_log_probs
-    ):
+    cls, extra = DPOTrainer, {}
+    if config.precompute_ref_log_probs:
+        from overrefusal_po.reference_store import StoredDPOTrainer
+
+        store = Path(reference_store) if reference_store is not None else None
+        cls, extra = StoredDPOTrainer, {"store": store, "shared_prefix": shared_prefix}
+    full = peft_config is None and not hasattr(policy, "peft_config")
+    if ref_model is None and full and (not config.precompute_ref_log_probs or sharded_by_fsdp(config)):
         ref_model = frozen_copy(policy)
-    return DPOTrainer(
+    trainer = cls(
         model=policy,
         ref_model=ref_model,
         args=config,
@@ -81,7 +95,11 @@ def dpo_trainer(
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=list(callbacks),
+        **extra,
     )
+    if shared_prefix and cls is DPOTrainer:  # the other has done so before its reference pass
+        share_prefix(trainer)
+    return trainer
 
 
 def orpo_trainer(
@@ -94,27 +112,29 @@ def orpo_trainer(
     peft_config: Any = None,
     callbacks: Sequence[Any] = (),
     template: ChatTemplate | None = None,
+    shared_prefix: bool = True,
 ) -> Any:
-    """TRL's ORPO trainer (ORPO, arXiv 2403.07691, equation 6). There is no reference: `ref_model` must be None.
+    """ORPO (arXiv 2403.07691, equation 6; see `orpo`). There is no reference: `ref_model` must be None.
 
-    Arguments and errors as for `dpo_trainer`; `args` is `trl.experimental.orpo.ORPOConfig` or a mapping of its keys.
+    Arguments and errors as for `dpo_trainer`; `args` is `overrefusal_po.orpo.ORPOConfig` or a mapping of its keys.
     """
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+    from overrefusal_po.orpo import ORPOConfig, ORPOTrainer
 
     if ref_model is not None:
         raise ValueError("ORPO has no reference model; ref_model must be None. Use dpo_trainer to train against one.")
     config = trainer_config(ORPOConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    # TRL's ORPO reads max_length None as 512 and cuts there
-    dataset = pair_dataset(pairs, template, config.max_length or 512)
-    return ORPOTrainer(
+    trainer = ORPOTrainer(
         model=load_policy(model, peft_config),
         args=config,
-        train_dataset=dataset,
+        train_dataset=pair_dataset(pairs, template, config.max_length),
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=list(callbacks),
     )
+    if shared_prefix:
+        share_prefix(trainer)
+    return trainer
 
 
 def derta_trainer(
@@ -131,6 +151,7 @@ def derta_trainer(
     refusal_opener: str = "Sorry",
     prefix_unit: Literal["words", "tokens"] = "words",
     rto_dropout: float = 0.95,
+    tree: bool = False,
 ) -> Any:
     """TRL's `SFTTrainer` on DeRTa rows (arXiv 2407.09121, section 3; see `derta`), mixed with helpful rows.
 
@@ -140,6 +161,7 @@ def derta_trainer(
         refusal_opener: its first token is the label of RTO; safe responses must begin with it.
         prefix_unit: "words" as in the released code, "tokens" as in the paper.
         rto_dropout: share of RTO positions without loss, drawn anew at each pass (release: 0.95 full, 0 LoRA).
+        tree: run both rows of a question as one (see `derta_tree`); a batch then counts questions.
 
     Raises:
         ValueError: no triples, a safe response that does not begin with the opener, an opener that is no tell.
@@ -155,8 +177,12 @@ def derta_trainer(
     limit = row_limit(config)
     rows = derta_rows(triples, template, token, max_length=limit, seed=config.seed, prefix_unit=prefix_unit)
     rows += kept_rows(helpful, template, limit)
-    collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
-    return rows_trainer(model, rows, config, tokenizer, collator, ref_model, peft_config, callbacks)
+    make = TreeCollator if tree else DertaCollator
+    collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
+    trainer = rows_trainer(model, rows, config, tokenizer, collator, ref_model, peft_config, callbacks)
+    if isinstance(collator, TreeCollator):
+        collator.paired = share_prefix(trainer)
+    return trainer
 
 
 def sft_trainer(
@@ -189,7 +215,7 @@ METHODS = {
     "sft": Method(sft_trainer, "trl.SFTConfig", "prompts", "supervised fine-tuning on reference responses"),
     "derta": Method(derta_trainer, "trl.SFTConfig", "triples", "SFT after which a model can refuse at any position"),
     "dpo": Method(dpo_trainer, "trl.DPOConfig", "pairs", "direct preference optimisation against the start policy"),
-    "orpo": Method(orpo_trainer, "trl.experimental.orpo.ORPOConfig", "pairs", "odds-ratio PO, no reference model"),
+    "orpo": Method(orpo_trainer, "overrefusal_po.orpo.ORPOConfig", "pairs", "odds-ratio PO, no reference model"),
 }
 """Every training method by its name in a recipe."""
 
@@ -199,9 +225,10 @@ def trainer_config(cls: Any, args: Any) -> Any:
     if isinstance(args, cls):
         return args
     if args is not None and not isinstance(args, Mapping):
-        raise ValueError(f"args must be a {cls.__name__}, a mapping of its keys or None; got {type(args).__name__}.")
+        wanted = f"{cls.__module__}.{cls.__name__}"
+        raise ValueError(f"args must be a {wanted}, a mapping of its keys or None; got {type(args).__name__}.")
     given = dict(args or {})
-    known = [field.name for field in dataclasses.fields(cls)]
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
     for name in given:
         if name not in known:
             raise ValueError(unknown_key(name, known, "", owner=cls.__name__))
@@ -242,6 +269,11 @@ def load_policy(model: Any, peft_config: Any) -> Any:
 def frozen_copy(policy: Any) -> Any:
     """A copy of the start policy: TRL would reload `config._name_or_path`, which need not be this policy."""
     return copy.deepcopy(policy).eval().requires_grad_(False)
+
+
+def sharded_by_fsdp(config: Any) -> bool:
+    """Whether the policy will be sharded by FSDP; TRL then wants a reference model even to compute log-probs ahead."""
+    return bool(config.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
 
 
 def pair_dataset(pairs: Sequence[PreferencePair], template: ChatTemplate, max_length: int | None) -> Any:
@@ -332,6 +364,7 @@ def rows_trainer(
         )
     if not rows:
         raise ValueError(f"No row is short enough for max_length {config.max_length}. Raise trainer.max_length.")
+    examples = trees(rows) if isinstance(collator, TreeCollator) else [row._asdict() for row in rows]
     config = copy.copy(config)  # the caller's own object stays as it is
     config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}
     config.remove_unused_columns = False
@@ -339,7 +372,7 @@ def rows_trainer(
         model=load_policy(model, peft_config),
         args=config,
         data_collator=collator,
-        train_dataset=Dataset.from_list([row._asdict() for row in rows]),
+        train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=[*callbacks, epoch_callback(collator)],
