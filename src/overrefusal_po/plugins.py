@@ -133,8 +133,9 @@ def check_plugs(body: Any) -> None:
         if getattr(body, key, None) is not None:
             settings_of("judges", getattr(body, key))
     for part in (body, getattr(body, "chosen", None), getattr(body, "rejects", None)):
-        if getattr(part, "engine", None) is not None:
-            settings_of("engines", part.engine)
+        engine = getattr(part, "engine", None)
+        if engine is not None:
+            settings_of("engines", engine)
     data = getattr(body, "data", None)
     for room in ("sets", "attacks"):
         for spec in getattr(data, room, ()):

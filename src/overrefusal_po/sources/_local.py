@@ -75,8 +75,8 @@ def under_header(file: Path, cells: Iterator[list[str]]) -> Rows:
 
 def parquet_rows(file: Path) -> Rows:
     """The rows of a Parquet file; ValueError where it is none."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(file)
