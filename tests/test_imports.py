@@ -23,7 +23,6 @@ FLOORS = [
         "generate",
         "shards",
         "lint",
-        "shards",
         "certificates",
         "breakdowns",
         "selection",
