@@ -21,6 +21,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 SHIPPED = sorted(p.name for p in RECIPES.glob("*.yaml"))
 SHORT = ["--trainer.max_steps=2", "--trainer.max_length=2048", "--trainer.logging_steps=1"]
 FEW_TOKENS = "--generation.max_new_tokens=4"
+NO_ANCHOR = ["--data.containment=none", "--data.allow_no_anchor=true"]
+"""Starter pairs alone: nothing has to be generated."""
 
 
 class Done(NamedTuple):
@@ -201,7 +203,7 @@ def test_check_data_reads_data_and_template_without_weights(command: Command, ti
     ("name", "extra"),
     [
         ("dpo.yaml", ["--data.max_pairs=3", "--data.containment=student", FEW_TOKENS]),
-        ("orpo.yaml", ["--data.max_pairs=3", "--data.containment=none"]),
+        ("orpo.yaml", ["--data.max_pairs=3", *NO_ANCHOR]),
         ("derta.yaml", ["--data.triples=triples.jsonl", "--data.max_helpful=2"]),
         ("derta.yaml", ["--data.max_triples=3", "--data.max_helpful=0", FEW_TOKENS, "--model.use_peft=false"]),
         ("sft.yaml", ["--data.prompts=starter", "--data.max_prompts=4"]),
@@ -237,7 +239,7 @@ def test_a_method_trains_and_a_second_run_is_done(
 
 
 def test_training_writes_nothing_outside_its_run_folder(command: Command, tiny: str, tmp_path: Path) -> None:
-    done = command(RECIPES / "orpo.yaml", tiny, *SHORT, "--data.max_pairs=3", "--data.containment=none", "run_dir=here")
+    done = command(RECIPES / "orpo.yaml", tiny, *SHORT, "--data.max_pairs=3", *NO_ANCHOR, "run_dir=here")
     assert done.code == 0 and done.value("folder") == "here"
     assert [p.name for p in tmp_path.iterdir()] == ["here"]
 
@@ -373,7 +375,7 @@ def test_an_interrupted_run_ends_with_130_and_says_that_it_goes_on(
 
 
 def test_a_run_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(command: Command, tiny: str) -> None:
-    arguments = [str(RECIPES / "dpo.yaml"), tiny, "--data.max_pairs=12", "--data.containment=none"]
+    arguments = [str(RECIPES / "dpo.yaml"), tiny, "--data.max_pairs=12", *NO_ANCHOR]
     arguments += ["--trainer.max_steps=30", "--trainer.max_length=2048", "--trainer.logging_steps=1"]
     arguments += ["--trainer.save_steps=1"]
     child = subprocess.Popen(

@@ -13,7 +13,8 @@ from overrefusal_po.records import PreferencePair, write_jsonl
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-FEW = ["--trainer.max_steps=2", "--trainer.max_length=2048", "--data.max_pairs=4", "--data.containment=none"]
+FEW = ["--trainer.max_steps=2", "--trainer.max_length=2048", "--data.max_pairs=4"]
+FEW += ["--data.containment=none", "--data.allow_no_anchor=true"]
 
 # one rank of two: trains on pairs and writes down what it was, what it saw and what it ended with
 RANK = """
