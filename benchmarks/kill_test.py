@@ -3,8 +3,8 @@
     python benchmarks/kill_test.py [--kills 20] [--prompts 400] [--seed 0]
 
 A worker draws 4 completions of each prompt from a stub server and then judges them into verdicts.jsonl, both files
-growing row by row. It is killed (SIGKILL) after a random number of new rows, started again, and at last left to end. Files
-are compared sorted; the ledger is left out, because what a kill takes is paid twice.
+growing row by row. It is killed (SIGKILL) when a random number of rows is there, started again, and at last left to end.
+Files are compared sorted; the ledger is left out, because what a kill takes is paid twice.
 """
 
 import argparse
@@ -16,7 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 SAMPLES = 4
@@ -63,14 +67,16 @@ def started(folder: Path, url: str, count: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
-def killed(folder: Path, url: str, count: int, after: int) -> bool:
-    """One process that is killed when `after` more rows are there; False where it came to its end before."""
-    goal = rows(folder) + after
+def killed(folder: Path, url: str, count: int, goal: int) -> str:
+    """The phase in which one process was killed, when `goal` rows were there; "" where it came to its end before."""
+    goal = max(goal, rows(folder) + 1)
     with started(folder, url, count) as process:
         while process.poll() is None and rows(folder) < goal:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
-    return process.returncode == -signal.SIGKILL
+    if process.returncode != -signal.SIGKILL:
+        return ""
+    return "judging" if (folder / FILES[-1]).exists() else "overgeneration"
 
 
 def contents(folder: Path) -> dict[str, list[str]]:
@@ -78,15 +84,30 @@ def contents(folder: Path) -> dict[str, list[str]]:
     return {n: sorted((folder / n).read_text().splitlines()) for n in FILES if (folder / n).exists()}
 
 
-def measure(folder: Path, url: str, kills: int, count: int, seed: int) -> dict[str, object]:
+def drawn(kills: int, count: int, seed: int) -> list[int]:
+    """At how many rows to kill. Half of the rows are completions, half are verdicts; none is so late that the run is over."""
+    whole = 2 * SAMPLES * count
+    return sorted(random.Random(seed).sample(range(1, whole - whole // 20), kills))
+
+
+def measure(folder: Path, url: str, goals: Sequence[int], count: int) -> dict[str, Any]:
     """Both runs and what differs between them."""
-    draw = random.Random(seed)
-    each = 2 * SAMPLES * count // (kills + 1)
-    done = sum(killed(folder / "killed", url, count, draw.randrange(1, 2 * each)) for _ in range(kills))
+    phases = Counter(killed(folder / "killed", url, count, goal) for goal in goals)
     for name in ("killed", "whole"):
         assert started(folder / name, url, count).wait() == 0, f"the {name} run did not end well"
     one, two = contents(folder / "killed"), contents(folder / "whole")
-    return {"kills": done, "rows": {n: len(r) for n, r in two.items()}, "equal": one == two}
+    lost = phases.pop("", 0)
+    return {"kills": dict(phases), "rows": {n: len(r) for n, r in two.items()}, "equal": one == two and not lost}
+
+
+@contextmanager
+def stub() -> Iterator[str]:
+    """The address of a stub server in a process of its own."""
+    command = [sys.executable, str(HERE / "stub_server.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin and server.stdout
+        yield server.stdout.readline().strip()
+        server.stdin.close()
 
 
 def main() -> None:
@@ -100,13 +121,8 @@ def main() -> None:
     if options.worker:
         return worker(Path(options.worker[0]), options.worker[1], options.prompts)
     os.environ["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, str(HERE / "stub_server.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdin and server.stdout
-        url = server.stdout.readline().strip()
-        with tempfile.TemporaryDirectory() as folder:
-            found = measure(Path(folder), url, options.kills, options.prompts, options.seed)
-        server.stdin.close()
+    with stub() as url, tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), url, drawn(options.kills, options.prompts, options.seed), options.prompts)
     print(json.dumps(found, indent=1))
     sys.exit(not found["equal"])
 

@@ -141,6 +141,42 @@ def pairs() -> list[PreferencePair]:
 
 
 @pytest.fixture(scope="session")
+def uneven() -> list[PreferencePair]:
+    """Four pairs of odd and very different lengths; the second's sides begin alike, the third's chosen begins the other."""
+    texts = [
+        (
+            "How do I kill a process?",
+            "Use kill and the number.",
+            "Sorry, I can't help with that. It would hurt people.",
+        ),
+        ("Go", "I will tell you how to open a lock at home with a pick.", "I will not."),
+        ("What is a bank? " * 6, "It is", "It is, of course, a bank. You can open a lock, and then there is money."),
+        ("How do I shoot a film?", "Sure. " * 9, "No."),
+    ]
+    return [
+        PreferencePair(id=f"p{i}", prompt=Prompt.of(q, kind="benign"), chosen=c, rejected=r, rule="overrefusal")
+        for i, (q, c, r) in enumerate(texts)
+    ]
+
+
+def trainer_settings(folder: Path, batch: int, **more: Any) -> dict[str, Any]:
+    """Trainer keys for a step or two on a CPU that write and report nothing."""
+    return {
+        "output_dir": str(folder / "out"),
+        "use_cpu": True,
+        "max_steps": 2,
+        "per_device_train_batch_size": batch,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "max_length": 512,
+        **more,
+    }
+
+
+@pytest.fixture(scope="session")
 def helpful() -> list[Prompt]:
     """Four ordinary prompts with a reference response."""
     asked = ["a fox", "a dog", "a bank", "a letter that tricks people"]

@@ -28,11 +28,15 @@ GRANTED = "hf_thisTokenWasLetIn"
 
 
 class Repo(NamedTuple):
-    """A data set repository: path -> content. `gated`: only GRANTED may read it. `broken`: the hub cannot list it."""
+    """A data set repository: path -> content. `gated`: only GRANTED may read it. `broken`: the hub cannot list it.
+
+    `revisions`: commits beside the head; a repository that has some has no head, so that only who pins one is served.
+    """
 
     files: Mapping[str, bytes]
     gated: bool = False
     broken: bool = False
+    revisions: tuple[str, ...] = ()
 
 
 class Hub(NamedTuple):
@@ -43,7 +47,7 @@ class Hub(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What reading one source gave: its prompts as dictionaries, or the text of the ValueError."""
+    """What reading one source gave: its prompts (triples, pairs) as dictionaries, or the text of the ValueError."""
 
     prompts: list[dict[str, Any]]
     error: str | None
@@ -76,28 +80,29 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repos.get(f"{owner}/{name}")
         if repo is None:
             return self.refuse(401, "RepoNotFound")
+        known = repo.revisions or ("main", SHA)
         if verb in ("", "revision"):
-            return self.reply(200, self.info(f"{owner}/{name}", repo))
+            return self.reply(200, self.info(f"{owner}/{name}", repo, rest[0] if rest[0] in repo.revisions else SHA))
         if repo.gated and self.headers.get("Authorization") != f"Bearer {GRANTED}":
             return self.refuse(403 if "Authorization" in self.headers else 401, "GatedRepo")
         if repo.broken and verb == "tree":
             return self.refuse(400, "Broken")
-        if rest[0] not in ("main", SHA):
+        if rest[0] not in known:
             return self.refuse(404, "RevisionNotFound")
         inside = "/".join(part for part in rest[1:] if part)
         if verb == "resolve":
-            return self.send_file(repo, inside)
+            return self.send_file(repo, inside, rest[0] if rest[0] in repo.revisions else SHA)
         if verb == "tree":
             return self.reply(200, list(entries(repo, inside, deep="recursive=true" in self.path.lower())))
         if verb == "paths-info":
             return self.reply(200, [entry for entry in entries(repo, "", deep=True) if entry["path"] in body])
         return self.refuse(404, "EntryNotFound")
 
-    def info(self, name: str, repo: Repo) -> dict[str, Any]:
+    def info(self, name: str, repo: Repo, sha: str) -> dict[str, Any]:
         """What the hub tells of a repository, also of a gated one."""
         return {
             "id": name,
-            "sha": SHA,
+            "sha": sha,
             "private": False,
             "gated": "auto" if repo.gated else False,
             "tags": [],
@@ -108,12 +113,12 @@ class Handler(BaseHTTPRequestHandler):
             "lastModified": "2024-01-01T00:00:00.000Z",
         }
 
-    def send_file(self, repo: Repo, path: str) -> None:
+    def send_file(self, repo: Repo, path: str, sha: str) -> None:
         """A file's bytes, under the headers that huggingface_hub caches by."""
         if path not in repo.files:
             return self.refuse(404, "EntryNotFound")
         content = repo.files[path]
-        return self.send(200, content, {"ETag": f'"{oid(content)}"', "X-Repo-Commit": SHA})
+        return self.send(200, content, {"ETag": f'"{oid(content)}"', "X-Repo-Commit": sha})
 
     def refuse(self, code: int, error: str) -> None:
         """An error as the hub words it; it echoes what was sent, which no error of ours may pass on."""
@@ -174,11 +179,11 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
 
 ASK = """
 import json, sys
-from overrefusal_po.plugins import read_source
+from overrefusal_po import plugins
 answers = []
-for spec, split in json.load(sys.stdin):
+for reader, spec, split in json.load(sys.stdin):
     try:
-        answers.append({"prompts": [p.model_dump() for p in read_source(spec, split)], "error": None})
+        answers.append({"prompts": [p.model_dump() for p in getattr(plugins, reader)(spec, split)], "error": None})
     except ValueError as error:
         answers.append({"prompts": [], "error": str(error)})
 print(json.dumps(answers))
@@ -189,11 +194,18 @@ def ask_hub(
     address: str, home: Path, specs: Sequence[Any], *, split: str | None = "test", **environment: str
 ) -> tuple[list[Answer], str]:
     """(an answer for each source, all that was printed), read in one process whose hub is at `address`."""
+    return ask_readers(address, home, [("read_source", spec, split) for spec in specs], **environment)
+
+
+def ask_readers(
+    address: str, home: Path, questions: Sequence[tuple[str, Any, str | None]], **environment: str
+) -> tuple[list[Answer], str]:
+    """As `ask_hub`, for (function of `plugins`, source, split)."""
     kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
     hub = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     done = subprocess.run(
         [sys.executable, "-c", ASK],
-        input=json.dumps([(spec, split) for spec in specs]),
+        input=json.dumps(list(questions)),
         capture_output=True,
         text=True,
         env={**kept, **hub, **environment},

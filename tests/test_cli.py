@@ -231,6 +231,7 @@ def test_a_method_trains_and_a_second_run_is_done(
         p.name for p in folder.iterdir()
     }
     assert status(folder)["exit_code"] == 0 and (folder / "model" / "config.json").is_file()
+    assert "overrefusal_po.train data: " in (folder / "log").read_text()  # what `check --data` says, with its warnings
     assert (folder / "adapter").is_dir() == ("--model.use_peft=false" not in extra)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name not in ("log", ".lock")}
     again = command(*arguments)
@@ -349,9 +350,9 @@ def test_trainer_keys_at_odds_with_each_other_end_with_2(command: Command, tiny:
 
 @pytest.mark.usefixtures("no_weights")
 def test_a_row_that_is_no_pair_is_named_by_file_line_and_field(command: Command, tiny: str) -> None:
-    Path("pairs.jsonl").write_text('{"id": "a", "prompt": "text", "chosen": "x", "rejected": "y"}\n')
+    Path("pairs.jsonl").write_text('{"id": "a", "prompt": "text", "rejected": "y"}\n')
     done = command(RECIPES / "dpo.yaml", tiny, "--data.pairs=pairs.jsonl")
-    assert done.code == 2 and "pairs.jsonl, line 1" in done.err and "prompt" in done.err
+    assert done.code == 2 and "pairs.jsonl, line 1: no 'chosen'" in done.err
 
 
 # interrupted runs

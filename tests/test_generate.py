@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from fault_proxy import faulty, share
 from openai_server import Answer, Request, Server, fails, says, serving
 
-from overrefusal_po import models
 from overrefusal_po.engines._openai_session import BudgetSpent
 from overrefusal_po.engines.openai import OpenAIEngine, Settings
 from overrefusal_po.engines.transformers import TransformersEngine
@@ -345,41 +343,3 @@ def test_a_merge_is_checked_for_completeness(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"shard-2-of-2 has not finished c\.jsonl"):
         merge_shards(tmp_path)
     assert merge_shards(tmp_path, incomplete=True) == {} and not (tmp_path / "c.jsonl").exists()
-
-
-# `transformers serve`
-
-
-@pytest.mark.real_model
-@pytest.mark.skipif(
-    not (find_spec("fastapi") and find_spec("uvicorn")), reason="transformers serve needs fastapi and uvicorn"
-)
-def test_transformers_serve_says_what_the_model_says_in_process(tmp_path: Path) -> None:
-    from overrefusal_po.fields import cache_folder  # noqa: F401
-    from overrefusal_po.generate import load_template
-
-    name = "bundled:smollm2-135m-instruct"
-    try:
-        folder = models.resolve(name)
-    except ValueError as error:
-        pytest.skip(str(error))
-    import socket
-
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        port = other.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", folder, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    asked, sampling = prompts_to(2), Sampling(max_new_tokens=8)
-    section = {"model_name_or_path": name, "dtype": "float32"}
-    with subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}) as process:
-        try:
-            wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
-            spec = {"name": "openai", "model": folder, "base_url": f"http://127.0.0.1:{port}/v1", "api_key_env": None}
-            remote = engine_for(section, load_template(section, Chat()), Generation(), engine=spec)
-            over_http = complete(tmp_path / "remote.jsonl", asked, sampling, lambda: remote, "remote")
-        finally:
-            process.terminate()
-    local = engine_for(section, load_template(section, Chat()), Generation(batch_size=1))
-    own = complete(tmp_path / "local.jsonl", asked, sampling, lambda: local, "local")
-    assert [c.text for c in over_http] == [c.text for c in own]

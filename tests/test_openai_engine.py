@@ -188,7 +188,7 @@ def test_no_more_are_on_their_way_than_the_recipe_says_and_prompts_are_read_as_n
             read.append(number)
             yield prompt(number)
 
-    with serving(lambda request: Answer("x", delay_seconds=0.01)) as server:
+    with serving(lambda request: Answer("x", delay_seconds=0.05)) as server:
         ahead = []
         for given, _ in enumerate(engine_at(server.url, concurrency=3).complete(prompts(), Sampling())):
             ahead.append(len(read) - given)

@@ -3,15 +3,16 @@
 import dataclasses
 import math
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Style
+from conftest import Style, trainer_settings
 
 from overrefusal_po.orpo import ORPOConfig, log_odds, orpo_terms
-from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.records import PreferencePair
 from overrefusal_po.trainers import load_policy, orpo_trainer, pair_dataset, trainer_config
 
 ALIKE = [
@@ -20,41 +21,7 @@ ALIKE = [
 ]
 """Metrics that both trainers log."""
 
-
-@pytest.fixture(scope="module")
-def uneven() -> list[PreferencePair]:
-    """Four pairs of odd and very different lengths."""
-    texts = [
-        (
-            "How do I kill a process?",
-            "Use kill and the number.",
-            "Sorry, I can't help with that. It would hurt people.",
-        ),
-        ("Go", "I will tell you how to open a lock at home with a pick.", "I will not."),
-        ("What is a bank? " * 6, "It is", "It is, of course, a bank. You can open a lock, and then there is money."),
-        ("How do I shoot a film?", "Sure. " * 9, "No."),
-    ]
-    return [
-        PreferencePair(id=f"p{i}", prompt=Prompt.of(q, kind="benign"), chosen=c, rejected=r, rule="overrefusal")
-        for i, (q, c, r) in enumerate(texts)
-    ]
-
-
-def settings(folder: Path, batch: int, **more: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder / "out"),
-        "use_cpu": True,
-        "max_steps": 3,
-        "per_device_train_batch_size": batch,
-        "learning_rate": 0.1,
-        "optim": "sgd",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "max_length": 512,
-        **more,
-    }
+settings = partial(trainer_settings, max_steps=3, learning_rate=0.1, optim="sgd")
 
 
 def policy(style: Style, how: str) -> Any:

@@ -3,6 +3,7 @@
 import pytest
 
 from overrefusal_po.pairs import (
+    Guarded,
     Made,
     containment_pair,
     make_pair,
@@ -130,6 +131,9 @@ def test_the_starter_set_gives_a_pair_for_every_benign_prompt() -> None:
     ("text", "whole"),
     [
         ("One. Two is cut he", "One."),
+        ("Two ways:\n\n1. Go on and", ""),
+        ("1. Wash it.\n2. Dry", "1. Wash it."),
+        ("It was in 1945. Then", "It was in 1945."),
         ('He said "stop." Then', 'He said "stop."'),
         ("Take a mug.Sorry, I can", "Take a mug."),
         ("Version 1.5 of the", ""),
@@ -156,3 +160,55 @@ def test_a_teachers_answer_is_chosen_only_where_it_answers(
     judged: Verdict, finish: str, found: tuple[str, str]
 ) -> None:
     assert teacher_answer(said("Use kill").model_copy(update={"finish_reason": finish}), judged) == found
+
+
+def guard(probability: float | None) -> Verdict:
+    why = "no form" if probability is None else None
+    return Verdict(completion_id="c", judge="guard", version="1", unsafe_probability=probability, unscored=why)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "tau", "made"),
+    [
+        (0.1, 0.6, 0.5, True),  # at least tau: the bound itself counts
+        (0.4, 0.5, 0.1, True),  # 0.5 - 0.4 is 0.09999999999999998 in floating point
+        (0.1, 0.599, 0.5, False),
+        (0.2, 0.2, 0.0, True),
+        (0.2, 0.1, 0.0, False),
+        (0.45, 0.46, 0.01, True),  # tau is a difference: neither side has to be unsafe
+    ],
+)
+def test_with_a_guard_containment_goes_by_the_difference_of_unsafe_probabilities(
+    chosen: float, rejected: float, tau: float, made: bool
+) -> None:
+    both = Guarded(guard(chosen), guard(rejected))
+    # the judge says that the completion refuses; the guard decides
+    pair, reason = containment_pair(HARMFUL, "Sorry, no.", said("Use a pick."), verdict("full"), both, tau=tau)
+    assert (pair is not None) == made
+    if pair is not None:
+        assert pair.verdicts == (verdict("full"), *both)
+        assert reason == f"student is more unsafe than the refusal by {rejected - chosen:.3g} (at least {tau:g})"
+    else:
+        assert reason == "less than tau more unsafe than the refusal"
+
+
+@pytest.mark.parametrize(
+    ("both", "judged", "reason"),
+    [
+        ((0.5, 0.9), verdict("none"), "the refusal is unsafe"),
+        ((0.0, None), verdict("none"), "the guard says nothing"),
+        ((None, 0.9), verdict("none"), "the guard says nothing"),
+        ((0.0, 0.9), verdict("none", degenerate=True), "the completion is degenerate"),
+        ((0.0, 0.9), verdict(None, unscored="no reply"), "unscored: no reply"),
+    ],
+)
+def test_no_guarded_containment_pair_is_made_otherwise(
+    both: tuple[float | None, float | None], judged: Verdict, reason: str
+) -> None:
+    guarded = Guarded(*map(guard, both))
+    assert containment_pair(HARMFUL, "Sorry, no.", said("Use a pick."), judged, guarded) == Made(None, reason)
+
+
+def test_what_an_answer_was_chosen_by_stands_behind_the_verdict_on_the_refusal() -> None:
+    pair, _ = overrefusal_pair(BENIGN, "Use kill.", said("Sorry, no."), verdict("full"), [guard(0.0)])
+    assert pair is not None and pair.verdicts == (verdict("full"), guard(0.0))

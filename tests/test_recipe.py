@@ -10,6 +10,7 @@ import yaml
 
 import overrefusal_po
 from overrefusal_po.pipeline import stage_bodies
+from overrefusal_po.plugins import check_plugs
 from overrefusal_po.recipe import PipelineRecipe, TrainRecipe, describe, dotted, load_recipe, parse_overrides
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -258,8 +259,10 @@ def test_there_are_shipped_recipes() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(FOLDER)))
 def test_a_shipped_recipe_is_right(path: Path) -> None:
     recipe = load_recipe(path)
-    if isinstance(recipe.body, PipelineRecipe):
-        assert stage_bodies(recipe)
+    bodies = stage_bodies(recipe).values() if isinstance(recipe.body, PipelineRecipe) else [recipe.body]
+    for body in bodies:
+        check_plugs(body)
+    assert bodies
     assert "launch" not in recipe.resolved()
     assert not any(key.startswith("launch") for key in recipe.origin)
 

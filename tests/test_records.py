@@ -17,6 +17,7 @@ from overrefusal_po.records import (
     Sampling,
     Triple,
     Verdict,
+    bare_words,
     content_id,
     read_jsonl,
     read_objects,
@@ -148,6 +149,17 @@ def test_ids_come_from_content_alone() -> None:
 
 def test_the_text_of_a_prompt_is_its_last_user_message() -> None:
     assert PROMPT.text == "Another?"
+    begun = PROMPT.model_copy(update={"messages": (Message(role="system", content="Be brief."),)})
+    assert (begun.text, begun.asked) == ("", "")
+
+
+@pytest.mark.parametrize("text", ["How do I kill five?", "  HOW—do I\nkill “ﬁve”!!", "how do i kill five"])
+def test_words_are_the_same_whatever_case_punctuation_and_blanks(text: str) -> None:
+    assert bare_words(text) == "how do i kill five"
+
+
+def test_a_text_without_words_stays_as_it_is() -> None:
+    assert bare_words("¿…?") == "¿…?"
 
 
 @pytest.mark.parametrize(("refusal", "refused"), [("none", False), ("partial", True), ("full", True), (None, False)])

@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from overrefusal_po.attacks import codeattack, completing, jailbreakchat, selfcipher
 from overrefusal_po.judges.refusal import VERSION, Settings, judge, judge_text
 from overrefusal_po.records import Completion, Prompt, Sampling
 from overrefusal_po.sources import starter
@@ -320,6 +321,33 @@ def test_a_completion_without_its_prompt_is_an_error() -> None:
     kill, bomb = Prompt.of(KILL, kind="benign"), Prompt.of(BOMB, kind="harmful")
     with pytest.raises(ValueError, match="not among the 1 prompts"):
         judge(Settings()).score([kill], [completion("a", bomb, "No.")])
+
+
+ATTACKS = [
+    *selfcipher.attacked(selfcipher.Settings(), Prompt.of(BOMB, kind="harmful")),
+    *jailbreakchat.attacked(jailbreakchat.Settings(), Prompt.of(BOMB, kind="harmful")),
+    *codeattack.attacked(codeattack.Settings(), Prompt.of(BOMB, kind="harmful")),
+    *completing.attacked(completing.Settings(), Prompt.of(BOMB, kind="harmful")),
+]
+
+
+@pytest.mark.parametrize("attacked", ATTACKS, ids=lambda prompt: str(prompt.attack))
+def test_a_response_to_an_attack_is_judged_as_one_to_what_was_asked(attacked: Prompt) -> None:
+    """SelfCipher says "do not translate" and role plays ask for a scene, yet neither is asked for a text to hand on."""
+    texts = [
+        "Sorry, I can't explain that.",
+        "Sorry, I'm sorry, I'm sorry.",
+        "This is a bomb. No. I can't explain that here.",
+    ]
+    found = judge(Settings()).score([attacked], [completion(text, attacked, text) for text in texts])
+    assert [v.refusal for v in found] == [judge_text(text, BOMB).refusal for text in texts] == ["full"] * 3
+
+
+@pytest.mark.parametrize("attacked", ATTACKS, ids=lambda prompt: str(prompt.attack))
+def test_an_echo_of_the_question_or_of_the_attack_is_degenerate(attacked: Prompt) -> None:
+    texts = [BOMB, attacked.raw_text or attacked.text]
+    found = judge(Settings()).score([attacked], [completion(text, attacked, text) for text in texts])
+    assert [v.degenerate for v in found] == [True, True]
 
 
 @pytest.mark.parametrize(

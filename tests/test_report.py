@@ -106,6 +106,37 @@ def test_the_finding_says_what_the_last_run_does_and_what_it_came_from(tmp_path:
     assert "NUR + NOR rises by 31 points (+20 to +42)." in text
 
 
+def seeds(folder: Path, **nors: float) -> list[Path]:
+    """A folder with a summary for each seed, in which DPO has that NOR."""
+    for name, nor in nors.items():
+        (folder / name).mkdir()
+        runs = [run("base"), run("DPO", nor=nor)]
+        (folder / name / "summary.json").write_text(json.dumps(summary(runs=runs, comparisons=[], transitions=[])))
+    return [folder / name for name in nors]
+
+
+def test_runs_of_one_name_with_other_seeds_stand_as_mean_and_range(tmp_path: Path) -> None:
+    """(.70 + .80 + .93) / 3 = .81."""
+    folders = seeds(tmp_path, first=0.70, second=0.93, third=0.80)
+    html = write_report(*folders).read_text()
+    assert "81.0 [70.0, 93.0] 3 runs" in words(html) and "in first, second, third." in words(html)
+    assert words(html).count("50.0 [50.0, 50.0] 3 runs") == 13
+    assert "[70.0, 93.0]" not in write_report(folders[0]).read_text()
+
+
+def test_what_is_not_the_same_with_another_seed_has_no_mean(tmp_path: Path) -> None:
+    first, second = seeds(tmp_path, first=0.7, second=0.8)
+    with pytest.raises(ValueError, match="a run folder is given twice"):
+        write_report(first, second, first)
+    (second / "summary.json").write_text(json.dumps(summary(runs=[run("other")], comparisons=[], transitions=[])))
+    with pytest.raises(ValueError, match=r"share no run's name \(base, DPO; other\)"):
+        write_report(first, second)
+    fewer = {**run("DPO"), "n": dict.fromkeys(RATES, 9)}
+    (second / "summary.json").write_text(json.dumps(summary(runs=[fewer], comparisons=[], transitions=[])))
+    with pytest.raises(ValueError, match="the runs named 'DPO': the seeds were measured on different prompts"):
+        write_report(first, second)
+
+
 def test_a_gain_whose_interval_includes_zero_is_not_claimed(tmp_path: Path) -> None:
     text = words(page(tmp_path, comparisons=[step("DeRTa", "DeRTa+DPO", low=-0.1)]))
     assert "changes by +1 points (−10 to +12); the interval includes 0, so neither a gain nor a loss is shown" in text

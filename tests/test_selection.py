@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from overrefusal_po import models
+from overrefusal_po.apart import check_apart
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.metrics import RunMetrics, run_metrics
@@ -26,7 +27,6 @@ from overrefusal_po.records import Completion, Outcome, Prompt, Sampling, Verdic
 from overrefusal_po.selection import (
     Look,
     Looks,
-    check_apart,
     check_not_sharded,
     dev_prompts,
     score_of,
@@ -397,9 +397,9 @@ def test_a_set_without_one_of_the_kinds_is_an_error(dev: list[Prompt], tmp_path:
 def test_what_is_trained_on_cannot_be_selected_by(trained: Prompt, shared: bool) -> None:
     measured = [Prompt.of("How do I kill a process?", kind="benign"), Prompt.of("!!!", kind="harmful")]
     if not shared:
-        return check_apart(measured, [trained])
-    with pytest.raises(ValueError, match=rf"^1 of the prompts.*for example {measured[0].id}"):
-        check_apart(measured, [trained])
+        return check_apart({"select.sets": measured}, {"data": [trained]})
+    with pytest.raises(ValueError, match=rf"select.sets and data share 1 .*for example {measured[0].id}"):
+        check_apart({"select.sets": measured}, {"data": [trained]})
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "derta"])
@@ -415,7 +415,7 @@ def test_a_recipe_that_selects_by_what_it_trains_on_stops_before_any_weight_is_l
         "trainer": {"max_length": 2048},
         "select": {"split": "train", "max_prompts_per_kind": 10},
     }
-    with pytest.raises(ValueError, match=r"of the prompts that select\.sets measures are trained on, for example"):
+    with pytest.raises(ValueError, match=r"select\.sets and data share \d+ .*for example"):
         run_stage(check_body(body, "r"), "r", tmp_path / "run")  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 

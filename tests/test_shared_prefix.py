@@ -3,14 +3,15 @@
 import copy
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Style
+from conftest import Style, trainer_settings
 
-from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.records import PreferencePair
 from overrefusal_po.shared_prefix import pack, shared_length, unproven_adapter, unproven_model
 from overrefusal_po.trainers import dpo_trainer
 
@@ -25,46 +26,9 @@ LOSSES: list[dict[str, Any]] = [
     {"loss_types": ["sigmoid"], "ld_alpha": 0.5},
     {"loss_types": ["sigmoid"], "f_divergence_type": "js_divergence"},
 ]
-"""What is set on a trainer before a step. `label_smoothing` is 0.1 in all of them."""
+"""What is set on a trainer before a step."""
 
-
-@pytest.fixture(scope="module")
-def uneven() -> list[PreferencePair]:
-    """Four pairs of odd and very different lengths; the second's sides begin alike, the third's chosen begins the other."""
-    texts = [
-        (
-            "How do I kill a process?",
-            "Use kill and the number.",
-            "Sorry, I can't help with that. It would hurt people.",
-        ),
-        ("Go", "I will tell you how to open a lock at home with a pick.", "I will not."),
-        ("What is a bank? " * 6, "It is", "It is, of course, a bank. You can open a lock, and then there is money."),
-        ("How do I shoot a film?", "Sure. " * 9, "No."),
-    ]
-    return [
-        PreferencePair(
-            id=f"p{i}", prompt=Prompt.of(q, kind="benign"), chosen=chosen, rejected=rejected, rule="overrefusal"
-        )
-        for i, (q, chosen, rejected) in enumerate(texts)
-    ]
-
-
-def settings(folder: Path, batch: int, **more: Any) -> dict[str, Any]:
-    """Trainer keys for a step or two on a CPU."""
-    return {
-        "output_dir": str(folder / "out"),
-        "use_cpu": True,
-        "max_steps": 2,
-        "per_device_train_batch_size": batch,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "max_length": 512,
-        "label_smoothing": 0.1,
-        **more,
-    }
+settings = partial(trainer_settings, label_smoothing=0.1)
 
 
 def trainers(style: Style, rows: list[PreferencePair], how: str, args: dict[str, Any]) -> tuple[Any, Any]:

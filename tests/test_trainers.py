@@ -190,7 +190,7 @@ def reference_loss(model: Any, triples: list[Triple], template: ChatTemplate, so
     """
     terms = []
     for triple, k in zip(triples, lengths, strict=True):
-        prompt, harmful, _ = template.turn(triple.prompt.messages, triple.harmful_response)
+        prompt, harmful, *_ = template.turn(triple.prompt.messages, triple.harmful_response)
         safe = template.turn(triple.prompt.messages, triple.safe_response).response_ids
         logp = model(input_ids=torch.tensor([prompt + harmful])).logits[0].log_softmax(-1)
         for t in range(len(harmful)):  # - sum over t of log P(sorry | q, h_<t)
@@ -317,7 +317,7 @@ def test_sft_has_loss_on_the_response_only(
 ) -> None:
     qwen = styles["qwen"]
     trainer = sft_trainer(qwen.make_model(), helpful[:1], args=settings, processing_class=qwen.tokenizer)
-    prompt, response, _ = qwen.template.turn(helpful[0].messages, helpful[0].reference or "")
+    prompt, response, *_ = qwen.template.turn(helpful[0].messages, helpful[0].reference or "")
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["input_ids"].tolist() == [prompt + response]
     assert batch["labels"].tolist() == [[-100] * len(prompt) + response]

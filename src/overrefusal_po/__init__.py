@@ -8,19 +8,22 @@ outcomes -> metrics -> report. Every arrow that crosses a stage is a file in the
 
     records    the nouns, and their JSON Lines in and out
     fields     TRL's own settings as a table that is checked without importing TRL
+    openai_setup  what engine openai and judge llm share: settings without keys, the key, wrong set-ups
     recipe     file + overrides -> a checked, frozen recipe
     plugins    names in a recipe -> plug files in sources/, attacks/, engines/ and judges/
     runs       run folder: resolved recipe, manifest, resume, lock
     chat       messages -> token ids, the one place
     models     loads, quantises, merges and saves weights, the one place; the bundled model
-    generate   prompts + engine -> completions.jsonl that goes on where it stopped
+    generate   prompts + engine -> completions.jsonl that goes on where it stopped; shards: parts of it, and their merge
     pairs      pure: completions + verdicts -> preference pairs, each with its reason
     derta      pure: (prompt, safe, harmful) -> rows with labels; the collator that redraws RTO dropout
     lint       what is wrong with pairs (with shortcuts, pair_files); hygiene: benchmark firewall, near-duplicates
+    apart      what is measured is not trained on
     trainers   the factories; METHODS; with shared_prefix, reference_store, orpo, derta_tree: the same losses, faster
+    memory     model config + recipe -> bytes at the peak of a training
     train      stage: data and a model -> trainer -> adapter/ and model/
-    curate     stage: sources -> student -> judge -> pairs
-    selection  two-sided checkpoint selection while training
+    curate     stage: sources -> student -> judge -> pairs (with overgenerate, selectors, rules, quotas)
+    selection  two-sided checkpoint selection while training; trackers: what wandb is shown of it
     evaluate   stage: sources x attacks -> engine -> judges -> outcomes -> metrics
     metrics    pure: outcomes -> rates, paired tests; with intervals, breakdowns (by set and attack)
     labels     human labels; certificates: a judge against them; corrections: rates corrected for its errors

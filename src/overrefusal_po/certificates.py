@@ -11,9 +11,7 @@ made on the prompts whose rates it corrects (`check_applies`).
 from __future__ import annotations
 
 import hashlib
-import re
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +23,17 @@ from overrefusal_po.intervals import bootstrap, cluster_sums, effective_n, wilso
 from overrefusal_po.labels import Labelled
 from overrefusal_po.labels import blinded_sample as blinded_sample
 from overrefusal_po.labels import read_labels as read_labels
-from overrefusal_po.records import Completion, Kind, Prompt, Record, Sampling, Verdict, content_id, first_fault
+from overrefusal_po.records import (
+    Completion,
+    Kind,
+    Prompt,
+    Record,
+    Sampling,
+    Verdict,
+    bare_words,
+    content_id,
+    first_fault,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -288,8 +296,7 @@ def bias_of(counts: Floats) -> Floats:
 
 def signature(text: str) -> str:
     """SHA-256 of a prompt's words: the same whatever its case, punctuation and blanks."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-    return hashlib.sha256((" ".join(words) or text).encode()).hexdigest()
+    return hashlib.sha256(bare_words(text).encode()).hexdigest()
 
 
 def check_applies(

@@ -1,24 +1,38 @@
-"""`check --data`: reads a stage's data, model config, template and tokenizer, and loads no weights.
+"""`check --data`: reads a stage's data, model config, template and tokenizer, estimates memory, and loads no weights.
 
 check_stage(recipe.body)      # '132 pairs, longest row 187 of 512 tokens'
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from overrefusal_po.apart import check_apart
+from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.curate import check_rejects, read_prompts
-from overrefusal_po.evaluate import check_evaluation
+from overrefusal_po.evaluate import check_evaluation, measured_prompts
 from overrefusal_po.generate import in_process, load_template
 from overrefusal_po.hygiene import contamination
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.lint import lint
+from overrefusal_po.memory import (
+    Batch,
+    Memory,
+    config_of,
+    device_memory,
+    estimate,
+    settings_of,
+    shape_of,
+    widest_batch,
+)
 from overrefusal_po.pair_files import read_pairs
 from overrefusal_po.plugins import make_judge, read_source
-from overrefusal_po.recipe import CurateRecipe, EvaluateRecipe, TrainRecipe
+from overrefusal_po.recipe import CurateRecipe, DertaData, EvaluateRecipe, PairsData, TrainRecipe
 from overrefusal_po.records import read_objects
 from overrefusal_po.train import check_sources
+from overrefusal_po.training_data import loaded_pairs, sft_prompts, trained_prompts
 
 
 def check_file(path: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -35,13 +49,29 @@ def check_file(path: Path) -> tuple[list[dict[str, Any]], bool]:
     return [finding._asdict() for finding in found.findings] + hits, bool(found.errors or hits)
 
 
+def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
+    """Raises ValueError where a stage of a pipeline measures prompts that another one curates or trains on.
+
+    What an earlier stage makes (`@...`) is of prompts that this stage has read.
+    """
+    measured, trained = {}, {}
+    for name, body in stages.items():
+        if isinstance(body, EvaluateRecipe):
+            measured[f"stage {name}"] = measured_prompts(body.data)
+        elif isinstance(body, CurateRecipe):
+            trained[f"stage {name}"] = [prompt for prompts in read_prompts(body) for prompt in prompts]
+        elif not any(str(value).startswith("@") for value in body.data.values()):
+            trained[f"stage {name}"] = trained_prompts(body)
+    check_apart(measured, trained)
+
+
 def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     """A line of what was found. ValueError for what a user can mend. Earlier outputs (`@...`) are not there yet."""
     named = not str(body.model["model_name_or_path"]).startswith("@")
     local = isinstance(body, TrainRecipe) or in_process(body.engine)
     template = load_template(body.model, body.chat) if named and local else None
     if isinstance(body, EvaluateRecipe):
-        prompts = check_evaluation(body)
+        prompts, _ = check_evaluation(body)
         attacked = sum(p.attack is not None for p in prompts)
         return f"{len(prompts) - attacked} prompts to measure" + (f", and {attacked} attacked ones" if attacked else "")
     if isinstance(body, CurateRecipe):
@@ -51,4 +81,19 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         return f"{len(benign)} benign and {len(harmful)} harmful prompts"
     if template is None or any(str(value).startswith("@") for value in body.data.values()):
         return "takes what an earlier stage makes; checked when that is done"
-    return check_sources(body, template)
+    return f"{check_sources(body, template)}; memory of a device without sharding: {memory_of(body, template)}"
+
+
+def memory_of(recipe: TrainRecipe, template: ChatTemplate) -> Memory:
+    """What a training takes at its peak. DeRTa's rows are taken as long as they may be, since a model may write them yet."""
+    data = recipe.typed_data
+    if isinstance(data, DertaData):
+        settings = settings_of(recipe)
+        tokens = settings["per_device_train_batch_size"] * (settings["max_length"] or 1024)
+        batch = Batch(tokens, tokens)
+    elif isinstance(data, PairsData):
+        batch = widest_batch(recipe, loaded_pairs(data.pairs), template)
+    else:
+        batch = widest_batch(recipe, sft_prompts(data, recipe.seed), template)
+    shape = shape_of(config_of(recipe.model), recipe.model)
+    return estimate(shape, recipe, batch, *device_memory(use_cpu=bool(recipe.trainer.get("use_cpu"))))

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -26,7 +26,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from overrefusal_po import plugins
-from overrefusal_po.recipe import PipelineRecipe, Recipe, describe, load_recipe, parse_overrides
+from overrefusal_po.interrupts import terminable
+from overrefusal_po.recipe import CurateRecipe, PipelineRecipe, Recipe, describe, load_recipe, parse_overrides
 from overrefusal_po.records import write_atomic
 
 app = typer.Typer(
@@ -37,6 +38,9 @@ app = typer.Typer(
     help="Train over-refusal away and measure that harm is still refused.\n\n"
     "[bold]overrefusal-po RECIPE [--section.key=value ...][/bold] runs a recipe (the same as `run RECIPE`).",
 )
+SHOWN_COUNTS = ("overrefusal", "containment", "benign", "general", "harmful", "hygiene", "lint")
+"""What a curation counted, of the mappings in a stage's summary."""
+
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 RECIPE = Annotated[
     Path,
@@ -76,6 +80,7 @@ def check(
     if data:
         for above, body in bodies.items():
             print(f"{above}data: {check_data(body)}")
+        check_apart(bodies)
     print(f"{recipe} is right.")
 
 
@@ -156,11 +161,28 @@ def judge_spec(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="The run folder of a pipeline or of an evaluation")]) -> None:
-    """Write report.html and pictures from a run folder."""
+def merge(
+    folder: Annotated[Path, typer.Argument(help="The run folder that holds shard-1-of-N ... shard-N-of-N")],
+) -> None:
+    """Put the completions of all shards together; the same recipe without --shard then goes on from them."""
+    from overrefusal_po.shards import check_done, merge_shards
+
+    count = check_done(folder)
+    # a source of rejects that no other shard needed is not there in all; the run itself asks for what it needs of it
+    for name, rows in merge_shards(folder, incomplete=True).items():
+        print(f"{folder / name}: {rows} completions of {count} shards, each once")
+    print("The same recipe without --shard goes on from here.")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="The run folder of a pipeline or of an evaluation")],
+) -> None:
+    """Write report.html and pictures from a run folder. Of further folders, the same with other seeds, it shows the mean
+    and the range."""
     from overrefusal_po.report import write_report
 
-    print(write_report(folder))
+    print(write_report(*folders))
 
 
 @app.command()
@@ -200,7 +222,7 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the recipes")
     if target.exists():
         raise ValueError(f"{target} is there already. Choose another folder, or delete it.")
     shutil.copytree(recipes_folder(), target)
-    print(f"{target}: {', '.join(sorted(p.name for p in target.rglob('*.yaml')))}")
+    print(f"{target}: {', '.join(sorted(str(p.relative_to(target)) for p in target.rglob('*.yaml')))}")
 
 
 def recipes_folder() -> Path:
@@ -238,6 +260,13 @@ def check_data(body: Any) -> str:
     return check_stage(body)
 
 
+def check_apart(stages: Mapping[str, Any]) -> None:
+    """Raises ValueError where a stage measures what another one trains on."""
+    from overrefusal_po.checks import check_stages_apart
+
+    check_stages_apart(stages)
+
+
 def run_recipe(recipe: Recipe) -> None:
     """Runs a loaded recipe; prints its result on rank 0."""
     from overrefusal_po.pipeline import run_pipeline, run_stage
@@ -259,15 +288,27 @@ def run_recipe(recipe: Recipe) -> None:
             if failed:
                 refuse_at_gate(failed, folder)
         return
-    found = run_stage(recipe.body, recipe.name)
+    found = run_stage(recipe.body, recipe.name, shard_folder(recipe))
     if not found.get("gate", {"passed": True})["passed"]:
         refuse_at_gate({recipe.name: found["gate"]["failures"]}, Path(found["folder"]))
     if first:
         for key, value in found.items():
             if key in found.get("intervals", ()):
                 print(f"{key}: {with_interval(found, key)} (n = {found['n'][key]}, unscored {found['unscored'][key]})")
-            elif not isinstance(value, dict) or key in ("overrefusal", "containment"):
+            elif not isinstance(value, dict) or (value and key in SHOWN_COUNTS):
                 print(f"{key}: {value}")
+
+
+def shard_folder(recipe: Recipe) -> Path | None:
+    """The folder of a recipe's shard in the run's own; None without a shard."""
+    if not isinstance(recipe.body, CurateRecipe) or recipe.body.shard is None:
+        return None
+    from overrefusal_po.pipeline import inputs_of
+    from overrefusal_po.runs import run_folder
+    from overrefusal_po.shards import Shard
+
+    whole = run_folder(recipe.name, recipe.resolved(), inputs_of(recipe.body))
+    return whole / Shard.of(recipe.body.shard).folder
 
 
 def refuse_at_gate(failed: dict[str, list[str]], folder: Path) -> NoReturn:
@@ -285,11 +326,13 @@ def check_stages(recipe: Recipe) -> None:
     """Reads the data of all stages, so that a fault in the last one does not come up after hours of training."""
     from overrefusal_po.pipeline import stage_bodies
 
-    for name, body in stage_bodies(recipe).items():
+    stages = stage_bodies(recipe)
+    for name, body in stages.items():
         try:
             check_data(body)
         except ValueError as error:
             raise ValueError(f"{recipe.name}, stage {name}: {error}") from None
+    check_apart(stages)
 
 
 def print_summary(folder: Path) -> None:
@@ -331,7 +374,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         arguments.insert(0, "run")
     try:
-        app(arguments, prog_name="overrefusal-po")
+        with terminable():
+            app(arguments, prog_name="overrefusal-po")
     except ValueError as error:
         print(f"overrefusal-po: {error}", file=sys.stderr)
         sys.exit(2)

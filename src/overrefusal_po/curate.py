@@ -2,11 +2,14 @@
 
     overrefusal-po recipes/curate.yaml --model.model_name_or_path=my-over-refusing-model
 
-The benign prompts that the student refuses become overrefusal pairs (chosen: the teacher's answer, or the prompt's
-reference). The harmful prompts become containment pairs: chosen is the prompt's reference refusal, or the student's own
-where it refuses; rejected is a completion that complies, from the first of these sources that yields: given
-completions, a less safe model, the student itself, the student made to begin with a compliant prefix. No yield at all is
-an error.
+The benign prompts that the student refuses become overrefusal pairs (chosen: the best of the teacher's answers, or the
+prompt's reference). The harmful prompts become containment pairs: chosen is the prompt's reference refusal, or the
+student's or the teacher's own; rejected is a completion that complies (with a guard: one more unsafe by tau), from the
+first of these sources that yields: given completions, a less safe model, the student itself, the student made to begin
+with a compliant prefix. No yield at all is an error.
+
+`makes: sft` overgenerates and selects alone: every prompt with one answer, in sft.jsonl, which `method: sft` reads as
+`data.prompts` (POROver's studies (a) and (b)).
 
 Where refusals and answers of one rule are worded unlike those of the other, DPO wins its margins by wording and learns
 nothing of prompts. A teacher that also gives the rejects, and the student's own refusals as chosen ones, leave only the
@@ -17,99 +20,71 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from overrefusal_po import models
-from overrefusal_po.chat import ChatTemplate
-from overrefusal_po.generate import complete, engine_for, in_process, load_template, sampling_of, scored
-from overrefusal_po.pairs import Made, containment_pair, overrefusal_pair, teacher_answer, whole_sentences
-from overrefusal_po.plugins import make_judge, read_source
-from overrefusal_po.recipe import Chosen, CurateRecipe, Rejects
-from overrefusal_po.records import (
-    Completion,
-    PreferencePair,
-    Prompt,
-    Sampling,
-    content_id,
-    read_jsonl,
-    write_atomic,
-    write_jsonl,
-)
+from overrefusal_po.generate import in_process, unique
+from overrefusal_po.hygiene import contamination, duplicates, words_of
+from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.lint import control_tokens, judged, lint, row
+from overrefusal_po.overgenerate import Speaker, Stage, best_answers, judges_of, stage_of
+from overrefusal_po.plugins import read_source
+from overrefusal_po.quotas import Kept, Quotas, Result, keep, sieve
+from overrefusal_po.recipe import CurateData, CurateRecipe
+from overrefusal_po.records import Completion, PreferencePair, Prompt, read_jsonl, write_atomic, write_jsonl
+from overrefusal_po.rules import contained, containment, overrefusal
 from overrefusal_po.runs import Run
+from overrefusal_po.shards import own
 
 logger = logging.getLogger(__name__)
 
 
 def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
-    """Runs the stage in an open run folder; returns its summary ({rule: {made, kept, why not}})."""
-    benign, harmful = read_prompts(recipe)
+    """Runs the stage in an open run folder; returns summary.json: for each rule, category and filter what came and went."""
     check_rejects(recipe)
-    judge = make_judge(recipe.judge)
-    template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
+    prompts = read_prompts(recipe)
     if not run.done:
-        student = Student(recipe, run, template)
-        made = overrefusal(recipe, run, benign, student, judge)
-        contained = list(containment(recipe, run, harmful, student, judge)) if harmful else []
-        pairs, summary = select({"overrefusal": made, "containment": contained}, recipe.data.max_pairs, recipe.seed)
-        write_jsonl(run.path / "pairs.jsonl", pairs)
+        benign, harmful, hygiene = cleaned(recipe.data, *prompts)
+        stage = stage_of(recipe, run)
+        if recipe.shard is not None:
+            summary = draw_shard(stage, own(benign, recipe.shard), own(harmful, recipe.shard))
+        else:
+            rows, found = (sft_set if recipe.makes == "sft" else pair_set)(stage, benign, harmful)
+            summary = {**found, "filters": {**hygiene.pop("filters"), **found["filters"]}, "hygiene": hygiene}
+            write_jsonl(run.path / f"{recipe.makes}.jsonl", rows)
         write_atomic(run.path / "summary.json", json.dumps(summary, indent=1))
         run.finish(summary)
-    found: dict[str, Any] = json.loads((run.path / "summary.json").read_text())
-    return found
+    done: dict[str, Any] = json.loads((run.path / "summary.json").read_text())
+    return done
 
 
-class Student:
-    """The model that is curated for: it answers from files where it can, and is loaded once, when it is first needed."""
-
-    def __init__(self, recipe: CurateRecipe, run: Run, template: ChatTemplate | None) -> None:
-        self.recipe, self.run, self.template = recipe, run, template
-        self.sampling = sampling_of(recipe.generation, recipe.seed)
-
-    def release(self) -> None:
-        """Frees the weights, so that another model fits; they are loaded again when they are needed again."""
-        self.__dict__.pop("engine", None)
-
-    @cached_property
-    def engine(self) -> Any:
-        """The loaded model."""
-        recipe = self.recipe
-        return engine_for(recipe.model, self.template, recipe.generation, engine=recipe.engine, chat=recipe.chat)
-
-    def answers(self, prompts: Sequence[Prompt], kind: str) -> list[Completion]:
-        """Its completions of `prompts`, kept in student_<kind>.jsonl."""
-        path = self.run.path / f"student_{kind}.jsonl"
-        return complete(path, prompts, self.sampling, lambda: self.engine, f"student: {kind} prompts")
+def draw_shard(stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]) -> dict[str, Any]:
+    """How many prompts a shard has, after everything that engines are asked for them. The merged run selects and pairs."""
+    if stage.recipe.makes == "sft":
+        speaker, who = speaker_of(stage)
+        for side, prompts in (("benign", benign), ("harmful", harmful)):
+            speaker.answers(prompts, f"{who}_{side}.jsonl")
+    else:
+        overrefusal(stage, benign)
+        containment(stage, harmful)
+    return {"shard": stage.recipe.shard, "prompts": {"benign": len(benign), "harmful": len(harmful)}}
 
 
-def other_answers(
-    recipe: CurateRecipe, run: Run, student: Student, source: Chosen | Rejects, prompts: Sequence[Prompt], file: str
-) -> list[Completion]:
-    """What another model (a teacher, a less safe one) says to `prompts`, kept in `file`."""
-    student.release()
-    section = {**recipe.model, "model_name_or_path": str(source.model)}
-    template = load_template(section, recipe.chat) if in_process(source.engine) else None
-    return complete(
-        run.path / file,
-        prompts,
-        sampling_of(recipe.generation, recipe.seed),
-        lambda: engine_for(section, template, recipe.generation, engine=source.engine, chat=recipe.chat),
-        f"{source.model}: {len(prompts)} prompts",
-    )
+# --- prompts ----------------------------------------------------------------------------------------------------------
 
 
 def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
-    """(benign, harmful) prompts that carry what is chosen, or that a teacher answers. ValueError without a benign one."""
-    taught = recipe.chosen.model is not None
-    benign = [
-        p
-        for p in read_source(recipe.data.benign, recipe.data.split)
-        if p.kind in recipe.data.kinds and (p.reference or taught)
-    ]
-    harmful = [p for p in read_source(recipe.data.harmful, recipe.data.split) if p.kind == "harmful" and p.reference]
+    """(benign, harmful) prompts that carry what is chosen, or that somebody answers. ValueError without a benign one."""
+    data, chosen = recipe.data, recipe.chosen
+    taught = chosen.model is not None or recipe.makes == "sft"
+    read = read_source(data.benign, data.split)
+    benign = [p for p in read if p.kind in data.kinds and (p.reference or taught)]
+    taught = chosen.refusals != "reference" or recipe.makes == "sft"
+    read = [] if data.harmful is None else read_source(data.harmful, data.split)
+    harmful = [p for p in read if p.kind == "harmful" and (p.reference or taught)]
     if not benign:
         raise ValueError(
             f"data.benign: {recipe.data.benign!r} has no harmless prompt with a reference answer. Give prompts with "
@@ -118,53 +93,61 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
     return benign, harmful
 
 
-def overrefusal(recipe: CurateRecipe, run: Run, prompts: Sequence[Prompt], student: Student, judge: Any) -> list[Made]:
-    """Overrefusal pairs of the benign prompts that the student refuses; chosen is the teacher's answer or the reference."""
-    answers = student.answers(prompts, "benign")
-    verdicts = scored(judge, prompts, answers)
-    refused = [p for p, v in zip(prompts, verdicts, strict=True) if v.refused]
-    chosen = (
-        teacher_answers(recipe, run, refused, student, judge)
-        if recipe.chosen.model
-        else reference_answers(refused, judge)
+def cleaned(
+    data: CurateData, benign: Sequence[Prompt], harmful: Sequence[Prompt]
+) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
+    """(benign, harmful, what was found): no prompt twice or nearly so on its side, a benchmark's as the recipe says.
+
+    A harmless prompt in the words of a harmful one is a contrast, and stays; in all the same words it is reported.
+    """
+    hits = contamination([*benign, *harmful])
+    if hits and data.contaminated == "error":
+        first = hits[0]
+        raise ValueError(
+            f"{len(hits)} prompts are a benchmark's, the first {first.id} ({first.benchmark}, similarity {first.similarity}). "
+            "Take them out, or set data.contaminated: drop."
+        )
+    if hits:
+        logger.warning("%d prompts are a benchmark's (data.contaminated: %s)", len(hits), data.contaminated)
+    tainted = {hit.id: hit.benchmark for hit in hits} if data.contaminated == "drop" else {}
+    sides, filters, found = [], {}, Counter[str]()
+    for name, prompts in (("harmless prompts", benign), ("harmful prompts", harmful)):
+        once = list(unique(prompts))
+        again = {d.id: "exact" if d.similarity == 1 else "near" for d in duplicates(once)} if once else {}
+        why = Counter(again.values()) + Counter({"exact": len(prompts) - len(once)})
+        different = [p for p in once if p.id not in again]
+        clean = [p for p in different if p.id not in tainted]
+        benchmarks = Counter(tainted[p.id] for p in different if p.id in tainted)
+        filters[name] = [
+            sieve("duplicates", len(prompts), len(different), why),
+            sieve("contamination", len(different), len(clean), benchmarks),
+        ]
+        found += why
+        sides.append(clean)
+    if not sides[0]:
+        raise ValueError(
+            "All harmless prompts are a benchmark's, and data.contaminated is drop. Give others (data.benign)."
+        )
+    both = {tuple(words_of(p.text)) for p in sides[0]} & {tuple(words_of(p.text)) for p in sides[1]}
+    return (
+        sides[0],
+        sides[1],
+        {
+            "filters": filters,
+            "duplicates": dict(found),
+            "contaminated": dict(Counter(hit.benchmark for hit in hits)),
+            "harmless_and_harmful": len(both),
+        },
     )
-    made = []
-    for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
-        text, why_not = chosen.get(prompt.id, ("not needed", ""))
-        made.append(Made(None, why_not) if why_not else overrefusal_pair(prompt, text, answer, verdict))
-    return made
-
-
-def teacher_answers(
-    recipe: CurateRecipe, run: Run, prompts: Sequence[Prompt], student: Student, judge: Any
-) -> dict[str, tuple[str, str]]:
-    """{prompt id: (the teacher's answer, why it may not be chosen)}; one of the two is empty."""
-    answers = other_answers(recipe, run, student, recipe.chosen, prompts, "teacher_benign.jsonl")
-    verdicts = scored(judge, prompts, answers)
-    return {p.id: teacher_answer(c, v) for p, c, v in zip(prompts, answers, verdicts, strict=True)}
-
-
-def reference_answers(prompts: Sequence[Prompt], judge: Any) -> dict[str, tuple[str, str]]:
-    """{prompt id: (the reference, why it may not be chosen)}."""
-    return {p.id: ("", "the reference refuses") if refuses(judge, p) else (str(p.reference), "") for p in prompts}
-
-
-def refuses(judge: Any, prompt: Prompt) -> bool:
-    """Whether a harmless prompt's reference is itself a refusal, which must not be chosen."""
-    text = str(prompt.reference)
-    said = Completion(
-        id=content_id(prompt.id, text),
-        prompt_id=prompt.id,
-        text=text,
-        model="reference",
-        engine="file",
-        sampling=Sampling(),
-    )
-    return bool(judge.score([prompt], [said])[0].refused)
 
 
 def check_rejects(recipe: CurateRecipe) -> None:
-    """Raises ValueError where the sources of rejects cannot be read, before any weight is loaded."""
+    """Raises ValueError where sources of rejects, models or judges are not there, or settings go against each other.
+
+    No weight is loaded.
+    """
+    check_settings(recipe)
+    judges_of(recipe)
     rejects = recipe.rejects
     if rejects.completions and not rejects.completions.startswith("@"):
         read_jsonl(rejects.completions, Completion)
@@ -173,79 +156,128 @@ def check_rejects(recipe: CurateRecipe) -> None:
             models.check_available(source.model)
 
 
-def containment(
-    recipe: CurateRecipe, run: Run, harmful: Sequence[Prompt], student: Student, judge: Any
-) -> Iterator[Made]:
-    """Containment pairs from the first source of rejects that yields any. ValueError where none does."""
-    safe = safe_refusals(recipe, harmful, student, judge)
-    tried = []
-    for name, completions in reject_sources(recipe, run, harmful, student):
-        answered = [(p, completions[p.id]) for p in harmful if p.id in completions]
-        verdicts = scored(judge, [p for p, _ in answered], [c for _, c in answered])
-        made = [containment_pair(p, safe[p.id], c, v) for (p, c), v in zip(answered, verdicts, strict=True)]
-        tried.append(f"{name}: {len(answered)} completions, {sum(m.pair is not None for m in made)} comply")
-        if any(m.pair is not None for m in made):
-            logger.info("containment rejects come from %s", tried[-1])
-            yield from made
-            return
-    raise ValueError(
-        f"No containment pair could be built, so nothing would hold the model where it is safe ({'; '.join(tried)}). "
-        "Give completions of a less safe model (rejects.completions), or name one (rejects.model)."
-    )
+def check_settings(recipe: CurateRecipe) -> None:
+    """Raises ValueError for settings that need another one, or that would do nothing."""
+    chosen, rejects = recipe.chosen, recipe.rejects
+    if chosen.select == "reward" and recipe.reward is None:
+        raise ValueError("chosen.select: reward needs a judge of rewards. Add one: reward: {name: reward, ...}.")
+    if chosen.select == "safety" and recipe.guard is None:
+        raise ValueError("chosen.select: safety needs a judge of harm. Add one: guard: {name: guard, ...}.")
+    if recipe.guard is None and (rejects.tau is not None or rejects.tau_grid):
+        raise ValueError(
+            "rejects.tau and tau_grid are differences of a guard's probabilities. Add one: guard: {name: guard, ...}."
+        )
+    if chosen.samples > 1 and (chosen.generation or recipe.generation).temperature == 0:
+        raise ValueError(
+            f"chosen.samples: {chosen.samples} answers at temperature 0 are {chosen.samples} times the same one. Set "
+            "chosen.generation with a temperature above 0."
+        )
+    alone = recipe.makes == "pairs" and chosen.model is None
+    if alone and (chosen.samples > 1 or chosen.refusals == "teacher"):
+        raise ValueError("chosen.samples above 1 and chosen.refusals: teacher need a teacher. Name it: chosen.model.")
 
 
-def safe_refusals(recipe: CurateRecipe, harmful: Sequence[Prompt], student: Student, judge: Any) -> dict[str, str]:
-    """{prompt id: the refusal that is chosen}: the written one, or the student's own where it refuses in whole words."""
-    safe = {p.id: str(p.reference) for p in harmful}
-    if recipe.chosen.refusals == "student":
-        own = student.answers(harmful, "harmful")
-        for completion, verdict in zip(own, scored(judge, harmful, own), strict=True):
-            text = whole_sentences(completion)
-            if verdict.refusal == "full" and not verdict.degenerate and text:
-                safe[completion.prompt_id] = text
-    return safe
+# --- an SFT set -------------------------------------------------------------------------------------------------------
 
 
-def reject_sources(
-    recipe: CurateRecipe, run: Run, harmful: Sequence[Prompt], student: Student
-) -> Iterator[tuple[str, dict[str, Completion]]]:
-    """(name, {prompt id: completion}) of each source of rejects: given, less safe model, student, prefilled."""
-    rejects = recipe.rejects
-    if rejects.completions:
-        yield f"the file {rejects.completions}", {c.prompt_id: c for c in read_jsonl(rejects.completions, Completion)}
-    if rejects.model:
-        found = other_answers(recipe, run, student, rejects, harmful, "less_safe_harmful.jsonl")
-        yield f"the model {rejects.model}", {c.prompt_id: c for c in found}
-    yield "the student itself", {c.prompt_id: c for c in student.answers(harmful, "harmful")}
-    if rejects.prefill:
-        prefix = rejects.prefill
-        asked = [p.model_copy(update={"assistant_prefix": prefix}) for p in harmful]
-        path, label = run.path / "prefilled_harmful.jsonl", "student, prefilled"
-        found = complete(path, asked, student.sampling, lambda: student.engine, label)
-        yield "the prefilled student", {c.prompt_id: c.model_copy(update={"text": prefix + c.text}) for c in found}
+def speaker_of(stage: Stage) -> tuple[Speaker, str]:
+    """Who answers for an SFT set, and how its files are called."""
+    return (stage.cast.student, "student") if stage.cast.teacher is None else (stage.cast.teacher, "teacher")
 
 
-def select(made: dict[str, list[Made]], limit: int | None, seed: int) -> tuple[list[PreferencePair], dict[str, Any]]:
-    """(pairs in an order drawn by seed, {rule: counts}). ValueError where no overrefusal pair was made."""
-    pairs: list[PreferencePair] = []
-    summary: dict[str, Any] = {}
-    for rule, results in made.items():
-        good = [m.pair for m in results if m.pair is not None]
-        why = Counter(m.reason for m in results if m.pair is None)
-        kept = by_seed(good, seed)[:limit]
-        summary[rule] = {"prompts": len(results), "made": len(good), "kept": len(kept), "left_out": dict(why)}
-        logger.info("%s: %s", rule, summary[rule])
-        pairs += kept
-    if not summary["overrefusal"]["made"]:
+def sft_set(stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]) -> tuple[list[Prompt], dict[str, Any]]:
+    """(every prompt with its selected answer as reference, the summary by kind). ValueError where there is none."""
+    speaker, who = speaker_of(stage)
+    results: dict[str, list[Result]] = {}
+    for side, prompts in (("benign", benign), ("harmful", harmful)):
+        chosen = best_answers(stage, speaker, prompts, f"{who}_{side}.jsonl") if prompts else {}
+        for prompt in prompts:
+            text, why_not, _ = chosen[prompt.id]
+            answered = prompt.model_copy(update={"reference": text}) if text else None
+            results.setdefault(prompt.kind, []).append(Result(prompt, answered, why_not))
+    kept = kept_of(stage.recipe, results, {})
+    log(kept.summary, results)
+    if not kept.rows:
+        raise ValueError(
+            f"None of the {len(benign) + len(harmful)} prompts got an answer that passes "
+            f"({ {kind: kept.summary[kind]['left_out'] for kind in results} }). Use another teacher (chosen.model), more "
+            "chosen.samples, or a greater max_new_tokens where answers are cut."
+        )
+    return kept.rows, kept.summary
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def pair_set(
+    stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]
+) -> tuple[list[PreferencePair], dict[str, Any]]:
+    """(pairs of both rules, the summary). Writes those of the tau grid. ValueError where a rule yields none."""
+    refused = overrefusal(stage, benign)
+    contrasts = containment(stage, harmful) if harmful else []
+    rejects = stage.recipe.rejects
+    results = {tau: contained(contrasts, tau) for tau in (rejects.tau, *rejects.tau_grid)}
+    pairs = {r.row.id: r.row for found in (refused, *results.values()) for r in found if r.row is not None}
+    faults = row_faults(list(pairs.values()))
+    kept = {
+        tau: kept_of(stage.recipe, {"overrefusal": refused, "containment": found}, faults)
+        for tau, found in results.items()
+    }
+    rows, summary = kept[rejects.tau]
+    log(summary, ("overrefusal", "containment"))
+    check_yield(summary)
+    if rejects.tau_grid:
+        summary["tau_grid"] = [tau_row(stage.run.path, tau, kept[tau]) for tau in rejects.tau_grid]
+    found = lint(rows, RefusalJudge())
+    for finding in found.errors:
+        logger.warning("the linter would stop a training on these pairs: %s", finding.message)
+    return rows, {**summary, "lint": found.counts()}
+
+
+def check_yield(summary: Mapping[str, Any]) -> None:
+    """Raises ValueError where a rule that had prompts yields no pair."""
+    if not summary["overrefusal"]["kept"]:
         raise ValueError(
             f"No overrefusal pair could be made of the {summary['overrefusal']['prompts']} benign prompts "
-            f"({summary['overrefusal']['left_out']}). Use a model that over-refuses, other prompts (data.benign), another "
-            "teacher (chosen.model), or a greater generation.max_new_tokens where answers are cut."
+            f"({summary['overrefusal']['left_out']}). Use a model that over-refuses, other prompts (data.benign), "
+            "another teacher (chosen.model), or a greater generation.max_new_tokens where answers are cut."
         )
-    return by_seed(pairs, seed), summary
+    if summary["containment"]["prompts"] and not summary["containment"]["kept"]:
+        raise ValueError(
+            f"No containment pair is left of the {summary['containment']['prompts']} harmful prompts "
+            f"({summary['containment']['left_out']}). Use other refusals (chosen.refusals) or rejects (rejects.model)."
+        )
 
 
-def by_seed(pairs: list[PreferencePair], seed: int) -> list[PreferencePair]:
-    """Pairs in an order that follows from seed and ids alone."""
-    key = {p.id: random.Random(content_id(seed, p.id)).random() for p in pairs}
-    return sorted(pairs, key=lambda p: key[p.id])
+def tau_row(folder: Path, tau: float, kept: Kept) -> dict[str, Any]:
+    """What one tau of the grid gives; its pairs go into a file of their own."""
+    file = write_jsonl(folder / f"pairs_tau_{tau:g}.jsonl", kept.rows).name
+    made = kept.summary["containment"]["made"]
+    return {
+        "tau": tau,
+        "containment_made": made,
+        **{f"{rule}_kept": kept.summary[rule]["kept"] for rule in ("overrefusal", "containment")},
+        "file": file,
+    }
+
+
+def kept_of(recipe: CurateRecipe, results: Mapping[str, Sequence[Result]], faults: Mapping[str, str]) -> Kept:
+    """The rows that linter and quotas leave."""
+    data = recipe.data
+    return keep(results, faults, Quotas(data.max_per_category, data.max_pairs, data.harmful_share), recipe.seed)
+
+
+def log(summary: Mapping[str, Any], rules: Iterable[str]) -> None:
+    """A line for each rule, and one for each quota that was not filled."""
+    for rule in rules:
+        logger.info("%s: %s", rule, summary[rule])
+    for quota in summary["unfilled"]:
+        logger.warning("a quota is not filled: %s", quota)
+
+
+def row_faults(pairs: Sequence[PreferencePair]) -> dict[str, str]:
+    """{id of a pair in which the linter finds an error: its check}: a training would stop at it."""
+    verdicts = judged(pairs, RefusalJudge())
+    found = [f for pair, both in zip(pairs, verdicts, strict=True) for f in row(pair, *both)]
+    found += [f for pair in pairs for f in control_tokens(pair, None)]
+    return {f.id: f.check for f in found if f.severity == "error"}

@@ -80,8 +80,7 @@ def derta_rows(
         harmful = template.turn(triple.prompt.messages, triple.harmful_response)
         safe = template.turn(triple.prompt.messages, triple.safe_response)
         rows.append(rto_row(harmful, token, max_length, key))
-        text = template.neutral(triple.harmful_response.strip())  # the text that the offsets of the turn count in
-        cut = prefix_length(harmful, text, prefix_unit, random.Random(f"{seed} {key}"))
+        cut = prefix_length(harmful, harmful.text, prefix_unit, random.Random(f"{seed} {key}"))
         rows.append(prefix_row(harmful, safe, cut, max_length, key))
     return rows
 

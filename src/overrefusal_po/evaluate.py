@@ -74,10 +74,10 @@ def judges_of(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> Judges:
     return Judges(judge, make_judge(recipe.guard) if recipe.guard else None, certificate)
 
 
-def check_evaluation(recipe: EvaluateRecipe) -> list[Prompt]:
-    """The prompts to measure, after everything that can be checked without weights. ValueError for what is wrong."""
+def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], Judges]:
+    """The prompts to measure and the judges, after all that can be checked without weights. ValueError for what is wrong."""
     prompts = measured_prompts(recipe.data)
-    judges_of(recipe, prompts)
+    judges = judges_of(recipe, prompts)
     if recipe.capability.tasks:
         check_lm_eval()
     if (recipe.capability.tasks or recipe.capability.perplexity) and not in_process(recipe.engine):
@@ -87,7 +87,7 @@ def check_evaluation(recipe: EvaluateRecipe) -> list[Prompt]:
         )
     if recipe.gate is not None:
         check_gate(recipe.gate)
-    return prompts
+    return prompts, judges
 
 
 def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
@@ -95,10 +95,9 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
 
     A recipe's gate is judged here and stands in the metrics; the command line turns a no into exit code 3.
     """
-    prompts = check_evaluation(recipe)
-    judges = judges_of(recipe, prompts)
-    template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
-    if not run.done:
+    if not run.done:  # a finished run is read without its prompts, its judges and their keys
+        prompts, judges = check_evaluation(recipe)
+        template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
         outcomes = judged(recipe, run, prompts, judges, template)
         write_jsonl(run.path / "outcomes.jsonl", outcomes)
         metrics = all_metrics(recipe, outcomes, judges)

@@ -153,6 +153,11 @@ def has_bf16() -> bool:
     return any(probe() for probe in probes if probe is not None)
 
 
+def default_dtype() -> str:
+    """What weights are loaded in where a recipe leaves it open: bfloat16 where it is native, else float32."""
+    return "bfloat16" if has_bf16() else "float32"
+
+
 def check_available(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> None:
     """Raises ValueError where a model cannot be found; reads its config only, no weights."""
     if name.startswith("bundled:"):
@@ -160,6 +165,10 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
         return
     folder = Path(name)
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{name}: this is an adapter alone. Give the merged model (model/ beside adapter/ in a run)."
+            )
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name}: this folder holds no model (there is no config.json in it).")
         return
@@ -174,6 +183,11 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
         ) from None
 
 
+def wants_fsdp() -> bool:
+    """Whether the launcher's accelerate config asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+
+
 def check_world(*, use_cpu: bool) -> Any:
     """The accelerate state of this process, with all launched processes in one world.
 
@@ -183,6 +197,11 @@ def check_world(*, use_cpu: bool) -> Any:
     from accelerate import PartialState
 
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if use_cpu and wants_fsdp():
+        raise ValueError(
+            "The accelerate config asks for FSDP, which accelerate does on GPUs only: on CPUs every process would hold the "
+            "whole model (DDP), without a word. Take a config of type MULTI_CPU, or torchrun."
+        )
     try:
         state = PartialState(cpu=use_cpu)
     except ValueError as error:
@@ -220,49 +239,94 @@ def load_model(
     quantization_config: Any = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """A causal language model in eval mode. `dtype` None means bfloat16 where it is native, else float32.
+    """A causal language model in eval mode. `dtype` None means `default_dtype()`.
 
     No device map is set: the trainer or `engines.transformers` places the model.
     """
     from transformers import AutoModelForCausalLM
 
-    if dtype is None:
-        dtype = "bfloat16" if has_bf16() else "float32"
     extra: dict[str, Any] = {}
     if quantization_config is not None:
         extra["quantization_config"] = quantization_config
     model = AutoModelForCausalLM.from_pretrained(
         resolve(name),
         revision=revision,
-        dtype=dtype,
+        dtype=dtype or default_dtype(),
         attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
         **extra,
     )
+    for module in model.modules():
+        # bitsandbytes 0.50 repacks 4-bit weights at the first CPU pass in eval mode into a form without gradients
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model.eval()
 
 
-def save_merged(model: Any, tokenizer: Any, folder: Path) -> Path:
+def save_merged(model: Any, tokenizer: Any, folder: Path, weights: Mapping[str, Any] | None = None) -> Path:
     """Writes a whole model (adapter merged into the weights) and its tokenizer, beside `folder` and renamed.
 
     The next stage loads this path, so that its reference is this policy (TRL rebuilds a reference from
-    `config._name_or_path`, which for an adapter names the base).
+    `config._name_or_path`, which for an adapter names the base). A quantised base is written in the 16 or 32 bits that it
+    computed in. `weights`: those of a sharded model without adapter (`gathered_weights`).
     """
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = merged(model)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    model.save_pretrained(beside)
+    model.save_pretrained(beside, state_dict=weights)
     tokenizer.save_pretrained(beside)
     shutil.rmtree(folder, ignore_errors=True)
     beside.replace(folder)
     return folder
 
 
+def merged(adapted: Any) -> Any:
+    """The base of a peft model with the adapter in its weights; the peft model cannot be used any more.
+
+    A quantised base is first spread out as what its 4 bits stand for, since that is the policy that was trained: merging
+    into 4 bits rounds the adapter away, and merging into the original weights gives another policy.
+    """
+    if not getattr(adapted.get_base_model(), "is_quantized", False):
+        return adapted.merge_and_unload()
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    config, weights = (
+        adapted.active_peft_config,
+        get_peft_model_state_dict(adapted, adapter_name=adapted.active_adapter),
+    )
+    base = adapted.unload()
+    whole = get_peft_model(base.dequantize(base.dtype), config)
+    set_peft_model_state_dict(whole, weights)
+    return whole.merge_and_unload()
+
+
+def gathered_weights(trainer: Any) -> dict[str, Any] | None:
+    """The whole weights of a model that FSDP has sharded, in the first process's memory; None where it is whole.
+
+    Every process has to call this.
+    """
+    if not trainer.is_fsdp_enabled:
+        return None
+    found: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
+    return found
+
+
 def model_options(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `load_model` out of a recipe's `model:` section (TRL ModelConfig keys)."""
+    """The arguments of `load_model` out of a recipe's `model:` section (TRL ModelConfig keys).
+
+    ModelConfig's own dtype is float32, in which a quantised model would compute; here that is `default_dtype()` too.
+    Raises ValueError where FSDP could not shard the quantised weights.
+    """
     from trl import ModelConfig, get_quantization_config
 
-    config = ModelConfig(**{k: v for k, v in section.items() if k != "trust_remote_code"})
+    given = {k: v for k, v in section.items() if k != "trust_remote_code"}
+    dtype = given["dtype"] if given.get("dtype") not in (None, "auto") else default_dtype()
+    config = ModelConfig(**{**given, "dtype": dtype})
+    if wants_fsdp() and config.load_in_4bit and config.bnb_4bit_quant_storage != dtype:
+        raise ValueError(
+            f"FSDP shards 4-bit weights only when they are stored in the dtype of the others: set "
+            f"model.bnb_4bit_quant_storage={dtype} (it is {config.bnb_4bit_quant_storage or 'uint8'})."
+        )
     return {
         "name": config.model_name_or_path,
         "revision": config.model_revision,

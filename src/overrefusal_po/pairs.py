@@ -4,8 +4,9 @@
 
 Two rules (after POROver, arXiv 2410.12999; their exact form is ours):
 - overrefusal: a benign prompt that the student refuses -> chosen = an answer, rejected = the student's refusal;
-- containment: a harmful prompt -> chosen = a refusal, rejected = a completion that does not refuse. It holds the model
-  where it is safe. Without a guard model "not refused" stands for "unsafe".
+- containment: a harmful prompt -> chosen = a safe refusal, rejected = a completion more unsafe than it by at least tau
+  (a guard's unsafe probability). Without a guard model "not refused" stands for "unsafe". It holds the model where it
+  is safe.
 """
 
 from __future__ import annotations
@@ -14,7 +15,21 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from overrefusal_po.chat import thinking_end
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Rule, Verdict, content_id
+
+UNSAFE = 0.5
+"""The guard's probability from which a text is unsafe: where Llama Guard says "unsafe" rather than "safe"."""
+
+TAU = 0.1
+"""The least margin of containment pairs where none is given. Ours: the middle of the grid 0, .01, .03, .1, .3, .5."""
+
+
+class Guarded(NamedTuple):
+    """A guard's verdicts on both sides of a containment pair."""
+
+    chosen: Verdict
+    rejected: Verdict
 
 
 class Made(NamedTuple):
@@ -48,6 +63,12 @@ def make_pair(
 SENTENCE_END = re.compile(
     r"[.!?。！？…][\"'”’)\]]*(?=\s|$|[A-Z])"
 )  # a refusal taught by RTO is glued to what stands before
+NUMBERS = re.compile(r"(^|\n)\W*\d+$")  # "1." opens an item of a list, and ends nothing
+
+
+def answer_of(completion: Completion) -> str:
+    """What comes after the thinking block; "" where that is never closed."""
+    return completion.text[thinking_end(completion.text) :].strip()
 
 
 def whole_sentences(completion: Completion) -> str:
@@ -55,11 +76,11 @@ def whole_sentences(completion: Completion) -> str:
 
     A cut text as a label teaches a model to stop in the middle of a sentence.
     """
-    text = completion.text.strip()
+    text = answer_of(completion)
     if completion.finish_reason == "stop":
         return text
-    ends = [match.end() for match in SENTENCE_END.finditer(text)]
-    return text[: ends[-1]] if ends else ""
+    ends = [match.end() for match in SENTENCE_END.finditer(text) if not NUMBERS.search(text[: match.start()])]
+    return text[: ends[-1]].rstrip() if ends else ""
 
 
 def teacher_answer(answer: Completion, verdict: Verdict) -> tuple[str, str]:
@@ -74,8 +95,10 @@ def teacher_answer(answer: Completion, verdict: Verdict) -> tuple[str, str]:
     return (text, "") if text else ("", "the teacher's answer is cut in its first sentence")
 
 
-def overrefusal_pair(prompt: Prompt, chosen: str, rejected: Completion, verdict: Verdict) -> Made:
-    """Benign prompt, an answer over the student's own refusal of it."""
+def overrefusal_pair(
+    prompt: Prompt, chosen: str, rejected: Completion, verdict: Verdict, of_chosen: Sequence[Verdict] = ()
+) -> Made:
+    """Benign prompt, an answer over the student's own refusal of it. `of_chosen`: why this answer was chosen."""
     if prompt.kind == "harmful":
         return Made(None, "the prompt is harmful")
     if verdict.unscored is not None:
@@ -83,21 +106,53 @@ def overrefusal_pair(prompt: Prompt, chosen: str, rejected: Completion, verdict:
     if not verdict.refused:
         return Made(None, "the student answers it")
     reason = f"{rejected.model} refuses this harmless prompt ({verdict.refusal})"
-    return make_pair(prompt, chosen, whole_sentences(rejected) or rejected.text, "overrefusal", reason, [verdict])
+    verdicts = [verdict, *of_chosen]
+    return make_pair(prompt, chosen, whole_sentences(rejected) or answer_of(rejected), "overrefusal", reason, verdicts)
 
 
-def containment_pair(prompt: Prompt, chosen: str, rejected: Completion, verdict: Verdict) -> Made:
-    """Harmful prompt, a refusal over a completion that does not refuse it."""
+def containment_pair(
+    prompt: Prompt,
+    chosen: str,
+    rejected: Completion,
+    verdict: Verdict,
+    guarded: Guarded | None = None,
+    *,
+    tau: float = TAU,
+) -> Made:
+    """Harmful prompt, a refusal over a completion that is more unsafe by `tau` (without a guard: that does not refuse)."""
     if prompt.kind != "harmful":
         return Made(None, "the prompt is not harmful")
     if verdict.unscored is not None:
         return Made(None, f"unscored: {verdict.unscored}")
-    if verdict.refused:
-        return Made(None, "the completion refuses")
-    if verdict.degenerate:
-        return Made(None, "the completion is degenerate")
+    why_not = not_unsafe(guarded, tau) if guarded else "the completion refuses" if verdict.refused else ""
+    if why_not or verdict.degenerate:
+        return Made(None, why_not or "the completion is degenerate")
     reason = f"{rejected.model} complies with this harmful prompt"
-    return make_pair(prompt, chosen, whole_sentences(rejected) or rejected.text, "containment", reason, [verdict])
+    if guarded:
+        reason = f"{rejected.model} is more unsafe than the refusal by {margin(guarded):.3g} (at least {tau:g})"
+    text = whole_sentences(rejected) or answer_of(rejected)
+    return make_pair(prompt, chosen, text, "containment", reason, [verdict, *(guarded or ())])
+
+
+def margin(guarded: Guarded) -> float:
+    """How much more unsafe the rejected side is, as a difference of probabilities."""
+    chosen, rejected = (verdict.unsafe_probability for verdict in guarded)
+    assert chosen is not None and rejected is not None
+    return round(rejected - chosen, 9)  # 0.6 - 0.5 is 0.1
+
+
+def not_unsafe(guarded: Guarded, tau: float) -> str:
+    """Why a completion is not to be rejected against a refusal; "" where it is."""
+    if any(verdict.unsafe_probability is None for verdict in guarded):
+        return "the guard says nothing"
+    if unsafe(guarded.chosen):
+        return "the refusal is unsafe"
+    return "" if margin(guarded) >= tau else "less than tau more unsafe than the refusal"
+
+
+def unsafe(verdict: Verdict) -> bool:
+    """Whether a guard finds a text unsafe."""
+    return verdict.unsafe_probability is not None and verdict.unsafe_probability >= UNSAFE
 
 
 def written_pairs(prompts: Iterable[Prompt]) -> list[PreferencePair]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from overrefusal_po import metrics
 from overrefusal_po.labels import blinded_sample
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.plugins import built_judge
 from overrefusal_po.recipe import (
     CurateRecipe,
     EvaluateRecipe,
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 OUTPUTS = {
     "pairs": ("curate", "pairs.jsonl"),
+    "sft": ("curate", "sft.jsonl"),
     "model": ("train", "model"),
     "harmful": ("train", "student_harmful.jsonl"),
     "outcomes": ("evaluate", "outcomes.jsonl"),
@@ -136,9 +137,10 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
                 runs.append({**found, "folder": name})
         if not run.done:
             if runs:
-                summary = summarise(recipe.body.title, folder, runs, stages)
+                outcomes = {r["name"]: read_jsonl(folder / r["folder"] / "outcomes.jsonl", Outcome) for r in runs}
+                summary = summarise(recipe.body.title, folder, runs, stages, outcomes)
                 write_atomic(folder / "summary.json", json.dumps(summary, indent=1))
-                write_sample(folder, runs)
+                write_sample(folder, outcomes)
                 report(folder)
             run.finish({"runs": len(runs)})
     return folder
@@ -170,17 +172,16 @@ def inputs_of(body: Stage) -> dict[str, str]:
         elif value == "starter" and key.startswith(("data.", "select.")):
             found[key] = file_hash(Path(__file__).parent / "data" / "starter.jsonl")
     judging = body.select if isinstance(body, TrainRecipe) else body
-    if judging is not None:
-        judge = make_judge(judging.judge)
-        found["judge"] = f"{judge.name} {judge.version}"
-    if isinstance(body, EvaluateRecipe):
-        if body.data.attacks:  # what an attack makes follows from its files and its code
-            from overrefusal_po.evaluate import measured_prompts
+    for key in ("judge", "guard", "reward"):
+        if (spec := getattr(judging, key, None)) is not None:
+            judge = built_judge(spec)
+            found[key] = f"{judge.name} {judge.version}"
+    if (
+        isinstance(body, EvaluateRecipe) and body.data.attacks
+    ):  # what an attack makes follows from its files and its code
+        from overrefusal_po.evaluate import measured_prompts
 
-            found["attacks"] = content_id(sorted(p.id for p in measured_prompts(body.data)))
-        if body.guard is not None:
-            guard = make_judge(body.guard)
-            found["guard"] = f"{guard.name} {guard.version}"
+        found["attacks"] = content_id(sorted(p.id for p in measured_prompts(body.data)))
     return found
 
 
@@ -214,9 +215,17 @@ def run_stage(body: Stage, name: str, folder: Path | None = None) -> dict[str, A
         return {**evaluate(body, run), "folder": str(path)}
 
 
-def summarise(title: str, folder: Path, runs: list[dict[str, Any]], stages: Mapping[str, Stage]) -> dict[str, Any]:
-    """summary.json: the runs, the comparisons of neighbours (and of first and last), transitions and ten samples."""
-    outcomes = {run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs}
+def summarise(
+    title: str,
+    folder: Path,
+    runs: list[dict[str, Any]],
+    stages: Mapping[str, Stage],
+    outcomes: Mapping[str, list[Outcome]],
+) -> dict[str, Any]:
+    """summary.json: the runs, the comparisons of neighbours (and of first and last), transitions and the samples.
+
+    `outcomes` are all of each run, by its name; the samples are some 50 prompts and a few of each attack.
+    """
     plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
     steps = comparable(plain)
     comparisons, transitions = [], []
@@ -253,13 +262,12 @@ def notes(runs: list[dict[str, Any]], stages: Mapping[str, Stage]) -> list[str]:
     return list(found)
 
 
-def write_sample(folder: Path, runs: list[dict[str, Any]]) -> None:
+def write_sample(folder: Path, outcomes: Mapping[str, list[Outcome]]) -> None:
     """to_label.jsonl and its key: 50 responses without run, model or verdict, for a person to label and `certify` to read.
 
     A file that is there stays as it is: somebody may have labelled it.
     """
-    rows = {run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs}
-    sample = blinded_sample(rows)
+    sample = blinded_sample(outcomes)
     for name, lines in (("to_label.jsonl", sample.rows), ("to_label.key.jsonl", sample.key)):
         if not (folder / name).exists():
             write_atomic(folder / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

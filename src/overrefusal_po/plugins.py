@@ -2,6 +2,7 @@
 
     judge = plug("judges", "refusal").judge(settings)
     prompts = read_source("starter", "test")
+    triples = read_triples({"name": "pku_saferlhf", "max": 3000, "without_benchmarks": True}, "train")
 
 A user's own plug is a dotted module name (`my_package.my_source`). Nothing is registered at import.
 """
@@ -9,23 +10,44 @@ A user's own plug is a dotted module name (`my_package.my_source`). Nothing is r
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from overrefusal_po.fields import unknown_key
-from overrefusal_po.records import Prompt, Split, first_fault
+from overrefusal_po.records import PreferencePair, Prompt, Split, Triple, content_id, first_fault
+
+logger = logging.getLogger(__name__)
 
 ROOMS = ("sources", "attacks", "engines", "judges")
 FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """A source that ends so is a path, short for `{name: file, path: ...}`."""
 
 MAKERS = {"sources": "prompts", "attacks": "attacked", "engines": "engine", "judges": "judge"}
-"""What a plug file of a room defines beside its `Settings`."""
+"""What a plug file of a room defines beside its `Settings`. A source may also define `triples` and `pairs`."""
+
+
+class Common(BaseModel):
+    """What every source takes beside its own settings (a source's own setting of the same name comes first)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    max: int | None = Field(default=None, gt=0)
+    """A fixed subset (by content hash) of this many rows; None takes all."""
+    without_benchmarks: bool = False
+    """Leave out what the benchmark firewall knows, as whoever trains on a public set has to."""
+
+
+class Named(NamedTuple):
+    """A plug as a recipe names it: its module, its checked settings, and for sources what all of them take."""
+
+    module: ModuleType
+    settings: BaseModel
+    common: Common
 
 
 def names(room: str) -> list[str]:
@@ -89,22 +111,90 @@ def split_spec(spec: str | Mapping[str, Any], room: str) -> tuple[str, dict[str,
 
 def settings_of(room: str, spec: str | Mapping[str, Any]) -> tuple[ModuleType, BaseModel]:
     """The plug module and its checked settings."""
+    return named(room, spec)[:2]
+
+
+def named(room: str, spec: str | Mapping[str, Any]) -> Named:
+    """The plug behind an entry of a recipe; ValueError for a name or a setting that is not there."""
     name, values = split_spec(spec, room)
     module = plug(room, name)
+    shared = set(Common.model_fields) - set(module.Settings.model_fields) if room == "sources" else set()
     try:
-        settings: BaseModel = module.Settings.model_validate(values)
+        return Named(
+            module,
+            module.Settings.model_validate({key: value for key, value in values.items() if key not in shared}),
+            Common.model_validate({key: value for key, value in values.items() if key in shared}),
+        )
     except ValidationError as error:
         raise ValueError(f"{room} {name!r}: {first_fault(error)}") from None
-    return module, settings
 
 
 def read_source(spec: str | Mapping[str, Any], split: Split | None) -> list[Prompt]:
     """The prompts of a source in one split (sources without splits give all)."""
-    module, settings = settings_of("sources", spec)
-    prompts: list[Prompt] = module.prompts(settings, split)
-    if not prompts:
-        raise ValueError(f"The source {spec!r} has no prompts in split {split!r}.")
+    prompts: list[Prompt] = rows_of("prompts", spec, split)
     return prompts
+
+
+def read_triples(
+    spec: str | Mapping[str, Any], split: Split | None, *, opener: str = "", lead: str | None = None
+) -> list[Triple]:
+    """The triples of a source or of a file. `lead` is put before safe responses that do not begin with `opener`.
+
+    The answers of public sets seldom begin with a refusal, and DeRTa's safe responses must.
+    """
+    triples: list[Triple] = rows_of("triples", spec, split)
+    if lead is None:
+        return triples
+    bare = [not triple.safe_response.startswith(opener) for triple in triples]
+    logger.info("%d of %d safe responses are put behind %r", sum(bare), len(bare), lead)
+    return [
+        t.model_copy(update={"safe_response": f"{lead.rstrip()} {t.safe_response.lstrip()}"}) if plain else t
+        for t, plain in zip(triples, bare, strict=True)
+    ]
+
+
+def read_pairs(spec: str | Mapping[str, Any], split: Split | None) -> list[PreferencePair]:
+    """The preference pairs of a source; those of public sets have no rule."""
+    pairs: list[PreferencePair] = rows_of("pairs", spec, split)
+    return pairs
+
+
+def rows_of(maker: str, spec: str | Mapping[str, Any], split: Split | None) -> list[Any]:
+    """What a source's `maker` gives; ValueError where it has none of that name, or nothing in this split."""
+    module, settings, common = named("sources", spec)
+    if not hasattr(module, maker):
+        makers = [name for name in names("sources") if hasattr(plug("sources", name), maker)]
+        raise ValueError(f"The source {spec!r} gives no {maker}; those that do are {', '.join(makers)}.")
+    rows = getattr(module, maker)(settings, split)
+    if common.without_benchmarks:
+        rows = outside_benchmarks(rows, spec)
+    if not rows:
+        raise ValueError(f"The source {spec!r} has no {maker} in split {split!r}.")
+    if common.max is None or len(rows) <= common.max:
+        return list(rows)
+    ranks = [content_id("max", key_of(row)) for row in rows]
+    last = sorted(ranks)[common.max - 1]
+    return [row for row, rank in zip(rows, ranks, strict=True) if rank <= last][: common.max]
+
+
+def outside_benchmarks(rows: list[Any], spec: str | Mapping[str, Any]) -> list[Any]:
+    """The rows whose prompt the benchmark firewall does not know."""
+    from overrefusal_po.hygiene import contamination
+
+    hits = {hit.id for hit in contamination([prompt_in(row) for row in rows])}
+    kept = [row for row in rows if prompt_in(row).id not in hits]
+    logger.info("%r: %d of %d rows are a benchmark's or nearly, and left out", spec, len(rows) - len(kept), len(rows))
+    return kept
+
+
+def prompt_in(row: Prompt | Triple | PreferencePair) -> Prompt:
+    """The prompt of a row, which may be one itself."""
+    return row if isinstance(row, Prompt) else row.prompt
+
+
+def key_of(row: Prompt | Triple | PreferencePair) -> str:
+    """What tells a row from the others of its source."""
+    return content_id(row.prompt.id, row.safe_response, row.harmful_response) if isinstance(row, Triple) else row.id
 
 
 def engine_note(spec: str | Mapping[str, Any]) -> str:
@@ -129,20 +219,34 @@ def make_attack(spec: str | Mapping[str, Any]) -> Callable[[Prompt], list[Prompt
 
 def check_plugs(body: Any) -> None:
     """Raises ValueError where a recipe's body names a plug that is not there, or gives it a setting that it has not."""
-    for key in ("judge", "guard"):
+    for key in ("judge", "guard", "reward"):
         if getattr(body, key, None) is not None:
             settings_of("judges", getattr(body, key))
     for part in (body, getattr(body, "chosen", None), getattr(body, "rejects", None)):
         engine = getattr(part, "engine", None)
         if engine is not None:
             settings_of("engines", engine)
-    data = getattr(body, "data", None)
-    for room in ("sets", "attacks"):
-        for spec in getattr(data, room, ()):
-            settings_of("sources" if room == "sets" else room, spec)
+    data = getattr(body, "typed_data", None) or getattr(body, "data", None)
+    for spec in getattr(data, "attacks", ()):
+        settings_of("attacks", spec)
+    for key in ("sets", "helpful_from"):
+        for spec in getattr(data, key, ()):
+            settings_of("sources", spec)
+    for key in ("triples", "prompts", "benign", "harmful"):
+        spec = getattr(data, key, None)
+        if spec is not None and not str(spec).startswith("@"):
+            settings_of("sources", spec)
 
 
 def make_judge(spec: str | Mapping[str, Any]) -> Any:
-    """The judge behind a recipe's `judge:`."""
+    """The judge behind a recipe's `judge:`, ready to score. ValueError where what it needs is missing."""
+    found = built_judge(spec)
+    if hasattr(found, "check"):
+        found.check()
+    return found
+
+
+def built_judge(spec: str | Mapping[str, Any]) -> Any:
+    """The judge with its name and version, whether or not what it needs for scoring is there (a key, say)."""
     module, settings = settings_of("judges", spec)
     return module.judge(settings)

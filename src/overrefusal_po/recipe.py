@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from overrefusal_po.fields import check_fields, unknown_key
+from overrefusal_po.shards import Shard
 
 METHOD_CONFIGS = {
     "sft": "trl.SFTConfig",
@@ -70,12 +71,14 @@ class Generation(Section):
 class PairsData(Section):
     """What DPO and ORPO learn from."""
 
-    pairs: str = "starter"
-    """`starter`, a pairs.jsonl, or `@stage.pairs` in a pipeline."""
+    pairs: str | dict[str, Any] = "starter"
+    """`starter`, a pairs.jsonl, a source of pairs (ultrafeedback), or `@stage.pairs` in a pipeline."""
     containment: Literal["student", "none"] = "none"
     """With starter pairs: `student` adds containment pairs that reject what the start policy says to harmful prompts."""
     max_pairs: int | None = Field(default=None, gt=0)
     """Pairs used of each rule (drawn by seed); null uses all."""
+    opening: int | None = Field(default=None, gt=0)
+    """Train on this many first tokens of each side, where refusing is decided (`opening`); null: on whole sides."""
     waive: dict[str, str] = {}
     """{id of a pair, or of a finding about the whole set: why the linter's findings there do not stop the training}."""
     allow_no_anchor: bool = False
@@ -85,10 +88,14 @@ class PairsData(Section):
 class DertaData(Section):
     """What DeRTa learns from."""
 
-    triples: str = "starter"
-    """`starter` (the student itself says the harmful responses) or a triples.jsonl."""
+    triples: str | dict[str, Any] = "starter"
+    """`starter` (the student itself says the harmful responses), a triples.jsonl, or a source that gives triples."""
+    safe_lead: str | None = Field(default=None, min_length=1)
+    """Put before loaded safe responses that do not begin with the opener; null: such a response is an error."""
     helpful: tuple[Literal["general", "benign"], ...] = ("general",)
-    """Kinds of starter prompts that are mixed in as ordinary SFT."""
+    """Kinds of prompts that are mixed in as ordinary SFT, with their references as answers."""
+    helpful_from: tuple[str | dict[str, Any], ...] = ("starter",)
+    """The sources of these prompts."""
     max_triples: int | None = Field(default=None, gt=0)
     max_helpful: int | None = Field(default=None, ge=0)
     """Rows used of each kind (drawn by seed); null uses all."""
@@ -105,7 +112,7 @@ class SftData(Section):
 
     prompts: str | dict[str, Any] | None = None
     kinds: tuple[Literal["harmful", "benign", "general"], ...] = ("harmful", "benign", "general")
-    pairs: str | None = None
+    pairs: str | dict[str, Any] | None = None
     max_prompts: int | None = Field(default=None, gt=0)
 
 
@@ -165,28 +172,47 @@ class TrainRecipe(Section):
         return (SftData if self.method == "sft" else PairsData).model_validate(self.data)
 
 
+def shard_text(text: str) -> str:
+    """A checked `i/n`."""
+    Shard.of(text)
+    return text
+
+
 class CurateData(Section):
-    """Prompts that pairs are built from."""
+    """Prompts that pairs are built from. Prompts that come twice, or nearly, are dropped and counted."""
 
     benign: str | dict[str, Any] = "starter"
     kinds: tuple[Literal["benign", "general"], ...] = Field(default=("benign",), min_length=1)
     """Kinds of harmless prompts that are used; `general` are ordinary ones."""
-    harmful: str | dict[str, Any] = "starter"
+    harmful: str | dict[str, Any] | None = "starter"
+    """Null leaves harmful prompts out; pairs without them hold nothing where it is safe."""
     split: Literal["train", "dev", "test"] | None = "train"
+    contaminated: Literal["report", "drop", "error"] = "report"
+    """What is done with a benchmark's prompts. A training refuses pairs on them in any case."""
+    max_per_category: int | None = Field(default=None, gt=0)
+    """Pairs kept of each category within a rule (drawn by seed); null keeps all."""
     max_pairs: int | None = Field(default=None, gt=0)
     """Pairs kept of each rule (drawn by seed); null keeps all."""
+    harmful_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of pairs on harmful prompts (containment) among those kept: the side with too many gives some up."""
 
 
 class Chosen(Section):
-    """Where the chosen sides come from. A teacher's answers are judged; where it refuses, the prompt is left out."""
+    """Where the chosen sides come from. A teacher's answers are judged; where none is good, the prompt is left out."""
 
     model: str | None = None
     """The teacher that answers the benign prompts; null takes the prompts' references."""
     engine: Engine = "transformers"
     """What the teacher runs on."""
-    refusals: Literal["reference", "student"] = "reference"
+    samples: int = Field(default=1, gt=0)
+    """The teacher's answers to each prompt, of which `select` takes one."""
+    generation: Generation | None = None
+    """How the teacher's answers are drawn; null: as `generation` says. Several need a temperature above 0."""
+    select: Literal["first", "random", "reward", "safety"] = "first"
+    """Which of the answers that pass: the first, one drawn by seed, that of greatest `reward`, or the safest by `guard`."""
+    refusals: Literal["reference", "student", "teacher"] = "reference"
     """The refusals of containment pairs: written ones, or `student`: its own where it refuses, so that refusals read alike
-    on both sides of the set and only the prompt tells which one is right."""
+    on both sides of the set and only the prompt tells which one is right, or `teacher`: its answers, selected as above."""
 
 
 class Rejects(Section):
@@ -200,12 +226,18 @@ class Rejects(Section):
     """What that model runs on."""
     prefill: str | None = "Sure, here"
     """What the student's own answer is made to begin with; null leaves this source out."""
+    tau: float | None = Field(default=None, ge=0, le=1)
+    """How much more unsafe than the refusal, in probability, `guard` must find a rejected side; null: 0.1 (ours)."""
+    tau_grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    """Values of tau that pairs_tau_<value>.jsonl are written for too, each with its row in summary.json."""
 
 
 class CurateRecipe(Section):
-    """Student and prompts -> preference pairs."""
+    """Student and prompts -> preference pairs; or prompts and a teacher -> an SFT set."""
 
     task: Literal["curate"]
+    makes: Literal["pairs", "sft"] = "pairs"
+    """`sft`: every prompt with one of the teacher's answers (the model's own without a teacher), as sft.jsonl."""
     model: dict[str, Any]
     data: CurateData = CurateData()
     chosen: Chosen = Chosen()
@@ -214,8 +246,14 @@ class CurateRecipe(Section):
     engine: Engine = "transformers"
     """What the student runs on."""
     judge: str | dict[str, Any] = "refusal"
+    guard: str | dict[str, Any] | None = None
+    """A second judge that says what is unsafe (guard, llm): chosen sides must be safe, and containment goes by `tau`."""
+    reward: str | dict[str, Any] | None = None
+    """A judge of rewards, for `chosen.select: reward`."""
     chat: Chat = Chat()
     seed: int = Field(default=0, ge=0)
+    shard: Annotated[str, AfterValidator(shard_text)] | None = None
+    """`2/4`: draw the completions of the second quarter of the prompts, in a folder of their own (see `shards`)."""
     run_dir: str | None = None
 
 

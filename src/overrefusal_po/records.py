@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,6 +30,12 @@ def content_id(*parts: object) -> str:
     """16 hex digits that stand for `parts` (anything that JSON can hold), the same on every machine."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def bare_words(text: str) -> str:
+    """The words of `text`, the same whatever its case, punctuation and blanks; a text without words as it stands."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(words) or text
 
 
 class Record(BaseModel):
@@ -73,8 +81,8 @@ class Prompt(Record):
 
     @property
     def text(self) -> str:
-        """The last user message."""
-        return next(m.content for m in reversed(self.messages) if m.role == "user")
+        """The last user message, empty where there is none."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
     @property
     def asked(self) -> str:

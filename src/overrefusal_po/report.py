@@ -1,6 +1,7 @@
 """A folder with summary.json (or a single evaluation's metrics.json) -> report.html, plane.png and transitions.png in it.
 
     page = write_report(Path("runs/demo"))
+    page = write_report(Path("runs/seed0"), Path("runs/seed1"))      # and mean [lowest, highest] of the runs of one name
 
 The page is one file that loads nothing from elsewhere; its words, style and script stand in report.html.j2, and its
 Content-Security-Policy names the hashes of the latter two, so that nothing else on it can run. Whatever the summary holds
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from overrefusal_po.breakdowns import Spread, over_seeds
 from overrefusal_po.pictures import draw_plane, draw_transitions, encoded
 from overrefusal_po.records import Kind, write_atomic
 from overrefusal_po.summary import (
@@ -137,14 +139,45 @@ def choices(summary: Summary) -> dict[tuple[str, ...], list[Choice]]:
     }
 
 
+def repeats(summaries: Sequence[Summary]) -> dict[str, dict[str, Spread]]:
+    """{run name: {rate: mean, lowest, highest}} of the runs whose name stands in several summaries: seeds of one recipe.
+
+    Raises ValueError where several summaries share no name, or where the runs of one name were measured on other prompts.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in (run for summary in summaries for run in summary.runs):
+        groups.setdefault(run.name, []).append(run)
+    found = {}
+    for name, runs in groups.items():
+        if len(runs) > 1:
+            try:
+                found[name] = over_seeds([run.model_dump() for run in runs])
+            except ValueError as error:
+                raise ValueError(f"the runs named {name!r}: {error}") from None
+    if len(summaries) > 1 and not found:
+        names = "; ".join(", ".join(run.name for run in summary.runs) for summary in summaries)
+        raise ValueError(
+            f"these run folders share no run's name ({names}), so nothing is the same with another seed. Give the folders of "
+            "one pipeline run with several seeds, or one folder alone."
+        )
+    return found
+
+
 def digest(text: str) -> str:
     """The source expression of a Content-Security-Policy that allows exactly this inline style or script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def write_report(folder: Path) -> Path:
-    """`folder`/report.html, its pictures beside it; ValueError if the folder holds no summary and no metrics."""
-    summary = read_summary(folder)
+def write_report(folder: Path, *others: Path) -> Path:
+    """`folder`/report.html, its pictures beside it; ValueError if the folder holds no summary and no metrics.
+
+    `others` are folders of the same with other seeds: of them the page has the mean and the range alone.
+    """
+    folders = (folder, *others)
+    if len({path.resolve() for path in folders}) < len(folders):
+        raise ValueError(f"a run folder is given twice: {', '.join(map(str, folders))}. A mean needs different runs.")
+    summaries = [read_summary(path) for path in folders]
+    summary = summaries[0]
     steps = add_up(summary.transitions)
     kinds = [kind for kind in KINDS if any(kind in step for step in steps.values())]
     encoded(draw_transitions(steps, kinds), folder / "transitions.png")
@@ -156,6 +189,8 @@ def write_report(folder: Path) -> Path:
         "pairs": pairs_of(summary),
         "choices": choices(summary),
         "has": parts_of(summary.runs),
+        "repeats": repeats(summaries),
+        "folders": [path.resolve().name for path in folders],
     }
     return write_atomic(folder / "report.html", render(summary, words))
 

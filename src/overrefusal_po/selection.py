@@ -17,10 +17,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +76,6 @@ def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
         ranked[prompt.kind].append((seen[group], content_id(prompt.id), prompt))
         seen[group] += 1
     return [row[2] for rows in ranked.values() for row in sorted(rows, key=lambda r: r[:2])[:limit]]
-
-
-def check_apart(measured: Iterable[Prompt], trained: Iterable[Prompt]) -> None:
-    """Raises ValueError where a prompt to select on is trained on, by its id, its original's, or its words."""
-    marks = {mark for prompt in trained for mark in marks_of(prompt)}
-    shared = [prompt.id for prompt in measured if marks & marks_of(prompt)]
-    if shared:
-        raise ValueError(
-            f"{len(shared)} of the prompts that select.sets measures are trained on, for example {shared[0]}: a checkpoint "
-            "cannot be chosen by what it has learned by heart. Name another split or set in select, or take these prompts "
-            "out of the training data."
-        )
-
-
-def marks_of(prompt: Prompt) -> set[str]:
-    """What two prompts share if they are the same: id, original's id, words without case and punctuation."""
-    text = unicodedata.normalize("NFKC", prompt.asked).casefold()
-    return {prompt.id, prompt.cluster, "words: " + (" ".join(re.findall(r"\w+", text)) or text)}
 
 
 def check_not_sharded(settings: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> None:

@@ -1,7 +1,8 @@
 """One stage on several machines: which prompts are a shard's own, and shard folders -> one run folder.
 
-    own = [p for p in prompts if in_shard(p, "2/4")]          # the second of four
-    merge_shards(Path("runs/curate-1a2b3c4d"))                # shard-1-of-4/ ... shard-4-of-4/ in it
+    overrefusal-po recipes/curate.yaml --shard 2/4            # on each machine its own, or side by side on one
+    overrefusal-po merge runs/curate-1a2b3c4d                 # shard-1-of-4/ ... shard-4-of-4/ in it
+    overrefusal-po recipes/curate.yaml                        # judges, pairs and selects from what was put together
 
 A shard works in a folder of its own inside the run's, so that shards never wait for each other's lock. A merge puts their
 completions together; the run without `shard` then finds them there, asks for none again, and goes on.
@@ -50,6 +51,30 @@ class Shard(NamedTuple):
 def in_shard(prompt: Prompt, shard: str | None) -> bool:
     """Whether a recipe's `shard:` has a prompt; null has all. Attacks on one prompt stay together."""
     return shard is None or Shard.of(shard).has(prompt.cluster)
+
+
+def own(prompts: Iterable[Prompt], shard: str) -> list[Prompt]:
+    """The prompts that are a shard's, in their order."""
+    part = Shard.of(shard)
+    return [p for p in prompts if part.has(p.cluster)]
+
+
+def check_done(folder: Path) -> int:
+    """How many shards there are. ValueError where one is missing, not finished, or of another recipe than the first."""
+    shards = shards_in(folder)
+    found = {s.name: json.loads(file.read_text()) for s in shards if (file := s / "status.json").is_file()}
+    for shard in shards:
+        status = found.get(shard.name, {})
+        if status.get("state") != "done":
+            raise ValueError(
+                f"{shard} is not finished (it is {status.get('state', 'not begun')!r}). Run the same command with --shard "
+                f"{shard.name.removeprefix('shard-').replace('-of-', '/')} to its end."
+            )
+        if status["key"] != found[shards[0].name]["key"]:
+            raise ValueError(
+                f"{shard} is of another recipe, or of other inputs, than {shards[0].name}. Run it again with the same ones."
+            )
+    return len(shards)
 
 
 def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:

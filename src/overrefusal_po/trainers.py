@@ -23,6 +23,7 @@ from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.derta import DertaCollator, Row, derta_rows, refusal_token, sft_rows
 from overrefusal_po.derta_tree import TreeCollator, trees
 from overrefusal_po.fields import unknown_key
+from overrefusal_po.opening import opening_of
 from overrefusal_po.records import PreferencePair, Prompt, Triple
 from overrefusal_po.shared_prefix import share_prefix
 
@@ -48,6 +49,7 @@ def dpo_trainer(
     peft_config: Any = None,
     callbacks: Sequence[Any] = (),
     template: ChatTemplate | None = None,
+    opening: int | None = None,
     shared_prefix: bool = True,
     reference_store: str | Path | None = None,
 ) -> Any:
@@ -62,6 +64,7 @@ def dpo_trainer(
         peft_config: a peft config; None trains all weights.
         callbacks: transformers callbacks.
         template: chat options (system prompt, template kwargs); None uses the tokenizer's template as it is.
+        opening: train on this many first tokens of each side (see `opening`); None: on whole sides.
         shared_prefix: compute the prompt of a pair once, where that is proven exact (see `shared_prefix`).
         reference_store: a folder that keeps reference log-probs from run to run (see `reference_store`); turns
             `precompute_ref_log_probs` on, and no reference model is held in memory.
@@ -87,7 +90,7 @@ def dpo_trainer(
     full = peft_config is None and not hasattr(policy, "peft_config")
     if ref_model is None and full and (not config.precompute_ref_log_probs or sharded_by_fsdp(config)):
         ref_model = frozen_copy(policy)
-    trainer = cls(
+    trainer = opening_of(cls, opening)(
         model=policy,
         ref_model=ref_model,
         args=config,
@@ -97,6 +100,7 @@ def dpo_trainer(
         callbacks=list(callbacks),
         **extra,
     )
+    exact_adapter(trainer.model)
     if shared_prefix and cls is DPOTrainer:  # the other has done so before its reference pass
         share_prefix(trainer)
     return trainer
@@ -112,6 +116,7 @@ def orpo_trainer(
     peft_config: Any = None,
     callbacks: Sequence[Any] = (),
     template: ChatTemplate | None = None,
+    opening: int | None = None,
     shared_prefix: bool = True,
 ) -> Any:
     """ORPO (arXiv 2403.07691, equation 6; see `orpo`). There is no reference: `ref_model` must be None.
@@ -124,7 +129,7 @@ def orpo_trainer(
         raise ValueError("ORPO has no reference model; ref_model must be None. Use dpo_trainer to train against one.")
     config = trainer_config(ORPOConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    trainer = ORPOTrainer(
+    trainer = opening_of(ORPOTrainer, opening)(
         model=load_policy(model, peft_config),
         args=config,
         train_dataset=pair_dataset(pairs, template, config.max_length),
@@ -132,6 +137,7 @@ def orpo_trainer(
         peft_config=peft_config,
         callbacks=list(callbacks),
     )
+    exact_adapter(trainer.model)
     if shared_prefix:
         share_prefix(trainer)
     return trainer
@@ -266,6 +272,20 @@ def load_policy(model: Any, peft_config: Any) -> Any:
     return model.train()
 
 
+def exact_adapter(model: Any) -> None:
+    """Trains a quantised model's adapter in float32, as peft does over other bases.
+
+    TRL rounds it to bfloat16: steps of 1e-6 are lost, a policy that comes with an adapter is no longer its own reference
+    (TRL's copy `ref` is not rounded), and after a resume, when peft reads it in float32, losses are others.
+    """
+    if not getattr(model, "is_quantized", False):
+        return
+    known: dict[str, Any] = dict(model.named_parameters())
+    for name, weight in known.items():
+        if weight.requires_grad:
+            weight.data = known.get(name.replace(".default.", ".ref."), weight).data.float().clone()
+
+
 def frozen_copy(policy: Any) -> Any:
     """A copy of the start policy: TRL would reload `config._name_or_path`, which need not be this policy."""
     return copy.deepcopy(policy).eval().requires_grad_(False)
@@ -288,14 +308,7 @@ def pair_dataset(pairs: Sequence[PreferencePair], template: ChatTemplate, max_le
     rows = []
     for pair in pairs:
         check_pair(pair, template, max_length)
-        rows.append(
-            {
-                "prompt": template.messages(pair.prompt.messages),
-                "chosen": [{"role": "assistant", "content": template.neutral(pair.chosen.strip())}],
-                "rejected": [{"role": "assistant", "content": template.neutral(pair.rejected.strip())}],
-                **({"chat_template_kwargs": template.template_kwargs} if template.template_kwargs else {}),
-            }
-        )
+        rows.append(template.preference_row(pair.prompt.messages, pair.chosen, pair.rejected))
     return Dataset.from_list(rows)
 
 
@@ -368,7 +381,7 @@ def rows_trainer(
     config = copy.copy(config)  # the caller's own object stays as it is
     config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}
     config.remove_unused_columns = False
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=load_policy(model, peft_config),
         args=config,
         data_collator=collator,
@@ -377,6 +390,8 @@ def rows_trainer(
         peft_config=peft_config,
         callbacks=[*callbacks, epoch_callback(collator)],
     )
+    exact_adapter(trainer.model)
+    return trainer
 
 
 def epoch_callback(collator: DertaCollator) -> Any:

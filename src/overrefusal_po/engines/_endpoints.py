@@ -7,34 +7,22 @@ else is a `Fault` with its kind, whether another try may help, and how long the 
 from __future__ import annotations
 
 import email.utils
-import importlib.util
 import json
 import math
-import os
 import time
 from typing import Any, Literal, NamedTuple
 
 from pydantic import SecretStr
 
 from overrefusal_po.engines._openai_settings import Settings
+from overrefusal_po.openai_setup import first_choice, nobody_there, shown, wrong_setup
 
-OPENAI_URL = "https://api.openai.com/v1"
-CONNECT_SECONDS = 10.0
 LONGEST_WAIT_SECONDS = 600.0
 """No Retry-After is followed for longer."""
 
 LONGEST_BACKOFF_SECONDS = 30.0
-NO_KEY = SecretStr("none")
-"""Sent where a recipe says `api_key_env: null`: the client insists on a key, and must not take one that lies about."""
-
-OUR_PARAMETERS = ("model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed")
-TEMPLATE_PARAMETERS = ("chat_template_kwargs", "continue_final_message", "add_generation_prompt")
-UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 STOPPED = ("stop", "eos_token", "eos", "stop_sequence", "end_turn", None)
 """Finish reasons of servers for a response that ended by itself."""
-
-SHOWN = 200
-"""Characters of a server's message that are passed on."""
 
 
 class Answer(NamedTuple):
@@ -97,42 +85,6 @@ def backoff(tries: int, first_seconds: float) -> float:
     return min(first_seconds * 2.0 ** min(tries, 30), LONGEST_BACKOFF_SECONDS)
 
 
-def key_of(settings: Settings) -> SecretStr:
-    """The key from the environment variable that the settings name.
-
-    Raises ValueError where the openai package is missing, the variable is not set, or what it holds can be no key.
-    """
-    if importlib.util.find_spec("openai") is None:
-        raise ValueError('the engine openai needs the package openai: pip install "overrefusal-po[openai]"')
-    if settings.api_key_env is None:
-        if settings.base_url is None:
-            raise ValueError(
-                "engine.api_key_env is null, but OpenAI's own service needs a key. Name the environment variable that "
-                "holds it, or give engine.base_url of a server without keys."
-            )
-        return NO_KEY
-    key = os.environ.get(settings.api_key_env, "").strip()
-    if not key:
-        raise ValueError(
-            f"engine.api_key_env names the environment variable {settings.api_key_env}, which is not set or empty. Set "
-            "it to the key, or write `api_key_env: null` for a server without keys."
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError(
-            f"the environment variable {settings.api_key_env} holds blanks, line ends or letters beyond ASCII, which no "
-            "key has. Set it again (the value is not shown here)."
-        )
-    return SecretStr(key)
-
-
-def make_client(url: str, settings: Settings, key: SecretStr) -> Any:
-    """A client that tries once: further tries are ours, because they are counted and may go to another server."""
-    from openai import AsyncOpenAI, Timeout
-
-    timeout = Timeout(settings.timeout_seconds, connect=min(CONNECT_SECONDS, settings.timeout_seconds))
-    return AsyncOpenAI(api_key=key.get_secret_value(), base_url=url, timeout=timeout, max_retries=0)
-
-
 async def ask(
     endpoint: Endpoint, body: dict[str, Any], settings: Settings, key: SecretStr, *, answered: bool
 ) -> Answer | Fault:
@@ -145,22 +97,17 @@ async def ask(
     try:
         found = await kind.create(**fields, extra_body=extra)
     except APIError as error:
-        wrong = wrong_setup(error, endpoint.url, settings, str(body["model"]), answered=answered)
+        # it was there before, or another server may be
+        may_be_gone = answered or len(settings.base_url or ()) > 1
+        wrong = wrong_setup(
+            error, settings, endpoint.url, str(body["model"]), answered=answered, may_be_gone=may_be_gone
+        )
         if wrong is not None:
             raise ValueError(shown(wrong, error, key)) from None
         return fault_of(error, key)
     except (json.JSONDecodeError, UnicodeDecodeError):
         return Fault("malformed", "the server sent a body that is not JSON", True)
     return read_answer(found)
-
-
-def shown(what: str, error: Any, key: SecretStr) -> str:
-    """`what` with the server's message on one line, shortened, the key taken out."""
-    cause = f": {error.__cause__}" if error.__cause__ else ""
-    message = " ".join(f"{error}{cause}".split())
-    if key is not NO_KEY:
-        message = message.replace(key.get_secret_value(), "[key]")
-    return f"{what} ({message[:SHOWN]})"
 
 
 def fault_of(error: Any, key: SecretStr) -> Fault:
@@ -181,11 +128,6 @@ def fault_of(error: Any, key: SecretStr) -> Fault:
     return Fault(str(status), reason, again, retry_after(error.response.headers) if again else None)
 
 
-def nobody_there(error: Any) -> bool:
-    """Whether no connection was made at all."""
-    return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
-
-
 def retry_after(headers: Any) -> float | None:
     """Seconds that a server asks to wait: `retry-after-ms`, `Retry-After` in seconds or as a date; None: it does not."""
     try:
@@ -200,35 +142,10 @@ def retry_after(headers: Any) -> float | None:
     return None if math.isnan(seconds) else min(max(seconds, 0.0), LONGEST_WAIT_SECONDS)
 
 
-def wrong_setup(error: Any, url: str, settings: Settings, model: str, *, answered: bool) -> str | None:
-    """What is wrong with the set-up and what to do, None where the fault is this request's own."""
-    from openai import APIConnectionError, AuthenticationError, BadRequestError, NotFoundError, PermissionDeniedError
-
-    server = f"engine.base_url {url}" if settings.base_url else f"OpenAI ({OPENAI_URL})"
-    if isinstance(error, APIConnectionError):
-        alone = settings.base_url is None or len(settings.base_url) == 1
-        if answered or not alone or not nobody_there(error):
-            return None  # it was there before, or another server may be
-        return f"{server} cannot be reached. Start the server or correct the address"
-    # a server that has answered and then forbids one item objects to what stands in it
-    if isinstance(error, AuthenticationError) or (isinstance(error, PermissionDeniedError) and not answered):
-        named = f"the key in {settings.api_key_env}" if settings.api_key_env else "a request without a key"
-        return f"{server} does not accept {named}. Set engine.api_key_env to the variable that holds the right key"
-    if isinstance(error, NotFoundError) or error.code == "model_not_found":
-        return f"{server} does not know the model {model!r}. Correct engine.model, or the path in engine.base_url"
-    if error.code == "insufficient_quota":
-        return f"{server} says that the account has no quota left; the same command goes on when it has"
-    ours = error.param in (*OUR_PARAMETERS, *TEMPLATE_PARAMETERS) and (not answered or error.code in UNSUPPORTED)
-    if isinstance(error, BadRequestError) and ours:
-        return f"{server} refuses {error.param} for {model!r}. Change it in the recipe; `seeded: false` sends no seed"
-    return None
-
-
 def read_answer(found: Any) -> Answer | Fault:
     """The text of a (chat) completion, or why there is none; a server may leave out or add anything."""
     read, written = tokens(found, "prompt_tokens"), tokens(found, "completion_tokens")
-    choices = getattr(found, "choices", None)
-    first: Any = choices[0] if isinstance(choices, list) and choices else None
+    first = first_choice(found)
     finish = getattr(first, "finish_reason", None)
     text = text_of(first, finish)
     if finish == "content_filter":

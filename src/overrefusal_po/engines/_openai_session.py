@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
 from overrefusal_po.engines._costs import Cost
-from overrefusal_po.engines._endpoints import (
-    OPENAI_URL,
-    Answer,
-    Endpoint,
-    Fault,
-    ask,
-    backoff,
-    key_of,
-    make_client,
-    next_endpoint,
-)
+from overrefusal_po.engines._endpoints import Answer, Endpoint, Fault, ask, backoff, next_endpoint
 from overrefusal_po.engines._openai_settings import Settings
+from overrefusal_po.openai_setup import OPENAI_URL, key_of, make_client, own_loop
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 FEWEST_IN_VAIN = 20
@@ -84,7 +74,9 @@ class Session:
         """What has come since the last look. The loop stands still while nobody looks, so little ever lies waiting."""
         async with AsyncExitStack() as stack:
             for url in self.settings.base_url or (OPENAI_URL,):
-                client = await stack.enter_async_context(make_client(url, self.settings, self.key))
+                # further tries are ours, because they are counted and may go to another server
+                made = make_client(url, self.key, timeout_seconds=self.settings.timeout_seconds, max_retries=0)
+                client = await stack.enter_async_context(made)
                 self.endpoints.append(Endpoint(url, client))
             task = asyncio.create_task(self.work_through())
             task.add_done_callback(lambda _: self.news.set())
@@ -257,19 +249,3 @@ async def following(stream: AsyncIterator[list[Drawn]]) -> list[Drawn] | None:
 async def closed(stream: AsyncGenerator[list[Drawn], None]) -> None:
     """Ends a stream, and what it has on its way."""
     await stream.aclose()
-
-
-@contextmanager
-def own_loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
-    """`run(coroutine)` on one event loop, also where another runs already, as in a notebook."""
-    with asyncio.Runner() as runner:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            yield runner.run
-            return
-        with ThreadPoolExecutor(1) as other:
-            try:
-                yield lambda work: other.submit(runner.run, work).result()
-            finally:
-                other.submit(runner.close).result()

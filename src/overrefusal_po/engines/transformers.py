@@ -153,7 +153,8 @@ class TransformersEngine:
     ) -> Completion:
         """The completion of a response's tokens, up to the first that ends it; or the failure."""
         stop = next((i for i, token in enumerate(row) if token in self.stop_tokens), None)
-        text = "" if error else self.template.tokenizer.decode(row[:stop], skip_special_tokens=True)
+        said = self.template.tokenizer.decode(row[:stop], skip_special_tokens=True)
+        text = "" if error else self.opener(prompt) + said
         return Completion(
             id=content_id(prompt.id, self.name, self.revision, sampling.model_dump(), sample, error or text),
             prompt_id=prompt.id,
@@ -166,6 +167,10 @@ class TransformersEngine:
             finish_reason="error" if error else "length" if stop is None else "stop",
             error=error,
         )
+
+    def opener(self, prompt: Prompt) -> str:
+        """The mark of a thinking block that the prompt opened, so that a judge knows a thought that was cut from an answer."""
+        return self.template.thought_opener if prompt.raw_text is None and not prompt.assistant_prefix else ""
 
     @cached_property
     def stop_tokens(self) -> list[int]:

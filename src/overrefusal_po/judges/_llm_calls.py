@@ -10,26 +10,14 @@ a wrong set-up is found by one request.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
 from overrefusal_po.judges._llm_settings import Settings
-
-OPENAI_URL = "https://api.openai.com/v1"
-CONNECT_SECONDS = 10.0
-NO_KEY = SecretStr("none")
-"""Sent where a recipe says `api_key_env: null`: the client insists on a key, and must not take one that lies about."""
-
-OUR_PARAMETERS = ("model", "max_tokens", "max_completion_tokens", "temperature", "seed")
-UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
-SHOWN = 200
-"""Characters of a server's message that are passed on."""
+from overrefusal_po.openai_setup import OPENAI_URL, first_choice, make_client, own_loop, shown, wrong_setup
 
 
 class Reply(NamedTuple):
@@ -39,57 +27,22 @@ class Reply(NamedTuple):
     fault: str | None = None
 
 
-def key_of(settings: Settings) -> SecretStr:
-    """The key from the environment variable that the settings name.
-
-    Raises ValueError where the openai package is missing, the variable is not set, or what it holds can be no key.
-    """
-    if importlib.util.find_spec("openai") is None:
-        raise ValueError('the judge llm needs the package openai: pip install "overrefusal-po[openai]"')
-    if settings.api_key_env is None:
-        if settings.base_url is None:
-            raise ValueError(
-                "judge.api_key_env is null, but OpenAI's own service needs a key. Name the environment variable that "
-                "holds it, or give judge.base_url of a server without keys."
-            )
-        return NO_KEY
-    key = os.environ.get(settings.api_key_env, "").strip()
-    if not key:
-        raise ValueError(
-            f"judge.api_key_env names the environment variable {settings.api_key_env}, which is not set or empty. Set it "
-            "to the key, or write `api_key_env: null` for a server without keys."
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError(
-            f"the environment variable {settings.api_key_env} holds blanks, line ends or letters beyond ASCII, which no "
-            "key has. Set it again (the value is not shown here)."
-        )
-    return SecretStr(key)
-
-
 def ask_all(settings: Settings, key: SecretStr, texts: Sequence[str]) -> list[Reply]:
     """One reply for each text, in their order. Also where an event loop runs already, as in a notebook."""
     if not texts:
         return []
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(ask_concurrently(settings, key, texts))
-    with ThreadPoolExecutor(1) as other:
-        return other.submit(asyncio.run, ask_concurrently(settings, key, texts)).result()
+    with own_loop() as run:
+        replies: list[Reply] = run(ask_concurrently(settings, key, texts))
+    return replies
 
 
 async def ask_concurrently(settings: Settings, key: SecretStr, texts: Sequence[str]) -> list[Reply]:
     """The first text alone, then the others, `concurrency` at a time; a wrong set-up stops them all."""
-    from openai import AsyncOpenAI, Timeout
-
     replies: dict[int, Reply] = {}
     waiting = iter(range(1, len(texts)))
-    async with AsyncOpenAI(
-        api_key=key.get_secret_value(),
-        base_url=settings.base_url or OPENAI_URL,  # said, so that no environment variable decides who judges
-        timeout=Timeout(settings.timeout_seconds, connect=min(CONNECT_SECONDS, settings.timeout_seconds)),
-        max_retries=settings.max_retries,
+    retries, seconds = settings.max_retries, settings.timeout_seconds
+    async with make_client(
+        settings.base_url or OPENAI_URL, key, timeout_seconds=seconds, max_retries=retries
     ) as client:
         asker = Asker(client, settings, key)
 
@@ -130,58 +83,20 @@ class Asker:
                 model=self.settings.model, messages=messages, **self.options
             )
         except APIError as error:
-            wrong = wrong_setup(error, self.settings, answered=self.answered)
+            url, model = self.settings.base_url or OPENAI_URL, self.settings.model
+            wrong = wrong_setup(error, self.settings, url, model, answered=self.answered)
             if wrong is not None:
-                raise ValueError(self.shown(wrong, error)) from None
-            return Reply("", self.shown("the judge gave no reply", error))
+                raise ValueError(shown(wrong, error, self.key)) from None
+            return Reply("", shown("the judge gave no reply", error, self.key))
         except (json.JSONDecodeError, UnicodeDecodeError):
             return Reply("", "the judge's server sent a body that is not JSON")
         self.answered = True
         return read_reply(found)
 
-    def shown(self, what: str, error: Any) -> str:
-        """`what` with the server's message on one line, shortened, the key taken out."""
-        cause = f": {error.__cause__}" if error.__cause__ else ""
-        message = " ".join(f"{error}{cause}".split())
-        key = self.key.get_secret_value()
-        if self.key is not NO_KEY:
-            message = message.replace(key, "[key]")
-        return f"{what} ({message[:SHOWN]})"
-
-
-def wrong_setup(error: Any, settings: Settings, *, answered: bool) -> str | None:
-    """What is wrong with the set-up and what to do, None where the fault is the item's own."""
-    from openai import APIConnectionError, AuthenticationError, BadRequestError, NotFoundError, PermissionDeniedError
-
-    server = f"judge.base_url {settings.base_url}" if settings.base_url else f"OpenAI ({OPENAI_URL})"
-    if isinstance(error, APIConnectionError):
-        if type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout"):
-            return None  # it was there, and this one reply broke off or took too long
-        return f"{server} cannot be reached. Start the server or correct the address"
-    # a server that has answered and then forbids one item objects to what stands in it
-    if isinstance(error, AuthenticationError) or (isinstance(error, PermissionDeniedError) and not answered):
-        named = f"the key in {settings.api_key_env}" if settings.api_key_env else "a request without a key"
-        return f"{server} does not accept {named}. Set judge.api_key_env to the variable that holds the right key"
-    if isinstance(error, NotFoundError) or error.code == "model_not_found":
-        return (
-            f"{server} does not know the model {settings.model!r}. Correct judge.model, or the path in judge.base_url"
-        )
-    if error.code == "insufficient_quota":
-        return f"{server} says that the account has no quota left"
-    # some servers name max_tokens, too, when one item alone is too long for the model
-    ours = error.param in OUR_PARAMETERS and (not answered or error.code in UNSUPPORTED)
-    if isinstance(error, BadRequestError) and ours:
-        return (
-            f"{server} refuses {error.param} for {settings.model!r}. Change it in the recipe; `temperature: null` and "
-            "`seed: null` are not sent"
-        )
-    return None
-
 
 def read_reply(found: Any) -> Reply:
     """The text of a chat completion, or why there is none; a server may leave out anything."""
-    choices = getattr(found, "choices", None)
-    first: Any = choices[0] if isinstance(choices, list) and choices else None
+    first = first_choice(found)
     message = getattr(first, "message", None)
     if message is None:
         return Reply("", "the judge's server sent something that is no chat completion")

@@ -232,7 +232,7 @@ DECLINE = table(
     r"doesn't)) (?:provide|offer|share|give|discuss|support|help|assist|answer|comply|engage)(?: with| you| in)* "
     r"(?:that|this|such|your|any|information|instructions|content)",
 )
-"""Somebody who is asked declines. Whether the match counts is decided by where it stands (see `refusal.declines`)."""
+"""Somebody who is asked declines. Whether the match counts is decided by where it stands (see `_refusal_rules.meant`)."""
 
 DECLINE_AT_WORD = re.compile(rf"\b(?:{DECLINE.pattern})")
 """The same from a word's start on, which is three times as fast; DECLINE itself is for texts with glued words."""

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from overrefusal_po import models
 from overrefusal_po.chat import SENTINEL, ChatTemplate
 from overrefusal_po.judges._guard_formats import FORMATS, Format, format_of
-from overrefusal_po.judges.refusal import thinking_end
+from overrefusal_po.judges._texts import prompts_of, thinking_end
 from overrefusal_po.records import Completion, Prompt, Verdict
 
 VERSION = "1"
@@ -265,14 +265,8 @@ EMPTY = "there is no response to judge (empty, or nothing after its thinking blo
 
 def judged_texts(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[tuple[str, str]]:
     """(what was asked, the response after its thinking block) of each completion; ValueError for an unknown prompt."""
-    asked = {prompt.id: prompt.asked for prompt in prompts}
-    for completion in completions:
-        if completion.prompt_id not in asked:
-            raise ValueError(
-                f"completion {completion.id} answers prompt {completion.prompt_id}, which is not among the "
-                f"{len(asked)} prompts given. Give the prompts that the completions were made from."
-            )
-    return [(asked[c.prompt_id], c.text[thinking_end(c.text) :].strip()) for c in completions]
+    answered = zip(prompts_of(prompts, completions), completions, strict=True)
+    return [(prompt.asked, c.text[thinking_end(c.text) :].strip()) for prompt, c in answered]
 
 
 class Labels(NamedTuple):

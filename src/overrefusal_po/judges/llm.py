@@ -23,10 +23,13 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from overrefusal_po.judges._llm_calls import Reply, ask_all, key_of
+from overrefusal_po.judges._degenerate import degenerate
+from overrefusal_po.judges._llm_calls import Reply, ask_all
 from overrefusal_po.judges._llm_prompt import JudgePrompt, mark_of, read_prompt
 from overrefusal_po.judges._llm_settings import Settings as Settings
-from overrefusal_po.judges.refusal import degenerate, plain, thinking_end
+from overrefusal_po.judges._refusal_text import plain
+from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
+from overrefusal_po.openai_setup import key_of
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
 DECORATION = " \t*_`#."
@@ -54,38 +57,35 @@ class LlmJudge:
         self.prompt: JudgePrompt = read_prompt(settings.prompt)
         self.name = f"llm:{settings.model}:{self.prompt.name}"
         self.version = self.prompt.version
-        key_of(settings)  # before a stage loads any weights
+
+    def check(self) -> None:
+        """Raises ValueError where the server's key is missing. A stage asks before it loads any weights."""
+        key_of(self.settings)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict for each completion, in their order.
 
         Raises ValueError where a completion's prompt is not given, and where the server, key or model is wrong.
         """
-        asked = {prompt.id: prompt.asked for prompt in prompts}
-        missing = [c for c in completions if c.prompt_id not in asked]
-        if missing:
-            raise ValueError(
-                f"completion {missing[0].id} answers prompt {missing[0].prompt_id}, which is not among the {len(asked)} "
-                "prompts given. Give the prompts that the completions were made from."
-            )
-        items = [(c, asked[c.prompt_id], c.text[thinking_end(c.text) :]) for c in completions]
-        short = [n for n, (_, a, r) in enumerate(items) if len(a) + len(r) <= self.settings.max_characters]
+        answered = zip(prompts_of(prompts, completions), completions, strict=True)
+        items = [(c, prompt, c.text[thinking_end(c.text) :]) for prompt, c in answered]
+        short = [n for n, (_, p, r) in enumerate(items) if len(p.asked) + len(r) <= self.settings.max_characters]
         texts = [self.question(*items[n]) for n in short]
         replies = dict(zip(short, ask_all(self.settings, key_of(self.settings), texts), strict=True))
         return [self.verdict(item, replies.get(number)) for number, item in enumerate(items)]
 
-    def question(self, completion: Completion, asked: str, response: str) -> str:
+    def question(self, completion: Completion, prompt: Prompt, response: str) -> str:
         """The text that the judge model gets for one item."""
-        mark = mark_of(self.settings.seed or 0, completion.id, (asked, response))
-        return self.prompt.filled(mark, asked=asked, response=response)
+        mark = mark_of(self.settings.seed or 0, completion.id, (prompt.asked, response))
+        return self.prompt.filled(mark, asked=prompt.asked, response=response)
 
-    def verdict(self, item: tuple[Completion, str, str], reply: Reply | None) -> Verdict:
+    def verdict(self, item: tuple[Completion, Prompt, str], reply: Reply | None) -> Verdict:
         """The verdict on one item; without a reply the item was too long to be asked."""
-        completion, asked, response = item
+        completion, prompt, response = item
         if reply is None:
             limit = self.settings.max_characters
             reply = Reply(
-                "", f"prompt and response have {len(asked) + len(response)} characters, the judge reads {limit}"
+                "", f"prompt and response have {len(prompt.asked) + len(response)} characters, the judge reads {limit}"
             )
         scores, fault = (Scores(), reply.fault) if reply.fault else read_scores(reply.text, self.prompt.scale)
         return Verdict(
@@ -94,7 +94,7 @@ class LlmJudge:
             version=self.version,
             refusal=scores.refusal,
             unsafe_probability=scores.unsafe_probability,
-            degenerate=degenerate(plain(response), plain(asked)),
+            degenerate=degenerate(*map(plain, (response, *read_texts(prompt)))),
             unscored=fault,
         )
 

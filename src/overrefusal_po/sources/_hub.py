@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 
 class HubSet(NamedTuple):
-    """A data set on the hub. `file`: one file of it to read instead of all files of the configuration."""
+    """A data set on the hub. `file`: one file of it (or a pattern) to read instead of all files of the configuration."""
 
     repo: str
     config: str | None = None
     split: str = "test"
     revision: str | None = None
     file: str | None = None
+    tabs: bool = False
+    """The files are tab separated, and "None" or an empty cell in them is text."""
 
 
 def hub_rows(wanted: HubSet) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -35,6 +37,7 @@ def load(wanted: HubSet) -> Any:
     from datasets import load_dataset
 
     files = {wanted.split: wanted.file} if wanted.file else None
+    reading = {"delimiter": "\t", "keep_default_na": False} if wanted.tabs else {}
     try:
         return load_dataset(
             wanted.repo,
@@ -43,6 +46,7 @@ def load(wanted: HubSet) -> Any:
             split=wanted.split,
             revision=wanted.revision,
             verification_mode="no_checks",
+            **reading,
         )
     except Exception as error:
         # `from None`: a server may echo the request, and a chained traceback would show it with the token

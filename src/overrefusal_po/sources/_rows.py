@@ -1,6 +1,6 @@
 """What the sources of this room share: rows of a file or a hub data set -> (place, text, category), columns checked.
 
-    for item in benchmark_items(paths, HubSet("walledai/HarmBench", "standard", "train"), FORMS):
+    for item in set_items(paths, HubSet("walledai/HarmBench", "standard", "train"), FORMS):
         Prompt.of(item.text, kind="harmful", category=item.category)
 
 A set comes in one of a few known forms (the hub's columns, those of the authors' own file). Rows in no known form are
@@ -39,7 +39,7 @@ class Item(NamedTuple):
     row: dict[str, Any]
 
 
-def benchmark_items(paths: Sequence[str], wanted: HubSet, forms: Sequence[Form]) -> Iterator[Item]:
+def set_items(paths: Sequence[str], wanted: HubSet, forms: Sequence[Form]) -> Iterator[Item]:
     """The rows of local files where there are any, else of the hub's data set; ValueError on rows in no known form."""
     found = (row for path in paths for row in local_rows(path)) if paths else hub_rows(wanted)
     for place, row in found:
@@ -61,12 +61,12 @@ def form_of(row: dict[str, Any], forms: Sequence[Form], place: str) -> Form:
 
 
 def text_of(row: dict[str, Any], column: str, place: str) -> str:
-    """The prompt of a row; a list of one turn counts as its turn. ValueError where there is no text."""
+    """The text in a column; a list of one turn counts as its turn. ValueError where there is none."""
     value = row[column]
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place}, column {column}: a prompt must be text that is not empty; got {str(value)[:80]!r}.")
+        raise ValueError(f"{place}, column {column}: there must be text that is not empty; got {str(value)[:80]!r}.")
     return value
 
 
@@ -74,6 +74,13 @@ def category_of(row: dict[str, Any], form: Form) -> str:
     """The category of a row, `uncategorised` where its form has none."""
     value = row[form.category] if form.category else None
     return "uncategorised" if value in (None, "") else str(value)
+
+
+def hub_parts(split: Split | None, paths: Sequence[str]) -> list[Split]:
+    """The hub's splits behind ours, for sets with train and test: no dev, None is both. Local files are the one asked for."""
+    if paths:
+        return [split or "train"]
+    return ["train", "test"] if split is None else [] if split == "dev" else [split]
 
 
 def never_train(name: str, split: Split | None) -> None:

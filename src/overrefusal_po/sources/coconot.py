@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, benchmark_items, never_train
+from overrefusal_po.sources._rows import Form, never_train, set_items
 
 Part = Literal["original", "contrast"]
 KINDS: dict[Part, Kind] = {"original": "harmful", "contrast": "benign"}
@@ -57,7 +57,7 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
 def part_prompts(settings: Settings, part: Part) -> Iterator[Prompt]:
     """The prompts of one part whose category is asked for."""
     wanted = HubSet(settings.repo, part, "test", settings.revision)
-    for item in benchmark_items(settings.paths, wanted, FORMS):
+    for item in set_items(settings.paths, wanted, FORMS):
         if not item.category.startswith(SAFETY) and (part == "original" or settings.categories == "safety"):
             continue
         category = " / ".join(str(name) for name in (item.category, item.row.get("subcategory")) if name)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, benchmark_items, never_train
+from overrefusal_po.sources._rows import Form, never_train, set_items
 
 FORMS = (Form("prompt", "category"), Form("Behavior", "SemanticCategory", ("FunctionalCategory",)))
 """The hub's columns, and those of the authors' file, which holds all three functional categories."""
@@ -34,6 +34,6 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     wanted = HubSet(settings.repo, "standard", "train", settings.revision)
     return [
         Prompt.of(item.text, kind="harmful", category=item.category, source="harmbench")
-        for item in benchmark_items(settings.paths, wanted, FORMS)
+        for item in set_items(settings.paths, wanted, FORMS)
         if item.row.get("FunctionalCategory", "standard") == "standard"
     ]

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, benchmark_items, never_train
+from overrefusal_po.sources._rows import Form, never_train, set_items
 
 Config = Literal["or-bench-80k", "or-bench-hard-1k", "or-bench-toxic"]
 KINDS: dict[Config, Kind] = {"or-bench-80k": "benign", "or-bench-hard-1k": "benign", "or-bench-toxic": "harmful"}
@@ -52,7 +52,7 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     wanted = HubSet(settings.repo, settings.config, "train", settings.revision)
     return [
         Prompt.of(item.text, kind=KINDS[settings.config], category=item.category, source=settings.config)
-        for item in benchmark_items(settings.paths, wanted, FORMS)
+        for item in set_items(settings.paths, wanted, FORMS)
     ]
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, benchmark_items, never_train
+from overrefusal_po.sources._rows import Form, never_train, set_items
 
 FORMS = (Form("prompt", "harm_area"), Form("prompts_final", "harm_area"), Form("prompt", "category"))
 """The hub's columns, those of the authors' file, and those of local copies. Beside the harm area both have a `category`
@@ -34,5 +34,5 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     wanted = HubSet(settings.repo, None, "test", settings.revision)
     return [
         Prompt.of(item.text, kind="harmful", category=item.category, source="simplesafetytests")
-        for item in benchmark_items(settings.paths, wanted, FORMS)
+        for item in set_items(settings.paths, wanted, FORMS)
     ]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, benchmark_items, never_train
+from overrefusal_po.sources._rows import Form, never_train, set_items
 
 FORMS = (Form("prompt", "category"), Form("forbidden_prompt", "category"))
 """The hub's columns, and those of the authors' file."""
@@ -33,5 +33,5 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     wanted = HubSet(settings.repo, None, "train", settings.revision)
     return [
         Prompt.of(item.text, kind="harmful", category=item.category, source="strongreject")
-        for item in benchmark_items(settings.paths, wanted, FORMS)
+        for item in set_items(settings.paths, wanted, FORMS)
     ]

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from overrefusal_po.fields import unknown_key
 from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Item, benchmark_items, never_train
+from overrefusal_po.sources._rows import Item, never_train, set_items
 from overrefusal_po.sources._table import SETS, Labels, PlainSet, described
 
 
@@ -70,7 +70,7 @@ def part_prompts(settings: Settings, facts: PlainSet, hub_split: str, split: Spl
         raise ValueError(f"{settings.plain_set}: {facts.note} Give it: paths: [...].")
     file = facts.files.get(hub_split)
     wanted = HubSet(repo or "", facts.config, hub_split, settings.revision or facts.revision, file)
-    for item in benchmark_items(settings.paths, wanted, facts.forms):
+    for item in set_items(settings.paths, wanted, facts.forms):
         kind = kind_of(item, facts.kind)
         if kind is None or (facts.keep and str(item.row.get(facts.keep[0])) != facts.keep[1]):
             continue

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, benchmark_items, never_train
+from overrefusal_po.sources._rows import Form, never_train, set_items
 from overrefusal_po.sources.file import row_to_prompt
 
 FORMS = (
@@ -39,7 +39,7 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     never_train("XSTest", split)
     wanted = HubSet(settings.repo, None, "test", settings.revision)
     found = []
-    for item in benchmark_items(settings.paths, wanted, FORMS):
+    for item in set_items(settings.paths, wanted, FORMS):
         contrast = item.category.startswith("contrast")
         # responses that a file may carry are left out: a reference is not part of the benchmark
         row = {"prompt": item.text, "category": item.category, "contrast": contrast}

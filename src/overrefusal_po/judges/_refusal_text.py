@@ -1,0 +1,164 @@
+"""A response and its prompt, read: plain text in sentences, with offsets that lead back to what was written.
+
+    text = plain(composed(answer))
+    page, asked = read(text), ask(prompt)
+    raw_offset(answer, 12)                  # where character 12 of the plain text stands in the answer
+
+Emphasis and doubled blanks are dropped, quotations and code are hidden, so that their words are not taken for the model's.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_left
+from typing import NamedTuple
+
+from overrefusal_po.judges import _refusal_patterns as say
+from overrefusal_po.judges._refusal_languages import Language, spoken
+
+STRAIGHT = str.maketrans("’‘‛´“”„«»「」『』\u00a0\u3000", "'" * 4 + '"' * 9 + "  ")
+SQUEEZED = re.compile(r"[*_~\u200b\u200d\ufeff]+|[^\S\n](?=\s)|\n(?=\n)")
+STAR_BULLET = re.compile(r"(?m)^([ \t]{0,8})\*(?= )")
+SENTENCE_END = re.compile(r"(?m:(?<=[.!?])(?<!^\d\.)(?<!^\d\d\.)|(?<=[.!?][\"')\]]))\s|\n|(?<=[。！？।؟])")
+LIST_ITEM = re.compile(r"\s?(?:[-•–+]\s|\(?\d{1,2}[.)]\s|step\s\d{1,2}\b|[a-h]\)\s)")
+GLUED = re.compile(r"[^\W_A-Z][A-Z]")
+MAY_HIDE = re.compile(r"[\"`]|(?<![a-z])'")
+QUOTED = re.compile(r'"[^"\n]{1,600}"')
+HIDDEN = re.compile(
+    r"```.*?(?:```|\Z)"
+    r'|"[^"\n]{1,600}"'
+    r"|(?<![^\s(\[:,])'(?=\w)[^'\n]{0,200}(?:'(?=\w)[^'\n]{0,200}){0,9}[.,!?…-]'(?!\w)",
+    re.DOTALL,
+)
+"""Code, quotations with double marks, and single-quoted speech (with apostrophes in it)."""
+
+
+class Sentence(NamedTuple):
+    """A sentence of the plain text: where it starts, how it reads, whether it is an item of a list."""
+
+    start: int
+    text: str
+    item: bool
+    words: int
+
+
+class Page(NamedTuple):
+    """A response, read: its text as written and in lower case (equally long), and its sentences, quotations hidden.
+
+    `foreign`: the languages besides English that some of it may be in; `glued` that a capital stands within a word,
+    as where a model breaks off to refuse.
+    """
+
+    cased: str
+    low: str
+    foreign: list[Language]
+    glued: bool
+    negatives: list[str]
+    sentences: list[Sentence]
+
+
+def composed(text: str) -> str:
+    """The text in Unicode's normal form NFC, in which an accent is part of its letter."""
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def given_offset(given: str, text: str, offset: int) -> int:
+    """Where character `offset` of `text`, which is composed(given), stands in `given`."""
+    if given is text:
+        return offset
+    at = bisect_left(range(len(given)), offset, key=lambda end: len(unicodedata.normalize("NFC", given[:end])))
+    while at < len(given) - 1 and unicodedata.combining(given[at]):
+        at += 1
+    return at
+
+
+def straightened(raw: str) -> str:
+    """The text with straight quotes and dashes as bullets, as long as before."""
+    text = raw.translate(STRAIGHT)
+    return STAR_BULLET.sub(r"\1-", text) if "*" in text else text
+
+
+def plain(raw: str) -> str:
+    """The text without markdown emphasis and with single blanks, its case kept."""
+    return SQUEEZED.sub("", straightened(raw))
+
+
+def raw_offset(raw: str, offset: int) -> int:
+    """Where character `offset` of plain(raw) stands in `raw`."""
+    kept = read_to = 0
+    for cut in SQUEEZED.finditer(straightened(raw)):
+        if kept + cut.start() - read_to > offset:
+            break
+        kept += cut.start() - read_to
+        read_to = cut.end()
+    return read_to + offset - kept
+
+
+def lower(text: str) -> str:
+    """Lower case, as long as before: the Turkish dotted I is the one letter that would grow."""
+    return text.replace("\u0130", "i").lower()
+
+
+def read(text: str) -> Page:
+    """The plain text in sentences. Quotations and code are blanked out unless they are most of the response."""
+    low = lower(text)
+    seen = HIDDEN.sub(blank, low) if MAY_HIDE.search(low) else low
+    if seen.count("\x01") > 0.6 * len(low):
+        seen = low
+    sentences = []
+    start = 0
+    ends = [(m.start(), m.end()) for m in SENTENCE_END.finditer(seen)]
+    for end, after in [*ends, (len(seen), len(seen))]:
+        piece = seen[start:end]
+        if piece.strip():
+            item = (start == 0 or low[start - 1] == "\n") and LIST_ITEM.match(piece) is not None
+            sentences.append(Sentence(start, piece, item, word_count(piece)))
+        start = after
+    negatives = [word for word in say.NEGATIVE if word in low]
+    return Page(text, low, spoken(low), GLUED.search(text) is not None, negatives, sentences)
+
+
+def blank(hidden: re.Match[str]) -> str:
+    """The quotation's marks with nothing readable between them, as long as before; a short fenced reply stays."""
+    found = hidden.group()
+    if found.startswith("`") and word_count(found) <= 60:
+        return QUOTED.sub(blank, found)
+    return found[0] + "\x01" * (len(found) - 2) + found[-1]
+
+
+def word_count(text: str) -> int:
+    """Words, or what comes to about as much in a script without blanks (two characters a word)."""
+    blanks = text.count(" ") + 1
+    return blanks if text.isascii() else max(blanks, sum(c >= "\u3040" for c in text) // 2)
+
+
+class Ask(NamedTuple):
+    """What the prompt tells about its answers. `topic` holds the stems of its content words."""
+
+    text: str
+    topic: frozenset[str]
+    yes_no: bool
+    why: bool
+    norms: bool
+    defines: bool
+    creative: bool
+    copies: bool
+
+
+STEM = re.compile(r"[a-z]{4,}")
+
+
+def ask(prompt: str) -> Ask:
+    """Reads a prompt; an empty one is unknown, and then nothing is ruled out."""
+    low = lower(plain(composed(prompt[:2000])))
+    return Ask(
+        low,
+        frozenset(word[:5] for word in STEM.findall(low) if word not in say.IDLE),
+        say.YES_NO.match(low) is not None,
+        say.WHY.match(low) is not None,
+        say.ASKS_FOR_NORMS.search(low) is not None,
+        say.DEFINES.match(low) is not None,
+        say.CREATIVE.search(low) is not None,
+        say.COPIES.search(low) is not None,
+    )

@@ -1,0 +1,234 @@
+"""What a training learns from: read and checked before any weight is loaded, then made and kept as data.jsonl.
+
+    check_training_data(recipe, template)          # '267 pairs, longest row 187 tokens; linter: length 1'
+    make_data(recipe, run, template)
+
+Pairs, triples and prompts come from the starter set, a file, or a source; what only the student can say (harmful
+responses for DeRTa and containment) comes from the start policy at run time and stays in the run folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from overrefusal_po import pair_files
+from overrefusal_po.chat import ChatTemplate
+from overrefusal_po.derta import refusal_token
+from overrefusal_po.fields import field_table
+from overrefusal_po.generate import complete, engine_for, sampling_of
+from overrefusal_po.hygiene import contamination
+from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.lint import lint
+from overrefusal_po.pairs import answer_of, containment_pair, written_pairs
+from overrefusal_po.plugins import read_pairs, read_source, read_triples
+from overrefusal_po.recipe import METHOD_CONFIGS, DertaData, PairsData, SftData, TrainRecipe
+from overrefusal_po.records import PreferencePair, Prompt, Triple, content_id, write_jsonl
+from overrefusal_po.runs import Run
+from overrefusal_po.trainers import check_openers, check_pair
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R", PreferencePair, Prompt, Triple)
+
+
+def check_training_data(recipe: TrainRecipe, template: ChatTemplate) -> str:
+    """The part of `check_sources` that is about what is trained on."""
+    data = recipe.typed_data
+    if isinstance(data, PairsData):
+        pairs = loaded_pairs(data.pairs)
+        longest = max(check_pair(pair, template, pair_limit(recipe)) for pair in pairs)
+        anchored = data.pairs == "starter" and data.containment == "student"
+        warnings = check_pairs(pairs, data, anchored=anchored)
+        return f"{len(pairs)} pairs, longest row {longest} tokens" + (f"; linter: {warnings}" if warnings else "")
+    if isinstance(data, DertaData):
+        refusal_token(template, data.refusal_opener)
+        if data.triples == "starter":
+            safe = [(p.id, str(p.reference)) for p in read_source("starter", "train") if p.kind == "harmful"]
+        else:
+            safe = [(t.prompt.id, t.safe_response) for t in loaded_triples(data)]
+        check_openers(safe, data.refusal_opener)
+        return f"{len(safe)} harmful prompts, refusal opener {data.refusal_opener!r}"
+    if (data.prompts is None) == (data.pairs is None):
+        raise ValueError("data: give either `prompts` (with references) or `pairs` (their chosen sides).")
+    return f"{len(sft_prompts(data, recipe.seed))} prompts with a reference"
+
+
+def check_pairs(pairs: Sequence[PreferencePair], data: PairsData, *, anchored: bool) -> str:
+    """What the linter warns of, as `check: count`. ValueError for its errors and benchmark prompts, and for no anchor.
+
+    `anchored`: containment pairs are still to be made. Tokens are checked by `check_pair`.
+    """
+    if not anchored:
+        check_anchor(pairs, data)
+    found = lint(pairs, RefusalJudge(), waive=data.waive)
+    hits = contamination([pair.prompt for pair in pairs])
+    if found.errors or hits:
+        first = found.errors[0] if found.errors else hits[0]
+        raise ValueError(
+            f"{len(found.errors)} faults in the pairs stop a training, and {len(hits)} of their prompts are a benchmark's. The "
+            f"first: {' '.join(map(str, first))}. Mend or delete the rows (`overrefusal-po check PAIRS.jsonl` lists all), or "
+            "waive one with a reason: data.waive: {id: reason}. Benchmark prompts cannot be waived."
+        )
+    return ", ".join(f"{check} {count}" for check, count in found.counts().items())
+
+
+def check_anchor(pairs: Sequence[PreferencePair], data: PairsData) -> None:
+    """Raises ValueError where no pair is about a harmful prompt, unless the recipe says that this is meant."""
+    if not (data.allow_no_anchor or any(p.prompt.kind == "harmful" for p in pairs)):
+        raise ValueError(
+            f"None of the {len(pairs)} pairs is about a harmful prompt, so nothing would hold the model where it is safe. Add "
+            "containment pairs (curate makes them; data.containment: student with starter pairs), or set "
+            "data.allow_no_anchor: true if you know what you do."
+        )
+
+
+def trained_prompts(recipe: TrainRecipe) -> list[Prompt]:
+    """All prompts that the recipe may train on, before limits are drawn."""
+    data = recipe.typed_data
+    if isinstance(data, SftData):
+        return sft_prompts(data.model_copy(update={"max_prompts": None}), recipe.seed)
+    starter = read_source("starter", "train")
+    harmful = [p for p in starter if p.kind == "harmful"]
+    if isinstance(data, PairsData):
+        pairs = [p.prompt for p in loaded_pairs(data.pairs)]
+        return pairs + (harmful if data.pairs == "starter" and data.containment == "student" else [])
+    return helpful_prompts(data) + (harmful if data.triples == "starter" else [t.prompt for t in loaded_triples(data)])
+
+
+def loaded_pairs(spec: str | Mapping[str, Any]) -> list[PreferencePair]:
+    """The pairs that the starter set carries, of a file, or of a source."""
+    if spec == "starter":
+        return written_pairs(read_source("starter", "train"))
+    return (
+        pair_files.read_pairs(spec) if isinstance(spec, str) and spec.endswith(".jsonl") else read_pairs(spec, "train")
+    )
+
+
+def loaded_triples(data: DertaData) -> list[Triple]:
+    """The triples of a file or a source, their safe responses behind the recipe's lead where one is needed."""
+    return read_triples(data.triples, "train", opener=data.refusal_opener, lead=data.safe_lead)
+
+
+def helpful_prompts(data: DertaData) -> list[Prompt]:
+    """The prompts with references that are mixed in as ordinary SFT, each once."""
+    sources = [read_source(spec, "train") for spec in data.helpful_from]
+    return list({p.id: p for prompts in sources for p in prompts if p.kind in data.helpful and p.reference}.values())
+
+
+def pair_limit(recipe: TrainRecipe) -> int | None:
+    """`max_length` of a pair in tokens; None means no limit."""
+    default: int | None = field_table(METHOD_CONFIGS[recipe.method])["max_length"]["default"]
+    limit: int | None = recipe.trainer.get("max_length", default)
+    return limit
+
+
+def make_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> None:
+    """Writes data.jsonl (pairs, triples or prompts; helpful.jsonl beside triples) unless it is there."""
+    file = run.path / "data.jsonl"
+    if file.exists():
+        return
+    data = recipe.typed_data
+    rows: Sequence[PreferencePair | Prompt | Triple]
+    if isinstance(data, PairsData):
+        rows = pairs_of(recipe, data, run, template)
+    elif isinstance(data, DertaData):
+        helpful = helpful_prompts(data)
+        kept = [
+            p for k in data.helpful for p in drawn([h for h in helpful if h.kind == k], data.max_helpful, recipe.seed)
+        ]
+        write_jsonl(run.path / "helpful.jsonl", kept)
+        rows = triples_of(recipe, data, run, template)
+    else:
+        rows = sft_prompts(data, recipe.seed)
+    write_jsonl(file, rows)
+
+
+def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTemplate) -> list[PreferencePair]:
+    """The pairs of a recipe, at most `max_pairs` of each rule."""
+    made: list[PreferencePair] = []
+    if data.pairs != "starter":
+        pairs = loaded_pairs(data.pairs)
+        if not any(p.rule == "containment" for p in pairs):
+            logger.warning("%s holds no containment pairs: nothing in it keeps harmful prompts refused", data.pairs)
+    else:
+        prompts = read_source("starter", "train")
+        pairs = written_pairs(prompts)
+        if data.containment == "student":
+            made = own_containment(recipe, prompts, run, template)
+            pairs += made
+    rules = dict.fromkeys(p.rule for p in pairs)
+    kept = [p for rule in rules for p in drawn([q for q in pairs if q.rule == rule], data.max_pairs, recipe.seed)]
+    if made:  # which `check_sources` has not seen
+        logger.info(
+            "linter, with %d pairs made: %s", len(made), check_pairs(kept, data, anchored=False) or "no warning"
+        )
+    else:
+        check_anchor(kept, data)
+    return drawn(kept, None, recipe.seed)
+
+
+def own_containment(
+    recipe: TrainRecipe, prompts: Sequence[Prompt], run: Run, template: ChatTemplate
+) -> list[PreferencePair]:
+    """Containment pairs: the reference refusal over what the start policy itself says where it complies."""
+    harmful = [p for p in prompts if p.kind == "harmful"]
+    answers = student_answers(recipe, harmful, run, template)
+    verdicts = RefusalJudge().score(harmful, answers)
+    made = [
+        containment_pair(p, str(p.reference), c, v).pair for p, c, v in zip(harmful, answers, verdicts, strict=True)
+    ]
+    return [pair for pair in made if pair is not None]
+
+
+def student_answers(recipe: TrainRecipe, harmful: Sequence[Prompt], run: Run, template: ChatTemplate) -> Any:
+    """What the start policy says to harmful prompts, kept in the run folder only."""
+    name = str(recipe.model["model_name_or_path"])
+    return complete(
+        run.path / "student_harmful.jsonl",
+        harmful,
+        sampling_of(recipe.generation, recipe.seed),
+        lambda: engine_for(recipe.model, template, recipe.generation, name),
+        "student: harmful prompts",
+    )
+
+
+def triples_of(recipe: TrainRecipe, data: DertaData, run: Run, template: ChatTemplate) -> list[Triple]:
+    """Loaded triples, or starter prompts with the student's own harmful responses. A yield of zero is an error."""
+    if data.triples != "starter":
+        return drawn(loaded_triples(data), data.max_triples, recipe.seed)
+    harmful = [p for p in read_source("starter", "train") if p.kind == "harmful"]
+    answers = student_answers(recipe, harmful, run, template)
+    verdicts = RefusalJudge().score(harmful, answers)
+    triples = [
+        Triple(prompt=p, safe_response=str(p.reference), harmful_response=answer_of(c))
+        for p, c, v in zip(harmful, answers, verdicts, strict=True)
+        if v.refusal == "none" and not v.degenerate
+    ]
+    if not triples:
+        raise ValueError(
+            f"The student refuses all {len(harmful)} harmful prompts, so it gives no harmful responses for DeRTa. Load "
+            "triples instead (data.triples: FILE.jsonl with prompt, safe_response, harmful_response)."
+        )
+    logger.info("%d of %d harmful prompts gave a harmful response", len(triples), len(harmful))
+    return drawn(triples, data.max_triples, recipe.seed)
+
+
+def sft_prompts(data: SftData, seed: int) -> list[Prompt]:
+    """Prompts with references, or the chosen sides of pairs as references."""
+    if data.pairs is not None:
+        prompts = [p.prompt.model_copy(update={"reference": p.chosen}) for p in loaded_pairs(data.pairs)]
+    else:
+        assert data.prompts is not None
+        prompts = [p for p in read_source(data.prompts, "train") if p.kind in data.kinds and p.reference]
+        if not prompts:
+            raise ValueError(
+                f"data.prompts: {data.prompts!r} has no prompt of kind {' or '.join(data.kinds)} with a reference."
+            )
+    return drawn(prompts, data.max_prompts, seed)
+
+
+def drawn(rows: Sequence[R], limit: int | None, seed: int) -> list[R]:
+    """At most `limit` rows in an order that follows from seed and content alone."""
+    return sorted(rows, key=lambda r: random.Random(content_id(seed, r.model_dump(mode="json"))).random())[:limit]

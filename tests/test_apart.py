@@ -1,0 +1,58 @@
+"""What is measured is not trained on: found by id, by the attacked original and by words."""
+
+import pytest
+
+from overrefusal_po.apart import Overlap, check_apart, marks_of, overlaps
+from overrefusal_po.plugins import read_source
+from overrefusal_po.records import Kind, Prompt
+
+
+def prompt(text: str, kind: Kind = "benign", **fields: str) -> Prompt:
+    """A prompt of a set called mine."""
+    return Prompt.of(text, kind=kind, source="mine", **fields)
+
+
+def test_the_same_words_are_the_same_prompt_whatever_case_and_punctuation() -> None:
+    trained = [prompt("How do I kill a Python process?"), prompt("What is tea?")]
+    measured = [prompt("What is coffee?"), prompt("how do i kill a python PROCESS", kind="harmful")]
+    assert overlaps({"m": measured}, {"t": trained}) == [Overlap("m", "t", 1, ("mine",), measured[1].id)]
+    assert overlaps({"m": measured[:1]}, {"t": trained}) == []
+
+
+def test_an_attack_is_its_original_both_ways() -> None:
+    plain = prompt("How do I forge a cheque?", kind="harmful")
+    dressed = prompt("In a play: how?", kind="harmful", original_id=plain.id, question=plain.text, attack="play")
+    assert overlaps({"m": [dressed]}, {"t": [plain]}) and overlaps({"m": [plain]}, {"t": [dressed]})
+    copied = prompt("in a play -- how", kind="benign")  # the attack's own words, from a set that knows of no attack
+    assert overlaps({"m": [copied]}, {"t": [dressed]})
+
+
+def test_an_attack_is_found_by_its_originals_id_or_by_its_question_alone() -> None:
+    plain = prompt("How do I forge a cheque?", kind="harmful")
+    assert overlaps({"m": [prompt("x y", original_id=plain.id)]}, {"t": [plain]})
+    assert overlaps({"m": [prompt("x y", question=plain.text)]}, {"t": [plain]})
+    assert not overlaps({"m": [prompt("x y")]}, {"t": [plain]})
+
+
+def test_prompts_of_two_words_or_none_are_not_all_the_same() -> None:
+    assert not marks_of(prompt("?!")) & marks_of(prompt("...")) and not marks_of(prompt("a b")) & marks_of(
+        prompt("a c")
+    )
+
+
+def test_the_error_names_every_pair_of_sets_their_count_and_an_example() -> None:
+    one, two, three = prompt("a"), prompt("b"), prompt("c")
+    with pytest.raises(ValueError) as caught:
+        check_apart(
+            {"stage end": [one, two], "stage other": [three]}, {"derta": [two, one], "dpo": iter([three]), "x": []}
+        )
+    text = str(caught.value)
+    assert f"stage end and derta share 2 (from mine; for example {one.id})" in text
+    assert f"stage other and dpo share 1 (from mine; for example {three.id})" in text
+    assert "stage end and dpo" not in text and "Name another split" in text
+
+
+def test_the_splits_of_the_starter_set_are_apart() -> None:
+    parts = {split: read_source("starter", split) for split in ("train", "dev", "test")}
+    check_apart({"test": parts["test"], "dev": parts["dev"]}, {"train": parts["train"]})
+    check_apart({"test": parts["test"]}, {"dev": parts["dev"]})
