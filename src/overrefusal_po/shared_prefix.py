@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 PROVEN = ("llama", "mistral", "qwen2", "qwen3")
 """Values of `config.model_type` whose attention is tested."""
 
-TOLERANCES = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
-"""Allowed difference of a log-prob (ours), mean over a sequence's tokens: rounding is 10 times less, a wrong mask more."""
+TOLERANCES = {"float32": 1e-4, "float16": 0.03, "bfloat16": 0.2}
+"""Allowed difference of a log-prob (ours), mean over a sequence's tokens. A logit of 16 to 32 is rounded to steps of 0.125 in
+bfloat16: a 135M model differs by 0.05 to 0.07 with the right mask, and by 1.7 where the rejected side sees the chosen one."""
 
 
 class Packed(NamedTuple):

@@ -1,0 +1,97 @@
+"""opening.py: DPO and ORPO on the first tokens of both sides are DPO and ORPO on those tokens, and on no others."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Style, trainer_settings
+from torch.nn.functional import logsigmoid
+
+from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.trainers import dpo_trainer, orpo_trainer
+
+settings = partial(trainer_settings, beta=0.5)
+K = 4
+
+
+def log_prob(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
+    """The summed log-probability of `response` behind `prompt`."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_loss_is_dpos_on_the_first_tokens_of_each_side(
+    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path, shared_prefix: bool, stored: bool
+) -> None:
+    style = styles["llama"]
+    reference, policy = style.make_model(), style.make_model()
+    store = tmp_path / "store" if stored else None
+    trainer = dpo_trainer(
+        policy,
+        uneven,
+        args=settings(tmp_path, batch=4),
+        processing_class=style.tokenizer,
+        opening=K,
+        shared_prefix=shared_prefix,
+        reference_store=store,
+    )
+    if stored:
+        batches = list(trainer.get_train_dataloader())  # the reference is the policy as it was given
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.mul_(1.3)
+    batch = batches[0] if stored else next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, batch)
+    losses = []
+    for pair in uneven:
+        sides = []
+        for text in (pair.chosen, pair.rejected):
+            prompt, response, *_ = style.template.turn(pair.prompt.messages, text)
+            after, before = (log_prob(m, prompt, response[:K]) for m in (trainer.model, reference))
+            sides.append(after - before)
+        losses.append(-logsigmoid(0.5 * (sides[0] - sides[1])))
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-4)
+
+
+def test_a_long_side_has_no_end_and_a_short_one_keeps_it(
+    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path
+) -> None:
+    style = styles["qwen"]
+    trainer = orpo_trainer(
+        style.make_model(),
+        uneven,
+        args=trainer_settings(tmp_path, 4),
+        processing_class=style.tokenizer,
+        opening=6,
+    )
+    for pair, row in zip(uneven, trainer.train_dataset, strict=True):
+        for text, found in ((pair.chosen, row["chosen_ids"]), (pair.rejected, row["rejected_ids"])):
+            whole = style.template.turn(pair.prompt.messages, text).response_ids
+            assert found[: len(whole)] == whole[:6]  # TRL has the template's line break behind the end of a turn
+            assert (whole[-1] in found) == (len(whole) <= 6)
+    assert torch.isfinite(torch.tensor(trainer.train().training_loss))
+
+
+def test_pairs_that_begin_alike_are_left_out_and_counted(
+    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    style = styles["llama"]
+    alike = PreferencePair(
+        id="alike",
+        prompt=Prompt.of("How do I kill a process?", kind="benign"),
+        chosen="Use kill and the number of the process.",
+        rejected="Use kill and the number of the lock, that is it.",
+        rule="overrefusal",
+    )
+    make = partial(dpo_trainer, args=settings(tmp_path, 2), processing_class=style.tokenizer, opening=K)
+    with caplog.at_level(logging.WARNING, "overrefusal_po"):
+        trainer = make(style.make_model(), [*uneven, alike])
+    assert len(trainer.train_dataset) == 4 and "1 of 5 pairs begin alike" in caplog.text
+    with pytest.raises(ValueError, match=r"all 1 pairs begin with the same 4 tokens\. Raise data\.opening"):
+        make(style.make_model(), [alike])
