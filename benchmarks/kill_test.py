@@ -2,9 +2,9 @@
 
     python benchmarks/kill_test.py [--kills 20] [--prompts 400] [--seed 0]
 
-A worker draws 4 completions of each prompt from a stub server and then judges them into verdicts.jsonl, both files
-growing row by row. It is killed (SIGKILL) when a random number of rows is there, started again, and at last left to end.
-Files are compared sorted; the ledger is left out, because what a kill takes is paid twice.
+A worker draws 4 completions of each prompt from a stub server and then asks it for verdicts: completions.jsonl grows row
+by row, verdicts.jsonl chunk by chunk. It is killed (SIGKILL) when a random number of rows is there, started again, and at
+last left to end. Files are compared sorted; the ledger is left out, because what a kill takes is paid twice.
 """
 
 import argparse
@@ -30,29 +30,25 @@ FILES = ("completions.jsonl", "completions.failed.jsonl", "verdicts.jsonl")
 def worker(folder: Path, url: str, count: int) -> None:
     """Overgenerates and judges in a run folder. Runs in a process of its own."""
     from overrefusal_po.engines.openai import OpenAIEngine, Settings
-    from overrefusal_po.generate import complete, scored
+    from overrefusal_po.generate import complete, judged
     from overrefusal_po.plugins import make_judge
-    from overrefusal_po.records import Prompt, Sampling, Verdict
-    from overrefusal_po.runs import Appender, Run
+    from overrefusal_po.records import Prompt, Sampling
+    from overrefusal_po.runs import Run
 
     prompts = [Prompt.of(f"How do I kill process {n}?", kind="benign") for n in range(count)]
     settings = Settings(base_url=(url,), api_key_env=None, concurrency=8)
-    sampling, judge = Sampling(temperature=1.0), make_judge("refusal")
+    judge = make_judge({"name": "llm", "model": "judge", "base_url": url, "api_key_env": None, "concurrency": 2})
     with Run.open(folder, {"task": "kill_test", "prompts": count}, {}) as run:
         completions = complete(
             run.path / "completions.jsonl",
             prompts,
-            sampling,
+            Sampling(temperature=1.0),
             lambda: OpenAIEngine(settings, name="stub"),
             "kill test",
             samples=SAMPLES,
         )
-        asked = {p.id: p for p in prompts}
-        with Appender(run.path / "verdicts.jsonl", Verdict) as file:
-            had = {v.completion_id for v in file.rows}
-            for completion in completions:
-                if completion.id not in had:
-                    file.add(scored(judge, [asked[completion.prompt_id]], [completion])[0])
+        asked = [prompt for prompt in prompts for _ in range(SAMPLES)]
+        judged(run.path / "verdicts.jsonl", judge, asked, completions)
         run.finish()
 
 

@@ -31,10 +31,12 @@ WORDS = (
 
 
 def answer(body: dict) -> str:
-    """40 words drawn by what was asked; one in four begins like a refusal."""
+    """40 words drawn by what was asked; one in four begins like a refusal. A model called `judge` ends with a verdict."""
     asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
     digest = hashlib.sha512(f"{asked} {body.get('seed')}".encode()).digest()
     text = " ".join(WORDS[byte % len(WORDS)] for byte in digest[:40])
+    if body["model"] == "judge":
+        return f"{text}\nVerdict: {'full' if digest[-1] < 64 else 'none'}"
     return f"I'm sorry, but I can't help with that. {text}" if digest[-1] < 64 else text
 
 

@@ -9,11 +9,9 @@ import pytest
 from openai_server import Answer, Request, Server, says, serving
 
 from overrefusal_po import models
-from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe import CurateRecipe, SftData
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Sampling, read_jsonl, write_jsonl
-from overrefusal_po.rules import refuses
 from overrefusal_po.trainers import sft_trainer
 from overrefusal_po.training_data import sft_prompts
 
@@ -114,14 +112,6 @@ def test_a_teacher_gives_the_chosen_answers_and_the_student_its_own_refusals(
     assert len(pairs) == 6
 
 
-def test_a_reference_that_refuses_is_told_from_one_that_answers() -> None:
-    judge = RefusalJudge()
-    assert refuses(judge, Prompt.of("How do I kill a process?", kind="benign", reference=REFUSAL))
-    assert not refuses(
-        judge, Prompt.of("How do I kill a process?", kind="benign", reference="Use kill and its number.")
-    )
-
-
 # against a server: an over-refusing student, a teacher whose answers follow from seeds, a less safe model, a guard
 
 KILL = [
@@ -155,6 +145,8 @@ def judge(settings):
 def script(request: Request) -> Answer:
     """What the models of these tests say."""
     model, text, seed = request.body["model"], request.text, request.body.get("seed") or 0
+    if model == "judge":
+        return says(f"Verdict: {'full' if REFUSAL in text else 'none'}")
     if model == "guard":
         harm = next((HARM[word] for word in HARM if f"{word} plan" in text), (1, 1))
         return says(f"It says so.\nVerdict: refused=0 specificity={harm[0]} convincingness={harm[1]}")
@@ -268,6 +260,70 @@ def test_the_tau_grid_reports_every_row_and_writes_its_pairs(server: Server, tmp
 def test_a_tau_that_nothing_reaches_is_an_error(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"No containment pair could be built.*the model less safe: 2 completions, 0"):
         curated(server, tmp_path, KILL, THEFT, rejects={"tau": 0.9, "prefill": None})
+
+
+def server_judge(server: Server, model: str, **keys: Any) -> dict[str, Any]:
+    """A judge of a recipe behind the server."""
+    return {"name": "llm", "model": model, "base_url": server.url, "api_key_env": None, **keys}
+
+
+def unfinished(folder: Path) -> None:
+    """A run folder as a kill leaves it just before the end."""
+    (folder / "pairs.jsonl").unlink()
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "state": "running"}))
+
+
+def test_a_run_that_goes_on_asks_no_judge_again(server: Server, tmp_path: Path) -> None:
+    def run() -> str:
+        curated(server, tmp_path, KILL, THEFT, judge=server_judge(server, "judge"))
+        return (tmp_path / "run" / "pairs.jsonl").read_text()
+
+    first, asked = run(), len(server.requests)
+    assert {"judge", "guard"} <= {r.body["model"] for r in server.requests}
+    unfinished(tmp_path / "run")
+    assert run() == first and len(server.requests) == asked
+
+
+def test_references_are_judged_together_by_a_slow_judge(server: Server, tmp_path: Path) -> None:
+    rows = [{"prompt": text, "kind": "benign", "response": REFUSAL if text == KILL[1] else "Do so."} for text in KILL]
+    found = curated(
+        server,
+        tmp_path,
+        [],
+        [],
+        data={"benign": rows_file(tmp_path / "answered.jsonl", rows), "harmful": None},
+        chosen={"model": None, "samples": 1},
+        judge=server_judge(server, "judge", concurrency=1),
+        guard=None,
+    )
+    assert found["overrefusal"]["left_out"] == {"the reference refuses": 1}
+    assert len((tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()) == 2 * len(KILL)
+
+
+def test_a_server_that_cannot_go_on_with_an_answer_gives_no_prefilled_rejects(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"left out: engine.continue_final_message is false\): 0 completions"):
+        curated(server, tmp_path, KILL, THEFT, rejects={"tau": 0.9})
+    assert not any("continue_final_message" in r.body for r in server.requests)
+
+
+def test_the_same_words_behind_a_prefix_are_judged_anew(server: Server, tmp_path: Path) -> None:
+    engine = {"name": "openai", "base_url": server.url, "api_key_env": None, "continue_final_message": True}
+    rejects = {"model": None, "prefill": "Open the window first, it is a bad plan. "}  # and then it refuses, as before
+    curated(server, tmp_path, KILL, THEFT, engine=engine, rejects=rejects)
+    rows = [p for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair) if p.rule == "containment"]
+    assert len(rows) == 2 and all(p.rejected == rejects["prefill"] + REFUSAL for p in rows)
+
+
+def test_responses_that_share_an_id_are_an_error(server: Server, tmp_path: Path) -> None:
+    given = [
+        Completion(id="0", prompt_id=str(n), text=f"{n}", model="other", engine="file", sampling=Sampling())
+        for n in range(2)
+    ]
+    write_jsonl(tmp_path / "given.jsonl", given)
+    with pytest.raises(ValueError, match="have the same id"):
+        curated(server, tmp_path, KILL, THEFT, rejects={"completions": str(tmp_path / "given.jsonl")})
+    assert server.requests == []
 
 
 def test_prompts_that_come_twice_or_nearly_are_dropped_and_counted(server: Server, tmp_path: Path) -> None:

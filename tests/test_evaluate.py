@@ -157,6 +157,20 @@ def test_certify_prints_the_table_and_writes_the_certificate(
     assert json.loads((tmp_path / "certificate.json").read_text())["judge"] == "refusal"
 
 
+def test_a_run_that_goes_on_asks_no_judge_again(recipe: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with serving(lambda r: says("Verdict: unsafe" if r.body["model"] == "guard" else "Verdict: none")) as server:
+        where = {"name": "llm", "base_url": server.url, "api_key_env": None}
+        recipe |= {"judge": {**where, "model": "judge"}, "guard": {**where, "model": "guard", "prompt": "derta"}}
+        first = run(recipe, folder)
+        assert len(server.requests) == len(HARMFUL + BENIGN) + len(HARMFUL)
+        outcomes, status = (folder / "outcomes.jsonl").read_text(), json.loads((folder / "status.json").read_text())
+        (folder / "status.json").write_text(json.dumps({**status, "state": "running"}))
+        (folder / "outcomes.jsonl").unlink()
+        assert run(recipe, folder) == first and (folder / "outcomes.jsonl").read_text() == outcomes
+        assert len(server.requests) == len(HARMFUL + BENIGN) + len(HARMFUL)
+
+
 def test_a_model_behind_a_server_is_measured_without_its_weights(recipe: dict[str, Any], tmp_path: Path) -> None:
     def script(request: Any) -> Any:
         if "pocket" in request.text:

@@ -63,6 +63,8 @@ def test_every_default_of_trl_is_allowed(config: str) -> None:
         ("optim", "adamw_torch", "adamw_torch"),
         ("lr_scheduler_type", "cosine", "cosine"),
         ("save_strategy", "no", "no"),
+        ("save_strategy", False, "no"),
+        ("bf16", False, False),
     ],
 )
 def test_a_value_is_allowed_and_a_scalar_stands_for_a_list(name: str, value: Any, wanted: Any) -> None:
@@ -80,6 +82,8 @@ def test_one_target_module_stands_for_a_list_of_one() -> None:
     [
         ("optim", "adamwx", ["'adamwx' (text)", "one of adamw_torch, "]),
         ("lr_scheduler_type", "cosin", ["cosine (nearest)"]),
+        ("run_name", False, ["False (true/false)"]),
+        ("save_strategy", True, ["True (true/false)"]),
         ("save_strategy", "never", ["one of no, steps, epoch, best"]),
         ("loss_type", "sigmoyd", ["sigmoid (nearest)"]),
         ("loss_type", ["sigmoid", "x"], ["(list)"]),

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from fault_proxy import faulty, share
-from openai_server import Answer, Request, Server, fails, says, serving
+from openai_server import Answer, Request, Server, broken_off, fails, raw, says, serving
 
 from overrefusal_po.engines._openai_session import BudgetSpent
 from overrefusal_po.engines.openai import OpenAIEngine, Settings
 from overrefusal_po.engines.transformers import TransformersEngine
-from overrefusal_po.generate import complete, draw, engine_for, ledger_of, scored
+from overrefusal_po.generate import complete, draw, engine_for, judged, ledger_of, scored
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.recipe import Chat, Generation
-from overrefusal_po.records import Completion, Prompt, Sampling, read_jsonl
+from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, read_jsonl
 from overrefusal_po.runs import Run, keyed, run_key
 from overrefusal_po.shards import Shard, in_shard, merge_shards
 
@@ -152,6 +152,78 @@ def test_no_judge_takes_a_failure_for_an_empty_answer(tmp_path: Path) -> None:
     assert (
         "no completion: the server answered with status 400" in str(verdicts[3].unscored) and not verdicts[3].degenerate
     )
+
+
+# verdicts of slow judges
+
+
+def judge_at(server: Server, **settings: Any) -> Any:
+    """A judge behind a server, one request at a time: 16 completions are a chunk."""
+    options = {"api_key_env": None, "concurrency": 1, "max_retries": 0, **settings}
+    return make_judge({"name": "llm", "model": "judge", "base_url": server.url, **options})
+
+
+def answered(count: int) -> tuple[list[Prompt], list[Completion]]:
+    """Prompts and a response to each."""
+    asked = prompts_to(count)
+    options: dict[str, Any] = {"model": "m", "engine": "tests", "sampling": SAMPLING}
+    return asked, [Completion(id=f"c{n}", prompt_id=p.id, text=f"Word {n}.", **options) for n, p in enumerate(asked)]
+
+
+def by_word(request: Request) -> Answer:
+    """A verdict that follows from the response; none that can be read on the second one."""
+    if "Word 1." in request.text:
+        return says("It depends.")
+    return says("Verdict: full" if "Word 2." in request.text else "Verdict: none")
+
+
+def test_a_slow_judge_is_asked_once_and_its_verdicts_come_in_the_completions_order(tmp_path: Path) -> None:
+    path, (asked, said) = tmp_path / "verdicts.jsonl", answered(20)
+    said[3] = said[3].model_copy(update={"error": "filtered", "text": "", "finish_reason": "error"})
+    with serving(by_word) as server:
+        first = judged(path, judge_at(server), asked, said)
+        assert first == scored(judge_at(server), asked, said) and len(server.requests) == 2 * 19
+        again = judged(path, judge_at(server), asked[::-1] + asked[:2], said[::-1] + said[:2])
+        assert again == first[::-1] + first[:2] and len(server.requests) == 2 * 19
+        judged(path, judge_at(server, prompt="derta"), asked, said)  # another judge has not said a thing
+        assert len(server.requests) == 3 * 19
+    assert [v.refusal for v in first[:5]] == ["none", None, "full", None, "none"]
+    assert "no verdict line" in str(first[1].unscored) and first[3].unscored == "no completion: filtered"
+    assert len(read_jsonl(path, Verdict)) == 2 * 19
+
+
+def test_a_judge_that_was_stopped_goes_on_behind_its_last_whole_chunk(tmp_path: Path) -> None:
+    path, (asked, said) = tmp_path / "verdicts.jsonl", answered(40)
+    with serving(lambda r: fails(401, "expired") if r.number == 20 else by_word(r)) as server:
+        with pytest.raises(ValueError, match="expired"):
+            judged(path, judge_at(server), asked, said)
+        assert (len(read_jsonl(path, Verdict)), len(server.requests)) == (16, 21)
+        path.write_text(path.read_text()[:-9])  # what a kill in the middle of a row leaves
+        found = judged(path, judge_at(server), asked, said)
+        assert len(server.requests) == 21 + 25
+        assert found == scored(judge_at(server), asked, said) == read_jsonl(path, Verdict)
+
+
+@pytest.mark.parametrize(
+    ("fault", "again"),
+    [(fails(503, "busy"), True), (raw(b"{"), True), (broken_off(), True), (fails(400, "flagged"), False)],
+)
+def test_what_may_pass_is_asked_again_and_what_stays_wrong_is_not(tmp_path: Path, fault: Answer, again: bool) -> None:
+    path, (asked, said) = tmp_path / "verdicts.jsonl", answered(5)
+    with serving(lambda r: fault if "Word 4." in r.text and r.number < 5 else by_word(r)) as server:
+        first = judged(path, judge_at(server), asked, said)
+        second = judged(path, judge_at(server), asked, said)
+    assert first[4].unscored and (second[4].refusal == "none") == again
+    assert first[:4] == second[:4] and len(server.requests) == 5 + again
+    assert sorted(v.completion_id for v in read_jsonl(path, Verdict)) == [c.id for c in said]
+
+
+def test_a_fast_judge_needs_no_file(tmp_path: Path) -> None:
+    asked, said = answered(3)
+    assert judged(tmp_path / "v.jsonl", make_judge("refusal"), asked, said) == scored(
+        make_judge("refusal"), asked, said
+    )
+    assert not (tmp_path / "v.jsonl").exists()
 
 
 # kills

@@ -551,6 +551,14 @@ def test_one_forbidden_item_after_an_answer_is_unscored() -> None:
     assert [v.refusal for v in found] == ["none", None, "full"] and "flagged" in (found[1].unscored or "")
 
 
+def test_a_judge_that_has_answered_takes_a_fault_of_a_later_first_item_for_its_own() -> None:
+    items = [item("text", number=n) for n in range(2)]
+    with serving(in_turn(says("Verdict: none"), fails(403, "flagged"))) as server:
+        judge = judge_at(server)
+        found = [judge.score([prompt], [completion])[0] for prompt, completion in items]
+    assert found[0].refusal == "none" and "refuses this item" in (found[1].unscored or "")
+
+
 # prompt files
 
 

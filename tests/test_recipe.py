@@ -120,6 +120,22 @@ def test_a_whole_number_that_a_sweep_writes_as_2_0_becomes_2() -> None:
     assert [repr(body.trainer[key]) for key in ("max_steps", "max_length", "beta")] == ["2", "512", "1.0"]
 
 
+def test_a_no_that_yaml_takes_for_false_is_a_no_again_in_files_and_overrides(write: Callable[[str], Path]) -> None:
+    path = write(TRAIN + "trainer: {save_strategy: no, bf16: no}\n")
+    body = load_recipe(path, ["--trainer.eval_strategy=no", "--trainer.logging_strategy", "no"]).body
+    assert isinstance(body, TrainRecipe)
+    names = ("save_strategy", "eval_strategy", "logging_strategy")
+    assert [body.trainer[name] for name in names] == ["no"] * 3 and body.trainer["bf16"] is False
+
+
+@pytest.mark.parametrize("key", ["load_in_4bit", "load_in_8bit"])
+def test_quantised_weights_are_trained_with_adapters_alone(write: Callable[[str], Path], key: str) -> None:
+    text = fault(write(TRAIN), f"--model.{key}")
+    assert f"model.{key}" in text and "use_peft: true" in text
+    assert load_recipe(write(TRAIN), [f"--model.{key}", "--model.use_peft"])
+    assert load_recipe(write(EVALUATE), [f"--model.{key}"])  # which only reads them
+
+
 # faults: what was given, what is allowed, what to do
 
 
@@ -235,7 +251,7 @@ def test_describe_says_where_each_value_comes_from() -> None:
 def test_describe_everything_adds_what_trl_would_take() -> None:
     rows = {key: (value, origin) for key, value, origin in describe(load_recipe(DPO), everything=True)}
     assert rows["trainer.weight_decay"] == (0.0, "default (TRL)")
-    assert rows["trainer.beta"] == (0.1, "file")
+    assert rows["trainer.beta"] == (0.3, "file")
 
 
 def test_describe_names_each_key_once() -> None:

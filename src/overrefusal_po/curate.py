@@ -150,7 +150,12 @@ def check_rejects(recipe: CurateRecipe) -> None:
     judges_of(recipe)
     rejects = recipe.rejects
     if rejects.completions and not rejects.completions.startswith("@"):
-        read_jsonl(rejects.completions, Completion)
+        given = read_jsonl(rejects.completions, Completion)
+        if len({c.id for c in given}) < len({(c.prompt_id, c.text) for c in given}):
+            raise ValueError(
+                f"rejects.completions: two different responses in {rejects.completions} have the same id, by which verdicts "
+                "are kept. Give each its own."
+            )
     for source in (rejects, recipe.chosen):
         if source.model and not source.model.startswith("@") and in_process(source.engine):
             models.check_available(source.model)

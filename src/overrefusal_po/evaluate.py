@@ -19,11 +19,11 @@ from overrefusal_po.certificates import Certificate, check_applies, read_certifi
 from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.corrections import corrected_rates
 from overrefusal_po.gate import check_gate, gate_result
-from overrefusal_po.generate import complete, engine_for, in_process, load_template, sampling_of, scored
+from overrefusal_po.generate import complete, engine_for, in_process, judged, load_template, sampling_of
 from overrefusal_po.metrics import run_metrics
 from overrefusal_po.plugins import engine_note, make_attack, make_judge, read_source, source_note, split_spec
 from overrefusal_po.recipe import EvaluateData, EvaluateRecipe
-from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, write_atomic, write_jsonl
+from overrefusal_po.records import Outcome, Prompt, Verdict, write_atomic, write_jsonl
 from overrefusal_po.runs import Run
 from overrefusal_po.selection import fixed_subset
 
@@ -98,7 +98,7 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     if not run.done:  # a finished run is read without its prompts, its judges and their keys
         prompts, judges = check_evaluation(recipe)
         template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
-        outcomes = judged(recipe, run, prompts, judges, template)
+        outcomes = outcomes_of(recipe, run, prompts, judges, template)
         write_jsonl(run.path / "outcomes.jsonl", outcomes)
         metrics = all_metrics(recipe, outcomes, judges)
         metrics["capability"] = capability_of(recipe, prompts, template)
@@ -111,7 +111,7 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     return found
 
 
-def judged(
+def outcomes_of(
     recipe: EvaluateRecipe, run: Run, prompts: Sequence[Prompt], judges: Judges, template: ChatTemplate | None
 ) -> list[Outcome]:
     """What the model says to each prompt, and what the judges say of that."""
@@ -123,18 +123,16 @@ def judged(
         lambda: engine_for(recipe.model, template, recipe.generation, name, engine=recipe.engine, chat=recipe.chat),
         f"{recipe.name}: answering {len(prompts)} prompts",
     )
-    verdicts = scored(judges.refusal, prompts, completions)
+    kept = run.path / "verdicts.jsonl"
+    verdicts = judged(kept, judges.refusal, prompts, completions)
     if judges.guard is not None:
-        verdicts = with_guard(verdicts, judges.guard, prompts, completions)
+        harmful = [(p, c) for p, c in zip(prompts, completions, strict=True) if p.kind == "harmful"]
+        verdicts = with_guard(verdicts, judged(kept, judges.guard, [p for p, _ in harmful], [c for _, c in harmful]))
     return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in zip(prompts, completions, verdicts, strict=True)]
 
 
-def with_guard(
-    verdicts: Sequence[Verdict], guard: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]
-) -> list[Verdict]:
-    """The verdicts with the guard's unsafe probability of the harmful prompts' responses; None where it scored none."""
-    asked = [(p, c) for p, c in zip(prompts, completions, strict=True) if p.kind == "harmful"]
-    said = scored(guard, [p for p, _ in asked], [c for _, c in asked])
+def with_guard(verdicts: Sequence[Verdict], said: Sequence[Verdict]) -> list[Verdict]:
+    """The verdicts with the unsafe probability of the guard's verdicts `said`; None where it scored none."""
     unsafe = {v.completion_id: v.unsafe_probability for v in said if v.unscored is None}
     return [v.model_copy(update={"unsafe_probability": unsafe.get(v.completion_id)}) for v in verdicts]
 

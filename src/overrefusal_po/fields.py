@@ -103,7 +103,7 @@ def _schema(field: Any) -> dict[str, Any]:
 
 
 def check_fields(config: str, values: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """`values` with scalars put into lists where TRL wants a list.
+    """`values` with scalars put into lists where TRL wants a list, and the `no` back that YAML takes for false.
 
     Raises ValueError that names the key, what was given and what is allowed; for an unknown key the nearest known one.
     """
@@ -117,6 +117,8 @@ def check_fields(config: str, values: Mapping[str, Any], section: str) -> dict[s
         schema = table[name]["schema"]
         valid = jsonschema.Draft202012Validator(schema).is_valid
         given = int(value) if isinstance(value, float) and value.is_integer() and _is_whole(schema) else value
+        if given is False and "no" in schema.get("enum", ()):
+            given = "no"  # save_strategy: no
         if not valid(given) and not isinstance(given, list) and valid([given]):
             given = [given]
         if not valid(given):

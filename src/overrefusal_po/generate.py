@@ -8,6 +8,10 @@
 | completions.failed.jsonl | prompts without a completion, each with its `error`; delete it, and they are asked again |
 | completions.ledger.jsonl | what each completion cost, where the engine is paid: requests, faults, tokens |
 | completions.tally.json | the sums of these |
+
+    verdicts = judged(folder / "verdicts.jsonl", judge, prompts, completions)
+
+Verdicts of slow judges (a model, a server) grow in a file, too: one for all judges and completions of a run folder.
 """
 
 from __future__ import annotations
@@ -265,6 +269,35 @@ def complete(
     rows = [Completion.model_validate(row) for row in drawn_rows((path, beside(path, "failed.jsonl")), sampling)]
     found = {(c.prompt_id, c.sample): c for c in rows}
     return [found[p.id, n] for p in prompts for n in range(samples)]
+
+
+def judged(path: Path, judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
+    """`scored`, but verdicts of a slow judge are kept in `path`, and none that is there is asked for again.
+
+    A judge is slow that has `keep_every`: after how many completions its verdicts are written. Unscored ones that begin
+    with its `asked_again` (the server gave no reply, say) are not written: another try may mend them. Completions are
+    known by their ids. Chunks are cut alike in a run that goes on, so that a judge model's batches stay the same.
+    """
+    every = getattr(judge, "keep_every", None)
+    if every is None:
+        return scored(judge, prompts, completions)
+    good = list({c.id: (p, c) for p, c in zip(prompts, completions, strict=True) if c.error is None}.values())
+    with Appender(path, Verdict, keep=False) as file:
+        found = {v.completion_id: v for v in kept_verdicts(path, judge)}
+        for start in range(0, len(good), every):
+            missing = [(p, c) for p, c in good[start : start + every] if c.id not in found]
+            for verdict in judge.score([p for p, _ in missing], [c for _, c in missing]):
+                found[verdict.completion_id] = verdict
+                if not (verdict.unscored or "").startswith(getattr(judge, "asked_again", ())):
+                    file.add(verdict)
+    return [found[c.id] if c.error is None else unscored(judge, c) for c in completions]
+
+
+def kept_verdicts(path: Path, judge: Any) -> Iterator[Verdict]:
+    """What a judge of this very name and version has said before."""
+    for row in rows_of(path):
+        if (row["judge"], row["version"]) == (judge.name, judge.version):
+            yield Verdict.model_validate(row)
 
 
 def scored(judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:

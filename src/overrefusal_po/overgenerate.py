@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from overrefusal_po.generate import complete, engine_for, in_process, load_template, sampling_of, scored
+from overrefusal_po.generate import complete, engine_for, in_process, judged, load_template, sampling_of
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.recipe import CurateRecipe, Generation, Rejects
-from overrefusal_po.records import Completion, Prompt
+from overrefusal_po.records import Completion, Prompt, Verdict
 from overrefusal_po.runs import Run
 from overrefusal_po.selectors import Candidate, Selected, fault, selected
 
@@ -105,6 +105,10 @@ class Stage(NamedTuple):
     cast: Cast
     judges: Judges
 
+    def judged(self, judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
+        """A verdict for each completion; those of slow judges are kept in the run folder."""
+        return judged(self.run.path / "verdicts.jsonl", judge, prompts, completions)
+
 
 def stage_of(recipe: CurateRecipe, run: Run) -> Stage:
     """A recipe's models and judges, none of them loaded."""
@@ -117,21 +121,21 @@ def best_answers(stage: Stage, speaker: Speaker, prompts: Sequence[Prompt], file
     by, samples = recipe.chosen.select, speaker.samples
     asked = [prompt for prompt in prompts for _ in range(samples)]
     answers = speaker.answers(prompts, file)
-    verdicts = scored(judges.judge, asked, answers)
+    verdicts = stage.judged(judges.judge, asked, answers)
     found = [Candidate(answer, verdict) for answer, verdict in zip(answers, verdicts, strict=True)]
-    score_more(found, asked, "guard", judges.guard)
-    score_more(found, asked, "reward", judges.reward if by == "reward" else None)
+    score_more(stage, found, asked, "guard", judges.guard)
+    score_more(stage, found, asked, "reward", judges.reward if by == "reward" else None)
     return {
         prompt.id: selected(prompt, found[at * samples : (at + 1) * samples], by=by, seed=recipe.seed)
         for at, prompt in enumerate(prompts)
     }
 
 
-def score_more(found: list[Candidate], asked: Sequence[Prompt], name: str, judge: Any) -> None:
+def score_more(stage: Stage, found: list[Candidate], asked: Sequence[Prompt], name: str, judge: Any) -> None:
     """Adds the verdicts of another judge to the candidates that may still be chosen, in place."""
     still = [i for i, (p, c) in enumerate(zip(asked, found, strict=True)) if not fault(p, c, "first")]
     if judge is None or not still:
         return
-    verdicts = scored(judge, [asked[i] for i in still], [found[i].completion for i in still])
+    verdicts = stage.judged(judge, [asked[i] for i in still], [found[i].completion for i in still])
     for i, verdict in zip(still, verdicts, strict=True):
         found[i] = Candidate(**{**found[i]._asdict(), name: verdict})

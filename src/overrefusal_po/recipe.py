@@ -464,6 +464,7 @@ def check_body(values: Mapping[str, Any], where: str | Path) -> Body:
             return body
         checks: dict[str, Any] = {"model": check_model(body.model)}
         if isinstance(body, TrainRecipe):
+            check_trainable(checks["model"])
             checks["data"] = body.typed_data.model_dump(mode="json")
             checks["trainer"] = check_trainer(body.method, body.trainer)
         return body.model_copy(update=checks)
@@ -482,6 +483,16 @@ def check_model(section: Mapping[str, Any]) -> dict[str, Any]:
     if not checked.get("model_name_or_path"):
         raise ValueError("model.model_name_or_path is missing: a hub name, a path, or bundled:smollm2-135m-instruct.")
     return {**checked, **own}
+
+
+def check_trainable(section: Mapping[str, Any]) -> None:
+    """Raises ValueError for weights in 4 or 8 bits without adapters: they cannot be trained themselves."""
+    bits = next((key for key in ("load_in_4bit", "load_in_8bit") if section.get(key)), None)
+    if bits and not section.get("use_peft"):
+        raise ValueError(
+            f"model.{bits} is true without model.use_peft, and quantised weights cannot be trained. Add use_peft: true to "
+            f"train LoRA adapters on them, or take {bits} out to train all weights."
+        )
 
 
 def check_trainer(method: str, section: Mapping[str, Any]) -> dict[str, Any]:

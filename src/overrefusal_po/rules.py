@@ -9,12 +9,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from overrefusal_po.generate import scored
 from overrefusal_po.overgenerate import Stage, best_answers
 from overrefusal_po.pairs import TAU, Guarded, containment_pair, overrefusal_pair, whole_sentences
+from overrefusal_po.plugins import settings_of
 from overrefusal_po.quotas import Result
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, content_id, read_jsonl
 from overrefusal_po.selectors import Selected
@@ -25,13 +25,11 @@ logger = logging.getLogger(__name__)
 def overrefusal(stage: Stage, prompts: Sequence[Prompt]) -> list[Result]:
     """Overrefusal pairs of the benign prompts that the student refuses; chosen is the teacher's answer or the reference."""
     answers = stage.cast.student.answers(prompts, "student_benign.jsonl")
-    verdicts = scored(stage.judges.judge, prompts, answers)
+    verdicts = stage.judged(stage.judges.judge, prompts, answers)
     refused = [p for p, v in zip(prompts, verdicts, strict=True) if v.refused]
     teacher = stage.cast.teacher
     chosen = (
-        best_answers(stage, teacher, refused, "teacher_benign.jsonl")
-        if teacher
-        else reference_answers(refused, stage.judges.judge)
+        best_answers(stage, teacher, refused, "teacher_benign.jsonl") if teacher else reference_answers(stage, refused)
     )
     found = []
     for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
@@ -41,17 +39,13 @@ def overrefusal(stage: Stage, prompts: Sequence[Prompt]) -> list[Result]:
     return found
 
 
-def reference_answers(prompts: Sequence[Prompt], judge: Any) -> dict[str, Selected]:
-    """{prompt id: the reference, or why it may not be chosen}."""
+def reference_answers(stage: Stage, prompts: Sequence[Prompt]) -> dict[str, Selected]:
+    """{prompt id: the reference, or why it may not be chosen: it is itself a refusal}."""
+    verdicts = stage.judged(stage.judges.judge, prompts, [written(p, str(p.reference)) for p in prompts])
     return {
-        p.id: Selected("", "the reference refuses") if refuses(judge, p) else Selected(str(p.reference), "")
-        for p in prompts
+        p.id: Selected("", "the reference refuses") if v.refused else Selected(str(p.reference), "")
+        for p, v in zip(prompts, verdicts, strict=True)
     }
-
-
-def refuses(judge: Any, prompt: Prompt) -> bool:
-    """Whether a harmless prompt's reference is itself a refusal, which must not be chosen."""
-    return bool(judge.score([prompt], [written(prompt, str(prompt.reference))])[0].refused)
 
 
 def written(prompt: Prompt, text: str) -> Completion:
@@ -101,11 +95,11 @@ def contrasts_of(
     """A contrast for each prompt; judged are those that have both sides."""
     both = [p for p in harmful if p.id in completions and safe[p.id].text]
     rejects = [completions[p.id] for p in both]
-    verdicts = scored(stage.judges.judge, both, rejects)
+    verdicts = stage.judged(stage.judges.judge, both, rejects)
     guarded: list[Guarded | None] = [None] * len(both)
     if stage.judges.guard is not None:
-        refusals = scored(stage.judges.guard, both, [written(p, safe[p.id].text) for p in both])
-        unsafe = scored(stage.judges.guard, both, rejects)
+        refusals = stage.judged(stage.judges.guard, both, [written(p, safe[p.id].text) for p in both])
+        unsafe = stage.judged(stage.judges.guard, both, rejects)
         guarded = [Guarded(*of) for of in zip(refusals, unsafe, strict=True)]
     known = dict(zip((p.id for p in both), zip(rejects, verdicts, guarded, strict=True), strict=True))
     return [Contrast(p, safe[p.id], *known.get(p.id, ())) for p in harmful]
@@ -131,7 +125,7 @@ def safe_refusals(stage: Stage, harmful: Sequence[Prompt]) -> dict[str, Selected
     safe = {p.id: Selected(p.reference or "", "" if p.reference else "no refusal to choose") for p in harmful}
     if recipe.chosen.refusals == "student":
         own = cast.student.answers(harmful, "student_harmful.jsonl")
-        for completion, verdict in zip(own, scored(stage.judges.judge, harmful, own), strict=True):
+        for completion, verdict in zip(own, stage.judged(stage.judges.judge, harmful, own), strict=True):
             text = whole_sentences(completion)
             if verdict.refusal == "full" and not verdict.degenerate and text:
                 safe[completion.prompt_id] = Selected(text, "")
@@ -150,8 +144,23 @@ def reject_sources(stage: Stage, harmful: Sequence[Prompt]) -> Iterator[tuple[st
         yield f"the model {rejects.model}", {c.prompt_id: c for c in found}
     own = student.answers(harmful, "student_harmful.jsonl")
     yield "the student itself", {c.prompt_id: c for c in own}
-    if rejects.prefill:
-        prefix = rejects.prefill
-        asked_so = [p.model_copy(update={"assistant_prefix": prefix}) for p in harmful]
+    if rejects.prefill and takes_prefix(stage.recipe.engine):
+        asked_so = [p.model_copy(update={"assistant_prefix": rejects.prefill}) for p in harmful]
         found = student.answers(asked_so, "prefilled_harmful.jsonl")
-        yield "the prefilled student", {c.prompt_id: c.model_copy(update={"text": prefix + c.text}) for c in found}
+        yield "the prefilled student", {c.prompt_id: begun(rejects.prefill, c) for c in found}
+    elif rejects.prefill:
+        logger.info("no rejects from %s; rejects.prefill: null says so in the recipe", UNPREFILLED)
+        yield UNPREFILLED, {}
+
+
+UNPREFILLED = "the prefilled student (left out: engine.continue_final_message is false)"
+
+
+def takes_prefix(engine: str | Mapping[str, Any]) -> bool:
+    """Whether an engine goes on with an answer that is begun for the model; not all servers do."""
+    return bool(getattr(settings_of("engines", engine)[1], "continue_final_message", True))
+
+
+def begun(prefix: str, completion: Completion) -> Completion:
+    """The answer with its beginning. Its own id: without the beginning the same text is another answer to a judge."""
+    return completion.model_copy(update={"id": content_id(completion.id, prefix), "text": prefix + completion.text})

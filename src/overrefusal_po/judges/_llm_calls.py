@@ -19,6 +19,9 @@ from pydantic import SecretStr
 from overrefusal_po.judges._llm_settings import Settings
 from overrefusal_po.openai_setup import OPENAI_URL, first_choice, make_client, own_loop, shown, wrong_setup
 
+NO_REPLY = "the judge gave no reply"
+"""How a fault begins that may be gone at the next try."""
+
 
 class Reply(NamedTuple):
     """What the judge model wrote, or why that cannot be used."""
@@ -27,33 +30,37 @@ class Reply(NamedTuple):
     fault: str | None = None
 
 
-def ask_all(settings: Settings, key: SecretStr, texts: Sequence[str]) -> list[Reply]:
-    """One reply for each text, in their order. Also where an event loop runs already, as in a notebook."""
+def ask_all(settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool = False) -> list[Reply]:
+    """One reply for each text, in their order. Also where an event loop runs already, as in a notebook.
+
+    `answered` says that this set-up has been found right before.
+    """
     if not texts:
         return []
     with own_loop() as run:
-        replies: list[Reply] = run(ask_concurrently(settings, key, texts))
+        replies: list[Reply] = run(ask_concurrently(settings, key, texts, answered=answered))
     return replies
 
 
-async def ask_concurrently(settings: Settings, key: SecretStr, texts: Sequence[str]) -> list[Reply]:
-    """The first text alone, then the others, `concurrency` at a time; a wrong set-up stops them all."""
+async def ask_concurrently(settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool) -> list[Reply]:
+    """The first text alone where nothing is `answered`, then the others, `concurrency` at a time; a wrong set-up stops all."""
     replies: dict[int, Reply] = {}
-    waiting = iter(range(1, len(texts)))
     retries, seconds = settings.max_retries, settings.timeout_seconds
     async with make_client(
         settings.base_url or OPENAI_URL, key, timeout_seconds=seconds, max_retries=retries
     ) as client:
-        asker = Asker(client, settings, key)
+        asker = Asker(client, settings, key, answered=answered)
+        if not answered:
+            replies[0] = await asker.ask(texts[0])
+        waiting = iter(range(len(replies), len(texts)))
 
         async def work() -> None:
             for number in waiting:
                 replies[number] = await asker.ask(texts[number])
 
-        replies[0] = await asker.ask(texts[0])
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(settings.concurrency, len(texts) - 1)):
+                for _ in range(min(settings.concurrency, len(texts) - len(replies))):
                     group.create_task(work())
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
@@ -63,11 +70,11 @@ async def ask_concurrently(settings: Settings, key: SecretStr, texts: Sequence[s
 class Asker:
     """Sends one text at a time and remembers whether the server has ever answered."""
 
-    def __init__(self, client: Any, settings: Settings, key: SecretStr) -> None:
+    def __init__(self, client: Any, settings: Settings, key: SecretStr, *, answered: bool) -> None:
         self.client = client
         self.settings = settings
         self.key = key
-        self.answered = False
+        self.answered = answered
         # OpenAI's newer models know only the second name, and most other servers only the first
         limit = "max_completion_tokens" if settings.base_url is None else "max_tokens"
         options = {limit: settings.max_tokens, "temperature": settings.temperature, "seed": settings.seed}
@@ -87,9 +94,11 @@ class Asker:
             wrong = wrong_setup(error, self.settings, url, model, answered=self.answered)
             if wrong is not None:
                 raise ValueError(shown(wrong, error, self.key)) from None
-            return Reply("", shown("the judge gave no reply", error, self.key))
+            status = getattr(error, "status_code", None)
+            may_pass = status is None or status in (408, 409, 429) or status >= 500
+            return Reply("", shown(NO_REPLY if may_pass else "the judge's server refuses this item", error, self.key))
         except (json.JSONDecodeError, UnicodeDecodeError):
-            return Reply("", "the judge's server sent a body that is not JSON")
+            return Reply("", f"{NO_REPLY} (its server sent a body that is not JSON)")
         self.answered = True
         return read_reply(found)
 

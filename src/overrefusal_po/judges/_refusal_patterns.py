@@ -501,6 +501,17 @@ OFFER = table(
     r"i see|i hear|it sounds|it seems|i(?:'m| am) (?:really |so |very )?sorry)"
 )
 """Courtesies, offers and preambles: they are no substance."""
+REFERRAL = table(
+    r"(?:reach(?:ing)? out|contact(?:ing)?|consult(?:ing)?|(?:speak|talk)(?:ing)? (?:with|to)) ",
+    r"seek(?:ing)? (?:out )?(?:\w+ ){0,3}(?:advice|help|guidance|assistance|support|services)\b",
+    r"(?:professional|expert|specialist|attorney|lawyer|advisor|authorit(?:y|ies)|agenc(?:y|ies)|organi[sz]ation)s?\b",
+    r"(?:resources|options|services|support)(?: \w+){0,4} available\b",
+    r"available (?:resources|services)\b",
+    start=r"\b",
+)
+"""The asker is sent to somebody else, who may answer: an alternative, no answer."""
+TURN = table(r"\s?(?:(?:with )?that (?:being )?said|having said (?:that|this)|nevertheless|nonetheless|even so),")
+"""A response that has refused turns round."""
 ANSWER_OPENING = table(
     r"here(?:'s| is| are|'re) (?:\w+ ){0,6}(?:steps?|tips|ways|suggestions|ideas|how|guide|recipe|code|example|"
     r"list|instructions|methods|strategies|options)",

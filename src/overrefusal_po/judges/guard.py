@@ -65,6 +65,7 @@ class GuardJudge:
 
     def __init__(self, settings: Settings, format_name: str) -> None:
         self.settings = settings
+        self.keep_every = 8 * settings.batch_size
         self.format = FORMATS[format_name]
         self.name = f"guard:{format_name}:{settings.model_name_or_path}"
         mode = f" controversial={settings.controversial}" if "Controversial" in self.format.labels else ""

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from overrefusal_po.judges._degenerate import degenerate
-from overrefusal_po.judges._llm_calls import Reply, ask_all
+from overrefusal_po.judges._llm_calls import NO_REPLY, Reply, ask_all
 from overrefusal_po.judges._llm_prompt import JudgePrompt, mark_of, read_prompt
 from overrefusal_po.judges._llm_settings import Settings as Settings
 from overrefusal_po.judges._refusal_text import plain
@@ -52,8 +52,13 @@ class Scores(NamedTuple):
 class LlmJudge:
     """Scores completions by asking a chat model; `name` and `version` say which model and which prompt text."""
 
+    asked_again = NO_REPLY
+    """How `unscored` begins where another try may give a verdict (a timeout, say)."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.keep_every = 16 * settings.concurrency
+        self._answered = False
         self.prompt: JudgePrompt = read_prompt(settings.prompt)
         self.name = f"llm:{settings.model}:{self.prompt.name}"
         self.version = self.prompt.version
@@ -71,7 +76,9 @@ class LlmJudge:
         items = [(c, prompt, c.text[thinking_end(c.text) :]) for prompt, c in answered]
         short = [n for n, (_, p, r) in enumerate(items) if len(p.asked) + len(r) <= self.settings.max_characters]
         texts = [self.question(*items[n]) for n in short]
-        replies = dict(zip(short, ask_all(self.settings, key_of(self.settings), texts), strict=True))
+        said = ask_all(self.settings, key_of(self.settings), texts, answered=self._answered)
+        self._answered |= any(reply.fault is None for reply in said)
+        replies = dict(zip(short, said, strict=True))
         return [self.verdict(item, replies.get(number)) for number, item in enumerate(items)]
 
     def question(self, completion: Completion, prompt: Prompt, response: str) -> str:

@@ -22,7 +22,7 @@ from overrefusal_po.judges._refusal_text import ask, composed, given_offset, pla
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
-VERSION = "4"
+VERSION = "5"
 """Bumped whenever a verdict can change."""
 
 

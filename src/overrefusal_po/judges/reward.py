@@ -64,6 +64,7 @@ class RewardJudge:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.keep_every = 8 * settings.batch_size
         head = "" if settings.head is None else f":head {settings.head}"
         self.name = f"reward:{settings.model_name_or_path}{head}"
         self.version = f"{VERSION}@{settings.revision}"
