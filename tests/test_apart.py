@@ -40,6 +40,19 @@ def test_prompts_of_two_words_or_none_are_not_all_the_same() -> None:
     )
 
 
+def test_conversations_that_end_alike_and_prompts_without_a_user_turn_are_not_the_same() -> None:
+    def talk(first: str) -> Prompt:
+        said = ({"role": "user", "content": first}, {"role": "user", "content": "Go on."})
+        return Prompt.model_validate({"id": first, "messages": said, "kind": "benign"})
+
+    assert not overlaps({"m": [talk("Tell me of tea.")]}, {"t": [talk("Tell me of rain."), prompt("Go on.")]})
+    again = talk("tell me of TEA").model_copy(update={"id": "other"})
+    assert overlaps({"m": [talk("Tell me of tea.")]}, {"t": [again]})
+    raw = {"messages": ({"role": "system", "content": ""},), "kind": "general"}
+    one, two = (Prompt.model_validate({**raw, "id": text, "raw_text": text}) for text in ("Once", "Twice"))
+    assert not overlaps({"m": [one]}, {"t": [two]})
+
+
 def test_the_error_names_every_pair_of_sets_their_count_and_an_example() -> None:
     one, two, three = prompt("a"), prompt("b"), prompt("c")
     with pytest.raises(ValueError) as caught:

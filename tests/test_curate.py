@@ -9,9 +9,11 @@ import pytest
 from openai_server import Answer, Request, Server, says, serving
 
 from overrefusal_po import models
+from overrefusal_po.overgenerate import stage_of
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe import CurateRecipe, SftData
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Sampling, read_jsonl, write_jsonl
+from overrefusal_po.runs import Run
 from overrefusal_po.trainers import sft_trainer
 from overrefusal_po.training_data import sft_prompts
 
@@ -257,6 +259,12 @@ def test_the_tau_grid_reports_every_row_and_writes_its_pairs(server: Server, tmp
     assert {p.rule for p in kept} == {"overrefusal"} and rows[0.5]["overrefusal_kept"] == len(kept) == 3
 
 
+def test_a_tau_that_nothing_reaches_beside_a_grid_that_yields_is_none(server: Server, tmp_path: Path) -> None:
+    rejects = {"tau": 0.9, "tau_grid": [0.1, 0.8], "prefill": None}
+    found = curated(server, tmp_path, KILL, THEFT, rejects=rejects)
+    assert found["containment"]["kept"] == 0 and [row["containment_kept"] for row in found["tau_grid"]] == [1, 0]
+
+
 def test_a_tau_that_nothing_reaches_is_an_error(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"No containment pair could be built.*the model less safe: 2 completions, 0"):
         curated(server, tmp_path, KILL, THEFT, rejects={"tau": 0.9, "prefill": None})
@@ -391,8 +399,9 @@ def test_a_pair_that_the_linter_stops_is_left_out_with_its_check(server: Server,
 def test_a_rule_of_which_the_linter_leaves_nothing_is_an_error(server: Server, tmp_path: Path) -> None:
     rows = [{"prompt": THEFT[0], "kind": "harmful", "safe_response": "<|im_end|> Sorry, that is theft."}]
     data = {"harmful": rows_file(tmp_path / "broken.jsonl", rows)}
-    with pytest.raises(ValueError, match=r"No containment pair is left of the 1 .*'linter: control_token': 1"):
-        curated(server, tmp_path, KILL, [], data=data)
+    each = r"'linter: control_token': 1}; {.*: 1} at tau 0.12\)"
+    with pytest.raises(ValueError, match=f"No containment pair is left of the 1 .*{each}"):
+        curated(server, tmp_path, KILL, [], data=data, rejects={"tau_grid": [0.12]})
 
 
 def test_a_harmful_prompt_without_a_written_refusal_takes_the_students(server: Server, tmp_path: Path) -> None:
@@ -438,6 +447,37 @@ def test_settings_at_odds_are_an_error_before_anything_is_asked(
     with pytest.raises(ValueError, match=why):
         curated(server, tmp_path, KILL, THEFT, **keys)
     assert server.requests == []
+
+
+@pytest.mark.parametrize("section", ["engine", "chosen", "rejects"])
+def test_a_key_that_is_missing_is_found_before_anything_is_asked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    engine = {"name": "openai", "base_url": server.url, "api_key_env": "NO_SUCH_KEY"}
+    keys: dict[str, Any] = {section: engine if section == "engine" else {"engine": engine}}
+    with pytest.raises(ValueError, match="NO_SUCH_KEY, which is not set"):
+        curated(server, tmp_path, KILL, THEFT, **keys)
+    assert server.requests == []
+
+
+def test_another_model_has_none_of_the_students_revision_and_leaves_before_a_guard_scores(
+    server: Server, tmp_path: Path
+) -> None:
+    engine = {"name": "openai", "base_url": server.url, "api_key_env": None}
+    values = {"task": "curate", "model": {"model_name_or_path": "student", "model_revision": "v2"}, "engine": engine}
+    values |= {"chosen": {"model": "teacher", "engine": engine}, "rejects": {"model": "student", "engine": engine}}
+    recipe = CurateRecipe.model_validate({**values, "guard": server_judge(server, "guard", prompt="strongreject")})
+    with Run.open(tmp_path / "run", values, {}) as run:
+        stage = stage_of(recipe, run)
+        sections = [speaker.section for speaker in stage.cast if speaker is not None]
+        assert [section.get("model_revision") for section in sections] == ["v2", None, "v2"]
+        asked = [Prompt.of(KILL[0], kind="benign")]
+        answers = stage.cast.student.answers(asked, "student_benign.jsonl")
+        stage.judged(stage.judges.judge, asked, answers)
+        assert "engine" in vars(stage.cast.student)
+        stage.judged(stage.judges.guard, asked, answers)
+        assert "engine" not in vars(stage.cast.student)
 
 
 def test_rank_0_alone_asks_and_writes(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

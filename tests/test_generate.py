@@ -204,6 +204,15 @@ def test_a_judge_that_was_stopped_goes_on_behind_its_last_whole_chunk(tmp_path: 
         assert found == scored(judge_at(server), asked, said) == read_jsonl(path, Verdict)
 
 
+@pytest.mark.parametrize("fault", [fails(403, "flagged"), fails(400, "too long", param="max_tokens")])
+def test_a_judge_that_goes_on_takes_a_fault_of_its_first_item_for_the_items_own(tmp_path: Path, fault: Answer) -> None:
+    path, (asked, said) = tmp_path / "verdicts.jsonl", answered(18)
+    with serving(lambda r: fault if "Word 16." in r.text else by_word(r)) as server:
+        judged(path, judge_at(server), asked[:16], said[:16])
+        found = judged(path, judge_at(server), asked, said)
+    assert "refuses this item" in str(found[16].unscored) and found[17].refusal == "none"
+
+
 @pytest.mark.parametrize(
     ("fault", "again"),
     [(fails(503, "busy"), True), (raw(b"{"), True), (broken_off(), True), (fails(400, "flagged"), False)],

@@ -142,6 +142,11 @@ def test_a_shared_prefix_counts_the_prompt_once(style: Style, pairs: list[Prefer
     assert widest_batch(eight, pairs[:1], style.template) == (4 * (prompt + chosen + rejected), 4 * (chosen + rejected))
 
 
+def test_of_a_pair_trained_on_its_opening_only_that_is_counted(style: Style, pairs: list[PreferencePair]) -> None:
+    prompt = len(style.template.turn(pairs[0].prompt.messages, pairs[0].chosen).prompt_ids)
+    assert row_widths(pairs[0], style.template, recipe(data={"opening": 3})) == (prompt + 6, 6)
+
+
 def test_a_prompt_with_its_reference_is_one_row(style: Style, helpful: list[Prompt]) -> None:
     turn = style.template.turn(helpful[0].messages, helpful[0].reference or "")
     width = len(turn.prompt_ids) + len(turn.response_ids)

@@ -1,6 +1,9 @@
 """Models: names, what is said where one cannot be had, merging, and the bundled model."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -108,6 +111,36 @@ def test_a_merged_adapter_says_what_the_adapted_model_said(styles: dict[str, Any
     assert torch.allclose(found, wanted, atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["model"] and not (folder / "old.txt").exists()
     assert models.load_tokenizer(str(folder)).chat_template == style.tokenizer.chat_template
+
+
+def test_zero_3_is_refused_since_its_weights_would_be_saved_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    models.check_sharding(full_dpo=True)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(ValueError, match=r"saved empty\. Take recipes/accelerate/fsdp2\.yaml, or zero_stage 1 or 2"):
+        models.check_sharding(full_dpo=False)
+
+
+def test_a_frozen_reference_needs_weights_that_every_process_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    models.check_sharding(full_dpo=True)  # without FSDP it says nothing
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    models.check_sharding(full_dpo=False)
+    with pytest.raises(ValueError, match="--fsdp_cpu_ram_efficient_loading false"):
+        models.check_sharding(full_dpo=True)
+
+
+def test_a_process_waits_for_the_others_as_long_as_the_recipe_says() -> None:
+    """One process of two is started: the wait for the other ends after a second, not after torch's own half hour."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    code = "from overrefusal_po import models; models.check_world(use_cpu=True, timeout_seconds=1)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, **world}, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "Timed out" in done.stderr, done.stderr[-2000:]
 
 
 @pytest.mark.real_model

@@ -70,6 +70,19 @@ def test_a_servers_message_is_one_short_line_without_the_key() -> None:
     assert "none" in shown("it failed", RuntimeError("none of these"), NO_KEY)
 
 
+def test_of_fastapis_faults_the_place_and_the_message_are_shown_and_never_what_was_sent() -> None:
+    def said(detail: object) -> str:
+        error = RuntimeError("422")
+        error.body = {"detail": detail}  # type: ignore[attr-defined]
+        return shown("it failed", error, NO_KEY)
+
+    sent = [{"role": "user", "content": "a secret question"}]
+    fault = {"type": "missing", "loc": ["body", "model"], "msg": "Field required", "input": {"messages": sent}}
+    assert said([fault, "a secret question", {"loc": 1}]) == "it failed (422 body.model: Field required)"
+    assert said("Model is loading") == "it failed (422 Model is loading)"
+    assert said({"input": sent}) == said(None) == "it failed (422)"
+
+
 def test_a_loop_of_ones_own_runs_beside_another() -> None:
     async def three() -> int:
         return 3

@@ -11,7 +11,7 @@ from conftest import Style, trainer_settings
 from torch.nn.functional import logsigmoid
 
 from overrefusal_po.records import PreferencePair, Prompt
-from overrefusal_po.trainers import dpo_trainer, orpo_trainer
+from overrefusal_po.trainers import check_pair, dpo_trainer, orpo_trainer
 
 settings = partial(trainer_settings, beta=0.5)
 K = 4
@@ -76,6 +76,29 @@ def test_a_long_side_has_no_end_and_a_short_one_keeps_it(
             assert found[: len(whole)] == whole[:6]  # TRL has the template's line break behind the end of a turn
             assert (whole[-1] in found) == (len(whole) <= 6)
     assert torch.isfinite(torch.tensor(trainer.train().training_loss))
+
+
+@pytest.mark.parametrize("make", [dpo_trainer, orpo_trainer])
+def test_a_side_longer_than_max_length_is_taken_where_its_opening_fits(
+    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path, make: Any
+) -> None:
+    style = styles["llama"]
+    prompts = [len(style.template.turn(pair.prompt.messages, pair.chosen).prompt_ids) for pair in uneven]
+    limit = max(prompts) + K
+    assert [check_pair(pair, style.template, limit, K) for pair in uneven] == [prompt + K for prompt in prompts]
+    with pytest.raises(ValueError, match="more than max_length"):
+        check_pair(uneven[2], style.template, limit)
+    args = trainer_settings(tmp_path, 4, max_length=limit)
+    trainer = make(style.make_model(), uneven, args=args, processing_class=style.tokenizer, opening=K)
+    assert {len(row["rejected_ids"]) for row in trainer.train_dataset} == {K}
+    with pytest.raises(ValueError, match="more than max_length"):
+        make(
+            style.make_model(),
+            uneven,
+            args={**args, "max_length": limit - 1},
+            processing_class=style.tokenizer,
+            opening=K,
+        )
 
 
 def test_pairs_that_begin_alike_are_left_out_and_counted(

@@ -196,12 +196,14 @@ def test_inputs_are_the_files_that_a_stage_names_also_in_lists(tmp_path: Path, m
     Path("b.txt").write_text("b")
     Path("starter").write_text("not the starter set")
     Path("model").mkdir()
-    sets = ("a.jsonl", {"name": "file", "path": "./b.txt"}, "starter", "none.jsonl")
+    Path("c.csv").write_text("c")
+    sets = ("a.jsonl", {"name": "file", "path": "./b.txt"}, "starter", "none.jsonl", "c.csv")
     body = EvaluateRecipe.model_validate(
         {"task": "evaluate", "model": {"model_name_or_path": "model"}, "data": {"sets": sets}}
     )
     found = inputs_of(body)
-    assert set(found) == {"data.sets.0", "data.sets.1.path", "data.sets.2", "model.model_name_or_path", "judge"}
+    files = {"data.sets.0", "data.sets.1.path", "data.sets.2", "data.sets.4"}
+    assert set(found) == {*files, "model.model_name_or_path", "judge"}
     assert found["data.sets.2"] == file_hash(Path(overrefusal_po.__file__).parent / "data" / "starter.jsonl")
     assert found["judge"].startswith("refusal ")
 

@@ -151,7 +151,8 @@ def test_dpo_after_derta_starts_at_the_policy_that_derta_made(
     write_jsonl(tmp_path / "pairs.jsonl", rows)
     derta = ["--data.triples=triples.jsonl", "--data.max_helpful=0", "--data.rto_dropout=0", "--run_dir=derta"]
     run(str(RECIPES / "derta.yaml"), f"--model.model_name_or_path={qwen.folder}", *how, *derta)
-    dpo = ["--data.pairs=pairs.jsonl", "--data.containment=none", "--data.allow_no_anchor", "--run_dir=dpo"]
+    dpo = ["--data.pairs=pairs.jsonl", "--data.containment=none", "--data.allow_no_anchor", "--data.opening=None"]
+    dpo += ["--run_dir=dpo"]
     run(str(RECIPES / "dpo.yaml"), f"--model.model_name_or_path={tmp_path}/derta/model", *how, *dpo)
 
     first = json.loads((tmp_path / "dpo" / "training.json").read_text())["history"][0]

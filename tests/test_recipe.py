@@ -231,6 +231,21 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     assert str(path) in text and "UTF-8" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (TRAIN + "data: {pairs: {name: ultrafedback}}\n", "ultrafeedback"),
+        (TRAIN + "select: {sets: [startre]}\n", "starter"),
+        (TRAIN + "select: {judge: refusl}\n", "refusal"),
+    ],
+)
+def test_every_plug_of_a_training_is_checked_with_the_recipe(
+    write: Callable[[str], Path], text: str, name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"Did you mean {name}"):
+        check_plugs(load_recipe(write(text)).body)
+
+
 # where values come from
 
 

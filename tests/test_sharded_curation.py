@@ -14,7 +14,9 @@ from overrefusal_po.cli import main
 
 
 def said(request: Request) -> Answer:
-    """Refuses every third prompt or so, by its text alone; a teacher never does."""
+    """Refuses every third prompt or so, by its text alone; a teacher never does. The judge is slow: it is a server's."""
+    if request.body["model"] == "judge":
+        return says(f"Verdict: {'full' if 'help with that' in request.text else 'none'}")
     if request.body["model"] == "student" and sum(map(ord, request.text)) % 3 == 0:
         return says("I'm sorry, but I can't help with that.")
     return says(f"Here is what you need for it: {len(request.text)} steps, one after the other, each in its turn.")
@@ -30,6 +32,7 @@ def recipe_at(url: str, folder: Path) -> Path:
         "data": {"benign": {"name": "starter", "max": 40}, "harmful": {"name": "starter", "max": 30}},
         "chosen": {"model": "teacher", "engine": engine, "refusals": "student"},
         "rejects": {"prefill": None},
+        "judge": {"name": "llm", "model": "judge", "base_url": url, "api_key_env": None},
     }
     (folder / "curate.yaml").write_text(yaml.safe_dump(body))
     return folder / "curate.yaml"

@@ -46,6 +46,18 @@ def test_finished_shards_are_merged_and_counted(tmp_path: Path, capsys: pytest.C
     assert [row["prompt_id"] for row in rows] == ["p1", "p2", "p3"]
 
 
+def test_verdicts_of_slow_judges_are_put_behind_those_that_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 3):  # the second shard had nothing to judge
+        (finished(tmp_path, number, 3) / "verdicts.jsonl").write_text(f'{{"completion_id": "c{number}"}}\n')
+    finished(tmp_path, 2, 3)
+    (tmp_path / "verdicts.jsonl").write_text('{"completion_id": "c0"}\n')
+    assert merged(tmp_path, capsys)[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    assert [row["completion_id"] for row in rows] == ["c0", "c1", "c3"]
+
+
 def test_a_shard_that_is_missing_not_finished_or_anothers_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,6 +128,17 @@ def test_what_was_said_to_a_harmful_prompt_is_not_shown(anchored: list[Preferenc
     assert pair_rows(file)[-1][-1] == f"[{len(COMPLIED)} characters, kept in the run folder]"
 
 
+def test_of_imported_pairs_without_labels_the_rejected_side_is_not_shown(tmp_path: Path) -> None:
+    prompt = Prompt.of("How do I open a safe that is not mine?", kind="general")
+    write_jsonl(
+        tmp_path / "data.jsonl", [PreferencePair(id="a", prompt=prompt, chosen="Sorry, no.", rejected=COMPLIED)]
+    )
+    assert pair_rows(tmp_path / "data.jsonl")[0][-2:] == (
+        "Sorry, no.",
+        f"[{len(COMPLIED)} characters, kept in the run folder]",
+    )
+
+
 def test_hostile_text_is_shown_as_plain_and_short_text(pairs: list[PreferencePair], tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
     said = "<script>x</script>\x1b[31m\x00 \u202etxt.exe" + "a" * 1000

@@ -53,5 +53,9 @@ def overlaps(measured: Mapping[str, Iterable[Prompt]], trained: Mapping[str, Ite
 
 
 def marks_of(prompt: Prompt) -> set[str]:
-    """What two prompts share if they are the same: id, original's id, and the words, as asked and before an attack."""
-    return {prompt.id, prompt.cluster, *(f"words: {bare_words(text)}" for text in {prompt.asked, prompt.text})}
+    """What two prompts share if they are the same: id, original's id, and the words, as asked and before an attack.
+
+    The words are those of all user turns: many conversations end alike ("Go on.").
+    """
+    said = "\n".join(m.content for m in prompt.messages if m.role == "user")
+    return {prompt.id, prompt.cluster, *(f"words: {bare_words(t)}" for t in (said, prompt.question or "") if t.strip())}

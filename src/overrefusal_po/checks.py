@@ -11,7 +11,7 @@ from typing import Any
 
 from overrefusal_po.apart import check_apart
 from overrefusal_po.chat import ChatTemplate
-from overrefusal_po.curate import check_rejects, read_prompts
+from overrefusal_po.curate import check_rejects, cleaned, read_prompts
 from overrefusal_po.evaluate import check_evaluation, measured_prompts
 from overrefusal_po.generate import in_process, load_template
 from overrefusal_po.hygiene import contamination
@@ -59,7 +59,8 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
         if isinstance(body, EvaluateRecipe):
             measured[f"stage {name}"] = measured_prompts(body.data)
         elif isinstance(body, CurateRecipe):
-            trained[f"stage {name}"] = [prompt for prompts in read_prompts(body) for prompt in prompts]
+            benign, harmful, _ = cleaned(body.data, *read_prompts(body))
+            trained[f"stage {name}"] = benign + harmful
         elif not any(str(value).startswith("@") for value in body.data.values()):
             trained[f"stage {name}"] = trained_prompts(body)
     check_apart(measured, trained)

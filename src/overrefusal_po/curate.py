@@ -31,7 +31,7 @@ from overrefusal_po.hygiene import contamination, duplicates, words_of
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.lint import control_tokens, judged, lint, row
 from overrefusal_po.overgenerate import Speaker, Stage, best_answers, judges_of, stage_of
-from overrefusal_po.plugins import read_source
+from overrefusal_po.plugins import check_engine, read_source
 from overrefusal_po.quotas import Kept, Quotas, Result, keep, sieve
 from overrefusal_po.recipe import CurateData, CurateRecipe
 from overrefusal_po.records import Completion, PreferencePair, Prompt, read_jsonl, write_atomic, write_jsonl
@@ -44,10 +44,9 @@ logger = logging.getLogger(__name__)
 
 def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
     """Runs the stage in an open run folder; returns summary.json: for each rule, category and filter what came and went."""
-    check_rejects(recipe)
-    prompts = read_prompts(recipe)
     if not run.done:
-        benign, harmful, hygiene = cleaned(recipe.data, *prompts)
+        check_rejects(recipe)
+        benign, harmful, hygiene = cleaned(recipe.data, *read_prompts(recipe))
         stage = stage_of(recipe, run)
         if recipe.shard is not None:
             summary = draw_shard(stage, own(benign, recipe.shard), own(harmful, recipe.shard))
@@ -156,7 +155,11 @@ def check_rejects(recipe: CurateRecipe) -> None:
                 f"rejects.completions: two different responses in {rejects.completions} have the same id, by which verdicts "
                 "are kept. Give each its own."
             )
+    if recipe.makes == "pairs" or recipe.chosen.model is None:  # else the student never speaks
+        check_engine(recipe.engine)
     for source in (rejects, recipe.chosen):
+        if source.model:
+            check_engine(source.engine)
         if source.model and not source.model.startswith("@") and in_process(source.engine):
             models.check_available(source.model)
 
@@ -230,7 +233,7 @@ def pair_set(
     }
     rows, summary = kept[rejects.tau]
     log(summary, ("overrefusal", "containment"))
-    check_yield(summary)
+    check_yield({tau: of.summary for tau, of in kept.items()})
     if rejects.tau_grid:
         summary["tau_grid"] = [tau_row(stage.run.path, tau, kept[tau]) for tau in rejects.tau_grid]
     found = lint(rows, RefusalJudge())
@@ -239,18 +242,21 @@ def pair_set(
     return rows, {**summary, "lint": found.counts()}
 
 
-def check_yield(summary: Mapping[str, Any]) -> None:
-    """Raises ValueError where a rule that had prompts yields no pair."""
+def check_yield(found: Mapping[float | None, Mapping[str, Any]]) -> None:
+    """Raises ValueError where a rule that had prompts yields no pair. `found`: {tau: its summary}, rejects.tau first."""
+    summary = next(iter(found.values()))
     if not summary["overrefusal"]["kept"]:
         raise ValueError(
             f"No overrefusal pair could be made of the {summary['overrefusal']['prompts']} benign prompts "
             f"({summary['overrefusal']['left_out']}). Use a model that over-refuses, other prompts (data.benign), "
             "another teacher (chosen.model), or a greater generation.max_new_tokens where answers are cut."
         )
-    if summary["containment"]["prompts"] and not summary["containment"]["kept"]:
+    if summary["containment"]["prompts"] and not any(of["containment"]["kept"] for of in found.values()):
+        at = {tau: "" if tau is None else f" at tau {tau}" for tau in found}
+        each = "; ".join(f"{of['containment']['left_out']}{at[tau]}" for tau, of in found.items())
         raise ValueError(
-            f"No containment pair is left of the {summary['containment']['prompts']} harmful prompts "
-            f"({summary['containment']['left_out']}). Use other refusals (chosen.refusals) or rejects (rejects.model)."
+            f"No containment pair is left of the {summary['containment']['prompts']} harmful prompts ({each}). Use "
+            "other refusals (chosen.refusals) or rejects (rejects.model)."
         )
 
 

@@ -284,6 +284,8 @@ def judged(path: Path, judge: Any, prompts: Sequence[Prompt], completions: Seque
     good = list({c.id: (p, c) for p, c in zip(prompts, completions, strict=True) if c.error is None}.values())
     with Appender(path, Verdict, keep=False) as file:
         found = {v.completion_id: v for v in kept_verdicts(path, judge)}
+        if hasattr(judge, "answered"):  # else a server that forbids the next item would be a wrong set-up, at every try
+            judge.answered |= any(v.unscored is None for v in found.values())
         for start in range(0, len(good), every):
             missing = [(p, c) for p, c in good[start : start + every] if c.id not in found]
             for verdict in judge.score([p for p, _ in missing], [c for _, c in missing]):

@@ -201,13 +201,16 @@ def widest_batch(recipe: TrainRecipe, rows: Sequence[PreferencePair | Prompt], t
 
 
 def row_widths(row: PreferencePair | Prompt, template: ChatTemplate, recipe: TrainRecipe) -> Batch:
-    """The tokens of one row, or of both rows of a pair. Without a shared prefix the head sees them all (on CPUs)."""
+    """The tokens of one row, or of both rows of a pair (of their openings, where these alone are trained on).
+
+    Without a shared prefix the head sees them all (on CPUs).
+    """
     if isinstance(row, Prompt):
         turn = template.turn(row.messages, row.reference or "")
         length = len(turn.prompt_ids) + len(turn.response_ids)
         return Batch(length, length)
     turns = [template.turn(row.prompt.messages, side) for side in (row.chosen, row.rejected)]
-    prompt, sides = len(turns[0].prompt_ids), [len(turn.response_ids) for turn in turns]
+    prompt, sides = len(turns[0].prompt_ids), [len(turn.response_ids[: recipe.data.get("opening")]) for turn in turns]
     if not recipe.speed.shared_prefix:
         return Batch(2 * (prompt + max(sides)), 2 * (prompt + max(sides)))
     return Batch(prompt + sum(sides), sum(sides) + (prompt if recipe.method == "orpo" else 0))

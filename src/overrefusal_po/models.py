@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,12 +186,31 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
 
 def wants_fsdp() -> bool:
     """Whether the launcher's accelerate config asks for FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+    return _launched_with("ACCELERATE_USE_FSDP")
 
 
-def check_world(*, use_cpu: bool) -> Any:
+def _launched_with(switch: str) -> bool:
+    return os.environ.get(switch, "false").lower() in ("1", "true")
+
+
+def check_sharding(*, full_dpo: bool) -> None:
+    """Raises ValueError where the launcher shards weights so that the result or the reference of a training is empty."""
+    if _launched_with("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        raise ValueError(
+            "The accelerate config asks for DeepSpeed's ZeRO-3, under which the weights would be saved empty. Take "
+            "recipes/accelerate/fsdp2.yaml, or zero_stage 1 or 2."
+        )
+    if full_dpo and wants_fsdp() and _launched_with("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise ValueError(
+            "DPO of all weights holds a frozen reference, which is empty on all processes but the first where FSDP loads the "
+            "weights once. Launch with --fsdp_cpu_ram_efficient_loading false, or train adapters (model.use_peft: true)."
+        )
+
+
+def check_world(*, use_cpu: bool, timeout_seconds: float = 1800) -> Any:
     """The accelerate state of this process, with all launched processes in one world.
 
+    `timeout_seconds`: how long a process waits for the others (rank 0 makes data meanwhile); NCCL's own are ten minutes.
     Raises ValueError where the launcher started several processes that would train unconnected (without `use_cpu` the
     ranks of a CPU launch all report a world of one, train alone and end with 0).
     """
@@ -203,7 +223,7 @@ def check_world(*, use_cpu: bool) -> Any:
             "whole model (DDP), without a word. Take a config of type MULTI_CPU, or torchrun."
         )
     try:
-        state = PartialState(cpu=use_cpu)
+        state = PartialState(cpu=use_cpu, timeout=timedelta(seconds=timeout_seconds))
     except ValueError as error:
         raise ValueError(
             f"WORLD_SIZE={launched} is set in the environment, but the processes cannot be joined ({error}). Launch with "

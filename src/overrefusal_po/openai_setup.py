@@ -180,13 +180,20 @@ def nobody_there(error: Any) -> bool:
 def shown(what: str, error: Any, key: SecretStr) -> str:
     """`what` with the server's message on one line, shortened, the key taken out."""
     cause = f": {error.__cause__}" if error.__cause__ else ""
-    body = getattr(error, "body", None)
-    # FastAPI's errors stand under "detail", which the client leaves out of its message
-    detail = f" {body['detail']}" if isinstance(body, dict) and "detail" in body else ""
-    message = " ".join(f"{error}{detail}{cause}".split())
+    detail = detail_of(getattr(error, "body", None))
+    message = " ".join(f"{error}{detail and f' {detail}'}{cause}".split())
     if key is not NO_KEY:
         message = message.replace(key.get_secret_value(), "[key]")
     return f"{what} ({message[:SHOWN]})"
+
+
+def detail_of(body: Any) -> str:
+    """What FastAPI's errors say under "detail", which the client leaves out of its message; never what was sent."""
+    detail = body.get("detail") if isinstance(body, dict) else None
+    if isinstance(detail, list):  # each entry has the faulty `input`, too: prompts and responses
+        rows = [row for row in detail if isinstance(row, dict) and isinstance(row.get("loc"), list)]
+        return "; ".join(f"{'.'.join(map(str, row['loc']))}: {row.get('msg', '')}" for row in rows)
+    return detail if isinstance(detail, str) else ""
 
 
 def first_choice(found: Any) -> Any:

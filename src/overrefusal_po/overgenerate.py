@@ -3,7 +3,8 @@
     stage = stage_of(recipe, run)
     chosen = best_answers(stage, stage.cast.teacher, prompts, "teacher_benign.jsonl")    # {prompt id: Selected}
 
-One model's weights are in memory at a time: who has to speak next makes the others leave.
+Of those who speak one has its weights in memory at a time: who is next makes the others leave, and slow judges (guard,
+reward) make all of them leave before they score. What a judge has loaded stays, beside whoever speaks after it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Speaker:
         generation: Generation,
         samples: int = 1,
     ) -> None:
-        self.section = recipe.model if model is None else {**recipe.model, "model_name_or_path": model}
+        self.section = section_of(recipe.model, model)
         self.spec, self.generation, self.samples = engine, generation, samples
         self.chat, self.run, self.others = recipe.chat, run, list[Speaker]()
         self.sampling = sampling_of(generation, recipe.seed)
@@ -57,14 +58,25 @@ class Speaker:
     def engine(self) -> Any:
         """The loaded model; what the others had loaded is freed first."""
         for other in self.others:
-            other.__dict__.pop("engine", None)
+            other.release()
         return engine_for(self.section, self.template, self.generation, engine=self.spec, chat=self.chat)
+
+    def release(self) -> None:
+        """Lets go of the loaded model; the next question that needs it loads it again."""
+        self.__dict__.pop("engine", None)
 
     def answers(self, prompts: Sequence[Prompt], file: str) -> list[Completion]:
         """Its `samples` completions of each prompt, in their order, kept in `file` of the run folder."""
         who, _, side = file.removesuffix(".jsonl").rpartition("_")
         label = f"{who.replace('_', ' ')}: {side} prompts"
         return complete(self.run.path / file, prompts, self.sampling, lambda: self.engine, label, samples=self.samples)
+
+
+def section_of(section: dict[str, Any], model: str | None) -> dict[str, Any]:
+    """A `model:` section for another model, which has none of the first one's revisions; None: as it is."""
+    if model in (None, section["model_name_or_path"]):
+        return section
+    return {**{k: v for k, v in section.items() if k != "model_revision"}, "model_name_or_path": model}
 
 
 class Cast(NamedTuple):
@@ -107,6 +119,10 @@ class Stage(NamedTuple):
 
     def judged(self, judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
         """A verdict for each completion; those of slow judges are kept in the run folder."""
+        if hasattr(judge, "keep_every"):  # a slow one, which may bring weights
+            for speaker in self.cast:
+                if speaker is not None:
+                    speaker.release()
         return judged(self.run.path / "verdicts.jsonl", judge, prompts, completions)
 
 

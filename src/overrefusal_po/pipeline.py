@@ -24,7 +24,7 @@ from typing import Any
 
 from overrefusal_po import metrics
 from overrefusal_po.labels import blinded_sample
-from overrefusal_po.plugins import built_judge
+from overrefusal_po.plugins import FILE_ENDINGS, built_judge
 from overrefusal_po.recipe import (
     CurateRecipe,
     EvaluateRecipe,
@@ -159,9 +159,7 @@ def inputs_of(body: Stage) -> dict[str, str]:
     """{dotted key: content hash} of the files and folders that a stage reads, and its judge's version."""
     found = {}
     for key, value in texts(body.model_dump(mode="json", exclude={"run_dir"})):
-        named = key in ("model.model_name_or_path", "chosen.model", "rejects.model") or value.endswith(
-            (".jsonl", ".json")
-        )
+        named = key in ("model.model_name_or_path", "chosen.model", "rejects.model") or value.endswith(FILE_ENDINGS)
         # os.path.exists says no to what cannot be a path (a long system prompt with a slash in it)
         if (named or "/" in value) and os.path.exists(value):  # noqa: PTH110
             path = Path(value)

@@ -204,6 +204,13 @@ def engine_note(spec: str | Mapping[str, Any]) -> str:
     return text
 
 
+def check_engine(spec: str | Mapping[str, Any]) -> None:
+    """Raises ValueError where what an engine needs is missing (a key, say). No weight is loaded."""
+    module, settings = settings_of("engines", spec)
+    if hasattr(module, "check"):
+        module.check(settings)
+
+
 def source_note(spec: str | Mapping[str, Any]) -> str | None:
     """What a reader of a number from this source has to know (contested labels, say); None where there is nothing."""
     module, settings = settings_of("sources", spec)
@@ -219,9 +226,10 @@ def make_attack(spec: str | Mapping[str, Any]) -> Callable[[Prompt], list[Prompt
 
 def check_plugs(body: Any) -> None:
     """Raises ValueError where a recipe's body names a plug that is not there, or gives it a setting that it has not."""
-    for key in ("judge", "guard", "reward"):
-        if getattr(body, key, None) is not None:
-            settings_of("judges", getattr(body, key))
+    select = getattr(body, "select", None)
+    for part, key in ((body, "judge"), (body, "guard"), (body, "reward"), (select, "judge")):
+        if getattr(part, key, None) is not None:
+            settings_of("judges", getattr(part, key))
     for part in (body, getattr(body, "chosen", None), getattr(body, "rejects", None)):
         engine = getattr(part, "engine", None)
         if engine is not None:
@@ -229,12 +237,12 @@ def check_plugs(body: Any) -> None:
     data = getattr(body, "typed_data", None) or getattr(body, "data", None)
     for spec in getattr(data, "attacks", ()):
         settings_of("attacks", spec)
-    for key in ("sets", "helpful_from"):
-        for spec in getattr(data, key, ()):
+    for part, key in ((data, "sets"), (data, "helpful_from"), (select, "sets")):
+        for spec in getattr(part, key, ()):
             settings_of("sources", spec)
-    for key in ("triples", "prompts", "benign", "harmful"):
+    for key in ("triples", "prompts", "benign", "harmful", "pairs"):
         spec = getattr(data, key, None)
-        if spec is not None and not str(spec).startswith("@"):
+        if spec is not None and not (isinstance(spec, str) and (key == "pairs" or spec.startswith("@"))):
             settings_of("sources", spec)
 
 

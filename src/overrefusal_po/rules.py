@@ -71,12 +71,16 @@ class Contrast(NamedTuple):
 
 
 def containment(stage: Stage, harmful: Sequence[Prompt]) -> list[Contrast]:
-    """Contrasts from the first source of rejects that yields a pair. ValueError where none does; none for a shard."""
+    """Contrasts from the first source of rejects that yields a pair at the least tau of the recipe.
+
+    ValueError where none does; none for a shard.
+    """
     safe = safe_refusals(stage, harmful)
-    tried = []
+    rejects, tried = stage.recipe.rejects, []
+    least = min([TAU if rejects.tau is None else rejects.tau, *rejects.tau_grid])
     for name, completions in reject_sources(stage, harmful):
         found = contrasts_of(stage, harmful, safe, completions)
-        yielded = sum(r.row is not None for r in contained(found, stage.recipe.rejects.tau))
+        yielded = sum(r.row is not None for r in contained(found, least))
         tried.append(f"{name}: {len(completions)} completions, {yielded} comply")
         if yielded:
             logger.info("containment rejects come from %s", tried[-1])

@@ -104,6 +104,7 @@ def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
         check_complete(shards, name)
         found[f"{name}.jsonl"] = sum(1 for _ in rows(s / f"{name}.jsonl" for s in shards))
         put_together(folder, shards, name)
+    put_together(folder, [folder, *shards], "verdicts")  # so that slow judges are not asked again
     return found
 
 

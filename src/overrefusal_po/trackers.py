@@ -6,7 +6,7 @@
 Numbers go through transformers' own callbacks to whatever `trainer.report_to` names. Tables and pictures go to wandb
 alone, once: `pairs` when training begins, `looks` and `plane` (start policy and kept step) when it ends. The summary's
 `train/two_sided/score` is then that of the kept step, whose weights are saved, not that of the last look: it is what a
-sweep compares. Harmful responses stay in the run folder: of pairs about harmful prompts the rejected side is left out.
+sweep compares. Harmful responses stay in the run folder: a rejected side is shown of overrefusal pairs alone.
 """
 
 from __future__ import annotations
@@ -122,10 +122,13 @@ def pair_rows(file: Path, *, per_rule: int = 8, length: int = 600) -> list[tuple
 
 
 def sides(pair: PreferencePair) -> tuple[str, str]:
-    """(chosen, rejected), without what a model said to a harmful prompt: a tracker is somebody else's machine."""
-    if pair.prompt.kind == "harmful":
-        return pair.chosen, f"[{len(pair.rejected)} characters, kept in the run folder]"
-    return pair.chosen, pair.rejected
+    """(chosen, rejected), without what may be a harmful response: a tracker is somebody else's machine.
+
+    Only a refusal is known to be none. Imported pairs without labels count as ordinary, and some are on harmful prompts.
+    """
+    if pair.rule == "overrefusal" and pair.prompt.kind != "harmful":
+        return pair.chosen, pair.rejected
+    return pair.chosen, f"[{len(pair.rejected)} characters, kept in the run folder]"
 
 
 def look_rows(looks: Sequence[Look]) -> list[tuple[Any, ...]]:

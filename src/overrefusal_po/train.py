@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from overrefusal_po import models
@@ -35,11 +36,17 @@ logger = logging.getLogger(__name__)
 
 def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any]:
     """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model, adapter}."""
+    run = open_run(False)  # which only reads
+    known = run.status()
+    if known.get("state") == "done" and known["key"] == run.key:
+        stored: dict[str, Any] = known["summary"]
+        return stored
+    models.check_sharding(full_dpo=recipe.method == "dpo" and not recipe.model.get("use_peft"))
     # `resumable` does what enable_jit_checkpoint would, for SIGINT too and at the end of a step
     settings = {**hardware_settings(recipe.trainer), **recipe.trainer, "enable_jit_checkpoint": False}
     if recipe.select is not None:
         check_not_sharded(settings)
-    state = models.check_world(use_cpu=bool(settings.get("use_cpu")))
+    state = models.check_world(use_cpu=bool(settings.get("use_cpu")), timeout_seconds=settings.get("ddp_timeout", 1800))
     method_config(recipe, {**settings, "output_dir": "unused"})
     template = load_template(recipe.model, recipe.chat)
     found = check_sources(recipe, template)
@@ -96,8 +103,8 @@ def make_trainer(recipe: TrainRecipe, run: Run, template: ChatTemplate, settings
         data = recipe.typed_data
         assert isinstance(data, PairsData)
         extra = {"shared_prefix": recipe.speed.shared_prefix, "opening": data.opening}
-        if recipe.method == "dpo" and recipe.speed.reference_store and not settings.get("sync_ref_model"):
-            extra["reference_store"] = cache_folder() / "reference"
+        if recipe.method == "dpo":
+            extra["reference_store"] = reference_folder(recipe, settings)
     elif method.eats == "prompts":
         rows = read_jsonl(run.path / "data.jsonl", Prompt)
     else:
@@ -123,6 +130,18 @@ def make_trainer(recipe: TrainRecipe, run: Run, template: ChatTemplate, settings
         template=template,
         **extra,
     )
+
+
+def reference_folder(recipe: TrainRecipe, settings: Mapping[str, Any]) -> Path | None:
+    """Where reference log-probs are kept; None where the recipe wants no store, or where there can be none."""
+    if not recipe.speed.reference_store or settings.get("sync_ref_model"):
+        return None
+    if models.wants_fsdp() and os.environ.get("FSDP_VERSION", "1") == "1":  # accelerate's own default
+        logger.info(
+            "speed.reference_store is left out: FSDP 1 hides which weights are whose (fsdp_version: 2 does not)"
+        )
+        return None
+    return cache_folder() / "reference"
 
 
 def method_config(recipe: TrainRecipe, settings: Mapping[str, Any]) -> Any:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -67,7 +66,7 @@ def dpo_trainer(
         opening: train on this many first tokens of each side (see `opening`); None: on whole sides.
         shared_prefix: compute the prompt of a pair once, where that is proven exact (see `shared_prefix`).
         reference_store: a folder that keeps reference log-probs from run to run (see `reference_store`); turns
-            `precompute_ref_log_probs` on, and no reference model is held in memory.
+            `precompute_ref_log_probs` on, and no reference model is held in memory, except under FSDP.
 
     Raises:
         ValueError: no pairs, a tokenizer without chat template, a pair longer than `max_length`.
@@ -79,7 +78,7 @@ def dpo_trainer(
         config = copy.copy(config)  # the caller's own object stays as it is
         config.precompute_ref_log_probs = True
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    dataset = pair_dataset(pairs, template, config.max_length)
+    dataset = pair_dataset(pairs, template, config.max_length, opening)
     policy = load_policy(model, peft_config)
     cls, extra = DPOTrainer, {}
     if config.precompute_ref_log_probs:
@@ -88,7 +87,8 @@ def dpo_trainer(
         store = Path(reference_store) if reference_store is not None else None
         cls, extra = StoredDPOTrainer, {"store": store, "shared_prefix": shared_prefix}
     full = peft_config is None and not hasattr(policy, "peft_config")
-    if ref_model is None and full and (not config.precompute_ref_log_probs or sharded_by_fsdp(config)):
+    sharded = bool(config.fsdp) or models.wants_fsdp()  # TRL then wants one even to compute log-probs ahead
+    if ref_model is None and full and (sharded or not config.precompute_ref_log_probs):
         ref_model = frozen_copy(policy)
     trainer = opening_of(cls, opening)(
         model=policy,
@@ -132,7 +132,7 @@ def orpo_trainer(
     trainer = opening_of(ORPOTrainer, opening)(
         model=load_policy(model, peft_config),
         args=config,
-        train_dataset=pair_dataset(pairs, template, config.max_length),
+        train_dataset=pair_dataset(pairs, template, config.max_length, opening),
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=list(callbacks),
@@ -291,12 +291,9 @@ def frozen_copy(policy: Any) -> Any:
     return copy.deepcopy(policy).eval().requires_grad_(False)
 
 
-def sharded_by_fsdp(config: Any) -> bool:
-    """Whether the policy will be sharded by FSDP; TRL then wants a reference model even to compute log-probs ahead."""
-    return bool(config.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
-
-
-def pair_dataset(pairs: Sequence[PreferencePair], template: ChatTemplate, max_length: int | None) -> Any:
+def pair_dataset(
+    pairs: Sequence[PreferencePair], template: ChatTemplate, max_length: int | None, opening: int | None = None
+) -> Any:
     """Pairs as a conversational TRL dataset.
 
     Raises ValueError where there is none, where sides are equal, or where a side would be cut at `max_length`.
@@ -307,13 +304,13 @@ def pair_dataset(pairs: Sequence[PreferencePair], template: ChatTemplate, max_le
         raise ValueError("Preference optimisation needs at least one pair; got none.")
     rows = []
     for pair in pairs:
-        check_pair(pair, template, max_length)
+        check_pair(pair, template, max_length, opening)
         rows.append(template.preference_row(pair.prompt.messages, pair.chosen, pair.rejected))
     return Dataset.from_list(rows)
 
 
-def check_pair(pair: PreferencePair, template: ChatTemplate, max_length: int | None) -> int:
-    """The tokens of the longer side with its prompt.
+def check_pair(pair: PreferencePair, template: ChatTemplate, max_length: int | None, opening: int | None = None) -> int:
+    """The tokens of the longer side (of its first `opening` ones, if only these are trained on) with its prompt.
 
     Raises ValueError where the sides are equal, and where TRL would cut a side silently (a cut answer is a corrupted
     label).
@@ -323,7 +320,7 @@ def check_pair(pair: PreferencePair, template: ChatTemplate, max_length: int | N
             f"Pair {pair.id}: chosen equals rejected ({pair.chosen[:60]!r}); there is nothing to prefer. Delete the pair."
         )
     turns = [template.turn(pair.prompt.messages, side) for side in (pair.chosen, pair.rejected)]
-    length = max(len(turn.prompt_ids) + len(turn.response_ids) for turn in turns)
+    length = max(len(turn.prompt_ids) + len(turn.response_ids[:opening]) for turn in turns)
     if max_length is not None and length > max_length:
         raise ValueError(
             f"Pair {pair.id}: prompt and response are {length} tokens, more than max_length {max_length}. TRL would cut "

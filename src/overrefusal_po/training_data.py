@@ -38,21 +38,39 @@ def check_training_data(recipe: TrainRecipe, template: ChatTemplate) -> str:
     data = recipe.typed_data
     if isinstance(data, PairsData):
         pairs = loaded_pairs(data.pairs)
-        longest = max(check_pair(pair, template, pair_limit(recipe)) for pair in pairs)
+        longest = max(check_pair(pair, template, pair_limit(recipe), data.opening) for pair in pairs)
         anchored = data.pairs == "starter" and data.containment == "student"
         warnings = check_pairs(pairs, data, anchored=anchored)
         return f"{len(pairs)} pairs, longest row {longest} tokens" + (f"; linter: {warnings}" if warnings else "")
     if isinstance(data, DertaData):
         refusal_token(template, data.refusal_opener)
         if data.triples == "starter":
-            safe = [(p.id, str(p.reference)) for p in read_source("starter", "train") if p.kind == "harmful"]
+            harmful = [p for p in read_source("starter", "train") if p.kind == "harmful"]
+            safe = [(p.id, str(p.reference)) for p in harmful]
         else:
-            safe = [(t.prompt.id, t.safe_response) for t in loaded_triples(data)]
+            triples = loaded_triples(data)
+            harmful = [t.prompt for t in drawn(triples, data.max_triples, recipe.seed)]
+            safe = [(t.prompt.id, t.safe_response) for t in triples]
         check_openers(safe, data.refusal_opener)
-        return f"{len(safe)} harmful prompts, refusal opener {data.refusal_opener!r}"
+        helpful = drawn_helpful(data, recipe.seed)
+        check_firewall([*harmful, *helpful])
+        return f"{len(safe)} harmful prompts, refusal opener {data.refusal_opener!r}, {len(helpful)} helpful prompts"
     if (data.prompts is None) == (data.pairs is None):
         raise ValueError("data: give either `prompts` (with references) or `pairs` (their chosen sides).")
-    return f"{len(sft_prompts(data, recipe.seed))} prompts with a reference"
+    prompts = sft_prompts(data, recipe.seed)
+    check_firewall(prompts)
+    return f"{len(prompts)} prompts with a reference"
+
+
+def check_firewall(prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError where prompts that are trained on are a benchmark's, or nearly."""
+    hits = contamination(prompts)
+    if hits:
+        raise ValueError(
+            f"{len({hit.id for hit in hits})} of the {len(prompts)} prompts to train on are a benchmark's. The first: "
+            f"{' '.join(map(str, hits[0]))}. Delete these rows, or have their source leave them out: {{name: SOURCE, "
+            "without_benchmarks: true}."
+        )
 
 
 def check_pairs(pairs: Sequence[PreferencePair], data: PairsData, *, anchored: bool) -> str:
@@ -117,6 +135,12 @@ def helpful_prompts(data: DertaData) -> list[Prompt]:
     return list({p.id: p for prompts in sources for p in prompts if p.kind in data.helpful and p.reference}.values())
 
 
+def drawn_helpful(data: DertaData, seed: int) -> list[Prompt]:
+    """Those of them that are used, at most `max_helpful` of each kind."""
+    helpful = helpful_prompts(data)
+    return [p for k in data.helpful for p in drawn([h for h in helpful if h.kind == k], data.max_helpful, seed)]
+
+
 def pair_limit(recipe: TrainRecipe) -> int | None:
     """`max_length` of a pair in tokens; None means no limit."""
     default: int | None = field_table(METHOD_CONFIGS[recipe.method])["max_length"]["default"]
@@ -134,11 +158,7 @@ def make_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> None:
     if isinstance(data, PairsData):
         rows = pairs_of(recipe, data, run, template)
     elif isinstance(data, DertaData):
-        helpful = helpful_prompts(data)
-        kept = [
-            p for k in data.helpful for p in drawn([h for h in helpful if h.kind == k], data.max_helpful, recipe.seed)
-        ]
-        write_jsonl(run.path / "helpful.jsonl", kept)
+        write_jsonl(run.path / "helpful.jsonl", drawn_helpful(data, recipe.seed))
         rows = triples_of(recipe, data, run, template)
     else:
         rows = sft_prompts(data, recipe.seed)

@@ -146,6 +146,11 @@ def engine(
     )
 
 
+def check(settings: Settings) -> None:
+    """Raises ValueError where the servers' key is missing. A stage asks before any other model has answered."""
+    key_of(settings)
+
+
 def note(settings: Settings) -> str:
     """What a manifest says of completions from this engine."""
     places = ", ".join(settings.base_url or ("OpenAI",))

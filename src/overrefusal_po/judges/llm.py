@@ -58,7 +58,8 @@ class LlmJudge:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.keep_every = 16 * settings.concurrency
-        self._answered = False
+        self.answered = False
+        """Whether this set-up has been found right; a run that goes on sets it where verdicts of the judge are kept."""
         self.prompt: JudgePrompt = read_prompt(settings.prompt)
         self.name = f"llm:{settings.model}:{self.prompt.name}"
         self.version = self.prompt.version
@@ -76,8 +77,8 @@ class LlmJudge:
         items = [(c, prompt, c.text[thinking_end(c.text) :]) for prompt, c in answered]
         short = [n for n, (_, p, r) in enumerate(items) if len(p.asked) + len(r) <= self.settings.max_characters]
         texts = [self.question(*items[n]) for n in short]
-        said = ask_all(self.settings, key_of(self.settings), texts, answered=self._answered)
-        self._answered |= any(reply.fault is None for reply in said)
+        said = ask_all(self.settings, key_of(self.settings), texts, answered=self.answered)
+        self.answered |= any(reply.fault is None for reply in said)
         replies = dict(zip(short, said, strict=True))
         return [self.verdict(item, replies.get(number)) for number, item in enumerate(items)]
 
