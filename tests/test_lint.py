@@ -293,6 +293,13 @@ def test_a_refusal_opener_that_is_only_ever_rejected_is_an_error() -> None:
     assert lint(rows, JUDGE, waive={"opener/i'm sorry but": "meant"}).errors == []
 
 
+@pytest.mark.parametrize(("number", "severity"), [(7, "warning"), (8, "error")])
+def test_an_opener_that_few_rows_share_is_a_warning(number: int, severity: str) -> None:
+    rows = two_rules("Sorry, no: I won't", "I'm sorry, but I can't", PLAIN, PLAIN)
+    found = [f for f in lint(rows[:number] + rows[60:], JUDGE).findings if f.check == "opener"]
+    assert [(f.id, f.severity) for f in found] == [("opener/i'm sorry but", severity)]
+
+
 def test_within_one_rule_the_sides_differ_by_construction_and_that_is_only_reported() -> None:
     rows = written_pairs(prompts(Settings(), "train"))
     checked = lint(rows, JUDGE)

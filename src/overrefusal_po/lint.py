@@ -32,6 +32,9 @@ TOLD = 0.65
 """Mean accuracy without the prompt from which wording counts as a shortcut. Measured on SmolLM2-135M: 0.93 (openings) and
 0.98 (words) on pairs that DPO won by wording, 0.51 and 0.55 on pairs that taught it prompts."""
 
+ERROR_FROM = 8
+"""Rejected refusals with a lonely opener (ours) from which it is an error: in a handful it may be chance."""
+
 LONGER = 0.33
 """Cliff's delta from which a difference counts as medium (Romano et al. 2006)."""
 
@@ -353,7 +356,8 @@ def whole_set(pairs: Sequence[PreferencePair], refused: Sequence[bool], known: S
             "side of another rule does: a model learns to avoid the opener, not to answer. Take the chosen refusals from the "
             "same model (chosen.refusals: student)"
         )
-        yield Finding(f"opener/{opener.words}", "opener", "error", "rejected", message)
+        severity: Severity = "error" if opener.rejected >= ERROR_FROM else "warning"
+        yield Finding(f"opener/{opener.words}", "opener", severity, "rejected", message)
     if min(known.num_pairs.values()) < FEWEST:
         return
     by_rule = len(known.num_pairs) > 1
