@@ -1,33 +1,19 @@
 """derta_tree.py: one row a question has the loss and gradients of the padded rows, in fewer tokens."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Style
+from conftest import Style, trainer_settings
 
 from overrefusal_po.derta import DertaCollator, Row
 from overrefusal_po.derta_tree import TreeCollator, trees
 from overrefusal_po.records import Prompt, Triple
 from overrefusal_po.trainers import derta_trainer
 
-
-def settings(folder: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder / "out"),
-        "use_cpu": True,
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.1,
-        "optim": "sgd",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "max_length": 256,
-        **more,
-    }
+settings = partial(trainer_settings, batch=4, learning_rate=0.1, optim="sgd", max_length=256)
 
 
 def made(style: Style, triples: list[Triple], helpful: list[Prompt], folder: Path, how: str, **more: Any) -> Any:

@@ -174,9 +174,8 @@ def inputs_of(body: Stage) -> dict[str, str]:
         if (spec := getattr(judging, key, None)) is not None:
             judge = built_judge(spec)
             found[key] = f"{judge.name} {judge.version}"
-    if (
-        isinstance(body, EvaluateRecipe) and body.data.attacks
-    ):  # what an attack makes follows from its files and its code
+    # what an attack makes follows from its files and its code
+    if isinstance(body, EvaluateRecipe) and body.data.attacks:
         from overrefusal_po.evaluate import measured_prompts
 
         found["attacks"] = content_id(sorted(p.id for p in measured_prompts(body.data)))

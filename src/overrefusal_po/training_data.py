@@ -25,7 +25,7 @@ from overrefusal_po.lint import lint
 from overrefusal_po.pairs import answer_of, containment_pair, written_pairs
 from overrefusal_po.plugins import read_pairs, read_source, read_triples
 from overrefusal_po.recipe import METHOD_CONFIGS, DertaData, PairsData, SftData, TrainRecipe
-from overrefusal_po.records import PreferencePair, Prompt, Triple, content_id, write_jsonl
+from overrefusal_po.records import Completion, PreferencePair, Prompt, Triple, Verdict, content_id, write_jsonl
 from overrefusal_po.runs import Run
 from overrefusal_po.trainers import check_openers, check_pair
 
@@ -45,7 +45,7 @@ def check_training_data(recipe: TrainRecipe, template: ChatTemplate) -> str:
     if isinstance(data, DertaData):
         refusal_token(template, data.refusal_opener)
         if data.triples == "starter":
-            harmful = [p for p in read_source("starter", "train") if p.kind == "harmful"]
+            harmful = starter_harmful()
             safe = [(p.id, str(p.reference)) for p in harmful]
         else:
             triples = loaded_triples(data)
@@ -107,12 +107,16 @@ def trained_prompts(recipe: TrainRecipe) -> list[Prompt]:
     data = recipe.typed_data
     if isinstance(data, SftData):
         return sft_prompts(data.model_copy(update={"max_prompts": None}), recipe.seed)
-    starter = read_source("starter", "train")
-    harmful = [p for p in starter if p.kind == "harmful"]
     if isinstance(data, PairsData):
         pairs = [p.prompt for p in loaded_pairs(data.pairs)]
-        return pairs + (harmful if data.pairs == "starter" and data.containment == "student" else [])
-    return helpful_prompts(data) + (harmful if data.triples == "starter" else [t.prompt for t in loaded_triples(data)])
+        return pairs + (starter_harmful() if data.pairs == "starter" and data.containment == "student" else [])
+    asked = starter_harmful() if data.triples == "starter" else [t.prompt for t in loaded_triples(data)]
+    return helpful_prompts(data) + asked
+
+
+def starter_harmful() -> list[Prompt]:
+    """The starter set's harmful prompts to train on."""
+    return [p for p in read_source("starter", "train") if p.kind == "harmful"]
 
 
 def loaded_pairs(spec: str | Mapping[str, Any]) -> list[PreferencePair]:
@@ -173,10 +177,9 @@ def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTempl
         if not any(p.rule == "containment" for p in pairs):
             logger.warning("%s holds no containment pairs: nothing in it keeps harmful prompts refused", data.pairs)
     else:
-        prompts = read_source("starter", "train")
-        pairs = written_pairs(prompts)
+        pairs = loaded_pairs(data.pairs)
         if data.containment == "student":
-            made = own_containment(recipe, prompts, run, template)
+            made = own_containment(recipe, run, template)
             pairs += made
     rules = dict.fromkeys(p.rule for p in pairs)
     kept = [p for rule in rules for p in drawn([q for q in pairs if q.rule == rule], data.max_pairs, recipe.seed)]
@@ -189,49 +192,43 @@ def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTempl
     return drawn(kept, None, recipe.seed)
 
 
-def own_containment(
-    recipe: TrainRecipe, prompts: Sequence[Prompt], run: Run, template: ChatTemplate
-) -> list[PreferencePair]:
+def own_containment(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> list[PreferencePair]:
     """Containment pairs: the reference refusal over what the start policy itself says where it complies."""
-    harmful = [p for p in prompts if p.kind == "harmful"]
-    answers = student_answers(recipe, harmful, run, template)
-    verdicts = RefusalJudge().score(harmful, answers)
-    made = [
-        containment_pair(p, str(p.reference), c, v).pair for p, c, v in zip(harmful, answers, verdicts, strict=True)
-    ]
+    said = student_answers(recipe, run, template)
+    made = [containment_pair(p, str(p.reference), c, v).pair for p, c, v in said]
     return [pair for pair in made if pair is not None]
 
 
-def student_answers(recipe: TrainRecipe, harmful: Sequence[Prompt], run: Run, template: ChatTemplate) -> Any:
-    """What the start policy says to harmful prompts, kept in the run folder only."""
+def student_answers(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> list[tuple[Prompt, Completion, Verdict]]:
+    """What the start policy says to the starter set's harmful prompts, judged; kept in the run folder only."""
     name = str(recipe.model["model_name_or_path"])
-    return complete(
+    harmful = starter_harmful()
+    answers = complete(
         run.path / "student_harmful.jsonl",
         harmful,
         sampling_of(recipe.generation, recipe.seed),
         lambda: engine_for(recipe.model, template, recipe.generation, name),
         "student: harmful prompts",
     )
+    return list(zip(harmful, answers, RefusalJudge().score(harmful, answers), strict=True))
 
 
 def triples_of(recipe: TrainRecipe, data: DertaData, run: Run, template: ChatTemplate) -> list[Triple]:
     """Loaded triples, or starter prompts with the student's own harmful responses. A yield of zero is an error."""
     if data.triples != "starter":
         return drawn(loaded_triples(data), data.max_triples, recipe.seed)
-    harmful = [p for p in read_source("starter", "train") if p.kind == "harmful"]
-    answers = student_answers(recipe, harmful, run, template)
-    verdicts = RefusalJudge().score(harmful, answers)
+    said = student_answers(recipe, run, template)
     triples = [
         Triple(prompt=p, safe_response=str(p.reference), harmful_response=answer_of(c))
-        for p, c, v in zip(harmful, answers, verdicts, strict=True)
+        for p, c, v in said
         if v.refusal == "none" and not v.degenerate
     ]
     if not triples:
         raise ValueError(
-            f"The student refuses all {len(harmful)} harmful prompts, so it gives no harmful responses for DeRTa. Load "
+            f"The student refuses all {len(said)} harmful prompts, so it gives no harmful responses for DeRTa. Load "
             "triples instead (data.triples: FILE.jsonl with prompt, safe_response, harmful_response)."
         )
-    logger.info("%d of %d harmful prompts gave a harmful response", len(triples), len(harmful))
+    logger.info("%d of %d harmful prompts gave a harmful response", len(triples), len(said))
     return drawn(triples, data.max_triples, recipe.seed)
 
 
