@@ -192,13 +192,14 @@ def test_sigterm_ends_each_stage_of_a_pipeline_with_130_and_the_same_command_goe
         Path(f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         others = [{"prompt": f"{text} Tell me now.", "kind": kind} for text in asked]  # what is curated is not measured
         Path(f"{kind}_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
-    stops = {"curating": 2, "measuring": len(BENIGN + HARMFUL) + 3}
+    stops = {2: "curating", len(BENIGN + HARMFUL) + 3: "measuring"}
 
     def script(request: Request) -> Answer:
-        for name, number in stops.items():
-            if request.number == number:
-                Path(name).touch()
-                return slow("", 5.0)
+        if request.number in stops:
+            # what was answered before is in the files: the next request leaves while the client still writes the last one
+            wait_for_rows(request.number - list(stops).index(request.number))
+            Path(stops[request.number]).touch()
+            return slow("", 5.0)
         if request.text in BENIGN:
             return says("I'm sorry, but I can't help you with that request.")
         return says("First you open the drawer at the left, then you take out what lies there and use it.")
@@ -222,6 +223,17 @@ def test_sigterm_ends_each_stage_of_a_pipeline_with_130_and_the_same_command_goe
         assert status("out") == status("out/measure") == ("done", 0) and Path("out/report.html").is_file()
         # each prompt is asked once by each stage, and what was in the air twice
         assert len(server.requests) == 2 * len(BENIGN + HARMFUL) + 2
+
+
+def wait_for_rows(count: int) -> None:
+    """Until so many completions lie in the folders of out/'s stages; a minute at most."""
+    names = ("student_benign", "student_harmful", "completions")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        files = [file for name in names for file in Path("out").glob(f"*/{name}.jsonl")]
+        if sum(file.read_bytes().count(b"\n") for file in files) >= count:
+            return
+        time.sleep(0.005)
 
 
 # the handlers
