@@ -200,11 +200,11 @@ def long(options: argparse.Namespace, tokenizer: Any, number: int) -> list[tuple
 
 
 def dpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer: Any, args: dict[str, Any]) -> Any:
-    """TRL's DPOTrainer; ours is the same with its forward patched."""
+    """TRL's DPOTrainer; ours is the same with its forward patched, and a quantised model's adapter in float32."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from overrefusal_po.trainers import frozen_copy
+    from overrefusal_po.trainers import exact_adapter, frozen_copy
 
     trainer = DPOTrainer(
         model=policy,
@@ -214,7 +214,10 @@ def dpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer: 
         processing_class=tokenizer,
         peft_config=lora(options),
     )
-    return shared(trainer) if options.side == "ours" else trainer
+    if options.side == "plain":
+        return trainer
+    exact_adapter(trainer.model)
+    return shared(trainer)
 
 
 def orpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer: Any, args: dict[str, Any]) -> Any:
@@ -263,7 +266,7 @@ def lora(options: argparse.Namespace) -> Any:
         return None
     from peft import LoraConfig
 
-    return LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(r=getattr(options, "rank", 8), target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def shared(trainer: Any) -> Any:
@@ -278,8 +281,8 @@ def shared(trainer: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------- measurement
 
 
-def clock_callback() -> Any:
-    """A callback whose `times` are those at the end of each step; it forgets the memory peak of the first."""
+def clock_callback(warmup: int = 1) -> Any:
+    """A callback whose `times` are those at the end of each step; it forgets the memory peak of the first `warmup`."""
     import torch
     from transformers import TrainerCallback
 
@@ -291,7 +294,7 @@ def clock_callback() -> Any:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self.times.append(time.perf_counter())
-            if len(self.times) == 1:
+            if len(self.times) == warmup:
                 forget_peak()
 
     return Clock()

@@ -89,7 +89,7 @@ def test_help_shows_the_commands(command: Command) -> None:
 def test_list_shows_methods_and_plugs(command: Command) -> None:
     done = command("list")
     assert done.code == 0
-    for word in ("sft", "derta", "dpo", "orpo", "starter", "xstest", "file", "transformers", "refusal"):
+    for word in ("sft", "derta", "dpo", "orpo", "kto", "starter", "xstest", "file", "transformers", "refusal"):
         assert word in done.out.split()
 
 
@@ -329,7 +329,7 @@ def test_a_pair_that_prefers_nothing_ends_with_2(command: Command, tiny: str, pa
 
 
 @pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize("name", ["dpo.yaml", "orpo.yaml"])
+@pytest.mark.parametrize("name", ["dpo.yaml", "orpo.yaml", "kto.yaml"])
 def test_a_pair_that_would_be_cut_ends_with_2(command: Command, tiny: str, name: str) -> None:
     done = command(RECIPES / name, tiny, "--trainer.max_length=32", "--data.containment=none")
     assert done.code == 2 and "more than max_length 32" in done.err

@@ -236,7 +236,7 @@ def test_the_sft_sets_of_overgeneration_come_out_of_the_same_stage(server: Serve
     assert {r.body["model"] for r in server.requests} == {"teacher", "guard"}  # a student is not needed
     assert (found["benign"]["prompts"], found["benign"]["kept"], found["harmful"]["kept"]) == (3, 3, 2)
     data = SftData(prompts=str(tmp_path / "run" / "sft.jsonl"))
-    assert {(p.text, p.reference) for p in sft_prompts(data, 0)} == {(p.text, p.reference) for p in rows}
+    assert {(p.text, p.reference) for p in sft_prompts(data)} == {(p.text, p.reference) for p in rows}
 
 
 def test_a_model_overgenerates_for_itself_and_a_set_of_nothing_is_an_error(server: Server, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from overrefusal_po.derta import (
     DertaCollator,
     Row,
     derta_rows,
+    longest_row,
     prefix_length,
     prefix_row,
     refusal_token,
     rto_row,
     sft_rows,
+    turns,
 )
 from overrefusal_po.records import Prompt, Triple
 
@@ -29,30 +32,17 @@ SAFE = Turn([1, 2, 3], [SORRY, 20, 99], [(0, 5), (5, 6), (6, 6)])
 
 
 def test_rto_labels_every_position_of_the_response_and_its_end_with_the_refusal_token() -> None:
-    row = rto_row(HARMFUL, SORRY, 100, "a")
+    row = rto_row(HARMFUL, SORRY, "a")
     assert row.input_ids == [1, 2, 3, 10, 11, 12, 13, 14, 15, 99]
     assert row.labels == [-100, -100, -100, 7, 7, 7, 7, 7, 7, 7]
     assert row.kind == "rto"
 
 
-def test_rto_rows_lose_their_end() -> None:
-    row = rto_row(HARMFUL, SORRY, 5, "a")
-    assert row == Row([1, 2, 3, 10, 11], [-100, -100, -100, 7, 7], "rto", "a")
-
-
 def test_a_prefix_row_has_no_loss_before_the_safe_response() -> None:
-    row = prefix_row(HARMFUL, SAFE, 2, 100, "a")
+    row = prefix_row(HARMFUL, SAFE, 2, "a")
     assert row.input_ids == [1, 2, 3, 10, 11, SORRY, 20, 99]
     assert row.labels == [-100, -100, -100, -100, -100, SORRY, 20, 99]
     assert row.kind == "prefix"
-
-
-def test_a_prefix_row_loses_prefix_but_never_response() -> None:
-    """Prompt 3 and response 3 leave room for one prefix token at 7, none at 6, and at 5 the row is an error."""
-    assert prefix_row(HARMFUL, SAFE, 4, 7, "a").input_ids == [1, 2, 3, 10, SORRY, 20, 99]
-    assert prefix_row(HARMFUL, SAFE, 4, 6, "a").input_ids == [1, 2, 3, SORRY, 20, 99]
-    with pytest.raises(ValueError, match=r"do not fit into max_length 5. Raise trainer.max_length"):
-        prefix_row(HARMFUL, SAFE, 4, 5, "a")
 
 
 def test_the_prefix_in_words_is_empty_for_a_third_and_else_one_to_n_minus_two_words() -> None:
@@ -150,33 +140,28 @@ def test_the_same_seed_gives_the_same_rows_in_any_order(styles: dict[str, Style]
     assert any(rows(triples, seed) != first for seed in (1, 2, 3))
 
 
-def test_max_length_holds_for_every_row(style: Style, triples: list[Triple]) -> None:
-    token = refusal_token(style.template)
-    limit = 1 + max(
-        len(turn.prompt_ids) + len(turn.response_ids)
-        for turn in (style.template.turn(t.prompt.messages, t.safe_response) for t in triples)
-    )
-    rows = derta_rows(triples, style.template, token, max_length=limit, prefix_unit="tokens")
-    assert max(len(row.input_ids) for row in rows) == limit
-    for row in rows:
-        assert len(row.labels) == len(row.input_ids)
-        assert any(label != IGNORED for label in row.labels)
-        assert row.kind == "rto" or row.labels[-1] == style.end_of_turn
+def test_no_row_is_cut_a_triple_that_may_be_too_long_is_an_error(style: Style, triples: list[Triple]) -> None:
+    """With the whole response as prefix, but for its end, a row is as long as it can be; whatever is drawn, rows fit."""
+    sides = [turns(triple, style.template) for triple in triples]
+    lengths = [len(prefix_row(harmful, safe, len(harmful.response_ids) - 1, "a").input_ids) for harmful, safe in sides]
+    assert [longest_row(harmful, safe) for harmful, safe in sides] == lengths
+    limit = max(lengths)
+    make = partial(derta_rows, triples, style.template, refusal_token(style.template), prefix_unit="tokens")
+    assert max(len(row.input_ids) for seed in range(20) for row in make(max_length=limit, seed=seed)) > limit - 20
+    with pytest.raises(ValueError, match=rf"its rows may take {limit} tokens, more than max_length {limit - 1}"):
+        make(max_length=limit - 1)
 
 
-def test_sft_rows_learn_the_whole_response_and_leave_out_what_is_too_long(style: Style) -> None:
-    short = Prompt.of("What is a fox?", kind="general", reference="A fox.")
-    long = Prompt.of("What is a dog?", kind="general", reference="A dog. " * 40)
-    turn = style.template.turn(short.messages, "A fox.")
-    rows, dropped = sft_rows([short, long], style.template, max_length=len(turn.prompt_ids + turn.response_ids))
+def test_sft_rows_learn_the_whole_response(style: Style) -> None:
+    prompt = Prompt.of("What is a fox?", kind="general", reference="A fox.")
+    turn = style.template.turn(prompt.messages, "A fox.")
     labels = [IGNORED] * len(turn.prompt_ids) + turn.response_ids
-    assert rows == [Row(turn.prompt_ids + turn.response_ids, labels, "sft", short.id)]
-    assert dropped == 1
+    assert sft_rows([prompt], style.template) == [Row(turn.prompt_ids + turn.response_ids, labels, "sft", prompt.id)]
 
 
 def test_an_sft_prompt_without_a_reference_is_an_error(styles: dict[str, Style]) -> None:
     with pytest.raises(ValueError, match=r"'What is a fox\?'.*no reference response"):
-        sft_rows([Prompt.of("What is a fox?", kind="general")], styles["qwen"].template, max_length=100)
+        sft_rows([Prompt.of("What is a fox?", kind="general")], styles["qwen"].template)
 
 
 def test_the_refusal_token_is_the_openers_first(styles: dict[str, Style], caplog: pytest.LogCaptureFixture) -> None:

@@ -13,11 +13,25 @@ import overrefusal_po
 SOURCE = Path(overrefusal_po.__file__).parent
 FLOORS = [
     {"records"},
-    {"fields", "intervals", "labels", "shards", "shortcuts", "hygiene", "pair_files", "summary", "apart", "interrupts"},
+    {
+        "fields",
+        "intervals",
+        "labels",
+        "shards",
+        "shortcuts",
+        "hygiene",
+        "pair_files",
+        "summary",
+        "apart",
+        "interrupts",
+        "sharding",
+        "kto",
+    },
     {"recipe", "corrections", "shared_prefix", "openai_setup"},
     {"derta", "pairs", "metrics", "models", "chat", "runs", "plugins", "engines", "judges", "sources", "attacks"}
     | {"reference_store", "orpo", "opening"},
-    {"derta_tree"},
+    {"derta_tree", "lengths"},
+    {"pair_rows"},
     {
         "trainers",
         "generate",

@@ -56,6 +56,7 @@ def test_a_reference_is_held_where_nothing_computes_it_ahead() -> None:
     assert bytes_of(recipe(**store)).reference == 4000
     assert bytes_of(recipe(trainer={"precompute_ref_log_probs": True}, **store)).reference == 0
     assert bytes_of(recipe("orpo", **store)).reference == 0
+    assert bytes_of(recipe("kto")).reference == 4000, "the store does not apply to it"
     assert bytes_of(recipe(model={"use_peft": True}, **store)).reference == 0, (
         "the base under the adapter is the reference"
     )
@@ -138,6 +139,7 @@ def test_a_shared_prefix_counts_the_prompt_once(style: Style, pairs: list[Prefer
     assert row_widths(pairs[0], style.template, shared) == (prompt + chosen + rejected, chosen + rejected)
     assert row_widths(pairs[0], style.template, orpo) == (prompt + chosen + rejected,) * 2
     assert row_widths(pairs[0], style.template, plain) == (2 * (prompt + max(chosen, rejected)),) * 2
+    assert row_widths(pairs[0], style.template, recipe("kto")) == (prompt + max(chosen, rejected),) * 2
     eight = recipe(trainer={"per_device_train_batch_size": 4})
     assert widest_batch(eight, pairs[:1], style.template) == (4 * (prompt + chosen + rejected), 4 * (chosen + rejected))
 

@@ -113,24 +113,6 @@ def test_a_merged_adapter_says_what_the_adapted_model_said(styles: dict[str, Any
     assert models.load_tokenizer(str(folder)).chat_template == style.tokenizer.chat_template
 
 
-def test_zero_3_is_refused_since_its_weights_would_be_saved_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    models.check_sharding(full_dpo=True)
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    with pytest.raises(ValueError, match=r"saved empty\. Take recipes/accelerate/fsdp2\.yaml, or zero_stage 1 or 2"):
-        models.check_sharding(full_dpo=False)
-
-
-def test_a_frozen_reference_needs_weights_that_every_process_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-    models.check_sharding(full_dpo=True)  # without FSDP it says nothing
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    models.check_sharding(full_dpo=False)
-    with pytest.raises(ValueError, match="--fsdp_cpu_ram_efficient_loading false"):
-        models.check_sharding(full_dpo=True)
-
-
 def test_a_process_waits_for_the_others_as_long_as_the_recipe_says() -> None:
     """One process of two is started: the wait for the other ends after a second, not after torch's own half hour."""
     with socket.socket() as free:

@@ -10,8 +10,9 @@ import torch
 from conftest import Style, trainer_settings
 from torch.nn.functional import logsigmoid
 
+from overrefusal_po.lengths import fitting, pair_length
 from overrefusal_po.records import PreferencePair, Prompt
-from overrefusal_po.trainers import check_pair, dpo_trainer, orpo_trainer
+from overrefusal_po.trainers import dpo_trainer, orpo_trainer
 
 settings = partial(trainer_settings, beta=0.5)
 K = 4
@@ -85,9 +86,9 @@ def test_a_side_longer_than_max_length_is_taken_where_its_opening_fits(
     style = styles["llama"]
     prompts = [len(style.template.turn(pair.prompt.messages, pair.chosen).prompt_ids) for pair in uneven]
     limit = max(prompts) + K
-    assert [check_pair(pair, style.template, limit, K) for pair in uneven] == [prompt + K for prompt in prompts]
+    assert [pair_length(pair, style.template, K) for pair in uneven] == [prompt + K for prompt in prompts]
     with pytest.raises(ValueError, match="more than max_length"):
-        check_pair(uneven[2], style.template, limit)
+        fitting(uneven[2:3], style.template, max_length=limit)
     args = trainer_settings(tmp_path, 4, max_length=limit)
     trainer = make(style.make_model(), uneven, args=args, processing_class=style.tokenizer, opening=K)
     assert {len(row["rejected_ids"]) for row in trainer.train_dataset} == {K}

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import overrefusal_po
-from overrefusal_po import models
+from overrefusal_po import cli, models
 from overrefusal_po.cli import main
 from overrefusal_po.pipeline import inputs_of, link, stage_bodies
 from overrefusal_po.recipe import EvaluateRecipe, TrainRecipe, load_recipe
@@ -61,7 +61,7 @@ def fault(path: Path) -> str:
 
 
 def test_a_pipeline_measures_trains_and_measures_and_a_second_run_does_nothing(
-    write: Write, capsys: pytest.CaptureFixture[str]
+    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write()
     assert run(path) == 0, capsys.readouterr().err
@@ -81,8 +81,15 @@ def test_a_pipeline_measures_trains_and_measures_and_a_second_run_does_nothing(
 
     files = [p for p in out.rglob("*") if p.is_file() and p.name not in ("log", ".lock")]
     before = {p: p.stat().st_mtime_ns for p in files}
+    read: list[Any] = []
+    monkeypatch.setattr(cli, "check_data", read.append)
     assert run(path) == 0
     assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert not read, "data is read again"
+    rows = Path("triples.jsonl").read_text().splitlines(keepends=True)
+    Path("triples.jsonl").write_text("".join(rows[1:]))
+    assert run(path) == 2
+    assert read and "the content of data.triples" in capsys.readouterr().err
 
 
 def test_a_pipeline_under_a_launcher_of_two_processes_is_refused(

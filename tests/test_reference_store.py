@@ -83,15 +83,22 @@ def logps(trainer: Any) -> torch.Tensor:
 # ----------------------------------------------------------------------------------------------------------- values
 
 
+@pytest.mark.parametrize("max_length", [None, 512])
 @pytest.mark.parametrize("ld_alpha", [None, 0.3])
 @pytest.mark.parametrize("rank", [None, 4])
 def test_values_are_those_of_trl(
-    make: Callable[..., Any], styles: dict[str, Style], rank: int | None, ld_alpha: float | None
+    make: Callable[..., Any],
+    styles: dict[str, Style],
+    uneven: list[PreferencePair],
+    rank: int | None,
+    ld_alpha: float | None,
+    max_length: int | None,
 ) -> None:
     """TRL's own pass over the same batches, from the model as it was before the first step."""
-    trainer = make(rank=rank, ld_alpha=ld_alpha)
+    how = {"rank": rank, "ld_alpha": ld_alpha, "max_length": max_length, "rows": uneven}
+    trainer = make(**how)
     assert trainer.ref_model is None
-    plain = make(rank=rank, ld_alpha=ld_alpha, store=False)
+    plain = make(**how, store=False)
     rows = [plain.train_dataset[i] for i in range(len(plain.train_dataset))]
     expected = torch.stack(
         plain.compute_ref_log_probs(plain.ref_model or plain.model, plain.data_collator(rows)), dim=1

@@ -3,8 +3,10 @@
 import importlib
 import json
 import logging
+import os
 import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,47 @@ def test_the_step_of_greatest_usefulness_is_what_is_saved(
     assert kept.name == "step-40.safetensors"
     assert all(torch.equal(weight, saved[name]) for name, weight in load_file(kept).items())
     assert "selected step 40 of 80: NUR 1.000 (start 1.000), NOR 1.000" in (undisturbed / "log").read_text()
+
+
+RANK = """
+import json, os, sys
+from pathlib import Path
+from overrefusal_po.pipeline import run_stage
+from overrefusal_po.recipe import check_body
+
+found = run_stage(check_body(json.loads(Path("recipe.json").read_text()), "planted"), "planted", Path("run"))
+Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
+"""
+
+
+def test_two_processes_look_as_one_and_select_what_one_process_selects(
+    refuser: Path, dev: list[Prompt], undisturbed: Path, tmp_path: Path
+) -> None:
+    """Half of each batch on either process; the first one looks and keeps, the other waits for it."""
+    recipe = planted(
+        refuser, dev, tmp_path, trainer={"per_device_train_batch_size": 8, "use_cpu": True, "max_steps": 60}
+    )
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    (tmp_path / "rank.py").write_text(RANK)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "rank.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={k: v for k, v in os.environ.items() if "proxy" not in k.lower()},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert one == two and (one["selected_step"], one["steps"]) == (40, 60)
+    looks = [read_jsonl(folder / "selection.jsonl", Look) for folder in (undisturbed, tmp_path / "run")]
+    assert looks[0][:4] == looks[1]
+    [kept] = (tmp_path / "run" / "selection").iterdir()
+    saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(torch.equal(weight, saved[name]) for name, weight in load_file(kept).items())
+    alone = load_file(undisturbed / "model" / "model.safetensors")
+    assert all(torch.allclose(weight, saved[name], atol=1e-3) for name, weight in alone.items())
 
 
 def test_an_interrupted_run_goes_on_and_selects_the_same(

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from overrefusal_po.records import Message, PreferencePair, Prompt, Triple
 from overrefusal_po.trainers import METHODS, derta_trainer, dpo_trainer, orpo_trainer, sft_trainer, trainer_config
 
 FACTORIES: dict[str, Callable[..., Any]] = {name: method.factory for name, method in METHODS.items()}
-TRL_TRAINERS = {"sft": "SFTTrainer", "derta": "SFTTrainer", "dpo": "DPOTrainer", "orpo": "ORPOTrainer"}
+TRL_TRAINERS = {"sft": "SFTTrainer", "derta": "SFTTrainer", "dpo": "DPOTrainer", "orpo": "ORPOTrainer"} | {
+    "kto": "KTOTrainer"
+}
 
 
 @pytest.fixture
@@ -328,10 +331,13 @@ def test_sft_leaves_out_what_is_too_long_and_says_so(
 ) -> None:
     qwen = styles["qwen"]
     long = Prompt.of("What is long?", kind="general", reference="It is long. " * 50)
-    with caplog.at_level(logging.WARNING, logger="overrefusal_po.trainers"):
-        trainer = sft_trainer(qwen.make_model(), [*helpful, long], args=settings, processing_class=qwen.tokenizer)
+    make = partial(sft_trainer, qwen.make_model(), [*helpful, long], args=settings, processing_class=qwen.tokenizer)
+    with pytest.raises(ValueError, match=r"more than max_length 256 \(as 1 of 5 prompts\), and nothing is cut"):
+        make()
+    with caplog.at_level(logging.WARNING, logger="overrefusal_po.lengths"):
+        trainer = make(too_long="drop")
     assert len(trainer.train_dataset) == len(helpful)
-    assert "1 of 5 helpful rows are longer than max_length 256" in caplog.text
+    assert "1 of 5 prompts left out as too long" in caplog.text
 
 
 def test_sft_with_nothing_short_enough_is_an_error(
@@ -348,7 +354,7 @@ def with_pair(pairs: list[PreferencePair], **fields: Any) -> list[PreferencePair
     return [*pairs, pairs[0].model_copy(update={"id": "odd-one", **fields})]
 
 
-@pytest.mark.parametrize("method", ["dpo", "orpo"])
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
 def test_a_pair_with_equal_sides_is_an_error(
     method: str, styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
 ) -> None:
@@ -357,7 +363,7 @@ def test_a_pair_with_equal_sides_is_an_error(
         FACTORIES[method](str(styles["qwen"].folder), same, args=settings)
 
 
-@pytest.mark.parametrize("method", ["dpo", "orpo"])
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_a_pair_that_is_too_long_is_an_error(
     method: str, side: str, styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
@@ -366,7 +372,7 @@ def test_a_pair_that_is_too_long_is_an_error(
         FACTORIES[method](str(styles["qwen"].folder), with_pair(pairs, **{side: "Sorry, no. " * 60}), args=settings)
 
 
-@pytest.mark.parametrize("method", ["dpo", "orpo"])
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
 def test_without_max_length_nothing_is_too_long(
     method: str, styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
 ) -> None:

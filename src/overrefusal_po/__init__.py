@@ -1,6 +1,6 @@
 """overrefusal-po: teach a chat model to answer what only sounds dangerous, and prove that it still refuses harm.
 
-    from overrefusal_po import dpo_trainer, orpo_trainer, derta_trainer, sft_trainer
+    from overrefusal_po import dpo_trainer, orpo_trainer, kto_trainer, derta_trainer, sft_trainer
     overrefusal-po recipes/dpo.yaml              or: accelerate launch recipes/dpo.yaml
 
 The way of the data: recipe -> sources -> engine -> judges -> pairs -> TRL trainer -> model -> engine -> judges ->
@@ -19,7 +19,8 @@ outcomes -> metrics -> report. Every arrow that crosses a stage is a file in the
     derta      pure: (prompt, safe, harmful) -> rows with labels; the collator that redraws RTO dropout
     lint       what is wrong with pairs (with shortcuts, pair_files); hygiene: benchmark firewall, near-duplicates
     apart      what is measured is not trained on
-    trainers   the factories; METHODS; with shared_prefix, reference_store, orpo, derta_tree: the same losses, faster
+    lengths    rows that are too long, batches of like length; pair_rows: pairs -> the rows that TRL tokenises (with kto)
+    trainers   the factories; METHODS; with sharding, shared_prefix, reference_store, orpo, derta_tree: the same losses, faster
     memory     model config + recipe -> bytes at the peak of a training
     train      stage: data and a model -> trainer -> adapter/ and model/
     curate     stage: sources -> student -> judge -> pairs (with overgenerate, selectors, rules, quotas)
@@ -42,11 +43,12 @@ if TYPE_CHECKING:
     from overrefusal_po.cli import launch as launch
     from overrefusal_po.trainers import derta_trainer as derta_trainer
     from overrefusal_po.trainers import dpo_trainer as dpo_trainer
+    from overrefusal_po.trainers import kto_trainer as kto_trainer
     from overrefusal_po.trainers import orpo_trainer as orpo_trainer
     from overrefusal_po.trainers import sft_trainer as sft_trainer
 
 __version__ = "0.1.0"
-__all__ = ["derta_trainer", "dpo_trainer", "launch", "orpo_trainer", "sft_trainer"]
+__all__ = ["derta_trainer", "dpo_trainer", "kto_trainer", "launch", "orpo_trainer", "sft_trainer"]
 
 
 def __getattr__(name: str) -> Any:

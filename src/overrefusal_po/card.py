@@ -117,7 +117,9 @@ def results_on(dataset: str, rates: Rates, metrics: Mapping[str, str] | tuple[st
 def body(summary: Summary, run: Run, recipe: Mapping[str, Any], base: str | None) -> Iterator[str]:
     """The card's Markdown, a part at a time."""
     yield f"# {one_line(summary.title)}: {one_line(run.name)}"
-    method = {"derta": "DeRTa", "dpo": "DPO", "orpo": "ORPO", "sft": "SFT"}.get(str(recipe.get("method")), "training")
+    method = {"derta": "DeRTa", "dpo": "DPO", "orpo": "ORPO", "kto": "KTO", "sft": "SFT"}.get(
+        str(recipe.get("method")), "training"
+    )
     yield (
         f"Trained from {f'`{base}`' if base else 'another model'} by {method} with overrefusal-po, to answer what only sounds "
         "dangerous and still refuse what is harmful; the table says how far it does."

@@ -32,7 +32,7 @@ from overrefusal_po.plugins import make_judge, read_source
 from overrefusal_po.recipe import CurateRecipe, DertaData, EvaluateRecipe, PairsData, TrainRecipe
 from overrefusal_po.records import read_objects
 from overrefusal_po.train import check_sources
-from overrefusal_po.training_data import loaded_pairs, sft_prompts, trained_prompts
+from overrefusal_po.training_data import fitted, loaded_pairs, sft_prompts, trained_prompts
 
 
 def check_file(path: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -93,8 +93,8 @@ def memory_of(recipe: TrainRecipe, template: ChatTemplate) -> Memory:
         tokens = settings["per_device_train_batch_size"] * (settings["max_length"] or 1024)
         batch = Batch(tokens, tokens)
     elif isinstance(data, PairsData):
-        batch = widest_batch(recipe, loaded_pairs(data.pairs), template)
+        batch = widest_batch(recipe, fitted(recipe, loaded_pairs(data.pairs), template).rows, template)
     else:
-        batch = widest_batch(recipe, sft_prompts(data, recipe.seed), template)
+        batch = widest_batch(recipe, fitted(recipe, sft_prompts(data), template).rows, template)
     shape = shape_of(config_of(recipe.model), recipe.model)
     return estimate(shape, recipe, batch, *device_memory(use_cpu=bool(recipe.trainer.get("use_cpu"))))

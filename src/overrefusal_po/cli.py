@@ -38,7 +38,7 @@ app = typer.Typer(
     help="Train over-refusal away and measure that harm is still refused.\n\n"
     "[bold]overrefusal-po RECIPE [--section.key=value ...][/bold] runs a recipe (the same as `run RECIPE`).",
 )
-SHOWN_COUNTS = ("overrefusal", "containment", "benign", "general", "harmful", "hygiene", "lint")
+SHOWN_COUNTS = ("overrefusal", "containment", "benign", "general", "harmful", "hygiene", "lint", "too_long")
 """What a curation counted, of the mappings in a stage's summary."""
 
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -269,7 +269,7 @@ def check_apart(stages: Mapping[str, Any]) -> None:
 
 def run_recipe(recipe: Recipe) -> None:
     """Runs a loaded recipe; prints its result on rank 0."""
-    from overrefusal_po.pipeline import run_pipeline, run_stage
+    from overrefusal_po.pipeline import is_finished, run_pipeline, run_stage
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -279,7 +279,8 @@ def run_recipe(recipe: Recipe) -> None:
     if isinstance(recipe.body, PipelineRecipe):
         from overrefusal_po.report import write_report
 
-        check_stages(recipe)
+        if not is_finished(recipe):
+            check_stages(recipe)
         folder = run_pipeline(recipe, write_report)
         if (folder / "summary.json").is_file():
             print_summary(folder)

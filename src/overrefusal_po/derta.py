@@ -72,39 +72,46 @@ def derta_rows(
 ) -> list[Row]:
     """Two rows a triple: RTO over the whole harmful response, and the safe response behind a harmful prefix.
 
-    Rows are at most `max_length` tokens long: RTO rows lose their end, prefix rows lose prefix (the response never).
+    Raises ValueError for a triple whose rows may be longer than `max_length`; `lengths.fitting` can leave such out.
     """
     rows = []
     for triple in triples:
         key = content_id(triple.prompt.id, triple.harmful_response)
-        harmful = template.turn(triple.prompt.messages, triple.harmful_response)
-        safe = template.turn(triple.prompt.messages, triple.safe_response)
-        rows.append(rto_row(harmful, token, max_length, key))
+        harmful, safe = turns(triple, template)
+        if (length := longest_row(harmful, safe)) > max_length:
+            raise ValueError(
+                f"Triple {triple.prompt.id}: its rows may take {length} tokens, more than max_length {max_length}. Raise "
+                "trainer.max_length."
+            )
+        rows.append(rto_row(harmful, token, key))
         cut = prefix_length(harmful, harmful.text, prefix_unit, random.Random(f"{seed} {key}"))
-        rows.append(prefix_row(harmful, safe, cut, max_length, key))
+        rows.append(prefix_row(harmful, safe, cut, key))
     return rows
 
 
-def rto_row(harmful: Turn, token: int, max_length: int, row_id: str) -> Row:
+def turns(triple: Triple, template: ChatTemplate) -> tuple[Turn, Turn]:
+    """The harmful response and the safe one as turns behind the prompt."""
+    messages = triple.prompt.messages
+    return template.turn(messages, triple.harmful_response), template.turn(messages, triple.safe_response)
+
+
+def longest_row(harmful: Turn, safe: Turn) -> int:
+    """The tokens of the longest row that can be drawn: the safe response behind all of the harmful one but its end.
+
+    Whether a triple fits does not depend on the seed.
+    """
+    return len(harmful.prompt_ids) + len(harmful.response_ids) - 1 + len(safe.response_ids)
+
+
+def rto_row(harmful: Turn, token: int, row_id: str) -> Row:
     """Harmful response in, refusal token as the label of every position of it, its end-of-turn position too."""
     prompt, response = harmful.prompt_ids, harmful.response_ids
-    ids = (prompt + response)[:max_length]
-    labels = ([IGNORED] * len(prompt) + [token] * len(response))[:max_length]
-    return Row(ids, labels, "rto", row_id)
+    return Row(prompt + response, [IGNORED] * len(prompt) + [token] * len(response), "rto", row_id)
 
 
-def prefix_row(harmful: Turn, safe: Turn, cut: int, max_length: int, row_id: str) -> Row:
-    """Prompt, the first `cut` tokens of the harmful response (no loss), then the safe response (loss).
-
-    Raises ValueError where prompt and safe response alone are longer than `max_length`.
-    """
-    room = max_length - len(safe.prompt_ids) - len(safe.response_ids)
-    if room < 0:
-        raise ValueError(
-            f"A prompt ({len(safe.prompt_ids)} tokens) and its safe response ({len(safe.response_ids)}) do not fit "
-            f"into max_length {max_length}. Raise trainer.max_length."
-        )
-    prefix = harmful.response_ids[: min(cut, room)]
+def prefix_row(harmful: Turn, safe: Turn, cut: int, row_id: str) -> Row:
+    """Prompt, the first `cut` tokens of the harmful response (no loss), then the safe response (loss)."""
+    prefix = harmful.response_ids[:cut]
     ids = safe.prompt_ids + prefix + safe.response_ids
     labels = [IGNORED] * (len(safe.prompt_ids) + len(prefix)) + safe.response_ids
     return Row(ids, labels, "prefix", row_id)
@@ -131,11 +138,8 @@ def prefix_length(harmful: Turn, text: str, unit: Literal["words", "tokens"], rn
     return glue + kept if kept else 0
 
 
-def sft_rows(prompts: Sequence[Prompt], template: ChatTemplate, *, max_length: int) -> tuple[list[Row], int]:
-    """(ordinary SFT rows from prompts with a reference response, number of rows left out as too long).
-
-    Raises ValueError for a prompt without a reference.
-    """
+def sft_rows(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Row]:
+    """Ordinary SFT rows from prompts with a reference response. Raises ValueError for a prompt without one."""
     rows = []
     for prompt in prompts:
         if prompt.reference is None:
@@ -143,8 +147,7 @@ def sft_rows(prompts: Sequence[Prompt], template: ChatTemplate, *, max_length: i
         turn = template.turn(prompt.messages, prompt.reference)
         labels = [IGNORED] * len(turn.prompt_ids) + turn.response_ids
         rows.append(Row(turn.prompt_ids + turn.response_ids, labels, "sft", prompt.id))
-    kept = [row for row in rows if len(row.input_ids) <= max_length]
-    return kept, len(rows) - len(kept)
+    return rows
 
 
 class DertaCollator:

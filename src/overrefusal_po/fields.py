@@ -23,8 +23,8 @@ from typing import Any
 
 from overrefusal_po.records import write_atomic
 
-CONFIGS = ("trl.ModelConfig", "trl.SFTConfig", "trl.DPOConfig", "overrefusal_po.orpo.ORPOConfig")
-LAYOUT = 4
+CONFIGS = ("trl.ModelConfig", "trl.SFTConfig", "trl.DPOConfig", "trl.KTOConfig", "overrefusal_po.orpo.ORPOConfig")
+LAYOUT = 5
 """Raised when the table's own form changes, so that an old cache is not read."""
 
 

@@ -167,7 +167,7 @@ def estimate(shape: Shape, recipe: TrainRecipe, batch: Batch, device: str, avail
     stored = recipe.speed.reference_store or trainer.get("precompute_ref_log_probs")
     return Memory(
         weights=weights + (4.0 * trained if lora else 0.0),
-        reference=weights if recipe.method == "dpo" and not lora and not stored else 0.0,
+        reference=weights if not lora and (recipe.method == "kto" or (recipe.method == "dpo" and not stored)) else 0.0,
         gradients=4.0 * trained,
         optimiser=float(OPTIMISER_BYTES.get(str(trainer["optim"]), 8) * trained),
         activations=kept + (4.0 * trained if trainer["gradient_accumulation_steps"] > 1 else 0.0),
@@ -211,6 +211,8 @@ def row_widths(row: PreferencePair | Prompt, template: ChatTemplate, recipe: Tra
         return Batch(length, length)
     turns = [template.turn(row.prompt.messages, side) for side in (row.chosen, row.rejected)]
     prompt, sides = len(turns[0].prompt_ids), [len(turn.response_ids[: recipe.data.get("opening")]) for turn in turns]
+    if recipe.method == "kto":  # a side is a row; the passes without gradients (KL, reference) keep nothing
+        return Batch(prompt + max(sides), prompt + max(sides))
     if not recipe.speed.shared_prefix:
         return Batch(2 * (prompt + max(sides)), 2 * (prompt + max(sides)))
     return Batch(prompt + sum(sides), sum(sides) + (prompt if recipe.method == "orpo" else 0))

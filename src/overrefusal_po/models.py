@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from overrefusal_po.fields import cache_folder
+from overrefusal_po.sharding import wants_fsdp
 
 logger = logging.getLogger(__name__)
 
@@ -184,32 +185,10 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
         ) from None
 
 
-def wants_fsdp() -> bool:
-    """Whether the launcher's accelerate config asks for FSDP."""
-    return _launched_with("ACCELERATE_USE_FSDP")
-
-
-def _launched_with(switch: str) -> bool:
-    return os.environ.get(switch, "false").lower() in ("1", "true")
-
-
-def check_sharding(*, full_dpo: bool) -> None:
-    """Raises ValueError where the launcher shards weights so that the result or the reference of a training is empty."""
-    if _launched_with("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
-        raise ValueError(
-            "The accelerate config asks for DeepSpeed's ZeRO-3, under which the weights would be saved empty. Take "
-            "recipes/accelerate/fsdp2.yaml, or zero_stage 1 or 2."
-        )
-    if full_dpo and wants_fsdp() and _launched_with("FSDP_CPU_RAM_EFFICIENT_LOADING"):
-        raise ValueError(
-            "DPO of all weights holds a frozen reference, which is empty on all processes but the first where FSDP loads the "
-            "weights once. Launch with --fsdp_cpu_ram_efficient_loading false, or train adapters (model.use_peft: true)."
-        )
-
-
-def check_world(*, use_cpu: bool, timeout_seconds: float = 1800) -> Any:
+def check_world(*, use_cpu: bool, fsdp: bool = False, timeout_seconds: float = 1800) -> Any:
     """The accelerate state of this process, with all launched processes in one world.
 
+    `fsdp`: whether the trainer's settings ask for it (the launcher's are looked at here).
     `timeout_seconds`: how long a process waits for the others (rank 0 makes data meanwhile); NCCL's own are ten minutes.
     Raises ValueError where the launcher started several processes that would train unconnected (without `use_cpu` the
     ranks of a CPU launch all report a world of one, train alone and end with 0).
@@ -217,10 +196,10 @@ def check_world(*, use_cpu: bool, timeout_seconds: float = 1800) -> Any:
     from accelerate import PartialState
 
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if use_cpu and wants_fsdp():
+    if use_cpu and (fsdp or wants_fsdp()):
         raise ValueError(
-            "The accelerate config asks for FSDP, which accelerate does on GPUs only: on CPUs every process would hold the "
-            "whole model (DDP), without a word. Take a config of type MULTI_CPU, or torchrun."
+            "The accelerate config or the recipe asks for FSDP, which accelerate does on GPUs only: on CPUs every process "
+            "would hold the whole model (DDP), without a word. Take a config of type MULTI_CPU, or torchrun."
         )
     try:
         state = PartialState(cpu=use_cpu, timeout=timedelta(seconds=timeout_seconds))
@@ -331,8 +310,8 @@ def gathered_weights(trainer: Any) -> dict[str, Any] | None:
     return found
 
 
-def model_options(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `load_model` out of a recipe's `model:` section (TRL ModelConfig keys).
+def model_options(section: Mapping[str, Any], *, fsdp: bool = False) -> dict[str, Any]:
+    """The arguments of `load_model` out of a recipe's `model:` section (TRL ModelConfig keys); `fsdp` as in `check_world`.
 
     ModelConfig's own dtype is float32, in which a quantised model would compute; here that is `default_dtype()` too.
     Raises ValueError where FSDP could not shard the quantised weights.
@@ -342,7 +321,7 @@ def model_options(section: Mapping[str, Any]) -> dict[str, Any]:
     given = {k: v for k, v in section.items() if k != "trust_remote_code"}
     dtype = given["dtype"] if given.get("dtype") not in (None, "auto") else default_dtype()
     config = ModelConfig(**{**given, "dtype": dtype})
-    if wants_fsdp() and config.load_in_4bit and config.bnb_4bit_quant_storage != dtype:
+    if (fsdp or wants_fsdp()) and config.load_in_4bit and config.bnb_4bit_quant_storage != dtype:
         raise ValueError(
             f"FSDP shards 4-bit weights only when they are stored in the dtype of the others: set "
             f"model.bnb_4bit_quant_storage={dtype} (it is {config.bnb_4bit_quant_storage or 'uint8'})."

@@ -125,10 +125,9 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
             "train stages one by one with the launcher, or the pipeline without it."
         )
     stages = stage_bodies(recipe)
-    resolved = {"task": "pipeline", **{name: body.model_dump(mode="json") for name, body in stages.items()}}
     assert isinstance(recipe.body, PipelineRecipe)
-    folder = run_folder(recipe.name, {**resolved, "run_dir": recipe.body.run_dir}, {})
-    with Run.open(folder, {**resolved, "run_dir": recipe.body.run_dir}, {}) as run:
+    with open_pipeline(recipe, stages, writer=True) as run:
+        folder = run.path
         runs: list[dict[str, Any]] = []
         for number, (name, body) in enumerate(stages.items(), 1):
             logger.info("stage %d of %d: %s", number, len(stages), name)
@@ -144,6 +143,28 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
                 report(folder)
             run.finish({"runs": len(runs)})
     return folder
+
+
+def open_pipeline(recipe: Recipe, stages: Mapping[str, Stage], *, writer: bool) -> Run:
+    """The run of the whole pipeline; without `writer` it is only read."""
+    assert isinstance(recipe.body, PipelineRecipe)
+    bodies = {name: body.model_dump(mode="json") for name, body in stages.items()}
+    resolved = {"task": "pipeline", **bodies, "run_dir": recipe.body.run_dir}
+    return Run.open(run_folder(recipe.name, resolved, {}), resolved, {}, writer=writer)
+
+
+def is_finished(recipe: Recipe) -> bool:
+    """Whether this very pipeline is done, all its stages with the inputs that they would read now."""
+    stages = stage_bodies(recipe)
+    whole = open_pipeline(recipe, stages, writer=False)
+    if not whole.done:
+        return False
+    runs = [whole]
+    for name, body in stages.items():
+        linked = link(body, whole.path)
+        resolved = linked.model_dump(mode="json")
+        runs.append(Run.open(whole.path / name, resolved, inputs_of(linked), writer=False))
+    return all(run.done and run.status()["key"] == run.key for run in runs)
 
 
 def link(body: Stage, folder: Path) -> Stage:

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from overrefusal_po.fields import check_fields, unknown_key
+from overrefusal_po.fields import check_fields, field_table, unknown_key
+from overrefusal_po.kto import check_settings
 from overrefusal_po.shards import Shard
 
 METHOD_CONFIGS = {
@@ -26,6 +27,7 @@ METHOD_CONFIGS = {
     "derta": "trl.SFTConfig",
     "dpo": "trl.DPOConfig",
     "orpo": "overrefusal_po.orpo.ORPOConfig",
+    "kto": "trl.KTOConfig",
 }
 HARDWARE_KEYS = ("use_cpu", "bf16", "gradient_checkpointing", "dataloader_pin_memory")
 """Trainer keys that hardware decides when a recipe leaves them open."""
@@ -42,6 +44,8 @@ MANAGED_KEYS = {
 
 Engine = str | dict[str, Any]
 """An engine's name, or {name: ..., ...its settings}; `plugins` checks it."""
+
+TooLong = Literal["error", "drop"]
 
 
 class Section(BaseModel):
@@ -69,7 +73,7 @@ class Generation(Section):
 
 
 class PairsData(Section):
-    """What DPO and ORPO learn from."""
+    """What DPO, ORPO and KTO learn from."""
 
     pairs: str | dict[str, Any] = "starter"
     """`starter`, a pairs.jsonl, a source of pairs (ultrafeedback), or `@stage.pairs` in a pipeline."""
@@ -79,6 +83,8 @@ class PairsData(Section):
     """Pairs used of each rule (drawn by seed); null uses all."""
     opening: int | None = Field(default=None, gt=0)
     """Train on this many first tokens of each side, where refusing is decided (`opening`); null: on whole sides."""
+    too_long: TooLong = "error"
+    """What is done with a pair that is longer than trainer.max_length; `drop` leaves it out and counts it. None is cut."""
     waive: dict[str, str] = {}
     """{id of a pair, or of a finding about the whole set: why the linter's findings there do not stop the training}."""
     allow_no_anchor: bool = False
@@ -105,6 +111,8 @@ class DertaData(Section):
     """k in whole words (the released code) or tokens (the paper)."""
     rto_dropout: float = Field(default=0.95, ge=0, lt=1)
     """Share of RTO positions without loss, redrawn at each pass."""
+    too_long: TooLong = "error"
+    """What is done with triples and helpful prompts whose rows may be longer than trainer.max_length: `error` or `drop`."""
 
 
 class SftData(Section):
@@ -114,6 +122,8 @@ class SftData(Section):
     kinds: tuple[Literal["harmful", "benign", "general"], ...] = ("harmful", "benign", "general")
     pairs: str | dict[str, Any] | None = None
     max_prompts: int | None = Field(default=None, gt=0)
+    too_long: TooLong = "error"
+    """What is done with a prompt that is longer with its reference than trainer.max_length: `error` or `drop`."""
 
 
 class Select(Section):
@@ -135,7 +145,7 @@ class Select(Section):
 
 
 class Speed(Section):
-    """What makes a step cheaper without changing its loss."""
+    """What makes a step cheaper without changing its loss; a method that a key does not name goes without it."""
 
     shared_prefix: bool = True
     """DPO and ORPO: compute the prompt of a pair once, where that is proven exact; else plain rows, with a log line."""
@@ -149,7 +159,7 @@ class TrainRecipe(Section):
     """One training stage."""
 
     task: Literal["train"]
-    method: Literal["sft", "derta", "dpo", "orpo"]
+    method: Literal["sft", "derta", "dpo", "orpo", "kto"]
     model: dict[str, Any]
     """TRL ModelConfig keys, and `trust_remote_code`."""
     data: dict[str, Any] = {}
@@ -500,7 +510,24 @@ def check_trainer(method: str, section: Mapping[str, Any]) -> dict[str, Any]:
     for key, place in MANAGED_KEYS.items():
         if key in section:
             raise ValueError(f"trainer.{key} cannot be set in a recipe; use {place} instead.")
-    return check_fields(METHOD_CONFIGS[method], section, "trainer")
+    checked = check_fields(METHOD_CONFIGS[method], section, "trainer")
+    check_sampling(checked.get("train_sampling_strategy"))
+    if method == "kto":
+        defaults = {name: row["default"] for name, row in field_table(METHOD_CONFIGS[method]).items()}
+        check_settings({**defaults, **checked})
+    return checked
+
+
+def check_sampling(strategy: str | None) -> None:
+    """Raises ValueError for transformers' batches of different numbers of rows.
+
+    Its sampler (transformers 5) begins epoch 0 anew where a run is resumed in a later one.
+    """
+    if strategy == "batch_rebalance":
+        raise ValueError(
+            "trainer.train_sampling_strategy is batch_rebalance, whose batches hold few long rows or many short ones: a pair "
+            "would count by its length, and a resumed run would go on in another order. Take group_by_length or random."
+        )
 
 
 def explain(error: ValidationError, values: Mapping[str, Any]) -> str:
@@ -533,8 +560,6 @@ def known_keys(title: str, values: Mapping[str, Any], above: Sequence[str]) -> l
 
 def describe(recipe: Recipe, *, everything: bool = False) -> list[tuple[str, Any, str]]:
     """[(dotted key, value, origin)] with origin file, override, default or auto; `everything` adds all of TRL's keys."""
-    from overrefusal_po.fields import field_table
-
     body = recipe.resolved()
     rows = [(key, value, recipe.origin.get(key, "default")) for key, value in dotted(body)]
     if isinstance(recipe.body, TrainRecipe):

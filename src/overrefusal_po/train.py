@@ -27,6 +27,7 @@ from overrefusal_po.recipe import DertaData, PairsData, TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, Triple, read_jsonl, write_atomic
 from overrefusal_po.runs import Run
 from overrefusal_po.selection import check_not_sharded, dev_prompts, selected_step, two_sided_callback
+from overrefusal_po.sharding import check_sharding, fsdp_setting, wants_fsdp
 from overrefusal_po.trackers import check_trackers, tracker_callback
 from overrefusal_po.trainers import METHODS, hardware_settings, trainer_config
 from overrefusal_po.training_data import check_training_data, make_data, trained_prompts
@@ -41,12 +42,16 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
     if known.get("state") == "done" and known["key"] == run.key:
         stored: dict[str, Any] = known["summary"]
         return stored
-    models.check_sharding(full_dpo=recipe.method == "dpo" and not recipe.model.get("use_peft"))
     # `resumable` does what enable_jit_checkpoint would, for SIGINT too and at the end of a step
     settings = {**hardware_settings(recipe.trainer), **recipe.trainer, "enable_jit_checkpoint": False}
+    check_sharding(settings, frozen_reference=recipe.method in ("dpo", "kto") and not recipe.model.get("use_peft"))
     if recipe.select is not None:
         check_not_sharded(settings)
-    state = models.check_world(use_cpu=bool(settings.get("use_cpu")), timeout_seconds=settings.get("ddp_timeout", 1800))
+    state = models.check_world(
+        use_cpu=bool(settings.get("use_cpu")),
+        fsdp=wants_fsdp(settings),
+        timeout_seconds=settings.get("ddp_timeout", 1800),
+    )
     method_config(recipe, {**settings, "output_dir": "unused"})
     template = load_template(recipe.model, recipe.chat)
     found = check_sources(recipe, template)
@@ -102,7 +107,9 @@ def make_trainer(recipe: TrainRecipe, run: Run, template: ChatTemplate, settings
         rows = read_jsonl(run.path / "data.jsonl", PreferencePair)
         data = recipe.typed_data
         assert isinstance(data, PairsData)
-        extra = {"shared_prefix": recipe.speed.shared_prefix, "opening": data.opening}
+        extra = {"opening": data.opening}
+        if recipe.method != "kto":  # whose rows share no prompt
+            extra["shared_prefix"] = recipe.speed.shared_prefix
         if recipe.method == "dpo":
             extra["reference_store"] = reference_folder(recipe, settings)
     elif method.eats == "prompts":
@@ -119,7 +126,7 @@ def make_trainer(recipe: TrainRecipe, run: Run, template: ChatTemplate, settings
             "rto_dropout": data.rto_dropout,
             "tree": recipe.speed.tree,
         }
-    options = models.model_options(recipe.model)
+    options = models.model_options(recipe.model, fsdp=wants_fsdp(settings))
     if not recipe.model.get("use_peft"):
         options["dtype"] = options["dtype"] or "float32"  # full fine-tuning: steps of 1e-6 are lost in bfloat16
     return method.factory(
@@ -136,7 +143,8 @@ def reference_folder(recipe: TrainRecipe, settings: Mapping[str, Any]) -> Path |
     """Where reference log-probs are kept; None where the recipe wants no store, or where there can be none."""
     if not recipe.speed.reference_store or settings.get("sync_ref_model"):
         return None
-    if models.wants_fsdp() and os.environ.get("FSDP_VERSION", "1") == "1":  # accelerate's own default
+    default = 2 if settings.get("fsdp") else 1  # transformers' own, and accelerate's
+    if wants_fsdp(settings) and str(fsdp_setting(settings, "version") or default) == "1":
         logger.info(
             "speed.reference_store is left out: FSDP 1 hides which weights are whose (fsdp_version: 2 does not)"
         )
@@ -169,6 +177,9 @@ def save(trainer: Any, recipe: TrainRecipe, template: ChatTemplate, run: Run) ->
         "loss": losses[-1] if losses else None,
         "model": str(run.path / "model"),
     }
+    if (run.path / "too_long.json").is_file():
+        left_out = json.loads((run.path / "too_long.json").read_text())
+        summary["too_long"] = {f"{name}s": f"{row['left_out']} of {row['of']}" for name, row in left_out.items()}
     if (run.path / "selection.jsonl").is_file():
         summary["selected_step"] = selected_step(run.path)
     if hasattr(model, "peft_config"):

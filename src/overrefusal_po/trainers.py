@@ -22,8 +22,13 @@ from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.derta import DertaCollator, Row, derta_rows, refusal_token, sft_rows
 from overrefusal_po.derta_tree import TreeCollator, trees
 from overrefusal_po.fields import unknown_key
+from overrefusal_po.kto import check_settings, warn_of_cut
+from overrefusal_po.lengths import fitting, group_by_length
 from overrefusal_po.opening import opening_of
+from overrefusal_po.pair_rows import pair_dataset, side_dataset
+from overrefusal_po.recipe import TooLong, check_sampling
 from overrefusal_po.records import PreferencePair, Prompt, Triple
+from overrefusal_po.sharding import wants_fsdp
 from overrefusal_po.shared_prefix import share_prefix
 
 logger = logging.getLogger(__name__)
@@ -49,6 +54,7 @@ def dpo_trainer(
     callbacks: Sequence[Any] = (),
     template: ChatTemplate | None = None,
     opening: int | None = None,
+    too_long: TooLong = "error",
     shared_prefix: bool = True,
     reference_store: str | Path | None = None,
 ) -> Any:
@@ -64,12 +70,13 @@ def dpo_trainer(
         callbacks: transformers callbacks.
         template: chat options (system prompt, template kwargs); None uses the tokenizer's template as it is.
         opening: train on this many first tokens of each side (see `opening`); None: on whole sides.
+        too_long: "drop" leaves out, and counts, what is longer than `max_length`; nothing is ever cut (see `lengths`).
         shared_prefix: compute the prompt of a pair once, where that is proven exact (see `shared_prefix`).
         reference_store: a folder that keeps reference log-probs from run to run (see `reference_store`); turns
             `precompute_ref_log_probs` on, and no reference model is held in memory, except under FSDP.
 
     Raises:
-        ValueError: no pairs, a tokenizer without chat template, a pair longer than `max_length`.
+        ValueError: no pairs, a tokenizer without chat template, a pair longer than `max_length` (see `too_long`).
     """
     from trl import DPOConfig, DPOTrainer
 
@@ -78,7 +85,7 @@ def dpo_trainer(
         config = copy.copy(config)  # the caller's own object stays as it is
         config.precompute_ref_log_probs = True
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    dataset = pair_dataset(pairs, template, config.max_length, opening)
+    dataset = pair_dataset(pairs, template, config.max_length, opening, too_long)
     policy = load_policy(model, peft_config)
     cls, extra = DPOTrainer, {}
     if config.precompute_ref_log_probs:
@@ -87,7 +94,7 @@ def dpo_trainer(
         store = Path(reference_store) if reference_store is not None else None
         cls, extra = StoredDPOTrainer, {"store": store, "shared_prefix": shared_prefix}
     full = peft_config is None and not hasattr(policy, "peft_config")
-    sharded = bool(config.fsdp) or models.wants_fsdp()  # TRL then wants one even to compute log-probs ahead
+    sharded = wants_fsdp(vars(config))  # TRL then wants one even to compute log-probs ahead
     if ref_model is None and full and (sharded or not config.precompute_ref_log_probs):
         ref_model = frozen_copy(policy)
     trainer = opening_of(cls, opening)(
@@ -103,6 +110,7 @@ def dpo_trainer(
     exact_adapter(trainer.model)
     if shared_prefix and cls is DPOTrainer:  # the other has done so before its reference pass
         share_prefix(trainer)
+    group_by_length(trainer)
     return trainer
 
 
@@ -117,6 +125,7 @@ def orpo_trainer(
     callbacks: Sequence[Any] = (),
     template: ChatTemplate | None = None,
     opening: int | None = None,
+    too_long: TooLong = "error",
     shared_prefix: bool = True,
 ) -> Any:
     """ORPO (arXiv 2403.07691, equation 6; see `orpo`). There is no reference: `ref_model` must be None.
@@ -132,7 +141,7 @@ def orpo_trainer(
     trainer = opening_of(ORPOTrainer, opening)(
         model=load_policy(model, peft_config),
         args=config,
-        train_dataset=pair_dataset(pairs, template, config.max_length, opening),
+        train_dataset=pair_dataset(pairs, template, config.max_length, opening, too_long),
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=list(callbacks),
@@ -140,6 +149,51 @@ def orpo_trainer(
     exact_adapter(trainer.model)
     if shared_prefix:
         share_prefix(trainer)
+    group_by_length(trainer)
+    return trainer
+
+
+def kto_trainer(
+    model: Any,
+    pairs: Sequence[PreferencePair],
+    *,
+    args: Any = None,
+    processing_class: Any = None,
+    ref_model: Any = None,
+    peft_config: Any = None,
+    callbacks: Sequence[Any] = (),
+    template: ChatTemplate | None = None,
+    opening: int | None = None,
+    too_long: TooLong = "error",
+) -> Any:
+    """TRL's `KTOTrainer` (arXiv 2402.01306, equation 7) on the sides of pairs as rows of their own, in the order of `kto`.
+
+    Arguments as for `dpo_trainer`; `args` is `trl.KTOConfig` or a mapping of its keys. A batch counts sides, not pairs, and
+    there are at least 2 in one.
+
+    Raises:
+        ValueError: as for `dpo_trainer`, and where the prompts of a batch cannot all be different.
+    """
+    from trl import KTOConfig, KTOTrainer
+
+    config = trainer_config(KTOConfig, args)
+    check_settings(vars(config))
+    tokenizer, template = tokenizer_and_template(model, processing_class, template)
+    dataset = side_dataset(pairs, template, config, opening, too_long)
+    policy = load_policy(model, peft_config)
+    if ref_model is None and peft_config is None and not hasattr(policy, "peft_config"):
+        ref_model = frozen_copy(policy)
+    trainer = opening_of(KTOTrainer, opening)(
+        model=policy,
+        ref_model=ref_model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        callbacks=list(callbacks),
+    )
+    exact_adapter(trainer.model)
+    warn_of_cut(trainer.train_dataset, config.max_length)
     return trainer
 
 
@@ -157,6 +211,7 @@ def derta_trainer(
     refusal_opener: str = "Sorry",
     prefix_unit: Literal["words", "tokens"] = "words",
     rto_dropout: float = 0.95,
+    too_long: TooLong = "error",
     tree: bool = False,
 ) -> Any:
     """TRL's `SFTTrainer` on DeRTa rows (arXiv 2407.09121, section 3; see `derta`), mixed with helpful rows.
@@ -180,14 +235,16 @@ def derta_trainer(
     config = trainer_config(SFTConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     token = refusal_token(template, refusal_opener)
-    limit = row_limit(config)
+    limit = int(config.max_length or 2**31)  # SFTConfig's None means no limit
+    triples = fitting(triples, template, max_length=limit, too_long=too_long).rows
     rows = derta_rows(triples, template, token, max_length=limit, seed=config.seed, prefix_unit=prefix_unit)
-    rows += kept_rows(helpful, template, limit)
+    rows += sft_rows(fitting(helpful, template, max_length=limit, too_long=too_long).rows, template)
     make = TreeCollator if tree else DertaCollator
     collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
     trainer = rows_trainer(model, rows, config, tokenizer, collator, ref_model, peft_config, callbacks)
     if isinstance(collator, TreeCollator):
         collator.paired = share_prefix(trainer)
+    group_by_length(trainer)
     return trainer
 
 
@@ -201,6 +258,7 @@ def sft_trainer(
     peft_config: Any = None,
     callbacks: Sequence[Any] = (),
     template: ChatTemplate | None = None,
+    too_long: TooLong = "error",
 ) -> Any:
     """TRL's `SFTTrainer` on prompts with reference responses, loss on the response only.
 
@@ -212,9 +270,11 @@ def sft_trainer(
 
     config = trainer_config(SFTConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    rows = kept_rows(prompts, template, row_limit(config))
+    rows = sft_rows(fitting(prompts, template, max_length=config.max_length, too_long=too_long).rows, template)
     collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
-    return rows_trainer(model, rows, config, tokenizer, collator, ref_model, peft_config, callbacks)
+    trainer = rows_trainer(model, rows, config, tokenizer, collator, ref_model, peft_config, callbacks)
+    group_by_length(trainer)
+    return trainer
 
 
 METHODS = {
@@ -222,6 +282,7 @@ METHODS = {
     "derta": Method(derta_trainer, "trl.SFTConfig", "triples", "SFT after which a model can refuse at any position"),
     "dpo": Method(dpo_trainer, "trl.DPOConfig", "pairs", "direct preference optimisation against the start policy"),
     "orpo": Method(orpo_trainer, "overrefusal_po.orpo.ORPOConfig", "pairs", "odds-ratio PO, no reference model"),
+    "kto": Method(kto_trainer, "trl.KTOConfig", "pairs", "each side of a pair by itself against the start policy"),
 }
 """Every training method by its name in a recipe."""
 
@@ -229,6 +290,7 @@ METHODS = {
 def trainer_config(cls: Any, args: Any) -> Any:
     """`args` as a TRL config object; what a mapping leaves open and hardware decides is filled in."""
     if isinstance(args, cls):
+        check_sampling(args.train_sampling_strategy)
         return args
     if args is not None and not isinstance(args, Mapping):
         wanted = f"{cls.__module__}.{cls.__name__}"
@@ -238,6 +300,7 @@ def trainer_config(cls: Any, args: Any) -> Any:
     for name in given:
         if name not in known:
             raise ValueError(unknown_key(name, known, "", owner=cls.__name__))
+    check_sampling(given.get("train_sampling_strategy"))
     return cls(**{**hardware_settings(given), **given})
 
 
@@ -291,57 +354,6 @@ def frozen_copy(policy: Any) -> Any:
     return copy.deepcopy(policy).eval().requires_grad_(False)
 
 
-def pair_dataset(
-    pairs: Sequence[PreferencePair], template: ChatTemplate, max_length: int | None, opening: int | None = None
-) -> Any:
-    """Pairs as a conversational TRL dataset.
-
-    Raises ValueError where there is none, where sides are equal, or where a side would be cut at `max_length`.
-    """
-    from datasets import Dataset
-
-    if not pairs:
-        raise ValueError("Preference optimisation needs at least one pair; got none.")
-    rows = []
-    for pair in pairs:
-        check_pair(pair, template, max_length, opening)
-        rows.append(template.preference_row(pair.prompt.messages, pair.chosen, pair.rejected))
-    return Dataset.from_list(rows)
-
-
-def check_pair(pair: PreferencePair, template: ChatTemplate, max_length: int | None, opening: int | None = None) -> int:
-    """The tokens of the longer side (of its first `opening` ones, if only these are trained on) with its prompt.
-
-    Raises ValueError where the sides are equal, and where TRL would cut a side silently (a cut answer is a corrupted
-    label).
-    """
-    if pair.chosen.strip() == pair.rejected.strip():
-        raise ValueError(
-            f"Pair {pair.id}: chosen equals rejected ({pair.chosen[:60]!r}); there is nothing to prefer. Delete the pair."
-        )
-    turns = [template.turn(pair.prompt.messages, side) for side in (pair.chosen, pair.rejected)]
-    length = max(len(turn.prompt_ids) + len(turn.response_ids[:opening]) for turn in turns)
-    if max_length is not None and length > max_length:
-        raise ValueError(
-            f"Pair {pair.id}: prompt and response are {length} tokens, more than max_length {max_length}. TRL would cut "
-            "the response silently. Raise trainer.max_length or leave the pair out."
-        )
-    return length
-
-
-def row_limit(config: Any) -> int:
-    """`max_length` in tokens; SFTConfig's None means no limit."""
-    return int(config.max_length or 2**31)
-
-
-def kept_rows(prompts: Sequence[Prompt], template: ChatTemplate, limit: int) -> list[Row]:
-    """SFT rows of `prompts`; those over `limit` tokens are left out with a warning that counts them."""
-    rows, dropped = sft_rows(prompts, template, max_length=limit)
-    if dropped:
-        logger.warning("%d of %d helpful rows are longer than max_length %d and left out", dropped, len(prompts), limit)
-    return rows
-
-
 def check_openers(safe: Iterable[tuple[str, str]], opener: str) -> None:
     """Raises ValueError for the first of the (prompt id, safe response) that does not begin with the refusal opener."""
     stray = next(((key, text) for key, text in safe if not text.startswith(opener)), None)
@@ -372,8 +384,6 @@ def rows_trainer(
         raise ValueError(
             "packing and padding_free cannot be used with these rows (their labels are drawn at each pass)."
         )
-    if not rows:
-        raise ValueError(f"No row is short enough for max_length {config.max_length}. Raise trainer.max_length.")
     examples = trees(rows) if isinstance(collator, TreeCollator) else [row._asdict() for row in rows]
     config = copy.copy(config)  # the caller's own object stays as it is
     config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}

@@ -9,6 +9,7 @@ responses for DeRTa and containment) comes from the start policy at run time and
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -17,17 +18,28 @@ from typing import Any, TypeVar
 from overrefusal_po import pair_files
 from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.derta import refusal_token
-from overrefusal_po.fields import field_table
 from overrefusal_po.generate import complete, engine_for, sampling_of
 from overrefusal_po.hygiene import contamination
 from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.lengths import Fitting, fitting, noun
 from overrefusal_po.lint import lint
+from overrefusal_po.memory import settings_of
+from overrefusal_po.pair_rows import side_rows
 from overrefusal_po.pairs import answer_of, containment_pair, written_pairs
 from overrefusal_po.plugins import read_pairs, read_source, read_triples
-from overrefusal_po.recipe import METHOD_CONFIGS, DertaData, PairsData, SftData, TrainRecipe
-from overrefusal_po.records import Completion, PreferencePair, Prompt, Triple, Verdict, content_id, write_jsonl
+from overrefusal_po.recipe import DertaData, PairsData, SftData, TrainRecipe
+from overrefusal_po.records import (
+    Completion,
+    PreferencePair,
+    Prompt,
+    Triple,
+    Verdict,
+    content_id,
+    write_atomic,
+    write_jsonl,
+)
 from overrefusal_po.runs import Run
-from overrefusal_po.trainers import check_openers, check_pair
+from overrefusal_po.trainers import check_openers
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", PreferencePair, Prompt, Triple)
@@ -37,29 +49,60 @@ def check_training_data(recipe: TrainRecipe, template: ChatTemplate) -> str:
     """The part of `check_sources` that is about what is trained on."""
     data = recipe.typed_data
     if isinstance(data, PairsData):
-        pairs = loaded_pairs(data.pairs)
-        longest = max(check_pair(pair, template, pair_limit(recipe), data.opening) for pair in pairs)
+        pairs = fitted(recipe, loaded_pairs(data.pairs), template)
         anchored = data.pairs == "starter" and data.containment == "student"
-        warnings = check_pairs(pairs, data, anchored=anchored)
-        return f"{len(pairs)} pairs, longest row {longest} tokens" + (f"; linter: {warnings}" if warnings else "")
+        warnings = check_pairs(pairs.rows, data, anchored=anchored)
+        if recipe.method == "kto":  # whether its batches can be filled
+            settings = {**settings_of(recipe), "seed": recipe.trainer.get("seed", recipe.seed)}
+            side_rows(used_pairs(pairs.rows, data, recipe.seed), template, settings, data.opening)
+        found = f"{len(pairs.rows)} pairs, longest row {pairs.longest} tokens{pairs}"
+        return found + (f"; linter: {warnings}" if warnings else "")
     if isinstance(data, DertaData):
-        refusal_token(template, data.refusal_opener)
-        if data.triples == "starter":
-            harmful = starter_harmful()
-            safe = [(p.id, str(p.reference)) for p in harmful]
-        else:
-            triples = loaded_triples(data)
-            harmful = [t.prompt for t in drawn(triples, data.max_triples, recipe.seed)]
-            safe = [(t.prompt.id, t.safe_response) for t in triples]
-        check_openers(safe, data.refusal_opener)
-        helpful = drawn_helpful(data, recipe.seed)
-        check_firewall([*harmful, *helpful])
-        return f"{len(safe)} harmful prompts, refusal opener {data.refusal_opener!r}, {len(helpful)} helpful prompts"
+        return check_triples(recipe, data, template)
     if (data.prompts is None) == (data.pairs is None):
         raise ValueError("data: give either `prompts` (with references) or `pairs` (their chosen sides).")
-    prompts = sft_prompts(data, recipe.seed)
+    kept = fitted(recipe, sft_prompts(data), template)
+    prompts = drawn(kept.rows, data.max_prompts, recipe.seed)
     check_firewall(prompts)
-    return f"{len(prompts)} prompts with a reference"
+    return f"{len(prompts)} prompts with a reference{kept}"
+
+
+def check_triples(recipe: TrainRecipe, data: DertaData, template: ChatTemplate) -> str:
+    """The same for DeRTa's triples and helpful prompts; how long the student's own responses are is not known yet."""
+    refusal_token(template, data.refusal_opener)
+    left_out = ""
+    if data.triples == "starter":
+        harmful = starter_harmful()
+        safe = [(p.id, str(p.reference)) for p in harmful]
+    else:
+        kept = fitted(recipe, loaded_triples(data), template)
+        harmful = [t.prompt for t in drawn(kept.rows, data.max_triples, recipe.seed)]
+        safe = [(t.prompt.id, t.safe_response) for t in kept.rows]
+        left_out = str(kept)
+    check_openers(safe, data.refusal_opener)
+    fit = fitted(recipe, helpful_prompts(data), template)
+    helpful = drawn_helpful(data, fit.rows, recipe.seed)
+    check_firewall([*harmful, *helpful])
+    found = f"{len(safe)} harmful prompts, refusal opener {data.refusal_opener!r}, {len(helpful)} helpful prompts"
+    return f"{found}{left_out}{fit}"
+
+
+def fitted(recipe: TrainRecipe, rows: Sequence[R], template: ChatTemplate) -> Fitting[R]:
+    """The rows that fit into the recipe's `max_length`; what becomes of others is `data.too_long`."""
+    data = recipe.typed_data
+    opening = data.opening if isinstance(data, PairsData) else None
+    return fitting(rows, template, max_length=row_limit(recipe), too_long=data.too_long, opening=opening)
+
+
+def kept_rows(recipe: TrainRecipe, run: Run, rows: Sequence[R], template: ChatTemplate) -> list[R]:
+    """The rows that fit; those that do not are noted in too_long.json, {noun: {left_out, of, max_length, ids}}."""
+    found = fitted(recipe, rows, template)
+    if found.left_out:
+        file = run.path / "too_long.json"
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        counts = {"left_out": len(found.left_out), "of": len(rows), "max_length": row_limit(recipe)}
+        write_atomic(file, json.dumps({**known, noun(rows[0]): {**counts, "ids": found.left_out}}, indent=1))
+    return found.rows
 
 
 def check_firewall(prompts: Sequence[Prompt]) -> None:
@@ -76,7 +119,7 @@ def check_firewall(prompts: Sequence[Prompt]) -> None:
 def check_pairs(pairs: Sequence[PreferencePair], data: PairsData, *, anchored: bool) -> str:
     """What the linter warns of, as `check: count`. ValueError for its errors and benchmark prompts, and for no anchor.
 
-    `anchored`: containment pairs are still to be made. Tokens are checked by `check_pair`.
+    `anchored`: containment pairs are still to be made. Tokens are counted by `fitted`.
     """
     if not anchored:
         check_anchor(pairs, data)
@@ -106,7 +149,7 @@ def trained_prompts(recipe: TrainRecipe) -> list[Prompt]:
     """All prompts that the recipe may train on, before limits are drawn."""
     data = recipe.typed_data
     if isinstance(data, SftData):
-        return sft_prompts(data.model_copy(update={"max_prompts": None}), recipe.seed)
+        return sft_prompts(data)
     if isinstance(data, PairsData):
         pairs = [p.prompt for p in loaded_pairs(data.pairs)]
         return pairs + (starter_harmful() if data.pairs == "starter" and data.containment == "student" else [])
@@ -139,16 +182,14 @@ def helpful_prompts(data: DertaData) -> list[Prompt]:
     return list({p.id: p for prompts in sources for p in prompts if p.kind in data.helpful and p.reference}.values())
 
 
-def drawn_helpful(data: DertaData, seed: int) -> list[Prompt]:
+def drawn_helpful(data: DertaData, helpful: Sequence[Prompt], seed: int) -> list[Prompt]:
     """Those of them that are used, at most `max_helpful` of each kind."""
-    helpful = helpful_prompts(data)
     return [p for k in data.helpful for p in drawn([h for h in helpful if h.kind == k], data.max_helpful, seed)]
 
 
-def pair_limit(recipe: TrainRecipe) -> int | None:
-    """`max_length` of a pair in tokens; None means no limit."""
-    default: int | None = field_table(METHOD_CONFIGS[recipe.method])["max_length"]["default"]
-    limit: int | None = recipe.trainer.get("max_length", default)
+def row_limit(recipe: TrainRecipe) -> int | None:
+    """`max_length` of a row in tokens; None means no limit."""
+    limit: int | None = settings_of(recipe)["max_length"]
     return limit
 
 
@@ -162,27 +203,24 @@ def make_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> None:
     if isinstance(data, PairsData):
         rows = pairs_of(recipe, data, run, template)
     elif isinstance(data, DertaData):
-        write_jsonl(run.path / "helpful.jsonl", drawn_helpful(data, recipe.seed))
+        helpful = kept_rows(recipe, run, helpful_prompts(data), template)
+        write_jsonl(run.path / "helpful.jsonl", drawn_helpful(data, helpful, recipe.seed))
         rows = triples_of(recipe, data, run, template)
     else:
-        rows = sft_prompts(data, recipe.seed)
+        rows = drawn(kept_rows(recipe, run, sft_prompts(data), template), data.max_prompts, recipe.seed)
     write_jsonl(file, rows)
 
 
 def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTemplate) -> list[PreferencePair]:
     """The pairs of a recipe, at most `max_pairs` of each rule."""
     made: list[PreferencePair] = []
-    if data.pairs != "starter":
-        pairs = loaded_pairs(data.pairs)
-        if not any(p.rule == "containment" for p in pairs):
-            logger.warning("%s holds no containment pairs: nothing in it keeps harmful prompts refused", data.pairs)
-    else:
-        pairs = loaded_pairs(data.pairs)
-        if data.containment == "student":
-            made = own_containment(recipe, run, template)
-            pairs += made
-    rules = dict.fromkeys(p.rule for p in pairs)
-    kept = [p for rule in rules for p in drawn([q for q in pairs if q.rule == rule], data.max_pairs, recipe.seed)]
+    pairs = loaded_pairs(data.pairs)
+    if data.pairs == "starter" and data.containment == "student":
+        made = own_containment(recipe, run, template)
+    pairs = kept_rows(recipe, run, [*pairs, *made], template)
+    if data.pairs != "starter" and not any(p.rule == "containment" for p in pairs):
+        logger.warning("%s holds no containment pairs: nothing in it keeps harmful prompts refused", data.pairs)
+    kept = used_pairs(pairs, data, recipe.seed)
     if made:  # which `check_sources` has not seen
         logger.info(
             "linter, with %d pairs made: %s", len(made), check_pairs(kept, data, anchored=False) or "no warning"
@@ -190,6 +228,12 @@ def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTempl
     else:
         check_anchor(kept, data)
     return drawn(kept, None, recipe.seed)
+
+
+def used_pairs(pairs: Sequence[PreferencePair], data: PairsData, seed: int) -> list[PreferencePair]:
+    """At most `max_pairs` of each rule."""
+    rules = dict.fromkeys(p.rule for p in pairs)
+    return [p for rule in rules for p in drawn([q for q in pairs if q.rule == rule], data.max_pairs, seed)]
 
 
 def own_containment(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> list[PreferencePair]:
@@ -216,7 +260,7 @@ def student_answers(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> li
 def triples_of(recipe: TrainRecipe, data: DertaData, run: Run, template: ChatTemplate) -> list[Triple]:
     """Loaded triples, or starter prompts with the student's own harmful responses. A yield of zero is an error."""
     if data.triples != "starter":
-        return drawn(loaded_triples(data), data.max_triples, recipe.seed)
+        return drawn(kept_rows(recipe, run, loaded_triples(data), template), data.max_triples, recipe.seed)
     said = student_answers(recipe, run, template)
     triples = [
         Triple(prompt=p, safe_response=str(p.reference), harmful_response=answer_of(c))
@@ -229,21 +273,20 @@ def triples_of(recipe: TrainRecipe, data: DertaData, run: Run, template: ChatTem
             "triples instead (data.triples: FILE.jsonl with prompt, safe_response, harmful_response)."
         )
     logger.info("%d of %d harmful prompts gave a harmful response", len(triples), len(said))
-    return drawn(triples, data.max_triples, recipe.seed)
+    return drawn(kept_rows(recipe, run, triples, template), data.max_triples, recipe.seed)
 
 
-def sft_prompts(data: SftData, seed: int) -> list[Prompt]:
+def sft_prompts(data: SftData) -> list[Prompt]:
     """Prompts with references, or the chosen sides of pairs as references."""
     if data.pairs is not None:
-        prompts = [p.prompt.model_copy(update={"reference": p.chosen}) for p in loaded_pairs(data.pairs)]
-    else:
-        assert data.prompts is not None
-        prompts = [p for p in read_source(data.prompts, "train") if p.kind in data.kinds and p.reference]
-        if not prompts:
-            raise ValueError(
-                f"data.prompts: {data.prompts!r} has no prompt of kind {' or '.join(data.kinds)} with a reference."
-            )
-    return drawn(prompts, data.max_prompts, seed)
+        return [p.prompt.model_copy(update={"reference": p.chosen}) for p in loaded_pairs(data.pairs)]
+    assert data.prompts is not None
+    prompts = [p for p in read_source(data.prompts, "train") if p.kind in data.kinds and p.reference]
+    if not prompts:
+        raise ValueError(
+            f"data.prompts: {data.prompts!r} has no prompt of kind {' or '.join(data.kinds)} with a reference."
+        )
+    return prompts
 
 
 def drawn(rows: Sequence[R], limit: int | None, seed: int) -> list[R]:

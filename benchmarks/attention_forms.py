@@ -1,0 +1,331 @@
+"""In which form is attention over a shared row (prompt, chosen, rejected) fastest? Each is checked, then timed.
+
+    python benchmarks/attention_forms.py --json OUT [--tiny]       # a GPU; --tiny: small shapes, a CPU will do
+
+    rows, causal    two rows a pair, causal flag only: the fastest kernel, on the prompt twice and on padding
+    rows, mask      the same with the boolean mask that transformers makes when a batch is padded
+    shared, mask    one row, boolean mask: what `overrefusal_po.shared_prefix` does
+    shared, flex    one row, FlexAttention with a block mask (has no backward pass on CPUs: forward only, not timed)
+    shared, varlen  one row, flash attention on segments: the rejected side's queries against a copy of the prompt's keys
+                    and its own (on CPUs a loop over segments stands in for the kernel, which proves the indices; not timed)
+
+A form whose output or gradient (of queries, keys and values) differs by more than rounding from the mask in float32 is
+reported and not timed. Times are medians of one layer's attention; heads are as in Llama-3.1-8B, and tensors lie in memory
+as transformers leaves them there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from overrefusal_po.shared_prefix import branch_mask
+
+HEADS = (32, 8, 128)
+"""Query heads, key heads, width of a head: Llama-3.1-8B (config.json)."""
+
+SHAPES = [(128, 512, 64), (1024, 256, 128), (1024, 512, 512)]
+"""Most tokens of prompt, chosen and rejected side: a long answer against a short refusal, long prompts, long sides too."""
+
+BATCH, ROUNDING = 4, {torch.bfloat16: 0.02, torch.float32: 1e-4}
+"""Pairs, and the allowed relative difference (norms) to float32; bfloat16 keeps 8 bits, 0.004 an operand."""
+
+
+class Layout(NamedTuple):
+    """Pairs in shared rows. `prompt`, `chosen`, `rejected`: (batch,) tokens of each."""
+
+    prompt: Tensor
+    chosen: Tensor
+    rejected: Tensor
+
+    @property
+    def split(self) -> Tensor:
+        return self.prompt + self.chosen
+
+    @property
+    def length(self) -> Tensor:
+        return self.split + self.rejected
+
+    @property
+    def width(self) -> int:
+        """Columns of a shared row: a multiple of 128, as FlexAttention's blocks want it."""
+        return -(-int(self.length.max()) // 128) * 128
+
+    def source(self) -> tuple[Tensor, Tensor]:
+        """(batch, seq) columns of the shared row behind the chosen and the rejected row."""
+        column = torch.arange(int((self.prompt + torch.maximum(self.chosen, self.rejected)).max()))
+        column = column.to(self.prompt.device)[None]
+        behind = torch.where(column < self.prompt[:, None], column, column + self.chosen[:, None])
+        return column.expand(len(self.prompt), -1).clamp(max=self.width - 1), behind.clamp(max=self.width - 1)
+
+
+class Form(NamedTuple):
+    """(batch, heads, columns, width of a head) queries, keys and values -> attended values of that shape."""
+
+    name: str
+    rows: bool
+    """Whether it takes two rows a pair: all chosen ones, then all rejected ones."""
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    only: str = ""
+    """Why nothing but the check is done on this machine."""
+    backward: bool = True
+
+
+def draw(shape: Sequence[int], batch: int, seed: int, device: str) -> Layout:
+    """A batch whose prompts and sides are 75 % to 100 % of `shape`."""
+    rng = random.Random(seed)
+    return Layout(*(torch.tensor([rng.randint(3 * n // 4, n) for _ in range(batch)], device=device) for n in shape))
+
+
+def shared_mask(layout: Layout) -> Tensor:
+    """(batch, 1, width, width): the mask of `overrefusal_po.shared_prefix`."""
+    column = torch.arange(layout.width, device=layout.prompt.device)[None]
+    tail, valid = column >= layout.split[:, None], column < layout.length[:, None]
+    return branch_mask(column, tail, layout.prompt[:, None], valid)[:, None]
+
+
+def rows_mask(layout: Layout) -> Tensor:
+    """(2 * batch, 1, seq, seq): causal, and no padding is looked at."""
+    lengths = torch.cat([layout.split, layout.prompt + layout.rejected])
+    column = torch.arange(layout.source()[0].shape[1], device=lengths.device)
+    causal = column[None, :] <= column[:, None]
+    return (causal & (column < lengths[:, None])[:, None, :])[:, None]
+
+
+def masked(mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As transformers does it: with a mask, keys and values are repeated for their query heads."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+# ------------------------------------------------------------------------------------------------------ flex, varlen
+
+
+def flex(layout: Layout, device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """FlexAttention on a block mask, compiled where there is a GPU."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    start, split, length = layout.prompt, layout.split, layout.length
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        reachable = ((q >= split[b]) == (k >= split[b])) | ((q >= split[b]) & (k < start[b]))
+        return ((k <= q) & reachable & (k < length[b])) | (q == k)
+
+    block_mask = create_block_mask(visible, len(start), None, layout.width, layout.width, device=device)
+    attend = torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
+    return partial(attend, block_mask=block_mask, enable_gqa=True)
+
+
+def segments(layout: Layout) -> tuple[Tensor, Tensor, list[int], list[int]]:
+    """Flat columns of queries and keys, and the lengths of their segments, two a pair.
+
+    A causal kernel for segments lets the last query see the last key, so that a rejected token sees prompt and own side.
+    """
+    queries, keys, query_lengths, key_lengths = [], [], [], []
+    for i, (p, c, r) in enumerate(zip(*(x.tolist() for x in layout), strict=True)):
+        row = torch.arange(i * layout.width, (i + 1) * layout.width)
+        rejected = row[p + c : p + c + r]
+        queries += [row[: p + c], rejected]
+        keys += [row[: p + c], row[:p], rejected]
+        query_lengths += [p + c, r]
+        key_lengths += [p + c, p + r]
+    device = layout.prompt.device
+    return torch.cat(queries).to(device), torch.cat(keys).to(device), query_lengths, key_lengths
+
+
+def varlen(layout: Layout, kernel: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Attention by `kernel` on segments gathered from the shared rows and scattered back."""
+    query_index, key_index, query_lengths, key_lengths = segments(layout)
+
+    def ends(lengths: list[int]) -> Tensor:
+        return pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(query_index.device, torch.int32)
+
+    cuts = (ends(query_lengths), ends(key_lengths), max(query_lengths), max(key_lengths))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        flat_q, flat_k, flat_v = (x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in (q, k, v))
+        found = kernel(flat_q[query_index], flat_k[key_index], flat_v[key_index], *cuts)
+        whole = torch.zeros_like(flat_q).index_copy(0, query_index, found)
+        return whole.view(q.shape[0], q.shape[2], *whole.shape[1:]).transpose(1, 2)
+
+    return attend
+
+
+def flash_segments() -> Callable[..., Tensor]:
+    """torch's flash attention on segments. ImportError in a torch that has none."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters  # its options have changed from release to release
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if "enable_gqa" in known:
+        options["enable_gqa"] = True
+    return partial(varlen_attn, **options)
+
+
+def loop_segments(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, *_: int) -> Tensor:
+    """What `flash_segments` is to compute, segment by segment."""
+    found = []
+    for (a, b), (c, d) in zip(
+        *(zip(e[:-1].tolist(), e[1:].tolist(), strict=True) for e in (q_ends, k_ends)), strict=True
+    ):
+        one, keys, values = (x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d]))
+        mask = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - (b - a))
+        found.append(masked(mask.to(q.device), one, keys, values)[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+def forms(layout: Layout, device: str) -> list[Form]:
+    """All forms for one batch; what this machine or torch lacks is only checked, or left out with a line."""
+    cpu = device == "cpu"
+    made = [
+        Form("rows, causal", True, causal),
+        Form("rows, mask", True, partial(masked, rows_mask(layout))),
+        Form("shared, mask", False, partial(masked, shared_mask(layout))),
+        Form("shared, flex", False, flex(layout, device), "no backward pass on CPUs" if cpu else "", not cpu),
+    ]
+    try:
+        kernel = loop_segments if cpu else flash_segments()
+        made.append(Form("shared, varlen", False, varlen(layout, kernel), "a GPU kernel" if cpu else ""))
+    except ImportError as error:
+        print(f"shared, varlen: left out, {error}", file=sys.stderr)
+    return made
+
+
+# ------------------------------------------------------------------------------------------------- checking, timing
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """The same values with the heads of a token side by side, as its layer made them."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def in_rows(layout: Layout, x: Tensor) -> Tensor:
+    """Shared rows -> two rows a pair, each (batch, heads, columns, width)."""
+    return torch.cat([torch.stack([x[i, :, at] for i, at in enumerate(side)]) for side in layout.source()])
+
+
+def in_shared(layout: Layout, x: Tensor) -> Tensor:
+    """Two rows a pair -> shared rows; the prompt is the chosen row's."""
+    column = torch.arange(layout.width, device=x.device)
+    made = []
+    for i, (p, c) in enumerate(zip(layout.prompt.tolist(), layout.chosen.tolist(), strict=True)):
+        first = x[i][:, column.clamp(max=x.shape[2] - 1)]
+        second = x[i + len(layout.prompt)][:, (column - c).clamp(min=0, max=x.shape[2] - 1)]
+        made.append(torch.where((column < p + c)[None, :, None], first, second))
+    return torch.stack(made)
+
+
+def passed(form: Form, layout: Layout, inputs: Sequence[Tensor], upstream: Tensor) -> list[Tensor]:
+    """The output, and where the form has it the gradient of queries, keys and values, in shared rows without padding."""
+    leaves = [x.detach().clone().requires_grad_(form.backward) for x in inputs]
+    given = [in_rows(layout, x) for x in leaves] if form.rows else leaves
+    out = form.attend(*given)
+    out = in_shared(layout, out) if form.rows else out
+    valid = (torch.arange(layout.width, device=out.device) < layout.length[:, None])[:, None, :, None]
+    found = [out * valid]
+    if form.backward:
+        found += torch.autograd.grad(found[0], leaves, upstream.to(out.dtype))
+    return [x.detach().float() for x in found]
+
+
+def differences(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[float, float]:
+    """(greatest relative difference by norms, greatest difference of a value) over output and gradients."""
+    pairs = list(zip(found, wanted, strict=False))
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs), max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def median_ms(call: Callable[[], Any], device: str) -> float:
+    if device == "cuda":
+        from triton.testing import do_bench
+
+        return float(do_bench(call, warmup=50, rep=300, return_mode="median"))  # empties the L2 cache before each
+    times = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return 1000 * statistics.median(times[1:])
+
+
+def timed(form: Form, layout: Layout, inputs: Sequence[Tensor], device: str) -> dict[str, float]:
+    """Milliseconds of the forward pass, of both passes, and the bytes that both take on top of their inputs (GPU)."""
+    given = [laid_out(in_rows(layout, x) if form.rows else x).detach().requires_grad_() for x in inputs]
+    upstream = torch.randn_like(given[0])
+
+    def both() -> None:
+        torch.autograd.grad(form.attend(*given), given, upstream)
+
+    both()
+    found = {"forward_ms": median_ms(lambda: form.attend(*given), device), "both_ms": median_ms(both, device)}
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        both()
+        found["bytes"] = torch.cuda.max_memory_allocated() - before
+    return found
+
+
+def measure(
+    shape: Sequence[int], heads: Sequence[int], batch: int, device: str, dtype: torch.dtype
+) -> list[dict[str, Any]]:
+    """A row a form for one shape."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    torch.manual_seed(0)
+    layout = draw(shape, batch, 0, device)
+    sizes = [(batch, count, layout.width, heads[2]) for count in (heads[0], heads[1], heads[1], heads[0])]
+    *inputs, upstream = (torch.randn(size, device=device).to(dtype) for size in sizes)
+    reference = Form("mask in float32", False, partial(masked, shared_mask(layout)))
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted = passed(reference, layout, [x.float() for x in inputs], upstream)
+    found: list[dict[str, Any]] = []
+    for form in forms(layout, device):
+        row: dict[str, Any] = {"form": form.name, "shape": list(shape), "width": layout.width, "batch": batch}
+        try:
+            row["relative_difference"], row["max_difference"] = differences(
+                passed(form, layout, inputs, upstream), wanted
+            )
+            if not row["relative_difference"] <= ROUNDING[dtype]:
+                row["wrong"] = f"differs by more than {ROUNDING[dtype]}; not timed"
+            elif form.only:
+                row["not_timed"] = form.only
+            else:
+                row |= timed(form, layout, inputs, device)
+        except (RuntimeError, ValueError, NotImplementedError) as error:  # a kernel that this GPU or torch lacks
+            row["failed"] = str(error).splitlines()[0]
+        print(json.dumps(row), file=sys.stderr)
+        found.append(row)
+    return found
+
+
+def results(*, tiny: bool) -> list[dict[str, Any]]:
+    """Rows of all shapes on this machine's device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shapes, heads, batch = ([(24, 40, 9)], (4, 2, 16), 2) if tiny else (SHAPES, HEADS, BATCH)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return [row for shape in shapes for row in measure(shape, heads, batch, device, dtype)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    arguments.json.write_text(json.dumps(results(tiny=arguments.tiny), indent=1))
