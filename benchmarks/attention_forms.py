@@ -32,8 +32,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from overrefusal_po.shared_prefix import branch_mask
-
 HEADS = (32, 8, 128)
 """Query heads, key heads, width of a head: Llama-3.1-8B (config.json)."""
 
@@ -95,6 +93,16 @@ def shared_mask(layout: Layout) -> Tensor:
     column = torch.arange(layout.width, device=layout.prompt.device)[None]
     tail, valid = column >= layout.split[:, None], column < layout.length[:, None]
     return branch_mask(column, tail, layout.prompt[:, None], valid)[:, None]
+
+
+def branch_mask(column: Tensor, tail: Tensor, start: Tensor, valid: Tensor) -> Tensor:
+    """(batch, width, width), True where a query may look: back within its side, and from the tail at the beginning.
+
+    Padding looks at itself, since a row of the softmax without any key is not a number.
+    """
+    query, key = column[:, :, None], column[:, None, :]
+    reachable = (tail[:, :, None] == tail[:, None, :]) | (tail[:, :, None] & (key < start[:, :, None]))
+    return ((key <= query) & reachable & valid[:, None, :]) | (query == key)
 
 
 def rows_mask(layout: Layout) -> Tensor:

@@ -214,24 +214,12 @@ def load(options: argparse.Namespace, kind: str, *, reference: bool = True) -> B
     if kind != "full" or not reference:
         return Base(policy, None, late=True)
     start = frozen_copy(policy)
-    return Base(disturb(policy), start, late=False)
+    return Base(train_speed.disturb(policy), start, late=False)
 
 
 def twin(model: Any) -> Any:
     """Other modules over the same weights: each trainer patches a forward of its own, and memory holds one model."""
     return model and copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-
-
-def disturb(model: Any) -> Any:
-    """`model` with seeded noise: .003 on trained weights, or .05 in place of both halves of an adapter."""
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            noise = torch.randn(weight.shape, generator=generator)
-            weight.data.copy_(0.05 * noise if "lora_" in name else weight.data + 0.003 * noise)
-    return model
 
 
 def step(options: argparse.Namespace, case: Case, way: str, base: Base, store: str) -> Step:
@@ -245,7 +233,7 @@ def step(options: argparse.Namespace, case: Case, way: str, base: Base, store: s
     maker = {"dpo": dpo, "orpo": orpo, "derta": derta}[case.method]
     trainer = maker(options, case, way, Base(twin(base.policy), twin(base.reference), base.late), args, store)
     if base.late:
-        disturb(trainer.model)
+        train_speed.disturb(trainer.model)
     gradient: dict[str, Any] = {}
 
     class Catch(TrainerCallback):

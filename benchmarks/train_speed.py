@@ -214,10 +214,25 @@ def dpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer: 
         processing_class=tokenizer,
         peft_config=lora(options),
     )
-    if options.side == "plain":
-        return trainer
-    exact_adapter(trainer.model)
-    return shared(trainer)
+    if options.side == "ours":
+        exact_adapter(trainer.model)
+    disturb(trainer.model)
+    return shared(trainer) if options.side == "ours" else trainer
+
+
+def disturb(model: Any) -> Any:
+    """`model` with seeded noise: .003 on trained weights, or .05 in place of both halves of an adapter.
+
+    Where policy and reference are the same, DPO's loss is ln 2 whatever their log-probs are, and wrong ones would not show.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.data.copy_(0.05 * noise if "lora_" in name else weight.data + 0.003 * noise)
+    return model
 
 
 def orpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer: Any, args: dict[str, Any]) -> Any:

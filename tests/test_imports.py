@@ -26,6 +26,7 @@ FLOORS = [
         "interrupts",
         "sharding",
         "kto",
+        "pair_attention",
     },
     {"recipe", "corrections", "shared_prefix", "openai_setup"},
     {"derta", "pairs", "metrics", "models", "chat", "runs", "plugins", "engines", "judges", "sources", "attacks"}

@@ -66,11 +66,11 @@ def step(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor, dict
 
 
 def check_equal(plain: Any, shared: Any, batch: dict[str, Any]) -> None:
-    """One step of each: equal within 1e-5, where numbers above 1 count relatively."""
+    """One step of each: equal within 1e-5 (gradients 2e-5: discopop is steep), where numbers above 1 count relatively."""
     (loss, gradient, metrics), (loss2, gradient2, metrics2) = step(plain, batch), step(shared, batch)
     assert loss2 == pytest.approx(loss, rel=1e-5, abs=1e-5)
     assert gradient.abs().max() > 0
-    assert (gradient - gradient2).abs().max() <= 1e-5 * max(1.0, gradient.abs().max().item())
+    assert (gradient - gradient2).abs().max() <= 2e-5 * max(1.0, gradient.abs().max().item())
     metrics.pop("num_tokens"), metrics2.pop("num_tokens")  # a running total
     for name, values in metrics.items():
         assert metrics2[name] == pytest.approx(values, rel=1e-4, abs=1e-4), name
@@ -226,24 +226,52 @@ def test_a_wrapped_model_is_reached(
 # --------------------------------------------------------------------------------------------------------- the row
 
 
-def test_a_pair_becomes_one_row() -> None:
-    """[1 2 | 3 4 5] and [1 2 | 6] are [1 2 3 4 5 6]; 6 stands at position 2 and sees 1, 2 and itself alone."""
-    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 6, 0, 0]])
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    labels = torch.tensor([[-100, -100, 3, 4, 5], [-100, -100, 6, -100, -100]])
+def test_pairs_become_one_row() -> None:
+    """[1 2 | 3 4 5] and [1 2 | 6] are 1 2 3 4 5 6, with 6 at position 2; behind them [1 7] and [1 8] are 1 7 8."""
+    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 7, 0, 0, 0], [1, 2, 6, 0, 0], [1, 8, 0, 0, 0]])
+    mask = (ids > 0).long()
+    labels = ids.masked_fill((ids < 3), -100)
     packed = pack(ids, mask, labels)
-    assert packed.input_ids.tolist() == [[1, 2, 3, 4, 5, 6]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 2]]
-    assert packed.attention_mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 0, 1],
-    ]
-    assert packed.labels.tolist() == [3, 4, 5, 6]
-    assert packed.columns.tolist() == [1, 2, 3, 1]  # token 2 predicts both 3 and 6
+    assert packed.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 1, 7, 8]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 1]]
+    assert packed.attention_mask.pairs == [(5, 1, 2), (2, 1, 1)]
+    assert packed.labels.tolist() == [3, 4, 5, 7, 6, 8]
+    assert packed.places.tolist() == [1, 2, 3, 6, 1, 6]  # token 2 predicts both 3 and 6
+
+
+def test_pairs_attend_as_the_whole_rows_mask_says() -> None:
+    """Gradients too, with a pair whose second side has nothing of its own and one without a common beginning."""
+    from overrefusal_po.pair_attention import Pair, PairMask
+
+    pairs = [Pair(4, 3, 2), Pair(3, 0, 1), Pair(1, 2, 0), Pair(2, 1, 2)]
+    whole = torch.zeros(16, 16, dtype=torch.bool)
+    start = 0
+    for first, tail, common in pairs:
+        split, end = start + first, start + first + tail
+        whole[start:split, start:split] = torch.ones(first, first).tril().bool()
+        whole[split:end, start : start + common] = True
+        whole[split:end, split:end] = torch.ones(tail, tail).tril().bool()
+        start = end
+    assert start == 16
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 2, 16, 4, requires_grad=True) for _ in range(3)]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    found, wanted = (attend(*inputs, attn_mask=mask, scale=0.7) for mask in (PairMask.of(pairs, "cpu"), whole))
+    assert torch.allclose(found, wanted, atol=1e-6)
+    upstream = torch.randn_like(found)
+    for a, b in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(wanted, inputs, upstream), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_no_other_attention_can_read_the_mask() -> None:
+    from overrefusal_po.pair_attention import Pair, PairMask
+
+    mask = PairMask.of([Pair(1, 1, 1)], "cpu")
+    assert mask.shape == (1, 1, 1, 1) and mask.dtype == torch.bool
+    with pytest.raises(ValueError, match=r"calls add .* shared_prefix to false"):
+        torch.randn(1, 1, 2, 2) + mask
 
 
 def test_padding_is_no_common_token() -> None:

@@ -1,12 +1,12 @@
-"""Two rows [prompt, chosen] and [prompt, rejected] in, one row [prompt, chosen, rejected] through the model, two rows out.
+"""Rows [prompt, chosen] and [prompt, rejected] in, one row of all [prompt, chosen, rejected] through the model, rows out.
 
     trainer = DPOTrainer(...)
     share_prefix(trainer)  # True, or False with a log line that says why the plain rows stay
 
-The prompt is computed once, nothing is padded to the longer side, and the LM head sees only positions with a label. Loss,
-gradients and metrics are TRL's: what is patched is the forward that TRL's `add_fused_lm_head` put on the model, and it
-gives back the same (2 * batch, seq - 1) fields. The two sides share the longest common beginning of their tokens. A
-boolean mask lets a rejected token see that beginning and its own side, and position ids count on from it.
+The prompt is computed once, nothing is padded, and the LM head sees only positions with a label. Loss, gradients and
+metrics are TRL's: what is patched is the forward that TRL's `add_fused_lm_head` put on the model, and it gives back the
+same (2 * batch, seq - 1) fields. The two sides share the longest common beginning of their tokens. A rejected token sees
+that beginning and its own side (see `pair_attention`), and position ids count on from it.
 
 Only attention that is proven (tests/test_shared_prefix.py) is patched. The first batch is run both ways in eval mode, and
 a difference above the dtype's tolerance stops the run.
@@ -30,17 +30,16 @@ bfloat16: a 135M model differs by 0.05 to 0.07 with the right mask, and by 1.7 w
 
 
 class Packed(NamedTuple):
-    """Pairs as single rows, and where the scored tokens of the two-row layout lie in them.
+    """Pairs in one row, one behind the other, and where the scored tokens of the two-row layout lie in it.
 
-    Shapes: input_ids and position_ids (batch, width), attention_mask (batch, 1, width, width), rows and columns
-    (num_scored,), labels (num_scored,), scored (2 * batch, seq - 1). `columns` are those of the predicting token.
+    Shapes: input_ids and position_ids (1, tokens), places (num_scored,) of the predicting tokens, labels (num_scored,),
+    scored (2 * batch, seq - 1). `attention_mask` is a `pair_attention.PairMask`.
     """
 
     input_ids: Any
     attention_mask: Any
     position_ids: Any
-    rows: Any
-    columns: Any
+    places: Any
     labels: Any
     scored: Any
 
@@ -144,7 +143,7 @@ def shared_forward(model: Any, plain: Any, *, input_ids: Any, attention_mask: An
     packed = pack(input_ids, attention_mask, labels)
 
     def keep_scored(module: Any, args: Any, output: Any) -> Any:
-        output["last_hidden_state"] = output.last_hidden_state[packed.rows, packed.columns][None]
+        output["last_hidden_state"] = output.last_hidden_state[:, packed.places]
         return output
 
     handle = model.base_model.register_forward_hook(keep_scored)
@@ -164,7 +163,7 @@ def shared_forward(model: Any, plain: Any, *, input_ids: Any, attention_mask: An
 
 
 def pack(input_ids: Any, attention_mask: Any, labels: Any) -> Packed:
-    """Right-padded rows, all chosen sides then all rejected ones, as single rows.
+    """Right-padded rows, all chosen sides then all rejected ones, as one row without padding.
 
     Args:
         input_ids: (2 * batch, seq).
@@ -173,24 +172,29 @@ def pack(input_ids: Any, attention_mask: Any, labels: Any) -> Packed:
     """
     import torch
 
+    from overrefusal_po.pair_attention import Pair, PairMask
+
     half, seq = input_ids.shape[0] // 2, input_ids.shape[1]
     first, second = attention_mask.sum(1).split(half)  # tokens of each side
     common = shared_length(input_ids, attention_mask)
-    column = torch.arange(int((first + second - common).max()), device=input_ids.device)[None]
-    split, start = first[:, None], common[:, None]
-    valid, tail = column < split + second[:, None] - start, column >= split
-    source = torch.where(tail, column - split + start, column).clamp(max=seq - 1)  # its column in the two-row layout
-    ids = torch.where(tail, input_ids[half:].gather(1, source), input_ids[:half].gather(1, source))
+    tail = second - common
+    width = first + tail
+    column = torch.arange(int(width.max()), device=input_ids.device)[None]
+    split, inside = first[:, None], column < width[:, None]
+    behind = column >= split
+    source = torch.where(behind, column - split + common[:, None], column).clamp(max=seq - 1)  # its column in two rows
+    ids = torch.where(behind, input_ids[half:].gather(1, source), input_ids[:half].gather(1, source))
     scored = labels[:, 1:] != -100
     sides, columns = scored.nonzero(as_tuple=True)
     rows = sides % half
     moved = (sides >= half) & (columns >= common[rows])
+    within = torch.where(moved, columns - common[rows] + first[rows], columns)
+    pairs = [Pair(*lengths) for lengths in torch.stack([first, tail, common], dim=1).tolist()]
     return Packed(
-        input_ids=ids,
-        attention_mask=branch_mask(column, tail, start, valid)[:, None],
-        position_ids=source * valid,
-        rows=rows,
-        columns=torch.where(moved, columns - common[rows] + first[rows], columns),
+        input_ids=ids[inside][None],
+        attention_mask=PairMask.of(pairs, input_ids.device),
+        position_ids=source[inside][None],
+        places=(width.cumsum(0) - width)[rows] + within,
         labels=labels[:, 1:][scored],
         scored=scored,
     )
@@ -201,16 +205,6 @@ def shared_length(input_ids: Any, attention_mask: Any) -> Any:
     half = input_ids.shape[0] // 2
     same = (input_ids[:half] == input_ids[half:]) & (attention_mask[:half] * attention_mask[half:] == 1)
     return same.long().cumprod(1).sum(1)
-
-
-def branch_mask(column: Any, tail: Any, start: Any, valid: Any) -> Any:
-    """(batch, width, width), True where a query may look: back within its side, and from the tail at the beginning.
-
-    Padding looks at itself, since a row of the softmax without any key is not a number.
-    """
-    query, key = column[:, :, None], column[:, None, :]
-    reachable = (tail[:, :, None] == tail[:, None, :]) | (tail[:, :, None] & (key < start[:, :, None]))
-    return ((key <= query) & reachable & valid[:, None, :]) | (query == key)
 
 
 def check_forward(model: Any, plain: Any, kwargs: dict[str, Any], allowed: float) -> None:
