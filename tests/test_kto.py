@@ -18,10 +18,13 @@ from conftest import Style, trainer_settings
 
 from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.cli import main
+from overrefusal_po.generate import sampling_of
 from overrefusal_po.kto import Side, interleaved, unpaired
 from overrefusal_po.recipe import TrainRecipe, check_body, load_recipe
-from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
+from overrefusal_po.records import Completion, PreferencePair, Prompt, read_jsonl, write_jsonl
+from overrefusal_po.runs import Run
 from overrefusal_po.trainers import dpo_trainer, kto_trainer
+from overrefusal_po.training_data import check_training_data, make_data, starter_harmful
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "kto.yaml"
 settings = partial(trainer_settings, optim="sgd", beta=0.5)
@@ -109,6 +112,15 @@ def test_a_side_that_stands_in_two_pairs_is_one_row(caplog: pytest.LogCaptureFix
         order = order_of(pairs, 3)
     assert Counter(order)[(1,), (1,), True] == 1 and len(order) == 9
     assert "1 of 10 sides stand in another pair too; each is one row" in caplog.text
+
+
+def test_a_response_that_is_chosen_and_rejected_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Response 2 of the first prompt only: other prompts may have the same words."""
+    pairs = [both_sides(1, 1, 2), both_sides(1, 2, 3), both_sides(2, 2, 1), both_sides(3)]
+    with caplog.at_level(logging.WARNING, "overrefusal_po"):
+        order = order_of(pairs, 2)
+    assert {side[2] for side in order if side[:2] == ((1,), (2,))} == {True, False}
+    assert "1 responses are chosen in one pair and rejected in another" in caplog.text
 
 
 def test_a_row_that_would_be_a_batch_by_itself_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -274,6 +286,23 @@ def test_a_loss_without_a_kl_term_takes_single_rows(
     assert trainer.state.global_step == 2
 
 
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_a_loss_without_a_kl_term_takes_rows_in_any_order(
+    strategy: str, styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path
+) -> None:
+    """And is trained on the same rows; `group_by_length` begins with the longest."""
+    style = styles["llama"]
+    more = {"train_sampling_strategy": strategy, "dataset_num_proc": 2, "auto_find_batch_size": True}
+    args = settings(tmp_path, 2, loss_type="apo_zero_unpaired", **more)
+    trainer = kto_trainer(style.make_model(), uneven, args=args, processing_class=style.tokenizer)
+    lengths = [batch["attention_mask"].sum(1).tolist() for batch in trainer.get_train_dataloader()]
+    rows = [len(row["prompt_ids"] + row["completion_ids"]) for row in trainer.train_dataset]
+    assert sorted(length for batch in lengths for length in batch) == sorted(rows)
+    assert strategy == "random" or max(rows) in lengths[0]
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
 def test_only_the_beginnings_are_trained_on_where_that_is_asked_for(
     styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -326,9 +355,10 @@ def test_a_pair_over_max_length_stops_and_a_cut_kl_row_is_counted(
 
 REFUSED = [
     ({"per_device_train_batch_size": 1}, "per_device_train_batch_size is 1.*Give at least 2"),
-    ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs is true.*Take it out"),
+    ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs is true.*not covered.*Take it out"),
     ({"train_sampling_strategy": "random"}, "leave trainer.train_sampling_strategy at sequential"),
     ({"dataset_num_proc": 2}, "trainer.dataset_num_proc at null"),
+    ({"auto_find_batch_size": True}, "auto_find_batch_size is true.*Take it out"),
 ]
 
 
@@ -364,6 +394,42 @@ def test_the_recipe_trains_and_knows_what_it_takes(
     history = json.loads(Path("here/training.json").read_text())["history"]
     assert history[0]["rewards/margins"] == 0 and history[0]["kl"] == 0 and history[1]["step"] == 2
     assert Path("here/model/config.json").is_file() and Path("here/adapter").is_dir()
+
+
+def test_batches_are_checked_once_all_pairs_are_there(styles: dict[str, Style], tmp_path: Path) -> None:
+    """Batches of five: three prompts are too few, and three more of containment are enough, if the student complies."""
+    style = styles["llama"]
+
+    def recipe(containment: str) -> TrainRecipe:
+        values: dict[str, Any] = {
+            "task": "train",
+            "method": "kto",
+            "model": {"model_name_or_path": str(style.folder), "dtype": "float32"},
+            "data": {"max_pairs": 3, "containment": containment, "allow_no_anchor": True},
+            "trainer": {"use_cpu": True, "per_device_train_batch_size": 5, "max_length": 2048, "bf16": False},
+        }
+        checked = check_body(values, "here")
+        assert isinstance(checked, TrainRecipe)
+        return checked
+
+    def made(name: str, text: str) -> Path:
+        """data.jsonl of a run whose student has said `text` to everything."""
+        body = recipe("student")
+        with Run.open(tmp_path / name, {}, {}) as run:
+            said = {"text": text, "model": "m", "engine": "e", "sampling": sampling_of(body.generation, body.seed)}
+            answers = [Completion(id=p.id, prompt_id=p.id, **said) for p in starter_harmful()]
+            write_jsonl(run.path / "student_harmful.jsonl", answers)
+            make_data(body, run, style.template)
+        return tmp_path / name / "data.jsonl"
+
+    with pytest.raises(ValueError, match="do not go into batches of 5 with different prompts"):
+        check_training_data(recipe("none"), style.template)
+    assert "pairs, longest row" in check_training_data(recipe("student"), style.template)
+    rules = [pair.rule for pair in read_jsonl(made("complies", "Open the door first, then go in."), PreferencePair)]
+    assert Counter(rules) == {"overrefusal": 3, "containment": 3}
+    with pytest.raises(ValueError, match="do not go into batches of 5 with different prompts"):
+        made("refuses", "Sorry, I can't help with that.")
+    assert not (tmp_path / "refuses" / "data.jsonl").exists()
 
 
 # -------------------------------------------------------------------------------------------------------- two processes

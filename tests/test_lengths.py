@@ -13,7 +13,7 @@ from conftest import Style, trainer_settings
 from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.checks import check_stage
 from overrefusal_po.cli import main
-from overrefusal_po.lengths import fitting, pair_length, row_length, step_tokens
+from overrefusal_po.lengths import fitting, pair_length, row_length, step_tokens, unwritten_length
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe import TrainRecipe, check_body
 from overrefusal_po.records import PreferencePair, Prompt, Triple, read_jsonl, write_jsonl
@@ -64,10 +64,11 @@ def test_a_row_of_exactly_max_length_fits_and_one_token_less_is_too_long(
     some = rows[kind][:6]
     lengths = [row_length(row, style.template) for row in some]
     limit = max(lengths)
-    assert fitting(some, style.template, max_length=limit) == (some, [], limit)
+    assert fitting(some, style.template, max_length=limit) == (some, [], limit, limit)
     assert fitting(some, style.template, max_length=None).rows == some
     with pytest.raises(
-        ValueError, match=rf"{limit} tokens, more than max_length {limit - 1} \(as 1 of 6 {kind}\), and nothing is cut"
+        ValueError,
+        match=rf"{limit} tokens, more than max_length {limit - 1} \(as 1 of all 6 {kind}, before data.max_\* draws\)",
     ):
         fitting(some, style.template, max_length=limit - 1)
     kept = fitting(some, style.template, max_length=limit - 1, too_long="drop")
@@ -78,7 +79,7 @@ def test_a_row_of_exactly_max_length_fits_and_one_token_less_is_too_long(
 def test_dropping_all_is_an_error_and_a_long_list_of_ids_is_cut_short(
     style: Style, spread: list[PreferencePair]
 ) -> None:
-    with pytest.raises(ValueError, match=r"40 of 40 pairs\), and nothing is cut\. Raise trainer\.max_length\.$"):
+    with pytest.raises(ValueError, match=r"40 of all 40 pairs, .* no row is cut\. Raise trainer\.max_length\.$"):
         fitting(spread, style.template, max_length=5, too_long="drop")
     middle = sorted(row_length(row, style.template) for row in spread)[20]
     assert str(fitting(spread, style.template, max_length=middle, too_long="drop")).endswith(", ...)")
@@ -111,7 +112,7 @@ def test_every_factory_takes_the_choice(
     limit = sorted(row_length(row, style.template) for row in eaten)[29]
     left_out = sum(row_length(row, style.template) > limit for row in eaten)
     make = partial(METHODS[method].factory, style.make_model(), eaten, processing_class=style.tokenizer)
-    with pytest.raises(ValueError, match=f"as {left_out} of 40"):
+    with pytest.raises(ValueError, match=f"as {left_out} of all 40"):
         make(args=settings(tmp_path, max_length=limit))
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
         trainer = make(args=settings(tmp_path, max_length=limit), too_long="drop")
@@ -133,7 +134,12 @@ def body(method: str, style: Style, **sections: Any) -> TrainRecipe:
 
 @pytest.mark.parametrize("method", ["dpo", "derta", "sft"])
 def test_check_and_run_leave_out_the_same_and_the_run_folder_says_so(
-    method: str, styles: dict[str, Style], triples: list[Triple], helpful: list[Prompt], tmp_path: Path
+    method: str,
+    styles: dict[str, Style],
+    triples: list[Triple],
+    helpful: list[Prompt],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     style = styles["llama"]
     file = partial(lambda name, rows: str(write_jsonl(tmp_path / name, rows)))
@@ -160,7 +166,10 @@ def test_check_and_run_leave_out_the_same_and_the_run_folder_says_so(
     recipe = body(method, style, data={**data, "too_long": "drop"}, trainer={"max_length": 200})
     line = check_stage(recipe)
     assert all(f"{count} {name} left out as too long" in line for name, count in expected[method].items())
+    assert "left out as too long" not in caplog.text
     summary = run_stage(recipe, "r", tmp_path / "run")
+    warned = [row for row in caplog.records if row.levelno == logging.WARNING and "left out as" in row.getMessage()]
+    assert len(warned) == len(expected[method])
     assert summary["too_long"] == expected[method]
     assert json.loads((tmp_path / "run" / "training.json").read_text())["summary"]["too_long"] == expected[method]
     noted = json.loads((tmp_path / "run" / "too_long.json").read_text())
@@ -178,6 +187,46 @@ def test_pairs_whose_anchor_is_left_out_have_none(styles: dict[str, Style], tmp_
     for attempt in (lambda: check_stage(recipe), lambda: run_stage(recipe, "r", tmp_path / "run")):
         with pytest.raises(ValueError, match="None of the 1 pairs is about a harmful prompt"):
             attempt()
+
+
+@pytest.mark.parametrize("opening", [None, 4, 30])
+@pytest.mark.parametrize("words", [3, 40])
+def test_what_the_student_has_yet_to_write_is_counted_to_the_token(
+    style: Style, words: int, opening: int | None
+) -> None:
+    """Of a response of n tokens rows are as long as said before; the reference may be the longer side."""
+    prompt = Prompt.of("How do I stop it?", kind="harmful", reference="Sorry, I can't help with that. No.")
+    said = "kill " * words
+    new_tokens = len(style.template.turn(prompt.messages, said).response_ids) - 1  # without the end of turn
+    may_take = partial(unwritten_length, prompt, style.template, new_tokens)
+    triple = Triple(prompt=prompt, safe_response=str(prompt.reference), harmful_response=said)
+    assert may_take(eats="triples") == row_length(triple, style.template)
+    made = PreferencePair(id="made", prompt=prompt, chosen=str(prompt.reference), rejected=said)
+    found = may_take(eats="pairs", opening=opening)
+    assert found == row_length(made, style.template, opening)
+
+
+@pytest.mark.parametrize(
+    ("method", "data"),
+    [("derta", {"triples": "starter"}), ("dpo", {"containment": "student"}), ("kto", {"containment": "student"})],
+)
+def test_what_the_student_writes_has_to_fit_before_it_writes(
+    method: str, data: dict[str, Any], styles: dict[str, Style], tmp_path: Path
+) -> None:
+    """The data that is there fits, and 2000 new tokens would not; with `drop` what does not fit is left out then."""
+    generation, trainer = {"max_new_tokens": 2000}, {"max_length": 1500}
+    long = body(method, styles["llama"], data=data, trainer=trainer, generation=generation)
+    for attempt in (lambda: check_stage(long), lambda: run_stage(long, "r", tmp_path / "run")):
+        with pytest.raises(ValueError, match=r"max_new_tokens 2000\) its row may be 2\d\d\d tokens.*lower generation"):
+            attempt()
+    assert not (tmp_path / "run").exists()
+    for more in (
+        {"data": {**data, "too_long": "drop"}},
+        {"trainer": {"max_length": None}},
+        {"generation": {"max_new_tokens": 500}},
+    ):
+        sections: dict[str, Any] = {"data": data, "trainer": trainer, "generation": generation, **more}
+        assert "memory of a device" in check_stage(body(method, styles["llama"], **sections))
 
 
 # ------------------------------------------------------------------------------------------------- batches by length
@@ -221,12 +270,14 @@ def test_batches_hold_rows_of_like_length_and_every_row_once(
         found[strategy] = seen(trainer := make(style.make_model(), rows[METHODS[method].eats], args=args, **options))
     flat = {name: sorted(length for batch in batches for length in batch) for name, batches in found.items()}
     assert flat["random"] == flat["group_by_length"]
-    assert padding(found["group_by_length"]) < 0.6 * padding(found["random"])
+    assert padding(found["group_by_length"]) < 0.75 * padding(found["random"])
     assert max(flat["random"]) in found["group_by_length"][0], "the longest row does not come first"
     orders = []
     for trainer.state.epoch in (0.0, 1.0, 1.5):
         orders.append(list(trainer._get_train_sampler()))
     assert orders[0] != orders[1] == orders[2]
+    trainer.args.seed, trainer.state.epoch = 0, 1.0
+    assert list(trainer._get_train_sampler()) != orders[0], "the next seed is the next epoch"
     trainer.train()
     assert all(torch.isfinite(torch.tensor(log["loss"])) for log in trainer.state.log_history if "loss" in log)
 
@@ -236,6 +287,7 @@ def test_a_row_is_as_long_as_what_a_step_computes_of_it() -> None:
     row = {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [4, 6, 7, 8], "input_ids": "ignored"}
     assert step_tokens(row, shared=True) == 3 + 1 + 1 + 3
     assert step_tokens(row, shared=False) == 7
+    assert step_tokens({"prompt_ids": [1, 2], "completion_ids": [3], "KL_completion_ids": [4, 5]}, shared=False) == 3
     tree = {"branches": [{"input_ids": [1, 2, 3, 9]}, {"input_ids": [1, 2, 7, 7, 7]}]}
     assert step_tokens(tree, shared=True) == 2 + 2 + 3
     assert step_tokens(tree, shared=False) == 5

@@ -140,8 +140,22 @@ def test_a_shared_prefix_counts_the_prompt_once(style: Style, pairs: list[Prefer
     assert row_widths(pairs[0], style.template, orpo) == (prompt + chosen + rejected,) * 2
     assert row_widths(pairs[0], style.template, plain) == (2 * (prompt + max(chosen, rejected)),) * 2
     assert row_widths(pairs[0], style.template, recipe("kto")) == (prompt + max(chosen, rejected),) * 2
-    eight = recipe(trainer={"per_device_train_batch_size": 4})
-    assert widest_batch(eight, pairs[:1], style.template) == (4 * (prompt + chosen + rejected), 4 * (chosen + rejected))
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_widest_batch_is_padded_only_without_a_shared_prefix(
+    method: str, shared: bool, style: Style, uneven: list[PreferencePair]
+) -> None:
+    """Two rows of a batch: the sum of the two widest where they lie one behind the other, else twice the widest."""
+    body = recipe(method, trainer={"per_device_train_batch_size": 2}, speed={"shared_prefix": shared})
+    tokens, scored = zip(*(row_widths(pair, style.template, body) for pair in uneven), strict=True)
+    found = widest_batch(body, uneven, style.template)
+    if shared and method != "kto":
+        assert found == (sum(sorted(tokens)[-2:]), sum(sorted(scored)[-2:])) != (2 * max(tokens), 2 * max(scored))
+        assert widest_batch(body, uneven[:1], style.template) == (tokens[0], scored[0])
+    else:
+        assert found == (2 * max(tokens), 2 * max(scored))
 
 
 def test_of_a_pair_trained_on_its_opening_only_that_is_counted(style: Style, pairs: list[PreferencePair]) -> None:

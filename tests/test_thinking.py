@@ -103,7 +103,7 @@ def test_a_harmful_prefix_and_the_labels_of_rto_stand_behind_the_block(thinker: 
         )
         for n in range(8)
     ]
-    decode, rows = template.tokenizer.decode, derta_rows(triples, template, 7, max_length=512, prefix_unit=unit)
+    decode, rows = template.tokenizer.decode, derta_rows(triples, template, 7, prefix_unit=unit)
     for row in rows:
         learned = next(i for i, label in enumerate(row.labels) if label != IGNORED)
         assert marks(template, row.input_ids) == 2 and marks(template, row.input_ids[learned:]) == 0

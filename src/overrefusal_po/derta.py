@@ -1,7 +1,7 @@
 """(prompt, safe response, harmful response) -> rows with labels, and the collator that redraws RTO dropout.
 
     token = refusal_token(template, "Sorry")
-    rows = derta_rows(triples, template, token, max_length=512, seed=0)
+    rows = derta_rows(triples, template, token, seed=0)
     batch = DertaCollator(pad_token_id=0, rto_dropout=0.95, seed=0)(rows[:8])
 
 DeRTa (arXiv 2407.09121, section 3): with q a harmful question, r a safe and h a harmful response, k random in 0..|h|,
@@ -66,23 +66,17 @@ def derta_rows(
     template: ChatTemplate,
     token: int,
     *,
-    max_length: int,
     seed: int = 0,
     prefix_unit: Literal["words", "tokens"] = "words",
 ) -> list[Row]:
     """Two rows a triple: RTO over the whole harmful response, and the safe response behind a harmful prefix.
 
-    Raises ValueError for a triple whose rows may be longer than `max_length`; `lengths.fitting` can leave such out.
+    However long they are: see `lengths.fitting`.
     """
     rows = []
     for triple in triples:
         key = content_id(triple.prompt.id, triple.harmful_response)
         harmful, safe = turns(triple, template)
-        if (length := longest_row(harmful, safe)) > max_length:
-            raise ValueError(
-                f"Triple {triple.prompt.id}: its rows may take {length} tokens, more than max_length {max_length}. Raise "
-                "trainer.max_length."
-            )
         rows.append(rto_row(harmful, token, key))
         cut = prefix_length(harmful, harmful.text, prefix_unit, random.Random(f"{seed} {key}"))
         rows.append(prefix_row(harmful, safe, cut, key))

@@ -39,8 +39,9 @@ class Side(NamedTuple):
 def unpaired(pairs: Sequence[tuple[Side, Side]], *, batch_size: int, seed: int) -> list[dict[str, Any]]:
     """The rows of all sides in the order to train in, a side that stands in several pairs once.
 
-    Left out, with a count: pairs whose sides have the same tokens, and a row that would be a batch by itself. ValueError
-    where no pair is left, and where the prompts of a batch cannot all be different.
+    Left out, with a count: pairs whose sides have the same tokens, and a row that would be a batch by itself. Counted too:
+    responses that one pair of a prompt chooses and another rejects. ValueError where no pair is left, and where the prompts
+    of a batch cannot all be different.
     """
     given = [side for both in pairs if both[0].completion != both[1].completion for side in both]
     if not given:
@@ -50,6 +51,10 @@ def unpaired(pairs: Sequence[tuple[Side, Side]], *, batch_size: int, seed: int) 
     known = list({side[:3]: side for side in given}.values())
     if again := len(given) - len(known):
         logger.warning("%d of %d sides stand in another pair too; each is one row", again, len(given))
+    if torn := len(known) - len({side[:2] for side in known}):
+        logger.warning(
+            "%d responses are chosen in one pair and rejected in another of the same prompt: KTO trains both ways", torn
+        )
     order = interleaved(*(in_rounds([s for s in known if s.desirable is label], seed) for label in (True, False)))
     part_prompts(order, batch_size)
     if len(order) % batch_size == 1 < batch_size:
@@ -117,10 +122,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises ValueError for values of `trl.KTOConfig`'s keys with which TRL would train on something else, or not at all."""
     if settings["precompute_ref_log_probs"]:
         raise ValueError(
-            "trainer.precompute_ref_log_probs is true, but TRL keeps KTO's in a file that other processes do not find. Take "
-            "it out: the reference then runs in every step; with adapters it takes no memory of its own."
+            "trainer.precompute_ref_log_probs is true, which is not covered for KTO (our choice: TRL's own is not tested "
+            "here). Take it out: the reference then runs in every step; with adapters it takes no memory of its own."
         )
-    if uses_kl(settings) and settings["per_device_train_batch_size"] < 2:
+    if not uses_kl(settings):
+        return
+    if settings["per_device_train_batch_size"] < 2:
         raise ValueError(
             "trainer.per_device_train_batch_size is 1, but KTO holds each response against those to the other prompts of its "
             "batch. Give at least 2 (accumulated steps do not count)."
@@ -129,6 +136,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(
             "KTO's rows are put in order, and paired with other responses, before training: leave "
             "trainer.train_sampling_strategy at sequential and trainer.dataset_num_proc at null."
+        )
+    if settings["auto_find_batch_size"]:
+        raise ValueError(
+            "trainer.auto_find_batch_size is true, but KTO's rows are paired with other responses for one batch size before "
+            "training, and smaller batches would break the pairs up. Take it out, and lower "
+            "trainer.per_device_train_batch_size where memory does not suffice."
         )
 
 

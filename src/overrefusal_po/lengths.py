@@ -4,8 +4,11 @@
     kept.rows, kept.left_out     # what is trained on, and the ids of what is not
     group_by_length(trainer)     # for trainer.train_sampling_strategy=group_by_length
 
-Nothing is ever cut: TRL's `truncation_mode` has nothing left to do, since a cut answer is a corrupted label. Batches of like
-length are padded less, but they are not random ones: a speed-up outside of what is exact.
+No row is ever cut, since a cut answer is a corrupted label: TRL's `truncation_mode` has nothing left to do. Only KTO's
+comparison rows (a prompt with another one's response) may be, and are counted (`kto.warn_of_cut`).
+
+Batches of like length are padded less, but they are not random ones: a speed-up outside of what is exact. With a shared prefix
+nothing is padded anyway; it is plain rows (SFT, DeRTa without the tree) that gain.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.derta import longest_row, turns
 from overrefusal_po.recipe import TooLong
-from overrefusal_po.records import PreferencePair, Prompt, Triple
+from overrefusal_po.records import PreferencePair, Prompt, Triple, content_id
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", PreferencePair, Prompt, Triple)
@@ -33,6 +36,7 @@ class Fitting(NamedTuple, Generic[R]):
     rows: list[R]
     left_out: list[str]
     longest: int
+    max_length: int | None
 
     def __str__(self) -> str:
         """`; 3 of 135 pairs left out as too long (a, b, c)` behind a line of what was found; empty where none is."""
@@ -41,6 +45,12 @@ class Fitting(NamedTuple, Generic[R]):
         ids = ", ".join(self.left_out[:SHOWN_IDS]) + (", ..." if len(self.left_out) > SHOWN_IDS else "")
         number = len(self.rows) + len(self.left_out)
         return f"; {len(self.left_out)} of {number} {noun(self.rows[0])}s left out as too long ({ids})"
+
+    def warned(self) -> list[R]:
+        """The rows, with a warning that counts those left out."""
+        if self.left_out:
+            logger.warning("max_length is %s%s", self.max_length, self)
+        return self.rows
 
 
 def fitting(
@@ -55,7 +65,7 @@ def fitting(
 
     Args:
         rows: preference pairs, prompts with references, or triples.
-        too_long: "error" stops at the first row that is longer; "drop" leaves such rows out, with a warning that counts them.
+        too_long: "error" stops at the first row that is longer; "drop" leaves such rows out.
         opening: as for `pair_length`.
 
     Raises:
@@ -67,17 +77,14 @@ def fitting(
         first = rows[over[0]]
         raise ValueError(
             f"{noun(first).capitalize()} {row_id(first)}: prompt and response are {lengths[over[0]]} tokens, more than "
-            f"max_length {max_length} (as {len(over)} of {len(rows)} {noun(first)}s), and nothing is cut. Raise "
-            "trainer.max_length" + (", or leave such rows out (data.too_long: drop)." if len(over) < len(rows) else ".")
+            f"max_length {max_length} (as {len(over)} of all {len(rows)} {noun(first)}s, before data.max_* draws), and no row "
+            "is cut. Raise trainer.max_length"
+            + (", or leave such rows out (data.too_long: drop)." if len(over) < len(rows) else ".")
         )
     out = set(over)
     kept = [i for i in range(len(rows)) if i not in out]
-    found = Fitting(
-        [rows[i] for i in kept], [row_id(rows[i]) for i in over], max((lengths[i] for i in kept), default=0)
-    )
-    if over:
-        logger.warning("max_length is %s%s", max_length, found)
-    return found
+    longest = max((lengths[i] for i in kept), default=0)
+    return Fitting([rows[i] for i in kept], [row_id(rows[i]) for i in over], longest, max_length)
 
 
 def noun(row: PreferencePair | Prompt | Triple) -> str:
@@ -120,11 +127,33 @@ def pair_length(pair: PreferencePair, template: ChatTemplate, opening: int | Non
     return prompt + max(len(ids[prompt:][:opening]) for ids in sides)
 
 
+def unwritten_length(
+    prompt: Prompt,
+    template: ChatTemplate,
+    new_tokens: int,
+    *,
+    eats: Literal["pairs", "triples"],
+    opening: int | None = None,
+) -> int:
+    """The tokens that a row of `prompt` and its reference may take once the student has written the other response.
+
+    That is at most `new_tokens` long. It may still take more when read again (control tokens in it are broken up).
+    """
+    safe, offsets = str(prompt.reference), template.turn(prompt.messages, "x").offsets
+    written = new_tokens - max(i for i, (a, b) in enumerate(offsets, 1) if b > a)  # beside the stand-in "x"
+    if eats == "triples":
+        return row_length(Triple(prompt=prompt, safe_response=safe, harmful_response="x"), template) + written
+    known, other = (PreferencePair(id=prompt.id, prompt=prompt, chosen=side, rejected="x") for side in (safe, "y"))
+    whole = pair_length(other, template) + written
+    asked = pair_length(other, template, 0)
+    return max(pair_length(known, template, opening), min(whole, asked + (opening or whole)))
+
+
 def group_by_length(trainer: Any) -> None:
     """Has the trainer draw batches of rows of like length, where its settings ask for them.
 
     transformers' own sampler finds no lengths in TRL's preference rows, and draws from a random state that a resumed run does
-    not have. This one draws from (seed, epoch).
+    not have. This one draws from the hash of (seed, epoch).
     """
     if trainer.args.train_sampling_strategy != "group_by_length":
         return
@@ -136,7 +165,7 @@ def group_by_length(trainer: Any) -> None:
 
         def __iter__(self) -> Any:
             seed = trainer.args.data_seed if trainer.args.data_seed is not None else trainer.args.seed
-            self.generator = Generator().manual_seed(seed + int(trainer.state.epoch or 0))
+            self.generator = Generator().manual_seed(int(content_id(seed, int(trainer.state.epoch or 0)), 16))
             return super().__iter__()
 
     shared = any(hasattr(module, "_shares_prefix") for module in trainer.model.modules())
@@ -152,6 +181,8 @@ def step_tokens(row: Mapping[str, Any], *, shared: bool) -> int:
         sides = [branch["input_ids"] for branch in row["branches"]]
     elif "chosen_ids" in row:
         sides = [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids")]
+    elif "completion_ids" in row:
+        sides = [row["prompt_ids"] + row["completion_ids"]]
     else:
         sides = [row["input_ids"]]
     if not shared or len(sides) == 1:

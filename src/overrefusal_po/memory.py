@@ -194,10 +194,18 @@ def width_of(section: Mapping[str, Any]) -> int:
 
 
 def widest_batch(recipe: TrainRecipe, rows: Sequence[PreferencePair | Prompt], template: ChatTemplate) -> Batch:
-    """The batch of the rows that take most, all rows padded to these."""
+    """The batch of the rows that take most: padded to the widest, or with a shared prefix one behind the other."""
     widths = [row_widths(row, template, recipe) for row in rows]
     size: int = settings_of(recipe)["per_device_train_batch_size"]
-    return Batch(size * max(width.tokens for width in widths), size * max(width.scored for width in widths))
+    columns = [sorted(column, reverse=True)[:size] for column in zip(*widths, strict=True)]
+    if shares_prefix(recipe):
+        return Batch(*map(sum, columns))
+    return Batch(*(size * column[0] for column in columns))
+
+
+def shares_prefix(recipe: TrainRecipe) -> bool:
+    """Whether pairs go through the model without padding (see `shared_prefix.pack`), where that is proven."""
+    return recipe.method in ("dpo", "orpo") and recipe.speed.shared_prefix
 
 
 def row_widths(row: PreferencePair | Prompt, template: ChatTemplate, recipe: TrainRecipe) -> Batch:
@@ -213,7 +221,7 @@ def row_widths(row: PreferencePair | Prompt, template: ChatTemplate, recipe: Tra
     prompt, sides = len(turns[0].prompt_ids), [len(turn.response_ids[: recipe.data.get("opening")]) for turn in turns]
     if recipe.method == "kto":  # a side is a row; the passes without gradients (KL, reference) keep nothing
         return Batch(prompt + max(sides), prompt + max(sides))
-    if not recipe.speed.shared_prefix:
+    if not shares_prefix(recipe):
         return Batch(2 * (prompt + max(sides)), 2 * (prompt + max(sides)))
     return Batch(prompt + sum(sides), sum(sides) + (prompt if recipe.method == "orpo" else 0))
 

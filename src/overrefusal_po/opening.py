@@ -15,7 +15,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 SIDES = ("chosen_ids", "rejected_ids")
-ROW = ("completion_ids", "KL_completion_ids")
+KTO_SIDES = ("completion_ids", "KL_completion_ids")
 """What KTO's rows have instead: a side, and what it is compared with."""
 
 
@@ -32,9 +32,9 @@ def opening_of(trainer_class: Any, tokens: int | None) -> Any:
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             rows = super()._prepare_dataset(dataset, *args, **kwargs)
-            columns = [name for name in SIDES + ROW if name in rows.column_names]
+            columns = [name for name in SIDES + KTO_SIDES if name in rows.column_names]
             cut = rows.map(lambda row: {name: row[name][:tokens] for name in columns})
-            if ROW[0] in columns:  # sides that begin alike were left out before they were parted (see `kto`)
+            if KTO_SIDES[0] in columns:  # sides that begin alike were left out before they were parted (see `kto`)
                 return cut
             kept = cut.filter(lambda row: row[SIDES[0]] != row[SIDES[1]])
             if not len(kept):

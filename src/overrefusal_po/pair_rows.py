@@ -53,7 +53,7 @@ def fitting_pairs(
     """The pairs that are trained on (see `lengths.fitting`); ValueError where there is none."""
     if not pairs:
         raise ValueError("Preference optimisation needs at least one pair; got none.")
-    return fitting(pairs, template, max_length=max_length, too_long=too_long, opening=opening).rows
+    return fitting(pairs, template, max_length=max_length, too_long=too_long, opening=opening).warned()
 
 
 def side_rows(

@@ -70,7 +70,7 @@ def dpo_trainer(
         callbacks: transformers callbacks.
         template: chat options (system prompt, template kwargs); None uses the tokenizer's template as it is.
         opening: train on this many first tokens of each side (see `opening`); None: on whole sides.
-        too_long: "drop" leaves out, and counts, what is longer than `max_length`; nothing is ever cut (see `lengths`).
+        too_long: "drop" leaves out, and counts, pairs longer than `max_length`; none is ever cut (see `lengths`).
         shared_prefix: compute the prompt of a pair once, where that is proven exact (see `shared_prefix`).
         reference_store: a folder that keeps reference log-probs from run to run (see `reference_store`); turns
             `precompute_ref_log_probs` on, and no reference model is held in memory, except under FSDP.
@@ -194,6 +194,7 @@ def kto_trainer(
     )
     exact_adapter(trainer.model)
     warn_of_cut(trainer.train_dataset, config.max_length)
+    group_by_length(trainer)
     return trainer
 
 
@@ -235,10 +236,9 @@ def derta_trainer(
     config = trainer_config(SFTConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     token = refusal_token(template, refusal_opener)
-    limit = int(config.max_length or 2**31)  # SFTConfig's None means no limit
-    triples = fitting(triples, template, max_length=limit, too_long=too_long).rows
-    rows = derta_rows(triples, template, token, max_length=limit, seed=config.seed, prefix_unit=prefix_unit)
-    rows += sft_rows(fitting(helpful, template, max_length=limit, too_long=too_long).rows, template)
+    triples = fitting(triples, template, max_length=config.max_length, too_long=too_long).warned()
+    rows = derta_rows(triples, template, token, seed=config.seed, prefix_unit=prefix_unit)
+    rows += sft_rows(fitting(helpful, template, max_length=config.max_length, too_long=too_long).warned(), template)
     make = TreeCollator if tree else DertaCollator
     collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
     trainer = rows_trainer(model, rows, config, tokenizer, collator, ref_model, peft_config, callbacks)
@@ -270,7 +270,7 @@ def sft_trainer(
 
     config = trainer_config(SFTConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    rows = sft_rows(fitting(prompts, template, max_length=config.max_length, too_long=too_long).rows, template)
+    rows = sft_rows(fitting(prompts, template, max_length=config.max_length, too_long=too_long).warned(), template)
     collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
     trainer = rows_trainer(model, rows, config, tokenizer, collator, ref_model, peft_config, callbacks)
     group_by_length(trainer)

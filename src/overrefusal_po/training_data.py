@@ -21,7 +21,7 @@ from overrefusal_po.derta import refusal_token
 from overrefusal_po.generate import complete, engine_for, sampling_of
 from overrefusal_po.hygiene import contamination
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.lengths import Fitting, fitting, noun
+from overrefusal_po.lengths import Fitting, fitting, noun, unwritten_length
 from overrefusal_po.lint import lint
 from overrefusal_po.memory import settings_of
 from overrefusal_po.pair_rows import side_rows
@@ -50,11 +50,11 @@ def check_training_data(recipe: TrainRecipe, template: ChatTemplate) -> str:
     data = recipe.typed_data
     if isinstance(data, PairsData):
         pairs = fitted(recipe, loaded_pairs(data.pairs), template)
-        anchored = data.pairs == "starter" and data.containment == "student"
-        warnings = check_pairs(pairs.rows, data, anchored=anchored)
-        if recipe.method == "kto":  # whether its batches can be filled
-            settings = {**settings_of(recipe), "seed": recipe.trainer.get("seed", recipe.seed)}
-            side_rows(used_pairs(pairs.rows, data, recipe.seed), template, settings, data.opening)
+        warnings = check_pairs(pairs.rows, data, anchored=asks_student(data))
+        if asks_student(data):
+            check_unwritten(recipe, template)
+        else:
+            check_batches(recipe, data, used_pairs(pairs.rows, data, recipe.seed), template)
         found = f"{len(pairs.rows)} pairs, longest row {pairs.longest} tokens{pairs}"
         return found + (f"; linter: {warnings}" if warnings else "")
     if isinstance(data, DertaData):
@@ -72,6 +72,7 @@ def check_triples(recipe: TrainRecipe, data: DertaData, template: ChatTemplate) 
     refusal_token(template, data.refusal_opener)
     left_out = ""
     if data.triples == "starter":
+        check_unwritten(recipe, template)
         harmful = starter_harmful()
         safe = [(p.id, str(p.reference)) for p in harmful]
     else:
@@ -100,9 +101,40 @@ def kept_rows(recipe: TrainRecipe, run: Run, rows: Sequence[R], template: ChatTe
     if found.left_out:
         file = run.path / "too_long.json"
         known = json.loads(file.read_text()) if file.is_file() else {}
-        counts = {"left_out": len(found.left_out), "of": len(rows), "max_length": row_limit(recipe)}
+        counts = {"left_out": len(found.left_out), "of": len(rows), "max_length": found.max_length}
         write_atomic(file, json.dumps({**known, noun(rows[0]): {**counts, "ids": found.left_out}}, indent=1))
-    return found.rows
+    return found.warned()
+
+
+def check_unwritten(recipe: TrainRecipe, template: ChatTemplate) -> None:
+    """Raises ValueError where what the student has yet to write may make a row too long, and that would be an error.
+
+    Once it is written it is too late: with other settings the run is another one, and the student is asked for all again.
+    """
+    data, limit, new = recipe.typed_data, row_limit(recipe), recipe.generation.max_new_tokens
+    if limit is None or data.too_long == "drop":
+        return
+    options: dict[str, Any] = {"eats": "triples"}
+    if isinstance(data, PairsData):
+        options = {"eats": "pairs", "opening": data.opening}
+    lengths = [(unwritten_length(p, template, new, **options), p.id) for p in starter_harmful()]
+    longest, name = max(lengths)
+    if longest > limit:
+        raise ValueError(
+            f"Prompt {name}: with what the student is yet to write (generation.max_new_tokens {new}) its row may be {longest} "
+            f"tokens, more than max_length {limit} (as {sum(length > limit for length, _ in lengths)} of {len(lengths)} such "
+            "rows), and no row is cut. Raise trainer.max_length, lower generation.max_new_tokens, or leave such rows "
+            "out (data.too_long: drop)."
+        )
+
+
+def check_batches(
+    recipe: TrainRecipe, data: PairsData, pairs: Sequence[PreferencePair], template: ChatTemplate
+) -> None:
+    """Raises ValueError where the pairs that are used do not fill KTO's batches (see `kto.unpaired`)."""
+    if recipe.method == "kto":
+        settings = {**settings_of(recipe), "seed": recipe.trainer.get("seed", recipe.seed)}
+        side_rows(pairs, template, settings, data.opening)
 
 
 def check_firewall(prompts: Sequence[Prompt]) -> None:
@@ -152,9 +184,14 @@ def trained_prompts(recipe: TrainRecipe) -> list[Prompt]:
         return sft_prompts(data)
     if isinstance(data, PairsData):
         pairs = [p.prompt for p in loaded_pairs(data.pairs)]
-        return pairs + (starter_harmful() if data.pairs == "starter" and data.containment == "student" else [])
+        return pairs + (starter_harmful() if asks_student(data) else [])
     asked = starter_harmful() if data.triples == "starter" else [t.prompt for t in loaded_triples(data)]
     return helpful_prompts(data) + asked
+
+
+def asks_student(data: PairsData) -> bool:
+    """Whether the student has to write containment pairs first."""
+    return data.pairs == "starter" and data.containment == "student"
 
 
 def starter_harmful() -> list[Prompt]:
@@ -215,7 +252,7 @@ def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTempl
     """The pairs of a recipe, at most `max_pairs` of each rule."""
     made: list[PreferencePair] = []
     pairs = loaded_pairs(data.pairs)
-    if data.pairs == "starter" and data.containment == "student":
+    if asks_student(data):
         made = own_containment(recipe, run, template)
     pairs = kept_rows(recipe, run, [*pairs, *made], template)
     if data.pairs != "starter" and not any(p.rule == "containment" for p in pairs):
@@ -227,6 +264,8 @@ def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTempl
         )
     else:
         check_anchor(kept, data)
+    if asks_student(data):
+        check_batches(recipe, data, kept, template)
     return drawn(kept, None, recipe.seed)
 
 
