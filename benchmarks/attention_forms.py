@@ -1,13 +1,15 @@
-"""In which form is attention over a shared row (prompt, chosen, rejected) fastest? Each is checked, then timed.
+"""In which form is attention over pairs that share a prompt (prompt, chosen, rejected) fastest? Each is checked, then timed.
 
     python benchmarks/attention_forms.py --json OUT [--tiny]       # a GPU; --tiny: small shapes, a CPU will do
 
     rows, causal    two rows a pair, causal flag only: the fastest kernel, on the prompt twice and on padding
     rows, mask      the same with the boolean mask that transformers makes when a batch is padded
-    shared, mask    one row, boolean mask: what `overrefusal_po.shared_prefix` does
-    shared, flex    one row, FlexAttention with a block mask (has no backward pass on CPUs: forward only, not timed)
-    shared, varlen  one row, flash attention on segments: the rejected side's queries against a copy of the prompt's keys
-                    and its own (on CPUs a loop over segments stands in for the kernel, which proves the indices; not timed)
+    shared, mask    one row a pair, boolean mask
+    shared, flex    one row a pair, FlexAttention with a block mask, padded to its blocks of 128 (has no backward pass on CPUs:
+                    forward only, not timed)
+    pairs (ours)    all pairs in one row without padding, what `overrefusal_po.pair_attention` does: the first side causally,
+                    then the rejected one over the prompt and itself
+    pairs, varlen   the same row by flash attention on segments, in one call (a GPU kernel)
 
 A form whose output or gradient (of queries, keys and values) differs by more than rounding from the mask in float32 is
 reported and not timed. Times are medians of one layer's attention; heads are as in Llama-3.1-8B, and tensors lie in memory
@@ -31,6 +33,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
+
+from overrefusal_po.pair_attention import Pair, PairMask
 
 HEADS = (32, 8, 128)
 """Query heads, key heads, width of a head: Llama-3.1-8B (config.json)."""
@@ -59,8 +63,8 @@ class Layout(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Columns of a shared row: a multiple of 128, as FlexAttention's blocks want it."""
-        return -(-int(self.length.max()) // 128) * 128
+        """Columns of a shared row."""
+        return int(self.length.max())
 
     def source(self) -> tuple[Tensor, Tensor]:
         """(batch, seq) columns of the shared row behind the chosen and the rejected row."""
@@ -71,11 +75,11 @@ class Layout(NamedTuple):
 
 
 class Form(NamedTuple):
-    """(batch, heads, columns, width of a head) queries, keys and values -> attended values of that shape."""
+    """(rows, heads, columns, width of a head) queries, keys and values -> attended values of that shape."""
 
     name: str
-    rows: bool
-    """Whether it takes two rows a pair: all chosen ones, then all rejected ones."""
+    lay: str
+    """How it takes pairs, of LAYS: "rows" (all chosen ones, then all rejected ones), "shared" or "pairs"."""
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
     only: str = ""
     """Why nothing but the check is done on this machine."""
@@ -89,20 +93,15 @@ def draw(shape: Sequence[int], batch: int, seed: int, device: str) -> Layout:
 
 
 def shared_mask(layout: Layout) -> Tensor:
-    """(batch, 1, width, width): the mask of `overrefusal_po.shared_prefix`."""
-    column = torch.arange(layout.width, device=layout.prompt.device)[None]
-    tail, valid = column >= layout.split[:, None], column < layout.length[:, None]
-    return branch_mask(column, tail, layout.prompt[:, None], valid)[:, None]
-
-
-def branch_mask(column: Tensor, tail: Tensor, start: Tensor, valid: Tensor) -> Tensor:
-    """(batch, width, width), True where a query may look: back within its side, and from the tail at the beginning.
+    """(batch, 1, width, width), True where a query may look: back within its side, and from the tail at the beginning.
 
     Padding looks at itself, since a row of the softmax without any key is not a number.
     """
-    query, key = column[:, :, None], column[:, None, :]
-    reachable = (tail[:, :, None] == tail[:, None, :]) | (tail[:, :, None] & (key < start[:, :, None]))
-    return ((key <= query) & reachable & valid[:, None, :]) | (query == key)
+    start, split, length = (x[:, None, None] for x in (layout.prompt, layout.split, layout.length))
+    column = torch.arange(layout.width, device=start.device)
+    query, key = column[:, None], column[None, :]
+    reachable = ((query >= split) == (key >= split)) | ((query >= split) & (key < start))
+    return (((key <= query) & reachable & (key < length)) | (query == key))[:, None]
 
 
 def rows_mask(layout: Layout) -> Tensor:
@@ -127,51 +126,50 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def flex(layout: Layout, device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """FlexAttention on a block mask, compiled where there is a GPU."""
+    """FlexAttention on a block mask, compiled where there is a GPU. Its blocks want a multiple of 128 columns."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     start, split, length = layout.prompt, layout.split, layout.length
+    width = -(-layout.width // 128) * 128
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         reachable = ((q >= split[b]) == (k >= split[b])) | ((q >= split[b]) & (k < start[b]))
         return ((k <= q) & reachable & (k < length[b])) | (q == k)
 
-    block_mask = create_block_mask(visible, len(start), None, layout.width, layout.width, device=device)
-    attend = torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
-    return partial(attend, block_mask=block_mask, enable_gqa=True)
+    block_mask = create_block_mask(visible, len(start), None, width, width, device=device)
+    kernel = torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
+
+    def attend(*given: Tensor) -> Tensor:
+        blocks = (pad(x, (0, 0, 0, width - layout.width)) for x in given)
+        found: Tensor = kernel(*blocks, block_mask=block_mask, enable_gqa=True)
+        return found[:, :, : layout.width]
+
+    return attend
 
 
-def segments(layout: Layout) -> tuple[Tensor, Tensor, list[int], list[int]]:
-    """Flat columns of queries and keys, and the lengths of their segments, two a pair.
-
-    A causal kernel for segments lets the last query see the last key, so that a rejected token sees prompt and own side.
-    """
-    queries, keys, query_lengths, key_lengths = [], [], [], []
-    for i, (p, c, r) in enumerate(zip(*(x.tolist() for x in layout), strict=True)):
-        row = torch.arange(i * layout.width, (i + 1) * layout.width)
-        rejected = row[p + c : p + c + r]
-        queries += [row[: p + c], rejected]
-        keys += [row[: p + c], row[:p], rejected]
-        query_lengths += [p + c, r]
-        key_lengths += [p + c, p + r]
-    device = layout.prompt.device
-    return torch.cat(queries).to(device), torch.cat(keys).to(device), query_lengths, key_lengths
+def pairs_of(layout: Layout) -> list[Pair]:
+    return [Pair(p + c, r, p) for p, c, r in zip(*(x.tolist() for x in layout), strict=True)]
 
 
 def varlen(layout: Layout, kernel: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Attention by `kernel` on segments gathered from the shared rows and scattered back."""
-    query_index, key_index, query_lengths, key_lengths = segments(layout)
+    """Attention by `kernel` on two segments a pair: the first side, and the tail with a copy of the prompt's keys before it.
 
-    def ends(lengths: list[int]) -> Tensor:
-        return pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(query_index.device, torch.int32)
-
-    cuts = (ends(query_lengths), ends(key_lengths), max(query_lengths), max(key_lengths))
+    A causal kernel for segments lets the last query see the last key, so that a rejected token sees prompt and own side.
+    """
+    index, lengths, begin = [], [], 0
+    for first, tail, common in pairs_of(layout):
+        row = torch.arange(begin, begin + first + tail)
+        index += [row[:first], row[:common], row[first:]]
+        lengths += [(first, first), (tail, common + tail)]
+        begin += first + tail
+    device = layout.prompt.device
+    keys, sizes = torch.cat(index).to(device), torch.tensor(lengths)
+    ends = [pad(side.cumsum(0), (1, 0)).to(device, torch.int32) for side in sizes.T]
+    cuts = (*ends, *sizes.amax(0).tolist())
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        flat_q, flat_k, flat_v = (x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in (q, k, v))
-        found = kernel(flat_q[query_index], flat_k[key_index], flat_v[key_index], *cuts)
-        whole = torch.zeros_like(flat_q).index_copy(0, query_index, found)
-        return whole.view(q.shape[0], q.shape[2], *whole.shape[1:]).transpose(1, 2)
+        flat_q, flat_k, flat_v = (x[0].transpose(0, 1) for x in (q, k, v))
+        return kernel(flat_q, flat_k[keys], flat_v[keys], *cuts).transpose(0, 1)[None]
 
     return attend
 
@@ -187,32 +185,21 @@ def flash_segments() -> Callable[..., Tensor]:
     return partial(varlen_attn, **options)
 
 
-def loop_segments(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, *_: int) -> Tensor:
-    """What `flash_segments` is to compute, segment by segment."""
-    found = []
-    for (a, b), (c, d) in zip(
-        *(zip(e[:-1].tolist(), e[1:].tolist(), strict=True) for e in (q_ends, k_ends)), strict=True
-    ):
-        one, keys, values = (x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d]))
-        mask = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - (b - a))
-        found.append(masked(mask.to(q.device), one, keys, values)[0].transpose(0, 1))
-    return torch.cat(found)
-
-
 def forms(layout: Layout, device: str) -> list[Form]:
     """All forms for one batch; what this machine or torch lacks is only checked, or left out with a line."""
     cpu = device == "cpu"
     made = [
-        Form("rows, causal", True, causal),
-        Form("rows, mask", True, partial(masked, rows_mask(layout))),
-        Form("shared, mask", False, partial(masked, shared_mask(layout))),
-        Form("shared, flex", False, flex(layout, device), "no backward pass on CPUs" if cpu else "", not cpu),
+        Form("rows, causal", "rows", causal),
+        Form("rows, mask", "rows", partial(masked, rows_mask(layout))),
+        Form("shared, mask", "shared", partial(masked, shared_mask(layout))),
+        Form("shared, flex", "shared", flex(layout, device), "no backward pass on CPUs" if cpu else "", not cpu),
+        Form("pairs (ours)", "pairs", partial(masked, PairMask.of(pairs_of(layout), device))),
     ]
     try:
-        kernel = loop_segments if cpu else flash_segments()
-        made.append(Form("shared, varlen", False, varlen(layout, kernel), "a GPU kernel" if cpu else ""))
+        if not cpu:
+            made.append(Form("pairs, varlen", "pairs", varlen(layout, flash_segments())))
     except ImportError as error:
-        print(f"shared, varlen: left out, {error}", file=sys.stderr)
+        print(f"pairs, varlen: left out, {error}", file=sys.stderr)
     return made
 
 
@@ -240,12 +227,30 @@ def in_shared(layout: Layout, x: Tensor) -> Tensor:
     return torch.stack(made)
 
 
+def in_pairs(layout: Layout, x: Tensor) -> Tensor:
+    """Shared rows -> one row of all pairs, (1, heads, tokens, width)."""
+    return torch.cat([row[:, :length] for row, length in zip(x, layout.length.tolist(), strict=True)], dim=1)[None]
+
+
+def from_pairs(layout: Layout, x: Tensor) -> Tensor:
+    """One row of all pairs -> shared rows."""
+    parts = x[0].split(layout.length.tolist(), dim=1)
+    return torch.stack([pad(part, (0, 0, 0, layout.width - part.shape[1])) for part in parts])
+
+
+def as_is(layout: Layout, x: Tensor) -> Tensor:
+    return x
+
+
+LAYS = {"rows": (in_rows, in_shared), "shared": (as_is, as_is), "pairs": (in_pairs, from_pairs)}
+"""How a form takes pairs: from shared rows, and back."""
+
+
 def passed(form: Form, layout: Layout, inputs: Sequence[Tensor], upstream: Tensor) -> list[Tensor]:
     """The output, and where the form has it the gradient of queries, keys and values, in shared rows without padding."""
     leaves = [x.detach().clone().requires_grad_(form.backward) for x in inputs]
-    given = [in_rows(layout, x) for x in leaves] if form.rows else leaves
-    out = form.attend(*given)
-    out = in_shared(layout, out) if form.rows else out
+    lay, back = LAYS[form.lay]
+    out = back(layout, form.attend(*(lay(layout, x) for x in leaves)))
     valid = (torch.arange(layout.width, device=out.device) < layout.length[:, None])[:, None, :, None]
     found = [out * valid]
     if form.backward:
@@ -274,7 +279,7 @@ def median_ms(call: Callable[[], Any], device: str) -> float:
 
 def timed(form: Form, layout: Layout, inputs: Sequence[Tensor], device: str) -> dict[str, float]:
     """Milliseconds of the forward pass, of both passes, and the bytes that both take on top of their inputs (GPU)."""
-    given = [laid_out(in_rows(layout, x) if form.rows else x).detach().requires_grad_() for x in inputs]
+    given = [laid_out(LAYS[form.lay][0](layout, x)).detach().requires_grad_() for x in inputs]
     upstream = torch.randn_like(given[0])
 
     def both() -> None:
@@ -300,7 +305,7 @@ def measure(
     layout = draw(shape, batch, 0, device)
     sizes = [(batch, count, layout.width, heads[2]) for count in (heads[0], heads[1], heads[1], heads[0])]
     *inputs, upstream = (torch.randn(size, device=device).to(dtype) for size in sizes)
-    reference = Form("mask in float32", False, partial(masked, shared_mask(layout)))
+    reference = Form("mask in float32", "shared", partial(masked, shared_mask(layout)))
     with sdpa_kernel(SDPBackend.MATH):
         wanted = passed(reference, layout, [x.float() for x in inputs], upstream)
     found: list[dict[str, Any]] = []

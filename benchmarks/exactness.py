@@ -5,9 +5,11 @@
 A case is one optimizer step by `trainer.train()` (SGD with learning rate 0: nothing moves); the logged loss and the gradient
 that the optimizer is handed are compared. Cases are full/..., lora/..., qlora/... (nf4, computing in float32), qlora-auto/...
 (nf4 as the recipes load it: computing in bfloat16 where the CPU has it), orpo/..., derta/... and two/...; `--only` takes
-beginnings of their names. Loss types are those that TRL's DPOConfig names; `refused` lists what TRL itself does not train.
+beginnings of their names. Loss types are those that TRL's DPOConfig names. TRL knows no DeRTa: the plain side of derta/... is
+its SFTTrainer on the rows and labels of our collator, so that what is compared there is the tree of rows alone.
 The policy is its reference with seeded noise, so that no loss stands at its symmetric point. The first case with a store
-fills it, the others read it. A line a case: loss, greatest entry and norm of the gradient, each as a relative difference.
+fills it, the others read it. A line a case: loss, greatest entry and norm of the gradient, each as a relative difference, and
+the bound of all three.
 
 Two processes (gloo): DDP hands each process the mean of both gradients, and the log has the mean of both losses. With B pairs
 in each process that is, for a loss that is a mean over pairs, what one process has on the 2B pairs. A mean over tokens (sft)
@@ -34,7 +36,7 @@ from typing import Any, NamedTuple
 import train_speed
 
 BOUND = {"float32": 1e-4, "bfloat16": 0.1}
-"""Allowed difference by compute dtype: of the loss over the plain one, of a gradient entry over the greatest plain one."""
+"""Allowed differences (those of Gap) by compute dtype."""
 
 NF4 = {"load_in_4bit": True, "use_bnb_nested_quant": True}
 FLOAT32 = {"dtype": "float32"}
@@ -106,20 +108,18 @@ def main() -> None:
     chosen = [case for case in cases() if wanted(options, case.name)]
     if options.world:
         return in_world(options, chosen)
-    report: dict[str, Any] = {"settings": vars(options), "refused": [], "cases": []}
-    if wanted(options, "refused"):
-        report["refused"] = refused(options)
-        print("TRL itself refuses: " + "; ".join(report["refused"]) + ".")
-    elif not chosen:
+    report: dict[str, Any] = {"settings": vars(options), "cases": []}
+    if not chosen:
         raise SystemExit(f"--only {' '.join(options.only)}: no case begins so")
     wrong = []
     for section in dict.fromkeys(case.name.split("/")[0] for case in chosen):
-        columns = [section, "plain loss", *WAYS.values()]
+        columns = [section, "plain loss", *WAYS.values(), "allowed"]
         print(f"\n| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|", flush=True)
         some = [case for case in chosen if case.name.split("/")[0] == section]
         for case, loss, gaps, bound in (two if section == "two" else alone)(options, some):
             texts = [" / ".join(f"{value:.0e}" for value in gaps[way]) if way in gaps else "-" for way in WAYS]
-            print(f"| {case.name} | {loss:.4f} | {' | '.join(texts)} |", flush=True)
+            allowed = "-" if bound is None else f"{bound:.0e}"
+            print(f"| {case.name} | {loss:.4f} | {' | '.join(texts)} | {allowed} |", flush=True)
             found = {way: value._asdict() for way, value in gaps.items()}
             report["cases"].append({"name": case.name, "plain_loss": loss, "bound": bound, **found})
             wrong += failures(case, gaps, bound)
@@ -134,7 +134,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="bundled:smollm2-135m-instruct")
     parser.add_argument("--pairs", type=int, default=2, help="pairs a step and process")
     parser.add_argument("--json", help="file for the result")
-    parser.add_argument("--only", nargs="*", default=[], help="beginnings of case names: lora full/ipo two refused")
+    parser.add_argument("--only", nargs="*", default=[], help="beginnings of case names: lora full/ipo two")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--world", help=argparse.SUPPRESS)  # this process is one of two: the folder for its steps
@@ -184,7 +184,7 @@ def choices(key: str) -> list[str]:
 def failures(case: Case, gaps: dict[str, Gap], bound: float | None) -> Iterator[str]:
     """A line for each difference above the bound; a NaN is above it."""
     for way, value in gaps.items():
-        if bound is not None and not max(value.loss, value.gradient) <= bound:
+        if bound is not None and not all(number <= bound for number in value):
             yield f"{case.name}, {WAYS[way]}: {value} to plain TRL; allowed is {bound:g}"
 
 
@@ -288,8 +288,7 @@ def dpo(options: argparse.Namespace, case: Case, way: str, base: Base, args: dic
     folder = store if way == "store" else None
     more = {"template": template, "shared_prefix": way != "padded", "reference_store": folder}
     trainer = dpo_trainer(base.policy, pairs, args=args, **given, **more)
-    model = trainer.model.get_base_model() if adapter(case) else trainer.model
-    if hasattr(model, "_shares_prefix") == (way == "padded"):
+    if train_speed.shares(trainer) == (way == "padded"):
         raise SystemExit("this model or setting falls back to plain rows: nothing to compare")
     return trainer
 
@@ -370,29 +369,6 @@ def in_world(options: argparse.Namespace, chosen: list[Case]) -> None:
         done = step(options, case, way, load(options, case.kind, reference=False), f"{options.world}/reference")
         if state.is_main_process:
             torch.save(done._asdict(), f"{options.world}/{way}.pt")
-
-
-# -------------------------------------------------------------------------------------------------------- TRL's own no
-
-
-def refused(options: argparse.Namespace) -> list[str]:
-    """What TRL does not train: each loss type alone, with an f-divergence and with weights, tried on a model of no size."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from overrefusal_po import models
-
-    tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = LlamaConfig(vocab_size=len(models.load_tokenizer(options.model)), **tiny)
-    base = Base(LlamaForCausalLM(config), LlamaForCausalLM(config), late=False)
-    found: dict[str, list[str]] = {}
-    for key, value in {"label_smoothing": 0.0, "f_divergence_type": "js_divergence", "use_weighting": True}.items():
-        for loss in choices("loss_type"):
-            keys = {"label_smoothing": 0.1, "loss_type": [loss], key: value}
-            try:
-                step(options, Case(loss, "full", keys=keys), "plain", base, "")
-            except (ValueError, NotImplementedError, RuntimeError) as error:
-                found.setdefault(f"{key}={value} ({type(error).__name__})", []).append(loss)
-    return [f"{', '.join(losses)} with {reason}" for reason, losses in found.items()]
 
 
 if __name__ == "__main__":

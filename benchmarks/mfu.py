@@ -15,8 +15,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -45,7 +43,7 @@ def main() -> None:
     if options.case:
         print(json.dumps(measure(options, options.case)))
         return
-    found = {case: child(case) for case in options.cases}
+    found = {case: train_speed.child(__file__, "--case", case) for case in options.cases}
     settings = {k: v for k, v in vars(options).items() if k not in ("case", "cases")}
     Path(options.json).write_text(json.dumps({"cases": found, "settings": settings}, indent=1))
     print(f"{speed_table(found)}\n\n{time_table(found)}")
@@ -69,34 +67,18 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def child(case: str) -> dict[str, Any]:
-    """One case in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--case", case]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def measure(options: argparse.Namespace, case: str) -> dict[str, Any]:
     """Trains, counts and profiles a case: seconds, FLOPs and tokens of a timed step on average, peaks in FLOP/s."""
     import torch
 
-    from overrefusal_po import models
-
     method, side, adapter = CASES[case]
     steps = options.steps + 1  # the last one is profiled
-    more = {"method": method, "side": side, "lora": adapter, "rank": RANK, "warmup": 1, "steps": steps}
+    more = {"method": method, "side": side, "lora": adapter, "rank": RANK, "steps": steps}
     options = argparse.Namespace(**{**vars(options), **more})
     torch.set_num_threads(options.threads)
-    tokenizer = models.load_tokenizer(options.model)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    batch = options.batch or train_speed.BATCH[options.work]
-    pairs = train_speed.make_pairs(options, tokenizer, batch * (steps + 1))
-    policy = models.load_model(options.model, dtype="float32").train()
-    make: Callable[..., Any] = getattr(train_speed, method)
-    trainer = make(options, pairs, policy, tokenizer, train_speed.settings(options, batch))
-    clock, profile = train_speed.clock_callback(1), profile_callback(RANK)
-    batches = keep_batches(trainer)
+    trainer = train_speed.prepared(options)
+    clock, profile = train_speed.clock_callback(), profile_callback(RANK)
+    batches = train_speed.keep_batches(trainer)
     trainer.add_callback(clock)
     trainer.add_callback(profile)
     trainer.train()
@@ -111,23 +93,10 @@ def measure(options: argparse.Namespace, case: str) -> dict[str, Any]:
         "executed_flops": sum(executed.values()) / len(timed),
         "executed_flops_by_op": {op: flops / len(timed) for op, flops in executed.items()},
         "useful_flops": statistics.mean(useful),
-        "peak_own_shapes": own_shapes_peak(policy, width, dtype),
-        "peak_square": square_peak(options.square, policy.device, dtype),
+        "peak_own_shapes": own_shapes_peak(trainer.model, width, dtype),
+        "peak_square": square_peak(options.square, trainer.model.device, dtype),
         **profile.shares(),
     }
-
-
-def keep_batches(trainer: Any) -> list[Any]:
-    """A list that grows by each collated batch."""
-    batches: list[Any] = []
-    collate = trainer.data_collator
-
-    def keeping(rows: Any) -> Any:
-        batches.append(collate(rows))
-        return batches[-1]
-
-    trainer.data_collator = keeping
-    return batches
 
 
 # -------------------------------------------------------------------------------------------------------------- peaks

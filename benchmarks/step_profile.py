@@ -90,7 +90,7 @@ def group_of(event: Any, rank: int) -> str:
     product = event.name in PRODUCTS
     if "ChunkedLogProb" in callers:  # TRL's fused head, forward and backward
         return "LM head's products" if product else "log-softmax and its metrics"
-    if product:
+    if event.name in ("aten::mm", "aten::addmm"):  # what bmm there is belongs to the positions
         narrow = any(rank in shape for shape in event.input_shapes)
         return "adapters' products" if narrow else "linear layers"
     return "norms, rope, activations, sums"

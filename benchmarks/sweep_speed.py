@@ -23,7 +23,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +32,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train_speed import lora, settings, shared
+from train_speed import child, lora, settings, shares
 
 WAYS = ("plain", "precompute", "store", "shared")
 OURS = WAYS[2:]
@@ -58,7 +57,7 @@ def main() -> None:
         way, beta, learning_rate, folder = options.trial
         print(json.dumps(train(options, Trial(way, float(beta), float(learning_rate), Path(folder)))))
         return
-    found = summary(options, sweep(options, child))
+    found = summary(options, sweep(options, lambda _, trial: child(__file__, "--trial", *map(str, trial))))
     Path(options.json).write_text(json.dumps(found, indent=1))
     print(table(found))
     later = {way: found["reference_pairs"][way][1:] for way in OURS}
@@ -80,7 +79,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trial", nargs=4, help=argparse.SUPPRESS)  # this process is one trial
-    for_helpers = {"lora": True, "rank": 8, "bf16": False, "gradient_checkpointing": False, "steps": 0, "warmup": 1}
+    for_helpers = {"lora": True, "rank": 8, "bf16": False, "gradient_checkpointing": False, "steps": 0}
     return argparse.Namespace(**{**vars(parser.parse_args(argv)), **for_helpers})
 
 
@@ -94,14 +93,6 @@ def sweep(options: argparse.Namespace, run: Callable[[argparse.Namespace, Trial]
                 one = run(options, Trial(way, beta, rate, Path(folder) / f"{repetition}-{way}"))
                 found[way][number].append(one)
                 print(f"{beta} {rate} {way}: {one['seconds']:.2f} s, {one['reference_pairs']} pairs", file=sys.stderr)
-    return found
-
-
-def child(options: argparse.Namespace, trial: Trial) -> dict[str, Any]:
-    """One trial in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--trial", *map(str, trial)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -120,7 +111,6 @@ def train(options: argparse.Namespace, trial: Trial) -> dict[str, Any]:
     pairs = list(written_pairs(read_source("starter", "train")))
     pairs = random.Random(options.seed).sample(pairs, options.pairs)
     tokenizer = models.load_tokenizer(options.model)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     policy = models.load_model(options.model, dtype="float32").train()
     make = (ours if trial.way in OURS else trls)(options, trial, pairs, policy, tokenizer)
     with reference_pairs() as counts:
@@ -129,8 +119,8 @@ def train(options: argparse.Namespace, trial: Trial) -> dict[str, Any]:
         trainer = make()
         trainer.train()
         seconds = time.perf_counter() - began
-    if trial.way == "shared":
-        shared(trainer)  # stops where it had fallen back to plain rows
+    if shares(trainer) != (trial.way == "shared"):
+        raise SystemExit("this model or setting falls back to plain rows: nothing to measure")
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     return {"seconds": seconds, "reference_pairs": sum(counts), "losses": losses}
 
@@ -227,7 +217,7 @@ def summary(options: argparse.Namespace, found: Found) -> dict[str, Any]:
         "loss_differences": gaps,
         "seconds": seconds,
         "losses": {way: [runs[0]["losses"] for runs in found[way]] for way in WAYS},
-        "settings": {k: v for k, v in vars(options).items() if k not in ("trial", "steps", "warmup")},
+        "settings": {k: v for k, v in vars(options).items() if k not in ("trial", "steps")},
     }
 
 

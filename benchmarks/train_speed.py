@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SIDES = ("plain", "ours")
-BATCH = {"starter": 4, "coconot": 4, "long": 1}
+BATCH, STEPS = {"starter": 4, "coconot": 4, "long": 1}, {"starter": 6, "coconot": 2, "long": 2}
+"""Pairs a step, and timed steps, by work."""
+
 LONG = (1024, 128, 256)
 """Tokens of prompt, chosen and rejected in `--work long`."""
 
@@ -46,7 +48,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for number in range(options.runs):
         for side in SIDES if number % 2 == 0 else SIDES[::-1]:
-            runs[side].append(child(side))
+            runs[side].append(child(__file__, "--side", side))
             print(f"run {number} {side}: {runs[side][-1]['seconds']:.2f} s", file=sys.stderr)
     found = summary(options, runs)
     Path(options.json).write_text(json.dumps(found, indent=1))
@@ -60,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="folder with train/benign_pairs_coconot_*.jsonl; only --work coconot reads it")
     parser.add_argument("--json", required=True, help="file for the result")
     parser.add_argument("--model", default="bundled:smollm2-135m-instruct")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps")
+    parser.add_argument("--steps", type=int, help="timed steps; 6, and 2 for coconot and long")
     parser.add_argument("--batch", type=int, help="pairs a step; 4, and 1 for --work long")
     parser.add_argument("--runs", type=int, default=3, help="of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -69,14 +71,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # this process is one measurement
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.steps = options.steps or STEPS[options.work]
+    return options
 
 
-def child(side: str) -> dict[str, Any]:
-    """One measurement in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+def child(file: str, *words: str, stderr: Any = None) -> dict[str, Any]:
+    """One measurement in a process of its own: the benchmark `file` as this process was called, and `words`."""
+    command = [sys.executable, file, *sys.argv[1:], *words]
     quiet = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=quiet)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=True, env=quiet)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -109,27 +113,31 @@ def summary(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Trains one warm-up step and the timed ones; {seconds, tokens (ours alone), losses, peak_bytes}."""
     import torch
-
-    from overrefusal_po import models
+    from step_flops import work_of
 
     torch.set_num_threads(options.threads)
-    tokenizer = models.load_tokenizer(options.model)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    batch = options.batch or BATCH[options.work]
-    pairs = make_pairs(options, tokenizer, batch * (options.steps + 1))
-    policy = models.load_model(options.model, dtype="float32").train()
-    makers: dict[str, Callable[..., Any]] = {"dpo": dpo, "orpo": orpo, "derta": derta}
-    trainer = makers[options.method](options, pairs, policy, tokenizer, settings(options, batch))
-    clock = clock_callback()
+    trainer = prepared(options)
+    clock, batches = clock_callback(), keep_batches(trainer)
     trainer.add_callback(clock)
-    tokens = count_tokens(trainer) if options.side == "ours" else []
     trainer.train()
     return {
         "seconds": clock.times[-1] - clock.times[0],
-        "tokens": sum(tokens[1 : options.steps + 1]),
+        "tokens": sum(work_of(batch).tokens for batch in batches[1 : options.steps + 1] if options.side == "ours"),
         "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
         "peak_bytes": peak_bytes(),
     }
+
+
+def prepared(options: argparse.Namespace) -> Any:
+    """The trainer of a method's side, on rows for a step to warm up and `options.steps` more."""
+    from overrefusal_po import models
+
+    batch = options.batch or BATCH[options.work]
+    tokenizer = models.load_tokenizer(options.model)
+    pairs = make_pairs(options, tokenizer, batch * (options.steps + 1))
+    policy = models.load_model(options.model, dtype=getattr(options, "dtype", "float32")).train()
+    makers: dict[str, Callable[..., Any]] = {"dpo": dpo, "orpo": orpo, "derta": derta}
+    return makers[options.method](options, pairs, policy, tokenizer, settings(options, batch))
 
 
 def settings(options: argparse.Namespace, batch: int) -> dict[str, Any]:
@@ -230,7 +238,7 @@ def disturb(model: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            noise = torch.randn(weight.shape, generator=generator)
+            noise = torch.randn(weight.shape, generator=generator).to(weight.device)
             weight.data.copy_(0.05 * noise if "lora_" in name else weight.data + 0.003 * noise)
     return model
 
@@ -293,6 +301,12 @@ def shared(trainer: Any) -> Any:
     return trainer
 
 
+def shares(trainer: Any) -> bool:
+    """Whether the trained model shares prefixes."""
+    model = trainer.model
+    return hasattr(model.get_base_model() if hasattr(model, "peft_config") else model, "_shares_prefix")
+
+
 # ------------------------------------------------------------------------------------------------------- measurement
 
 
@@ -315,21 +329,17 @@ def clock_callback(warmup: int = 1) -> Any:
     return Clock()
 
 
-def count_tokens(trainer: Any) -> list[int]:
-    """A list that grows by each collated batch's useful tokens."""
-    from overrefusal_po.shared_prefix import shared_length
-
-    counts: list[int] = []
+def keep_batches(trainer: Any) -> list[Any]:
+    """A list that grows by each collated batch."""
+    batches: list[Any] = []
     collate = trainer.data_collator
 
-    def counting(rows: Any) -> Any:
-        batch = collate(rows)
-        common = shared_length(batch["input_ids"], batch["attention_mask"])
-        counts.append(int(batch["attention_mask"].sum() - common.sum()))
-        return batch
+    def keeping(rows: Any) -> Any:
+        batches.append(collate(rows))
+        return batches[-1]
 
-    trainer.data_collator = counting
-    return counts
+    trainer.data_collator = keeping
+    return batches
 
 
 def forget_peak() -> None:

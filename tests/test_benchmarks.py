@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import Style
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "exactness.py"
@@ -26,9 +27,10 @@ def test_exactness_compares_a_step_with_trls(styles: dict[str, Style], tmp_path:
     assert (ipo["name"], derta["name"]) == ("lora/ipo", "derta/lora") and ipo["bound"] == 1e-4
     assert all(0 <= ipo[way]["gradient"] < 1e-4 for way in ("padded", "shared", "store"))
     assert ipo["plain_loss"] > 0 and f"| lora/ipo | {ipo['plain_loss']:.4f} | 0e+00 / 0e+00 / 0e+00 |" in done.stdout
+    assert "| allowed |" in done.stdout and " | 1e-04 |" in done.stdout
 
 
-def test_a_difference_above_its_bound_is_named(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_difference_above_its_bound_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.syspath_prepend(str(FILE.parent))
@@ -42,5 +44,7 @@ def test_a_difference_above_its_bound_is_named(tmp_path: Path, monkeypatch) -> N
     [line] = exactness.failures(case, {"shared": found}, 0.2)
     assert line.startswith("full/ipo, ours, shared prefix: ") and "allowed is 0.2" in line
     assert not list(exactness.failures(case, {"shared": found}, 0.3))
+    for gap in (exactness.Gap(0.4, 0, 0), exactness.Gap(0, 0.4, 0), exactness.Gap(0, 0, 0.4)):
+        assert list(exactness.failures(case, {"shared": gap}, 0.3))
     nan = exactness.gap(plain, exactness.Step(2.0, {"a": torch.tensor([3.0, float("nan")]), "b": torch.tensor([0.0])}))
     assert list(exactness.failures(case, {"shared": nan}, 0.3))

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,6 +65,17 @@ def test_the_time_of_a_step_is_shared_out_among_the_groups(measured: dict[str, d
     assert measured["dpo shared, LoRA"]["groups"]["adapters' products"] > 0
     assert measured["derta tree, full"]["groups"]["adapters' products"] == 0
     assert len({line.count("|") for line in mfu.speed_table(measured).splitlines()}) == 1
+
+
+def test_a_product_that_no_linear_layer_makes_is_not_an_adapters() -> None:
+    """Such as that of the positions with their frequencies, whatever its sizes are."""
+
+    def group(name: str, *shapes: list[int]) -> str:
+        return step_profile.group_of(SimpleNamespace(name=name, input_shapes=shapes, cpu_parent=None), 8)
+
+    assert group("aten::bmm", [1, 8, 1], [1, 1, 20]) == "norms, rope, activations, sums"
+    assert group("aten::mm", [20, 64], [64, 8]) == "adapters' products"
+    assert group("aten::addmm", [64], [20, 64], [64, 64]) == "linear layers"
 
 
 def test_useful_work_of_a_batch_worked_by_hand() -> None:

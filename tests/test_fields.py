@@ -65,6 +65,9 @@ def test_every_default_of_trl_is_allowed(config: str) -> None:
         ("save_strategy", "no", "no"),
         ("save_strategy", False, "no"),
         ("bf16", False, False),
+        ("fsdp", True, True),
+        ("fsdp", "full_shard", "full_shard"),
+        ("fsdp", None, None),
     ],
 )
 def test_a_value_is_allowed_and_a_scalar_stands_for_a_list(name: str, value: Any, wanted: Any) -> None:
@@ -93,6 +96,7 @@ def test_one_target_module_stands_for_a_list_of_one() -> None:
         ("beta", True, ["(true/false)", "a number"]),
         ("max_length", "long", ["a whole number or null"]),
         ("bf16", "yes please", ["true or false or null"]),
+        ("fsdp", 2, ["true or false or text or null"]),
     ],
 )
 def test_enums_that_hide_in_strings_and_ranges_are_checked(name: str, value: Any, parts: list[str]) -> None:

@@ -470,16 +470,19 @@ def test_a_recipe_that_selects_by_what_it_trains_on_stops_before_any_weight_is_l
         ({"deepspeed": "zero3.json"}, {}, "deepspeed"),
         ({}, {"ACCELERATE_USE_FSDP": "true"}, "fsdp"),
         ({}, {"ACCELERATE_USE_DEEPSPEED": "True"}, "deepspeed"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "yes"}, "deepspeed"),
         ({"fsdp": ""}, {"ACCELERATE_USE_FSDP": "false"}, None),
     ],
 )
 def test_sharded_training_cannot_be_selected(
-    settings: dict[str, Any], environment: dict[str, str], named: str | None
+    settings: dict[str, Any], environment: dict[str, str], named: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.setenv(variable, environment.get(variable, ""))
     if named is None:
-        return check_not_sharded(settings, environment)
+        return check_not_sharded(settings)
     with pytest.raises(ValueError, match=f"select cannot be used with {named}"):
-        check_not_sharded(settings, environment)
+        check_not_sharded(settings)
 
 
 def test_a_launch_with_fsdp_stops_before_the_run_folder_is_made(

@@ -54,42 +54,57 @@ def test_zero_3_is_found_in_a_config_file(launched: pytest.MonkeyPatch, tmp_path
 @pytest.mark.parametrize("as_file", [True, False])
 def test_zero_3_is_found_in_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, as_file: bool) -> None:
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
-    for config, found in ((ZERO_3, True), (ZERO_2, False), ({}, False)):
+    as_float: dict[str, Any] = {"zero_optimization": {"stage": 3.0}}
+    for config, found in ((ZERO_3, True), (as_float, True), (ZERO_2, False), ({}, False)):
         given = written(tmp_path, config) if as_file else config
         assert (zero_3({"deepspeed": given}) is not None) == found
-    with pytest.raises(ValueError, match=r"^trainer\.deepspeed.* asks for DeepSpeed's ZeRO-3"):
-        without({"deepspeed": written(tmp_path, ZERO_3)})
+    for text in (written(tmp_path, ZERO_3), json.dumps(ZERO_3)):  # transformers takes both
+        with pytest.raises(ValueError, match=r"^trainer\.deepspeed.* asks for DeepSpeed's ZeRO-3"):
+            without({"deepspeed": text})
 
 
 def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"trainer\.deepspeed names nowhere\.json, which cannot be read as a JSON file"
+        ValueError, match=r"trainer\.deepspeed names nowhere\.json, which cannot be read as JSON text or a JSON file"
     ):
         without({"deepspeed": "nowhere.json"})
+    with pytest.raises(ValueError, match=r"trainer\.deepspeed names \{1\}, which cannot be read"):
+        without({"deepspeed": "{1}"})
     with pytest.raises(ValueError, match="holds no mapping"):
         without({"deepspeed": written(tmp_path, [3])})
 
 
-def test_a_frozen_reference_needs_weights_that_every_process_loads(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+@pytest.mark.parametrize("word", ["true", "yes", "1"])
+def test_a_frozen_reference_needs_weights_that_every_process_loads(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", word)
     with_reference({})  # without FSDP it says nothing
-    with_reference({"fsdp": "full_shard"})  # transformers turns it off where the recipe does not say it
-    (tmp_path / "fsdp.json").write_text('{"fsdp_cpu_ram_efficient_loading": true}')
-    for config in ({"cpu_ram_efficient_loading": "true"}, str(tmp_path / "fsdp.json")):
-        settings = {"fsdp": "full_shard", "fsdp_config": config}
-        without(settings)
-        with pytest.raises(ValueError, match=r"trainer\.fsdp_config"):
-            with_reference(settings)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", word)
     without({})
-    with pytest.raises(ValueError, match="--fsdp_cpu_ram_efficient_loading false"):
-        with_reference({})
+    for settings in ({}, {"fsdp": "full_shard"}):
+        with pytest.raises(ValueError, match="--fsdp_cpu_ram_efficient_loading false"):
+            with_reference(settings)
+
+
+def test_weights_are_loaded_once_by_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What trainer.fsdp_config says comes into the environment with the trainer, when the models have their weights."""
+    from transformers.distributed import fsdp
+    from trl import DPOConfig
+
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
+    monkeypatch.setattr(fsdp, "_is_torch_distributed_initialized", lambda: True)
+    settings = {"fsdp": True, "fsdp_config": {"cpu_ram_efficient_loading": True}}
+    assert DPOConfig("unused", report_to=[], use_cpu=True, **settings).fsdp_plugin_args["cpu_ram_efficient_loading"]
+    assert not fsdp.is_fsdp_enabled()
+    with_reference(settings)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "yes")
+    assert fsdp.is_fsdp_enabled()
 
 
 def test_fsdp_that_a_recipe_asks_for_is_treated_like_a_launchers(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     assert not wants_fsdp({}) and not wants_fsdp({"fsdp": ""}) and wants_fsdp({"fsdp": "full_shard"})
@@ -97,9 +112,12 @@ def test_fsdp_that_a_recipe_asks_for_is_treated_like_a_launchers(
         check_world(use_cpu=True, fsdp=True)
     with pytest.raises(ValueError, match="bnb_4bit_quant_storage=float32"):
         model_options({"model_name_or_path": "x", "dtype": "float32", "load_in_4bit": True}, fsdp=True)
-    recipe = check_body({"task": "train", "method": "dpo", "model": {"model_name_or_path": "x"}}, "here")
+    asked = {"task": "train", "method": "dpo", "model": {"model_name_or_path": "x"}, "trainer": {"fsdp": True}}
+    recipe = check_body(asked, "here")
     assert isinstance(recipe, TrainRecipe)
     assert reference_folder(recipe, {"fsdp": "full_shard"}) is not None  # transformers' version is 2
+    (tmp_path / "fsdp.json").write_text('{"fsdp_version": 1}')
     with caplog.at_level(logging.INFO, "overrefusal_po"):
-        assert reference_folder(recipe, {"fsdp": "full_shard", "fsdp_config": {"version": 1}}) is None
+        for config in ({"version": 1}, '{"version": 1}', str(tmp_path / "fsdp.json")):
+            assert reference_folder(recipe, {"fsdp": True, "fsdp_config": config}) is None
     assert "speed.reference_store is left out" in caplog.text

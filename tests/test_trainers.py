@@ -18,8 +18,12 @@ from overrefusal_po.records import Message, PreferencePair, Prompt, Triple
 from overrefusal_po.trainers import METHODS, derta_trainer, dpo_trainer, orpo_trainer, sft_trainer, trainer_config
 
 FACTORIES: dict[str, Callable[..., Any]] = {name: method.factory for name, method in METHODS.items()}
-TRL_TRAINERS = {"sft": "SFTTrainer", "derta": "SFTTrainer", "dpo": "DPOTrainer", "orpo": "ORPOTrainer"} | {
-    "kto": "KTOTrainer"
+TRL_TRAINERS = {
+    "sft": "SFTTrainer",
+    "derta": "SFTTrainer",
+    "dpo": "DPOTrainer",
+    "orpo": "ORPOTrainer",
+    "kto": "KTOTrainer",
 }
 
 
@@ -220,7 +224,7 @@ def test_derta_loss_is_the_papers(style: Style, triples: list[Triple], settings:
     loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)
 
     sorry = refusal_token(style.template)
-    rows = derta_rows(triples, style.template, sorry, max_length=256, seed=3)
+    rows = derta_rows(triples, style.template, sorry, seed=3)
     safe = [style.template.turn(t.prompt.messages, t.safe_response) for t in triples]
     lengths = [
         len(row.input_ids) - len(turn.prompt_ids) - len(turn.response_ids)
@@ -245,9 +249,7 @@ def test_derta_rows_reach_trl_untouched(
         helpful=helpful,
         prefix_unit="tokens",
     )
-    rows = derta_rows(
-        triples, qwen.template, refusal_token(qwen.template), max_length=256, seed=42, prefix_unit="tokens"
-    )
+    rows = derta_rows(triples, qwen.template, refusal_token(qwen.template), seed=42, prefix_unit="tokens")
     assert [r["kind"] for r in trainer.train_dataset] == ["rto", "prefix"] * len(triples) + ["sft"] * len(helpful)
     assert [dict(r) for r in trainer.train_dataset][: len(rows)] == [r._asdict() for r in rows]
     assert trainer.data_collator.rto_dropout == 0.95
@@ -332,7 +334,7 @@ def test_sft_leaves_out_what_is_too_long_and_says_so(
     qwen = styles["qwen"]
     long = Prompt.of("What is long?", kind="general", reference="It is long. " * 50)
     make = partial(sft_trainer, qwen.make_model(), [*helpful, long], args=settings, processing_class=qwen.tokenizer)
-    with pytest.raises(ValueError, match=r"more than max_length 256 \(as 1 of 5 prompts\), and nothing is cut"):
+    with pytest.raises(ValueError, match=r"more than max_length 256 \(as 1 of all 5 prompts, .* no row is cut"):
         make()
     with caplog.at_level(logging.WARNING, logger="overrefusal_po.lengths"):
         trainer = make(too_long="drop")

@@ -4,8 +4,8 @@
 
 Importing TRL costs seconds, so the table is made once in a child process and kept in the cache folder, one file for
 each pair of TRL and transformers versions. A field's JSON schema comes from `pydantic.TypeAdapter(field.type)`; what that
-does not know is added here: enums that stand beside a plain string, choices in `metadata` or in the help text, and that
-a scalar may stand for a list of one.
+does not know is added here: enums that stand beside a plain string, choices in `metadata` or in the help text, a switch
+that is typed as text, and that a scalar may stand for a list of one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from overrefusal_po.records import write_atomic
 
 CONFIGS = ("trl.ModelConfig", "trl.SFTConfig", "trl.DPOConfig", "trl.KTOConfig", "overrefusal_po.orpo.ORPOConfig")
-LAYOUT = 5
+LAYOUT = 6
 """Raised when the table's own form changes, so that an old cache is not read."""
 
 
@@ -99,6 +99,8 @@ def _schema(field: Any) -> dict[str, Any]:
         # a count or a rate: upstream marks "unlimited" by a negative default (max_steps = -1)
         whole = field.name.endswith(("batch_size", "accumulation_steps"))
         schema["minimum"] = 1 if whole else 0
+    if field.metadata.get("const") is True:  # fsdp: its older form is text, and its type still says that alone
+        schema = {"anyOf": [{"type": "boolean"}, *schema.get("anyOf", [schema])]}
     return schema
 
 

@@ -27,6 +27,7 @@ from overrefusal_po.metrics import RunMetrics, run_metrics
 from overrefusal_po.plugins import make_judge, read_source
 from overrefusal_po.recipe import Select
 from overrefusal_po.records import Outcome, Prompt, Record, Sampling, content_id, read_jsonl, write_jsonl
+from overrefusal_po.sharding import wants_deepspeed, wants_fsdp
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +79,13 @@ def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
     return [row[2] for rows in ranked.values() for row in sorted(rows, key=lambda r: r[:2])[:limit]]
 
 
-def check_not_sharded(settings: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> None:
+def check_not_sharded(settings: Mapping[str, Any]) -> None:
     """Raises ValueError for FSDP or DeepSpeed, by the trainer's settings or the launcher's environment.
 
     The weights are then in parts on all ranks, and no rank has a model that could generate.
     """
-    launched = {"fsdp": "ACCELERATE_USE_FSDP", "deepspeed": "ACCELERATE_USE_DEEPSPEED"}
-    for key, variable in launched.items():
-        if settings.get(key) or environment.get(variable, "false").lower() in ("true", "1"):
+    for key, wanted in {"fsdp": wants_fsdp(settings), "deepspeed": wants_deepspeed(settings)}.items():
+        if wanted:
             raise ValueError(
                 f"select cannot be used with {key}: the weights are sharded over the processes, and no process has a "
                 "model that could generate. Leave select out and evaluate saved checkpoints, or launch with DDP."
@@ -251,7 +251,7 @@ def two_sided_callback(trainer: Any, *, template: ChatTemplate, select: Select, 
     from transformers import Trainer, TrainerCallback
 
     accelerator = trainer.accelerator
-    check_not_sharded({"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled}, {})
+    check_not_sharded({"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled})
     prompts, judge = dev_prompts(select), make_judge(select.judge)
     looks = Looks(folder, select.tolerance) if accelerator.is_main_process else None
 

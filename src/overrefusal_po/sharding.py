@@ -19,9 +19,14 @@ def wants_fsdp(settings: Mapping[str, Any] | None = None) -> bool:
     return bool((settings or {}).get("fsdp")) or is_on(os.environ.get("ACCELERATE_USE_FSDP"))
 
 
+def wants_deepspeed(settings: Mapping[str, Any] | None = None) -> bool:
+    """Whether the launcher's accelerate config asks for DeepSpeed, or a recipe's trainer settings do."""
+    return bool((settings or {}).get("deepspeed")) or is_on(os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+
+
 def is_on(switch: Any) -> bool:
-    """Whether a switch of a config or of the environment is on."""
-    return str(switch).lower() in ("1", "true")
+    """Whether a switch of a config or of the environment is on, in any word that accelerate's `str_to_bool` takes for it."""
+    return str(switch).lower() in ("y", "yes", "t", "true", "on", "1")
 
 
 def check_sharding(settings: Mapping[str, Any], *, frozen_reference: bool) -> None:
@@ -34,11 +39,13 @@ def check_sharding(settings: Mapping[str, Any], *, frozen_reference: bool) -> No
             f"{place} asks for DeepSpeed's ZeRO-3, under which the weights would be saved empty. Take "
             "recipes/accelerate/fsdp2.yaml, or zero_stage 1 or 2."
         )
-    if frozen_reference and wants_fsdp(settings) and is_on(fsdp_setting(settings, "cpu_ram_efficient_loading")):
+    # as it loads weights, transformers goes by the environment alone (`is_fsdp_enabled`): its trainer comes later
+    once = wants_fsdp() and is_on(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING"))
+    if frozen_reference and once:
         raise ValueError(
             "Training all weights against a reference holds a frozen copy, which is empty on all processes but the first where "
-            "FSDP loads the weights once. Launch with --fsdp_cpu_ram_efficient_loading false (or leave it out of "
-            "trainer.fsdp_config), or train adapters (model.use_peft: true)."
+            "FSDP loads the weights once. Launch with --fsdp_cpu_ram_efficient_loading false, or train adapters "
+            "(model.use_peft: true)."
         )
 
 
@@ -60,7 +67,7 @@ def zero_3(settings: Mapping[str, Any]) -> str | None:
     """
     config, place = settings.get("deepspeed"), "trainer.deepspeed"
     if not config:
-        if not is_on(os.environ.get("ACCELERATE_USE_DEEPSPEED")):
+        if not wants_deepspeed():
             return None
         config, place = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"), "The accelerate config"
     stage: Any = "auto"
@@ -70,17 +77,18 @@ def zero_3(settings: Mapping[str, Any]) -> str | None:
         place = f"{place} ({config})" if isinstance(config, str) else place
     if stage == "auto":
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
-    return place if str(stage) == "3" else None
+    return place if stage in (3, "3") else None  # 3.0 too
 
 
 def read_config(config: Any, place: str) -> Mapping[str, Any]:
-    """A mapping as it is, or the one in the JSON file of that name. ValueError where there is none."""
+    """A mapping as it is, the one in a JSON text, or in the JSON file of that name. ValueError where there is none."""
     if isinstance(config, Mapping):
         return config
+    text = str(config)
     try:
-        values = json.loads(Path(str(config)).read_text(encoding="utf-8"))
+        values = json.loads(text if text.startswith("{") else Path(text).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{place} names {config}, which cannot be read as a JSON file: {error}") from None
+        raise ValueError(f"{place} names {config}, which cannot be read as JSON text or a JSON file: {error}") from None
     if not isinstance(values, Mapping):
         raise ValueError(f"{place} names {config}, which holds no mapping of settings.")
     return values
