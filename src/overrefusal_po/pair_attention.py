@@ -23,6 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+HARMLESS = ("__get__", "is_floating_point")
+"""What may be asked of a mask beside moving it: shape, dtype, device, and by FSDP whether it is to be cast."""
+
 
 class Pair(NamedTuple):
     """Tokens of the first side, of the second behind the common beginning, and of that beginning."""
@@ -59,13 +62,15 @@ class PairMask(Tensor):  # type: ignore[misc]
     ) -> Any:
         if func is scaled_dot_product_attention:
             return attend(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") != "__get__":  # shape, dtype, device
+        name = getattr(func, "__name__", str(func))
+        if name not in HARMLESS and name != "to":
             raise ValueError(
-                f"The model's attention calls {getattr(func, '__name__', func)} on the mask of shared prefixes, which only "
+                f"The model's attention calls {name} on the mask of shared prefixes, which only "
                 "scaled_dot_product_attention can read. Set shared_prefix to false to train on plain rows."
             )
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+            found = func(*args, **(kwargs or {}))
+        return PairMask.of(args[0].pairs, found.device) if name == "to" else found
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: PairMask, **options: Any) -> Tensor:
