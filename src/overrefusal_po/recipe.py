@@ -148,7 +148,7 @@ class Speed(Section):
     """What makes a step cheaper without changing its loss; a method that a key does not name goes without it."""
 
     shared_prefix: bool = True
-    """DPO and ORPO: compute the prompt of a pair once, where that is proven exact; else plain rows, with a log line."""
+    """DPO and ORPO: compute a pair's prompt once and no padding where that is proven exact; else plain rows and a log line."""
     reference_store: bool = True
     """DPO: keep reference log-probs in the cache folder for later runs with the same reference and rows."""
     tree: bool = False
