@@ -16,6 +16,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the models are so small that threads only
 os.environ["WANDB_MODE"] = "disabled"
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -310,3 +312,17 @@ def model_maker(name: str, tokenizer: Any) -> Callable[..., Any]:
         return model_class(config).eval()
 
     return make
+
+
+def two_processes(folder: Path, *command: str) -> None:
+    """Runs a script in `folder` as one world of two by torchrun, and asserts that it ends well."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={k: v for k, v in os.environ.items() if "proxy" not in k.lower()},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -2,16 +2,13 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Style
+from conftest import Style, two_processes
 
 from overrefusal_po.records import PreferencePair, write_jsonl
 from overrefusal_po.reference_store import (
@@ -338,17 +335,7 @@ def test_two_processes_share_the_work_and_agree(
     """Five pairs over two processes, so that the last batch is uneven; only the first process's folder is used."""
     (tmp_path / "rank.py").write_text(RANK)
     write_jsonl(tmp_path / "pairs.jsonl", pairs[:5])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "rank.py"]
-    done = subprocess.run(
-        [*launch, str(styles["llama"].folder), "pairs.jsonl"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={k: v for k, v in os.environ.items() if "proxy" not in k.lower()},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    two_processes(tmp_path, "rank.py", str(styles["llama"].folder), "pairs.jsonl")
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert {**first, "loss": 0} == {**second, "loss": 0}
     assert first["computed"] == [5, 0]

@@ -3,10 +3,8 @@
 import importlib
 import json
 import logging
-import os
 import random
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Style
+from conftest import Style, two_processes
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -210,16 +208,7 @@ def test_two_processes_look_as_one_and_select_what_one_process_selects(
     )
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     (tmp_path / "rank.py").write_text(RANK)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "rank.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={k: v for k, v in os.environ.items() if "proxy" not in k.lower()},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    two_processes(tmp_path, "rank.py")
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert one == two and (one["selected_step"], one["steps"]) == (40, 60)
     looks = [read_jsonl(folder / "selection.jsonl", Look) for folder in (undisturbed, tmp_path / "run")]

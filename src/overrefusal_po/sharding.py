@@ -49,15 +49,15 @@ def check_sharding(settings: Mapping[str, Any], *, frozen_reference: bool) -> No
         )
 
 
-def fsdp_setting(settings: Mapping[str, Any], name: str) -> Any:
-    """A setting of FSDP; None where it is left open.
+def fsdp_version(settings: Mapping[str, Any]) -> str:
+    """FSDP's version; where it is left open, 2 for transformers and 1 for accelerate.
 
     With trainer.fsdp transformers takes it from trainer.fsdp_config alone (either name), else accelerate from the environment.
     """
     if not settings.get("fsdp"):
-        return os.environ.get(f"FSDP_{name.upper()}")
+        return os.environ.get("FSDP_VERSION") or "1"
     given = read_config(settings.get("fsdp_config") or {}, "trainer.fsdp_config")
-    return given.get(f"fsdp_{name}", given.get(name))
+    return str(given.get("fsdp_version", given.get("version")) or 2)
 
 
 def zero_3(settings: Mapping[str, Any]) -> str | None:

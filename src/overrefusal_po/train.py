@@ -27,7 +27,7 @@ from overrefusal_po.recipe import DertaData, PairsData, TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, Triple, read_jsonl, write_atomic
 from overrefusal_po.runs import Run
 from overrefusal_po.selection import check_not_sharded, dev_prompts, selected_step, two_sided_callback
-from overrefusal_po.sharding import check_sharding, fsdp_setting, wants_fsdp
+from overrefusal_po.sharding import check_sharding, fsdp_version, wants_fsdp
 from overrefusal_po.trackers import check_trackers, tracker_callback
 from overrefusal_po.trainers import METHODS, hardware_settings, trainer_config
 from overrefusal_po.training_data import check_training_data, make_data, trained_prompts
@@ -143,8 +143,7 @@ def reference_folder(recipe: TrainRecipe, settings: Mapping[str, Any]) -> Path |
     """Where reference log-probs are kept; None where the recipe wants no store, or where there can be none."""
     if not recipe.speed.reference_store or settings.get("sync_ref_model"):
         return None
-    default = 2 if settings.get("fsdp") else 1  # transformers' own, and accelerate's
-    if wants_fsdp(settings) and str(fsdp_setting(settings, "version") or default) == "1":
+    if wants_fsdp(settings) and fsdp_version(settings) == "1":
         logger.info(
             "speed.reference_store is left out: FSDP 1 hides which weights are whose (fsdp_version: 2 does not)"
         )

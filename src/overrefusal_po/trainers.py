@@ -93,11 +93,12 @@ def dpo_trainer(
 
         store = Path(reference_store) if reference_store is not None else None
         cls, extra = StoredDPOTrainer, {"store": store, "shared_prefix": shared_prefix}
-    full = peft_config is None and not hasattr(policy, "peft_config")
     sharded = wants_fsdp(vars(config))  # TRL then wants one even to compute log-probs ahead
-    if ref_model is None and full and (sharded or not config.precompute_ref_log_probs):
+    if ref_model is None and trains_all(policy, peft_config) and (sharded or not config.precompute_ref_log_probs):
         ref_model = frozen_copy(policy)
-    trainer = opening_of(cls, opening)(
+    return preference_trainer(
+        opening_of(cls, opening),
+        share=shared_prefix and cls is DPOTrainer,  # the other has done so before its reference pass
         model=policy,
         ref_model=ref_model,
         args=config,
@@ -107,11 +108,6 @@ def dpo_trainer(
         callbacks=list(callbacks),
         **extra,
     )
-    exact_adapter(trainer.model)
-    if shared_prefix and cls is DPOTrainer:  # the other has done so before its reference pass
-        share_prefix(trainer)
-    group_by_length(trainer)
-    return trainer
 
 
 def orpo_trainer(
@@ -138,7 +134,9 @@ def orpo_trainer(
         raise ValueError("ORPO has no reference model; ref_model must be None. Use dpo_trainer to train against one.")
     config = trainer_config(ORPOConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    trainer = opening_of(ORPOTrainer, opening)(
+    return preference_trainer(
+        opening_of(ORPOTrainer, opening),
+        share=shared_prefix,
         model=load_policy(model, peft_config),
         args=config,
         train_dataset=pair_dataset(pairs, template, config.max_length, opening, too_long),
@@ -146,11 +144,6 @@ def orpo_trainer(
         peft_config=peft_config,
         callbacks=list(callbacks),
     )
-    exact_adapter(trainer.model)
-    if shared_prefix:
-        share_prefix(trainer)
-    group_by_length(trainer)
-    return trainer
 
 
 def kto_trainer(
@@ -181,9 +174,11 @@ def kto_trainer(
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     dataset = side_dataset(pairs, template, config, opening, too_long)
     policy = load_policy(model, peft_config)
-    if ref_model is None and peft_config is None and not hasattr(policy, "peft_config"):
+    if ref_model is None and trains_all(policy, peft_config):
         ref_model = frozen_copy(policy)
-    trainer = opening_of(KTOTrainer, opening)(
+    trainer = preference_trainer(
+        opening_of(KTOTrainer, opening),
+        share=False,  # its rows share no prompt
         model=policy,
         ref_model=ref_model,
         args=config,
@@ -192,10 +187,23 @@ def kto_trainer(
         peft_config=peft_config,
         callbacks=list(callbacks),
     )
-    exact_adapter(trainer.model)
     warn_of_cut(trainer.train_dataset, config.max_length)
-    group_by_length(trainer)
     return trainer
+
+
+def preference_trainer(trainer_class: Any, *, share: bool, **arguments: Any) -> Any:
+    """One of TRL's trainers on pairs or their sides, with what is ours around its steps."""
+    trainer = trainer_class(**arguments)
+    exact_adapter(trainer.model)
+    if share:
+        share_prefix(trainer)
+    group_by_length(trainer)  # by what a step computes, which a shared prefix changes
+    return trainer
+
+
+def trains_all(policy: Any, peft_config: Any) -> bool:
+    """Whether all weights are trained, so that the start policy is nowhere but in a copy."""
+    return peft_config is None and not hasattr(policy, "peft_config")
 
 
 def derta_trainer(
