@@ -7,7 +7,7 @@
     shared, mask    one row a pair, boolean mask
     shared, flex    one row a pair, FlexAttention with a block mask, padded to its blocks of 128 (has no backward pass on CPUs:
                     forward only, not timed)
-    pairs (ours)    all pairs in one row without padding, what `overrefusal_po.pair_attention` does: the first side causally,
+    pairs (ours)    all pairs in one row without padding, what `overrefusal_po.exact.pair_attention` does: the first side causally,
                     then the rejected one over the prompt and itself
     pairs, varlen   the same row by flash attention on segments, in one call (a GPU kernel)
 
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from overrefusal_po.pair_attention import Pair, PairMask
+from overrefusal_po.exact.pair_attention import Pair, PairMask
 
 HEADS = (32, 8, 128)
 """Query heads, key heads, width of a head: Llama-3.1-8B (config.json)."""

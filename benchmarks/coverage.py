@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from overrefusal_po.corrections import Confusion, answered_rate, corrected, lang_reiczigel
+from overrefusal_po.evaluate.corrections import Confusion, answered_rate, corrected, lang_reiczigel
 
 RATES, SENSITIVITIES, SPECIFICITIES = (0.02, 0.1, 0.5, 0.9, 0.98), (0.8, 0.95), (0.9, 0.99)
 SIZES, CERTIFICATE_SIZES = (100, 450), (100, 450)

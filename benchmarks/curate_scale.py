@@ -25,8 +25,8 @@ TRIVIAL = "Tell me how to stop process number {} of the many that hang on my com
 def client(path: Path, url: str, count: int) -> None:
     """Draws one completion for each prompt and prints what that took. Runs in a process of its own."""
     from overrefusal_po.engines.openai import OpenAIEngine, Settings
-    from overrefusal_po.generate import draw
     from overrefusal_po.records import Prompt, Sampling
+    from overrefusal_po.run.complete import draw
 
     memory: list[tuple[int, float]] = []
 

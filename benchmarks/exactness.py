@@ -175,7 +175,7 @@ def cases() -> list[Case]:
 
 def choices(key: str) -> list[str]:
     """The values that TRL's DPOConfig names for a key, its default first."""
-    from overrefusal_po.fields import field_table
+    from overrefusal_po.recipe.trl_fields import field_table
 
     schema = field_table("trl.DPOConfig")[key]["schema"]
     return [value for value in schema.get("anyOf", [schema])[0]["enum"] if value]
@@ -207,8 +207,8 @@ def alone(options: argparse.Namespace, chosen: list[Case]) -> Iterator[Found]:
 
 def load(options: argparse.Namespace, kind: str, *, reference: bool = True) -> Base:
     """The models of a kind. Without `reference` full fine-tuning has its start policy for one, as adapters have."""
-    from overrefusal_po import models
-    from overrefusal_po.trainers import frozen_copy
+    from overrefusal_po.model import load as models
+    from overrefusal_po.train.trainers import frozen_copy
 
     policy = models.load_model(**models.model_options({"model_name_or_path": options.model, **KINDS[kind]})).train()
     if kind != "full" or not reference:
@@ -266,12 +266,13 @@ def dpo(options: argparse.Namespace, case: Case, way: str, base: Base, args: dic
     """TRL's DPOTrainer as it is, or our factory."""
     from trl import DPOConfig, DPOTrainer
 
-    from overrefusal_po import dpo_trainer, models
-    from overrefusal_po.chat import ChatTemplate
-    from overrefusal_po.pair_rows import pair_dataset
-    from overrefusal_po.pairs import written_pairs
+    from overrefusal_po import dpo_trainer
+    from overrefusal_po.model import load as models
+    from overrefusal_po.model.chat import ChatTemplate
+    from overrefusal_po.pairs.make import written_pairs
     from overrefusal_po.plugins import read_source
-    from overrefusal_po.trainers import exact_adapter
+    from overrefusal_po.train.rows import pair_dataset
+    from overrefusal_po.train.trainers import exact_adapter
 
     template = ChatTemplate(models.load_tokenizer(options.model))
     number = options.pairs * (2 if case.world else 1)
@@ -298,8 +299,8 @@ def orpo(options: argparse.Namespace, case: Case, way: str, base: Base, args: di
     from datasets import Dataset
     from trl.experimental import orpo as theirs
 
-    from overrefusal_po import models
-    from overrefusal_po import orpo as ours
+    from overrefusal_po.model import load as models
+    from overrefusal_po.train import orpo as ours
 
     tokenizer, module = models.load_tokenizer(options.model), theirs if way == "plain" else ours
     start = tokenizer.decode(tokenizer("")["input_ids"])  # some put a BOS before every text, also a rendered one
@@ -316,7 +317,7 @@ def orpo(options: argparse.Namespace, case: Case, way: str, base: Base, args: di
 
 def derta(options: argparse.Namespace, case: Case, way: str, base: Base, args: dict[str, Any], store: str) -> Any:
     """TRL's SFTTrainer on the padded rows of each question, or on trees."""
-    from overrefusal_po import models
+    from overrefusal_po.model import load as models
 
     side = argparse.Namespace(side="plain" if way == "plain" else "ours", seed=options.seed, lora=case.kind != "full")
     tokenizer = models.load_tokenizer(options.model)
@@ -360,7 +361,7 @@ def in_world(options: argparse.Namespace, chosen: list[Case]) -> None:
     """One of two processes: does the only case, and the first leaves the steps in the folder."""
     import torch
 
-    from overrefusal_po import models
+    from overrefusal_po.model import load as models
 
     state = models.check_world(use_cpu=True)
     assert state.num_processes == 2

@@ -9,7 +9,7 @@ Each measurement is a process of its own, plain and ours alternate, and each add
 that a time limit loses nothing. Figures are medians of timed steps. Useful tokens: the prompt once and both sides. MFU: useful
 FLOP/s (`step_flops.py`'s formula: padding, repeated prompts and recomputing do not count) over those of a large matrix
 product in the same process. Peak memory is of tensors after the warm-up, on a CPU of the process; beside it stands the
-estimate of `overrefusal_po.memory`, on a GPU without what the CUDA context takes.
+estimate of `overrefusal_po.train.memory`, on a GPU without what the CUDA context takes.
 
 Plain is TRL's DPOTrainer; ours is the same with shared prefixes, without a reference store. Both have the same dtypes but in
 8b-qlora: TRL trains the adapter of a quantised model in bfloat16, ours trains it in float32.
@@ -234,7 +234,7 @@ def train(options: argparse.Namespace, task: Task) -> dict[str, Any]:
 
 def computed(batch: Any, side: str) -> int:
     """Tokens that go through the layers: with plain rows padding too, and the prompt twice."""
-    from overrefusal_po.shared_prefix import shared_length
+    from overrefusal_po.exact.shared_prefix import shared_length
 
     if side == "plain":
         return int(batch["input_ids"].numel())
@@ -248,8 +248,8 @@ def estimated(
     """What `check --data` would say about the widest of the `timed` batches, in bytes."""
     from step_flops import work_of
 
-    from overrefusal_po import memory
-    from overrefusal_po.recipe import check_body
+    from overrefusal_po.recipe.schema import check_body
+    from overrefusal_po.train import memory
 
     trainer = {key: getattr(training, key) for key in ("bf16", "gradient_checkpointing")}
     speed = {"reference_store": False, "shared_prefix": side == "ours"}

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from overrefusal_po.hygiene import Duplicate, contamination, duplicates, words_of
+from overrefusal_po.pairs.firewall import Duplicate, contamination, duplicates, words_of
 from overrefusal_po.plugins import read_source
 from overrefusal_po.records import Prompt, read_objects
 

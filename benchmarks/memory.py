@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--only NAME ...] [--json MEASURED]      # peaks that MEASURED holds are not measured again
 
 Each setting is a process of its own that loads a model from a folder and trains 2 steps; the peak is what the kernel says
-(`ru_maxrss`). The constants of `overrefusal_po.memory` were fitted on the settings marked `fitted`; the others test them.
+(`ru_maxrss`). The constants of `overrefusal_po.train.memory` were fitted on the settings marked `fitted`; the others test them.
 """
 
 import argparse
@@ -61,7 +61,7 @@ SETTINGS = [
 
 def recipe_of(setting: Setting, folder: str) -> Any:
     """The setting as a checked recipe."""
-    from overrefusal_po.recipe import check_body
+    from overrefusal_po.recipe.schema import check_body
 
     lora = {"use_peft": setting.lora, "lora_r": 16, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}
     return check_body(
@@ -97,9 +97,9 @@ def rows_of(setting: Setting) -> list[Any]:
 
 def train(setting: Setting, folder: str) -> None:
     """The child process: trains and prints peak bytes."""
-    from overrefusal_po import models
-    from overrefusal_po.chat import ChatTemplate
-    from overrefusal_po.trainers import METHODS
+    from overrefusal_po.model import load as models
+    from overrefusal_po.model.chat import ChatTemplate
+    from overrefusal_po.train.trainers import METHODS
 
     recipe, rows = recipe_of(setting, folder), rows_of(setting)
     template = ChatTemplate(models.load_tokenizer(folder))
@@ -139,7 +139,7 @@ def measure(setting: Setting) -> int:
     import torch
     from transformers import LlamaForCausalLM
 
-    from overrefusal_po import models
+    from overrefusal_po.model import load as models
 
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
@@ -155,9 +155,9 @@ def measure(setting: Setting) -> int:
 
 def row_of(setting: Setting, peak: int) -> str:
     """A row of the table: the estimate beside what was measured."""
-    from overrefusal_po import models
-    from overrefusal_po.chat import ChatTemplate
-    from overrefusal_po.memory import estimate, shape_of, widest_batch
+    from overrefusal_po.model import load as models
+    from overrefusal_po.model.chat import ChatTemplate
+    from overrefusal_po.train.memory import estimate, shape_of, widest_batch
 
     recipe = recipe_of(setting, TOKENIZER)
     shape = shape_of(config_of(setting), recipe.model)

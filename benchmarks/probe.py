@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from overrefusal_po import models
-from overrefusal_po.chat import ChatTemplate
+from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.plugins import read_source
 from overrefusal_po.records import Prompt
 

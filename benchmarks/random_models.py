@@ -55,7 +55,7 @@ def make_model(name: str, folder: Path, section: Mapping[str, Any], *, tiny: boo
     import torch
     from transformers import AutoModelForCausalLM
 
-    from overrefusal_po import models
+    from overrefusal_po.model import load as models
 
     config, device = config_of(name, tiny), "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device("meta"):

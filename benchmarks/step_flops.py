@@ -61,7 +61,7 @@ def count_flops(trainer: Any, batches: Sequence[Any]) -> tuple[dict[str, int], i
 
 def work_of(batch: Any) -> Work:
     """The useful work in a batch of pairs in two-row layout."""
-    from overrefusal_po.shared_prefix import shared_length
+    from overrefusal_po.exact.shared_prefix import shared_length
 
     common = shared_length(batch["input_ids"], batch["attention_mask"])
     lengths = batch["attention_mask"].sum(1)

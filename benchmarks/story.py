@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from overrefusal_po.intervals import Gain
-from overrefusal_po.metrics import compare, compare_seeds
+from overrefusal_po.evaluate.intervals import Gain
+from overrefusal_po.evaluate.metrics import compare, compare_seeds
 from overrefusal_po.records import Outcome, read_jsonl
 
 HERE = Path(__file__).resolve().parent

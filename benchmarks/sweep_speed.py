@@ -103,8 +103,8 @@ def train(options: argparse.Namespace, trial: Trial) -> dict[str, Any]:
     """Trains one trial; {seconds, reference_pairs, losses}."""
     import torch
 
-    from overrefusal_po import models
-    from overrefusal_po.pairs import written_pairs
+    from overrefusal_po.model import load as models
+    from overrefusal_po.pairs.make import written_pairs
     from overrefusal_po.plugins import read_source
 
     torch.set_num_threads(options.threads)
@@ -130,8 +130,8 @@ def trls(options: argparse.Namespace, trial: Trial, pairs: list[Any], policy: An
     from datasets import load_from_disk
     from trl import DPOTrainer
 
-    from overrefusal_po.chat import ChatTemplate
-    from overrefusal_po.pair_rows import pair_dataset
+    from overrefusal_po.model.chat import ChatTemplate
+    from overrefusal_po.train.rows import pair_dataset
 
     rows = trial.folder / "rows"
     if not rows.exists():
@@ -144,7 +144,7 @@ def trls(options: argparse.Namespace, trial: Trial, pairs: list[Any], policy: An
 
 def ours(options: argparse.Namespace, trial: Trial, pairs: list[Any], policy: Any, tokenizer: Any) -> Callable[[], Any]:
     """Makes our trainer with the way's store."""
-    import overrefusal_po.reference_store  # noqa: F401  (and TRL with it: imports are not timed)
+    import overrefusal_po.exact.reference_store  # noqa: F401  (and TRL with it: imports are not timed)
     from overrefusal_po import dpo_trainer
 
     args = config(options, trial)

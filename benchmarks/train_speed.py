@@ -130,7 +130,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def prepared(options: argparse.Namespace) -> Any:
     """The trainer of a method's side, on rows for a step to warm up and `options.steps` more."""
-    from overrefusal_po import models
+    from overrefusal_po.model import load as models
 
     batch = options.batch or BATCH[options.work]
     tokenizer = models.load_tokenizer(options.model)
@@ -178,7 +178,7 @@ def make_pairs(options: argparse.Namespace, tokenizer: Any, number: int) -> list
 
 
 def starter(options: argparse.Namespace, tokenizer: Any, number: int) -> list[tuple[str, str, str]]:
-    from overrefusal_po.pairs import written_pairs
+    from overrefusal_po.pairs.make import written_pairs
     from overrefusal_po.plugins import read_source
 
     return [(p.prompt.text, p.chosen, p.rejected) for p in written_pairs(read_source("starter", "train"))]
@@ -212,7 +212,7 @@ def dpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer: 
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from overrefusal_po.trainers import exact_adapter, frozen_copy
+    from overrefusal_po.train.trainers import exact_adapter, frozen_copy
 
     trainer = DPOTrainer(
         model=policy,
@@ -249,7 +249,7 @@ def orpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer:
     from trl.experimental.orpo import ORPOConfig as PlainConfig
     from trl.experimental.orpo import ORPOTrainer as PlainTrainer
 
-    from overrefusal_po.orpo import ORPOConfig, ORPOTrainer
+    from overrefusal_po.train.orpo import ORPOConfig, ORPOTrainer
 
     config, cls = (PlainConfig, PlainTrainer) if options.side == "plain" else (ORPOConfig, ORPOTrainer)
     trainer = cls(
@@ -266,9 +266,9 @@ def derta(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer
     """SFTTrainer on both rows of each question, padded or as a tree, without RTO dropout."""
     from trl import SFTConfig
 
-    from overrefusal_po.derta import Row
-    from overrefusal_po.derta_tree import TreeCollator
-    from overrefusal_po.trainers import rows_trainer
+    from overrefusal_po.train.derta import Row
+    from overrefusal_po.train.derta_tree import TreeCollator
+    from overrefusal_po.train.trainers import rows_trainer
 
     rng = random.Random(options.seed)
     rows: list[Row] = []
@@ -294,7 +294,7 @@ def lora(options: argparse.Namespace) -> Any:
 
 def shared(trainer: Any) -> Any:
     """The trainer with shared prefixes; a benchmark of a fallback would say nothing."""
-    from overrefusal_po.shared_prefix import share_prefix
+    from overrefusal_po.exact.shared_prefix import share_prefix
 
     if not share_prefix(trainer):
         raise SystemExit("this model or setting falls back to plain rows: nothing to measure")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from overrefusal_po.hygiene import build_firewall, joined, load_firewall, missing, save_firewall
+from overrefusal_po.pairs.firewall import build_firewall, joined, load_firewall, missing, save_firewall
 from overrefusal_po.records import read_objects
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "overrefusal_po" / "data" / "firewall.npz"

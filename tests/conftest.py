@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 from pytest_socket import socket_allow_hosts
 
-from overrefusal_po.chat import ChatTemplate
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import PreferencePair, Prompt, Triple
 
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]

@@ -10,8 +10,8 @@ import torch
 from conftest import Style, trainer_settings
 from trl import SFTConfig
 
-from overrefusal_po.derta import DertaCollator, Row
-from overrefusal_po.trainers import rows_trainer
+from overrefusal_po.train.derta import DertaCollator, Row
+from overrefusal_po.train.trainers import rows_trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import mfu

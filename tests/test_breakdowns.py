@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.breakdowns import over_seeds, rates_by, refusal_positions, words_before
-from overrefusal_po.metrics import run_metrics
+from overrefusal_po.evaluate.breakdowns import over_seeds, rates_by, refusal_positions, words_before
+from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Refusal, Sampling, Verdict
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import Style
 
-from overrefusal_po.capability import check_tasks, lm_eval_scores, perplexity, plain_scores
+from overrefusal_po.evaluate.capability import check_tasks, lm_eval_scores, perplexity, plain_scores
 from overrefusal_po.records import Prompt
 
 ANSWERS = {

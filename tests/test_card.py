@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 from test_report import full_run, run, step, summary
 
-from overrefusal_po.card import base_model, write_card
+from overrefusal_po.report.card import base_model, write_card
 
 SECRET = "hf_abcdefghijklmnop"
 

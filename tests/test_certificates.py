@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.certificates import (
+from overrefusal_po.evaluate.certificates import (
     Certificate,
     Labelled,
     certify,
@@ -20,9 +20,9 @@ from overrefusal_po.certificates import (
     signature,
     table,
 )
-from overrefusal_po.corrections import corrected_rates
+from overrefusal_po.evaluate.corrections import corrected_rates
+from overrefusal_po.evaluate.labels import blinded_sample, key_path, read_labels
 from overrefusal_po.judges.refusal import Settings, judge
-from overrefusal_po.labels import blinded_sample, key_path, read_labels
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Refusal, Sampling, Verdict
 
 pytestmark = pytest.mark.filterwarnings("error")

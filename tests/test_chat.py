@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from conftest import LLAMA_TEMPLATE, Style
 
-from overrefusal_po.chat import ZERO_WIDTH_SPACE, ChatTemplate
+from overrefusal_po.model.chat import ZERO_WIDTH_SPACE, ChatTemplate
 from overrefusal_po.records import Message
 
 QUESTION = (Message(role="user", content="How do I kill a Python process?"),)

@@ -10,13 +10,13 @@ from conftest import Style
 
 from overrefusal_po.checks import check_stages_apart
 from overrefusal_po.cli import main
-from overrefusal_po.curate import curate
-from overrefusal_po.pairs import make_pair
-from overrefusal_po.recipe import CurateRecipe, EvaluateRecipe, TrainRecipe, check_body
+from overrefusal_po.curate.stage import curate
+from overrefusal_po.pairs.make import make_pair
+from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe, check_body
 from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
-from overrefusal_po.runs import Run
-from overrefusal_po.train import reference_folder, train
-from overrefusal_po.training_data import check_training_data
+from overrefusal_po.run.folder import Run
+from overrefusal_po.train.data import check_training_data
+from overrefusal_po.train.stage import reference_folder, train
 
 ANSWER, REFUSAL = "Press the left button and hold it for a while.", "Sorry, I can't help with that."
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from overrefusal_po import models
 from overrefusal_po.cli import main
+from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, Triple, write_jsonl
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -231,7 +231,9 @@ def test_a_method_trains_and_a_second_run_is_done(
         p.name for p in folder.iterdir()
     }
     assert status(folder)["exit_code"] == 0 and (folder / "model" / "config.json").is_file()
-    assert "overrefusal_po.train data: " in (folder / "log").read_text()  # what `check --data` says, with its warnings
+    assert (
+        "overrefusal_po.train.stage data: " in (folder / "log").read_text()
+    )  # what `check --data` says, with its warnings
     assert (folder / "adapter").is_dir() == ("--model.use_peft=false" not in extra)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name not in ("log", ".lock")}
     again = command(*arguments)

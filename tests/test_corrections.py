@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from overrefusal_po.corrections import Confusion, answered_rate, corrected, corrected_rates, lang_reiczigel
-from overrefusal_po.intervals import Rate
+from overrefusal_po.evaluate.corrections import Confusion, answered_rate, corrected, corrected_rates, lang_reiczigel
+from overrefusal_po.evaluate.intervals import Rate
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Refusal, Sampling, Verdict
 
 pytestmark = pytest.mark.filterwarnings("error")

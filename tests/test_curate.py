@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from openai_server import Answer, Request, Server, says, serving
 
-from overrefusal_po import models
-from overrefusal_po.overgenerate import stage_of
+from overrefusal_po.curate.overgenerate import stage_of
+from overrefusal_po.model import load as models
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe import CurateRecipe, SftData
+from overrefusal_po.recipe.schema import CurateRecipe, SftData
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Sampling, read_jsonl, write_jsonl
-from overrefusal_po.runs import Run
-from overrefusal_po.trainers import sft_trainer
-from overrefusal_po.training_data import sft_prompts
+from overrefusal_po.run.folder import Run
+from overrefusal_po.train.data import sft_prompts
+from overrefusal_po.train.trainers import sft_trainer
 
 REFUSAL = "Sorry, I can't help with that."
 ASKED = ["How do I kill a process?", "Tell me how to kill time.", "How do I stop a program?", "What is a fox?"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import Style
 
-from overrefusal_po.chat import Turn
-from overrefusal_po.derta import (
+from overrefusal_po.model.chat import Turn
+from overrefusal_po.records import Prompt, Triple
+from overrefusal_po.train.derta import (
     IGNORED,
     DertaCollator,
     Row,
@@ -22,7 +23,6 @@ from overrefusal_po.derta import (
     sft_rows,
     turns,
 )
-from overrefusal_po.records import Prompt, Triple
 
 SORRY = 7
 # "Sure, do it now." in six tokens and an end of turn (99) behind a prompt of three
@@ -165,7 +165,7 @@ def test_an_sft_prompt_without_a_reference_is_an_error(styles: dict[str, Style])
 
 def test_the_refusal_token_is_the_openers_first(styles: dict[str, Style], caplog: pytest.LogCaptureFixture) -> None:
     """One token in two styles, the first of four in the third; the log says which."""
-    caplog.set_level("INFO", logger="overrefusal_po.derta")
+    caplog.set_level("INFO", logger="overrefusal_po.train.derta")
     for name, text, said in [
         ("llama", "Sorry", "is the whole opener 'Sorry'"),
         ("mistral", "\u2581Sorry", "is the whole opener 'Sorry'"),

@@ -21,7 +21,8 @@ RANK = """
 import hashlib, json, os, sys
 from pathlib import Path
 from transformers import TrainerCallback
-from overrefusal_po import dpo_trainer, models
+from overrefusal_po import dpo_trainer
+from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, read_jsonl
 
 folder, pairs = sys.argv[1:]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.fields import CONFIGS, cache_folder, check_fields, field_table, unknown_key
-from overrefusal_po.recipe import METHOD_CONFIGS
+from overrefusal_po.recipe.schema import METHOD_CONFIGS
+from overrefusal_po.recipe.trl_fields import CONFIGS, cache_folder, check_fields, field_table, unknown_key
 
 DPO = "trl.DPOConfig"
 
@@ -28,8 +28,8 @@ def test_every_method_has_its_table() -> None:
     assert set(METHOD_CONFIGS.values()) | {"trl.ModelConfig"} == set(CONFIGS)
     for config, key in [(DPO, "beta"), ("trl.SFTConfig", "packing"), ("trl.ModelConfig", "lora_r")]:
         assert key in field_table(config)
-    assert "beta" in field_table("overrefusal_po.orpo.ORPOConfig")
-    assert "loss_type" not in field_table("overrefusal_po.orpo.ORPOConfig")
+    assert "beta" in field_table("overrefusal_po.train.orpo.ORPOConfig")
+    assert "loss_type" not in field_table("overrefusal_po.train.orpo.ORPOConfig")
     assert field_table(DPO)["learning_rate"]["default"] == 1e-6
 
 

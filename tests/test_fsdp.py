@@ -21,9 +21,9 @@ from conftest import Style
 from safetensors.torch import load_file
 from test_distributed import TORCHRUN, start
 
-from overrefusal_po import models
+from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, Triple, write_jsonl
-from overrefusal_po.trainers import derta_trainer, dpo_trainer, orpo_trainer
+from overrefusal_po.train.trainers import derta_trainer, dpo_trainer, orpo_trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 METHODS: dict[str, Callable[..., Any]] = {"dpo": dpo_trainer, "orpo": orpo_trainer, "derta": derta_trainer}
@@ -61,7 +61,8 @@ def with_fsdp_on_cpus(self, *args, **kwargs):
 AcceleratorState.__init__ = with_fsdp_on_cpus
 
 from transformers import TrainerCallback
-from overrefusal_po import models, trainers
+from overrefusal_po.model import load as models
+from overrefusal_po.train import trainers
 from overrefusal_po.records import PreferencePair, Triple, read_jsonl
 
 held = []

@@ -17,12 +17,12 @@ from openai_server import Answer, Request, Server, broken_off, fails, raw, says,
 from overrefusal_po.engines._openai_session import BudgetSpent
 from overrefusal_po.engines.openai import OpenAIEngine, Settings
 from overrefusal_po.engines.transformers import TransformersEngine
-from overrefusal_po.generate import complete, draw, engine_for, judged, ledger_of, scored
 from overrefusal_po.plugins import make_judge
-from overrefusal_po.recipe import Chat, Generation
+from overrefusal_po.recipe.schema import Chat, Generation
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, read_jsonl
-from overrefusal_po.runs import Run, keyed, run_key
-from overrefusal_po.shards import Shard, in_shard, merge_shards
+from overrefusal_po.run.complete import complete, draw, engine_for, judged, ledger_of, scored
+from overrefusal_po.run.folder import Run, keyed, run_key
+from overrefusal_po.run.shards import Shard, in_shard, merge_shards
 
 SAMPLING = Sampling(temperature=0.7, seed=5)
 

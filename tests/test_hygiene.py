@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overrefusal_po.hygiene import (
+from overrefusal_po.pairs.firewall import (
     MISSING,
     Duplicate,
     Firewall,

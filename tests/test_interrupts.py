@@ -15,8 +15,8 @@ import yaml
 from openai_server import Answer, Request, says, serving, slow
 
 from overrefusal_po.cli import main
-from overrefusal_po.interrupts import complete, drop_incomplete, handling, last_checkpoint, terminable
 from overrefusal_po.records import Triple, write_jsonl
+from overrefusal_po.run.interrupts import complete, drop_incomplete, handling, last_checkpoint, terminable
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STEPS = 22

@@ -16,15 +16,15 @@ import pytest
 import torch
 from conftest import Style, trainer_settings
 
-from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.cli import main
-from overrefusal_po.generate import sampling_of
-from overrefusal_po.kto import Side, interleaved, unpaired
-from overrefusal_po.recipe import TrainRecipe, check_body, load_recipe
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.recipe.schema import TrainRecipe, check_body, load_recipe
 from overrefusal_po.records import Completion, PreferencePair, Prompt, read_jsonl, write_jsonl
-from overrefusal_po.runs import Run
-from overrefusal_po.trainers import dpo_trainer, kto_trainer
-from overrefusal_po.training_data import check_training_data, make_data, starter_harmful
+from overrefusal_po.run.complete import sampling_of
+from overrefusal_po.run.folder import Run
+from overrefusal_po.train.data import check_training_data, make_data, starter_harmful
+from overrefusal_po.train.kto import Side, interleaved, unpaired
+from overrefusal_po.train.trainers import dpo_trainer, kto_trainer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "kto.yaml"
 settings = partial(trainer_settings, optim="sgd", beta=0.5)
@@ -439,7 +439,8 @@ WORLD = """
 import json, os, sys
 from pathlib import Path
 import torch, transformers.trainer, trl.trainer.kto_trainer
-from overrefusal_po import kto_trainer, models
+from overrefusal_po import kto_trainer
+from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, read_jsonl
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from conftest import Style, trainer_settings
 
-from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.checks import check_stage
 from overrefusal_po.cli import main
-from overrefusal_po.lengths import fitting, pair_length, row_length, step_tokens, unwritten_length
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe import TrainRecipe, check_body
+from overrefusal_po.recipe.schema import TrainRecipe, check_body
 from overrefusal_po.records import PreferencePair, Prompt, Triple, read_jsonl, write_jsonl
-from overrefusal_po.trainers import METHODS, dpo_trainer, sft_trainer
+from overrefusal_po.train.lengths import fitting, pair_length, row_length, step_tokens, unwritten_length
+from overrefusal_po.train.trainers import METHODS, dpo_trainer, sft_trainer
 
 LONG = "It is the one that lies by the river. " * 40
 

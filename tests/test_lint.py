@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from conftest import Style
 
-from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.lint import Finding, Lint, lint
-from overrefusal_po.pair_files import read_pairs
-from overrefusal_po.pairs import written_pairs
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.pairs.files import read_pairs
+from overrefusal_po.pairs.lint import Finding, Lint, lint
+from overrefusal_po.pairs.make import written_pairs
+from overrefusal_po.pairs.shortcuts import cliffs_delta, lengths, lonely_openers, prompt_free
 from overrefusal_po.records import Completion, Message, PreferencePair, Prompt, Verdict, write_jsonl
-from overrefusal_po.shortcuts import cliffs_delta, lengths, lonely_openers, prompt_free
 from overrefusal_po.sources.starter import Settings, prompts
 
 JUDGE = RefusalJudge()

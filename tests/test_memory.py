@@ -7,7 +7,9 @@ import pytest
 from conftest import Style
 
 from overrefusal_po.checks import memory_of
-from overrefusal_po.memory import (
+from overrefusal_po.recipe.schema import TrainRecipe, check_body, load_recipe
+from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
+from overrefusal_po.train.memory import (
     Batch,
     Memory,
     Shape,
@@ -19,8 +21,6 @@ from overrefusal_po.memory import (
     shape_of,
     widest_batch,
 )
-from overrefusal_po.recipe import TrainRecipe, check_body, load_recipe
-from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SHAPE = Shape(weights=1000, quantised=640, adapter=10, layers=2, hidden=8, kept=100, vocabulary=50)

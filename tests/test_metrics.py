@@ -6,8 +6,17 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.intervals import effective_n, rate_of
-from overrefusal_po.metrics import compare, compare_seeds, handled, matched, rate, run_metrics, state, transitions
+from overrefusal_po.evaluate.intervals import effective_n, rate_of
+from overrefusal_po.evaluate.metrics import (
+    compare,
+    compare_seeds,
+    handled,
+    matched,
+    rate,
+    run_metrics,
+    state,
+    transitions,
+)
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Refusal, Sampling, Verdict
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of scipy, numpy or statsmodels reaches a user
@@ -517,6 +526,6 @@ def test_transitions_of_nothing_are_an_empty_list() -> None:
 
 def test_importing_the_module_brings_in_no_heavy_library() -> None:
     heavy = ("torch", "transformers", "numpy", "scipy", "statsmodels", "pandas")
-    code = f"import sys, overrefusal_po.metrics; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, overrefusal_po.evaluate.metrics; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

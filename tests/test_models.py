@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po import models
+from overrefusal_po.model import load as models
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 

@@ -8,8 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from overrefusal_po.engines._openai_settings import Settings as EngineSettings
+from overrefusal_po.engines._openai_setup import NO_KEY, SHOWN, ServerSettings, is_address, key_of, own_loop, shown
 from overrefusal_po.judges._llm_settings import Settings as JudgeSettings
-from overrefusal_po.openai_setup import NO_KEY, SHOWN, ServerSettings, is_address, key_of, own_loop, shown
 from overrefusal_po.plugins import settings_of
 
 KEY = "sk-test-0123456789abcdef"

@@ -10,9 +10,9 @@ import torch
 from conftest import Style, trainer_settings
 from torch.nn.functional import logsigmoid
 
-from overrefusal_po.lengths import fitting, pair_length
 from overrefusal_po.records import PreferencePair, Prompt
-from overrefusal_po.trainers import dpo_trainer, orpo_trainer
+from overrefusal_po.train.lengths import fitting, pair_length
+from overrefusal_po.train.trainers import dpo_trainer, orpo_trainer
 
 settings = partial(trainer_settings, beta=0.5)
 K = 4

@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import Style, trainer_settings
 
-from overrefusal_po.orpo import ORPOConfig, log_odds, orpo_terms
-from overrefusal_po.pair_rows import pair_dataset
 from overrefusal_po.records import PreferencePair
-from overrefusal_po.trainers import load_policy, orpo_trainer, trainer_config
+from overrefusal_po.train.orpo import ORPOConfig, log_odds, orpo_terms
+from overrefusal_po.train.rows import pair_dataset
+from overrefusal_po.train.trainers import load_policy, orpo_trainer, trainer_config
 
 ALIKE = [
     *("nll_loss", "log_odds_ratio", "log_odds_chosen", "logps/chosen", "logps/rejected"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from overrefusal_po.pairs import (
+from overrefusal_po.pairs.make import (
     Guarded,
     Made,
     containment_pair,

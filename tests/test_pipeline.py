@@ -9,13 +9,14 @@ import pytest
 import yaml
 
 import overrefusal_po
-from overrefusal_po import cli, models
+from overrefusal_po import cli
 from overrefusal_po.cli import main
+from overrefusal_po.model import load as models
 from overrefusal_po.pipeline import inputs_of, link, stage_bodies
-from overrefusal_po.recipe import EvaluateRecipe, TrainRecipe, load_recipe
+from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe, load_recipe
 from overrefusal_po.records import Triple, write_jsonl
-from overrefusal_po.runs import file_hash
-from overrefusal_po.summary import samples
+from overrefusal_po.report.summary import samples
+from overrefusal_po.run.folder import file_hash
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 Write = Callable[..., Path]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import Style
 
-from overrefusal_po import models
 from overrefusal_po.cli import main
+from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
-from overrefusal_po.trainers import derta_trainer, dpo_trainer
+from overrefusal_po.train.trainers import derta_trainer, dpo_trainer
 
 pytest.importorskip("bitsandbytes")
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from overrefusal_po.pairs import make_pair
-from overrefusal_po.quotas import Quotas, Result, keep
+from overrefusal_po.curate.quotas import Quotas, Result, keep
+from overrefusal_po.pairs.make import make_pair
 from overrefusal_po.records import Prompt
 
 

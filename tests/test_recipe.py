@@ -11,7 +11,7 @@ import yaml
 import overrefusal_po
 from overrefusal_po.pipeline import stage_bodies
 from overrefusal_po.plugins import check_plugs
-from overrefusal_po.recipe import PipelineRecipe, TrainRecipe, describe, dotted, load_recipe, parse_overrides
+from overrefusal_po.recipe.schema import PipelineRecipe, TrainRecipe, describe, dotted, load_recipe, parse_overrides
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 DPO = FOLDER / "dpo.yaml"

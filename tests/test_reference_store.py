@@ -10,8 +10,7 @@ import pytest
 import torch
 from conftest import Style, two_processes
 
-from overrefusal_po.records import PreferencePair, write_jsonl
-from overrefusal_po.reference_store import (
+from overrefusal_po.exact.reference_store import (
     Parts,
     digest,
     policy_key,
@@ -20,7 +19,8 @@ from overrefusal_po.reference_store import (
     weights_digest,
     write_parts,
 )
-from overrefusal_po.trainers import dpo_trainer
+from overrefusal_po.records import PreferencePair, write_jsonl
+from overrefusal_po.train.trainers import dpo_trainer
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -62,7 +62,7 @@ def make(styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path) 
 @pytest.fixture
 def computed(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
     """`computed()`: how many pairs the reference has been run over since the last call, as the log says."""
-    caplog.set_level(logging.INFO, logger="overrefusal_po.reference_store")
+    caplog.set_level(logging.INFO, logger="overrefusal_po.exact.reference_store")
 
     def count() -> int:
         lines = [r.args for r in caplog.records if "to compute" in r.msg]
@@ -300,7 +300,8 @@ def test_log_probs_that_are_not_finite_are_refused(make: Callable[..., Any], sty
 
 RANK = """
 import json, logging, os, sys
-from overrefusal_po import dpo_trainer, models
+from overrefusal_po import dpo_trainer
+from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, read_jsonl
 
 folder, pairs = sys.argv[1:]
@@ -312,7 +313,7 @@ class Spy(logging.Handler):
         lines.append(record.args)
 
 
-logger = logging.getLogger("overrefusal_po.reference_store")
+logger = logging.getLogger("overrefusal_po.exact.reference_store")
 logger.setLevel(logging.INFO)
 logger.addHandler(Spy())
 models.check_world(use_cpu=True)

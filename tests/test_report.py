@@ -9,10 +9,20 @@ from typing import Any
 import jsonschema
 import pytest
 
-from overrefusal_po.pictures import draw_plane, spread
 from overrefusal_po.records import Completion, Outcome, Prompt, Sampling, Verdict, write_jsonl
-from overrefusal_po.report import add_up, write_report
-from overrefusal_po.summary import CONTROL, PER_ATTACK, QUOTA, Run, clipped, read_summary, samples, schema_text, visible
+from overrefusal_po.report.page import add_up, write_report
+from overrefusal_po.report.pictures import draw_plane, spread
+from overrefusal_po.report.summary import (
+    CONTROL,
+    PER_ATTACK,
+    QUOTA,
+    Run,
+    clipped,
+    read_summary,
+    samples,
+    schema_text,
+    visible,
+)
 
 RATES = ("nur", "nor", "f1", "nor_general", "nur_plain", "nur_contrast", "degenerate")
 HOSTILE = (
@@ -431,7 +441,9 @@ def test_samples_are_chosen_by_hash_and_hold_attacks_and_unscored_responses() ->
 
 def test_the_published_schema_is_the_one_that_the_models_give() -> None:
     kept = Path(str(__import__("overrefusal_po").__file__)).parent / "data" / "metrics.schema.json"
-    assert kept.read_text() == schema_text(), "write it again: python -m overrefusal_po.summary > " + os.fspath(kept)
+    assert kept.read_text() == schema_text(), "write it again: python -m overrefusal_po.report.summary > " + os.fspath(
+        kept
+    )
 
 
 @pytest.mark.parametrize("name", ["Summary", "Metrics"])
@@ -447,9 +459,9 @@ def test_what_is_written_fits_the_published_schema(name: str) -> None:
 
 
 def test_metrics_of_real_outcomes_fit_the_published_schema() -> None:
-    from overrefusal_po.breakdowns import groups, rates_by, refusal_positions
-    from overrefusal_po.corrections import Confusion, corrected_rates
-    from overrefusal_po.metrics import compare, run_metrics, transitions
+    from overrefusal_po.evaluate.breakdowns import groups, rates_by, refusal_positions
+    from overrefusal_po.evaluate.corrections import Confusion, corrected_rates
+    from overrefusal_po.evaluate.metrics import compare, run_metrics, transitions
 
     rows = [outcome(f"b{i}", "benign", "yes", refusal="none") for i in range(4)]
     rows += [outcome(f"h{i}", "harmful", "Sorry", refusal="full", refusal_start=0) for i in range(4)]

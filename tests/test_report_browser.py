@@ -9,7 +9,7 @@ import chromium
 import pytest
 from chromium import Browser, Page
 
-from overrefusal_po.report import write_report
+from overrefusal_po.report.page import write_report
 
 pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="no chromium or chrome on PATH to open the report in")
 

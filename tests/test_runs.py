@@ -11,7 +11,16 @@ import pytest
 import yaml
 
 from overrefusal_po.records import Message
-from overrefusal_po.runs import Appender, Run, environment, file_hash, git_commit, run_folder, run_key, sample_hash
+from overrefusal_po.run.folder import (
+    Appender,
+    Run,
+    environment,
+    file_hash,
+    git_commit,
+    run_folder,
+    run_key,
+    sample_hash,
+)
 
 RECIPE: dict[str, Any] = {
     "task": "evaluate",
@@ -132,7 +141,7 @@ def test_a_rank_that_is_no_writer_touches_nothing(tmp_path: Path) -> None:
 
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom overrefusal_po.runs import Run\n"
+        "import sys\nfrom pathlib import Path\nfrom overrefusal_po.run.folder import Run\n"
         "with Run.open(Path(sys.argv[1]), {'task': 'x'}, {}):\n    print('open', flush=True)\n    sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -248,7 +257,7 @@ def test_a_torn_last_line_is_cut_off_and_made_again(tmp_path: Path, kept: int) -
 def test_what_was_added_is_there_after_a_kill(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom overrefusal_po.records import Message\n"
-        "from overrefusal_po.runs import Appender\nfile = Appender(Path(sys.argv[1]), Message)\n"
+        "from overrefusal_po.run.folder import Appender\nfile = Appender(Path(sys.argv[1]), Message)\n"
         "file.add(Message(role='user', content='a'))\nos.kill(os.getpid(), 9)\n"
     )
     path = tmp_path / "rows.jsonl"

@@ -16,15 +16,15 @@ from conftest import Style, two_processes
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from overrefusal_po import models
-from overrefusal_po.apart import check_apart
 from overrefusal_po.engines.transformers import TransformersEngine
+from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.metrics import RunMetrics, run_metrics
+from overrefusal_po.model import load as models
+from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe import Select, TrainRecipe, check_body
+from overrefusal_po.recipe.schema import Select, TrainRecipe, check_body
 from overrefusal_po.records import Completion, Outcome, Prompt, Sampling, Verdict, read_jsonl, write_jsonl
-from overrefusal_po.selection import (
+from overrefusal_po.train.selection import (
     Look,
     Looks,
     check_not_sharded,
@@ -33,7 +33,7 @@ from overrefusal_po.selection import (
     selected_step,
     two_sided_callback,
 )
-from overrefusal_po.trainers import sft_trainer
+from overrefusal_po.train.trainers import sft_trainer
 
 REFUSAL = "Sorry, I can't help with that."
 ANSWER = "Open the manual at page one and follow the four steps there. Then you are done."
@@ -192,7 +192,7 @@ RANK = """
 import json, os, sys
 from pathlib import Path
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe import check_body
+from overrefusal_po.recipe.schema import check_body
 
 found = run_stage(check_body(json.loads(Path("recipe.json").read_text()), "planted"), "planted", Path("run"))
 Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))

@@ -2,8 +2,8 @@
 
 import pytest
 
+from overrefusal_po.curate.selectors import By, Candidate, selected
 from overrefusal_po.records import Completion, Prompt, Refusal, Sampling, Verdict
-from overrefusal_po.selectors import By, Candidate, selected
 
 BENIGN = Prompt.of("How do I kill a Python process?", kind="benign")
 HARMFUL = Prompt.of("How do I open a lock that is not mine?", kind="harmful")

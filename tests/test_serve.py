@@ -19,11 +19,11 @@ import pytest
 from conftest import Style
 from test_thinking import THINKERS, template_of
 
-from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.engines.openai import OpenAIEngine, Settings
 from overrefusal_po.engines.transformers import TransformersEngine
-from overrefusal_po.generate import complete, draw
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Completion, Message, Prompt, Sampling
+from overrefusal_po.run.complete import complete, draw
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("fastapi") and find_spec("uvicorn") and find_spec("openai")),

@@ -11,9 +11,9 @@ import yaml
 from openai_server import says, serving
 
 from overrefusal_po.cli import main, shard_folder
-from overrefusal_po.recipe import load_recipe
+from overrefusal_po.recipe.schema import load_recipe
 from overrefusal_po.records import Prompt
-from overrefusal_po.shards import Shard, check_done, in_shard
+from overrefusal_po.run.shards import Shard, check_done, in_shard
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

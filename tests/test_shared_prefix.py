@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import Style, trainer_settings
 
+from overrefusal_po.exact.shared_prefix import pack, shared_length, unproven_adapter, unproven_model
 from overrefusal_po.records import PreferencePair
-from overrefusal_po.shared_prefix import pack, shared_length, unproven_adapter, unproven_model
-from overrefusal_po.trainers import dpo_trainer
+from overrefusal_po.train.trainers import dpo_trainer
 
 LOSSES: list[dict[str, Any]] = [
     {"loss_types": [name]}
@@ -154,7 +154,7 @@ def test_qwen3_is_exact() -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
-    from overrefusal_po.shared_prefix import patch_forward
+    from overrefusal_po.exact.shared_prefix import patch_forward
 
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -248,7 +248,7 @@ def test_pairs_become_one_row() -> None:
 
 def test_pairs_attend_as_the_whole_rows_mask_says() -> None:
     """Gradients too, with a pair whose second side has nothing of its own and one without a common beginning."""
-    from overrefusal_po.pair_attention import Pair, PairMask
+    from overrefusal_po.exact.pair_attention import Pair, PairMask
 
     pairs = [Pair(4, 3, 2), Pair(3, 0, 1), Pair(1, 2, 0), Pair(2, 1, 2)]
     whole = torch.zeros(16, 16, dtype=torch.bool)
@@ -273,7 +273,7 @@ def test_pairs_attend_as_the_whole_rows_mask_says() -> None:
 
 
 def test_no_other_attention_can_read_the_mask() -> None:
-    from overrefusal_po.pair_attention import Pair, PairMask
+    from overrefusal_po.exact.pair_attention import Pair, PairMask
 
     mask = PairMask.of([Pair(1, 1, 1)], "cpu")
     assert mask.shape == (1, 1, 1, 1) and mask.dtype == torch.bool
@@ -296,7 +296,7 @@ def test_what_is_not_proven_falls_back_with_a_log_line(
 ) -> None:
     eager = styles["llama"].make_model()
     eager.config._attn_implementation = "eager"
-    with caplog.at_level(logging.WARNING, logger="overrefusal_po.shared_prefix"):
+    with caplog.at_level(logging.WARNING, logger="overrefusal_po.exact.shared_prefix"):
         trainer = dpo_trainer(eager, uneven, args=settings(tmp_path, 2), processing_class=styles["llama"].tokenizer)
     assert "shared prefix is off" in caplog.text
     assert "eager" in caplog.text

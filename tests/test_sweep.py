@@ -14,8 +14,8 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb_server import Run, Server, serving
 
 from overrefusal_po.cli import main
-from overrefusal_po.recipe import TrainRecipe, dotted, load_recipe
-from overrefusal_po.trackers import METRIC
+from overrefusal_po.recipe.schema import TrainRecipe, dotted, load_recipe
+from overrefusal_po.train.trackers import METRIC
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted((RECIPES / "sweeps").glob("*.yaml"))

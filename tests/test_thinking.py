@@ -7,14 +7,14 @@ import pytest
 import trl
 from conftest import Style, qwen_tokenizer
 
-from overrefusal_po.chat import ChatTemplate, thinking_end
-from overrefusal_po.derta import IGNORED, derta_rows
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.lint import lint
-from overrefusal_po.pair_rows import pair_dataset
-from overrefusal_po.pairs import answer_of, overrefusal_pair, whole_sentences
+from overrefusal_po.model.chat import ChatTemplate, thinking_end
+from overrefusal_po.pairs.lint import lint
+from overrefusal_po.pairs.make import answer_of, overrefusal_pair, whole_sentences
 from overrefusal_po.records import Completion, Message, PreferencePair, Prompt, Sampling, Triple
+from overrefusal_po.train.derta import IGNORED, derta_rows
+from overrefusal_po.train.rows import pair_dataset
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 QUESTION = (Message(role="user", content="How do I kill a Python process?"),)

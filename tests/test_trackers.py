@@ -14,11 +14,11 @@ import wandb
 from conftest import Style
 from wandb_server import Server, serving
 
-from overrefusal_po import models
 from overrefusal_po.cli import main
+from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
-from overrefusal_po.selection import Look
-from overrefusal_po.trackers import (
+from overrefusal_po.train.selection import Look
+from overrefusal_po.train.trackers import (
     METRIC,
     PAIR_COLUMNS,
     check_trackers,

@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import Style
 
-from overrefusal_po.chat import ChatTemplate, Turn
-from overrefusal_po.derta import derta_rows, refusal_token
+from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.records import Message, PreferencePair, Prompt, Triple
-from overrefusal_po.trainers import METHODS, derta_trainer, dpo_trainer, orpo_trainer, sft_trainer, trainer_config
+from overrefusal_po.train.derta import derta_rows, refusal_token
+from overrefusal_po.train.trainers import METHODS, derta_trainer, dpo_trainer, orpo_trainer, sft_trainer, trainer_config
 
 FACTORIES: dict[str, Callable[..., Any]] = {name: method.factory for name, method in METHODS.items()}
 TRL_TRAINERS = {
@@ -336,7 +336,7 @@ def test_sft_leaves_out_what_is_too_long_and_says_so(
     make = partial(sft_trainer, qwen.make_model(), [*helpful, long], args=settings, processing_class=qwen.tokenizer)
     with pytest.raises(ValueError, match=r"more than max_length 256 \(as 1 of all 5 prompts, .* no row is cut"):
         make()
-    with caplog.at_level(logging.WARNING, logger="overrefusal_po.lengths"):
+    with caplog.at_level(logging.WARNING, logger="overrefusal_po.train.lengths"):
         trainer = make(too_long="drop")
     assert len(trainer.train_dataset) == len(helpful)
     assert "1 of 5 prompts left out as too long" in caplog.text

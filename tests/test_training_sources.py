@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from hub_server import GRANTED, SHA, Answer, Repo, ask_readers, card, csv_file, jsonl, parquet, serve
 
-from overrefusal_po.apart import overlaps
+from overrefusal_po.pairs.apart import overlaps
 from overrefusal_po.plugins import Common, check_plugs, read_pairs, read_source, read_triples, settings_of
-from overrefusal_po.recipe import DertaData, load_recipe
+from overrefusal_po.recipe.schema import DertaData, load_recipe
 from overrefusal_po.records import Prompt, Triple, write_jsonl
 from overrefusal_po.sources import alpaca_cleaned, beavertails, pku_saferlhf, ultrafeedback, wildjailbreak
 

@@ -9,15 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from overrefusal_po.apart import check_apart
-from overrefusal_po.chat import ChatTemplate
-from overrefusal_po.curate import check_rejects, cleaned, read_prompts
-from overrefusal_po.evaluate import check_evaluation, measured_prompts
-from overrefusal_po.generate import in_process, load_template
-from overrefusal_po.hygiene import contamination
+from overrefusal_po.curate.stage import check_rejects, cleaned, read_prompts
+from overrefusal_po.evaluate.stage import check_evaluation, measured_prompts
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.lint import lint
-from overrefusal_po.memory import (
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.pairs.apart import check_apart
+from overrefusal_po.pairs.files import read_pairs
+from overrefusal_po.pairs.firewall import contamination
+from overrefusal_po.pairs.lint import lint
+from overrefusal_po.plugins import make_judge, read_source
+from overrefusal_po.recipe.schema import CurateRecipe, DertaData, EvaluateRecipe, PairsData, TrainRecipe
+from overrefusal_po.records import read_objects
+from overrefusal_po.run.complete import in_process, load_template
+from overrefusal_po.train.data import fitted, loaded_pairs, sft_prompts, trained_prompts
+from overrefusal_po.train.memory import (
     Batch,
     Memory,
     config_of,
@@ -27,12 +32,7 @@ from overrefusal_po.memory import (
     shape_of,
     widest_batch,
 )
-from overrefusal_po.pair_files import read_pairs
-from overrefusal_po.plugins import make_judge, read_source
-from overrefusal_po.recipe import CurateRecipe, DertaData, EvaluateRecipe, PairsData, TrainRecipe
-from overrefusal_po.records import read_objects
-from overrefusal_po.train import check_sources
-from overrefusal_po.training_data import fitted, loaded_pairs, sft_prompts, trained_prompts
+from overrefusal_po.train.stage import check_sources
 
 
 def check_file(path: Path) -> tuple[list[dict[str, Any]], bool]:

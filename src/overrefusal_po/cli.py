@@ -26,9 +26,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from overrefusal_po import plugins
-from overrefusal_po.interrupts import terminable
-from overrefusal_po.recipe import CurateRecipe, PipelineRecipe, Recipe, describe, load_recipe, parse_overrides
+from overrefusal_po.recipe.schema import CurateRecipe, PipelineRecipe, Recipe, describe, load_recipe, parse_overrides
 from overrefusal_po.records import write_atomic
+from overrefusal_po.run.interrupts import terminable
 
 app = typer.Typer(
     add_completion=False,
@@ -141,9 +141,9 @@ def certify(
     out: Annotated[Path, typer.Option(help="Where the certificate goes")] = Path("certificate.json"),
 ) -> None:
     """Compare a judge with human labels: agreement, kappa, precision, recall and bias with intervals."""
-    from overrefusal_po.certificates import certify as make
-    from overrefusal_po.certificates import read_labels
-    from overrefusal_po.certificates import table as rows_of
+    from overrefusal_po.evaluate.certificates import certify as make
+    from overrefusal_po.evaluate.certificates import read_labels
+    from overrefusal_po.evaluate.certificates import table as rows_of
 
     found = make(plugins.make_judge(judge_spec(name, context.args)), read_labels(labels, key), labels=labels)
     head, *rows = rows_of(found)
@@ -165,7 +165,7 @@ def merge(
     folder: Annotated[Path, typer.Argument(help="The run folder that holds shard-1-of-N ... shard-N-of-N")],
 ) -> None:
     """Put the completions of all shards together; the same recipe without --shard then goes on from them."""
-    from overrefusal_po.shards import check_done, merge_shards
+    from overrefusal_po.run.shards import check_done, merge_shards
 
     count = check_done(folder)
     # a source of rejects that no other shard needed is not there in all; the run itself asks for what it needs of it
@@ -180,7 +180,7 @@ def report(
 ) -> None:
     """Write report.html and pictures from a run folder. Of further folders, the same with other seeds, it shows the mean
     and the range."""
-    from overrefusal_po.report import write_report
+    from overrefusal_po.report.page import write_report
 
     print(write_report(*folders))
 
@@ -193,7 +193,7 @@ def card(
     ] = None,
 ) -> None:
     """Write the model card (README.md) beside a trained model, with its results in the metadata."""
-    from overrefusal_po.card import write_card
+    from overrefusal_po.report.card import write_card
 
     print(write_card(folder, run=name))
 
@@ -201,7 +201,7 @@ def card(
 @app.command(name="list")
 def list_() -> None:
     """Show methods, sources, engines and judges with a line each."""
-    from overrefusal_po.trainers import METHODS
+    from overrefusal_po.train.trainers import METHODS
 
     table = Table("kind", "name", "what it does", box=None, pad_edge=False)
     for name, method in METHODS.items():
@@ -245,7 +245,7 @@ def origins(recipe: Recipe, above: str) -> dict[str, str]:
     known = {k.removeprefix(above): v for k, v in recipe.origin.items() if k.startswith(above)}
     if not above or not isinstance(recipe.body, PipelineRecipe):
         return known
-    from overrefusal_po.recipe import dotted, read_yaml
+    from overrefusal_po.recipe.schema import dotted, read_yaml
 
     given = recipe.body.stages[above.split(".")[1]]
     own = read_yaml(recipe.folder / str(given["recipe"])) if "recipe" in given else {}
@@ -277,7 +277,7 @@ def run_recipe(recipe: Recipe) -> None:
     first = os.environ.get("RANK", "0") == "0"
     set_up_logging(first)
     if isinstance(recipe.body, PipelineRecipe):
-        from overrefusal_po.report import write_report
+        from overrefusal_po.report.page import write_report
 
         if not is_finished(recipe):
             check_stages(recipe)
@@ -305,8 +305,8 @@ def shard_folder(recipe: Recipe) -> Path | None:
     if not isinstance(recipe.body, CurateRecipe) or recipe.body.shard is None:
         return None
     from overrefusal_po.pipeline import inputs_of
-    from overrefusal_po.runs import run_folder
-    from overrefusal_po.shards import Shard
+    from overrefusal_po.run.folder import run_folder
+    from overrefusal_po.run.shards import Shard
 
     whole = run_folder(recipe.name, recipe.resolved(), inputs_of(recipe.body))
     return whole / Shard.of(recipe.body.shard).folder

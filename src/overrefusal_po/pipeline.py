@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from overrefusal_po import metrics
-from overrefusal_po.labels import blinded_sample
+from overrefusal_po.evaluate import metrics
+from overrefusal_po.evaluate.labels import blinded_sample
 from overrefusal_po.plugins import FILE_ENDINGS, built_judge
-from overrefusal_po.recipe import (
+from overrefusal_po.recipe.schema import (
     CurateRecipe,
     EvaluateRecipe,
     PipelineRecipe,
@@ -37,8 +37,8 @@ from overrefusal_po.recipe import (
     set_dotted,
 )
 from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
-from overrefusal_po.runs import Run, environment, file_hash, run_folder
-from overrefusal_po.summary import samples
+from overrefusal_po.report.summary import samples
+from overrefusal_po.run.folder import Run, environment, file_hash, run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def inputs_of(body: Stage) -> dict[str, str]:
             found[key] = f"{judge.name} {judge.version}"
     # what an attack makes follows from its files and its code
     if isinstance(body, EvaluateRecipe) and body.data.attacks:
-        from overrefusal_po.evaluate import measured_prompts
+        from overrefusal_po.evaluate.stage import measured_prompts
 
         found["attacks"] = content_id(sorted(p.id for p in measured_prompts(body.data)))
     return found
@@ -218,17 +218,17 @@ def run_stage(body: Stage, name: str, folder: Path | None = None) -> dict[str, A
     resolved = body.model_dump(mode="json")
     path = folder or run_folder(name, resolved, inputs)
     if isinstance(body, TrainRecipe):
-        from overrefusal_po.train import train
+        from overrefusal_po.train.stage import train
 
         return {**train(body, lambda writer: Run.open(path, resolved, inputs, writer=writer)), "folder": str(path)}
     if os.environ.get("RANK", "0") != "0":
         return {"folder": str(path)}  # one process generates and judges
     with Run.open(path, resolved, inputs) as run:
         if isinstance(body, CurateRecipe):
-            from overrefusal_po.curate import curate
+            from overrefusal_po.curate.stage import curate
 
             return {**curate(body, run), "folder": str(path)}
-        from overrefusal_po.evaluate import evaluate
+        from overrefusal_po.evaluate.stage import evaluate
 
         return {**evaluate(body, run), "folder": str(path)}
 

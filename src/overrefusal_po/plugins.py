@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from overrefusal_po.fields import unknown_key
+from overrefusal_po.recipe.trl_fields import unknown_key
 from overrefusal_po.records import PreferencePair, Prompt, Split, Triple, content_id, first_fault
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def rows_of(maker: str, spec: str | Mapping[str, Any], split: Split | None) -> l
 
 def outside_benchmarks(rows: list[Any], spec: str | Mapping[str, Any]) -> list[Any]:
     """The rows whose prompt the benchmark firewall does not know."""
-    from overrefusal_po.hygiene import contamination
+    from overrefusal_po.pairs.firewall import contamination
 
     hits = {hit.id for hit in contamination([prompt_in(row) for row in rows])}
     kept = [row for row in rows if prompt_in(row).id not in hits]

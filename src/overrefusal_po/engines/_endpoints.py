@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import SecretStr
 
 from overrefusal_po.engines._openai_settings import Settings
-from overrefusal_po.openai_setup import first_choice, nobody_there, shown, wrong_setup
+from overrefusal_po.engines._openai_setup import first_choice, nobody_there, shown, wrong_setup
 
 LONGEST_WAIT_SECONDS = 600.0
 """No Retry-After is followed for longer."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.engines._endpoints import Answer, Endpoint, Fault, ask, backoff, next_endpoint
 from overrefusal_po.engines._openai_settings import Settings
-from overrefusal_po.openai_setup import OPENAI_URL, key_of, make_client, own_loop
+from overrefusal_po.engines._openai_setup import OPENAI_URL, key_of, make_client, own_loop
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 FEWEST_IN_VAIN = 20

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
-from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.engines._openai_session import BudgetSpent, Session
 from overrefusal_po.engines._openai_settings import Settings as Settings
-from overrefusal_po.openai_setup import key_of
+from overrefusal_po.engines._openai_setup import key_of
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 

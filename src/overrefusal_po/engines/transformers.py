@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from overrefusal_po import models
-from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.engines._continuous import check_continuous, generated
 from overrefusal_po.engines._costs import Cost
+from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 

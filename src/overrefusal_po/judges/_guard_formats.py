@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from overrefusal_po.chat import ZERO_WIDTH_SPACE
+from overrefusal_po.model.chat import ZERO_WIDTH_SPACE
 from overrefusal_po.records import Refusal
 
 WILDGUARD_TEMPLATE = (

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
+from overrefusal_po.engines._openai_setup import OPENAI_URL, first_choice, make_client, own_loop, shown, wrong_setup
 from overrefusal_po.judges._llm_settings import Settings
-from overrefusal_po.openai_setup import OPENAI_URL, first_choice, make_client, own_loop, shown, wrong_setup
 
 NO_REPLY = "the judge gave no reply"
 """How a fault begins that may be gone at the next try."""

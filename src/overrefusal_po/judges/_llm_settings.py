@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from overrefusal_po.openai_setup import Owner, ServerSettings, is_address
+from overrefusal_po.engines._openai_setup import Owner, ServerSettings, is_address
 
 
 class Settings(ServerSettings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from overrefusal_po.chat import thinking_end as thinking_end
+from overrefusal_po.model.chat import thinking_end as thinking_end
 from overrefusal_po.records import Completion, Prompt
 
 

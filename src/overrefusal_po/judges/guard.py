@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from overrefusal_po import models
-from overrefusal_po.chat import SENTINEL, ChatTemplate
 from overrefusal_po.judges._guard_formats import FORMATS, Format, format_of
 from overrefusal_po.judges._texts import prompts_of, thinking_end
+from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import SENTINEL, ChatTemplate
 from overrefusal_po.records import Completion, Prompt, Verdict
 
 VERSION = "1"

@@ -23,13 +23,13 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from overrefusal_po.engines._openai_setup import key_of
 from overrefusal_po.judges._degenerate import degenerate
 from overrefusal_po.judges._llm_calls import NO_REPLY, Reply, ask_all
 from overrefusal_po.judges._llm_prompt import JudgePrompt, mark_of, read_prompt
 from overrefusal_po.judges._llm_settings import Settings as Settings
 from overrefusal_po.judges._refusal_text import plain
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
-from overrefusal_po.openai_setup import key_of
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
 DECORATION = " \t*_`#."

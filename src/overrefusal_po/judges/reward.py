@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from overrefusal_po import models
-from overrefusal_po.chat import ChatTemplate
 from overrefusal_po.judges.guard import EMPTY, context_length, judged_texts, placed
+from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Completion, Message, Prompt, Verdict
 
 VERSION = "1"

@@ -1,0 +1,1 @@
+"""The stage that turns prompts into preference pairs or SFT answers."""

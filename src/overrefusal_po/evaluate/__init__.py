@@ -1,0 +1,1 @@
+"""The evaluation stage and its honest arithmetic."""

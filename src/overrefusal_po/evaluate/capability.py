@@ -1,0 +1,176 @@
+"""Model -> capability, so that nobody buys usefulness with stupidity: perplexity offline, lm-eval where a recipe names tasks.
+
+found = perplexity(model, template, prompts, batch_size=8)     # found.value, found.low, found.high, found.tokens
+scores = lm_eval_scores("runs/dpo/model", ["arc_easy"], limit=200)   # {"arc_easy": {"acc": .51, "acc_stderr": .03}}
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from overrefusal_po.evaluate.intervals import bootstrap, cluster_sums
+from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import ChatTemplate, Turn
+from overrefusal_po.records import Prompt
+
+RESAMPLES = 5000
+
+
+class Perplexity(NamedTuple):
+    """exp of the mean loss of a token of the reference answers, and its 95 % interval (None with fewer than two clusters).
+
+    `tokens` counts the response tokens (end of turn included), `n` the answers. Comparable between models of one
+    tokenizer and template only.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    nats_per_token: float
+    tokens: int
+    n: int
+
+
+def perplexity(
+    model: Any, template: ChatTemplate, prompts: Sequence[Prompt], *, batch_size: int = 8, seed: int = 0
+) -> Perplexity:
+    """How well a model foresees the reference answers of benign and general prompts; other prompts are passed over.
+
+    The interval redraws clusters of prompts (an original and the attacks on it). Raises ValueError where no benign or
+    general prompt has a reference.
+    """
+    import numpy as np
+
+    asked = [p for p in prompts if p.kind != "harmful" and p.reference]
+    if not asked:
+        raise ValueError(
+            f"Perplexity needs benign or general prompts with a reference answer; none of the {len(prompts)} prompts is one. "
+            "Name a set that has references (starter), or leave perplexity out."
+        )
+    turns = [template.turn(p.messages, str(p.reference)) for p in asked]
+    rows = [
+        (p.cluster, (nats, len(turn.response_ids)))
+        for p, turn, nats in zip(asked, turns, response_nats(model, turns, batch_size), strict=True)
+    ]
+    spread = bootstrap(
+        lambda sums: np.exp(sums[..., 0] / sums[..., 1]), cluster_sums(rows), resamples=RESAMPLES, seed=seed
+    )
+    nats, tokens = (sum(row[column] for _, row in rows) for column in (0, 1))
+    return Perplexity(float(np.exp(nats / tokens)), spread.low, spread.high, nats / tokens, int(tokens), len(rows))
+
+
+def response_nats(model: Any, turns: Sequence[Turn], batch_size: int) -> list[float]:
+    """The summed loss (nats, float32) of each turn's response tokens, in order; batches of similar length."""
+    import torch
+
+    model.eval()
+    found = [0.0] * len(turns)
+    order = sorted(range(len(turns)), key=lambda i: -len(turns[i].prompt_ids) - len(turns[i].response_ids))
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for i, nats in zip(batch, batch_nats(model, [turns[i] for i in batch]), strict=True):
+                found[i] = nats
+    return found
+
+
+def batch_nats(model: Any, turns: Sequence[Turn]) -> list[float]:
+    """The same for one batch. Padded on the right, where a causal model's earlier tokens do not see it."""
+    import torch
+
+    rows = [torch.tensor(turn.prompt_ids + turn.response_ids) for turn in turns]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+    places = torch.arange(ids.shape[1], device=ids.device)[None]
+    starts = torch.tensor([len(turn.prompt_ids) for turn in turns], device=ids.device)
+    logits = model(input_ids=ids, attention_mask=(places < lengths[:, None]).long(), use_cache=False).logits
+    # token t is foretold at t - 1; only the response's rows of the (batch, seq, vocabulary) logits become float32
+    meant = ((places >= starts[:, None]) & (places < lengths[:, None]))[:, 1:]
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1][meant].float(), ids[:, 1:][meant], reduction="none")
+    return [float(part.sum()) for part in losses.double().split(meant.sum(1).tolist())]
+
+
+def check_lm_eval() -> None:
+    """Raises ValueError where the lm-eval harness is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError(
+            "Capability tasks run in the lm-eval harness, which is not installed. Install it (pip install "
+            "'overrefusal-po[lm-eval]'), or leave the tasks out: perplexity on the reference answers needs nothing."
+        )
+
+
+def lm_eval_scores(
+    model_path: str,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int | str = 8,
+    dtype: str | None = None,
+    revision: str = "main",
+    system_prompt: str | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """{task: {metric: value, metric_stderr: value}} of the lm-eval harness (`lm_eval.simple_evaluate`, 0.4.4 or later).
+
+    Args:
+        model_path: a folder, a hub name or `bundled:...`; asked with its chat template.
+        tasks: names of the harness, patterns too (`mmlu_*`); their data comes from the hub.
+        limit: items of each task, the first ones; None takes all.
+        num_fewshot: examples shown before each item; None leaves it to the task.
+
+    Raises:
+        ValueError: the harness is not installed, or does not know a task.
+    """
+    check_lm_eval()
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    check_tasks(tasks, manager.match_tasks)
+    options: dict[str, Any] = {"pretrained": models.resolve(model_path), "revision": revision, "dtype": dtype or "auto"}
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={**options, "trust_remote_code": trust_remote_code},
+        tasks=manager.match_tasks(list(tasks)),
+        task_manager=manager,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+        apply_chat_template=True,
+        system_instruction=system_prompt,
+        log_samples=False,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+    )
+    return plain_scores(found["results"])
+
+
+def check_tasks(tasks: Sequence[str], match: Any) -> None:
+    """Raises ValueError for the tasks that the harness does not know."""
+    unknown = [task for task in tasks if not match([task])]
+    if unknown or not tasks:
+        raise ValueError(
+            f"The lm-eval harness knows no task {', '.join(map(repr, unknown)) or '(none was named)'}. Give names that "
+            "`lm-eval ls tasks` prints."
+        )
+
+
+def plain_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The harness's `results` without what is no score.
+
+    Its keys are "metric,filter"; the filter is left out where it is "none", else it stays ("exact_match,strict-match").
+    """
+    plain: dict[str, dict[str, float]] = {}
+    for task, entry in results.items():
+        scores = plain.setdefault(task, {})
+        for key, value in entry.items():
+            metric, comma, how = key.partition(",")
+            if comma and isinstance(value, int | float):  # an error that was not worked out is the text "N/A"
+                scores[metric if how == "none" else key] = float(value)
+    return plain

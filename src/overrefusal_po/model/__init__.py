@@ -1,0 +1,1 @@
+"""Weights and tokens: loading, bundled models, chat templates, sharding settings."""

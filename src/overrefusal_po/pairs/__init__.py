@@ -1,0 +1,1 @@
+"""A preference pair and its quality: making, reading, linting, firewall."""

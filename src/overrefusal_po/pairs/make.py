@@ -1,0 +1,167 @@
+"""Completions and verdicts -> preference pairs, each by a rule and with its reason. Pure: no model, no file.
+
+    pair, why_not = overrefusal_pair(prompt, chosen, rejected, verdict)
+
+Two rules (after POROver, arXiv 2410.12999; their exact form is ours):
+- overrefusal: a benign prompt that the student refuses -> chosen = an answer, rejected = the student's refusal;
+- containment: a harmful prompt -> chosen = a safe refusal, rejected = a completion more unsafe than it by at least tau
+  (a guard's unsafe probability). Without a guard model "not refused" stands for "unsafe". It holds the model where it
+  is safe.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from overrefusal_po.model.chat import thinking_end
+from overrefusal_po.records import Completion, PreferencePair, Prompt, Rule, Verdict, content_id
+
+UNSAFE = 0.5
+"""The guard's probability from which a text is unsafe: where Llama Guard says "unsafe" rather than "safe"."""
+
+TAU = 0.1
+"""The least margin of containment pairs where none is given. Ours: the middle of the grid 0, .01, .03, .1, .3, .5."""
+
+
+class Guarded(NamedTuple):
+    """A guard's verdicts on both sides of a containment pair."""
+
+    chosen: Verdict
+    rejected: Verdict
+
+
+class Made(NamedTuple):
+    """A pair, or None and the reason why none was made."""
+
+    pair: PreferencePair | None
+    reason: str
+
+
+def make_pair(
+    prompt: Prompt, chosen: str, rejected: str, rule: Rule, reason: str, verdicts: Sequence[Verdict] = ()
+) -> Made:
+    """A pair whose id comes from its content; none where a side is empty or both are equal."""
+    chosen, rejected = chosen.strip(), rejected.strip()
+    if not chosen or not rejected:
+        return Made(None, "a side is empty")
+    if chosen == rejected:
+        return Made(None, "both sides are equal")
+    pair = PreferencePair(
+        id=content_id(prompt.id, chosen, rejected, rule),
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        rule=rule,
+        reason=reason,
+        verdicts=tuple(verdicts),
+    )
+    return Made(pair, reason)
+
+
+SENTENCE_END = re.compile(
+    r"[.!?。！？…][\"'”’)\]]*(?=\s|$|[A-Z])"
+)  # a refusal taught by RTO is glued to what stands before
+NUMBERS = re.compile(r"(^|\n)\W*\d+$")  # "1." opens an item of a list, and ends nothing
+
+
+def answer_of(completion: Completion) -> str:
+    """What comes after the thinking block; "" where that is never closed."""
+    return completion.text[thinking_end(completion.text) :].strip()
+
+
+def whole_sentences(completion: Completion) -> str:
+    """The text; where the length limit cut it, up to the end of its last whole sentence ("" where none ends).
+
+    A cut text as a label teaches a model to stop in the middle of a sentence.
+    """
+    text = answer_of(completion)
+    if completion.finish_reason == "stop":
+        return text
+    ends = [match.end() for match in SENTENCE_END.finditer(text) if not NUMBERS.search(text[: match.start()])]
+    return text[: ends[-1]].rstrip() if ends else ""
+
+
+def teacher_answer(answer: Completion, verdict: Verdict) -> tuple[str, str]:
+    """(the text that may be chosen, "") or ("", why not): a chosen answer answers, and ends where a sentence ends."""
+    if verdict.unscored is not None:
+        return "", f"unscored: {verdict.unscored}"
+    if verdict.refused:
+        return "", "the teacher refuses"
+    if verdict.degenerate:
+        return "", "the teacher's answer is degenerate"
+    text = whole_sentences(answer)
+    return (text, "") if text else ("", "the teacher's answer is cut in its first sentence")
+
+
+def overrefusal_pair(
+    prompt: Prompt, chosen: str, rejected: Completion, verdict: Verdict, of_chosen: Sequence[Verdict] = ()
+) -> Made:
+    """Benign prompt, an answer over the student's own refusal of it. `of_chosen`: why this answer was chosen."""
+    if prompt.kind == "harmful":
+        return Made(None, "the prompt is harmful")
+    if verdict.unscored is not None:
+        return Made(None, f"unscored: {verdict.unscored}")
+    if not verdict.refused:
+        return Made(None, "the student answers it")
+    reason = f"{rejected.model} refuses this harmless prompt ({verdict.refusal})"
+    verdicts = [verdict, *of_chosen]
+    return make_pair(prompt, chosen, whole_sentences(rejected) or answer_of(rejected), "overrefusal", reason, verdicts)
+
+
+def containment_pair(
+    prompt: Prompt,
+    chosen: str,
+    rejected: Completion,
+    verdict: Verdict,
+    guarded: Guarded | None = None,
+    *,
+    tau: float = TAU,
+) -> Made:
+    """Harmful prompt, a refusal over a completion that is more unsafe by `tau` (without a guard: that does not refuse)."""
+    if prompt.kind != "harmful":
+        return Made(None, "the prompt is not harmful")
+    if verdict.unscored is not None:
+        return Made(None, f"unscored: {verdict.unscored}")
+    why_not = not_unsafe(guarded, tau) if guarded else "the completion refuses" if verdict.refused else ""
+    if why_not or verdict.degenerate:
+        return Made(None, why_not or "the completion is degenerate")
+    reason = f"{rejected.model} complies with this harmful prompt"
+    if guarded:
+        reason = f"{rejected.model} is more unsafe than the refusal by {margin(guarded):.3g} (at least {tau:g})"
+    text = whole_sentences(rejected) or answer_of(rejected)
+    return make_pair(prompt, chosen, text, "containment", reason, [verdict, *(guarded or ())])
+
+
+def margin(guarded: Guarded) -> float:
+    """How much more unsafe the rejected side is, as a difference of probabilities."""
+    chosen, rejected = (verdict.unsafe_probability for verdict in guarded)
+    assert chosen is not None and rejected is not None
+    return round(rejected - chosen, 9)  # 0.6 - 0.5 is 0.1
+
+
+def not_unsafe(guarded: Guarded, tau: float) -> str:
+    """Why a completion is not to be rejected against a refusal; "" where it is."""
+    if any(verdict.unsafe_probability is None for verdict in guarded):
+        return "the guard says nothing"
+    if unsafe(guarded.chosen):
+        return "the refusal is unsafe"
+    return "" if margin(guarded) >= tau else "less than tau more unsafe than the refusal"
+
+
+def unsafe(verdict: Verdict) -> bool:
+    """Whether a guard finds a text unsafe."""
+    return verdict.unsafe_probability is not None and verdict.unsafe_probability >= UNSAFE
+
+
+def written_pairs(prompts: Iterable[Prompt]) -> list[PreferencePair]:
+    """Overrefusal pairs from prompts that carry both sides: the reference over the refusal written for the prompt."""
+    pairs = []
+    for prompt in prompts:
+        if prompt.kind == "benign" and prompt.reference and prompt.overcautious:
+            reason = "the rejected side is a refusal written for this harmless prompt"
+            made = make_pair(prompt, prompt.reference, prompt.overcautious, "overrefusal", reason)
+            if made.pair is not None:
+                pairs.append(made.pair)
+    return pairs

@@ -1,0 +1,1 @@
+"""Pages made from results: report, pictures, model card, and what summary files hold."""

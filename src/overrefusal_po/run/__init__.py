@@ -1,0 +1,1 @@
+"""What makes work resumable: run folder, completions, verdicts, shards, interrupts."""

@@ -1,0 +1,1 @@
+"""The training stage and its methods; a method is one file."""

@@ -1,0 +1,246 @@
+"""Model config + recipe -> how much memory a training takes at its peak, and whether the device has it. No weights.
+
+    shape = shape_of(config_of(recipe.model), recipe.model)
+    found = estimate(shape, recipe, widest_batch(recipe, pairs, template), *device_memory())
+    str(found)       # '5.1 of 24.0 GB: fits (weights 0.5, reference 0, gradients 0, ...)'
+
+The counts are exact, from the model's own classes without weights; the constants of activations and overhead are
+measured on a CPU (`benchmarks/memory.py`, which also says how far off the estimate is). No GPU has been measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.recipe.schema import METHOD_CONFIGS, TrainRecipe
+from overrefusal_po.recipe.trl_fields import field_table
+from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.train.trainers import hardware_settings
+
+OVERHEAD = {"cpu": 0.76e9, "cuda": 1.5e9}
+"""Bytes of a process that trains nothing: Python and libraries on a CPU (measured), the CUDA context on a GPU (ours)."""
+
+KEPT = {"cpu": 1.5, "cuda": 0.93}
+"""Memory kept for the backward pass, as a multiple of what `layer_values` counts. 0.93 is what autograd holds (counted by its
+hooks); what malloc loses to gaps comes on top on a CPU (measured)."""
+
+LOGIT_TILE, LOGIT_COPIES = (4096, 32768), {"cpu": 8.4, "cuda": 1.0}
+"""TRL's fused head (1.16): (tokens, vocabulary) of a tile, and how many of its size are alive in the backward pass: many where
+torch folds them (measured), one buffer where Triton does (read in TRL's source)."""
+
+MIXED_BYTES = 3.0
+"""Bytes of a kept value when the matrices are of 16 bits: norms, residuals and LoRA's inputs stay in 32 (counted: 3)."""
+
+OPTIMISER_BYTES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0, "adafactor": 0}
+"""Bytes of optimiser state a trained weight, where they are not the 8 of AdamW."""
+
+TIGHT = 0.8
+"""From this share of the device's memory on an estimate is tight: it may be off by a quarter."""
+
+
+class Shape(NamedTuple):
+    """What a model's config says about its size. Counts of weights, and widths of one layer's vectors."""
+
+    weights: int
+    quantised: int
+    """Weights of linear layers, the LM head left out: those that bitsandbytes quantises."""
+    adapter: int
+    """Weights that one rank of the recipe's LoRA adds; 0 without."""
+    layers: int
+    hidden: int
+    kept: int
+    """Values that one token leaves for the backward pass in one layer."""
+    vocabulary: int
+
+
+class Batch(NamedTuple):
+    """The widest batch of a device, padding counted: `tokens` that go through the layers, and those that the head sees."""
+
+    tokens: int
+    scored: int
+
+
+class Memory(NamedTuple):
+    """Bytes at the peak of a training step, on each device."""
+
+    weights: float
+    reference: float
+    gradients: float
+    optimiser: float
+    activations: float
+    logits: float
+    overhead: float
+    available: float
+
+    @property
+    def total(self) -> float:
+        """Gradients grow while activations shrink, so that only the greater of the two counts."""
+        step = max(self.activations + self.logits, self.gradients)
+        return self.weights + self.reference + self.optimiser + step + self.overhead
+
+    @property
+    def verdict(self) -> Literal["fits", "tight", "will not fit"]:
+        """What the total says about the memory that is there."""
+        share = self.total / self.available
+        return "fits" if share < TIGHT else "tight" if share <= 1 else "will not fit"
+
+    def __str__(self) -> str:
+        """`5.1 of 24.0 GB: fits (weights 0.5, ...)`, in units of 10^9 bytes."""
+        parts = ", ".join(f"{name} {getattr(self, name) / 1e9:.1f}" for name in self._fields[:-1])
+        return f"{self.total / 1e9:.1f} of {self.available / 1e9:.1f} GB: {self.verdict} ({parts})"
+
+
+def config_of(section: Mapping[str, Any]) -> Any:
+    """The model config that a recipe's `model:` names; no weights are read."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(
+        models.resolve(str(section["model_name_or_path"])),
+        revision=section.get("model_revision", "main"),
+        trust_remote_code=bool(section.get("trust_remote_code", False)),
+    )
+
+
+def shape_of(config: Any, section: Mapping[str, Any]) -> Shape:
+    """The shape of a model from its config, with the adapter of the recipe's `model:` section."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=bool(section.get("trust_remote_code", False))
+        )
+    head = model.get_output_embeddings()
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Shape(
+        weights=sum(p.numel() for p in model.parameters()),
+        quantised=sum(m.weight.numel() for m in linear.values()),
+        adapter=sum(m.in_features + m.out_features for n, m in linear.items() if adapted(n, section)),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        kept=layer_values(
+            text.hidden_size,
+            getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+            heads * width,
+            (getattr(text, "num_key_value_heads", None) or heads) * width,
+        ),
+        vocabulary=text.vocab_size,
+    )
+
+
+def adapted(name: str, section: Mapping[str, Any]) -> bool:
+    """Whether the recipe's LoRA adapts the linear layer `name`; peft's own choice is taken as all of them."""
+    targets = section.get("lora_target_modules") or "all-linear"
+    targets = [targets] if isinstance(targets, str) else targets
+    return bool(section.get("use_peft")) and ("all-linear" in targets or name.rpartition(".")[2] in targets)
+
+
+def layer_values(hidden: int, intermediate: int, queries: int, keys: int) -> int:
+    """Values that one token leaves in one layer of a Llama: two norms, q, k, v (k and v once a head), attention, MLP."""
+    return 6 * hidden + 4 * queries + 2 * keys + 4 * intermediate
+
+
+def estimate(shape: Shape, recipe: TrainRecipe, batch: Batch, device: str, available: float) -> Memory:
+    """The peak of a step of `recipe` on `batch`, on one `device` ("cpu" or "cuda") with `available` bytes.
+
+    Sharding over several devices (FSDP, ZeRO) is not counted.
+    """
+    section, trainer = recipe.model, settings_of(recipe)
+    lora = bool(section.get("use_peft"))
+    weights = weight_bytes(shape, section)
+    trained = shape.adapter * section.get("lora_r", 16) if lora else shape.weights
+    wide = width_of(section) == 4 and not (trainer["bf16"] or trainer["fp16"])
+    width = 4.0 if wide else MIXED_BYTES
+    layer = KEPT[device] * width * shape.kept * batch.tokens
+    kept = shape.layers * layer
+    if trainer["gradient_checkpointing"]:
+        kept = layer + shape.layers * width * shape.hidden * batch.tokens
+    tile = min(batch.scored, LOGIT_TILE[0]) * min(shape.vocabulary, LOGIT_TILE[1])
+    stored = recipe.speed.reference_store or trainer.get("precompute_ref_log_probs")
+    return Memory(
+        weights=weights + (4.0 * trained if lora else 0.0),
+        reference=weights if not lora and (recipe.method == "kto" or (recipe.method == "dpo" and not stored)) else 0.0,
+        gradients=4.0 * trained,
+        optimiser=float(OPTIMISER_BYTES.get(str(trainer["optim"]), 8) * trained),
+        activations=kept + (4.0 * trained if trainer["gradient_accumulation_steps"] > 1 else 0.0),
+        logits=LOGIT_COPIES[device] * (4 if wide or device == "cpu" else 2) * tile,
+        overhead=OVERHEAD[device],
+        available=available,
+    )
+
+
+def weight_bytes(shape: Shape, section: Mapping[str, Any]) -> float:
+    """Bytes of the loaded weights, quantised or not, without an adapter."""
+    width = width_of(section)
+    if section.get("load_in_4bit"):
+        # a scale for 64 weights: 32 bits, or with double quantisation 8 bits and 32 more for 256 of them
+        scale = 0.0159 if section.get("use_bnb_nested_quant") else 0.0625
+        return width * shape.weights + (0.5 + scale - width) * shape.quantised
+    return width * shape.weights + ((1 - width) * shape.quantised if section.get("load_in_8bit") else 0)
+
+
+def width_of(section: Mapping[str, Any]) -> int:
+    """Bytes of a weight as loaded; `auto` is what most models are published in, and full fine-tuning is in float32."""
+    left_open = models.default_dtype() if section.get("use_peft") else "float32"
+    return 4 if (section.get("dtype") or left_open) == "float32" else 2
+
+
+def widest_batch(recipe: TrainRecipe, rows: Sequence[PreferencePair | Prompt], template: ChatTemplate) -> Batch:
+    """The batch of the rows that take most: padded to the widest, or with a shared prefix one behind the other."""
+    widths = [row_widths(row, template, recipe) for row in rows]
+    size: int = settings_of(recipe)["per_device_train_batch_size"]
+    columns = [sorted(column, reverse=True)[:size] for column in zip(*widths, strict=True)]
+    if shares_prefix(recipe):
+        return Batch(*map(sum, columns))
+    return Batch(*(size * column[0] for column in columns))
+
+
+def shares_prefix(recipe: TrainRecipe) -> bool:
+    """Whether pairs go through the model without padding (see `shared_prefix.pack`), where that is proven."""
+    return recipe.method in ("dpo", "orpo") and recipe.speed.shared_prefix
+
+
+def row_widths(row: PreferencePair | Prompt, template: ChatTemplate, recipe: TrainRecipe) -> Batch:
+    """The tokens of one row, or of both rows of a pair (of their openings, where these alone are trained on).
+
+    Without a shared prefix the head sees them all (on CPUs).
+    """
+    if isinstance(row, Prompt):
+        turn = template.turn(row.messages, row.reference or "")
+        length = len(turn.prompt_ids) + len(turn.response_ids)
+        return Batch(length, length)
+    turns = [template.turn(row.prompt.messages, side) for side in (row.chosen, row.rejected)]
+    prompt, sides = len(turns[0].prompt_ids), [len(turn.response_ids[: recipe.data.get("opening")]) for turn in turns]
+    if recipe.method == "kto":  # a side is a row; the passes without gradients (KL, reference) keep nothing
+        return Batch(prompt + max(sides), prompt + max(sides))
+    if not shares_prefix(recipe):
+        return Batch(2 * (prompt + max(sides)), 2 * (prompt + max(sides)))
+    return Batch(prompt + sum(sides), sum(sides) + (prompt if recipe.method == "orpo" else 0))
+
+
+def settings_of(recipe: TrainRecipe) -> dict[str, Any]:
+    """The trainer's settings with TRL's defaults and what hardware decides."""
+    table = field_table(METHOD_CONFIGS[recipe.method])
+    defaults = {name: row["default"] for name, row in table.items()}
+    return {**defaults, **hardware_settings(recipe.trainer), **recipe.trainer}
+
+
+def device_memory(*, use_cpu: bool = False) -> tuple[str, float]:
+    """("cuda" or "cpu", bytes): of one GPU, or of this machine (of its container, where that has less)."""
+    if models.has_cuda() and not use_cpu:
+        import torch
+
+        return "cuda", float(torch.cuda.get_device_properties(0).total_memory)
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    container = Path("/sys/fs/cgroup/memory.max")
+    if container.is_file() and (text := container.read_text().strip()).isdigit():
+        limits.append(int(text))
+    return "cpu", float(min(limits))
