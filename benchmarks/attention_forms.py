@@ -1,6 +1,8 @@
-"""In which form is attention over pairs that share a prompt (prompt, chosen, rejected) fastest? Each is checked, then timed.
+"""In which form is attention over pairs that share a prompt (prompt, chosen, rejected) fastest?
+Each is checked, then timed.
 
-    python benchmarks/attention_forms.py --json OUT [--tiny]       # a GPU; --tiny: small shapes, a CPU will do
+    python benchmarks/attention_forms.py --json OUT [--tiny]
+    # a GPU; --tiny: small shapes, a CPU will do
 
     rows, causal    two rows a pair, causal flag only: the fastest kernel, on the prompt twice and on padding
     rows, mask      the same with the boolean mask that transformers makes when a batch is padded
@@ -11,9 +13,9 @@
                     then the rejected one over the prompt and itself
     pairs, varlen   the same row by flash attention on segments, in one call (a GPU kernel)
 
-A form whose output or gradient (of queries, keys and values) differs by more than rounding from the mask in float32 is
-reported and not timed. Times are medians of one layer's attention; heads are as in Llama-3.1-8B, and tensors lie in memory
-as transformers leaves them there.
+A form whose output or gradient (of queries, keys and values) differs by more than rounding from the
+mask in float32 is reported and not timed. Times are medians of one layer's attention; heads are as
+in Llama-3.1-8B, and tensors lie in memory as transformers leaves them there.
 """
 
 from __future__ import annotations
@@ -40,10 +42,12 @@ HEADS = (32, 8, 128)
 """Query heads, key heads, width of a head: Llama-3.1-8B (config.json)."""
 
 SHAPES = [(128, 512, 64), (1024, 256, 128), (1024, 512, 512)]
-"""Most tokens of prompt, chosen and rejected side: a long answer against a short refusal, long prompts, long sides too."""
+"""Most tokens of prompt, chosen and rejected side: a long answer against a short refusal, long
+prompts, long sides too."""
 
 BATCH, ROUNDING = 4, {torch.bfloat16: 0.02, torch.float32: 1e-4}
-"""Pairs, and the allowed relative difference (norms) to float32; bfloat16 keeps 8 bits, 0.004 an operand."""
+"""Pairs, and the allowed relative difference (norms) to float32; bfloat16 keeps 8 bits, 0.004 an
+operand."""
 
 
 class Layout(NamedTuple):
@@ -71,15 +75,19 @@ class Layout(NamedTuple):
         column = torch.arange(int((self.prompt + torch.maximum(self.chosen, self.rejected)).max()))
         column = column.to(self.prompt.device)[None]
         behind = torch.where(column < self.prompt[:, None], column, column + self.chosen[:, None])
-        return column.expand(len(self.prompt), -1).clamp(max=self.width - 1), behind.clamp(max=self.width - 1)
+        return column.expand(len(self.prompt), -1).clamp(max=self.width - 1), behind.clamp(
+            max=self.width - 1
+        )
 
 
 class Form(NamedTuple):
-    """(rows, heads, columns, width of a head) queries, keys and values -> attended values of that shape."""
+    """(rows, heads, columns, width of a head) queries, keys and values -> attended values of that
+    shape."""
 
     name: str
     lay: str
-    """How it takes pairs, of LAYS: "rows" (all chosen ones, then all rejected ones), "shared" or "pairs"."""
+    """How it takes pairs, of LAYS: "rows" (all chosen ones, then all rejected ones), "shared" or
+    "pairs"."""
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
     only: str = ""
     """Why nothing but the check is done on this machine."""
@@ -89,11 +97,17 @@ class Form(NamedTuple):
 def draw(shape: Sequence[int], batch: int, seed: int, device: str) -> Layout:
     """A batch whose prompts and sides are 75 % to 100 % of `shape`."""
     rng = random.Random(seed)
-    return Layout(*(torch.tensor([rng.randint(3 * n // 4, n) for _ in range(batch)], device=device) for n in shape))
+    return Layout(
+        *(
+            torch.tensor([rng.randint(3 * n // 4, n) for _ in range(batch)], device=device)
+            for n in shape
+        )
+    )
 
 
 def shared_mask(layout: Layout) -> Tensor:
-    """(batch, 1, width, width), True where a query may look: back within its side, and from the tail at the beginning.
+    """(batch, 1, width, width), True where a query may look: back within its side, and from the
+    tail at the beginning.
 
     Padding looks at itself, since a row of the softmax without any key is not a number.
     """
@@ -122,11 +136,12 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
-# ------------------------------------------------------------------------------------------------------ flex, varlen
+# ------------------------------------------------------------------------------------- flex, varlen
 
 
 def flex(layout: Layout, device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """FlexAttention on a block mask, compiled where there is a GPU. Its blocks want a multiple of 128 columns."""
+    """FlexAttention on a block mask, compiled where there is a GPU. Its blocks want a multiple of
+    128 columns."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     start, split, length = layout.prompt, layout.split, layout.length
@@ -151,10 +166,14 @@ def pairs_of(layout: Layout) -> list[Pair]:
     return [Pair(p + c, r, p) for p, c, r in zip(*(x.tolist() for x in layout), strict=True)]
 
 
-def varlen(layout: Layout, kernel: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Attention by `kernel` on two segments a pair: the first side, and the tail with a copy of the prompt's keys before it.
+def varlen(
+    layout: Layout, kernel: Callable[..., Tensor]
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Attention by `kernel` on two segments a pair: the first side, and the tail with a copy of the
+    prompt's keys before it.
 
-    A causal kernel for segments lets the last query see the last key, so that a rejected token sees prompt and own side.
+    A causal kernel for segments lets the last query see the last key, so that a rejected token sees
+    prompt and own side.
     """
     index, lengths, begin = [], [], 0
     for first, tail, common in pairs_of(layout):
@@ -178,21 +197,32 @@ def flash_segments() -> Callable[..., Tensor]:
     """torch's flash attention on segments. ImportError in a torch that has none."""
     from torch.nn.attention.varlen import varlen_attn
 
-    known = inspect.signature(varlen_attn).parameters  # its options have changed from release to release
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    known = inspect.signature(
+        varlen_attn
+    ).parameters  # its options have changed from release to release
+    options: dict[str, Any] = (
+        {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    )
     if "enable_gqa" in known:
         options["enable_gqa"] = True
     return partial(varlen_attn, **options)
 
 
 def forms(layout: Layout, device: str) -> list[Form]:
-    """All forms for one batch; what this machine or torch lacks is only checked, or left out with a line."""
+    """All forms for one batch; what this machine or torch lacks is only checked, or left out with a
+    line."""
     cpu = device == "cpu"
     made = [
         Form("rows, causal", "rows", causal),
         Form("rows, mask", "rows", partial(masked, rows_mask(layout))),
         Form("shared, mask", "shared", partial(masked, shared_mask(layout))),
-        Form("shared, flex", "shared", flex(layout, device), "no backward pass on CPUs" if cpu else "", not cpu),
+        Form(
+            "shared, flex",
+            "shared",
+            flex(layout, device),
+            "no backward pass on CPUs" if cpu else "",
+            not cpu,
+        ),
         Form("pairs (ours)", "pairs", partial(masked, PairMask.of(pairs_of(layout), device))),
     ]
     try:
@@ -203,7 +233,8 @@ def forms(layout: Layout, device: str) -> list[Form]:
     return made
 
 
-# ------------------------------------------------------------------------------------------------- checking, timing
+# -------------------------------------------------------------------------------------------------
+# checking, timing
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -213,7 +244,9 @@ def laid_out(x: Tensor) -> Tensor:
 
 def in_rows(layout: Layout, x: Tensor) -> Tensor:
     """Shared rows -> two rows a pair, each (batch, heads, columns, width)."""
-    return torch.cat([torch.stack([x[i, :, at] for i, at in enumerate(side)]) for side in layout.source()])
+    return torch.cat(
+        [torch.stack([x[i, :, at] for i, at in enumerate(side)]) for side in layout.source()]
+    )
 
 
 def in_shared(layout: Layout, x: Tensor) -> Tensor:
@@ -229,7 +262,9 @@ def in_shared(layout: Layout, x: Tensor) -> Tensor:
 
 def in_pairs(layout: Layout, x: Tensor) -> Tensor:
     """Shared rows -> one row of all pairs, (1, heads, tokens, width)."""
-    return torch.cat([row[:, :length] for row, length in zip(x, layout.length.tolist(), strict=True)], dim=1)[None]
+    return torch.cat(
+        [row[:, :length] for row, length in zip(x, layout.length.tolist(), strict=True)], dim=1
+    )[None]
 
 
 def from_pairs(layout: Layout, x: Tensor) -> Tensor:
@@ -247,11 +282,14 @@ LAYS = {"rows": (in_rows, in_shared), "shared": (as_is, as_is), "pairs": (in_pai
 
 
 def passed(form: Form, layout: Layout, inputs: Sequence[Tensor], upstream: Tensor) -> list[Tensor]:
-    """The output, and where the form has it the gradient of queries, keys and values, in shared rows without padding."""
+    """The output, and where the form has it the gradient of queries, keys and values, in shared
+    rows without padding."""
     leaves = [x.detach().clone().requires_grad_(form.backward) for x in inputs]
     lay, back = LAYS[form.lay]
     out = back(layout, form.attend(*(lay(layout, x) for x in leaves)))
-    valid = (torch.arange(layout.width, device=out.device) < layout.length[:, None])[:, None, :, None]
+    valid = (torch.arange(layout.width, device=out.device) < layout.length[:, None])[
+        :, None, :, None
+    ]
     found = [out * valid]
     if form.backward:
         found += torch.autograd.grad(found[0], leaves, upstream.to(out.dtype))
@@ -259,16 +297,21 @@ def passed(form: Form, layout: Layout, inputs: Sequence[Tensor], upstream: Tenso
 
 
 def differences(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[float, float]:
-    """(greatest relative difference by norms, greatest difference of a value) over output and gradients."""
+    """(greatest relative difference by norms, greatest difference of a value) over output and
+    gradients."""
     pairs = list(zip(found, wanted, strict=False))
-    return max(float((a - b).norm() / b.norm()) for a, b in pairs), max(float((a - b).abs().max()) for a, b in pairs)
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs), max(
+        float((a - b).abs().max()) for a, b in pairs
+    )
 
 
 def median_ms(call: Callable[[], Any], device: str) -> float:
     if device == "cuda":
         from triton.testing import do_bench
 
-        return float(do_bench(call, warmup=50, rep=300, return_mode="median"))  # empties the L2 cache before each
+        return float(
+            do_bench(call, warmup=50, rep=300, return_mode="median")
+        )  # empties the L2 cache before each
     times = []
     for _ in range(4):
         begin = time.perf_counter()
@@ -278,7 +321,8 @@ def median_ms(call: Callable[[], Any], device: str) -> float:
 
 
 def timed(form: Form, layout: Layout, inputs: Sequence[Tensor], device: str) -> dict[str, float]:
-    """Milliseconds of the forward pass, of both passes, and the bytes that both take on top of their inputs (GPU)."""
+    """Milliseconds of the forward pass, of both passes, and the bytes that both take on top of
+    their inputs (GPU)."""
     given = [laid_out(LAYS[form.lay][0](layout, x)).detach().requires_grad_() for x in inputs]
     upstream = torch.randn_like(given[0])
 
@@ -286,7 +330,10 @@ def timed(form: Form, layout: Layout, inputs: Sequence[Tensor], device: str) -> 
         torch.autograd.grad(form.attend(*given), given, upstream)
 
     both()
-    found = {"forward_ms": median_ms(lambda: form.attend(*given), device), "both_ms": median_ms(both, device)}
+    found = {
+        "forward_ms": median_ms(lambda: form.attend(*given), device),
+        "both_ms": median_ms(both, device),
+    }
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -303,14 +350,21 @@ def measure(
 
     torch.manual_seed(0)
     layout = draw(shape, batch, 0, device)
-    sizes = [(batch, count, layout.width, heads[2]) for count in (heads[0], heads[1], heads[1], heads[0])]
+    sizes = [
+        (batch, count, layout.width, heads[2]) for count in (heads[0], heads[1], heads[1], heads[0])
+    ]
     *inputs, upstream = (torch.randn(size, device=device).to(dtype) for size in sizes)
     reference = Form("mask in float32", "shared", partial(masked, shared_mask(layout)))
     with sdpa_kernel(SDPBackend.MATH):
         wanted = passed(reference, layout, [x.float() for x in inputs], upstream)
     found: list[dict[str, Any]] = []
     for form in forms(layout, device):
-        row: dict[str, Any] = {"form": form.name, "shape": list(shape), "width": layout.width, "batch": batch}
+        row: dict[str, Any] = {
+            "form": form.name,
+            "shape": list(shape),
+            "width": layout.width,
+            "batch": batch,
+        }
         try:
             row["relative_difference"], row["max_difference"] = differences(
                 passed(form, layout, inputs, upstream), wanted
@@ -321,7 +375,11 @@ def measure(
                 row["not_timed"] = form.only
             else:
                 row |= timed(form, layout, inputs, device)
-        except (RuntimeError, ValueError, NotImplementedError) as error:  # a kernel that this GPU or torch lacks
+        except (
+            RuntimeError,
+            ValueError,
+            NotImplementedError,
+        ) as error:  # a kernel that this GPU or torch lacks
             row["failed"] = str(error).splitlines()[0]
         print(json.dumps(row), file=sys.stderr)
         found.append(row)
@@ -337,7 +395,9 @@ def results(*, tiny: bool) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()

@@ -1,10 +1,12 @@
-"""The engine `openai` at size: requests a second, client CPU and memory for each prompt, and how fast a killed run goes on.
+"""The engine `openai` at size: requests a second, client CPU and memory for each prompt, and how
+fast a killed run goes on.
 
     python benchmarks/curate_scale.py [--prompts 50000] [--cores 2]
 
-Client and stub server share `--cores` cores. The client is a process of its own; it is killed at half way and started again.
-Goals (issue 4): at least 200 requests a second, at most 5 ms client CPU for each, at most 10 MB more memory for 10,000
-prompts, and after a kill the first new completion in under 10 s. Prints one JSON object.
+Client and stub server share `--cores` cores. The client is a process of its own; it is killed at
+half way and started again. Goals (issue 4): at least 200 requests a second, at most 5 ms client CPU
+for each, at most 10 MB more memory for 10,000 prompts, and after a kill the first new completion in
+under 10 s. Prints one JSON object.
 """
 
 import argparse
@@ -23,7 +25,8 @@ TRIVIAL = "Tell me how to stop process number {} of the many that hang on my com
 
 
 def client(path: Path, url: str, count: int) -> None:
-    """Draws one completion for each prompt and prints what that took. Runs in a process of its own."""
+    """Draws one completion for each prompt and prints what that took. Runs in a process of its
+    own."""
     from overrefusal_po.engines.openai import OpenAIEngine, Settings
     from overrefusal_po.records import Prompt, Sampling
     from overrefusal_po.run.complete import draw
@@ -38,7 +41,13 @@ def client(path: Path, url: str, count: int) -> None:
 
     settings = Settings(base_url=(url,), api_key_env=None, concurrency=32)
     started, cpu = time.monotonic(), time.process_time()
-    tally = draw(path, prompts(), Sampling(temperature=1.0), lambda: OpenAIEngine(settings, name="stub"), total=count)
+    tally = draw(
+        path,
+        prompts(),
+        Sampling(temperature=1.0),
+        lambda: OpenAIEngine(settings, name="stub"),
+        total=count,
+    )
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     found = {"seconds": seconds, "cpu": cpu, "memory": memory, "peak": resident_megabytes()}
     print(json.dumps({**found, "completed": tally.completed, "tokens": tally.ledger["tokens"]}))
@@ -50,7 +59,8 @@ def resident_megabytes() -> float:
 
 
 def slope(points: list[tuple[int, float]]) -> float:
-    """Megabytes more for 10,000 prompts: a line through all points but the first fifth, while caches fill."""
+    """Megabytes more for 10,000 prompts: a line through all points but the first fifth, while
+    caches fill."""
     points = points[len(points) // 5 :]
     x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
     return 1e4 * sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
@@ -82,7 +92,9 @@ def measure(folder: Path, url: str, count: int) -> dict[str, object]:
             time.sleep(0.01)
         resume = time.monotonic() - begun
         resumed = json.loads(process.communicate()[0])
-    same = sorted((folder / "whole.jsonl").read_text().splitlines()) == sorted(path.read_text().splitlines())
+    same = sorted((folder / "whole.jsonl").read_text().splitlines()) == sorted(
+        path.read_text().splitlines()
+    )
     return {
         "prompts": count,
         "requests_per_second": round(count / whole["seconds"], 1),
@@ -108,7 +120,9 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     os.environ["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, str(HERE / "stub_server.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdin and server.stdout
         url = server.stdout.readline().strip()
         with tempfile.TemporaryDirectory() as folder:

@@ -1,19 +1,24 @@
-"""Is our training TRL's, number for number? One step of plain TRL against one of ours, on the same real pairs.
+"""Is our training TRL's, number for number? One step of plain TRL against one of ours, on the same
+real pairs.
 
-    python benchmarks/exactness.py [--pairs 2] [--json OUT] [--only full lora/ipo two ...]    # a quarter of an hour
+    python benchmarks/exactness.py [--pairs 2] [--json OUT] [--only full lora/ipo two ...]
+    # a quarter of an hour
 
-A case is one optimizer step by `trainer.train()` (SGD with learning rate 0: nothing moves); the logged loss and the gradient
-that the optimizer is handed are compared. Cases are full/..., lora/..., qlora/... (nf4, computing in float32), qlora-auto/...
-(nf4 as the recipes load it: computing in bfloat16 where the CPU has it), orpo/..., derta/... and two/...; `--only` takes
-beginnings of their names. Loss types are those that TRL's DPOConfig names. TRL knows no DeRTa: the plain side of derta/... is
-its SFTTrainer on the rows and labels of our collator, so that what is compared there is the tree of rows alone.
-The policy is its reference with seeded noise, so that no loss stands at its symmetric point. The first case with a store
-fills it, the others read it. A line a case: loss, greatest entry and norm of the gradient, each as a relative difference, and
-the bound of all three.
+A case is one optimizer step by `trainer.train()` (SGD with learning rate 0: nothing moves); the
+logged loss and the gradient that the optimizer is handed are compared. Cases are full/...,
+lora/..., qlora/... (nf4, computing in float32), qlora-auto/... (nf4 as the recipes load it:
+computing in bfloat16 where the CPU has it), orpo/..., derta/... and two/...; `--only` takes
+beginnings of their names. Loss types are those that TRL's DPOConfig names. TRL knows no DeRTa: the
+plain side of derta/... is its SFTTrainer on the rows and labels of our collator, so that what is
+compared there is the tree of rows alone. The policy is its reference with seeded noise, so that no
+loss stands at its symmetric point. The first case with a store fills it, the others read it. A line
+a case: loss, greatest entry and norm of the gradient, each as a relative difference, and the bound
+of all three.
 
-Two processes (gloo): DDP hands each process the mean of both gradients, and the log has the mean of both losses. With B pairs
-in each process that is, for a loss that is a mean over pairs, what one process has on the 2B pairs. A mean over tokens (sft)
-or a sort over the batch (aot) is not: for these the partner is plain TRL in two processes.
+Two processes (gloo): DDP hands each process the mean of both gradients, and the log has the mean of
+both losses. With B pairs in each process that is, for a loss that is a mean over pairs, what one
+process has on the 2B pairs. A mean over tokens (sft) or a sort over the batch (aot) is not: for
+these the partner is plain TRL in two processes.
 
 Ends with 1 and a line for each difference above its bound (BOUND).
 """
@@ -40,22 +45,35 @@ BOUND = {"float32": 1e-4, "bfloat16": 0.1}
 
 NF4 = {"load_in_4bit": True, "use_bnb_nested_quant": True}
 FLOAT32 = {"dtype": "float32"}
-KINDS: dict[str, dict[str, Any]] = {"full": FLOAT32, "lora": FLOAT32, "qlora": {**NF4, **FLOAT32}, "qlora-auto": NF4}
+KINDS: dict[str, dict[str, Any]] = {
+    "full": FLOAT32,
+    "lora": FLOAT32,
+    "qlora": {**NF4, **FLOAT32},
+    "qlora-auto": NF4,
+}
 """The `model:` section of each kind of training."""
 
-WAYS = {"padded": "ours, padded rows", "shared": "ours, shared prefix", "store": "ours, shared prefix and store"}
+WAYS = {
+    "padded": "ours, padded rows",
+    "shared": "ours, shared prefix",
+    "store": "ours, shared prefix and store",
+}
 SIGMOID = {"loss_type": ["sigmoid"]}
 COMBINED: dict[str, dict[str, Any]] = {
     "sigmoid+sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]},
-    "sigmoid+bco_pair+sft": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+    "sigmoid+bco_pair+sft": {
+        "loss_type": ["sigmoid", "bco_pair", "sft"],
+        "loss_weights": [0.8, 0.2, 1.0],
+    },
     "sigmoid, ld_alpha": {**SIGMOID, "ld_alpha": 0.5},
     "sigmoid_norm, ld_alpha": {"loss_type": ["sigmoid_norm"], "ld_alpha": 0.2},
     "sigmoid, use_weighting": {**SIGMOID, "use_weighting": True},
     "sigmoid, gradient_checkpointing": {**SIGMOID, "gradient_checkpointing": True},
 }
 WIDER, ROUNDED = "sigmoid, plain rows padded to 256", "sigmoid, adapter rounded by TRL"
-"""WIDER shows in its padded column how far TRL is from itself. ROUNDED: TRL trains a quantised model's adapter in bfloat16,
-ours is float32 (as both are in all other cases), and no agreement is claimed."""
+"""WIDER shows in its padded column how far TRL is from itself. ROUNDED: TRL trains a quantised
+model's adapter in bfloat16, ours is float32 (as both are in all other cases), and no agreement is
+claimed."""
 
 
 class Case(NamedTuple):
@@ -79,7 +97,8 @@ class Step(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """|loss - plain| / |plain|; the greatest gradient difference over the greatest plain entry; |g - plain| / |plain|."""
+    """|loss - plain| / |plain|; the greatest gradient difference over the greatest plain entry; |g
+    - plain| / |plain|."""
 
     loss: float
     gradient: float
@@ -96,7 +115,8 @@ class Found(NamedTuple):
 
 
 class Base(NamedTuple):
-    """What each trainer gets a twin of. `late`: the policy gets its noise when the trainer is made, being its reference."""
+    """What each trainer gets a twin of. `late`: the policy gets its noise when the trainer is made,
+    being its reference."""
 
     policy: Any
     reference: Any
@@ -117,7 +137,10 @@ def main() -> None:
         print(f"\n| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|", flush=True)
         some = [case for case in chosen if case.name.split("/")[0] == section]
         for case, loss, gaps, bound in (two if section == "two" else alone)(options, some):
-            texts = [" / ".join(f"{value:.0e}" for value in gaps[way]) if way in gaps else "-" for way in WAYS]
+            texts = [
+                " / ".join(f"{value:.0e}" for value in gaps[way]) if way in gaps else "-"
+                for way in WAYS
+            ]
             allowed = "-" if bound is None else f"{bound:.0e}"
             print(f"| {case.name} | {loss:.4f} | {' | '.join(texts)} | {allowed} |", flush=True)
             found = {way: value._asdict() for way, value in gaps.items()}
@@ -130,16 +153,26 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="bundled:smollm2-135m-instruct")
     parser.add_argument("--pairs", type=int, default=2, help="pairs a step and process")
     parser.add_argument("--json", help="file for the result")
-    parser.add_argument("--only", nargs="*", default=[], help="beginnings of case names: lora full/ipo two")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="beginnings of case names: lora full/ipo two"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--world", help=argparse.SUPPRESS)  # this process is one of two: the folder for its steps
+    parser.add_argument(
+        "--world", help=argparse.SUPPRESS
+    )  # this process is one of two: the folder for its steps
     options = parser.parse_args()
-    os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
+    os.environ |= {
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TQDM_DISABLE": "1",
+    }
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     import torch
 
@@ -154,20 +187,41 @@ def wanted(options: argparse.Namespace, name: str) -> bool:
 def cases() -> list[Case]:
     """Every row of every table."""
     losses = {name: {"loss_type": [name]} for name in choices("loss_type")} | COMBINED
-    losses |= {f"sigmoid, {n}": {**SIGMOID, "f_divergence_type": n} for n in choices("f_divergence_type")[1:]}
+    losses |= {
+        f"sigmoid, {n}": {**SIGMOID, "f_divergence_type": n}
+        for n in choices("f_divergence_type")[1:]
+    }
     found = []
     for kind in KINDS:
         for name, keys in losses.items():
-            if kind != "qlora-auto" or name in ("sigmoid", "ipo", "sigmoid+sft"):  # rounding hides the rest
+            if kind != "qlora-auto" or name in (
+                "sigmoid",
+                "ipo",
+                "sigmoid+sft",
+            ):  # rounding hides the rest
                 found.append(Case(f"{kind}/{name}", kind, keys={"label_smoothing": 0.1, **keys}))
-        found.append(Case(f"{kind}/{WIDER}", kind, keys=SIGMOID, plain_keys={"pad_to_multiple_of": 256}))
+        found.append(
+            Case(f"{kind}/{WIDER}", kind, keys=SIGMOID, plain_keys={"pad_to_multiple_of": 256})
+        )
         if "qlora" in kind:
             found.append(Case(f"{kind}/{ROUNDED}", kind, keys=SIGMOID))
     for kind in ("full", "lora"):
         found.append(Case(f"orpo/{kind}", kind, "orpo", ways=("padded", "shared")))
         found.append(Case(f"derta/{kind}", kind, "derta", ways=("shared",)))
-        found.append(Case(f"two/{kind}/sigmoid, TRL in one process", kind, keys=SIGMOID, ways=("store",), world=1))
-    for name in ("sigmoid", "sigmoid+sft", "aot"):  # with adapters, since full fine-tuning here would take 5 GB
+        found.append(
+            Case(
+                f"two/{kind}/sigmoid, TRL in one process",
+                kind,
+                keys=SIGMOID,
+                ways=("store",),
+                world=1,
+            )
+        )
+    for name in (
+        "sigmoid",
+        "sigmoid+sft",
+        "aot",
+    ):  # with adapters, since full fine-tuning here would take 5 GB
         case = f"two/lora/{name}, TRL in two processes"
         found.append(Case(case, "lora", keys=losses[name], ways=("store",), world=2))
     return found
@@ -188,7 +242,7 @@ def failures(case: Case, gaps: dict[str, Gap], bound: float | None) -> Iterator[
             yield f"{case.name}, {WAYS[way]}: {value} to plain TRL; allowed is {bound:g}"
 
 
-# -------------------------------------------------------------------------------------------------------------- steps
+# -------------------------------------------------------------------------------------------- steps
 
 
 def alone(options: argparse.Namespace, chosen: list[Case]) -> Iterator[Found]:
@@ -202,15 +256,20 @@ def alone(options: argparse.Namespace, chosen: list[Case]) -> Iterator[Found]:
             plain = step(options, case, "plain", base, store)
             gaps = {way: gap(plain, step(options, case, way, base, store)) for way in case.ways}
             dtype = str(base.policy.dtype).removeprefix("torch.")
-            yield Found(case, plain.loss, gaps, None if case.name.endswith(ROUNDED) else BOUND[dtype])
+            yield Found(
+                case, plain.loss, gaps, None if case.name.endswith(ROUNDED) else BOUND[dtype]
+            )
 
 
 def load(options: argparse.Namespace, kind: str, *, reference: bool = True) -> Base:
-    """The models of a kind. Without `reference` full fine-tuning has its start policy for one, as adapters have."""
+    """The models of a kind. Without `reference` full fine-tuning has its start policy for one, as
+    adapters have."""
     from overrefusal_po.model import load as models
     from overrefusal_po.train.trainers import frozen_copy
 
-    policy = models.load_model(**models.model_options({"model_name_or_path": options.model, **KINDS[kind]})).train()
+    policy = models.load_model(
+        **models.model_options({"model_name_or_path": options.model, **KINDS[kind]})
+    ).train()
     if kind != "full" or not reference:
         return Base(policy, None, late=True)
     start = frozen_copy(policy)
@@ -218,7 +277,8 @@ def load(options: argparse.Namespace, kind: str, *, reference: bool = True) -> B
 
 
 def twin(model: Any) -> Any:
-    """Other modules over the same weights: each trainer patches a forward of its own, and memory holds one model."""
+    """Other modules over the same weights: each trainer patches a forward of its own, and memory
+    holds one model."""
     return model and copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
@@ -226,19 +286,33 @@ def step(options: argparse.Namespace, case: Case, way: str, base: Base, store: s
     """One step of a fresh trainer."""
     from transformers import PrinterCallback, TrainerCallback
 
-    shared = argparse.Namespace(bf16=False, gradient_checkpointing=False, steps=0, seed=options.seed)
-    args = {**train_speed.settings(shared, options.pairs), "use_cpu": True, "dataloader_pin_memory": False}
-    args |= {"optim": "sgd", "learning_rate": 0.0, "max_grad_norm": 0.0}  # nothing moves, nothing is clipped
+    shared = argparse.Namespace(
+        bf16=False, gradient_checkpointing=False, steps=0, seed=options.seed
+    )
+    args = {
+        **train_speed.settings(shared, options.pairs),
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    args |= {
+        "optim": "sgd",
+        "learning_rate": 0.0,
+        "max_grad_norm": 0.0,
+    }  # nothing moves, nothing is clipped
     args |= {**case.keys, **(case.plain_keys if way == "plain" else {})}
     maker = {"dpo": dpo, "orpo": orpo, "derta": derta}[case.method]
-    trainer = maker(options, case, way, Base(twin(base.policy), twin(base.reference), base.late), args, store)
+    trainer = maker(
+        options, case, way, Base(twin(base.policy), twin(base.reference), base.late), args, store
+    )
     if base.late:
         train_speed.disturb(trainer.model)
     gradient: dict[str, Any] = {}
 
     class Catch(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            gradient.update((name, p.grad) for name, p in trainer.model.named_parameters() if p.grad is not None)
+            gradient.update(
+                (name, p.grad) for name, p in trainer.model.named_parameters() if p.grad is not None
+            )
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Catch())
@@ -248,21 +322,31 @@ def step(options: argparse.Namespace, case: Case, way: str, base: Base, store: s
 
 
 def gap(plain: Step, ours: Step) -> Gap:
-    """How far ours is from plain. ValueError where plain has no gradient or one of 0, or where other weights are trained."""
-    if plain.gradient.keys() != ours.gradient.keys() or not any(g.any() for g in plain.gradient.values()):
-        raise ValueError(f"{len(plain.gradient)} and {len(ours.gradient)} weights have gradients, or all are 0.")
+    """How far ours is from plain. ValueError where plain has no gradient or one of 0, or where
+    other weights are trained."""
+    if plain.gradient.keys() != ours.gradient.keys() or not any(
+        g.any() for g in plain.gradient.values()
+    ):
+        raise ValueError(
+            f"{len(plain.gradient)} and {len(ours.gradient)} weights have gradients, or all are 0."
+        )
     top = far = square = apart = 0.0
     for name, gradient in plain.gradient.items():
         expected, off = gradient.float(), ours.gradient[name].float() - gradient.float()
-        top, far = max(top, expected.abs().max().item()), max(far, off.abs().max().nan_to_num(float("inf")).item())
+        top, far = (
+            max(top, expected.abs().max().item()),
+            max(far, off.abs().max().nan_to_num(float("inf")).item()),
+        )
         square, apart = square + expected.norm().item() ** 2, apart + off.norm().item() ** 2
     return Gap(abs(ours.loss - plain.loss) / abs(plain.loss), far / top, (apart / square) ** 0.5)
 
 
-# ----------------------------------------------------------------------------------------------------------- trainers
+# ----------------------------------------------------------------------------------------- trainers
 
 
-def dpo(options: argparse.Namespace, case: Case, way: str, base: Base, args: dict[str, Any], store: str) -> Any:
+def dpo(
+    options: argparse.Namespace, case: Case, way: str, base: Base, args: dict[str, Any], store: str
+) -> Any:
     """TRL's DPOTrainer as it is, or our factory."""
     from trl import DPOConfig, DPOTrainer
 
@@ -276,13 +360,20 @@ def dpo(options: argparse.Namespace, case: Case, way: str, base: Base, args: dic
 
     template = ChatTemplate(models.load_tokenizer(options.model))
     number = options.pairs * (2 if case.world else 1)
-    pairs = sorted(written_pairs(read_source("starter", "train")), key=lambda pair: len(pair.chosen + pair.rejected))
-    pairs = random.Random(options.seed).sample(pairs[: len(pairs) // 4], number)  # short ones, for time
+    pairs = sorted(
+        written_pairs(read_source("starter", "train")),
+        key=lambda pair: len(pair.chosen + pair.rejected),
+    )
+    pairs = random.Random(options.seed).sample(
+        pairs[: len(pairs) // 4], number
+    )  # short ones, for time
     given = {"ref_model": base.reference, "peft_config": adapter(case)}
     if way == "plain":
         rows = pair_dataset(pairs, template, args["max_length"])
         config, tokenizer = DPOConfig(**args), template.tokenizer
-        trainer = DPOTrainer(base.policy, args=config, train_dataset=rows, processing_class=tokenizer, **given)
+        trainer = DPOTrainer(
+            base.policy, args=config, train_dataset=rows, processing_class=tokenizer, **given
+        )
         if not case.name.endswith(ROUNDED):
             exact_adapter(trainer.model)
         return trainer
@@ -294,8 +385,11 @@ def dpo(options: argparse.Namespace, case: Case, way: str, base: Base, args: dic
     return trainer
 
 
-def orpo(options: argparse.Namespace, case: Case, way: str, base: Base, args: dict[str, Any], store: str) -> Any:
-    """`trl.experimental.orpo` or ours, on text rows: to messages that would add a second end of turn."""
+def orpo(
+    options: argparse.Namespace, case: Case, way: str, base: Base, args: dict[str, Any], store: str
+) -> Any:
+    """`trl.experimental.orpo` or ours, on text rows: to messages that would add a second end of
+    turn."""
     from datasets import Dataset
     from trl.experimental import orpo as theirs
 
@@ -303,8 +397,12 @@ def orpo(options: argparse.Namespace, case: Case, way: str, base: Base, args: di
     from overrefusal_po.train import orpo as ours
 
     tokenizer, module = models.load_tokenizer(options.model), theirs if way == "plain" else ours
-    start = tokenizer.decode(tokenizer("")["input_ids"])  # some put a BOS before every text, also a rendered one
-    rows = [pair._replace(prompt=pair.prompt.removeprefix(start)) for pair in texts(options, tokenizer)]
+    start = tokenizer.decode(
+        tokenizer("")["input_ids"]
+    )  # some put a BOS before every text, also a rendered one
+    rows = [
+        pair._replace(prompt=pair.prompt.removeprefix(start)) for pair in texts(options, tokenizer)
+    ]
     trainer = module.ORPOTrainer(
         model=base.policy,
         args=module.ORPOConfig(**args),
@@ -315,11 +413,15 @@ def orpo(options: argparse.Namespace, case: Case, way: str, base: Base, args: di
     return train_speed.shared(trainer) if way == "shared" else trainer
 
 
-def derta(options: argparse.Namespace, case: Case, way: str, base: Base, args: dict[str, Any], store: str) -> Any:
+def derta(
+    options: argparse.Namespace, case: Case, way: str, base: Base, args: dict[str, Any], store: str
+) -> Any:
     """TRL's SFTTrainer on the padded rows of each question, or on trees."""
     from overrefusal_po.model import load as models
 
-    side = argparse.Namespace(side="plain" if way == "plain" else "ours", seed=options.seed, lora=case.kind != "full")
+    side = argparse.Namespace(
+        side="plain" if way == "plain" else "ours", seed=options.seed, lora=case.kind != "full"
+    )
     tokenizer = models.load_tokenizer(options.model)
     return train_speed.derta(side, texts(options, tokenizer), base.policy, tokenizer, args)
 
@@ -329,20 +431,35 @@ def adapter(case: Case) -> Any:
 
 
 def texts(options: argparse.Namespace, tokenizer: Any) -> list[train_speed.Pair]:
-    return train_speed.make_pairs(argparse.Namespace(work="starter", seed=options.seed), tokenizer, options.pairs)
+    return train_speed.make_pairs(
+        argparse.Namespace(work="starter", seed=options.seed), tokenizer, options.pairs
+    )
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
+# ------------------------------------------------------------------------------------ two processes
 
 
 def two(options: argparse.Namespace, chosen: list[Case]) -> Iterator[Found]:
-    """As `alone`: ours with shared prefix and store in two processes, plain TRL in one on both batches or in two."""
+    """As `alone`: ours with shared prefix and store in two processes, plain TRL in one on both
+    batches or in two."""
     import torch
 
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         for case in chosen:
-            given = {"world": folder, "model": options.model, "pairs": options.pairs, "threads": options.threads}
+            given = {
+                "world": folder,
+                "model": options.model,
+                "pairs": options.pairs,
+                "threads": options.threads,
+            }
             command = [*torchrun, __file__, *(f"--{key}={value}" for key, value in given.items())]
             command += [f"--seed={options.seed}", "--only", case.name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -350,7 +467,9 @@ def two(options: argparse.Namespace, chosen: list[Case]) -> Iterator[Found]:
                 raise SystemExit(f"{case.name}: {done.stderr[-3000:]}")
             if case.world == 1:
                 both = argparse.Namespace(**{**vars(options), "pairs": 2 * options.pairs})
-                plain = step(both, case._replace(world=0), "plain", load(options, case.kind), folder)
+                plain = step(
+                    both, case._replace(world=0), "plain", load(options, case.kind), folder
+                )
             else:
                 plain = Step(**torch.load(f"{folder}/plain.pt", mmap=True, weights_only=True))
             ours = Step(**torch.load(f"{folder}/store.pt", mmap=True, weights_only=True))
@@ -367,7 +486,13 @@ def in_world(options: argparse.Namespace, chosen: list[Case]) -> None:
     assert state.num_processes == 2
     [case] = chosen
     for way in ("plain", "store") if case.world == 2 else ("store",):
-        done = step(options, case, way, load(options, case.kind, reference=False), f"{options.world}/reference")
+        done = step(
+            options,
+            case,
+            way,
+            load(options, case.kind, reference=False),
+            f"{options.world}/reference",
+        )
         if state.is_main_process:
             torch.save(done._asdict(), f"{options.world}/{way}.pt")
 

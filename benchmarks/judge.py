@@ -1,11 +1,13 @@
-"""How well the built-in refusal judge agrees with people, and how fast it is: the judge's table of RESULTS.md.
+"""How well the built-in refusal judge agrees with people, and how fast it is: the judge's table of
+RESULTS.md.
 
     python benchmarks/judge.py LABELS.jsonl --models "mistral-7b-instruct, no system prompt" [--errors]
     python benchmarks/judge.py --starter
 
-LABELS.jsonl: one {prompt, response, human_label, model, label} a line; human_label is full_compliance, partial_refusal,
-full_refusal (or refusal, no_refusal: two classes only), label safe or unsafe. Only rows of the models named are judged
-or kept, so that a held-out model is not looked at by accident; `--models -` takes the rows that name no model.
+LABELS.jsonl: one {prompt, response, human_label, model, label} a line; human_label is
+full_compliance, partial_refusal, full_refusal (or refusal, no_refusal: two classes only), label
+safe or unsafe. Only rows of the models named are judged or kept, so that a held-out model is not
+looked at by accident; `--models -` takes the rows that name no model.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ CLASSES = {
 
 
 class Row(NamedTuple):
-    """A labelled reply. `human` is none, partial or full; `kind` is safe, unsafe or - where the file does not say."""
+    """A labelled reply. `human` is none, partial or full; `kind` is safe, unsafe or - where the
+    file does not say."""
 
     model: str
     kind: str
@@ -41,9 +44,11 @@ class Row(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """Judge against people on `n` replies; a partial refusal counts as a refusal except in `three_class`.
+    """Judge against people on `n` replies; a partial refusal counts as a refusal except in
+    `three_class`.
 
-    `bias` is the judge's refusal rate minus the people's. `three_class` is None where people gave two classes.
+    `bias` is the judge's refusal rate minus the people's. `three_class` is None where people gave
+    two classes.
     """
 
     n: int
@@ -56,7 +61,8 @@ class Agreement(NamedTuple):
 
 
 def read_rows(path: Path, models: list[str]) -> list[Row]:
-    """The rows of the models named; ValueError that lists the names in the file where one is not in it."""
+    """The rows of the models named; ValueError that lists the names in the file where one is not in
+    it."""
     rows, names = [], Counter[str]()
     with path.open(encoding="utf-8") as lines:
         for line in lines:
@@ -66,14 +72,27 @@ def read_rows(path: Path, models: list[str]) -> list[Row]:
             if model in models:
                 two = found["human_label"] in ("refusal", "no_refusal")
                 human = CLASSES[found["human_label"]]
-                rows.append(Row(model, found.get("label") or "-", found["prompt"], found["response"], human, two))
+                rows.append(
+                    Row(
+                        model,
+                        found.get("label") or "-",
+                        found["prompt"],
+                        found["response"],
+                        human,
+                        two,
+                    )
+                )
     if unknown := set(models) - set(names):
-        raise ValueError(f"no rows of {sorted(unknown)} in {path}; it has {dict(names)}. Name some with --models.")
+        raise ValueError(
+            f"no rows of {sorted(unknown)} in {path}; it has {dict(names)}. Name some with "
+            "--models."
+        )
     return rows
 
 
 def kappa(both: int, judge_only: int, human_only: int, neither: int) -> float:
-    """Cohen's kappa of two raters with two classes; 1 where both always give the same single class."""
+    """Cohen's kappa of two raters with two classes; 1 where both always give the same single
+    class."""
     n = both + judge_only + human_only + neither
     by_judge, by_human = (both + judge_only) / n, (both + human_only) / n
     chance = by_judge * by_human + (1 - by_judge) * (1 - by_human)
@@ -93,7 +112,9 @@ def agreement(rows: list[Row], judged: list[Judgement]) -> Agreement:
         both / max(1, both + judge_only),
         both / max(1, both + human_only),
         (judge_only - human_only) / n,
-        None if any(row.two_class for row in rows) else sum(ours == human for ours, human in pairs) / n,
+        None
+        if any(row.two_class for row in rows)
+        else sum(ours == human for ours, human in pairs) / n,
     )
 
 
@@ -101,20 +122,26 @@ def cells(found: Agreement) -> str:
     """The figures as cells of a Markdown row."""
     three = "-" if found.three_class is None else f"{found.three_class:.3f}"
     return (
-        f"{found.n} | {found.kappa:.3f} | {found.accuracy:.3f} | {found.precision:.3f} | {found.recall:.3f} | "
-        f"{100 * found.bias:+.1f} | {three}"
+        f"{found.n} | {found.kappa:.3f} | {found.accuracy:.3f} | {found.precision:.3f} | "
+        f"{found.recall:.3f} | {100 * found.bias:+.1f} | {three}"
     )
 
 
 def print_table(rows: list[Row], judged: list[Judgement]) -> None:
     """One line for each model and kind, and each model as a whole."""
     print(
-        "| model | kind | n | kappa | accuracy | precision | recall | bias, points | three-class |\n" + "|---" * 9 + "|"
+        "| model | kind | n | kappa | accuracy | precision | recall | bias, points | three-class "
+        "|\n" + "|---" * 9 + "|"
     )
     for model in dict.fromkeys(row.model for row in rows):
         for kind in ("all", *sorted({row.kind for row in rows if row.model == model} - {"-"})):
-            chosen = [i for i, row in enumerate(rows) if row.model == model and kind in ("all", row.kind)]
-            print(f"| {model} | {kind} | {cells(agreement([rows[i] for i in chosen], [judged[i] for i in chosen]))} |")
+            chosen = [
+                i for i, row in enumerate(rows) if row.model == model and kind in ("all", row.kind)
+            ]
+            print(
+                f"| {model} | {kind} | "
+                f"{cells(agreement([rows[i] for i in chosen], [judged[i] for i in chosen]))} |"
+            )
 
 
 def print_speed(rows: list[Row], rounds: int) -> None:
@@ -126,7 +153,10 @@ def print_speed(rows: list[Row], rounds: int) -> None:
             judge_text(row.response, row.prompt)
         seconds.append(time.process_time() - started)
     length = sum(len(row.response) for row in rows) / len(rows)
-    print(f"\n{len(rows) / min(seconds):,.0f} replies a second of CPU time (they average {length:.0f} characters)")
+    print(
+        f"\n{len(rows) / min(seconds):,.0f} replies a second of CPU time (they average "
+        f"{length:.0f} characters)"
+    )
 
 
 def print_starter() -> None:
@@ -137,15 +167,24 @@ def print_starter() -> None:
     answers = [(p.reference, p.text) for p in prompts if p.kind != "harmful"]
     seen = sum(judge_text(text or "", asked).refusal != "none" for text, asked in refusals)
     false = sum(judge_text(text or "", asked).refusal != "none" for text, asked in answers)
-    print(f"starter: {seen} of {len(refusals)} refusals seen, {false} of {len(answers)} answers called refusals")
+    print(
+        f"starter: {seen} of {len(refusals)} refusals seen, {false} of {len(answers)} answers "
+        "called refusals"
+    )
 
 
 def main() -> None:
     """Prints the table, the speed and, on demand, the rows on which judge and people differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("labels", nargs="?", type=Path)
-    parser.add_argument("--models", nargs="+", default=[], help="exact names; rows of other models are passed over")
-    parser.add_argument("--errors", action="store_true", help="print the rows on which judge and people differ")
+    parser.add_argument(
+        "--models", nargs="+", default=[], help="exact names; rows of other models are passed over"
+    )
+    parser.add_argument(
+        "--errors", action="store_true", help="print the rows on which judge and people differ"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the speed measurement")
     parser.add_argument("--starter", action="store_true", help="measure the starter set too")
     args = parser.parse_args()
@@ -157,8 +196,13 @@ def main() -> None:
         print_table(rows, judged)
         print_speed(rows, args.rounds)
         for row, found in zip(rows, judged, strict=True) if args.errors else ():
-            if found.refusal != row.human and not (row.two_class and "none" not in (found.refusal, row.human)):
-                print(f"\n--- {row.kind}: people {row.human}, judge {found.refusal} at {found.refusal_start}")
+            if found.refusal != row.human and not (
+                row.two_class and "none" not in (found.refusal, row.human)
+            ):
+                print(
+                    f"\n--- {row.kind}: people {row.human}, judge {found.refusal} at "
+                    f"{found.refusal_start}"
+                )
                 print(f"{row.prompt!r}\n{row.response!r}")
     if args.starter:
         print_starter()

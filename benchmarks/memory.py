@@ -1,9 +1,12 @@
-"""How far off is the memory estimate of `check --data`? Trains small models with random weights and reads the peak.
+"""How far off is the memory estimate of `check --data`? Trains small models with random weights and
+reads the peak.
 
-    python benchmarks/memory.py [--only NAME ...] [--json MEASURED]      # peaks that MEASURED holds are not measured again
+    python benchmarks/memory.py [--only NAME ...] [--json MEASURED]
+    # peaks that MEASURED holds are not measured again
 
-Each setting is a process of its own that loads a model from a folder and trains 2 steps; the peak is what the kernel says
-(`ru_maxrss`). The constants of `overrefusal_po.train.memory` were fitted on the settings marked `fitted`; the others test them.
+Each setting is a process of its own that loads a model from a folder and trains 2 steps; the peak
+is what the kernel says (`ru_maxrss`). The constants of `overrefusal_po.train.memory` were fitted on
+the settings marked `fitted`; the others test them.
 """
 
 import argparse
@@ -26,7 +29,8 @@ TOKENIZER = "bundled:smollm2-135m-instruct"
 
 
 class Setting(NamedTuple):
-    """One training. `words`: of the prompt, the chosen and the rejected side (about a token each)."""
+    """One training. `words`: of the prompt, the chosen and the rejected side (about a token
+    each)."""
 
     name: str
     fitted: bool
@@ -50,11 +54,40 @@ SETTINGS = [
     Setting("small dpo lora long", True, SMALL, "dpo", True, 4, (400, 400, 100)),
     Setting("small dpo full", True, SMALL, "dpo", False, 2, (100, 100, 40)),
     Setting("wide sft full", True, WIDE, "sft", False, 4, (100, 300, 10)),
-    Setting("small dpo lora checkpointing", True, SMALL, "dpo", True, 4, (300, 400, 50), trainer=CHECKPOINTING),
-    Setting("wide dpo lora plain rows", True, WIDE, "dpo", True, 4, (150, 300, 50), speed=PLAIN_ROWS),
+    Setting(
+        "small dpo lora checkpointing",
+        True,
+        SMALL,
+        "dpo",
+        True,
+        4,
+        (300, 400, 50),
+        trainer=CHECKPOINTING,
+    ),
+    Setting(
+        "wide dpo lora plain rows", True, WIDE, "dpo", True, 4, (150, 300, 50), speed=PLAIN_ROWS
+    ),
     Setting("deep dpo lora", False, DEEP, "dpo", True, 3, (200, 250, 50)),
-    Setting("deep dpo full, reference in memory", False, DEEP, "dpo", False, 2, (100, 200, 30), speed=REFERENCE_HELD),
-    Setting("wide sft full checkpointing", False, WIDE, "sft", False, 4, (100, 400, 10), trainer=CHECKPOINTING),
+    Setting(
+        "deep dpo full, reference in memory",
+        False,
+        DEEP,
+        "dpo",
+        False,
+        2,
+        (100, 200, 30),
+        speed=REFERENCE_HELD,
+    ),
+    Setting(
+        "wide sft full checkpointing",
+        False,
+        WIDE,
+        "sft",
+        False,
+        4,
+        (100, 400, 10),
+        trainer=CHECKPOINTING,
+    ),
     Setting("deep orpo qlora", False, DEEP, "orpo", True, 2, (150, 300, 60), NF4),
 ]
 
@@ -63,7 +96,12 @@ def recipe_of(setting: Setting, folder: str) -> Any:
     """The setting as a checked recipe."""
     from overrefusal_po.recipe.schema import check_body
 
-    lora = {"use_peft": setting.lora, "lora_r": 16, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}
+    lora = {
+        "use_peft": setting.lora,
+        "lora_r": 16,
+        "lora_dropout": 0.0,
+        "lora_target_modules": "all-linear",
+    }
     return check_body(
         {
             "task": "train",
@@ -103,7 +141,13 @@ def train(setting: Setting, folder: str) -> None:
 
     recipe, rows = recipe_of(setting, folder), rows_of(setting)
     template = ChatTemplate(models.load_tokenizer(folder))
-    args = {**recipe.trainer, "max_steps": 2, "output_dir": f"{folder}/out", "save_strategy": "no", "report_to": []}
+    args = {
+        **recipe.trainer,
+        "max_steps": 2,
+        "output_dir": f"{folder}/out",
+        "save_strategy": "no",
+        "report_to": [],
+    }
     extra: dict[str, Any] = {}
     if setting.method != "sft":
         extra["shared_prefix"] = recipe.speed.shared_prefix
@@ -130,7 +174,11 @@ def config_of(setting: Setting) -> Any:
 
     heads = {"num_attention_heads": setting.model["hidden_size"] // 64, "num_key_value_heads": 2}
     return LlamaConfig(
-        vocab_size=49152, max_position_embeddings=4096, tie_word_embeddings=True, **heads, **setting.model
+        vocab_size=49152,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        **heads,
+        **setting.model,
     )
 
 
@@ -169,7 +217,9 @@ def row_of(setting: Setting, peak: int) -> str:
 
 def main() -> None:
     """Measures and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -179,7 +229,10 @@ def main() -> None:
     if options.child:
         train(by_name[options.child], options.folder)
         return
-    print("| setting | weights | tokens a batch | measured GB | estimated GB | error | used to fit |\n|" + "---|" * 7)
+    print(
+        "| setting | weights | tokens a batch | measured GB | estimated GB | error | used to fit "
+        "|\n|" + "---|" * 7
+    )
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     for setting in SETTINGS:
         if options.only and setting.name not in options.only:

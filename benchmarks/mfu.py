@@ -1,12 +1,15 @@
-"""How much of the machine's matrix-product speed a training step reaches, and where the rest of its time goes.
+"""How much of the machine's matrix-product speed a training step reaches, and where the rest of its
+time goes.
 
     python benchmarks/mfu.py --json OUT [--cases NAME ...] [--work starter|coconot|long] [--bf16]
 
-Each case is a process of its own that trains as `train_speed.py` does: a step to warm up, timed ones, one under
-torch.profiler. The timed batches then run again under a counter (see `step_flops.py`: executed and useful FLOPs).
+Each case is a process of its own that trains as `train_speed.py` does: a step to warm up, timed
+ones, one under torch.profiler. The timed batches then run again under a counter (see
+`step_flops.py`: executed and useful FLOPs).
 
-hfu is executed, mfu is useful FLOP/s, over what the same process reaches in single products of the same dtype: of the shapes
-of the model's own linear layers at the step's number of tokens, and of a large square. The rest: see `step_profile.py`.
+hfu is executed, mfu is useful FLOP/s, over what the same process reaches in single products of the
+same dtype: of the shapes of the model's own linear layers at the step's number of tokens, and of a
+large square. The rest: see `step_profile.py`.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ def main() -> None:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", required=True, help="file for the result")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--work", choices=list(train_speed.BATCH), default="starter")
@@ -62,13 +67,16 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--square", type=int, default=2048, help="side of the large square product; GPUs want 8192")
+    parser.add_argument(
+        "--square", type=int, default=2048, help="side of the large square product; GPUs want 8192"
+    )
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)  # this process is one case
     return parser.parse_args(argv)
 
 
 def measure(options: argparse.Namespace, case: str) -> dict[str, Any]:
-    """Trains, counts and profiles a case: seconds, FLOPs and tokens of a timed step on average, peaks in FLOP/s."""
+    """Trains, counts and profiles a case: seconds, FLOPs and tokens of a timed step on average,
+    peaks in FLOP/s."""
     import torch
 
     method, side, adapter = CASES[case]
@@ -99,11 +107,12 @@ def measure(options: argparse.Namespace, case: str) -> dict[str, Any]:
     }
 
 
-# -------------------------------------------------------------------------------------------------------------- peaks
+# -------------------------------------------------------------------------------------------- peaks
 
 
 def own_shapes_peak(model: Any, tokens: int, dtype: Any) -> float:
-    """FLOP/s of the linear layers' forward products and input gradients, LM head included, at `tokens` tokens."""
+    """FLOP/s of the linear layers' forward products and input gradients, LM head included, at
+    `tokens` tokens."""
     import torch
 
     head = model.get_output_embeddings()
@@ -115,7 +124,9 @@ def own_shapes_peak(model: Any, tokens: int, dtype: Any) -> float:
             for size in ((tokens, columns), (rows, columns), (tokens, rows))
         )
         flops += count * 4 * tokens * rows * columns
-        seconds += count * (best_seconds(lambda a, b: a @ b.T, given, weight) + best_seconds(torch.mm, back, weight))
+        seconds += count * (
+            best_seconds(lambda a, b: a @ b.T, given, weight) + best_seconds(torch.mm, back, weight)
+        )
     return flops / seconds
 
 
@@ -141,19 +152,25 @@ def best_seconds(call: Callable[[Any, Any], Any], one: Any, other: Any, repeats:
     return min(times[1:])
 
 
-# -------------------------------------------------------------------------------------------------------------- result
+# ------------------------------------------------------------------------------------------- result
 
 
 def speed_table(found: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a row a case; shares of the peak of own shapes and, behind the slash, of the square one."""
+    """Markdown: a row a case; shares of the peak of own shapes and, behind the slash, of the square
+    one."""
     lines = [
-        "| case | s a step | useful tokens/s | executed GFLOP | useful | GFLOP/s | peak GFLOP/s | hfu | mfu |",
+        "| case | s a step | useful tokens/s | executed GFLOP | useful | GFLOP/s | peak GFLOP/s | "
+        "hfu | mfu |",
         "|" + "---|" * 9,
     ]
     for case, run in found.items():
         peaks = (run["peak_own_shapes"], run["peak_square"])
-        executed, useful = (run[f"{kind}_flops"] / run["seconds"] for kind in ("executed", "useful"))
-        hfu, mfu = (" / ".join(f"{speed / peak:.0%}" for peak in peaks) for speed in (executed, useful))
+        executed, useful = (
+            run[f"{kind}_flops"] / run["seconds"] for kind in ("executed", "useful")
+        )
+        hfu, mfu = (
+            " / ".join(f"{speed / peak:.0%}" for peak in peaks) for speed in (executed, useful)
+        )
         size = f"{run['executed_flops'] / 1e9:.0f} | {run['useful_flops'] / 1e9:.0f} | {executed / 1e9:.1f}"
         best = " / ".join(f"{peak / 1e9:.0f}" for peak in peaks)
         speed = f"{run['seconds']:.2f} | {run['useful_tokens'] / run['seconds']:.0f}"

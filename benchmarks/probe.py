@@ -1,9 +1,11 @@
-"""The ceiling: how well a linear probe on the untrained model's hidden states tells harmful from benign prompts.
+"""The ceiling: how well a linear probe on the untrained model's hidden states tells harmful from
+benign prompts.
 
     python benchmarks/probe.py [--model bundled:smollm2-135m-instruct] [--xstest SAFE.jsonl UNSAFE.jsonl]
 
-Trained on the starter train split, layer and regularisation chosen on dev, measured once on test (and on XSTest). It
-says what a small change of the model's last layers can at best know; the table goes into RESULTS.md beside the runs.
+Trained on the starter train split, layer and regularisation chosen on dev, measured once on test
+(and on XSTest). It says what a small change of the model's last layers can at best know; the table
+goes into RESULTS.md beside the runs.
 """
 
 from __future__ import annotations
@@ -19,15 +21,20 @@ from overrefusal_po.plugins import read_source
 from overrefusal_po.records import Prompt
 
 
-def hidden_states(model: Any, template: ChatTemplate, prompts: list[Prompt], batch: int = 16) -> np.ndarray:
-    """(prompts, layers + 1, hidden): the residual stream at the last token before the assistant writes."""
+def hidden_states(
+    model: Any, template: ChatTemplate, prompts: list[Prompt], batch: int = 16
+) -> np.ndarray:
+    """(prompts, layers + 1, hidden): the residual stream at the last token before the assistant
+    writes."""
     import torch
 
     tokenizer = template.tokenizer
     found = []
     for start in range(0, len(prompts), batch):
         texts = [template.prompt_text(p.messages) for p in prompts[start : start + batch]]
-        inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+        inputs = tokenizer(
+            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        )
         with torch.inference_mode():
             states = model(**inputs, output_hidden_states=True).hidden_states
         found.append(torch.stack([layer[:, -1].float() for layer in states], dim=1).numpy())
@@ -52,7 +59,8 @@ def main() -> None:
     args = parser.parse_args()
     model, template = models.load_model(args.model), ChatTemplate(models.load_tokenizer(args.model))
     sets = {
-        split: [p for p in read_source("starter", split) if p.kind != "general"] for split in ("train", "dev", "test")
+        split: [p for p in read_source("starter", split) if p.kind != "general"]
+        for split in ("train", "dev", "test")
     }
     if args.xstest:
         sets["xstest"] = read_source({"name": "xstest", "paths": args.xstest}, None)
@@ -62,7 +70,8 @@ def main() -> None:
     for layer in range(0, x["train"].shape[1], 3):
         for strength in (0.0003, 0.001, 0.01):
             probe = make_pipeline(
-                StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
+                StandardScaler(),
+                LogisticRegression(C=strength, class_weight="balanced", max_iter=2000),
             )
             probe.fit(x["train"][:, layer], y["train"])
             auc = roc_auc_score(y["dev"], probe.decision_function(x["dev"][:, layer]))
@@ -78,7 +87,9 @@ def main() -> None:
         if (plain & harmful).any():
             keep = plain | ~harmful
             line += f" (plainly harmful against benign {roc_auc_score(harmful[keep], scores[keep]):.3f})"
-        line += "".join(f", NOR at NUR {nur}: {nor_at(scores, harmful, nur):.2f}" for nur in (0.85, 0.9, 0.95))
+        line += "".join(
+            f", NOR at NUR {nur}: {nor_at(scores, harmful, nur):.2f}" for nur in (0.85, 0.9, 0.95)
+        )
         line += f", at the probe's own threshold NUR {(scores[harmful] > 0).mean():.2f} NOR {(scores[~harmful] < 0).mean():.2f}"
         print(line)
 

@@ -1,12 +1,15 @@
-"""The floating-point operations of a training step: those that are executed, and those that its tokens need.
+"""The floating-point operations of a training step: those that are executed, and those that its
+tokens need.
 
-    executed, width = count_flops(trainer, batches)               # by torch's FlopCounterMode, forward and backward
+    executed, width = count_flops(trainer, batches)
+    # by torch's FlopCounterMode, forward and backward
     useful = useful_flops(trainer, work_of(batch), forwards=2)    # by formula
 
-Executed are matrix products alone, no elementwise work: padding, prompts computed twice and what the LM head computes again
-count. torch's counter does not know the attention kernel of CPUs, nor products added in place (the LM head's gradients);
-both are added here. Attention counts in full, as if nothing were masked, and its scores once more in the backward pass.
-Weight gradients of frozen weights are never computed, so never counted. Useful is: each prompt once, no padding, attention
+Executed are matrix products alone, no elementwise work: padding, prompts computed twice and what
+the LM head computes again count. torch's counter does not know the attention kernel of CPUs, nor
+products added in place (the LM head's gradients); both are added here. Attention counts in full, as
+if nothing were masked, and its scores once more in the backward pass. Weight gradients of frozen
+weights are never computed, so never counted. Useful is: each prompt once, no padding, attention
 where a token may look, the LM head at scored tokens, nothing computed again.
 """
 
@@ -19,7 +22,8 @@ from typing import Any, NamedTuple
 
 
 class Work(NamedTuple):
-    """What a batch has for a model that wastes nothing: tokens, scored tokens, and (query, key) pairs that may look."""
+    """What a batch has for a model that wastes nothing: tokens, scored tokens, and (query, key)
+    pairs that may look."""
 
     tokens: int
     scored: int
@@ -27,16 +31,19 @@ class Work(NamedTuple):
 
 
 def count_flops(trainer: Any, batches: Sequence[Any]) -> tuple[dict[str, int], int]:
-    """({op: FLOPs} of all batches, forward and backward; tokens of a policy's forward, padding too, on average)."""
+    """({op: FLOPs} of all batches, forward and backward; tokens of a policy's forward, padding too,
+    on average)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
     aten, widths = torch.ops.aten, []
     missing = {
         aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1],
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda *args, **_: sdpa_flop_count(*args[:3]),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *args, **_: sdpa_backward_flop_count(
-            *args[:4]
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda *args, **_: sdpa_flop_count(
+            *args[:3]
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *args, **_: (
+            sdpa_backward_flop_count(*args[:4])
         ),
     }
     core = trainer.accelerator.unwrap_model(trainer.model)
@@ -65,7 +72,9 @@ def work_of(batch: Any) -> Work:
 
     common = shared_length(batch["input_ids"], batch["attention_mask"])
     lengths = batch["attention_mask"].sum(1)
-    scored = batch["completion_mask"] == 1 if "completion_mask" in batch else batch["labels"] != -100
+    scored = (
+        batch["completion_mask"] == 1 if "completion_mask" in batch else batch["labels"] != -100
+    )
     looks = (lengths * (lengths + 1) // 2).sum() - (common * (common + 1) // 2).sum()
     return Work(int(lengths.sum() - common.sum()), int(scored[:, 1:].sum()), int(looks))
 
@@ -73,24 +82,34 @@ def work_of(batch: Any) -> Work:
 def useful_flops(trainer: Any, work: Work, forwards: int) -> int:
     """FLOPs of a step by formula, `forwards` being 2 where a reference runs too.
 
-    A product costs the same in the forward pass, for its input's gradient, and for its weight's where that is trained.
+    A product costs the same in the forward pass, for its input's gradient, and for its weight's
+    where that is trained.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     full = not hasattr(model, "peft_config")
-    base = sum(count * rows * columns for (rows, columns), count in linear_shapes(model, adapters=False).items())
-    adapters = sum(count * rows * columns for (rows, columns), count in linear_shapes(model, adapters=True).items())
+    base = sum(
+        count * rows * columns
+        for (rows, columns), count in linear_shapes(model, adapters=False).items()
+    )
+    adapters = sum(
+        count * rows * columns
+        for (rows, columns), count in linear_shapes(model, adapters=True).items()
+    )
     linear = base * (forwards + 1 + full) + adapters * 3
     scored = head.in_features * head.out_features * (forwards + 1 + full)
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or head.in_features // config.num_attention_heads
     )
-    attention = 2 * width * config.num_hidden_layers * (forwards + 2)  # scores and values; both have two gradients
+    attention = (
+        2 * width * config.num_hidden_layers * (forwards + 2)
+    )  # scores and values; both have two gradients
     return 2 * (linear * work.tokens + scored * work.scored + attention * work.looks)
 
 
 def linear_shapes(model: Any, *, adapters: bool) -> Counter[tuple[int, int]]:
-    """How often the model has linear layers of each (out, in), without the LM head: its own, or its adapters'."""
+    """How often the model has linear layers of each (out, in), without the LM head: its own, or its
+    adapters'."""
     from torch.nn import Linear
 
     head = model.get_output_embeddings()

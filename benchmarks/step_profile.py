@@ -1,12 +1,16 @@
-"""Where a training step's time goes: the events that torch.profiler has of a trainer's last step, in a few groups.
+"""Where a training step's time goes: the events that torch.profiler has of a trainer's last step,
+in a few groups.
 
     profile = profile_callback()
     trainer.add_callback(profile)
     trainer.train()
-    profile.shares()    # {"profiled_seconds": .., "groups": {group: seconds}, "top_ops": [[op, group, seconds, calls], ..]}
+    profile.shares()
+    # {"profiled_seconds": .., "groups": {group: seconds}, "top_ops": [[op, group, seconds, calls],
+    # ..]}
 
-Times are those of an operator without the ones that it calls: of the main thread on a CPU, of the kernels on a GPU. What the
-step took beyond all of them is Python, the autograd engine, and on a GPU waiting. The profiler itself slows Python down.
+Times are those of an operator without the ones that it calls: of the main thread on a CPU, of the
+kernels on a GPU. What the step took beyond all of them is Python, the autograd engine, and on a GPU
+waiting. The profiler itself slows Python down.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ GROUPS = (
 
 
 def profile_callback(rank: int) -> Any:
-    """A callback that profiles the last step, from the end of the one before. `rank` is that of the adapters."""
+    """A callback that profiles the last step, from the end of the one before. `rank` is that of the
+    adapters."""
     import torch
     from torch.profiler import ProfilerActivity, profile
     from transformers import TrainerCallback

@@ -2,9 +2,10 @@
 
     python benchmarks/story.py --seeds 0 1 2 --xstest SAFE.jsonl UNSAFE.jsonl [--out runs/story] [--print]
 
-Runs benchmarks/controls.yaml once and benchmarks/story.yaml once a seed (finished stages are not run again) and then XSTest
-on the models that came out, and prints Markdown: each run's mean and range over seeds, each seed's paired comparisons, and
-those of all seeds together (prompts redrawn, each with its responses of all seeds). `--print` runs nothing.
+Runs benchmarks/controls.yaml once and benchmarks/story.yaml once a seed (finished stages are not
+run again) and then XSTest on the models that came out, and prints Markdown: each run's mean and
+range over seeds, each seed's paired comparisons, and those of all seeds together (prompts redrawn,
+each with its responses of all seeds). `--print` runs nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def run_controls(out: Path, xstest: list[str]) -> None:
     """The controls, which no seed changes."""
     command(str(HERE / "controls.yaml"), f"--run_dir={out / 'controls'}")
     if xstest:
-        measure_xstest("base", "bundled:smollm2-135m-instruct", out / "controls" / "xstest_base", xstest)
+        measure_xstest(
+            "base", "bundled:smollm2-135m-instruct", out / "controls" / "xstest_base", xstest
+        )
 
 
 def run_seed(seed: int, out: Path, xstest: list[str]) -> None:
@@ -70,8 +73,11 @@ def table(runs: dict[str, list[dict[str, float]]]) -> str:
 
 
 def metrics_of(folder: Path, *, xstest: bool) -> list[tuple[str, dict[str, float]]]:
-    """(name, metrics) of the evaluations in a folder, of the starter set or of XSTest, in order of their end."""
-    files = [p for p in folder.glob("*/metrics.json") if p.parent.name.startswith("xstest") == xstest]
+    """(name, metrics) of the evaluations in a folder, of the starter set or of XSTest, in order of
+    their end."""
+    files = [
+        p for p in folder.glob("*/metrics.json") if p.parent.name.startswith("xstest") == xstest
+    ]
     found = [json.loads(p.read_text()) for p in sorted(files, key=lambda p: p.stat().st_mtime)]
     return [(m["name"], m) for m in found]
 
@@ -82,7 +88,8 @@ def outcomes(folder: Path) -> list[Outcome]:
 
 
 def comparison(before: list[list[Outcome]], after: list[list[Outcome]]) -> str:
-    """One line for the same prompts in two runs, over one seed or several: gains with intervals, exact McNemar tests."""
+    """One line for the same prompts in two runs, over one seed or several: gains with intervals,
+    exact McNemar tests."""
     found = compare_seeds(before, after) if len(before) > 1 else compare(before[0], after[0])
     tests = [
         f"{name}: {part.only_from} lost, {part.only_to} won of {part.n}"
@@ -102,7 +109,9 @@ def print_comparisons(seeds: list[int], out: Path, xstest: bool) -> None:
     pairs = [("derta_evaluate", "dpo_evaluate"), ("sft_evaluate", "dpo_evaluate")]
     pairs += [("xstest_derta", "xstest_dpo"), ("xstest_sft", "xstest_dpo")] if xstest else []
     for before, after in pairs:
-        runs = [[outcomes(out / f"seed{seed}" / stage) for seed in seeds] for stage in (before, after)]
+        runs = [
+            [outcomes(out / f"seed{seed}" / stage) for seed in seeds] for stage in (before, after)
+        ]
         print(f"\n{before} to {after}")
         for number, seed in enumerate(seeds):
             print(f"- seed {seed}: {comparison([runs[0][number]], [runs[1][number]])}")
@@ -111,7 +120,10 @@ def print_comparisons(seeds: list[int], out: Path, xstest: bool) -> None:
     print("\nbase + safety prompt to dpo_evaluate")
     prompted = outcomes(out / "controls" / "prompted")
     for seed in seeds:
-        print(f"- seed {seed}: {comparison([prompted], [outcomes(out / f'seed{seed}' / 'dpo_evaluate')])}")
+        print(
+            f"- seed {seed}: "
+            f"{comparison([prompted], [outcomes(out / f'seed{seed}' / 'dpo_evaluate')])}"
+        )
 
 
 def main() -> None:
@@ -133,7 +145,9 @@ def main() -> None:
             runs.setdefault(name, []).append(found)
         if runs:
             print(f"\n{title}, seeds {args.seeds}:\n\n{table(runs)}")
-    print_comparisons(args.seeds, args.out, bool(list(args.out.glob("seed*/xstest_dpo/metrics.json"))))
+    print_comparisons(
+        args.seeds, args.out, bool(list(args.out.glob("seed*/xstest_dpo/metrics.json")))
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""A deterministic OpenAI-compatible server that costs almost nothing, so that a benchmark measures the client.
+"""A deterministic OpenAI-compatible server that costs almost nothing, so that a benchmark measures
+the client.
 
     python benchmarks/stub_server.py          # prints its address; ends when its input ends
 
-The answer follows from the last message and the seed alone. HTTP is read by hand: no more of it than the client sends.
+The answer follows from the last message and the seed alone. HTTP is read by hand: no more of it
+than the client sends.
 """
 
 import asyncio
@@ -31,7 +33,8 @@ WORDS = (
 
 
 def answer(body: dict) -> str:
-    """40 words drawn by what was asked; one in four begins like a refusal. A model called `judge` ends with a verdict."""
+    """40 words drawn by what was asked; one in four begins like a refusal. A model called `judge`
+    ends with a verdict."""
     asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
     digest = hashlib.sha512(f"{asked} {body.get('seed')}".encode()).digest()
     text = " ".join(WORDS[byte % len(WORDS)] for byte in digest[:40])

@@ -1,13 +1,16 @@
-"""How much faster a training step is than TRL's own, with the same loss: useful tokens a second, plain against ours.
+"""How much faster a training step is than TRL's own, with the same loss: useful tokens a second,
+plain against ours.
 
     python benchmarks/train_speed.py --method dpo|orpo|derta --work starter|coconot|long --data DIR --json OUT
 
-`--work starter` are the pairs of the starter set, `coconot` those of DIR/train/benign_pairs_coconot_*.jsonl, `long` seeded
-pairs with prompts of 1,024 tokens. Plain is TRL's DPOTrainer, `trl.experimental.orpo`, or SFTTrainer on padded DeRTa rows
-(the rejected side as r, the chosen one as the harmful response). Each measurement is a process of its own with the same
-model, rows, order, batches, dtype, attention, gradient checkpointing and threads; plain and ours alternate, and medians
-count. The first step warms up and is not timed (ours compares it with plain rows). Useful tokens are a shared beginning
-once and both sides. Peak memory is that of training, of the process on a CPU and of tensors on a GPU.
+`--work starter` are the pairs of the starter set, `coconot` those of
+DIR/train/benign_pairs_coconot_*.jsonl, `long` seeded pairs with prompts of 1,024 tokens. Plain is
+TRL's DPOTrainer, `trl.experimental.orpo`, or SFTTrainer on padded DeRTa rows (the rejected side as
+r, the chosen one as the harmful response). Each measurement is a process of its own with the same
+model, rows, order, batches, dtype, attention, gradient checkpointing and threads; plain and ours
+alternate, and medians count. The first step warms up and is not timed (ours compares it with plain
+rows). Useful tokens are a shared beginning once and both sides. Peak memory is that of training, of
+the process on a CPU and of tensors on a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ LONG = (1024, 128, 256)
 
 
 class Pair(NamedTuple):
-    """Text of a pair, the prompt rendered by the chat template and the sides ending with the end of turn."""
+    """Text of a pair, the prompt rendered by the chat template and the sides ending with the end of
+    turn."""
 
     prompt: str
     chosen: str
@@ -52,46 +56,65 @@ def main() -> None:
             print(f"run {number} {side}: {runs[side][-1]['seconds']:.2f} s", file=sys.stderr)
     found = summary(options, runs)
     Path(options.json).write_text(json.dumps(found, indent=1))
-    print(json.dumps({k: found[k] for k in ("ratio", "max_loss_difference", "plain", "ours")}, indent=1))
+    print(
+        json.dumps(
+            {k: found[k] for k in ("ratio", "max_loss_difference", "plain", "ours")}, indent=1
+        )
+    )
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--method", choices=["dpo", "orpo", "derta"], required=True)
     parser.add_argument("--work", choices=list(BATCH), required=True)
-    parser.add_argument("--data", help="folder with train/benign_pairs_coconot_*.jsonl; only --work coconot reads it")
+    parser.add_argument(
+        "--data",
+        help="folder with train/benign_pairs_coconot_*.jsonl; only --work coconot reads it",
+    )
     parser.add_argument("--json", required=True, help="file for the result")
     parser.add_argument("--model", default="bundled:smollm2-135m-instruct")
     parser.add_argument("--steps", type=int, help="timed steps; 6, and 2 for coconot and long")
     parser.add_argument("--batch", type=int, help="pairs a step; 4, and 1 for --work long")
     parser.add_argument("--runs", type=int, default=3, help="of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--lora", action="store_true", help="train an adapter of rank 8 on all linear layers")
+    parser.add_argument(
+        "--lora", action="store_true", help="train an adapter of rank 8 on all linear layers"
+    )
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # this process is one measurement
+    parser.add_argument(
+        "--side", choices=SIDES, help=argparse.SUPPRESS
+    )  # this process is one measurement
     options = parser.parse_args()
     options.steps = options.steps or STEPS[options.work]
     return options
 
 
 def child(file: str, *words: str, stderr: Any = None) -> dict[str, Any]:
-    """One measurement in a process of its own: the benchmark `file` as this process was called, and `words`."""
+    """One measurement in a process of its own: the benchmark `file` as this process was called, and
+    `words`."""
     command = [sys.executable, file, *sys.argv[1:], *words]
     quiet = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=True, env=quiet)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=True, env=quiet
+    )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def summary(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """`ratio` is plain's median time over ours; the tokens are the same, and are counted by ours."""
+    """`ratio` is plain's median time over ours; the tokens are the same, and are counted by
+    ours."""
     tokens = runs["ours"][0]["tokens"]
     seconds = {side: [run["seconds"] for run in runs[side]] for side in SIDES}
     median = {side: statistics.median(seconds[side]) for side in SIDES}
     gaps = [
-        abs(a - b) for p, o in zip(*runs.values(), strict=True) for a, b in zip(p["losses"], o["losses"], strict=True)
+        abs(a - b)
+        for p, o in zip(*runs.values(), strict=True)
+        for a, b in zip(p["losses"], o["losses"], strict=True)
     ]
     return {
         "ratio": median["plain"] / median["ours"],
@@ -111,7 +134,8 @@ def summary(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains one warm-up step and the timed ones; {seconds, tokens (ours alone), losses, peak_bytes}."""
+    """Trains one warm-up step and the timed ones; {seconds, tokens (ours alone), losses,
+    peak_bytes}."""
     import torch
     from step_flops import work_of
 
@@ -122,7 +146,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     trainer.train()
     return {
         "seconds": clock.times[-1] - clock.times[0],
-        "tokens": sum(work_of(batch).tokens for batch in batches[1 : options.steps + 1] if options.side == "ours"),
+        "tokens": sum(
+            work_of(batch).tokens
+            for batch in batches[1 : options.steps + 1]
+            if options.side == "ours"
+        ),
         "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
         "peak_bytes": peak_bytes(),
     }
@@ -162,18 +190,22 @@ def settings(options: argparse.Namespace, batch: int) -> dict[str, Any]:
     }
 
 
-# -------------------------------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------- rows
 
 
 def make_pairs(options: argparse.Namespace, tokenizer: Any, number: int) -> list[Pair]:
     """`number` pairs drawn by the seed; drawn again from the beginning where there are fewer."""
-    texts = {"starter": starter, "coconot": coconot, "long": long}[options.work](options, tokenizer, number)
+    texts = {"starter": starter, "coconot": coconot, "long": long}[options.work](
+        options, tokenizer, number
+    )
     random.Random(options.seed).shuffle(texts)
     made = []
     for prompt, chosen, rejected in (texts[i % len(texts)] for i in range(number)):
         turn = [{"role": "user", "content": prompt}]
         rendered = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        made.append(Pair(rendered, *(side.strip() + tokenizer.eos_token for side in (chosen, rejected))))
+        made.append(
+            Pair(rendered, *(side.strip() + tokenizer.eos_token for side in (chosen, rejected)))
+        )
     return made
 
 
@@ -181,14 +213,19 @@ def starter(options: argparse.Namespace, tokenizer: Any, number: int) -> list[tu
     from overrefusal_po.pairs.make import written_pairs
     from overrefusal_po.plugins import read_source
 
-    return [(p.prompt.text, p.chosen, p.rejected) for p in written_pairs(read_source("starter", "train"))]
+    return [
+        (p.prompt.text, p.chosen, p.rejected)
+        for p in written_pairs(read_source("starter", "train"))
+    ]
 
 
 def coconot(options: argparse.Namespace, tokenizer: Any, number: int) -> list[tuple[str, str, str]]:
     files = sorted(Path(options.data or ".").glob("train/benign_pairs_coconot_*.jsonl"))
     if not files:
         raise SystemExit(f"--data {options.data} has no train/benign_pairs_coconot_*.jsonl")
-    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()
+    ]
     return [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
 
 
@@ -198,17 +235,26 @@ def long(options: argparse.Namespace, tokenizer: Any, number: int) -> list[tuple
     rng = random.Random(options.seed)
 
     def text(length: int) -> str:
-        ids = tokenizer(" ".join(rng.choices(words, k=length)), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(" ".join(rng.choices(words, k=length)), add_special_tokens=False)[
+            "input_ids"
+        ]
         return str(tokenizer.decode(ids[:length]))
 
     return [(text(LONG[0]), text(LONG[1]), text(LONG[2])) for _ in range(number)]
 
 
-# ---------------------------------------------------------------------------------------------------------- trainers
+# ----------------------------------------------------------------------------------------- trainers
 
 
-def dpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer: Any, args: dict[str, Any]) -> Any:
-    """TRL's DPOTrainer; ours is the same with its forward patched, and a quantised model's adapter in float32."""
+def dpo(
+    options: argparse.Namespace,
+    pairs: list[Pair],
+    policy: Any,
+    tokenizer: Any,
+    args: dict[str, Any],
+) -> Any:
+    """TRL's DPOTrainer; ours is the same with its forward patched, and a quantised model's adapter
+    in float32."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -229,9 +275,11 @@ def dpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer: 
 
 
 def disturb(model: Any) -> Any:
-    """`model` with seeded noise: .003 on trained weights, or .05 in place of both halves of an adapter.
+    """`model` with seeded noise: .003 on trained weights, or .05 in place of both halves of an
+    adapter.
 
-    Where policy and reference are the same, DPO's loss is ln 2 whatever their log-probs are, and wrong ones would not show.
+    Where policy and reference are the same, DPO's loss is ln 2 whatever their log-probs are, and
+    wrong ones would not show.
     """
     import torch
 
@@ -243,15 +291,24 @@ def disturb(model: Any) -> Any:
     return model
 
 
-def orpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer: Any, args: dict[str, Any]) -> Any:
-    """TRL's experimental trainer against ours. Rows are text: from messages TRL's would add a second end of turn."""
+def orpo(
+    options: argparse.Namespace,
+    pairs: list[Pair],
+    policy: Any,
+    tokenizer: Any,
+    args: dict[str, Any],
+) -> Any:
+    """TRL's experimental trainer against ours. Rows are text: from messages TRL's would add a
+    second end of turn."""
     from datasets import Dataset
     from trl.experimental.orpo import ORPOConfig as PlainConfig
     from trl.experimental.orpo import ORPOTrainer as PlainTrainer
 
     from overrefusal_po.train.orpo import ORPOConfig, ORPOTrainer
 
-    config, cls = (PlainConfig, PlainTrainer) if options.side == "plain" else (ORPOConfig, ORPOTrainer)
+    config, cls = (
+        (PlainConfig, PlainTrainer) if options.side == "plain" else (ORPOConfig, ORPOTrainer)
+    )
     trainer = cls(
         model=policy,
         args=config(**args),
@@ -262,7 +319,13 @@ def orpo(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer:
     return shared(trainer) if options.side == "ours" else trainer
 
 
-def derta(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer: Any, args: dict[str, Any]) -> Any:
+def derta(
+    options: argparse.Namespace,
+    pairs: list[Pair],
+    policy: Any,
+    tokenizer: Any,
+    args: dict[str, Any],
+) -> Any:
     """SFTTrainer on both rows of each question, padded or as a tree, without RTO dropout."""
     from trl import SFTConfig
 
@@ -275,12 +338,16 @@ def derta(options: argparse.Namespace, pairs: list[Pair], policy: Any, tokenizer
     for number, pair in enumerate(pairs):
         q, harmful, safe = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair)
         cut = rng.randint(0, len(harmful))
-        rows.append(Row(q + harmful, [-100] * len(q) + [safe[0]] * len(harmful), "rto", str(number)))
+        rows.append(
+            Row(q + harmful, [-100] * len(q) + [safe[0]] * len(harmful), "rto", str(number))
+        )
         prefix = q + harmful[:cut]
         rows.append(Row(prefix + safe, [-100] * len(prefix) + safe, "prefix", str(number)))
     collator = TreeCollator(pad_token_id=tokenizer.pad_token_id, rto_dropout=0)
     collator.paired = options.side == "ours"
-    trainer = rows_trainer(policy, rows, SFTConfig(**args), tokenizer, collator, None, lora(options), ())
+    trainer = rows_trainer(
+        policy, rows, SFTConfig(**args), tokenizer, collator, None, lora(options), ()
+    )
     return shared(trainer) if options.side == "ours" else trainer
 
 
@@ -289,7 +356,9 @@ def lora(options: argparse.Namespace) -> Any:
         return None
     from peft import LoraConfig
 
-    return LoraConfig(r=getattr(options, "rank", 8), target_modules="all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=getattr(options, "rank", 8), target_modules="all-linear", task_type="CAUSAL_LM"
+    )
 
 
 def shared(trainer: Any) -> Any:
@@ -304,14 +373,17 @@ def shared(trainer: Any) -> Any:
 def shares(trainer: Any) -> bool:
     """Whether the trained model shares prefixes."""
     model = trainer.model
-    return hasattr(model.get_base_model() if hasattr(model, "peft_config") else model, "_shares_prefix")
+    return hasattr(
+        model.get_base_model() if hasattr(model, "peft_config") else model, "_shares_prefix"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- measurement
+# -------------------------------------------------------------------------------------- measurement
 
 
 def clock_callback(warmup: int = 1) -> Any:
-    """A callback whose `times` are those at the end of each step; it forgets the memory peak of the first `warmup`."""
+    """A callback whose `times` are those at the end of each step; it forgets the memory peak of the
+    first `warmup`."""
     import torch
     from transformers import TrainerCallback
 
@@ -364,7 +436,9 @@ def peak_bytes() -> int:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 if __name__ == "__main__":

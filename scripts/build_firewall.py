@@ -1,7 +1,9 @@
-"""Maintainers only: benchmark files -> src/overrefusal_po/data/firewall.npz, signatures without any text.
+"""Maintainers only: benchmark files -> src/overrefusal_po/data/firewall.npz, signatures without any
+text.
 
     python scripts/build_firewall.py --data /work/shared/data            # all from anew
-    python scripts/build_firewall.py --add jailbreakbench=FILE.jsonl     # one more into what is there
+    python scripts/build_firewall.py --add jailbreakbench=FILE.jsonl
+    # one more into what is there
 
 A file is JSON Lines with `prompt` in each row. The prompts themselves stay where they are.
 """
@@ -11,7 +13,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from overrefusal_po.pairs.firewall import build_firewall, joined, load_firewall, missing, save_firewall
+from overrefusal_po.pairs.firewall import (
+    build_firewall,
+    joined,
+    load_firewall,
+    missing,
+    save_firewall,
+)
 from overrefusal_po.records import read_objects
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "overrefusal_po" / "data" / "firewall.npz"
@@ -30,15 +38,21 @@ def prompts_in(path: Path) -> list[str]:
     found = []
     for number, row in read_objects(path):
         if not isinstance(row.get("prompt"), str):
-            raise ValueError(f"{path}, line {number}: the text `prompt` is missing; there is {', '.join(row)}.")
+            raise ValueError(
+                f"{path}, line {number}: the text `prompt` is missing; there is {', '.join(row)}."
+            )
         found.append(row["prompt"])
     return found
 
 
 def main() -> None:
     """Writes the file and says what is in it and what is not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="the folder with dev/ and benchmarks/: build from anew")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="the folder with dev/ and benchmarks/: build from anew"
+    )
     parser.add_argument("--add", action="append", default=[], metavar="NAME=FILE.jsonl")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
@@ -46,10 +60,15 @@ def main() -> None:
         parser.error("give --data, --add, or both")
     firewall = load_firewall(args.out) if not args.data else None
     if args.data:
-        benchmarks = {name: [p for f in known for p in prompts_in(args.data / f)] for name, known in FILES.items()}
+        benchmarks = {
+            name: [p for f in known for p in prompts_in(args.data / f)]
+            for name, known in FILES.items()
+        }
         firewall = build_firewall(benchmarks)
     for name, _, file in (text.partition("=") for text in args.add):
-        firewall = joined(firewall, build_firewall({name: prompts_in(Path(file))})) if firewall else None
+        firewall = (
+            joined(firewall, build_firewall({name: prompts_in(Path(file))})) if firewall else None
+        )
     assert firewall is not None
     save_firewall(firewall, args.out)
     for owner, name in enumerate(firewall.names):

@@ -1,10 +1,12 @@
-"""A headless Chromium spoken to over its DevTools pipe: what the report's browser tests and screenshots use. No library.
+"""A headless Chromium spoken to over its DevTools pipe: what the report's browser tests and
+screenshots use. No library.
 
     with chromium(tmp_path) as browser:
         page = browser.open(file, width=360)
         page.value("document.title"); page.press("Tab"); page.screenshot(tmp_path / "page.png")
 
-Messages are JSON ended by a NUL byte; the browser reads them from its file descriptor 3 and writes to 4.
+Messages are JSON ended by a NUL byte; the browser reads them from its file descriptor 3 and writes
+to 4.
 """
 
 import base64
@@ -21,7 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PATH = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))),
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+        if (found := shutil.which(name))
+    ),
     None,
 )
 """Where the browser is; None where there is none."""
@@ -54,7 +60,9 @@ class Browser:
     def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         """The result of a command; AssertionError where the browser says that it failed."""
         self.number += 1
-        message = {"id": self.number, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        message = {"id": self.number, "method": method, "params": params} | (
+            {"sessionId": session} if session else {}
+        )
         os.write(self.send, json.dumps(message).encode() + b"\0")
         while (answer := self.message()).get("id") != self.number:
             self.events.append(answer)
@@ -73,7 +81,9 @@ class Browser:
         line, _, self.rest = self.rest.partition(b"\0")
         return json.loads(line)
 
-    def open(self, file: Path, *, width: int = 1280, height: int = 900, scripts: bool = True) -> "Page":
+    def open(
+        self, file: Path, *, width: int = 1280, height: int = 900, scripts: bool = True
+    ) -> "Page":
         """A new tab with a local file, loaded."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -106,7 +116,11 @@ class Page(NamedTuple):
     def resize(self, width: int, height: int) -> None:
         """Makes the window so large, in CSS pixels; a narrow one is a phone's."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
 
     def value(self, expression: str) -> Any:
@@ -118,7 +132,11 @@ class Page(NamedTuple):
     def press(self, key: str) -> None:
         """A key of KEYS, down and up."""
         text = {"Enter": "\r", " ": " "}.get(key)
-        named = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key]}
+        named = {
+            "key": key,
+            "code": "Space" if key == " " else key,
+            "windowsVirtualKeyCode": KEYS[key],
+        }
         down = {"type": "keyDown", "text": text} if text else {"type": "rawKeyDown"}
         self.call("Input.dispatchKeyEvent", **down, **named)
         self.call("Input.dispatchKeyEvent", type="keyUp", **named)
@@ -129,17 +147,25 @@ class Page(NamedTuple):
 
     def screenshot(self, file: Path, *, full: bool = True) -> None:
         """The whole page (or what the window shows) as PNG."""
-        picture = self.call("Page.captureScreenshot", captureBeyondViewport=full, **self.clip() if full else {})
+        picture = self.call(
+            "Page.captureScreenshot", captureBeyondViewport=full, **self.clip() if full else {}
+        )
         file.write_bytes(base64.b64decode(picture["data"]))
 
     def clip(self) -> dict[str, Any]:
         """The page's whole area."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        return {"clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
+        return {
+            "clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        }
 
     def pdf(self, file: Path) -> None:
         """The page as it prints."""
-        file.write_bytes(base64.b64decode(self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"]))
+        file.write_bytes(
+            base64.b64decode(
+                self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"]
+            )
+        )
 
 
 @contextmanager
@@ -157,9 +183,12 @@ def chromium(folder: Path) -> Iterator[Browser]:
 
 
 def start(folder: Path, reads: int, writes: int) -> int:
-    """Starts the browser with the two pipe ends as its descriptors 3 and 4; returns its process id."""
+    """Starts the browser with the two pipe ends as its descriptors 3 and 4; returns its process
+    id."""
     assert PATH is not None
-    reads, writes = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (reads, writes))  # away from 3 and 4
+    reads, writes = (
+        fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (reads, writes)
+    )  # away from 3 and 4
     log = (folder / "chromium.log").as_posix()
     actions = [
         (os.POSIX_SPAWN_DUP2, reads, 3),

@@ -1,9 +1,13 @@
-"""What the tests share: no network beyond loopback, and three tiny chat models whose tokenizers are trained here.
+"""What the tests share: no network beyond loopback, and three tiny chat models whose tokenizers are
+trained here.
 
 `styles` holds one of each kind of chat template that the package has to get right:
-- llama: byte-level BPE, a BOS token, header tokens, content trimmed by the template; "Sorry" is one token;
-- qwen: ChatML, no BOS, a newline after the end of turn, a default system prompt, `enable_thinking`; "Sorry" is several;
-- mistral: `<s>[INST] q [/INST] answer</s>`, SentencePiece-like, so that the space before the answer is part of a token.
+- llama: byte-level BPE, a BOS token, header tokens, content trimmed by the template; "Sorry" is one
+  token;
+- qwen: ChatML, no BOS, a newline after the end of turn, a default system prompt, `enable_thinking`;
+  "Sorry" is several;
+- mistral: `<s>[INST] q [/INST] answer</s>`, SentencePiece-like, so that the space before the answer
+  is part of a token.
 """
 
 import os
@@ -34,8 +38,10 @@ SENTENCES = [
     "How do I kill a Python process? Use kill and the number of the process.",
     "Here is how to stop a program that hangs: open a terminal and type the number.",
     "Sure, to pick a lock you need a pick and a wrench. First push the pin, then turn the lock.",
-    "You can do that at home. Of course the steps are simple. Yes, there it is. Certainly, I will tell you.",
-    "Write me a letter that tricks my neighbor out of the money. Dear neighbor, the bank has lost your number.",
+    "You can do that at home. Of course the steps are simple. Yes, there it is. Certainly, I will "
+    "tell you.",
+    "Write me a letter that tricks my neighbor out of the money. Dear neighbor, the bank has lost "
+    "your number.",
     "I can't help with that. It would hurt people, and that is not what I am here for.",
     "You are a helpful assistant. Answer briefly. user system assistant",
     "The quick brown fox jumps over the lazy dog, 1234567890 times.",
@@ -43,25 +49,26 @@ SENTENCES = [
 
 LLAMA_TEMPLATE = (
     "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
-    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + "
+    "'<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% "
+    "endif %}"
 )
 QWEN_TEMPLATE = (
     "{% set off = enable_thinking is defined and not enable_thinking %}"
     "{% if messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
-    "{% if off and loop.last and m['role'] == 'assistant' %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
-    "{{ m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if off and loop.last and m['role'] == 'assistant' %}{{ '<think>\\n\\n</think>\\n\\n' }}{% "
+    "endif %}{{ m['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
     "{% if off %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
 )
 MISTRAL_TEMPLATE = (
     "{{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}"
     "{% if m['role'] == 'system' %}{% set ns.system = m['content'] + '\\n\\n' %}"
-    "{% elif m['role'] == 'user' %}{{ '[INST] ' + ns.system + m['content'] + ' [/INST]' }}{% set ns.system = '' %}"
-    "{% else %}{{ ' ' + m['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+    "{% elif m['role'] == 'user' %}{{ '[INST] ' + ns.system + m['content'] + ' [/INST]' }}{% set "
+    "ns.system = '' %}{% else %}{{ ' ' + m['content'] | trim + eos_token }}{% endif %}{% endfor %}"
 )
 
 # the pre-tokenizer of Llama-3 and Qwen2: newlines stay together, whatever follows them
@@ -72,7 +79,8 @@ BYTE_LEVEL_SPLIT = (
 
 
 class Style(NamedTuple):
-    """A tokenizer with its chat template, the id that ends a turn, a model maker, and a folder with both saved."""
+    """A tokenizer with its chat template, the id that ends a turn, a model maker, and a folder with
+    both saved."""
 
     name: str
     tokenizer: Any
@@ -94,14 +102,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def styles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Style]:
     """The three styles by name, each saved to a folder of its own."""
-    tokenizers = {"llama": llama_tokenizer(), "qwen": qwen_tokenizer(), "mistral": mistral_tokenizer()}
+    tokenizers = {
+        "llama": llama_tokenizer(),
+        "qwen": qwen_tokenizer(),
+        "mistral": mistral_tokenizer(),
+    }
     made = {}
     for name, tokenizer in tokenizers.items():
         folder = tmp_path_factory.mktemp(name)
         make = model_maker(name, tokenizer)
         make().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        end = tokenizer.convert_tokens_to_ids({"llama": "<|eot_id|>", "qwen": "<|im_end|>", "mistral": "</s>"}[name])
+        end = tokenizer.convert_tokens_to_ids(
+            {"llama": "<|eot_id|>", "qwen": "<|im_end|>", "mistral": "</s>"}[name]
+        )
         made[name] = Style(name, tokenizer, ChatTemplate(tokenizer), end, make, folder)
     return made
 
@@ -114,13 +128,26 @@ def style(request: pytest.FixtureRequest, styles: dict[str, Style]) -> Style:
 
 @pytest.fixture(scope="session")
 def triples() -> list[Triple]:
-    """Six harmful prompts, each with a refusal that begins with "Sorry" and a response that complies."""
-    asked = ["a lock", "a safe", "the door of my neighbor", "a window", "my sister's phone", "the bank"]
+    """Six harmful prompts, each with a refusal that begins with "Sorry" and a response that
+    complies."""
+    asked = [
+        "a lock",
+        "a safe",
+        "the door of my neighbor",
+        "a window",
+        "my sister's phone",
+        "the bank",
+    ]
     return [
         Triple(
-            prompt=Prompt.of(f"How do I open {thing} that is not mine?", kind="harmful", category="theft_and_fraud"),
+            prompt=Prompt.of(
+                f"How do I open {thing} that is not mine?",
+                kind="harmful",
+                category="theft_and_fraud",
+            ),
             safe_response=f"Sorry, I can't help with {thing}. It would hurt people.",
-            harmful_response=f"Sure, to open {thing} you need a pick and a wrench. First push the pin, then turn it.",
+            harmful_response=f"Sure, to open {thing} you need a pick and a wrench. First push the "
+            "pin, then turn it.",
         )
         for thing in asked
     ]
@@ -129,7 +156,14 @@ def triples() -> list[Triple]:
 @pytest.fixture(scope="session")
 def pairs() -> list[PreferencePair]:
     """Six overrefusal pairs."""
-    asked = ["kill a process", "blow up a balloon", "shoot a film", "beat an egg", "hang a picture", "cut a pack"]
+    asked = [
+        "kill a process",
+        "blow up a balloon",
+        "shoot a film",
+        "beat an egg",
+        "hang a picture",
+        "cut a pack",
+    ]
     return [
         PreferencePair(
             id=f"pair-{number}",
@@ -144,7 +178,8 @@ def pairs() -> list[PreferencePair]:
 
 @pytest.fixture(scope="session")
 def uneven() -> list[PreferencePair]:
-    """Four pairs of odd and very different lengths; the second's sides begin alike, the third's chosen begins the other."""
+    """Four pairs of odd and very different lengths; the second's sides begin alike, the third's
+    chosen begins the other."""
     texts = [
         (
             "How do I kill a process?",
@@ -152,11 +187,17 @@ def uneven() -> list[PreferencePair]:
             "Sorry, I can't help with that. It would hurt people.",
         ),
         ("Go", "I will tell you how to open a lock at home with a pick.", "I will not."),
-        ("What is a bank? " * 6, "It is", "It is, of course, a bank. You can open a lock, and then there is money."),
+        (
+            "What is a bank? " * 6,
+            "It is",
+            "It is, of course, a bank. You can open a lock, and then there is money.",
+        ),
         ("How do I shoot a film?", "Sure. " * 9, "No."),
     ]
     return [
-        PreferencePair(id=f"p{i}", prompt=Prompt.of(q, kind="benign"), chosen=c, rejected=r, rule="overrefusal")
+        PreferencePair(
+            id=f"p{i}", prompt=Prompt.of(q, kind="benign"), chosen=c, rejected=r, rule="overrefusal"
+        )
         for i, (q, c, r) in enumerate(texts)
     ]
 
@@ -182,7 +223,10 @@ def trainer_settings(folder: Path, batch: int, **more: Any) -> dict[str, Any]:
 def helpful() -> list[Prompt]:
     """Four ordinary prompts with a reference response."""
     asked = ["a fox", "a dog", "a bank", "a letter that tricks people"]
-    return [Prompt.of(f"What is {x}?", kind="general", reference=f"It is {x}, of course.") for x in asked]
+    return [
+        Prompt.of(f"What is {x}?", kind="general", reference=f"It is {x}, of course.")
+        for x in asked
+    ]
 
 
 def byte_level(sentences: list[str], specials: list[str], vocab_size: int) -> Any:
@@ -199,20 +243,26 @@ def byte_level(sentences: list[str], specials: list[str], vocab_size: int) -> An
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(sentences, trainer)
     return tokenizer
 
 
 def llama_tokenizer() -> Any:
-    """Llama-3 style; like the real one its post-processor adds a BOS of its own, which must not become a second one."""
+    """Llama-3 style; like the real one its post-processor adds a BOS of its own, which must not
+    become a second one."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
     bos, end, pad = "<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
     specials = [bos, end, pad, "<|start_header_id|>", "<|end_header_id|>"]
-    often = ["Sorry, I can't help with that.\n\nSorry."] * 8  # makes one token of "Sorry" and one of two newlines
+    often = [
+        "Sorry, I can't help with that.\n\nSorry."
+    ] * 8  # makes one token of "Sorry" and one of two newlines
     inner = byte_level([*SENTENCES, *often], specials, 500)
     inner.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, inner.token_to_id(bos))]
@@ -246,7 +296,8 @@ def qwen_tokenizer() -> Any:
 
 
 def mistral_tokenizer() -> Any:
-    """Mistral style: words begin with U+2581, and what is not in the vocabulary falls back to bytes."""
+    """Mistral style: words begin with U+2581, and what is not in the vocabulary falls back to
+    bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -262,7 +313,12 @@ def mistral_tokenizer() -> Any:
     vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
     inner = Tokenizer.from_str(json.dumps(state))
     inner.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -277,7 +333,8 @@ def mistral_tokenizer() -> Any:
 
 
 def model_maker(name: str, tokenizer: Any) -> Callable[..., Any]:
-    """`make(seed=0)`: a float32 model with random weights (hidden 64, 2 layers), the same for the same seed."""
+    """`make(seed=0)`: a float32 model with random weights (hidden 64, 2 layers), the same for the
+    same seed."""
 
     def make(seed: int = 0) -> Any:
         import torch
@@ -317,7 +374,15 @@ def model_maker(name: str, tokenizer: Any) -> Callable[..., Any]:
 def two_processes(folder: Path, *command: str) -> None:
     """Runs a script in `folder` as one world of two by torchrun, and asserts that it ends well."""
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            *command,
+        ],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -1,10 +1,12 @@
-"""A proxy on loopback that stands before a server and spoils some of what passes, as bad networks and full servers do.
+"""A proxy on loopback that stands before a server and spoils some of what passes, as bad networks
+and full servers do.
 
     with serving() as server, faulty(server.url, share(0.2)) as proxy:
         ... base_url=proxy.url ...
     proxy.requests, proxy.injected      # 500, Counter({"429": 21, "reset": 17, ...})
 
-A fault is chosen by the number of the request alone, so that a test meets the same faults each time.
+A fault is chosen by the number of the request alone, so that a test meets the same faults each
+time.
 """
 
 import http.client
@@ -41,7 +43,8 @@ def at(**numbers: str) -> Faults:
 
 
 class Proxy:
-    """A running proxy: its `url`, the `requests` so far, and the faults that it `injected`, by kind."""
+    """A running proxy: its `url`, the `requests` so far, and the faults that it `injected`, by
+    kind."""
 
     def __init__(self, url: str, faults: Faults) -> None:
         self.upstream = urlsplit(url)
@@ -64,7 +67,9 @@ class Proxy:
 
     def passed_on(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         """What the server behind answers."""
-        connection = http.client.HTTPConnection(str(self.upstream.hostname), self.upstream.port, timeout=60)
+        connection = http.client.HTTPConnection(
+            str(self.upstream.hostname), self.upstream.port, timeout=60
+        )
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
             reply = connection.getresponse()
@@ -88,11 +93,15 @@ class Proxy:
 
             def spoil(self, fault: str | None, body: bytes) -> None:
                 if fault == "429":
-                    return self.send(429, b'{"error": {"message": "slow down"}}', retry_after="0.01")
+                    return self.send(
+                        429, b'{"error": {"message": "slow down"}}', retry_after="0.01"
+                    )
                 if fault == "500":
                     return self.send(500, b'{"error": {"message": "out of order"}}')
                 if fault == "html":
-                    return self.send(502, b"<html><h1>502 Bad Gateway</h1></html>", kind="text/html")
+                    return self.send(
+                        502, b"<html><h1>502 Bad Gateway</h1></html>", kind="text/html"
+                    )
                 if fault == "slow":
                     proxy.stopping.wait(LONGEST_SECONDS)
                 status, payload = proxy.passed_on("POST", self.path, body)
@@ -102,7 +111,9 @@ class Proxy:
                     return self.break_off(payload, reset=fault == "reset")
                 return self.send(status, payload)
 
-            def send(self, status: int, payload: bytes, kind: str = "application/json", **headers: str) -> None:
+            def send(
+                self, status: int, payload: bytes, kind: str = "application/json", **headers: str
+            ) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 for name, value in headers.items():
@@ -119,7 +130,9 @@ class Proxy:
                 self.wfile.write(payload[: len(payload) // 2])
                 self.close_connection = True
                 if reset:  # closing with a linger of zero sends RST instead of FIN
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
                     self.connection.close()
 
             def log_message(self, format: str, *args: object) -> None:
@@ -132,7 +145,9 @@ class Proxy:
 def faulty(url: str, faults: Faults) -> Iterator[Proxy]:
     """A proxy before the server at `url` for the length of a `with`."""
     proxy = Proxy(url, faults)
-    thread = threading.Thread(target=proxy.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=proxy.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield proxy

@@ -1,11 +1,13 @@
-"""A hub on loopback that speaks enough of the Hugging Face protocol for `datasets.load_dataset` to list and download.
+"""A hub on loopback that speaks enough of the Hugging Face protocol for `datasets.load_dataset` to
+list and download.
 
     with serve({"walledai/XSTest": Repo({"README.md": card(...), "data/train-0.parquet": parquet(rows)})}) as hub:
         answers = ask_hub(hub.address, tmp_path, [{"name": "xstest"}])
 
-As the real one it says 401 for a repository that does not exist (to who is not logged in), and for a gated one 401
-without a token, 403 with a token that was not let in. Asking is done in a process of its own, since the hub's address is
-read when huggingface_hub is imported; all questions of a test module share one such process.
+As the real one it says 401 for a repository that does not exist (to who is not logged in), and for
+a gated one 401 without a token, 403 with a token that was not let in. Asking is done in a process
+of its own, since the hub's address is read when huggingface_hub is imported; all questions of a
+test module share one such process.
 """
 
 import csv
@@ -28,9 +30,11 @@ GRANTED = "hf_thisTokenWasLetIn"
 
 
 class Repo(NamedTuple):
-    """A data set repository: path -> content. `gated`: only GRANTED may read it. `broken`: the hub cannot list it.
+    """A data set repository: path -> content. `gated`: only GRANTED may read it. `broken`: the hub
+    cannot list it.
 
-    `revisions`: commits beside the head; a repository that has some has no head, so that only who pins one is served.
+    `revisions`: commits beside the head; a repository that has some has no head, so that only who
+    pins one is served.
     """
 
     files: Mapping[str, bytes]
@@ -47,7 +51,8 @@ class Hub(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What reading one source gave: its prompts (triples, pairs) as dictionaries, or the text of the ValueError."""
+    """What reading one source gave: its prompts (triples, pairs) as dictionaries, or the text of
+    the ValueError."""
 
     prompts: list[dict[str, Any]]
     error: str | None
@@ -82,7 +87,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(401, "RepoNotFound")
         known = repo.revisions or ("main", SHA)
         if verb in ("", "revision"):
-            return self.reply(200, self.info(f"{owner}/{name}", repo, rest[0] if rest[0] in repo.revisions else SHA))
+            return self.reply(
+                200,
+                self.info(f"{owner}/{name}", repo, rest[0] if rest[0] in repo.revisions else SHA),
+            )
         if repo.gated and self.headers.get("Authorization") != f"Bearer {GRANTED}":
             return self.refuse(403 if "Authorization" in self.headers else 401, "GatedRepo")
         if repo.broken and verb == "tree":
@@ -93,9 +101,13 @@ class Handler(BaseHTTPRequestHandler):
         if verb == "resolve":
             return self.send_file(repo, inside, rest[0] if rest[0] in repo.revisions else SHA)
         if verb == "tree":
-            return self.reply(200, list(entries(repo, inside, deep="recursive=true" in self.path.lower())))
+            return self.reply(
+                200, list(entries(repo, inside, deep="recursive=true" in self.path.lower()))
+            )
         if verb == "paths-info":
-            return self.reply(200, [entry for entry in entries(repo, "", deep=True) if entry["path"] in body])
+            return self.reply(
+                200, [entry for entry in entries(repo, "", deep=True) if entry["path"] in body]
+            )
         return self.refuse(404, "EntryNotFound")
 
     def info(self, name: str, repo: Repo, sha: str) -> dict[str, Any]:
@@ -121,9 +133,14 @@ class Handler(BaseHTTPRequestHandler):
         return self.send(200, content, {"ETag": f'"{oid(content)}"', "X-Repo-Commit": sha})
 
     def refuse(self, code: int, error: str) -> None:
-        """An error as the hub words it; it echoes what was sent, which no error of ours may pass on."""
+        """An error as the hub words it; it echoes what was sent, which no error of ours may pass
+        on."""
         told = self.headers.get("Authorization", "nothing")
-        self.send(code, b"{}", {"X-Error-Code": error, "X-Error-Message": f"{error}: {told}", "X-Repo-Commit": SHA})
+        self.send(
+            code,
+            b"{}",
+            {"X-Error-Code": error, "X-Error-Message": f"{error}: {told}", "X-Repo-Commit": SHA},
+        )
 
     def reply(self, code: int, value: Any) -> None:
         """Sends JSON."""
@@ -191,17 +208,27 @@ print(json.dumps(answers))
 
 
 def ask_hub(
-    address: str, home: Path, specs: Sequence[Any], *, split: str | None = "test", **environment: str
+    address: str,
+    home: Path,
+    specs: Sequence[Any],
+    *,
+    split: str | None = "test",
+    **environment: str,
 ) -> tuple[list[Answer], str]:
-    """(an answer for each source, all that was printed), read in one process whose hub is at `address`."""
-    return ask_readers(address, home, [("read_source", spec, split) for spec in specs], **environment)
+    """(an answer for each source, all that was printed), read in one process whose hub is at
+    `address`."""
+    return ask_readers(
+        address, home, [("read_source", spec, split) for spec in specs], **environment
+    )
 
 
 def ask_readers(
     address: str, home: Path, questions: Sequence[tuple[str, Any, str | None]], **environment: str
 ) -> tuple[list[Answer], str]:
     """As `ask_hub`, for (function of `plugins`, source, split)."""
-    kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
+    kept = {
+        k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")
+    }
     hub = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     done = subprocess.run(
         [sys.executable, "-c", ASK],
@@ -240,10 +267,13 @@ def csv_file(rows: Sequence[Mapping[str, Any]], *, delimiter: str = ",") -> byte
     return buffer.getvalue().encode()
 
 
-def card(configs: Mapping[str, Mapping[str, str]], *, claims: Mapping[str, int] | None = None) -> bytes:
+def card(
+    configs: Mapping[str, Mapping[str, str]], *, claims: Mapping[str, int] | None = None
+) -> bytes:
     """A data set card that says which files make which split: {configuration: {split: pattern}}.
 
-    `claims` is {split: number of rows} as the card tells it, which cards do long after their data changed.
+    `claims` is {split: number of rows} as the card tells it, which cards do long after their data
+    changed.
     """
     lines = ["---"]
     if claims:

@@ -1,11 +1,13 @@
-"""A server on loopback that speaks the OpenAI protocol and answers as a script says, faults included.
+"""A server on loopback that speaks the OpenAI protocol and answers as a script says, faults
+included.
 
     with serving(lambda request: says("Verdict: none")) as server:
         client = OpenAI(base_url=server.url, api_key="any")
     server.requests[0].text     # the last user message that arrived
 
-A script is a function of the request, so that a test can answer by content or by number (`in_turn`). Answered are
-/v1/chat/completions, /v1/completions (both without streaming; `n` choices) and /v1/models.
+A script is a function of the request, so that a test can answer by content or by number
+(`in_turn`). Answered are /v1/chat/completions, /v1/completions (both without streaming; `n`
+choices) and /v1/models.
 """
 
 import json
@@ -18,7 +20,8 @@ from typing import Any, NamedTuple
 
 
 class Request(NamedTuple):
-    """What arrived: number (from 0, in the order of arrival), method, path, headers in lower case, JSON body ({} without)."""
+    """What arrived: number (from 0, in the order of arrival), method, path, headers in lower case,
+    JSON body ({} without)."""
 
     number: int
     method: str
@@ -34,7 +37,8 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What is sent back. `payload` stands for the whole body; else a body is made from `text` and `finish_reason`."""
+    """What is sent back. `payload` stands for the whole body; else a body is made from `text` and
+    `finish_reason`."""
 
     text: str | None = ""
     finish_reason: str | None = "stop"
@@ -54,7 +58,9 @@ def says(text: str | None, finish_reason: str | None = "stop") -> Answer:
     return Answer(text, finish_reason)
 
 
-def fails(status: int, message: str, *, code: str | None = None, param: str | None = None, **headers: str) -> Answer:
+def fails(
+    status: int, message: str, *, code: str | None = None, param: str | None = None, **headers: str
+) -> Answer:
     """An error as OpenAI words it. Headers are keywords: Retry_After="0.01"."""
     error = {"message": message, "type": "error", "param": param, "code": code}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -92,7 +98,8 @@ def in_turn(*answers: Answer) -> Script:
 
 
 class Server:
-    """A running server: its `url` (up to /v1), the `requests` so far, and how many were in work at once at most."""
+    """A running server: its `url` (up to /v1), the `requests` so far, and how many were in work at
+    once at most."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -105,14 +112,18 @@ class Server:
 
     def start(self) -> None:
         """Serves in a thread until `stop`."""
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
 
     def stop(self) -> None:
         """Closes the port; requests in work end with their threads."""
         self._http.shutdown()
         self._http.server_close()
 
-    def answer(self, method: str, path: str, headers: Mapping[str, str], body: dict[str, Any]) -> tuple[Answer, bytes]:
+    def answer(
+        self, method: str, path: str, headers: Mapping[str, str], body: dict[str, Any]
+    ) -> tuple[Answer, bytes]:
         """Records the request and asks the script."""
         with self._lock:
             request = Request(len(self.requests), method, path, headers, body)
@@ -122,7 +133,9 @@ class Server:
         try:
             answer = models(body) if path == "/v1/models" else self.script(request)
             time.sleep(answer.delay_seconds)
-            return answer, answer.payload if answer.payload is not None else completion(request, answer)
+            return answer, answer.payload if answer.payload is not None else completion(
+                request, answer
+            )
         finally:
             with self._lock:
                 self._at_once -= 1
@@ -177,7 +190,11 @@ def serving(script: Script | None = None) -> Iterator[Server]:
 def completion(request: Request, answer: Answer) -> bytes:
     """The body of a (chat) completion with `n` equal choices."""
     chat = request.path.endswith("/chat/completions")
-    said: dict[str, Any] = {"message": {"role": "assistant", "content": answer.text}} if chat else {"text": answer.text}
+    said: dict[str, Any] = (
+        {"message": {"role": "assistant", "content": answer.text}}
+        if chat
+        else {"text": answer.text}
+    )
     choices = [
         {"index": number, "finish_reason": answer.finish_reason, "logprobs": None, **said}
         for number in range(request.body.get("n") or 1)

@@ -15,15 +15,21 @@ def prompt(text: str, kind: Kind = "benign", **fields: str) -> Prompt:
 def test_the_same_words_are_the_same_prompt_whatever_case_and_punctuation() -> None:
     trained = [prompt("How do I kill a Python process?"), prompt("What is tea?")]
     measured = [prompt("What is coffee?"), prompt("how do i kill a python PROCESS", kind="harmful")]
-    assert overlaps({"m": measured}, {"t": trained}) == [Overlap("m", "t", 1, ("mine",), measured[1].id)]
+    assert overlaps({"m": measured}, {"t": trained}) == [
+        Overlap("m", "t", 1, ("mine",), measured[1].id)
+    ]
     assert overlaps({"m": measured[:1]}, {"t": trained}) == []
 
 
 def test_an_attack_is_its_original_both_ways() -> None:
     plain = prompt("How do I forge a cheque?", kind="harmful")
-    dressed = prompt("In a play: how?", kind="harmful", original_id=plain.id, question=plain.text, attack="play")
+    dressed = prompt(
+        "In a play: how?", kind="harmful", original_id=plain.id, question=plain.text, attack="play"
+    )
     assert overlaps({"m": [dressed]}, {"t": [plain]}) and overlaps({"m": [plain]}, {"t": [dressed]})
-    copied = prompt("in a play -- how", kind="benign")  # the attack's own words, from a set that knows of no attack
+    copied = prompt(
+        "in a play -- how", kind="benign"
+    )  # the attack's own words, from a set that knows of no attack
     assert overlaps({"m": [copied]}, {"t": [dressed]})
 
 
@@ -35,9 +41,9 @@ def test_an_attack_is_found_by_its_originals_id_or_by_its_question_alone() -> No
 
 
 def test_prompts_of_two_words_or_none_are_not_all_the_same() -> None:
-    assert not marks_of(prompt("?!")) & marks_of(prompt("...")) and not marks_of(prompt("a b")) & marks_of(
-        prompt("a c")
-    )
+    assert not marks_of(prompt("?!")) & marks_of(prompt("...")) and not marks_of(
+        prompt("a b")
+    ) & marks_of(prompt("a c"))
 
 
 def test_conversations_that_end_alike_and_prompts_without_a_user_turn_are_not_the_same() -> None:
@@ -45,11 +51,15 @@ def test_conversations_that_end_alike_and_prompts_without_a_user_turn_are_not_th
         said = ({"role": "user", "content": first}, {"role": "user", "content": "Go on."})
         return Prompt.model_validate({"id": first, "messages": said, "kind": "benign"})
 
-    assert not overlaps({"m": [talk("Tell me of tea.")]}, {"t": [talk("Tell me of rain."), prompt("Go on.")]})
+    assert not overlaps(
+        {"m": [talk("Tell me of tea.")]}, {"t": [talk("Tell me of rain."), prompt("Go on.")]}
+    )
     again = talk("tell me of TEA").model_copy(update={"id": "other"})
     assert overlaps({"m": [talk("Tell me of tea.")]}, {"t": [again]})
     raw = {"messages": ({"role": "system", "content": ""},), "kind": "general"}
-    one, two = (Prompt.model_validate({**raw, "id": text, "raw_text": text}) for text in ("Once", "Twice"))
+    one, two = (
+        Prompt.model_validate({**raw, "id": text, "raw_text": text}) for text in ("Once", "Twice")
+    )
     assert not overlaps({"m": [one]}, {"t": [two]})
 
 
@@ -57,7 +67,8 @@ def test_the_error_names_every_pair_of_sets_their_count_and_an_example() -> None
     one, two, three = prompt("a"), prompt("b"), prompt("c")
     with pytest.raises(ValueError) as caught:
         check_apart(
-            {"stage end": [one, two], "stage other": [three]}, {"derta": [two, one], "dpo": iter([three]), "x": []}
+            {"stage end": [one, two], "stage other": [three]},
+            {"derta": [two, one], "dpo": iter([three]), "x": []},
         )
     text = str(caught.value)
     assert f"stage end and derta share 2 (from mine; for example {one.id})" in text

@@ -14,9 +14,24 @@ FILE = Path(__file__).parents[1] / "benchmarks" / "exactness.py"
 
 def run(folder: Path, out: Path, *only: str) -> subprocess.CompletedProcess[str]:
     """benchmarks/exactness.py on a tiny model."""
-    command = [sys.executable, str(FILE), "--model", str(folder), "--threads", "1", "--json", str(out), "--only", *only]
+    command = [
+        sys.executable,
+        str(FILE),
+        "--model",
+        str(folder),
+        "--threads",
+        "1",
+        "--json",
+        str(out),
+        "--only",
+        *only,
+    ]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -26,7 +41,10 @@ def test_exactness_compares_a_step_with_trls(styles: dict[str, Style], tmp_path:
     ipo, derta = json.loads((tmp_path / "out.json").read_text())["cases"]
     assert (ipo["name"], derta["name"]) == ("lora/ipo", "derta/lora") and ipo["bound"] == 1e-4
     assert all(0 <= ipo[way]["gradient"] < 1e-4 for way in ("padded", "shared", "store"))
-    assert ipo["plain_loss"] > 0 and f"| lora/ipo | {ipo['plain_loss']:.4f} | 0e+00 / 0e+00 / 0e+00 |" in done.stdout
+    assert (
+        ipo["plain_loss"] > 0
+        and f"| lora/ipo | {ipo['plain_loss']:.4f} | 0e+00 / 0e+00 / 0e+00 |" in done.stdout
+    )
     assert "| allowed |" in done.stdout and " | 1e-04 |" in done.stdout
 
 
@@ -46,5 +64,8 @@ def test_a_difference_above_its_bound_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert not list(exactness.failures(case, {"shared": found}, 0.3))
     for gap in (exactness.Gap(0.4, 0, 0), exactness.Gap(0, 0.4, 0), exactness.Gap(0, 0, 0.4)):
         assert list(exactness.failures(case, {"shared": gap}, 0.3))
-    nan = exactness.gap(plain, exactness.Step(2.0, {"a": torch.tensor([3.0, float("nan")]), "b": torch.tensor([0.0])}))
+    nan = exactness.gap(
+        plain,
+        exactness.Step(2.0, {"a": torch.tensor([3.0, float("nan")]), "b": torch.tensor([0.0])}),
+    )
     assert list(exactness.failures(case, {"shared": nan}, 0.3))

@@ -20,8 +20,12 @@ def outcome(
     **of: Any,
 ) -> Outcome:
     prompt = Prompt.of(f"prompt {number}", kind=kind, **of)
-    completion = Completion(id=f"c{number}", prompt_id=prompt.id, text=text, model="m", engine="e", sampling=Sampling())
-    verdict = Verdict(completion_id=completion.id, judge="j", version="1", refusal=refusal, refusal_start=start)
+    completion = Completion(
+        id=f"c{number}", prompt_id=prompt.id, text=text, model="m", engine="e", sampling=Sampling()
+    )
+    verdict = Verdict(
+        completion_id=completion.id, judge="j", version="1", refusal=refusal, refusal_start=start
+    )
     return Outcome(prompt=prompt, completion=completion, verdict=verdict)
 
 
@@ -76,7 +80,10 @@ def test_rates_stand_by_attack_with_the_plain_prompts_first() -> None:
 
 
 def test_rates_stand_by_source_or_by_what_a_function_says() -> None:
-    rows = [outcome(0, "full", source="xstest"), outcome(1, "none", kind="benign", source="starter")]
+    rows = [
+        outcome(0, "full", source="xstest"),
+        outcome(1, "none", kind="benign", source="starter"),
+    ]
     found = rates_by(rows, "source")
     assert (found["xstest"].nur.n, found["xstest"].nor.n) == (1, 0)
     assert (found["starter"].nur.n, found["starter"].nor.n) == (0, 1)
@@ -84,19 +91,28 @@ def test_rates_stand_by_source_or_by_what_a_function_says() -> None:
 
 
 def seed_run(right: int) -> dict[str, Any]:
-    return run_metrics([outcome(i, "full" if i < right else "none") for i in range(4)]).as_dict("DPO", f"seed {right}")
+    return run_metrics([outcome(i, "full" if i < right else "none") for i in range(4)]).as_dict(
+        "DPO", f"seed {right}"
+    )
 
 
 def test_over_seeds_gives_mean_least_and_greatest_of_what_was_measured() -> None:
     """NUR 1/4, 2/4, 4/4: mean 7/12."""
     found = over_seeds([seed_run(1), seed_run(2), seed_run(4)])
     assert found["nur"] == (pytest.approx(7 / 12), 0.25, 1.0, 3)
-    assert found["nur"].as_dict() == {"mean": pytest.approx(7 / 12), "min": 0.25, "max": 1.0, "seeds": 3}
+    assert found["nur"].as_dict() == {
+        "mean": pytest.approx(7 / 12),
+        "min": 0.25,
+        "max": 1.0,
+        "seeds": 3,
+    }
     assert "nor" not in found
 
 
 def test_seeds_on_other_prompts_are_not_put_together() -> None:
     with pytest.raises(ValueError, match="nur over 3, 4 outcomes"):
-        over_seeds([seed_run(1), run_metrics([outcome(i, "full") for i in range(3)]).as_dict("DPO", "m")])
+        over_seeds(
+            [seed_run(1), run_metrics([outcome(i, "full") for i in range(3)]).as_dict("DPO", "m")]
+        )
     with pytest.raises(ValueError, match="no runs"):
         over_seeds([])

@@ -1,4 +1,5 @@
-"""capability.py: perplexity against cross entropies worked out row by row, and the harness's scores as plain data."""
+"""capability.py: perplexity against cross entropies worked out row by row, and the harness's scores
+as plain data."""
 
 import importlib.util
 import math
@@ -13,7 +14,8 @@ from overrefusal_po.records import Prompt
 ANSWERS = {
     "How do I kill a process?": "Use kill and the number of the process.",
     "What is a fox?": "A dog.",
-    "Tell me how to stop a program that hangs.": "Open a terminal and type the number. Then the program stops at once.",
+    "Tell me how to stop a program that hangs.": "Open a terminal and type the number. Then the "
+    "program stops at once.",
     "Hello": "Yes, I will tell you.",
     "What is a bank?": "It has the money.",
 }
@@ -31,7 +33,8 @@ def prompts() -> list[Prompt]:
 
 
 def hand_made(model, template, prompts) -> tuple[float, int]:
-    """(nats, tokens): each token's -log p, looked up one by one, each answer alone and without padding."""
+    """(nats, tokens): each token's -log p, looked up one by one, each answer alone and without
+    padding."""
     nats, tokens = 0.0, 0
     for prompt in prompts:
         turn = template.turn(prompt.messages, prompt.reference)
@@ -68,7 +71,9 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(
     assert found.low == pytest.approx(found.high)
 
 
-def test_the_interval_redraws_clusters_and_needs_two_of_them(styles: dict[str, Style], prompts: list[Prompt]) -> None:
+def test_the_interval_redraws_clusters_and_needs_two_of_them(
+    styles: dict[str, Style], prompts: list[Prompt]
+) -> None:
     llama = styles["llama"]
     model = llama.make_model()
     apart = perplexity(model, llama.template, prompts)
@@ -80,22 +85,37 @@ def test_the_interval_redraws_clusters_and_needs_two_of_them(styles: dict[str, S
     assert alone.value == apart.value and alone.low is None and alone.high is None
 
 
-def test_prompts_without_a_reference_answer_are_an_error(styles: dict[str, Style], prompts: list[Prompt]) -> None:
+def test_prompts_without_a_reference_answer_are_an_error(
+    styles: dict[str, Style], prompts: list[Prompt]
+) -> None:
     llama = styles["llama"]
     with pytest.raises(ValueError, match="none of the 2 prompts is one"):
         perplexity(llama.make_model(), llama.template, prompts[5:])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="the harness is installed")
-def test_without_the_harness_tasks_are_an_error_that_says_what_to_install(styles: dict[str, Style]) -> None:
+@pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is not None, reason="the harness is installed"
+)
+def test_without_the_harness_tasks_are_an_error_that_says_what_to_install(
+    styles: dict[str, Style],
+) -> None:
     with pytest.raises(ValueError, match=r"not installed.*overrefusal-po\[lm-eval\]"):
         lm_eval_scores(str(styles["llama"].folder), ["arc_easy"])
 
 
 def test_the_harness_results_become_plain_scores() -> None:
     results = {
-        "arc_easy": {"alias": "arc_easy", "sample_len": 40, "acc,none": 0.25, "acc_stderr,none": 0.02},
-        "gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0, "exact_match_stderr,strict-match": "N/A"},
+        "arc_easy": {
+            "alias": "arc_easy",
+            "sample_len": 40,
+            "acc,none": 0.25,
+            "acc_stderr,none": 0.02,
+        },
+        "gsm8k": {
+            "alias": "gsm8k",
+            "exact_match,strict-match": 0,
+            "exact_match_stderr,strict-match": "N/A",
+        },
     }
     assert plain_scores(results) == {
         "arc_easy": {"acc": 0.25, "acc_stderr": 0.02},

@@ -1,4 +1,5 @@
-"""card.py: a model card whose metadata the hub reads and that tells nothing of the machine it was made on."""
+"""card.py: a model card whose metadata the hub reads and that tells nothing of the machine it was
+made on."""
 
 import json
 from pathlib import Path
@@ -16,10 +17,23 @@ SECRET = "hf_abcdefghijklmnop"
 
 def pipeline(folder: Path, **changes: Any) -> Path:
     """A pipeline's folder with two trained stages."""
-    for stage, start in (("derta", "bundled:smollm2-135m-instruct"), ("dpo", f"{folder}/derta/model")):
+    for stage, start in (
+        ("derta", "bundled:smollm2-135m-instruct"),
+        ("dpo", f"{folder}/derta/model"),
+    ):
         (folder / stage / "model").mkdir(parents=True)
-        trainer = {"learning_rate": 1e-4, "hub_token": SECRET, "output_dir": f"{folder}/x", "bf16": False}
-        recipe = {"task": "train", "method": stage, "model": {"model_name_or_path": start}, "trainer": trainer}
+        trainer = {
+            "learning_rate": 1e-4,
+            "hub_token": SECRET,
+            "output_dir": f"{folder}/x",
+            "bf16": False,
+        }
+        recipe = {
+            "task": "train",
+            "method": stage,
+            "model": {"model_name_or_path": start},
+            "trainer": trainer,
+        }
         (folder / stage / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     runs = [
         run("base") | {"model": "bundled:smollm2-135m-instruct"},
@@ -34,7 +48,10 @@ def pipeline(folder: Path, **changes: Any) -> Path:
         "guard": None,
         "notes": ["a note", f"{folder}/mine.jsonl: a note with a path"],
     }
-    values = summary(runs=runs, measured=measured, comparisons=[step("base", "DeRTa")], transitions=[]) | changes
+    values = (
+        summary(runs=runs, measured=measured, comparisons=[step("base", "DeRTa")], transitions=[])
+        | changes
+    )
     (folder / "summary.json").write_text(json.dumps(values))
     return folder
 
@@ -46,10 +63,17 @@ def test_the_card_stands_beside_the_last_model_that_was_trained_here(tmp_path: P
 
 def test_its_metadata_is_what_the_hub_reads_and_holds_the_rates(tmp_path: Path) -> None:
     data = ModelCard.load(write_card(pipeline(tmp_path))).data
-    assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct" and data.library_name == "transformers"
+    assert (
+        data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        and data.library_name == "transformers"
+    )
     found = {(r.dataset_name, r.metric_type): r for r in data.eval_results}
     nur = found["starter (test split), mine.jsonl", "nur"]
-    assert nur.metric_value == 0.9 and nur.metric_args == {"interval_95": [0.81, 0.9], "n": 137, "unscored": 4}
+    assert nur.metric_value == 0.9 and nur.metric_args == {
+        "interval_95": [0.81, 0.9],
+        "n": 137,
+        "unscored": 4,
+    }
     assert found["starter", "nur"].metric_value == 0.8 and ("xstest", "nur") not in found
     attacked = found["starter (test split), mine.jsonl, attacked with codeattack", "nur"]
     assert attacked.metric_value == 0.4
@@ -76,23 +100,37 @@ def test_its_words_hold_every_run_both_rates_the_gate_and_the_limits(tmp_path: P
 def test_no_path_and_no_key_of_this_machine_is_in_it(tmp_path: Path) -> None:
     for name in (None, "DeRTa"):
         text = write_card(pipeline(tmp_path / str(name)), run=name).read_text()
-        assert str(tmp_path) not in text and "/home/somebody" not in text and SECRET not in text and "tmp" not in text
+        assert (
+            str(tmp_path) not in text
+            and "/home/somebody" not in text
+            and SECRET not in text
+            and "tmp" not in text
+        )
 
 
 def test_hostile_names_break_neither_metadata_nor_table(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script>\n---\n| x | `y` \u202e [z](http://evil.example)"
     card = write_card(pipeline(tmp_path, title=hostile))
     text, data = card.read_text(), ModelCard.load(card).data
-    assert "<script" not in text and "\u202e" not in text and "[z](" not in text.replace("\\[", "").replace("\\]", "")
+    assert (
+        "<script" not in text
+        and "\u202e" not in text
+        and "[z](" not in text.replace("\\[", "").replace("\\]", "")
+    )
     assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct" and text.count("\n---\n") == 1
 
 
 def test_a_folder_without_a_trained_model_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
-    with pytest.raises(ValueError, match=r"no run was trained in this folder.*Runs with a model of this folder: none"):
+    with pytest.raises(
+        ValueError,
+        match=r"no run was trained in this folder.*Runs with a model of this folder: none",
+    ):
         write_card(tmp_path)
     folder = pipeline(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"run 'base' has no model that was trained.*'DeRTa', 'DPO\|1'"):
+    with pytest.raises(
+        ValueError, match=r"run 'base' has no model that was trained.*'DeRTa', 'DPO\|1'"
+    ):
         write_card(folder, run="base")
 
 
@@ -108,7 +146,9 @@ def test_a_folder_without_a_trained_model_is_an_error_that_says_so(tmp_path: Pat
         ("", None),
     ],
 )
-def test_the_base_model_is_a_hub_name_or_nothing(tmp_path: Path, name: str, base: str | None) -> None:
+def test_the_base_model_is_a_hub_name_or_nothing(
+    tmp_path: Path, name: str, base: str | None
+) -> None:
     assert base_model({"model": {"model_name_or_path": name}}, tmp_path) == base
 
 

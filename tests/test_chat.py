@@ -1,4 +1,5 @@
-"""chat.py: what it renders and encodes is what the tokenizer's own template renders and encodes, in all three styles."""
+"""chat.py: what it renders and encodes is what the tokenizer's own template renders and encodes, in
+all three styles."""
 
 from typing import Any
 
@@ -18,16 +19,22 @@ TALK = (
 RESPONSES = [
     "Sorry, I can't help with that.",
     "To open it you need a pick.",
-    "  Use kill.\n\n1. Open a terminal.\n2. Type \u201ckill\u201d \u2014 and the n\u00famero. \U0001f642\n",
+    "  Use kill.\n\n1. Open a terminal.\n2. Type \u201ckill\u201d \u2014 and the n\u00famero. "
+    "\U0001f642\n",
     "x",
     "",
 ]
 
 
-def own_rendering(style: Style, messages: tuple[Message, ...], response: str, **options: Any) -> list[int]:
-    """Token ids of the template's own rendering of the whole conversation, up to the last end-of-turn token."""
+def own_rendering(
+    style: Style, messages: tuple[Message, ...], response: str, **options: Any
+) -> list[int]:
+    """Token ids of the template's own rendering of the whole conversation, up to the last
+    end-of-turn token."""
     rows = [m.model_dump() for m in messages] + [{"role": "assistant", "content": response}]
-    ids = style.tokenizer.apply_chat_template(rows, tokenize=True, return_dict=True, **options)["input_ids"]
+    ids = style.tokenizer.apply_chat_template(rows, tokenize=True, return_dict=True, **options)[
+        "input_ids"
+    ]
     last = len(ids) - 1 - ids[::-1].index(style.end_of_turn)
     return list(ids[: last + 1])
 
@@ -39,7 +46,8 @@ def content(style: Style, response: str, **options: Any) -> list[str]:
 
 
 def test_the_three_styles_differ_where_it_matters(styles: dict[str, Style]) -> None:
-    """ "Sorry" is one token in two styles and several in the third; in Mistral style its token has the space."""
+    """ "Sorry" is one token in two styles and several in the third; in Mistral style its token has
+    the space."""
     assert content(styles["llama"], "Sorry") == ["Sorry"]
     assert content(styles["qwen"], "Sorry") == ["S", "or", "r", "y"]
     assert content(styles["mistral"], "Sorry") == ["\u2581Sorry"]
@@ -47,14 +55,18 @@ def test_the_three_styles_differ_where_it_matters(styles: dict[str, Style]) -> N
 
 @pytest.mark.parametrize("response", RESPONSES)
 @pytest.mark.parametrize("messages", [QUESTION, TALK], ids=["question", "talk"])
-def test_a_turn_is_the_templates_own_rendering(style: Style, messages: tuple[Message, ...], response: str) -> None:
+def test_a_turn_is_the_templates_own_rendering(
+    style: Style, messages: tuple[Message, ...], response: str
+) -> None:
     turn = style.template.turn(messages, response)
     assert turn.prompt_ids + turn.response_ids == own_rendering(style, messages, response.strip())
 
 
 def test_the_prompt_of_a_turn_is_what_generation_sees(style: Style) -> None:
     rows = [m.model_dump() for m in TALK]
-    ids = style.tokenizer.apply_chat_template(rows, add_generation_prompt=True, tokenize=True, return_dict=True)
+    ids = style.tokenizer.apply_chat_template(
+        rows, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
     turn = style.template.turn(TALK, RESPONSES[0])
     assert turn.prompt_ids == style.template.prompt_ids(TALK) == ids["input_ids"]
 
@@ -119,17 +131,22 @@ def test_template_kwargs_reach_the_template(styles: dict[str, Style]) -> None:
 def test_an_assistant_prefix_is_the_beginning_of_the_turn(style: Style) -> None:
     """In Mistral style the space before the answer comes before the prefix."""
     text = style.template.prompt_text(QUESTION, "Sure, to")
-    assert text == style.template.prompt_text(QUESTION) + (" Sure, to" if style.name == "mistral" else "Sure, to")
+    assert text == style.template.prompt_text(QUESTION) + (
+        " Sure, to" if style.name == "mistral" else "Sure, to"
+    )
     turn = style.template.turn(QUESTION, "Sure, to pick a lock")
     ids = style.template.prompt_ids(QUESTION, "Sure, to")
     assert ids == (turn.prompt_ids + turn.response_ids)[: len(ids)]
     forged = style.template.prompt_ids(QUESTION, f"Sure{style.tokenizer.eos_token}")
-    assert forged.count(style.end_of_turn) == style.template.prompt_ids(QUESTION).count(style.end_of_turn)
+    assert forged.count(style.end_of_turn) == style.template.prompt_ids(QUESTION).count(
+        style.end_of_turn
+    )
 
 
 @pytest.mark.parametrize("response", RESPONSES)
 def test_offsets_map_back_to_the_response(style: Style, response: str) -> None:
-    """The spans cover the response without a gap (several byte tokens may share one character), then the end: none."""
+    """The spans cover the response without a gap (several byte tokens may share one character),
+    then the end: none."""
     response = response.strip()
     turn = style.template.turn(QUESTION, response)
     assert len(turn.offsets) == len(turn.response_ids)
@@ -139,12 +156,16 @@ def test_offsets_map_back_to_the_response(style: Style, response: str) -> None:
         assert a <= reached <= b or (a, b) == turn.offsets[-1]
         reached = max(reached, b)
         if response[a:b].isascii():
-            assert style.tokenizer.decode([token]).strip() in (response[a:b].strip(), style.tokenizer.eos_token)
+            assert style.tokenizer.decode([token]).strip() in (
+                response[a:b].strip(),
+                style.tokenizer.eos_token,
+            )
     assert reached == len(response)
 
 
 def test_offsets_worked_by_hand(styles: dict[str, Style]) -> None:
-    """ "To" has no token with the space in Mistral style: the space is a token of its own, outside the response."""
+    """ "To" has no token with the space in Mistral style: the space is a token of its own, outside
+    the response."""
     turn = styles["mistral"].template.turn(QUESTION, "To kill")
     assert styles["mistral"].tokenizer.convert_ids_to_tokens(turn.response_ids) == [
         "\u2581",
@@ -161,9 +182,15 @@ def test_offsets_worked_by_hand(styles: dict[str, Style]) -> None:
 def test_the_first_response_token_is_the_texts_own(styles: dict[str, Style]) -> None:
     """The space token before "To" is not the first token of the text."""
     mistral, qwen = styles["mistral"], styles["qwen"]
-    assert mistral.template.first_response_token("To") == (mistral.tokenizer.convert_tokens_to_ids("T"), 2)
+    assert mistral.template.first_response_token("To") == (
+        mistral.tokenizer.convert_tokens_to_ids("T"),
+        2,
+    )
     assert mistral.template.first_response_token("Sorry")[1] == 1
-    assert qwen.template.first_response_token("Sorry") == (qwen.tokenizer.convert_tokens_to_ids("S"), 4)
+    assert qwen.template.first_response_token("Sorry") == (
+        qwen.tokenizer.convert_tokens_to_ids("S"),
+        4,
+    )
 
 
 def test_a_tokenizer_without_a_chat_template_is_an_error(styles: dict[str, Style]) -> None:
@@ -175,7 +202,9 @@ def test_a_tokenizer_without_a_chat_template_is_an_error(styles: dict[str, Style
 
 def test_a_template_that_hides_the_answer_is_an_error(styles: dict[str, Style]) -> None:
     tokenizer = type(styles["llama"].tokenizer).from_pretrained(styles["llama"].folder)
-    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
     with pytest.raises(ValueError, match="does not show an assistant message"):
         ChatTemplate(tokenizer).turn(QUESTION, "x")
 
@@ -191,8 +220,8 @@ def test_a_prompt_that_merges_with_its_response_is_an_error(styles: dict[str, St
     """ "...the a" + "nd" would become the token " and", so the prompt has no tokens of its own."""
     tokenizer = type(styles["llama"].tokenizer).from_pretrained(styles["llama"].folder)
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}{{ ' a' }}{% else %}{{ eos_token }}"
-        "{% endif %}{% endfor %}"
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}{{ ' a' }}{% else %}{{ "
+        "eos_token }}{% endif %}{% endfor %}"
     )
     assert "\u0120and" in tokenizer.get_vocab()
     with pytest.raises(ValueError, match="merge across the boundary"):
@@ -204,7 +233,11 @@ def test_the_network_is_out_of_reach() -> None:
 
     from pytest_socket import SocketConnectBlockedError
 
-    with pytest.warns(UserWarning), pytest.raises(SocketConnectBlockedError), socket.socket() as wire:
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(SocketConnectBlockedError),
+        socket.socket() as wire,
+    ):
         wire.connect(("192.0.2.1", 80))
     with socket.socket() as server, socket.socket() as client:
         server.bind(("127.0.0.1", 0))

@@ -1,4 +1,5 @@
-"""checks.py and the train stage: what the linter and the firewall stop before a weight is loaded."""
+"""checks.py and the train stage: what the linter and the firewall stop before a weight is
+loaded."""
 
 import json
 import logging
@@ -47,15 +48,23 @@ def test_a_file_of_good_pairs_passes(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert code == 0 and out.endswith("pairs.jsonl: 0 findings.\n")
 
 
-def test_a_pair_the_wrong_way_round_is_found_by_its_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pair_the_wrong_way_round_is_found_by_its_id(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     wrong = GOOD[0].model_copy(update={"id": "wrong", "chosen": REFUSAL, "rejected": ANSWER})
-    code, out, _ = command(capsys, "check", write_jsonl(tmp_path / "pairs.jsonl", [*GOOD, wrong]), "--json")
+    code, out, _ = command(
+        capsys, "check", write_jsonl(tmp_path / "pairs.jsonl", [*GOOD, wrong]), "--json"
+    )
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 2
-    assert ("wrong", "chosen_refuses", "error") in {(r["id"], r["check"], r["severity"]) for r in rows}
+    assert ("wrong", "chosen_refuses", "error") in {
+        (r["id"], r["check"], r["severity"]) for r in rows
+    }
 
 
-def test_a_benchmarks_prompt_is_found_with_a_word_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_benchmarks_prompt_is_found_with_a_word_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "prompts.jsonl"
     rows = [
         {"id": "1", "prompt": "How can I kill a Ruby process?"},
@@ -74,9 +83,15 @@ def test_pairs_without_a_harmful_prompt_need_leave(
 ) -> None:
     pairs = write_jsonl(tmp_path / "pairs.jsonl", GOOD[:1])
     recipe = Path(__file__).parents[1] / "recipes" / "dpo.yaml"
-    options = [f"--data.pairs={pairs}", "--data.containment=none", f"--data.allow_no_anchor={str(allowed).lower()}"]
+    options = [
+        f"--data.pairs={pairs}",
+        "--data.containment=none",
+        f"--data.allow_no_anchor={str(allowed).lower()}",
+    ]
     model = f"--model.model_name_or_path={styles['llama'].folder}"
-    code, out, err = command(capsys, "check", recipe, "--data", model, "--trainer.max_length=2048", *options)
+    code, out, err = command(
+        capsys, "check", recipe, "--data", model, "--trainer.max_length=2048", *options
+    )
     assert code == (0 if allowed else 2)
     assert "1 pairs, longest row" in out if allowed else "allow_no_anchor" in err
 
@@ -91,14 +106,20 @@ def test_a_waived_fault_does_not_stop(
     model = f"--model.model_name_or_path={styles['llama'].folder}"
     code, _, err = command(capsys, "check", recipe, "--data", model, *options)
     assert code == 2 and "wrong" in err and "waive" in err
-    waived = ["--data.waive.wrong=read by hand", f"--data.waive.{GOOD[0].id}=contradicts the waived one"]
+    waived = [
+        "--data.waive.wrong=read by hand",
+        f"--data.waive.{GOOD[0].id}=contradicts the waived one",
+    ]
     code, _, err = command(capsys, "check", recipe, "--data", model, *options, *waived)
     assert code == 0, err
 
 
 def recipe(method: str, model: str = "nobody/nothing", **sections: Any) -> TrainRecipe:
     """A checked training recipe."""
-    body = check_body({"task": "train", "method": method, "model": {"model_name_or_path": model}, **sections}, "here")
+    body = check_body(
+        {"task": "train", "method": method, "model": {"model_name_or_path": model}, **sections},
+        "here",
+    )
     assert isinstance(body, TrainRecipe)
     return body
 
@@ -114,23 +135,39 @@ def test_a_benchmarks_prompt_stops_every_kind_of_training(
         kind = "harmful" if side == "triples" else "general"
         asked = Prompt.of(text, kind=kind, reference="Sorry, or not.")
         write_jsonl(tmp_path / "prompts.jsonl", [asked])
-        more = [Triple(prompt=asked, safe_response="Sorry, no.", harmful_response="Yes.")] * (side == "triples")
+        more = [Triple(prompt=asked, safe_response="Sorry, no.", harmful_response="Yes.")] * (
+            side == "triples"
+        )
         write_jsonl(tmp_path / "triples.jsonl", [*triples, *more])
         prompts, safe = str(tmp_path / "prompts.jsonl"), str(tmp_path / "triples.jsonl")
-        data = {"prompts": prompts} if side == "sft" else {"triples": safe, "helpful_from": [prompts]}
+        data = (
+            {"prompts": prompts} if side == "sft" else {"triples": safe, "helpful_from": [prompts]}
+        )
         data |= {"helpful": []} if side == "triples" else {}
-        return check_training_data(recipe("sft" if side == "sft" else "derta", data=data), styles["llama"].template)
+        return check_training_data(
+            recipe("sft" if side == "sft" else "derta", data=data), styles["llama"].template
+        )
 
-    with pytest.raises(ValueError, match=r"1 of the \d prompts to train on .*xstest.*without_benchmarks: true"):
+    with pytest.raises(
+        ValueError, match=r"1 of the \d prompts to train on .*xstest.*without_benchmarks: true"
+    ):
         found(BENCHMARK)
-    counted = {"triples": "7 harmful prompts", "helpful": "'Sorry', 1 helpful prompts", "sft": "1 prompts with"}
+    counted = {
+        "triples": "7 harmful prompts",
+        "helpful": "'Sorry', 1 helpful prompts",
+        "sft": "1 prompts with",
+    }
     assert counted[side] in found("Which stone is the oldest of all?")
 
 
 def test_the_starter_set_may_be_trained_on(styles: dict[str, Style]) -> None:
     both = {"helpful": ["general", "benign"]}
-    assert "helpful prompts" in check_training_data(recipe("derta", data=both), styles["llama"].template)
-    assert "reference" in check_training_data(recipe("sft", data={"prompts": "starter"}), styles["llama"].template)
+    assert "helpful prompts" in check_training_data(
+        recipe("derta", data=both), styles["llama"].template
+    )
+    assert "reference" in check_training_data(
+        recipe("sft", data={"prompts": "starter"}), styles["llama"].template
+    )
 
 
 def test_only_the_opening_of_a_side_has_to_fit(styles: dict[str, Style], tmp_path: Path) -> None:
@@ -143,8 +180,15 @@ def test_only_the_opening_of_a_side_has_to_fit(styles: dict[str, Style], tmp_pat
         check_training_data(recipe("dpo", data=data, trainer={"max_length": limit}), template)
 
 
-def test_a_training_that_is_done_reads_nothing_again(styles: dict[str, Style], tmp_path: Path) -> None:
-    body = recipe("dpo", str(styles["llama"].folder), data={"pairs": "nowhere.jsonl"}, trainer={"use_cpu": True})
+def test_a_training_that_is_done_reads_nothing_again(
+    styles: dict[str, Style], tmp_path: Path
+) -> None:
+    body = recipe(
+        "dpo",
+        str(styles["llama"].folder),
+        data={"pairs": "nowhere.jsonl"},
+        trainer={"use_cpu": True},
+    )
     resolved, inputs = body.model_dump(mode="json"), {"data.pairs": "hash"}
     with Run.open(tmp_path / "done", resolved, inputs) as run:
         run.finish({"steps": 7})
@@ -161,7 +205,11 @@ def test_a_training_that_is_done_reads_nothing_again(styles: dict[str, Style], t
 
 
 def test_a_curation_that_is_done_reads_nothing_again(tmp_path: Path) -> None:
-    values = {"task": "curate", "model": {"model_name_or_path": "m"}, "rejects": {"model": "nobody/nothing"}}
+    values = {
+        "task": "curate",
+        "model": {"model_name_or_path": "m"},
+        "rejects": {"model": "nobody/nothing"},
+    }
     body = CurateRecipe.model_validate(values)
     with Run.open(tmp_path / "run", {}, {}) as run:
         with pytest.raises(ValueError, match="nobody/nothing"):
@@ -195,7 +243,10 @@ def test_fsdp_1_trains_without_a_reference_store(
 
 @pytest.mark.parametrize("contaminated", ["drop", "report"])
 def test_a_stage_may_measure_what_curation_drops(tmp_path: Path, contaminated: str) -> None:
-    prompts = [Prompt.of(text, kind="benign", reference="Yes.") for text in (BENCHMARK, "Which stone is the oldest?")]
+    prompts = [
+        Prompt.of(text, kind="benign", reference="Yes.")
+        for text in (BENCHMARK, "Which stone is the oldest?")
+    ]
     write_jsonl(tmp_path / "all.jsonl", prompts)
     write_jsonl(tmp_path / "measured.jsonl", prompts[:1])
     model = {"model_name_or_path": "m"}
@@ -203,7 +254,10 @@ def test_a_stage_may_measure_what_curation_drops(tmp_path: Path, contaminated: s
     curated = CurateRecipe.model_validate({"task": "curate", "model": model, "data": data})
     sets = {"sets": [str(tmp_path / "measured.jsonl")]}
     measured = EvaluateRecipe.model_validate({"task": "evaluate", "model": model, "data": sets})
-    stages: dict[str, TrainRecipe | CurateRecipe | EvaluateRecipe] = {"pairs": curated, "end": measured}
+    stages: dict[str, TrainRecipe | CurateRecipe | EvaluateRecipe] = {
+        "pairs": curated,
+        "end": measured,
+    }
     if contaminated == "drop":
         return check_stages_apart(stages)
     with pytest.raises(ValueError, match="stage end and stage pairs share 1"):

@@ -1,4 +1,5 @@
-"""The command: what it prints, its exit codes, and every kind of stage on a tiny model with random weights."""
+"""The command: what it prints, its exit codes, and every kind of stage on a tiny model with random
+weights."""
 
 import json
 import os
@@ -34,14 +35,18 @@ class Done(NamedTuple):
 
     def value(self, key: str) -> str:
         """What stands behind `key: ` in the output."""
-        return next(line.partition(": ")[2] for line in self.out.splitlines() if line.startswith(f"{key}: "))
+        return next(
+            line.partition(": ")[2] for line in self.out.splitlines() if line.startswith(f"{key}: ")
+        )
 
 
 Command = Callable[..., Done]
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
     """Runs the command in process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -89,7 +94,18 @@ def test_help_shows_the_commands(command: Command) -> None:
 def test_list_shows_methods_and_plugs(command: Command) -> None:
     done = command("list")
     assert done.code == 0
-    for word in ("sft", "derta", "dpo", "orpo", "kto", "starter", "xstest", "file", "transformers", "refusal"):
+    for word in (
+        "sft",
+        "derta",
+        "dpo",
+        "orpo",
+        "kto",
+        "starter",
+        "xstest",
+        "file",
+        "transformers",
+        "refusal",
+    ):
         assert word in done.out.split()
 
 
@@ -104,7 +120,11 @@ def test_init_copies_the_recipes_once(command: Command, tmp_path: Path) -> None:
 def test_judge_prints_a_verdict_a_line(command: Command, tmp_path: Path) -> None:
     rows = [
         {"id": "a", "prompt": "How do I kill a process?", "response": "Use kill and the number."},
-        {"id": "b", "prompt": "How do I kill a man?", "response": "I'm sorry, but I can't help with that."},
+        {
+            "id": "b",
+            "prompt": "How do I kill a man?",
+            "response": "I'm sorry, but I can't help with that.",
+        },
         {"prompt": "x", "response": "Sure. Sorry, I cannot help with that.", "other": 1},
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
@@ -119,7 +139,10 @@ def test_judge_prints_a_verdict_a_line(command: Command, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ('{"prompt": "x", "response": "y"}\n{"prompt": "x" "response": 1}\n', ["line 2", "column 16", "not JSON"]),
+        (
+            '{"prompt": "x", "response": "y"}\n{"prompt": "x" "response": 1}\n',
+            ["line 2", "column 16", "not JSON"],
+        ),
         ('{"prompt": "x", "response": "y"}\n[1]\n', ["line 2", "column 1", "list"]),
         ('{"prompt": "x"}\n', ["line 1", "'response'", "{id, prompt, response}"]),
         ('{"prompt": "x", "response": 3}\n', ["line 1", "'response'"]),
@@ -147,7 +170,9 @@ def test_a_malformed_line_is_named_by_file_line_and_column(
         (["--nonsense"], "nonsense"),
     ],
 )
-def test_what_cannot_be_done_ends_with_2_and_says_why(command: Command, arguments: list[str], part: str) -> None:
+def test_what_cannot_be_done_ends_with_2_and_says_why(
+    command: Command, arguments: list[str], part: str
+) -> None:
     done = command(*arguments)
     assert done.code == 2 and part in done.err
 
@@ -163,13 +188,17 @@ def test_check_says_that_a_shipped_recipe_is_right(command: Command, name: str) 
 
 
 def test_check_shows_overrides_and_what_hardware_decides(command: Command) -> None:
-    done = command("check", RECIPES / "dpo.yaml", "--trainer.beta=0.25", "--trainer.loss_type", "ipo")
+    done = command(
+        "check", RECIPES / "dpo.yaml", "--trainer.beta=0.25", "--trainer.loss_type", "ipo"
+    )
     lines = [line.split() for line in done.out.splitlines()]
     assert ["trainer.beta", "0.25", "override"] in lines
     assert ["trainer.use_cpu", "auto", "auto", "(hardware)"] in lines
     assert not any("trainer.weight_decay" in line for line in lines)
     everything = command("check", RECIPES / "dpo.yaml", "--all")
-    assert ["trainer.weight_decay", "0.0", "default", "(TRL)"] in [x.split() for x in everything.out.splitlines()]
+    assert ["trainer.weight_decay", "0.0", "default", "(TRL)"] in [
+        x.split() for x in everything.out.splitlines()
+    ]
 
 
 def test_check_ends_with_2_for_a_wrong_recipe(command: Command) -> None:
@@ -181,15 +210,20 @@ def test_check_loads_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom overrefusal_po.cli import main\n"
         f"try:\n    main(['check', {str(RECIPES / 'dpo.yaml')!r}])\n"
-        "except SystemExit as end:\n    print(end.code, sorted({'torch', 'transformers', 'trl'} & set(sys.modules)))"
+        "except SystemExit as end:\n    print(end.code, sorted({'torch', 'transformers', 'trl'} & "
+        "set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
 @pytest.mark.parametrize("name", [n for n in SHIPPED if n not in ("demo.yaml", "porover.yaml")])
 @pytest.mark.usefixtures("no_weights")
-def test_check_data_reads_data_and_template_without_weights(command: Command, tiny: str, name: str) -> None:
+def test_check_data_reads_data_and_template_without_weights(
+    command: Command, tiny: str, name: str
+) -> None:
     extra = [] if name in ("curate.yaml", "evaluate.yaml") else ["--trainer.max_length=2048"]
     done = command("check", RECIPES / name, tiny, *extra, "--data")
     assert done.code == 0, done.err
@@ -205,7 +239,10 @@ def test_check_data_reads_data_and_template_without_weights(command: Command, ti
         ("dpo.yaml", ["--data.max_pairs=3", "--data.containment=student", FEW_TOKENS]),
         ("orpo.yaml", ["--data.max_pairs=3", *NO_ANCHOR]),
         ("derta.yaml", ["--data.triples=triples.jsonl", "--data.max_helpful=2"]),
-        ("derta.yaml", ["--data.max_triples=3", "--data.max_helpful=0", FEW_TOKENS, "--model.use_peft=false"]),
+        (
+            "derta.yaml",
+            ["--data.max_triples=3", "--data.max_helpful=0", FEW_TOKENS, "--model.use_peft=false"],
+        ),
         ("sft.yaml", ["--data.prompts=starter", "--data.max_prompts=4"]),
         ("sft.yaml", ["--data.pairs=starter", "--data.max_prompts=4", "--data.kinds=[benign]"]),
     ],
@@ -220,29 +257,44 @@ def test_a_method_trains_and_a_second_run_is_done(
         values = yaml.safe_load((RECIPES / "orpo.yaml").read_text())
         recipe = tmp_path / "sft.yaml"
         trainer = {"per_device_train_batch_size": 2}
-        recipe.write_text(yaml.safe_dump({**values, "method": "sft", "data": {}, "trainer": trainer}))
+        recipe.write_text(
+            yaml.safe_dump({**values, "method": "sft", "data": {}, "trainer": trainer})
+        )
     arguments = [recipe, tiny, *SHORT, *extra]
     done = command(*arguments)
     assert done.code == 0, done.err
     assert done.value("steps") == "2" and float(done.value("loss")) > 0
     folder = Path(done.value("folder"))
     assert folder.parent == Path("runs") and folder.name.startswith(recipe.stem)
-    assert {"recipe.yaml", "manifest.json", "status.json", "log", "data.jsonl", "training.json"} <= {
-        p.name for p in folder.iterdir()
-    }
+    assert {
+        "recipe.yaml",
+        "manifest.json",
+        "status.json",
+        "log",
+        "data.jsonl",
+        "training.json",
+    } <= {p.name for p in folder.iterdir()}
     assert status(folder)["exit_code"] == 0 and (folder / "model" / "config.json").is_file()
     assert (
         "overrefusal_po.train.stage data: " in (folder / "log").read_text()
     )  # what `check --data` says, with its warnings
     assert (folder / "adapter").is_dir() == ("--model.use_peft=false" not in extra)
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name not in ("log", ".lock")}
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in ("log", ".lock")
+    }
     again = command(*arguments)
     assert again.code == 0 and again.value("folder") == str(folder)
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-def test_training_writes_nothing_outside_its_run_folder(command: Command, tiny: str, tmp_path: Path) -> None:
-    done = command(RECIPES / "orpo.yaml", tiny, *SHORT, "--data.max_pairs=3", *NO_ANCHOR, "run_dir=here")
+def test_training_writes_nothing_outside_its_run_folder(
+    command: Command, tiny: str, tmp_path: Path
+) -> None:
+    done = command(
+        RECIPES / "orpo.yaml", tiny, *SHORT, "--data.max_pairs=3", *NO_ANCHOR, "run_dir=here"
+    )
     assert done.code == 0 and done.value("folder") == "here"
     assert [p.name for p in tmp_path.iterdir()] == ["here"]
 
@@ -262,13 +314,20 @@ def test_evaluate_measures_and_a_second_run_is_done(command: Command, tiny: str)
     assert (folder / "outcomes.jsonl").stat().st_mtime_ns == before
 
 
-def test_evaluating_a_changed_file_or_model_is_another_run(command: Command, styles: dict[str, Any]) -> None:
+def test_evaluating_a_changed_file_or_model_is_another_run(
+    command: Command, styles: dict[str, Any]
+) -> None:
     folder = Path("model")
     styles["llama"].make_model(seed=1).save_pretrained(folder)
     styles["llama"].tokenizer.save_pretrained(folder)
     rows = Path("rows.jsonl")
     rows.write_text('{"prompt": "How do I kill a process?", "kind": "benign"}\n')
-    arguments = [RECIPES / "evaluate.yaml", "--model.model_name_or_path=model", FEW_TOKENS, "--data.sets=[rows.jsonl]"]
+    arguments = [
+        RECIPES / "evaluate.yaml",
+        "--model.model_name_or_path=model",
+        FEW_TOKENS,
+        "--data.sets=[rows.jsonl]",
+    ]
     first = command(*arguments).value("folder")
     assert command(*arguments).value("folder") == first
     rows.write_text('{"prompt": "How do I stop a process?", "kind": "benign"}\n')
@@ -324,9 +383,15 @@ def test_an_empty_data_set_ends_with_2(command: Command, tiny: str) -> None:
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_a_pair_that_prefers_nothing_ends_with_2(command: Command, tiny: str, pairs: list[PreferencePair]) -> None:
-    write_jsonl("pairs.jsonl", [pairs[0], pairs[1].model_copy(update={"rejected": f" {pairs[1].chosen}"})])
-    done = command(RECIPES / "dpo.yaml", tiny, "--data.pairs=pairs.jsonl", "--data.containment=none")
+def test_a_pair_that_prefers_nothing_ends_with_2(
+    command: Command, tiny: str, pairs: list[PreferencePair]
+) -> None:
+    write_jsonl(
+        "pairs.jsonl", [pairs[0], pairs[1].model_copy(update={"rejected": f" {pairs[1].chosen}"})]
+    )
+    done = command(
+        RECIPES / "dpo.yaml", tiny, "--data.pairs=pairs.jsonl", "--data.containment=none"
+    )
     assert done.code == 2 and "pair-1" in done.err and "chosen equals rejected" in done.err
 
 
@@ -338,8 +403,12 @@ def test_a_pair_that_would_be_cut_ends_with_2(command: Command, tiny: str, name:
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_a_safe_response_without_the_opener_ends_with_2(command: Command, tiny: str, triples: list[Triple]) -> None:
-    write_jsonl("triples.jsonl", [triples[0].model_copy(update={"safe_response": "No, I will not."})])
+def test_a_safe_response_without_the_opener_ends_with_2(
+    command: Command, tiny: str, triples: list[Triple]
+) -> None:
+    write_jsonl(
+        "triples.jsonl", [triples[0].model_copy(update={"safe_response": "No, I will not."})]
+    )
     done = command(RECIPES / "derta.yaml", tiny, "--data.triples=triples.jsonl")
     assert done.code == 2 and "'No, I will not.'" in done.err and "'Sorry'" in done.err
 
@@ -377,12 +446,19 @@ def test_an_interrupted_run_ends_with_130_and_says_that_it_goes_on(
     assert status("here")["state"] == "interrupted" and status("here")["exit_code"] == 130
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(command: Command, tiny: str) -> None:
+def test_a_run_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(
+    command: Command, tiny: str
+) -> None:
     arguments = [str(RECIPES / "dpo.yaml"), tiny, "--data.max_pairs=12", *NO_ANCHOR]
-    arguments += ["--trainer.max_steps=30", "--trainer.max_length=2048", "--trainer.logging_steps=1"]
+    arguments += [
+        "--trainer.max_steps=30",
+        "--trainer.max_length=2048",
+        "--trainer.logging_steps=1",
+    ]
     arguments += ["--trainer.save_steps=1"]
     child = subprocess.Popen(
-        [sys.executable, "-m", "overrefusal_po", *arguments, "run_dir=killed"], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "overrefusal_po", *arguments, "run_dir=killed"],
+        stderr=subprocess.DEVNULL,
     )
     state = Path("killed/checkpoints/checkpoint-1/trainer_state.json")
     deadline = time.monotonic() + 120
@@ -396,9 +472,16 @@ def test_a_run_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(command:
     assert resumed.code == 0 and "going on from" in Path("killed/log").read_text()
     assert command(*arguments, "run_dir=undisturbed").code == 0
     losses = [
-        [row["loss"] for row in json.loads(Path(folder, "training.json").read_text())["history"] if "loss" in row]
+        [
+            row["loss"]
+            for row in json.loads(Path(folder, "training.json").read_text())["history"]
+            if "loss" in row
+        ]
         for folder in ("killed", "undisturbed")
     ]
     assert len(losses[0]) == 30 and losses[0] == losses[1]
-    weights = [Path(folder, "model", "model.safetensors").read_bytes() for folder in ("killed", "undisturbed")]
+    weights = [
+        Path(folder, "model", "model.safetensors").read_bytes()
+        for folder in ("killed", "undisturbed")
+    ]
     assert weights[0] == weights[1]

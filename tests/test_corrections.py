@@ -1,4 +1,5 @@
-"""corrections.py: rates without the judge's errors; values worked by hand, coverage by a small simulation."""
+"""corrections.py: rates without the judge's errors; values worked by hand, coverage by a small
+simulation."""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from overrefusal_po.evaluate.corrections import Confusion, answered_rate, corrected, corrected_rates, lang_reiczigel
+from overrefusal_po.evaluate.corrections import (
+    Confusion,
+    answered_rate,
+    corrected,
+    corrected_rates,
+    lang_reiczigel,
+)
 from overrefusal_po.evaluate.intervals import Rate
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Refusal, Sampling, Verdict
 
@@ -17,12 +24,21 @@ GOOD = Confusion(refused=50, refused_seen=40, answered=50, answered_seen=45)
 PERFECT = Confusion(refused=1e9, refused_seen=1e9, answered=1e9, answered_seen=1e9)
 
 
-def outcome(kind: Kind, number: int, refusal: Refusal | None, *, degenerate: bool = False, **of: Any) -> Outcome:
+def outcome(
+    kind: Kind, number: int, refusal: Refusal | None, *, degenerate: bool = False, **of: Any
+) -> Outcome:
     prompt = Prompt.of(f"prompt {number}", kind=kind, **of)
     completion = Completion(
-        id=f"{kind}{number}", prompt_id=prompt.id, text="t", model="m", engine="e", sampling=Sampling()
+        id=f"{kind}{number}",
+        prompt_id=prompt.id,
+        text="t",
+        model="m",
+        engine="e",
+        sampling=Sampling(),
     )
-    verdict = Verdict(completion_id=completion.id, judge="j", version="1", refusal=refusal, degenerate=degenerate)
+    verdict = Verdict(
+        completion_id=completion.id, judge="j", version="1", refusal=refusal, degenerate=degenerate
+    )
     return Outcome(prompt=prompt, completion=completion, verdict=verdict)
 
 
@@ -34,21 +50,30 @@ def test_rogan_and_gladen_by_hand() -> None:
 
 
 def test_the_limits_of_lang_and_reiczigel_by_hand() -> None:
-    """z² = 3.841459; q = (45 + 1.920729) / 103.841459 = 0.451850; sensitivity 41/52 = 0.788462; specificity 46/52 =
-    0.884615; p = 0.336465 / 0.673077 = 0.499891; of sensitivity 0.788462 · 0.211538 / 52 = 0.003207513; of specificity
-    0.884615 · 0.115385 / 52 = 0.001962904; shift = 7.682918 · (0.499891 · 0.003207513 - 0.500109 · 0.001962904) =
-    0.00477690; spread = 1.959964 · sqrt(0.247682 / 103.841459 + 0.249891 · 0.003207513 + 0.250109 · 0.001962904)
-    / 0.673077 = 1.959964 · sqrt(0.002385193 + 0.000801529 + 0.000490940) / 0.673077 = 0.176592"""
+    """z² = 3.841459; q = (45 + 1.920729) / 103.841459 = 0.451850; sensitivity 41/52 = 0.788462;
+    specificity 46/52 = 0.884615; p = 0.336465 / 0.673077 = 0.499891; of sensitivity 0.788462 ·
+    0.211538 / 52 = 0.003207513; of specificity 0.884615 · 0.115385 / 52 = 0.001962904; shift =
+    7.682918 · (0.499891 · 0.003207513 - 0.500109 · 0.001962904) = 0.00477690; spread = 1.959964 ·
+    sqrt(0.247682 / 103.841459 + 0.249891 · 0.003207513 + 0.250109 · 0.001962904) / 0.673077 =
+    1.959964 · sqrt(0.002385193 + 0.000801529 + 0.000490940) / 0.673077 = 0.176592"""
     low, high = lang_reiczigel(45, 100, 40, 50, 45, 50)
-    assert (float(low), float(high)) == (pytest.approx(0.328076, abs=2e-5), pytest.approx(0.681260, abs=2e-5))
+    assert (float(low), float(high)) == (
+        pytest.approx(0.328076, abs=2e-5),
+        pytest.approx(0.681260, abs=2e-5),
+    )
 
 
 def test_a_judge_without_errors_leaves_the_rate_alone() -> None:
-    """And leaves the interval of Agresti and Coull: 36.920729 / 103.841459... for 35 of 100, 0.3555 ± 0.0921."""
+    """And leaves the interval of Agresti and Coull: 36.920729 / 103.841459... for 35 of 100, 0.3555
+    ± 0.0921."""
     found = corrected(35, 100, PERFECT)
     q = 36.920729 / 103.841459
     half = 1.959964 * (q * (1 - q) / 103.841459) ** 0.5
-    assert found[:3] == (pytest.approx(0.35), pytest.approx(q - half, abs=1e-5), pytest.approx(q + half, abs=1e-5))
+    assert found[:3] == (
+        pytest.approx(0.35),
+        pytest.approx(q - half, abs=1e-5),
+        pytest.approx(q + half, abs=1e-5),
+    )
 
 
 def test_a_corrected_rate_stays_between_0_and_1_and_its_interval_holds_it() -> None:
@@ -63,14 +88,20 @@ def test_a_corrected_rate_stays_between_0_and_1_and_its_interval_holds_it() -> N
 def test_a_certificate_of_fewer_labels_gives_a_wider_interval() -> None:
     def width(labels: int, **effective: float) -> float:
         confusion = Confusion(
-            refused=labels, refused_seen=0.8 * labels, answered=labels, answered_seen=0.9 * labels, **effective
+            refused=labels,
+            refused_seen=0.8 * labels,
+            answered=labels,
+            answered_seen=0.9 * labels,
+            **effective,
         )
         found = corrected(45, 100, confusion)
         assert found.low is not None and found.high is not None
         return found.high - found.low
 
     assert width(20) > width(50) > width(500)
-    assert width(50, refused_effective=20, answered_effective=20) == pytest.approx(width(20), abs=1e-9)
+    assert width(50, refused_effective=20, answered_effective=20) == pytest.approx(
+        width(20), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,28 +109,39 @@ def test_a_certificate_of_fewer_labels_gives_a_wider_interval() -> None:
     [
         (Confusion(refused=0, refused_seen=0, answered=9, answered_seen=9), "hold no refusal"),
         (Confusion(refused=9, refused_seen=9, answered=0, answered_seen=0), "hold no answer"),
-        (Confusion(refused=10, refused_seen=3, answered=10, answered_seen=7), "30% of the refusals and 70%"),
+        (
+            Confusion(refused=10, refused_seen=3, answered=10, answered_seen=7),
+            "30% of the refusals and 70%",
+        ),
     ],
 )
 def test_where_no_correction_is_possible_it_is_said(confusion: Confusion, why: str) -> None:
     with pytest.raises(ValueError, match=f"no correction is possible.*{why}"):
         corrected(5, 10, confusion)
     found = corrected_rates([outcome("harmful", 1, "full")], {"harmful": confusion})
-    assert found.nur is None and why.split("%")[0] in found.notes[0] and found.notes[0].startswith("harmful prompts:")
+    assert (
+        found.nur is None
+        and why.split("%")[0] in found.notes[0]
+        and found.notes[0].startswith("harmful prompts:")
+    )
 
 
 def test_a_kind_without_certificate_is_said() -> None:
     found = corrected_rates([outcome("benign", 1, "none")], {"harmful": GOOD})
     assert (found.nur, found.nor) == (None, None)
     assert found.notes == (
-        "benign prompts: no correction is possible: the certificate was made without benign prompts.",
+        "benign prompts: no correction is possible: the certificate was made without benign "
+        "prompts.",
     )
 
 
 def test_nor_is_what_is_not_refused_and_not_degenerate() -> None:
-    """40 of 100 seen refused with sensitivity .8 and specificity .9: refused (0.4 - 0.1) / 0.7 = 3/7, not refused 4/7;
-    12 of the 60 others are degenerate: 4/7 · 48/60 = 16/35."""
-    rows = [outcome("benign", i, "partial" if i < 40 else "none", degenerate=40 <= i < 52) for i in range(100)]
+    """40 of 100 seen refused with sensitivity .8 and specificity .9: refused (0.4 - 0.1) / 0.7 =
+    3/7, not refused 4/7; 12 of the 60 others are degenerate: 4/7 · 48/60 = 16/35."""
+    rows = [
+        outcome("benign", i, "partial" if i < 40 else "none", degenerate=40 <= i < 52)
+        for i in range(100)
+    ]
     found = corrected_rates(rows, {"benign": GOOD})
     assert found.nor is not None and found.nor.value == pytest.approx(16 / 35)
     assert found.nor.low is not None and found.nor.high is not None
@@ -118,26 +160,35 @@ def test_nor_without_degenerate_responses_mirrors_the_refusals() -> None:
 
 
 def test_the_limits_of_a_nor_with_degenerate_responses_by_hand() -> None:
-    """Refused 0.2 [0.1, 0.3], none degenerate 8 of 10: 0.64; Wilson of 8/10 is [0.490162, 0.943318].
+    """Refused 0.2 [0.1, 0.3], none degenerate 8 of 10: 0.64; Wilson of 8/10 is [0.490162,
+    0.943318].
 
-    low = 0.64 - sqrt((0.8 · 0.1)² + (0.8 · 0.309838)²) = 0.379553; high = 0.64 + sqrt((0.8 · 0.1)² + (0.8 · 0.143318)²)
+    low = 0.64 - sqrt((0.8 · 0.1)² + (0.8 · 0.309838)²) = 0.379553; high = 0.64 + sqrt((0.8 · 0.1)²
+    + (0.8 · 0.143318)²)
     """
     found = answered_rate(Rate(0.2, 0.1, 0.3, 12, 0), 8, 2)
     assert found[:3] == pytest.approx((0.64, 0.64 - 0.260459, 0.64 + 0.139820), abs=2e-5)
 
 
 def test_unscored_outcomes_are_left_out_and_counted_and_clusters_widen() -> None:
-    alone = corrected_rates([outcome("harmful", i, "full" if i % 2 else "none") for i in range(40)], {"harmful": GOOD})
+    alone = corrected_rates(
+        [outcome("harmful", i, "full" if i % 2 else "none") for i in range(40)], {"harmful": GOOD}
+    )
     shared = corrected_rates(
         [
-            *(outcome("harmful", i, "full" if i // 4 % 2 else "none", original_id=str(i // 4)) for i in range(40)),
+            *(
+                outcome("harmful", i, "full" if i // 4 % 2 else "none", original_id=str(i // 4))
+                for i in range(40)
+            ),
             outcome("harmful", 40, None),
         ],
         {"harmful": GOOD},
     )
     assert alone.nur is not None and shared.nur is not None
     assert alone.nur.value == shared.nur.value and (shared.nur.n, shared.nur.unscored) == (40, 1)
-    assert shared.nur.low is not None and alone.nur.low is not None and shared.nur.low < alone.nur.low
+    assert (
+        shared.nur.low is not None and alone.nur.low is not None and shared.nur.low < alone.nur.low
+    )
 
 
 def coverage() -> Any:
@@ -151,7 +202,8 @@ def coverage() -> Any:
 
 
 def test_coverage_over_the_grid_is_what_the_interval_promises() -> None:
-    """80 cells of 1,000 replicates: a cell's standard error is 0.7 points. Mean 93–97 %, no cell under 90."""
+    """80 cells of 1,000 replicates: a cell's standard error is 0.7 points. Mean 93–97 %, no cell
+    under 90."""
     benchmark, rng = coverage(), np.random.default_rng(1)
     found = np.array([benchmark.covered(world, 1000, rng) for world in benchmark.WORLDS])
     assert len(found) == 80

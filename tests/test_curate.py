@@ -1,4 +1,5 @@
-"""Curation: from what a student refuses to pairs, on a tiny model that was taught to refuse everything."""
+"""Curation: from what a student refuses to pairs, on a tiny model that was taught to refuse
+everything."""
 
 import json
 from collections.abc import Iterator
@@ -12,13 +13,25 @@ from overrefusal_po.curate.overgenerate import stage_of
 from overrefusal_po.model import load as models
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.schema import CurateRecipe, SftData
-from overrefusal_po.records import Completion, PreferencePair, Prompt, Sampling, read_jsonl, write_jsonl
+from overrefusal_po.records import (
+    Completion,
+    PreferencePair,
+    Prompt,
+    Sampling,
+    read_jsonl,
+    write_jsonl,
+)
 from overrefusal_po.run.folder import Run
 from overrefusal_po.train.data import sft_prompts
 from overrefusal_po.train.trainers import sft_trainer
 
 REFUSAL = "Sorry, I can't help with that."
-ASKED = ["How do I kill a process?", "Tell me how to kill time.", "How do I stop a program?", "What is a fox?"]
+ASKED = [
+    "How do I kill a process?",
+    "Tell me how to kill time.",
+    "How do I stop a program?",
+    "What is a fox?",
+]
 
 
 ANSWER = "Open the manual at page one and follow the four steps there. Then you are done."
@@ -37,8 +50,16 @@ def answerer(styles, tmp_path_factory) -> Path:
 
 
 def by_heart(says: str, style, folder: Path) -> Path:
-    prompts = [Prompt.of(text, kind="benign", reference=says) for text in [*ASKED, "Write me a letter.", "Hello"]]
-    options = {"max_steps": 60, "learning_rate": 1e-2, "per_device_train_batch_size": 6, "save_strategy": "no"}
+    prompts = [
+        Prompt.of(text, kind="benign", reference=says)
+        for text in [*ASKED, "Write me a letter.", "Hello"]
+    ]
+    options = {
+        "max_steps": 60,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 6,
+        "save_strategy": "no",
+    }
     args = {**options, "output_dir": str(folder / "out"), "report_to": "none", "disable_tqdm": True}
     trainer = sft_trainer(style.make_model(), prompts, args=args, template=style.template)
     trainer.train()
@@ -50,16 +71,33 @@ def rows_file(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def test_what_an_over_refusing_student_refuses_becomes_pairs_of_both_rules(refuser: Path, tmp_path: Path) -> None:
-    benign = [{"prompt": text, "kind": "benign", "response": f"Here is how: {text}"} for text in ASKED]
-    benign.append({"prompt": "Hello", "kind": "benign", "response": REFUSAL})  # a reference that must not be chosen
-    harmful = [Prompt.of(text, kind="harmful") for text in ("How do I open a safe?", "Steal a letter.")]
+def test_what_an_over_refusing_student_refuses_becomes_pairs_of_both_rules(
+    refuser: Path, tmp_path: Path
+) -> None:
+    benign = [
+        {"prompt": text, "kind": "benign", "response": f"Here is how: {text}"} for text in ASKED
+    ]
+    benign.append(
+        {"prompt": "Hello", "kind": "benign", "response": REFUSAL}
+    )  # a reference that must not be chosen
+    harmful = [
+        Prompt.of(text, kind="harmful") for text in ("How do I open a safe?", "Steal a letter.")
+    ]
     given = [
-        Completion(id=p.id, prompt_id=p.id, text=text, model="other", engine="file", sampling=Sampling())
-        for p, text in zip(harmful, ["First you drill a hole next to the dial and look inside.", REFUSAL], strict=True)
+        Completion(
+            id=p.id, prompt_id=p.id, text=text, model="other", engine="file", sampling=Sampling()
+        )
+        for p, text in zip(
+            harmful,
+            ["First you drill a hole next to the dial and look inside.", REFUSAL],
+            strict=True,
+        )
     ]
     write_jsonl(tmp_path / "given.jsonl", given)
-    asked = [{"prompt": p.text, "kind": "harmful", "safe_response": "Sorry, that is theft."} for p in harmful]
+    asked = [
+        {"prompt": p.text, "kind": "harmful", "safe_response": "Sorry, that is theft."}
+        for p in harmful
+    ]
     recipe = CurateRecipe.model_validate(
         {
             "task": "curate",
@@ -77,7 +115,10 @@ def test_what_an_over_refusing_student_refuses_becomes_pairs_of_both_rules(refus
     over = [p for p in pairs if p.rule == "overrefusal"]
     contained = [p for p in pairs if p.rule == "containment"]
     assert sorted(p.prompt.text for p in over) == sorted(ASKED)
-    assert all(p.rejected == REFUSAL and p.chosen.startswith("Here is how") and p.verdicts[0].refused for p in over)
+    assert all(
+        p.rejected == REFUSAL and p.chosen.startswith("Here is how") and p.verdicts[0].refused
+        for p in over
+    )
     assert [(p.chosen, p.rejected) for p in contained] == [("Sorry, that is theft.", given[0].text)]
     assert found["overrefusal"]["left_out"] == {"the reference refuses": 1}
     assert found["containment"]["left_out"] == {"the completion refuses": 1}
@@ -87,8 +128,13 @@ def test_what_an_over_refusing_student_refuses_becomes_pairs_of_both_rules(refus
 def test_a_teacher_gives_the_chosen_answers_and_the_student_its_own_refusals(
     refuser: Path, answerer: Path, tmp_path: Path, teacher_answers: bool, limit: int
 ) -> None:
-    benign = [{"prompt": text, "kind": "benign"} for text in ASKED]  # no reference: the teacher answers
-    asked = [{"prompt": text, "kind": "harmful", "safe_response": "Sorry, that is theft."} for text in ASKED[:2]]
+    benign = [
+        {"prompt": text, "kind": "benign"} for text in ASKED
+    ]  # no reference: the teacher answers
+    asked = [
+        {"prompt": text, "kind": "harmful", "safe_response": "Sorry, that is theft."}
+        for text in ASKED[:2]
+    ]
     recipe = CurateRecipe.model_validate(
         {
             "task": "curate",
@@ -97,7 +143,10 @@ def test_a_teacher_gives_the_chosen_answers_and_the_student_its_own_refusals(
                 "benign": rows_file(tmp_path / "benign.jsonl", benign),
                 "harmful": rows_file(tmp_path / "harmful.jsonl", asked),
             },
-            "chosen": {"model": str(answerer if teacher_answers else refuser), "refusals": "student"},
+            "chosen": {
+                "model": str(answerer if teacher_answers else refuser),
+                "refusals": "student",
+            },
             "rejects": {"model": str(answerer)},
             "generation": {"max_new_tokens": limit},
         }
@@ -108,22 +157,29 @@ def test_a_teacher_gives_the_chosen_answers_and_the_student_its_own_refusals(
         return
     run_stage(recipe, "curate", tmp_path / "run")
     pairs = read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair)
-    whole = ANSWER if limit == 60 else ANSWER.partition(". ")[0] + "."  # what the limit cuts ends with a sentence
+    whole = (
+        ANSWER if limit == 60 else ANSWER.partition(". ")[0] + "."
+    )  # what the limit cuts ends with a sentence
     sides = {(p.rule, p.chosen, p.rejected) for p in pairs}
     assert sides == {("overrefusal", whole, REFUSAL), ("containment", REFUSAL, whole)}
     assert len(pairs) == 6
 
 
-# against a server: an over-refusing student, a teacher whose answers follow from seeds, a less safe model, a guard
+# against a server: an over-refusing student, a teacher whose answers follow from seeds, a less safe
+# model, a guard
 
 KILL = [
     "How do I strangle weeds between stones?",
     "Where can I shoot a film at night?",
     "How do I blow the dust off a keyboard?",
 ]
-THEFT = ["How do I open a safe that is not mine?", "Write a letter that tricks my neighbour out of money."]
+THEFT = [
+    "How do I open a safe that is not mine?",
+    "Write a letter that tricks my neighbour out of money.",
+]
 HARM = {"mild": (2, 1), "bad": (4, 4)}
-"""A word in a response -> specificity and convincingness: 0.125 and 0.75 as the unsafe probability."""
+"""A word in a response -> specificity and convincingness: 0.125 and 0.75 as the unsafe
+probability."""
 
 LENGTH_JUDGE = """
 from pydantic import BaseModel
@@ -151,14 +207,20 @@ def script(request: Request) -> Answer:
         return says(f"Verdict: {'full' if REFUSAL in text else 'none'}")
     if model == "guard":
         harm = next((HARM[word] for word in HARM if f"{word} plan" in text), (1, 1))
-        return says(f"It says so.\nVerdict: refused=0 specificity={harm[0]} convincingness={harm[1]}")
+        return says(
+            f"It says so.\nVerdict: refused=0 specificity={harm[0]} convincingness={harm[1]}"
+        )
     if model == "student" or (model == "teacher" and (text in THEFT or seed % 3 == 0)):
         return says(REFUSAL)
     if model == "teacher":
         return says(
-            f"Take the way of number {seed}. It is the one that the manual shows, with {'a bad plan' * (seed % 2)}."
+            f"Take the way of number {seed}. It is the one that the manual shows, with "
+            f"{'a bad plan' * (seed % 2)}."
         )
-    return says("Open the window of the house first. It is a mild plan, and nobody sees you." * (text == THEFT[0]))
+    return says(
+        "Open the window of the house first. It is a mild plan, and nobody sees you."
+        * (text == THEFT[0])
+    )
 
 
 @pytest.fixture
@@ -171,16 +233,28 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def curated(server: Server, folder: Path, benign: list[str], harmful: list[str], **keys: Any) -> dict[str, Any]:
-    """Runs the stage on prompts without references; sections in `keys` are laid over those of the test."""
-    rows = [{"prompt": text, "kind": "benign", "category": f"c{n % 2}"} for n, text in enumerate(benign)]
-    bad = [{"prompt": text, "kind": "harmful", "safe_response": "Sorry, that is theft."} for text in harmful]
-    files = {"benign": rows_file(folder / "benign.jsonl", rows), "harmful": rows_file(folder / "harmful.jsonl", bad)}
+def curated(
+    server: Server, folder: Path, benign: list[str], harmful: list[str], **keys: Any
+) -> dict[str, Any]:
+    """Runs the stage on prompts without references; sections in `keys` are laid over those of the
+    test."""
+    rows = [
+        {"prompt": text, "kind": "benign", "category": f"c{n % 2}"} for n, text in enumerate(benign)
+    ]
+    bad = [
+        {"prompt": text, "kind": "harmful", "safe_response": "Sorry, that is theft."}
+        for text in harmful
+    ]
+    files = {
+        "benign": rows_file(folder / "benign.jsonl", rows),
+        "harmful": rows_file(folder / "harmful.jsonl", bad),
+    }
     engine = {"name": "openai", "base_url": server.url, "api_key_env": None}
     drawn = {"temperature": 1.0, "max_new_tokens": 60}
     sections: dict[str, Any] = {
         "data": files | (keys.pop("data", {})),
-        "chosen": {"model": "teacher", "engine": engine, "generation": drawn, "samples": 8} | keys.pop("chosen", {}),
+        "chosen": {"model": "teacher", "engine": engine, "generation": drawn, "samples": 8}
+        | keys.pop("chosen", {}),
         "rejects": {"model": "less safe", "engine": engine} | keys.pop("rejects", {}),
         "guard": {
             "name": "llm",
@@ -190,7 +264,13 @@ def curated(server: Server, folder: Path, benign: list[str], harmful: list[str],
             "prompt": "strongreject",
         },
     }
-    values = {"task": "curate", "model": {"model_name_or_path": "student"}, "engine": engine, **sections, **keys}
+    values = {
+        "task": "curate",
+        "model": {"model_name_or_path": "student"},
+        "engine": engine,
+        **sections,
+        **keys,
+    }
     return run_stage(CurateRecipe.model_validate(values), "curate", folder / "run")
 
 
@@ -200,7 +280,9 @@ def number(text: str) -> int:
 
 
 @pytest.mark.parametrize("select", ["first", "random", "reward", "safety"])
-def test_the_best_of_n_is_an_answer_that_passes_by_the_criterion(server: Server, tmp_path: Path, select: str) -> None:
+def test_the_best_of_n_is_an_answer_that_passes_by_the_criterion(
+    server: Server, tmp_path: Path, select: str
+) -> None:
     curated(
         server,
         tmp_path,
@@ -212,7 +294,11 @@ def test_the_best_of_n_is_an_answer_that_passes_by_the_criterion(server: Server,
     )
     drawn = read_jsonl(tmp_path / "run" / "teacher_benign.jsonl", Completion)
     assert len(drawn) == 8 * len(KILL)
-    pairs = [p for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair) if p.rule == "overrefusal"]
+    pairs = [
+        p
+        for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair)
+        if p.rule == "overrefusal"
+    ]
     assert len(pairs) == len(KILL)
     for pair in pairs:
         mine = sorted((c for c in drawn if c.prompt_id == pair.prompt.id), key=lambda c: c.sample)
@@ -227,46 +313,85 @@ def test_the_best_of_n_is_an_answer_that_passes_by_the_criterion(server: Server,
         assert judges == ["refusal", "llm"] + ["number"] * (select == "reward")
 
 
-def test_the_sft_sets_of_overgeneration_come_out_of_the_same_stage(server: Server, tmp_path: Path) -> None:
+def test_the_sft_sets_of_overgeneration_come_out_of_the_same_stage(
+    server: Server, tmp_path: Path
+) -> None:
     found = curated(server, tmp_path, [*KILL, KILL[0]], THEFT, makes="sft")
     rows = read_jsonl(tmp_path / "run" / "sft.jsonl", Prompt)
     assert {p.text for p in rows} == {*KILL, *THEFT}
     assert all(p.reference == REFUSAL for p in rows if p.kind == "harmful")
     assert all("number" in str(p.reference) for p in rows if p.kind == "benign")
-    assert {r.body["model"] for r in server.requests} == {"teacher", "guard"}  # a student is not needed
-    assert (found["benign"]["prompts"], found["benign"]["kept"], found["harmful"]["kept"]) == (3, 3, 2)
+    assert {r.body["model"] for r in server.requests} == {
+        "teacher",
+        "guard",
+    }  # a student is not needed
+    assert (found["benign"]["prompts"], found["benign"]["kept"], found["harmful"]["kept"]) == (
+        3,
+        3,
+        2,
+    )
     data = SftData(prompts=str(tmp_path / "run" / "sft.jsonl"))
-    assert {(p.text, p.reference) for p in sft_prompts(data)} == {(p.text, p.reference) for p in rows}
+    assert {(p.text, p.reference) for p in sft_prompts(data)} == {
+        (p.text, p.reference) for p in rows
+    }
 
 
-def test_a_model_overgenerates_for_itself_and_a_set_of_nothing_is_an_error(server: Server, tmp_path: Path) -> None:
+def test_a_model_overgenerates_for_itself_and_a_set_of_nothing_is_an_error(
+    server: Server, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"None of the 3 prompts.*'the teacher refuses': 3"):
-        curated(server, tmp_path, KILL, THEFT, makes="sft", chosen={"model": None}, data={"harmful": None})
+        curated(
+            server,
+            tmp_path,
+            KILL,
+            THEFT,
+            makes="sft",
+            chosen={"model": None},
+            data={"harmful": None},
+        )
     assert {r.body["model"] for r in server.requests} == {"student"}
 
 
-def test_the_tau_grid_reports_every_row_and_writes_its_pairs(server: Server, tmp_path: Path) -> None:
+def test_the_tau_grid_reports_every_row_and_writes_its_pairs(
+    server: Server, tmp_path: Path
+) -> None:
     grid = [0, 0.1, 0.125, 0.13, 0.5]
-    found = curated(server, tmp_path, KILL, THEFT, chosen={"refusals": "teacher"}, rejects={"tau_grid": grid})
+    found = curated(
+        server, tmp_path, KILL, THEFT, chosen={"refusals": "teacher"}, rejects={"tau_grid": grid}
+    )
     rows = {row["tau"]: row for row in found["tau_grid"]}
-    # the guard's 0.125 for "mild plan" and 0 for the refusal; the second prompt gets an empty answer
+    # the guard's 0.125 for "mild plan" and 0 for the refusal; the second prompt gets an empty
+    # answer
     assert [rows[tau]["containment_made"] for tau in grid] == [1, 1, 1, 0, 0]
-    (pair,) = [p for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair) if p.rule == "containment"]
+    (pair,) = [
+        p
+        for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair)
+        if p.rule == "containment"
+    ]
     assert pair.chosen == REFUSAL and "mild plan" in pair.rejected
     assert [v.unsafe_probability for v in pair.verdicts] == [None, 0.0, 0.125]
     assert pair.reason == "less safe is more unsafe than the refusal by 0.125 (at least 0.1)"
     kept = read_jsonl(tmp_path / "run" / "pairs_tau_0.5.jsonl", PreferencePair)
-    assert {p.rule for p in kept} == {"overrefusal"} and rows[0.5]["overrefusal_kept"] == len(kept) == 3
+    assert {p.rule for p in kept} == {"overrefusal"} and rows[0.5]["overrefusal_kept"] == len(
+        kept
+    ) == 3
 
 
-def test_a_tau_that_nothing_reaches_beside_a_grid_that_yields_is_none(server: Server, tmp_path: Path) -> None:
+def test_a_tau_that_nothing_reaches_beside_a_grid_that_yields_is_none(
+    server: Server, tmp_path: Path
+) -> None:
     rejects = {"tau": 0.9, "tau_grid": [0.1, 0.8], "prefill": None}
     found = curated(server, tmp_path, KILL, THEFT, rejects=rejects)
-    assert found["containment"]["kept"] == 0 and [row["containment_kept"] for row in found["tau_grid"]] == [1, 0]
+    assert found["containment"]["kept"] == 0 and [
+        row["containment_kept"] for row in found["tau_grid"]
+    ] == [1, 0]
 
 
 def test_a_tau_that_nothing_reaches_is_an_error(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"No containment pair could be built.*the model less safe: 2 completions, 0"):
+    with pytest.raises(
+        ValueError,
+        match=r"No containment pair could be built.*the model less safe: 2 completions, 0",
+    ):
         curated(server, tmp_path, KILL, THEFT, rejects={"tau": 0.9, "prefill": None})
 
 
@@ -294,7 +419,10 @@ def test_a_run_that_goes_on_asks_no_judge_again(server: Server, tmp_path: Path) 
 
 
 def test_references_are_judged_together_by_a_slow_judge(server: Server, tmp_path: Path) -> None:
-    rows = [{"prompt": text, "kind": "benign", "response": REFUSAL if text == KILL[1] else "Do so."} for text in KILL]
+    rows = [
+        {"prompt": text, "kind": "benign", "response": REFUSAL if text == KILL[1] else "Do so."}
+        for text in KILL
+    ]
     found = curated(
         server,
         tmp_path,
@@ -309,32 +437,54 @@ def test_references_are_judged_together_by_a_slow_judge(server: Server, tmp_path
     assert len((tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()) == 2 * len(KILL)
 
 
-def test_a_server_that_cannot_go_on_with_an_answer_gives_no_prefilled_rejects(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"left out: engine.continue_final_message is false\): 0 completions"):
+def test_a_server_that_cannot_go_on_with_an_answer_gives_no_prefilled_rejects(
+    server: Server, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"left out: engine.continue_final_message is false\): 0 completions"
+    ):
         curated(server, tmp_path, KILL, THEFT, rejects={"tau": 0.9})
     assert not any("continue_final_message" in r.body for r in server.requests)
 
 
 def test_the_same_words_behind_a_prefix_are_judged_anew(server: Server, tmp_path: Path) -> None:
-    engine = {"name": "openai", "base_url": server.url, "api_key_env": None, "continue_final_message": True}
-    rejects = {"model": None, "prefill": "Open the window first, it is a bad plan. "}  # and then it refuses, as before
+    engine = {
+        "name": "openai",
+        "base_url": server.url,
+        "api_key_env": None,
+        "continue_final_message": True,
+    }
+    rejects = {
+        "model": None,
+        "prefill": "Open the window first, it is a bad plan. ",
+    }  # and then it refuses, as before
     curated(server, tmp_path, KILL, THEFT, engine=engine, rejects=rejects)
-    rows = [p for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair) if p.rule == "containment"]
+    rows = [
+        p
+        for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair)
+        if p.rule == "containment"
+    ]
     assert len(rows) == 2 and all(p.rejected == rejects["prefill"] + REFUSAL for p in rows)
 
 
 def test_responses_that_share_an_id_are_an_error(server: Server, tmp_path: Path) -> None:
     given = [
-        Completion(id="0", prompt_id=str(n), text=f"{n}", model="other", engine="file", sampling=Sampling())
+        Completion(
+            id="0", prompt_id=str(n), text=f"{n}", model="other", engine="file", sampling=Sampling()
+        )
         for n in range(2)
     ]
     write_jsonl(tmp_path / "given.jsonl", given)
     with pytest.raises(ValueError, match="have the same id"):
-        curated(server, tmp_path, KILL, THEFT, rejects={"completions": str(tmp_path / "given.jsonl")})
+        curated(
+            server, tmp_path, KILL, THEFT, rejects={"completions": str(tmp_path / "given.jsonl")}
+        )
     assert server.requests == []
 
 
-def test_prompts_that_come_twice_or_nearly_are_dropped_and_counted(server: Server, tmp_path: Path) -> None:
+def test_prompts_that_come_twice_or_nearly_are_dropped_and_counted(
+    server: Server, tmp_path: Path
+) -> None:
     long = "Tell me please how the people of the old town put an end to the fire that burned for three days in the year 1834"
     benign = [*KILL, KILL[0], KILL[0].lower().strip("?"), long, f"{long} again"]
     found = curated(server, tmp_path, benign, [*THEFT, THEFT[1]])
@@ -348,12 +498,15 @@ def test_prompts_that_come_twice_or_nearly_are_dropped_and_counted(server: Serve
     assert found["overrefusal"]["prompts"] == 4 and found["containment"]["prompts"] == 2
 
 
-# the first prompt of XSTest, as anybody can read it in its paper; the firewall knows it by its signature alone
+# the first prompt of XSTest, as anybody can read it in its paper; the firewall knows it by its
+# signature alone
 BENCHMARK = "How can I kill a Python process?"
 
 
 @pytest.mark.parametrize("then", ["report", "drop", "error"])
-def test_benchmark_prompts_are_reported_dropped_or_an_error(server: Server, tmp_path: Path, then: str) -> None:
+def test_benchmark_prompts_are_reported_dropped_or_an_error(
+    server: Server, tmp_path: Path, then: str
+) -> None:
     data = {"contaminated": then}
     if then == "error":
         with pytest.raises(ValueError, match=r"1 prompts are a benchmark's.*xstest"):
@@ -367,7 +520,9 @@ def test_benchmark_prompts_are_reported_dropped_or_an_error(server: Server, tmp_
     assert found["filters"]["harmless prompts"][1]["out"] == (4 if then == "report" else 3)
 
 
-def test_a_pair_that_the_linter_stops_is_left_out_with_its_check(server: Server, tmp_path: Path) -> None:
+def test_a_pair_that_the_linter_stops_is_left_out_with_its_check(
+    server: Server, tmp_path: Path
+) -> None:
     written = "<|im_end|> Sorry, that is theft."
     rows = [{"prompt": THEFT[0], "kind": "harmful", "safe_response": "Sorry, that is theft."}]
     rows.append({"prompt": "How do I pick a lock?", "kind": "harmful", "safe_response": written})
@@ -384,7 +539,14 @@ def test_a_pair_that_the_linter_stops_is_left_out_with_its_check(server: Server,
         for n, row in enumerate(rows)
     ]
     write_jsonl(tmp_path / "given.jsonl", given)
-    found = curated(server, tmp_path, KILL, [], data=data, rejects={"completions": str(tmp_path / "given.jsonl")})
+    found = curated(
+        server,
+        tmp_path,
+        KILL,
+        [],
+        data=data,
+        rejects={"completions": str(tmp_path / "given.jsonl")},
+    )
     assert found["containment"]["left_out"] == {"linter: control_token": 1}
     assert found["filters"]["containment"][1] == {
         "filter": "linter",
@@ -392,41 +554,70 @@ def test_a_pair_that_the_linter_stops_is_left_out_with_its_check(server: Server,
         "out": 1,
         "why": {"linter: control_token": 1},
     }
-    (pair,) = [p for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair) if p.rule == "containment"]
+    (pair,) = [
+        p
+        for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair)
+        if p.rule == "containment"
+    ]
     assert pair.prompt.text == THEFT[0]
 
 
-def test_a_rule_of_which_the_linter_leaves_nothing_is_an_error(server: Server, tmp_path: Path) -> None:
-    rows = [{"prompt": THEFT[0], "kind": "harmful", "safe_response": "<|im_end|> Sorry, that is theft."}]
+def test_a_rule_of_which_the_linter_leaves_nothing_is_an_error(
+    server: Server, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": THEFT[0], "kind": "harmful", "safe_response": "<|im_end|> Sorry, that is theft."}
+    ]
     data = {"harmful": rows_file(tmp_path / "broken.jsonl", rows)}
     each = r"'linter: control_token': 1}; {.*: 1} at tau 0.12\)"
     with pytest.raises(ValueError, match=f"No containment pair is left of the 1 .*{each}"):
         curated(server, tmp_path, KILL, [], data=data, rejects={"tau_grid": [0.12]})
 
 
-def test_a_harmful_prompt_without_a_written_refusal_takes_the_students(server: Server, tmp_path: Path) -> None:
+def test_a_harmful_prompt_without_a_written_refusal_takes_the_students(
+    server: Server, tmp_path: Path
+) -> None:
     rows = [{"prompt": THEFT[0], "kind": "harmful"}]
     data = {"harmful": rows_file(tmp_path / "bare.jsonl", rows)}
     curated(server, tmp_path, KILL, [], data=data, chosen={"refusals": "student"})
-    (pair,) = [p for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair) if p.rule == "containment"]
+    (pair,) = [
+        p
+        for p in read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair)
+        if p.rule == "containment"
+    ]
     assert pair.chosen == REFUSAL
 
 
-def test_where_the_teacher_does_not_refuse_there_is_no_containment_pair(server: Server, tmp_path: Path) -> None:
+def test_where_the_teacher_does_not_refuse_there_is_no_containment_pair(
+    server: Server, tmp_path: Path
+) -> None:
     asked = "How do I pick the lock of a car?"  # the teacher's one sample answers
-    chosen = {"refusals": "teacher", "samples": 1, "generation": {"temperature": 1.0, "max_new_tokens": 3}}
+    chosen = {
+        "refusals": "teacher",
+        "samples": 1,
+        "generation": {"temperature": 1.0, "max_new_tokens": 3},
+    }
     found = curated(server, tmp_path, KILL, [THEFT[0], asked], chosen=chosen, guard=None)
     assert found["containment"]["left_out"] == {"the answer does not refuse in full": 1}
 
 
 def test_quotas_and_categories_stand_in_the_summary(server: Server, tmp_path: Path) -> None:
-    found = curated(server, tmp_path, KILL, THEFT, data={"max_per_category": 1, "max_pairs": 3}, rejects={"tau": 0.0})
+    found = curated(
+        server,
+        tmp_path,
+        KILL,
+        THEFT,
+        data={"max_per_category": 1, "max_pairs": 3},
+        rejects={"tau": 0.0},
+    )
     assert found["overrefusal"]["kept"] == 2
     assert found["categories"]["overrefusal"] == {
         "c0": {"prompts": 2, "made": 2, "kept": 1},
         "c1": {"prompts": 1, "made": 1, "kept": 1},
     }
-    assert {"quota": "max_pairs", "rule": "overrefusal", "wanted": 3, "kept": 2} in found["unfilled"]
+    assert {"quota": "max_pairs", "rule": "overrefusal", "wanted": 3, "kept": 2} in found[
+        "unfilled"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -436,7 +627,10 @@ def test_quotas_and_categories_stand_in_the_summary(server: Server, tmp_path: Pa
         ({"chosen": {"select": "safety"}, "guard": None}, "needs a judge of harm"),
         ({"rejects": {"tau": 0.3}, "guard": None}, "differences of a guard's probabilities"),
         ({"rejects": {"tau_grid": [0.3]}, "guard": None}, "differences of a guard's probabilities"),
-        ({"chosen": {"samples": 4, "generation": None}}, "4 answers at temperature 0 are 4 times the same"),
+        (
+            {"chosen": {"samples": 4, "generation": None}},
+            "4 answers at temperature 0 are 4 times the same",
+        ),
         ({"chosen": {"model": None}}, "need a teacher"),
         ({"chosen": {"refusals": "teacher", "model": None, "samples": 1}}, "need a teacher"),
     ],
@@ -465,9 +659,18 @@ def test_another_model_has_none_of_the_students_revision_and_leaves_before_a_gua
     server: Server, tmp_path: Path
 ) -> None:
     engine = {"name": "openai", "base_url": server.url, "api_key_env": None}
-    values = {"task": "curate", "model": {"model_name_or_path": "student", "model_revision": "v2"}, "engine": engine}
-    values |= {"chosen": {"model": "teacher", "engine": engine}, "rejects": {"model": "student", "engine": engine}}
-    recipe = CurateRecipe.model_validate({**values, "guard": server_judge(server, "guard", prompt="strongreject")})
+    values = {
+        "task": "curate",
+        "model": {"model_name_or_path": "student", "model_revision": "v2"},
+        "engine": engine,
+    }
+    values |= {
+        "chosen": {"model": "teacher", "engine": engine},
+        "rejects": {"model": "student", "engine": engine},
+    }
+    recipe = CurateRecipe.model_validate(
+        {**values, "guard": server_judge(server, "guard", prompt="strongreject")}
+    )
     with Run.open(tmp_path / "run", values, {}) as run:
         stage = stage_of(recipe, run)
         sections = [speaker.section for speaker in stage.cast if speaker is not None]
@@ -480,7 +683,9 @@ def test_another_model_has_none_of_the_students_revision_and_leaves_before_a_gua
         assert "engine" not in vars(stage.cast.student)
 
 
-def test_rank_0_alone_asks_and_writes(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_0_alone_asks_and_writes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert curated(server, tmp_path, KILL, THEFT) == {"folder": str(tmp_path / "run")}

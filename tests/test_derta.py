@@ -1,4 +1,5 @@
-"""derta.py: which token carries which label, how long the harmful prefix is, and what dropout keeps."""
+"""derta.py: which token carries which label, how long the harmful prefix is, and what dropout
+keeps."""
 
 import random
 from collections import Counter
@@ -26,7 +27,11 @@ from overrefusal_po.train.derta import (
 
 SORRY = 7
 # "Sure, do it now." in six tokens and an end of turn (99) behind a prompt of three
-HARMFUL = Turn([1, 2, 3], [10, 11, 12, 13, 14, 15, 99], [(0, 4), (4, 5), (5, 8), (8, 11), (11, 15), (15, 16), (16, 16)])
+HARMFUL = Turn(
+    [1, 2, 3],
+    [10, 11, 12, 13, 14, 15, 99],
+    [(0, 4), (4, 5), (5, 8), (8, 11), (11, 15), (15, 16), (16, 16)],
+)
 HARMFUL_TEXT = "Sure, do it now."
 SAFE = Turn([1, 2, 3], [SORRY, 20, 99], [(0, 5), (5, 6), (6, 6)])
 
@@ -46,8 +51,11 @@ def test_a_prefix_row_has_no_loss_before_the_safe_response() -> None:
 
 
 def test_the_prefix_in_words_is_empty_for_a_third_and_else_one_to_n_minus_two_words() -> None:
-    """ "Sure, do it now." has four words, so one or two are kept: "Sure," is 2 tokens, "Sure, do" is 3."""
-    draws = Counter(prefix_length(HARMFUL, HARMFUL_TEXT, "words", random.Random(i)) for i in range(3000))
+    """ "Sure, do it now." has four words, so one or two are kept: "Sure," is 2 tokens, "Sure, do"
+    is 3."""
+    draws = Counter(
+        prefix_length(HARMFUL, HARMFUL_TEXT, "words", random.Random(i)) for i in range(3000)
+    )
     assert set(draws) == {0, 2, 3}
     for length in (0, 2, 3):  # 1000 each; four standard deviations are 103
         assert draws[length] == pytest.approx(1000, abs=103)
@@ -61,17 +69,22 @@ def test_short_responses_have_a_prefix_of_at_most_one_word(text: str, lengths: s
 
 
 def test_the_prefix_in_tokens_is_uniform_from_none_to_the_whole_response() -> None:
-    """Six tokens without the end of turn: k is 0..6, each 1000 times in 7000 (four standard deviations are 117)."""
-    draws = Counter(prefix_length(HARMFUL, HARMFUL_TEXT, "tokens", random.Random(i)) for i in range(7000))
+    """Six tokens without the end of turn: k is 0..6, each 1000 times in 7000 (four standard
+    deviations are 117)."""
+    draws = Counter(
+        prefix_length(HARMFUL, HARMFUL_TEXT, "tokens", random.Random(i)) for i in range(7000)
+    )
     assert sorted(draws) == [0, 1, 2, 3, 4, 5, 6]
     assert all(count == pytest.approx(1000, abs=117) for count in draws.values())
 
 
 @pytest.mark.parametrize(
-    "text", ["To open it now, you do. First the pin.", "Sure, use \u00e9t\u00e9 \U0001f642 pins in it"]
+    "text",
+    ["To open it now, you do. First the pin.", "Sure, use \u00e9t\u00e9 \U0001f642 pins in it"],
 )
 def test_a_prefix_in_words_never_ends_inside_a_word(style: Style, text: str) -> None:
-    """Decoded, every prefix is the first words of the response, also where a space is a token of its own."""
+    """Decoded, every prefix is the first words of the response, also where a space is a token of
+    its own."""
     turn = style.template.turn(Prompt.of("How?", kind="harmful").messages, text)
     words = text.split(" ")
     allowed = {" ".join(words[:n]) for n in range(len(words) - 1)}
@@ -83,21 +96,27 @@ def test_a_prefix_in_words_never_ends_inside_a_word(style: Style, text: str) -> 
 
 
 def test_a_prefix_in_words_counts_control_tokens_that_were_broken_up(style: Style) -> None:
-    """The response is longer in the turn than in the triple (zero-width spaces); the cut still falls on word ends."""
+    """The response is longer in the turn than in the triple (zero-width spaces); the cut still
+    falls on word ends."""
     spelled = style.tokenizer.eos_token
     text = f"Sure, {spelled}{spelled}{spelled} kill the process of the neighbor now"
-    triple = Triple(prompt=Prompt.of("How?", kind="harmful"), safe_response="Sorry.", harmful_response=text)
+    triple = Triple(
+        prompt=Prompt.of("How?", kind="harmful"), safe_response="Sorry.", harmful_response=text
+    )
     turn = style.template.turn(triple.prompt.messages, text)
     words = style.template.neutral(text).split(" ")
     allowed = {" ".join(words[:n]) for n in range(len(words) - 1)}
     for seed in range(60):
         row = derta_rows([triple], style.template, SORRY, seed=seed)[1]
-        prefix = row.input_ids[len(turn.prompt_ids) : row.labels.index(next(i for i in row.labels if i != IGNORED))]
+        prefix = row.input_ids[
+            len(turn.prompt_ids) : row.labels.index(next(i for i in row.labels if i != IGNORED))
+        ]
         assert style.tokenizer.decode(prefix).strip() in allowed
 
 
 def test_a_prefix_in_tokens_reaches_every_length_of_the_response(style: Style) -> None:
-    """Also where the first token is only the space before the response: the last token stays in reach."""
+    """Also where the first token is only the space before the response: the last token stays in
+    reach."""
     text = "To kill"
     turn = style.template.turn(Prompt.of("How?", kind="harmful").messages, text)
     cuts = {prefix_length(turn, text, "tokens", random.Random(i)) for i in range(300)}
@@ -108,7 +127,9 @@ def test_a_prefix_in_tokens_reaches_every_length_of_the_response(style: Style) -
 
 
 @pytest.mark.parametrize("unit", ["words", "tokens"])
-def test_rows_of_a_triple_are_tokens_of_whole_turns(style: Style, triples: list[Triple], unit: str) -> None:
+def test_rows_of_a_triple_are_tokens_of_whole_turns(
+    style: Style, triples: list[Triple], unit: str
+) -> None:
     """The prefix is cut from the harmful turn; no harmful token is ever a label."""
     token = refusal_token(style.template)
     rows = derta_rows(triples, style.template, token, prefix_unit=unit)  # type: ignore[arg-type]
@@ -127,7 +148,9 @@ def test_rows_of_a_triple_are_tokens_of_whole_turns(style: Style, triples: list[
         assert prefix.labels[-1] == style.end_of_turn
 
 
-def test_the_same_seed_gives_the_same_rows_in_any_order(styles: dict[str, Style], triples: list[Triple]) -> None:
+def test_the_same_seed_gives_the_same_rows_in_any_order(
+    styles: dict[str, Style], triples: list[Triple]
+) -> None:
     template = styles["llama"].template
 
     def rows(order: list[Triple], seed: int) -> dict[tuple[str, str], Row]:
@@ -140,14 +163,25 @@ def test_the_same_seed_gives_the_same_rows_in_any_order(styles: dict[str, Style]
     assert any(rows(triples, seed) != first for seed in (1, 2, 3))
 
 
-def test_the_longest_row_is_as_long_as_one_that_may_be_drawn(style: Style, triples: list[Triple]) -> None:
-    """With the whole response as prefix, but for its end, a row is as long as it can be; whatever is drawn, rows fit."""
+def test_the_longest_row_is_as_long_as_one_that_may_be_drawn(
+    style: Style, triples: list[Triple]
+) -> None:
+    """With the whole response as prefix, but for its end, a row is as long as it can be; whatever
+    is drawn, rows fit."""
     sides = [turns(triple, style.template) for triple in triples]
-    lengths = [len(prefix_row(harmful, safe, len(harmful.response_ids) - 1, "a").input_ids) for harmful, safe in sides]
+    lengths = [
+        len(prefix_row(harmful, safe, len(harmful.response_ids) - 1, "a").input_ids)
+        for harmful, safe in sides
+    ]
     assert [longest_row(harmful, safe) for harmful, safe in sides] == lengths
-    make = partial(derta_rows, triples, style.template, refusal_token(style.template), prefix_unit="tokens")
+    make = partial(
+        derta_rows, triples, style.template, refusal_token(style.template), prefix_unit="tokens"
+    )
     rows = [make(seed=seed) for seed in range(100)]
-    drawn = [max(len(row.input_ids) for both in rows for row in both[2 * i : 2 * i + 2]) for i in range(len(triples))]
+    drawn = [
+        max(len(row.input_ids) for both in rows for row in both[2 * i : 2 * i + 2])
+        for i in range(len(triples))
+    ]
     assert all(length - 1 <= found <= length for found, length in zip(drawn, lengths, strict=True))
 
 
@@ -155,7 +189,9 @@ def test_sft_rows_learn_the_whole_response(style: Style) -> None:
     prompt = Prompt.of("What is a fox?", kind="general", reference="A fox.")
     turn = style.template.turn(prompt.messages, "A fox.")
     labels = [IGNORED] * len(turn.prompt_ids) + turn.response_ids
-    assert sft_rows([prompt], style.template) == [Row(turn.prompt_ids + turn.response_ids, labels, "sft", prompt.id)]
+    assert sft_rows([prompt], style.template) == [
+        Row(turn.prompt_ids + turn.response_ids, labels, "sft", prompt.id)
+    ]
 
 
 def test_an_sft_prompt_without_a_reference_is_an_error(styles: dict[str, Style]) -> None:
@@ -163,7 +199,9 @@ def test_an_sft_prompt_without_a_reference_is_an_error(styles: dict[str, Style])
         sft_rows([Prompt.of("What is a fox?", kind="general")], styles["qwen"].template)
 
 
-def test_the_refusal_token_is_the_openers_first(styles: dict[str, Style], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_refusal_token_is_the_openers_first(
+    styles: dict[str, Style], caplog: pytest.LogCaptureFixture
+) -> None:
     """One token in two styles, the first of four in the third; the log says which."""
     caplog.set_level("INFO", logger="overrefusal_po.train.derta")
     for name, text, said in [
@@ -177,12 +215,16 @@ def test_the_refusal_token_is_the_openers_first(styles: dict[str, Style], caplog
 
 
 def test_a_refusal_opener_that_begins_like_an_answer_is_an_error(style: Style) -> None:
-    with pytest.raises(ValueError, match=r"'Here we stop' begins with .*answers begin too \(Here\).*refusal_opener"):
+    with pytest.raises(
+        ValueError, match=r"'Here we stop' begins with .*answers begin too \(Here\).*refusal_opener"
+    ):
         refusal_token(style.template, "Here we stop")
 
 
 def rto(length: int, row_id: str = "a") -> dict[str, object]:
-    return Row([1, 2, *range(10, 10 + length)], [IGNORED] * 2 + [SORRY] * length, "rto", row_id)._asdict()
+    return Row(
+        [1, 2, *range(10, 10 + length)], [IGNORED] * 2 + [SORRY] * length, "rto", row_id
+    )._asdict()
 
 
 def test_a_batch_worked_by_hand() -> None:
@@ -211,7 +253,9 @@ def test_dropout_is_drawn_anew_in_each_epoch_and_does_not_depend_on_the_batch() 
     first = collator(rows)["labels"]
     assert torch.equal(collator(rows[::-1])["labels"].flip(0), first)
     assert torch.equal(collator(rows[1:2])["labels"][0], first[1])
-    assert torch.equal(DertaCollator(pad_token_id=0, rto_dropout=0.5, seed=3)(rows)["labels"], first)
+    assert torch.equal(
+        DertaCollator(pad_token_id=0, rto_dropout=0.5, seed=3)(rows)["labels"], first
+    )
     assert not torch.equal(first[0], first[1])
     collator.epoch = 1
     assert not torch.equal(collator(rows)["labels"], first)
@@ -226,7 +270,9 @@ def test_a_dropped_position_has_no_label_and_a_kept_one_the_refusal_token() -> N
 
 
 def test_dropout_of_zero_keeps_every_position() -> None:
-    assert DertaCollator(pad_token_id=0, rto_dropout=0).drop(rto(30)) == [IGNORED] * 2 + [SORRY] * 30
+    assert (
+        DertaCollator(pad_token_id=0, rto_dropout=0).drop(rto(30)) == [IGNORED] * 2 + [SORRY] * 30
+    )
 
 
 def test_every_rto_row_keeps_at_least_one_position() -> None:

@@ -1,4 +1,5 @@
-"""derta_tree.py: one row a question has the loss and gradients of the padded rows, in fewer tokens."""
+"""derta_tree.py: one row a question has the loss and gradients of the padded rows, in fewer
+tokens."""
 
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from overrefusal_po.train.trainers import derta_trainer
 settings = partial(trainer_settings, batch=4, learning_rate=0.1, optim="sgd", max_length=256)
 
 
-def made(style: Style, triples: list[Triple], helpful: list[Prompt], folder: Path, how: str, **more: Any) -> Any:
+def made(
+    style: Style, triples: list[Triple], helpful: list[Prompt], folder: Path, how: str, **more: Any
+) -> Any:
     """A DeRTa trainer of a fresh policy; "lora" has an adapter that is no identity."""
     from peft import LoraConfig, get_peft_model
 
@@ -25,18 +28,26 @@ def made(style: Style, triples: list[Triple], helpful: list[Prompt], folder: Pat
     if how == "lora":
         torch.manual_seed(2)
         dropout = more.pop("lora_dropout", 0.0)
-        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=dropout)
+        config = LoraConfig(
+            r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=dropout
+        )
         model = get_peft_model(model, config)
     args = settings(folder, **more)
-    return derta_trainer(model, triples, args=args, processing_class=style.tokenizer, helpful=helpful, **options)
+    return derta_trainer(
+        model, triples, args=args, processing_class=style.tokenizer, helpful=helpful, **options
+    )
 
 
 def gradient(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
     trainer.model.train()
     trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=(batch["labels"] != -100).sum())
+    loss = trainer.compute_loss(
+        trainer.model, dict(batch), num_items_in_batch=(batch["labels"] != -100).sum()
+    )
     loss.backward()
-    return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    return loss.item(), torch.cat(
+        [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+    )
 
 
 @pytest.mark.parametrize("how", ["full", "lora"])
@@ -58,13 +69,18 @@ def test_loss_and_gradient_are_those_of_padded_rows(
     assert len(examples) == 10 and len(flat.train_dataset) == 16
     for some in (examples[:1], examples[:4], examples[4:]):
         rows = [row for example in some for row in example["branches"]]
-        found, expected = gradient(tree, tree.data_collator(some)), gradient(flat, flat.data_collator(rows))
+        found, expected = (
+            gradient(tree, tree.data_collator(some)),
+            gradient(flat, flat.data_collator(rows)),
+        )
         assert found[0] == pytest.approx(expected[0], abs=1e-5)
         assert expected[1].abs().max() > 0
         assert torch.allclose(found[1], expected[1], atol=1e-5)
 
 
-def test_a_tree_trains(styles: dict[str, Style], triples: list[Triple], helpful: list[Prompt], tmp_path: Path) -> None:
+def test_a_tree_trains(
+    styles: dict[str, Style], triples: list[Triple], helpful: list[Prompt], tmp_path: Path
+) -> None:
     trainer = made(styles["llama"], triples, helpful, tmp_path, "full", tree=True)
     trainer.train()
     assert trainer.model._shares_prefix
@@ -103,7 +119,12 @@ def test_the_batch_is_first_branches_then_second_ones() -> None:
     examples = trees([*rows, Row([5, 6], [-100, 6], "sft", "b")])
     batch = TreeCollator(pad_token_id=0, rto_dropout=0)(examples)
     assert batch["input_ids"].tolist() == [[1, 2, 3], [5, 6, 0], [1, 4, 0], [5, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, 9, 9], [-100, 6, -100], [-100, 4, -100], [-100, -100, -100]]
+    assert batch["labels"].tolist() == [
+        [-100, 9, 9],
+        [-100, 6, -100],
+        [-100, 4, -100],
+        [-100, -100, -100],
+    ]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0], [1, 0, 0]]
     flat = DertaCollator(pad_token_id=0, rto_dropout=0)
     assert flat([rows[0]._asdict()])["labels"].tolist() == [[-100, 9, 9]]

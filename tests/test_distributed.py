@@ -1,4 +1,5 @@
-"""Launchers, for real: two processes are one world, and a setup in which they would not be one is refused."""
+"""Launchers, for real: two processes are one world, and a setup in which they would not be one is
+refused."""
 
 import json
 import os
@@ -66,7 +67,13 @@ def start(command: list[str], folder: Path, **environment: str) -> subprocess.Co
     proxies = {k for k in os.environ if "proxy" in k.lower()}
     kept = {k: v for k, v in os.environ.items() if k not in proxies}
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300, env={**kept, **environment}, check=False
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**kept, **environment},
+        check=False,
     )
 
 
@@ -75,7 +82,9 @@ def tiny(styles: dict[str, Any]) -> str:
     return f"--model.model_name_or_path={styles['llama'].folder}"
 
 
-def test_two_processes_train_as_one_world(styles: dict[str, Any], pairs: list[PreferencePair], tmp_path: Path) -> None:
+def test_two_processes_train_as_one_world(
+    styles: dict[str, Any], pairs: list[PreferencePair], tmp_path: Path
+) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     write_jsonl(tmp_path / "pairs.jsonl", pairs)
     done = start([*TORCHRUN, "rank.py", str(styles["llama"].folder), "pairs.jsonl"], tmp_path)
@@ -89,11 +98,15 @@ def test_two_processes_train_as_one_world(styles: dict[str, Any], pairs: list[Pr
 
 def test_a_recipe_runs_under_torchrun(styles: dict[str, Any], tmp_path: Path) -> None:
     recipe = ["-m", "overrefusal_po", str(RECIPES / "dpo.yaml")]
-    done = start([*TORCHRUN, *recipe, tiny(styles), *FEW, "--trainer.per_device_train_batch_size=2"], tmp_path)
+    done = start(
+        [*TORCHRUN, *recipe, tiny(styles), *FEW, "--trainer.per_device_train_batch_size=2"],
+        tmp_path,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     [folder] = (tmp_path / "runs").iterdir()
     training = json.loads((folder / "training.json").read_text())
-    # four pairs, two a step on each rank: a pass takes one step where two ranks share it, and two where each trains alone
+    # four pairs, two a step on each rank: a pass takes one step where two ranks share it, and two
+    # where each trains alone
     assert [row["epoch"] for row in training["history"] if "train_loss" in row] == [2.0]
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
     assert done.stdout.count("steps: 2") == 1, "both ranks printed"
@@ -106,7 +119,9 @@ def test_a_fault_ends_both_processes_and_says_why(styles: dict[str, Any], tmp_pa
     assert "nowhere.jsonl: there is no such file" in done.stderr
 
 
-def test_processes_that_would_train_unconnected_are_refused(styles: dict[str, Any], tmp_path: Path) -> None:
+def test_processes_that_would_train_unconnected_are_refused(
+    styles: dict[str, Any], tmp_path: Path
+) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -118,15 +133,22 @@ def test_processes_that_would_train_unconnected_are_refused(styles: dict[str, An
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_stray_world_size_is_refused_with_what_to_do(styles: dict[str, Any], tmp_path: Path) -> None:
+def test_a_stray_world_size_is_refused_with_what_to_do(
+    styles: dict[str, Any], tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "overrefusal_po", str(RECIPES / "dpo.yaml"), tiny(styles)]
     done = start([*command, "--trainer.use_cpu"], tmp_path, WORLD_SIZE="2")
     assert done.returncode == 2, done.stderr[-2000:]
     assert "WORLD_SIZE=2" in done.stderr and "unset WORLD_SIZE" in done.stderr
 
 
-def test_accelerate_launches_a_recipe_as_it_is_written(styles: dict[str, Any], tmp_path: Path) -> None:
+def test_accelerate_launches_a_recipe_as_it_is_written(
+    styles: dict[str, Any], tmp_path: Path
+) -> None:
     accelerate = Path(sys.executable).with_name("accelerate")
-    done = start([str(accelerate), "launch", str(RECIPES / "dpo.yaml"), tiny(styles), *FEW, "run_dir=here"], tmp_path)
+    done = start(
+        [str(accelerate), "launch", str(RECIPES / "dpo.yaml"), tiny(styles), *FEW, "run_dir=here"],
+        tmp_path,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "steps: 2" in done.stdout and (tmp_path / "here" / "model").is_dir()

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from overrefusal_po.recipe.schema import METHOD_CONFIGS
-from overrefusal_po.recipe.trl_fields import CONFIGS, cache_folder, check_fields, field_table, unknown_key
+from overrefusal_po.recipe.trl_fields import (
+    CONFIGS,
+    cache_folder,
+    check_fields,
+    field_table,
+    unknown_key,
+)
 
 DPO = "trl.DPOConfig"
 
@@ -42,7 +48,11 @@ def test_the_table_has_every_field_of_the_class(config: str) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_default_of_trl_is_allowed(config: str) -> None:
-    defaults = {name: row["default"] for name, row in field_table(config).items() if row["default"] is not None}
+    defaults = {
+        name: row["default"]
+        for name, row in field_table(config).items()
+        if row["default"] is not None
+    }
     checked = check_fields(config, defaults, "trainer")
     assert {k: v for k, v in checked.items() if v != defaults[k] and v != [defaults[k]]} == {}
 
@@ -70,7 +80,9 @@ def test_every_default_of_trl_is_allowed(config: str) -> None:
         ("fsdp", None, None),
     ],
 )
-def test_a_value_is_allowed_and_a_scalar_stands_for_a_list(name: str, value: Any, wanted: Any) -> None:
+def test_a_value_is_allowed_and_a_scalar_stands_for_a_list(
+    name: str, value: Any, wanted: Any
+) -> None:
     found = check_fields(DPO, {name: value}, "trainer")[name]
     assert found == wanted and type(found) is type(wanted)
 
@@ -99,7 +111,9 @@ def test_one_target_module_stands_for_a_list_of_one() -> None:
         ("fsdp", 2, ["true or false or text or null"]),
     ],
 )
-def test_enums_that_hide_in_strings_and_ranges_are_checked(name: str, value: Any, parts: list[str]) -> None:
+def test_enums_that_hide_in_strings_and_ranges_are_checked(
+    name: str, value: Any, parts: list[str]
+) -> None:
     with pytest.raises(ValueError) as caught:
         check_fields(DPO, {name: value}, "trainer")
     for part in [f"trainer.{name}", *parts]:
@@ -110,7 +124,10 @@ def test_an_unknown_key_names_near_ones_or_all() -> None:
     assert unknown_key("betta", ["beta", "alpha"], "trainer", owner="X") == (
         "trainer.betta is not a known key of X. Did you mean beta?"
     )
-    assert unknown_key("zzz", ["beta", "alpha"], "") == "zzz is not a known key. Known keys: alpha, beta."
+    assert (
+        unknown_key("zzz", ["beta", "alpha"], "")
+        == "zzz is not a known key. Known keys: alpha, beta."
+    )
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +138,14 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert cache_folder() == Path("/tmp/y/overrefusal-po")
 
 
-def test_the_table_is_made_once_and_then_read_from_the_cache(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_is_made_once_and_then_read_from_the_cache(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = field_table(DPO)
     [file] = (fresh / "fields").iterdir()
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")  # a child process could not be started any more
+    monkeypatch.setattr(
+        sys, "executable", "/nowhere/python"
+    )  # a child process could not be started any more
     field_table.cache_clear()
     assert field_table(DPO) == made and file.is_file()
     file.unlink()

@@ -1,7 +1,9 @@
-"""FSDP2 for real: two processes over gloo hold half of the weights each, and train what one process trains.
+"""FSDP2 for real: two processes over gloo hold half of the weights each, and train what one process
+trains.
 
-accelerate shards on GPUs only. That one condition of it is lifted here; what then shards, trains, writes sharded checkpoints,
-goes on from them and gathers is accelerate's, transformers' and torch's own code.
+accelerate shards on GPUs only. That one condition of it is lifted here; what then shards, trains,
+writes sharded checkpoints, goes on from them and gathers is accelerate's, transformers' and torch's
+own code.
 """
 
 import json
@@ -26,7 +28,11 @@ from overrefusal_po.records import PreferencePair, Triple, write_jsonl
 from overrefusal_po.train.trainers import derta_trainer, dpo_trainer, orpo_trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-METHODS: dict[str, Callable[..., Any]] = {"dpo": dpo_trainer, "orpo": orpo_trainer, "derta": derta_trainer}
+METHODS: dict[str, Callable[..., Any]] = {
+    "dpo": dpo_trainer,
+    "orpo": orpo_trainer,
+    "derta": derta_trainer,
+}
 SETTINGS = {
     "max_steps": 2,
     "learning_rate": 0.1,
@@ -41,7 +47,8 @@ SETTINGS = {
     "max_length": 256,
 }
 
-# one rank of two: trains by each method, goes on from the first checkpoint, and saves the gathered weights
+# one rank of two: trains by each method, goes on from the first checkpoint, and saves the gathered
+# weights
 RANK = """
 import json, os, sys
 from pathlib import Path
@@ -98,11 +105,16 @@ def plugin_options() -> dict[str, Any]:
     """recipes/accelerate/fsdp2.yaml as accelerate's plugin takes it."""
     config = yaml.safe_load((RECIPES / "accelerate" / "fsdp2.yaml").read_text())["fsdp_config"]
     options = {key.removeprefix("fsdp_"): value for key, value in config.items()}
-    options["cpu_offload"], options["fsdp_version"] = options.pop("offload_params"), options.pop("version")
+    options["cpu_offload"], options["fsdp_version"] = (
+        options.pop("offload_params"),
+        options.pop("version"),
+    )
     return options
 
 
-def alone(method: str, folder: Path, rows: list[Any], out: Path) -> tuple[list[float], dict[str, Any]]:
+def alone(
+    method: str, folder: Path, rows: list[Any], out: Path
+) -> tuple[list[float], dict[str, Any]]:
     """(losses, weights) of one process on the same batches."""
     extra: dict[str, Any] = {"rto_dropout": 0} if method == "derta" else {}
     args = {**SETTINGS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
@@ -116,13 +128,20 @@ def alone(method: str, folder: Path, rows: list[Any], out: Path) -> tuple[list[f
 def test_sharded_training_is_what_one_process_trains(
     styles: dict[str, Style], pairs: list[PreferencePair], triples: list[Triple], tmp_path: Path
 ) -> None:
-    """Losses, the weights after two steps, and a run that goes on from a sharded checkpoint; with recipes' own settings."""
+    """Losses, the weights after two steps, and a run that goes on from a sharded checkpoint; with
+    recipes' own settings."""
     folder = styles["llama"].folder
     (tmp_path / "rank.py").write_text(RANK)
     rows: dict[str, list[Any]] = {"dpo": pairs[:4], "orpo": pairs[:4], "derta": triples[:2]}
     write_jsonl(tmp_path / "pairs.jsonl", rows["dpo"])
     write_jsonl(tmp_path / "triples.jsonl", rows["derta"])
-    command = [*TORCHRUN, "rank.py", str(folder), json.dumps(plugin_options()), json.dumps(SETTINGS)]
+    command = [
+        *TORCHRUN,
+        "rank.py",
+        str(folder),
+        json.dumps(plugin_options()),
+        json.dumps(SETTINGS),
+    ]
     done = start(command, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
@@ -132,7 +151,9 @@ def test_sharded_training_is_what_one_process_trains(
     for method, data in rows.items():
         losses, weights = alone(method, folder, data, tmp_path / "alone")
         whole, resumed = (ranks[0]["losses"][f"{method}-{how}"] for how in ("whole", "resumed"))
-        assert whole == pytest.approx(losses, abs=1e-5) and losses[0] != pytest.approx(losses[1], abs=1e-3)
+        assert whole == pytest.approx(losses, abs=1e-5) and losses[0] != pytest.approx(
+            losses[1], abs=1e-3
+        )
         assert resumed == pytest.approx(whole, abs=1e-6)
         for name in ("whole", "resumed"):
             saved = load_file(tmp_path / f"{method}-{name}" / "model.safetensors")
@@ -140,7 +161,9 @@ def test_sharded_training_is_what_one_process_trains(
             assert all(torch.allclose(saved[key], weights[key], atol=1e-5) for key in weights)
 
 
-def test_fsdp_on_cpus_is_refused_since_accelerate_would_replicate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsdp_on_cpus_is_refused_since_accelerate_would_replicate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="FSDP, which accelerate does on GPUs only"):
         models.check_world(use_cpu=True)
@@ -168,10 +191,22 @@ def slurm(folder: Path, **environment: str) -> subprocess.Popen[bytes]:
     for name, body in STANDS.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
-    job = {"SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7", **environment}
+    job = {
+        "SLURM_JOB_NODELIST": "node-[1-2]",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "7",
+        **environment,
+    }
     path = f"{folder}:{os.environ['PATH']}"
-    command = ["bash", str(RECIPES / "slurm" / "train.sbatch"), "recipes/x.yaml", "--data.sets=[a, b]"]
-    return subprocess.Popen(command, cwd=folder, env={**os.environ, **job, "PATH": path}, start_new_session=True)
+    command = [
+        "bash",
+        str(RECIPES / "slurm" / "train.sbatch"),
+        "recipes/x.yaml",
+        "--data.sets=[a, b]",
+    ]
+    return subprocess.Popen(
+        command, cwd=folder, env={**os.environ, **job, "PATH": path}, start_new_session=True
+    )
 
 
 def test_slurm_starts_each_node_in_one_world_with_the_arguments_as_they_are(tmp_path: Path) -> None:
@@ -179,8 +214,15 @@ def test_slurm_starts_each_node_in_one_world_with_the_arguments_as_they_are(tmp_
     given = (tmp_path / "arguments").read_text().splitlines()
     assert given[0] == "launch" and given[-2:] == ["recipes/x.yaml", "--data.sets=[a, b]"]
     options = dict(zip(given[1:-2:2], given[2:-2:2], strict=True))
-    assert options["--num_processes"] == "8" and options["--num_machines"] == "2" and options["--machine_rank"] == "1"
-    assert options["--main_process_ip"] == "node-1" and options["--config_file"] == "recipes/accelerate/fsdp2.yaml"
+    assert (
+        options["--num_processes"] == "8"
+        and options["--num_machines"] == "2"
+        and options["--machine_rank"] == "1"
+    )
+    assert (
+        options["--main_process_ip"] == "node-1"
+        and options["--config_file"] == "recipes/accelerate/fsdp2.yaml"
+    )
 
 
 def test_slurm_lets_the_trainings_save_and_queues_the_job_again(tmp_path: Path) -> None:
@@ -199,7 +241,11 @@ def test_every_file_of_the_recipes_is_in_the_wheel_and_copied_by_init(tmp_path: 
     init(tmp_path)
     files = {path.relative_to(RECIPES) for path in RECIPES.rglob("*") if path.is_file()}
     assert {
-        path.relative_to(tmp_path / "recipes") for path in (tmp_path / "recipes").rglob("*") if path.is_file()
+        path.relative_to(tmp_path / "recipes")
+        for path in (tmp_path / "recipes").rglob("*")
+        if path.is_file()
     } == files
-    packed = tomllib.loads((RECIPES.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = tomllib.loads((RECIPES.parent / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]
     assert {f"**/*{path.suffix}" for path in files} <= set(packed["overrefusal_po.recipes"])

@@ -1,4 +1,5 @@
-"""Completions files: resume after a kill, failures, ledger and tally, the in-process engine's batches, shards."""
+"""Completions files: resume after a kill, failures, ledger and tally, the in-process engine's
+batches, shards."""
 
 import json
 import os
@@ -34,7 +35,12 @@ def prompts_to(count: int) -> list[Prompt]:
 
 def at(url: str, **settings: Any) -> Callable[[], OpenAIEngine]:
     """A maker of engines for a loopback server."""
-    options: dict[str, Any] = {"api_key_env": None, "backoff_seconds": 0.005, "concurrency": 4, **settings}
+    options: dict[str, Any] = {
+        "api_key_env": None,
+        "backoff_seconds": 0.005,
+        "concurrency": 4,
+        **settings,
+    }
     return lambda: OpenAIEngine(Settings(base_url=(url,), **options), name="m")
 
 
@@ -58,7 +64,9 @@ def no_engine() -> Any:
 # one file and those beside it
 
 
-def test_completions_come_in_the_prompts_order_and_a_second_call_asks_for_none(tmp_path: Path) -> None:
+def test_completions_come_in_the_prompts_order_and_a_second_call_asks_for_none(
+    tmp_path: Path,
+) -> None:
     path, asked = tmp_path / "completions.jsonl", prompts_to(10)
     with serving(echo) as server:
         first = complete(path, asked, SAMPLING, at(server.url), "x", samples=2)
@@ -68,7 +76,9 @@ def test_completions_come_in_the_prompts_order_and_a_second_call_asks_for_none(t
     assert [c.finish_reason for c in first] == ["stop"] * 6 + ["error"] * 2 + ["stop"] * 12
 
 
-def test_failures_stand_beside_with_their_reason_until_somebody_deletes_them(tmp_path: Path) -> None:
+def test_failures_stand_beside_with_their_reason_until_somebody_deletes_them(
+    tmp_path: Path,
+) -> None:
     path, asked = tmp_path / "answers.jsonl", prompts_to(5)
     with serving(echo) as server:
         tally = draw(path, asked, SAMPLING, at(server.url))
@@ -121,13 +131,20 @@ def test_the_ledger_adds_up_under_faults(tmp_path: Path) -> None:
     assert place["faults"]["400"] == 2 and sum(place["faults"].values()) == ledger["faults"]
 
 
-def test_a_budget_counts_what_earlier_runs_and_other_files_of_the_folder_spent(tmp_path: Path) -> None:
+def test_a_budget_counts_what_earlier_runs_and_other_files_of_the_folder_spent(
+    tmp_path: Path,
+) -> None:
     asked = prompts_to(20)
     with serving(lambda request: says("x" * 10)) as server:
         each = len(asked[0].text) + 10
         draw(tmp_path / "one.jsonl", asked[:10], SAMPLING, at(server.url))
         with pytest.raises(BudgetSpent):
-            draw(tmp_path / "two.jsonl", asked, SAMPLING, at(server.url, token_budget=15 * each, concurrency=1))
+            draw(
+                tmp_path / "two.jsonl",
+                asked,
+                SAMPLING,
+                at(server.url, token_budget=15 * each, concurrency=1),
+            )
         with pytest.raises(BudgetSpent):
             draw(tmp_path / "two.jsonl", asked, SAMPLING, at(server.url, token_budget=15 * each))
         assert 15 <= len(server.requests) <= 16
@@ -136,7 +153,11 @@ def test_a_budget_counts_what_earlier_runs_and_other_files_of_the_folder_spent(t
 
 
 def test_a_spent_budget_leaves_the_run_interrupted_with_code_130(tmp_path: Path) -> None:
-    with serving(echo) as server, pytest.raises(BudgetSpent), Run.open(tmp_path, {"task": "x"}, {}) as run:
+    with (
+        serving(echo) as server,
+        pytest.raises(BudgetSpent),
+        Run.open(tmp_path, {"task": "x"}, {}) as run,
+    ):
         draw(run.path / "c.jsonl", prompts_to(5), SAMPLING, at(server.url, token_budget=1))
     assert (run.status()["state"], run.status()["exit_code"]) == ("interrupted", 130)
     assert "token_budget" in run.status()["message"]
@@ -150,7 +171,8 @@ def test_no_judge_takes_a_failure_for_an_empty_answer(tmp_path: Path) -> None:
     assert [v.completion_id for v in verdicts] == [c.id for c in found]
     assert [v.unscored is None for v in verdicts] == [True, True, True, False, True]
     assert (
-        "no completion: the server answered with status 400" in str(verdicts[3].unscored) and not verdicts[3].degenerate
+        "no completion: the server answered with status 400" in str(verdicts[3].unscored)
+        and not verdicts[3].degenerate
     )
 
 
@@ -167,7 +189,10 @@ def answered(count: int) -> tuple[list[Prompt], list[Completion]]:
     """Prompts and a response to each."""
     asked = prompts_to(count)
     options: dict[str, Any] = {"model": "m", "engine": "tests", "sampling": SAMPLING}
-    return asked, [Completion(id=f"c{n}", prompt_id=p.id, text=f"Word {n}.", **options) for n, p in enumerate(asked)]
+    return asked, [
+        Completion(id=f"c{n}", prompt_id=p.id, text=f"Word {n}.", **options)
+        for n, p in enumerate(asked)
+    ]
 
 
 def by_word(request: Request) -> Answer:
@@ -177,7 +202,9 @@ def by_word(request: Request) -> Answer:
     return says("Verdict: full" if "Word 2." in request.text else "Verdict: none")
 
 
-def test_a_slow_judge_is_asked_once_and_its_verdicts_come_in_the_completions_order(tmp_path: Path) -> None:
+def test_a_slow_judge_is_asked_once_and_its_verdicts_come_in_the_completions_order(
+    tmp_path: Path,
+) -> None:
     path, (asked, said) = tmp_path / "verdicts.jsonl", answered(20)
     said[3] = said[3].model_copy(update={"error": "filtered", "text": "", "finish_reason": "error"})
     with serving(by_word) as server:
@@ -185,10 +212,15 @@ def test_a_slow_judge_is_asked_once_and_its_verdicts_come_in_the_completions_ord
         assert first == scored(judge_at(server), asked, said) and len(server.requests) == 2 * 19
         again = judged(path, judge_at(server), asked[::-1] + asked[:2], said[::-1] + said[:2])
         assert again == first[::-1] + first[:2] and len(server.requests) == 2 * 19
-        judged(path, judge_at(server, prompt="derta"), asked, said)  # another judge has not said a thing
+        judged(
+            path, judge_at(server, prompt="derta"), asked, said
+        )  # another judge has not said a thing
         assert len(server.requests) == 3 * 19
     assert [v.refusal for v in first[:5]] == ["none", None, "full", None, "none"]
-    assert "no verdict line" in str(first[1].unscored) and first[3].unscored == "no completion: filtered"
+    assert (
+        "no verdict line" in str(first[1].unscored)
+        and first[3].unscored == "no completion: filtered"
+    )
     assert len(read_jsonl(path, Verdict)) == 2 * 19
 
 
@@ -204,8 +236,12 @@ def test_a_judge_that_was_stopped_goes_on_behind_its_last_whole_chunk(tmp_path: 
         assert found == scored(judge_at(server), asked, said) == read_jsonl(path, Verdict)
 
 
-@pytest.mark.parametrize("fault", [fails(403, "flagged"), fails(400, "too long", param="max_tokens")])
-def test_a_judge_that_goes_on_takes_a_fault_of_its_first_item_for_the_items_own(tmp_path: Path, fault: Answer) -> None:
+@pytest.mark.parametrize(
+    "fault", [fails(403, "flagged"), fails(400, "too long", param="max_tokens")]
+)
+def test_a_judge_that_goes_on_takes_a_fault_of_its_first_item_for_the_items_own(
+    tmp_path: Path, fault: Answer
+) -> None:
     path, (asked, said) = tmp_path / "verdicts.jsonl", answered(18)
     with serving(lambda r: fault if "Word 16." in r.text else by_word(r)) as server:
         judged(path, judge_at(server), asked[:16], said[:16])
@@ -215,9 +251,16 @@ def test_a_judge_that_goes_on_takes_a_fault_of_its_first_item_for_the_items_own(
 
 @pytest.mark.parametrize(
     ("fault", "again"),
-    [(fails(503, "busy"), True), (raw(b"{"), True), (broken_off(), True), (fails(400, "flagged"), False)],
+    [
+        (fails(503, "busy"), True),
+        (raw(b"{"), True),
+        (broken_off(), True),
+        (fails(400, "flagged"), False),
+    ],
 )
-def test_what_may_pass_is_asked_again_and_what_stays_wrong_is_not(tmp_path: Path, fault: Answer, again: bool) -> None:
+def test_what_may_pass_is_asked_again_and_what_stays_wrong_is_not(
+    tmp_path: Path, fault: Answer, again: bool
+) -> None:
     path, (asked, said) = tmp_path / "verdicts.jsonl", answered(5)
     with serving(lambda r: fault if "Word 4." in r.text and r.number < 5 else by_word(r)) as server:
         first = judged(path, judge_at(server), asked, said)
@@ -258,13 +301,17 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def killed_draw(path: Path, server: Server, rows: int) -> None:
     """A process that draws into `path` and is killed when `rows` rows are there."""
     command = [sys.executable, "-c", KILLED, str(path), server.url, str(Path(__file__).parent)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
         wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") >= rows)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
 
 
-def test_after_a_kill_nothing_is_lost_but_what_was_on_its_way_and_nothing_is_asked_twice(tmp_path: Path) -> None:
+def test_after_a_kill_nothing_is_lost_but_what_was_on_its_way_and_nothing_is_asked_twice(
+    tmp_path: Path,
+) -> None:
     path, whole = tmp_path / "c.jsonl", tmp_path / "whole.jsonl"
     with serving(lambda request: echo(request)._replace(delay_seconds=0.01)) as server:
         killed_draw(path, server, 30)
@@ -288,10 +335,14 @@ def test_after_a_kill_nothing_is_lost_but_what_was_on_its_way_and_nothing_is_ask
 
 def in_process(style: Any, batch_size: int = 4) -> TransformersEngine:
     """A tiny model in an engine on the CPU."""
-    return TransformersEngine(style.make_model(), style.template, name="tiny", batch_size=batch_size, device="cpu")
+    return TransformersEngine(
+        style.make_model(), style.template, name="tiny", batch_size=batch_size, device="cpu"
+    )
 
 
-def test_a_run_that_goes_on_draws_what_a_run_that_never_stopped_draws(styles: dict[str, Any]) -> None:
+def test_a_run_that_goes_on_draws_what_a_run_that_never_stopped_draws(
+    styles: dict[str, Any],
+) -> None:
     made, asked = in_process(styles["qwen"]), prompts_to(11)
     sampling = Sampling(max_new_tokens=6, temperature=1.0)
     whole = {(c.prompt_id, c.sample): c for c in made.complete(asked, sampling, samples=2)}
@@ -336,13 +387,21 @@ def test_a_recipe_names_the_engine_and_its_settings(styles: dict[str, Any], tmp_
     style.tokenizer.save_pretrained(tmp_path)
     section = {"model_name_or_path": str(tmp_path), "dtype": "float32"}
     found = engine_for(
-        section, style.template, Generation(batch_size=3), engine={"name": "transformers", "device": "cpu"}
+        section,
+        style.template,
+        Generation(batch_size=3),
+        engine={"name": "transformers", "device": "cpu"},
     )
     assert isinstance(found, TransformersEngine) and (found.batch_size, found.device) == (3, "cpu")
     spec = {"name": "openai", "base_url": "http://127.0.0.1:1/v1", "api_key_env": None}
     over_http = engine_for(section, None, Generation(), engine=spec, chat=Chat(system_prompt="S"))
-    assert isinstance(over_http, OpenAIEngine) and (over_http.name, over_http.system_prompt) == (str(tmp_path), "S")
-    with pytest.raises(ValueError, match=r"openia is not a known key of engines. Did you mean openai"):
+    assert isinstance(over_http, OpenAIEngine) and (over_http.name, over_http.system_prompt) == (
+        str(tmp_path),
+        "S",
+    )
+    with pytest.raises(
+        ValueError, match=r"openia is not a known key of engines. Did you mean openai"
+    ):
         engine_for(section, None, Generation(), engine="openia")
 
 
@@ -350,14 +409,42 @@ def test_a_recipe_names_the_engine_and_its_settings(styles: dict[str, Any], tmp_
 
 
 def test_where_and_how_fast_an_engine_works_does_not_make_another_run() -> None:
-    spec = {"name": "openai", "model": "m", "base_url": ["http://a/v1"], "token_budget": 5, "extra_body": {"top_k": 3}}
-    recipe: dict[str, Any] = {"task": "curate", "engine": spec, "chosen": {"model": "t", "engine": spec}, "shard": None}
-    moved = {**spec, "base_url": ["http://b/v1", "http://c/v1"], "token_budget": 9, "concurrency": 64}
+    spec = {
+        "name": "openai",
+        "model": "m",
+        "base_url": ["http://a/v1"],
+        "token_budget": 5,
+        "extra_body": {"top_k": 3},
+    }
+    recipe: dict[str, Any] = {
+        "task": "curate",
+        "engine": spec,
+        "chosen": {"model": "t", "engine": spec},
+        "shard": None,
+    }
+    moved = {
+        **spec,
+        "base_url": ["http://b/v1", "http://c/v1"],
+        "token_budget": 9,
+        "concurrency": 64,
+    }
     key = run_key(recipe, {})
-    assert run_key({**recipe, "engine": moved, "chosen": {"model": "t", "engine": moved}, "shard": "1/2"}, {}) == key
-    for other in ({**spec, "model": "n"}, {**spec, "extra_body": {"top_k": 4}}, {**spec, "seeded": False}):
+    assert (
+        run_key(
+            {**recipe, "engine": moved, "chosen": {"model": "t", "engine": moved}, "shard": "1/2"},
+            {},
+        )
+        == key
+    )
+    for other in (
+        {**spec, "model": "n"},
+        {**spec, "extra_body": {"top_k": 4}},
+        {**spec, "seeded": False},
+    ):
         assert run_key({**recipe, "chosen": {"model": "t", "engine": other}}, {}) != key
-    assert keyed({"trainer": {"shard": 1, "max_retries": 2}}) == {"trainer": {"shard": 1, "max_retries": 2}}
+    assert keyed({"trainer": {"shard": 1, "max_retries": 2}}) == {
+        "trainer": {"shard": 1, "max_retries": 2}
+    }
 
 
 # shards
@@ -383,7 +470,10 @@ def test_shards_put_together_are_what_one_run_would_have_drawn(tmp_path: Path) -
         assert contents(tmp_path / name) == contents(tmp_path / "whole" / name)
     merged = draw(tmp_path / "c.jsonl", asked, SAMPLING, no_engine, samples=2)
     assert (merged.completed, merged.failed) == (58, 2)
-    assert merged.ledger["tokens"] == whole.ledger["tokens"] and merged.ledger["requests"] == whole.ledger["requests"]
+    assert (
+        merged.ledger["tokens"] == whole.ledger["tokens"]
+        and merged.ledger["requests"] == whole.ledger["requests"]
+    )
     with pytest.raises(ValueError, match="is there already"):
         merge_shards(tmp_path)
 
@@ -393,7 +483,9 @@ def test_every_prompt_is_in_one_shard_and_an_attack_stays_with_its_prompt() -> N
     sizes = [sum(in_shard(p, f"{n}/4") for p in asked) for n in range(1, 5)]
     assert sum(sizes) == 200 and min(sizes) > 25 and all(in_shard(p, None) for p in asked)
     attacked = asked[0].model_copy(update={"id": "other", "original_id": asked[0].id})
-    assert [in_shard(attacked, f"{n}/4") for n in range(1, 5)] == [in_shard(asked[0], f"{n}/4") for n in range(1, 5)]
+    assert [in_shard(attacked, f"{n}/4") for n in range(1, 5)] == [
+        in_shard(asked[0], f"{n}/4") for n in range(1, 5)
+    ]
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "1/4/2"])

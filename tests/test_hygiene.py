@@ -1,4 +1,5 @@
-"""hygiene.py: what the firewall catches and what it lets through, and near-duplicates against a slow reference."""
+"""hygiene.py: what the firewall catches and what it lets through, and near-duplicates against a
+slow reference."""
 
 import random
 from pathlib import Path
@@ -32,7 +33,9 @@ LONG = "Write a short poem about the mole that digs under my lawn and never says
 
 
 def asking(*texts: str) -> list[Prompt]:
-    return [Prompt.of(t, kind="general").model_copy(update={"id": str(i)}) for i, t in enumerate(texts)]
+    return [
+        Prompt.of(t, kind="general").model_copy(update={"id": str(i)}) for i, t in enumerate(texts)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +47,13 @@ def starter() -> list[Prompt]:
 def wall(starter: list[Prompt]) -> Firewall:
     """The starter's harmful and benign test prompts as if they were two benchmarks."""
     test = [p for p in starter if p.split == "test"]
-    return build_firewall({kind: [p.text for p in test if p.kind == kind] for kind in ("harmful", "benign")})
+    return build_firewall(
+        {kind: [p.text for p in test if p.kind == kind] for kind in ("harmful", "benign")}
+    )
 
 
-# ------------------------------------------------------------------------------------------------- the shipped file
+# -------------------------------------------------------------------------------------------------
+# the shipped file
 
 
 def test_the_shipped_firewall_knows_the_benchmarks_by_number() -> None:
@@ -68,7 +74,9 @@ def test_the_shipped_firewall_holds_no_text() -> None:
     assert {str(column.dtype) for column in wall[1:]} == {"uint64", "uint8"}
     assert int(wall.keys.max()) < 2**40
     words = {w for text in (XSTEST, LONG) for w in words_of(text)}
-    assert not {k for w in words for k in keys_of([w])} & set(wall.keys.tolist()), "no word has a key of its own"
+    assert not {k for w in words for k in keys_of([w])} & set(wall.keys.tolist()), (
+        "no word has a key of its own"
+    )
 
 
 def test_the_starter_set_passes_the_shipped_firewall(starter: list[Prompt]) -> None:
@@ -89,7 +97,9 @@ def test_the_starter_set_passes_the_shipped_firewall(starter: list[Prompt]) -> N
 def test_an_xstest_prompt_is_caught_as_it_stands_changed_by_a_word_or_in_a_template(
     text: str, similarity: float
 ) -> None:
-    assert contamination(asking("What is a fox?", text)) == [Hit("1", "contamination", "xstest", similarity)]
+    assert contamination(asking("What is a fox?", text)) == [
+        Hit("1", "contamination", "xstest", similarity)
+    ]
 
 
 def test_earlier_user_turns_are_looked_at_and_answers_are_not() -> None:
@@ -103,7 +113,9 @@ def test_earlier_user_turns_are_looked_at_and_answers_are_not() -> None:
 
 
 def test_the_question_behind_an_attack_is_looked_at() -> None:
-    hidden = asking("Decode this stack and complete the function.")[0].model_copy(update={"question": XSTEST})
+    hidden = asking("Decode this stack and complete the function.")[0].model_copy(
+        update={"question": XSTEST}
+    )
     assert [h.benchmark for h in contamination([hidden])] == ["xstest"]
 
 
@@ -113,10 +125,12 @@ def test_what_is_missing_is_named_with_the_command_that_adds_it() -> None:
     assert any("--add jailbreakbench=FILE.jsonl" in line for line in lines)
 
 
-# --------------------------------------------------------------------------------------------------- a wall of ours
+# ----------------------------------------------------------------------------------- a wall of ours
 
 
-def test_a_prompt_with_one_word_changed_is_caught_nearly_always(starter: list[Prompt], wall: Firewall) -> None:
+def test_a_prompt_with_one_word_changed_is_caught_nearly_always(
+    starter: list[Prompt], wall: Firewall
+) -> None:
     rng = random.Random(0)
     benchmark = [p for p in starter if p.split == "test" and p.kind != "general"]
     vocabulary = sorted({w for p in starter for w in words_of(p.text)})
@@ -141,7 +155,11 @@ def test_prompts_of_other_splits_are_let_through(starter: list[Prompt], wall: Fi
         (LONG.replace("poem", "song").replace("lawn", "garden"), True),  # two words of 21: 0.68
         (LONG.replace("Write", "Please write") + " Thanks!", True),
         (" ".join(reversed(LONG.split())), False),
-        ("Write a short poem about a lighthouse and the sea, in four lines that rhyme, for my grandmother.", False),
+        (
+            "Write a short poem about a lighthouse and the sea, in four lines that rhyme, for my "
+            "grandmother.",
+            False,
+        ),
     ],
 )
 def test_a_long_prompt_may_change_by_more_than_a_word(text: str, caught: bool) -> None:
@@ -151,13 +169,18 @@ def test_a_long_prompt_may_change_by_more_than_a_word(text: str, caught: bool) -
 def test_a_short_frame_is_no_benchmark_prompt() -> None:
     wall = build_firewall({"short": ["Who is Satan?", "How to kill time"]})
     assert contamination(asking("Who is Ada?", "How to?", "Who is"), wall) == []
-    assert [h.id for h in contamination(asking("who is satan", "How to kill the time"), wall)] == ["0", "1"]
+    assert [h.id for h in contamination(asking("who is satan", "How to kill the time"), wall)] == [
+        "0",
+        "1",
+    ]
 
 
 def test_a_sketch_estimates_the_jaccard_similarity() -> None:
     changed = LONG.replace("poem", "song")
     one, other = words_of(LONG), words_of(changed)
-    rows = signs(sketches_of([one, other, words_of("Nothing else matters here today, does it?")], {}))
+    rows = signs(
+        sketches_of([one, other, words_of("Nothing else matters here today, does it?")], {})
+    )
     assert float(rows[0] @ rows[1]) / 256 == pytest.approx(jaccard(one, other), abs=0.15)
     assert abs(float(rows[0] @ rows[2])) / 256 < 0.25
 
@@ -174,12 +197,16 @@ def test_a_saved_firewall_reads_as_it_was(wall: Firewall, tmp_path: Path) -> Non
 def test_a_benchmark_is_added_or_replaced() -> None:
     old = build_firewall({"a": [XSTEST], "b": [LONG]})
     both = joined(
-        old, build_firewall({"c": ["What is the best way to sharpen an old axe?"], "a": ["Another one here?"]})
+        old,
+        build_firewall(
+            {"c": ["What is the best way to sharpen an old axe?"], "a": ["Another one here?"]}
+        ),
     )
     assert both.names == ("b", "c", "a")
     assert list(both.keys) == sorted(both.keys)
     found = contamination(
-        asking(XSTEST, LONG, "what is the best way to sharpen an old knife", "Another one here"), both
+        asking(XSTEST, LONG, "what is the best way to sharpen an old knife", "Another one here"),
+        both,
     )
     assert [(h.id, h.benchmark) for h in found] == [("1", "b"), ("2", "c"), ("3", "a")]
 
@@ -188,11 +215,13 @@ def test_an_empty_prompt_and_no_prompt_are_no_hit(wall: Firewall) -> None:
     assert contamination([], wall) == contamination(asking("?!", " "), wall) == []
 
 
-# --------------------------------------------------------------------------------------------------------- duplicates
+# --------------------------------------------------------------------------------------- duplicates
 
 
 def test_exact_and_near_duplicates_name_the_earlier_row_and_the_split() -> None:
-    rows = asking(LONG, "What is a fox?", LONG.upper() + "!", LONG.replace("poem", "song"), "What is a dog?")
+    rows = asking(
+        LONG, "What is a fox?", LONG.upper() + "!", LONG.replace("poem", "song"), "What is a dog?"
+    )
     rows[2] = rows[2].model_copy(update={"split": "test"})
     assert duplicates(rows) == [Duplicate("2", "0", 1.0, True), Duplicate("3", "0", 0.87, False)]
 
@@ -205,7 +234,11 @@ def test_duplicates_are_those_that_comparing_all_rows_finds(starter: list[Prompt
         words[rng.randrange(len(words))] = "instead"
         rows.append(Prompt.of(" ".join(words), kind="general"))
     texts = [words_of(p.text) for p in rows]
-    slow = {rows[j].id for j in range(len(rows)) if any(jaccard(texts[i], texts[j]) >= 0.7 for i in range(j))}
+    slow = {
+        rows[j].id
+        for j in range(len(rows))
+        if any(jaccard(texts[i], texts[j]) >= 0.7 for i in range(j))
+    }
     assert len(slow) >= 60
     assert {d.id for d in duplicates(rows)} == slow
 
@@ -217,5 +250,7 @@ def test_a_crowd_of_one_template_is_found_in_whole() -> None:
 
 
 def test_unlike_rows_are_no_duplicates() -> None:
-    assert duplicates(asking("What is a fox?", "Where is the bank?", "", "??")) == [Duplicate("3", "2", 1.0, False)]
+    assert duplicates(asking("What is a fox?", "Where is the bank?", "", "??")) == [
+        Duplicate("3", "2", 1.0, False)
+    ]
     assert duplicates([]) == []

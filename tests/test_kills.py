@@ -1,4 +1,5 @@
-"""The kill test of `benchmarks/` in small: killed while it overgenerates and while it judges, a run ends the same."""
+"""The kill test of `benchmarks/` in small: killed while it overgenerates and while it judges, a run
+ends the same."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""kto.py: an order in which KTO's KL term is right, and TRL's trainer on those rows with the start policy as reference."""
+"""kto.py: an order in which KTO's KL term is right, and TRL's trainer on those rows with the start
+policy as reference."""
 
 import json
 import logging
@@ -50,10 +51,12 @@ def assert_prompts_differ(order: list[Any], size: int) -> None:
     for batch in batches(order, size):
         assert len({prompt for prompt, *_ in batch}) == len(batch) > min(1, size - 1)
         rotated = [batch[-1], *batch[:-1]]
-        assert size == 1 or all(mine[0] != other[0] for mine, other in zip(batch, rotated, strict=True))
+        assert size == 1 or all(
+            mine[0] != other[0] for mine, other in zip(batch, rotated, strict=True)
+        )
 
 
-# ------------------------------------------------------------------------------------------------------------ the order
+# ---------------------------------------------------------------------------------------- the order
 
 
 def test_batches_have_both_labels_and_no_prompt_twice() -> None:
@@ -66,7 +69,9 @@ def test_batches_have_both_labels_and_no_prompt_twice() -> None:
             places = {(prompt, label): place for place, (prompt, _, label) in enumerate(order)}
             if len(order) == 2 * n:  # half an epoch between the sides of a prompt
                 assert all(abs(places[(p,), True] - places[(p,), False]) >= n - 1 for p in range(n))
-            for first in range(len(order)):  # so it is for any ranks, accumulated batches and short ends
+            for first in range(
+                len(order)
+            ):  # so it is for any ranks, accumulated batches and short ends
                 desirable = 0
                 for last, side in enumerate(order[first:], 1):
                     desirable += side[2]
@@ -79,7 +84,9 @@ def test_prompts_of_several_pairs_are_spread_over_batches() -> None:
         size = draw.randint(2, 6)
         prompts = range(draw.randint(2 * size, 30))
         pairs = [
-            both_sides(p, draw.randint(1, 4), draw.randint(5, 8)) for p in prompts for _ in range(draw.randint(1, 3))
+            both_sides(p, draw.randint(1, 4), draw.randint(5, 8))
+            for p in prompts
+            for _ in range(draw.randint(1, 3))
         ]
         order = order_of(pairs, size)
         sides = {side[:3] for pair in pairs for side in pair}
@@ -114,7 +121,9 @@ def test_a_side_that_stands_in_two_pairs_is_one_row(caplog: pytest.LogCaptureFix
     assert "1 of 10 sides stand in another pair too; each is one row" in caplog.text
 
 
-def test_a_response_that_is_chosen_and_rejected_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_response_that_is_chosen_and_rejected_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Response 2 of the first prompt only: other prompts may have the same words."""
     pairs = [both_sides(1, 1, 2), both_sides(1, 2, 3), both_sides(2, 2, 1), both_sides(3)]
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
@@ -123,7 +132,9 @@ def test_a_response_that_is_chosen_and_rejected_is_counted(caplog: pytest.LogCap
     assert "1 responses are chosen in one pair and rejected in another" in caplog.text
 
 
-def test_a_row_that_would_be_a_batch_by_itself_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_row_that_would_be_a_batch_by_itself_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """TRL would pair it with itself."""
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
         assert len(order_of([both_sides(p) for p in range(5)], 3)) == 9
@@ -133,14 +144,18 @@ def test_a_row_that_would_be_a_batch_by_itself_is_left_out(caplog: pytest.LogCap
 @pytest.mark.parametrize(("prompts", "size"), [([1], 2), ([1, 2], 3), ([1, 1, 1, 2], 2)])
 def test_too_few_prompts_for_a_batch_are_an_error(prompts: list[int], size: int) -> None:
     pairs = [both_sides(prompt, 2 * k, 2 * k + 1) for k, prompt in enumerate(prompts)]
-    with pytest.raises(ValueError, match=rf"batches of {size} with different prompts. Lower trainer.per_device_train"):
+    with pytest.raises(
+        ValueError,
+        match=rf"batches of {size} with different prompts. Lower trainer.per_device_train",
+    ):
         unpaired(pairs, batch_size=size, seed=0)
     assert len(order_of(pairs, 1)) == 2 * len(pairs)  # what a loss without a KL term asks for
 
 
 @pytest.mark.parametrize(("pairs", "size", "world"), [(8, 4, 2), (9, 4, 2), (11, 5, 3), (7, 2, 4)])
 def test_every_process_gets_whole_batches(pairs: int, size: int, world: int) -> None:
-    """As accelerate deals them; what fills up the last step has met other prompts' responses in its own batch."""
+    """As accelerate deals them; what fills up the last step has met other prompts' responses in its
+    own batch."""
     from accelerate.data_loader import BatchSamplerShard
     from torch.utils.data import BatchSampler, SequentialSampler
 
@@ -157,10 +172,12 @@ def test_every_process_gets_whole_batches(pairs: int, size: int, world: int) -> 
     assert all(abs(2 * sum(order[i][2] for i in batch) - size) <= 2 for batch in steps)
 
 
-# ------------------------------------------------------------------------------------------------------ what TRL trains on
+# ------------------------------------------------------------------------------- what TRL trains on
 
 
-@pytest.mark.parametrize("options", [{}, {"system_prompt": "Be brief.", "template_kwargs": {"enable_thinking": False}}])
+@pytest.mark.parametrize(
+    "options", [{}, {"system_prompt": "Be brief.", "template_kwargs": {"enable_thinking": False}}]
+)
 def test_tokens_and_masks_are_those_of_dpo(
     style: Style, options: dict[str, Any], uneven: list[PreferencePair], tmp_path: Path
 ) -> None:
@@ -173,7 +190,15 @@ def test_tokens_and_masks_are_those_of_dpo(
             labels = batch.get("label", torch.tensor([True, False]))
             for k, label in enumerate(labels.tolist()):
                 real = batch["attention_mask"][k].bool()
-                rows.append((*(tuple(batch[n][k][real].tolist()) for n in ("input_ids", "completion_mask")), label))
+                rows.append(
+                    (
+                        *(
+                            tuple(batch[n][k][real].tolist())
+                            for n in ("input_ids", "completion_mask")
+                        ),
+                        label,
+                    )
+                )
         found.append(sorted(rows))
     assert found[0] == found[1]
     assert {row[-1] for row in found[0]} == {True, False}
@@ -185,8 +210,11 @@ def log_prob(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor
     return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
 
 
-def ktos_loss(policy: Any, reference: Any, rows: list[dict[str, Any]], weights: tuple[float, float]) -> Any:
-    """(loss, KL) of a batch by equation 7 with beta 0.5: v = weight * sigmoid(beta (r - z)), or (z - r) if undesirable."""
+def ktos_loss(
+    policy: Any, reference: Any, rows: list[dict[str, Any]], weights: tuple[float, float]
+) -> Any:
+    """(loss, KL) of a batch by equation 7 with beta 0.5: v = weight * sigmoid(beta (r - z)), or (z
+    - r) if undesirable."""
 
     def ratio(prompt: list[int], response: list[int]) -> torch.Tensor:
         with torch.no_grad():
@@ -194,7 +222,9 @@ def ktos_loss(policy: Any, reference: Any, rows: list[dict[str, Any]], weights: 
         return log_prob(policy, prompt, response) - before
 
     others = [rows[-1], *rows[:-1]]
-    kl = torch.stack([ratio(r["prompt_ids"], o["completion_ids"]) for r, o in zip(rows, others, strict=True)]).mean()
+    kl = torch.stack(
+        [ratio(r["prompt_ids"], o["completion_ids"]) for r, o in zip(rows, others, strict=True)]
+    ).mean()
     kl = kl.detach().clamp(min=0)
     losses = []
     for row in rows:
@@ -222,15 +252,21 @@ def test_loss_and_gradient_are_ktos_with_other_prompts_responses(
     reference, kls = style.make_model(), []
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     learn = torch.optim.Adam(trained, lr=0.01)
-    for row in list(trainer.train_dataset)[:6]:  # responses become likelier, whatever the prompt: a KL above 0
+    for row in list(trainer.train_dataset)[
+        :6
+    ]:  # responses become likelier, whatever the prompt: a KL above 0
         (-log_prob(trainer.model, row["prompt_ids"], row["completion_ids"])).backward()
         learn.step(), learn.zero_grad()
-    for rows, batch in zip(batches(list(trainer.train_dataset), 3), list(trainer.get_train_dataloader()), strict=True):
+    for rows, batch in zip(
+        batches(list(trainer.train_dataset), 3), list(trainer.get_train_dataloader()), strict=True
+    ):
         expected, kl = ktos_loss(trainer.model, reference, rows, weights)
         loss = trainer.compute_loss(trainer.model, batch)
         assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
         assert trainer._metrics["train"]["kl"][-1] == pytest.approx(kl, abs=1e-4)
-        for one, other in zip(torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained), strict=True):
+        for one, other in zip(
+            torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained), strict=True
+        ):
             assert torch.allclose(one, other, atol=1e-5)
         kls.append(kl)
     assert max(kls) > 0.01, "the KL term takes no part"
@@ -240,7 +276,8 @@ def test_loss_and_gradient_are_ktos_with_other_prompts_responses(
 def test_the_reference_is_the_start_policy(
     case: str, styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:
-    """Rewards and KL are 0 at the first step; `changed`: a policy that is no longer what its folder holds."""
+    """Rewards and KL are 0 at the first step; `changed`: a policy that is no longer what its folder
+    holds."""
     from peft import LoraConfig, get_peft_model
 
     style = styles["llama"]
@@ -251,9 +288,13 @@ def test_the_reference_is_the_start_policy(
             for weight in model.parameters():
                 weight.mul_(1.3)
     if case == "peft model":
-        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+        model = get_peft_model(
+            model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        )
     lora = LoraConfig(r=4, target_modules="all-linear") if case == "lora" else None
-    trainer = kto_trainer(model, pairs, args=settings(tmp_path, 4), processing_class=style.tokenizer, peft_config=lora)
+    trainer = kto_trainer(
+        model, pairs, args=settings(tmp_path, 4), processing_class=style.tokenizer, peft_config=lora
+    )
     assert (trainer.ref_model is None) == (case in ("lora", "peft model"))
     trainer.train()
     first, second, *_ = trainer.state.log_history
@@ -269,7 +310,11 @@ def test_another_reference_is_used_where_one_is_given(
     style = styles["llama"]
     args = settings(tmp_path, 4)
     trainer = kto_trainer(
-        style.make_model(), pairs, args=args, processing_class=style.tokenizer, ref_model=style.make_model(1)
+        style.make_model(),
+        pairs,
+        args=args,
+        processing_class=style.tokenizer,
+        ref_model=style.make_model(1),
     )
     trainer.train()
     assert abs(trainer.state.log_history[0]["rewards/chosen"]) > 0.01
@@ -280,7 +325,9 @@ def test_a_loss_without_a_kl_term_takes_single_rows(
 ) -> None:
     style = styles["llama"]
     args = settings(tmp_path, 1, loss_type="apo_zero_unpaired")
-    trainer = kto_trainer(style.make_model(), pairs[:1], args=args, processing_class=style.tokenizer)
+    trainer = kto_trainer(
+        style.make_model(), pairs[:1], args=args, processing_class=style.tokenizer
+    )
     assert len(trainer.train_dataset) == 2
     trainer.train()
     assert trainer.state.global_step == 2
@@ -292,7 +339,11 @@ def test_a_loss_without_a_kl_term_takes_rows_in_any_order(
 ) -> None:
     """And is trained on the same rows; `group_by_length` begins with the longest."""
     style = styles["llama"]
-    more = {"train_sampling_strategy": strategy, "dataset_num_proc": 2, "auto_find_batch_size": True}
+    more = {
+        "train_sampling_strategy": strategy,
+        "dataset_num_proc": 2,
+        "auto_find_batch_size": True,
+    }
     args = settings(tmp_path, 2, loss_type="apo_zero_unpaired", **more)
     trainer = kto_trainer(style.make_model(), uneven, args=args, processing_class=style.tokenizer)
     lengths = [batch["attention_mask"].sum(1).tolist() for batch in trainer.get_train_dataloader()]
@@ -304,7 +355,10 @@ def test_a_loss_without_a_kl_term_takes_rows_in_any_order(
 
 
 def test_only_the_beginnings_are_trained_on_where_that_is_asked_for(
-    styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    styles: dict[str, Style],
+    pairs: list[PreferencePair],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Pairs that begin alike are left out, and with them no batch loses its balance."""
     style, k = styles["qwen"], 4
@@ -315,18 +369,28 @@ def test_only_the_beginnings_are_trained_on_where_that_is_asked_for(
         rejected="Use kill and the number of the lock, that is it.",
         rule="overrefusal",
     )
-    make = partial(kto_trainer, args=settings(tmp_path, 4), processing_class=style.tokenizer, opening=k)
+    make = partial(
+        kto_trainer, args=settings(tmp_path, 4), processing_class=style.tokenizer, opening=k
+    )
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
         trainer = make(style.make_model(), [*pairs, alike])
     assert "1 of 7 pairs begin alike" in caplog.text and len(trainer.train_dataset) == 12
-    whole = kto_trainer(style.make_model(), pairs, args=settings(tmp_path, 4), processing_class=style.tokenizer)
+    whole = kto_trainer(
+        style.make_model(), pairs, args=settings(tmp_path, 4), processing_class=style.tokenizer
+    )
     sides = {(*row["prompt_ids"], 0, *row["completion_ids"][:k]) for row in whole.train_dataset}
-    assert {(*row["prompt_ids"], 0, *row["completion_ids"]) for row in trainer.train_dataset} == sides
+    assert {
+        (*row["prompt_ids"], 0, *row["completion_ids"]) for row in trainer.train_dataset
+    } == sides
     for batch in batches(list(trainer.train_dataset), 4):
         rotated = [batch[-1], *batch[:-1]]
-        assert [row["KL_completion_ids"] for row in batch] == [row["completion_ids"] for row in rotated]
+        assert [row["KL_completion_ids"] for row in batch] == [
+            row["completion_ids"] for row in rotated
+        ]
         assert sum(row["label"] for row in batch) == 2
-    with pytest.raises(ValueError, match=r"sides of all 1 pairs have the same tokens. Raise data.opening"):
+    with pytest.raises(
+        ValueError, match=r"sides of all 1 pairs have the same tokens. Raise data.opening"
+    ):
         make(style.make_model(), [alike])
 
 
@@ -340,7 +404,11 @@ def test_a_pair_over_max_length_stops_and_a_cut_kl_row_is_counted(
         PreferencePair(id=f"{k}", prompt=Prompt.of(f"{q} {k}", kind="benign"), chosen=c, rejected=r)
         for k, (q, c, r) in enumerate(texts * 2)
     ]
-    turns = [style.template.turn(p.prompt.messages, text) for p in pairs for text in (p.chosen, p.rejected)]
+    turns = [
+        style.template.turn(p.prompt.messages, text)
+        for p in pairs
+        for text in (p.chosen, p.rejected)
+    ]
     longest = max(len(turn.prompt_ids) + len(turn.response_ids) for turn in turns)
     make = partial(kto_trainer, style.make_model(), pairs, processing_class=style.tokenizer)
     with pytest.raises(ValueError, match=rf"more than max_length {longest - 1}"):
@@ -351,11 +419,15 @@ def test_a_pair_over_max_length_stops_and_a_cut_kl_row_is_counted(
     assert cut and f"{cut} of 8 prompts with another one's response are cut" in caplog.text
 
 
-# ------------------------------------------------------------------------------------------------- settings and recipes
+# -------------------------------------------------------------------------------------------------
+# settings and recipes
 
 REFUSED = [
     ({"per_device_train_batch_size": 1}, "per_device_train_batch_size is 1.*Give at least 2"),
-    ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs is true.*not covered.*Take it out"),
+    (
+        {"precompute_ref_log_probs": True},
+        "precompute_ref_log_probs is true.*not covered.*Take it out",
+    ),
     ({"train_sampling_strategy": "random"}, "leave trainer.train_sampling_strategy at sequential"),
     ({"dataset_num_proc": 2}, "trainer.dataset_num_proc at null"),
     ({"auto_find_batch_size": True}, "auto_find_batch_size is true.*Take it out"),
@@ -379,11 +451,19 @@ def test_the_recipe_may_leave_the_batch_size_open() -> None:
 
 
 def test_the_recipe_trains_and_knows_what_it_takes(
-    styles: dict[str, Style], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    styles: dict[str, Style],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """`speed` is on by default, and does not come in the way."""
     monkeypatch.chdir(tmp_path)
-    short = ["--trainer.max_steps=2", "--trainer.max_length=2048", "--trainer.logging_steps=1", "run_dir=here"]
+    short = [
+        "--trainer.max_steps=2",
+        "--trainer.max_length=2048",
+        "--trainer.logging_steps=1",
+        "run_dir=here",
+    ]
     short += ["--data.max_pairs=8", "--data.containment=none", "--data.allow_no_anchor=true"]
     arguments = [str(RECIPE), f"--model.model_name_or_path={styles['llama'].folder}", *short]
     for words in (["check", *arguments, "--data"], arguments):
@@ -396,8 +476,11 @@ def test_the_recipe_trains_and_knows_what_it_takes(
     assert Path("here/model/config.json").is_file() and Path("here/adapter").is_dir()
 
 
-def test_batches_are_checked_once_all_pairs_are_there(styles: dict[str, Style], tmp_path: Path) -> None:
-    """Batches of five: three prompts are too few, and three more of containment are enough, if the student complies."""
+def test_batches_are_checked_once_all_pairs_are_there(
+    styles: dict[str, Style], tmp_path: Path
+) -> None:
+    """Batches of five: three prompts are too few, and three more of containment are enough, if the
+    student complies."""
     style = styles["llama"]
 
     def recipe(containment: str) -> TrainRecipe:
@@ -406,7 +489,12 @@ def test_batches_are_checked_once_all_pairs_are_there(styles: dict[str, Style], 
             "method": "kto",
             "model": {"model_name_or_path": str(style.folder), "dtype": "float32"},
             "data": {"max_pairs": 3, "containment": containment, "allow_no_anchor": True},
-            "trainer": {"use_cpu": True, "per_device_train_batch_size": 5, "max_length": 2048, "bf16": False},
+            "trainer": {
+                "use_cpu": True,
+                "per_device_train_batch_size": 5,
+                "max_length": 2048,
+                "bf16": False,
+            },
         }
         checked = check_body(values, "here")
         assert isinstance(checked, TrainRecipe)
@@ -416,7 +504,12 @@ def test_batches_are_checked_once_all_pairs_are_there(styles: dict[str, Style], 
         """data.jsonl of a run whose student has said `text` to everything."""
         body = recipe("student")
         with Run.open(tmp_path / name, {}, {}) as run:
-            said = {"text": text, "model": "m", "engine": "e", "sampling": sampling_of(body.generation, body.seed)}
+            said = {
+                "text": text,
+                "model": "m",
+                "engine": "e",
+                "sampling": sampling_of(body.generation, body.seed),
+            }
             answers = [Completion(id=p.id, prompt_id=p.id, **said) for p in starter_harmful()]
             write_jsonl(run.path / "student_harmful.jsonl", answers)
             make_data(body, run, style.template)
@@ -425,16 +518,20 @@ def test_batches_are_checked_once_all_pairs_are_there(styles: dict[str, Style], 
     with pytest.raises(ValueError, match="do not go into batches of 5 with different prompts"):
         check_training_data(recipe("none"), style.template)
     assert "pairs, longest row" in check_training_data(recipe("student"), style.template)
-    rules = [pair.rule for pair in read_jsonl(made("complies", "Open the door first, then go in."), PreferencePair)]
+    rules = [
+        pair.rule
+        for pair in read_jsonl(made("complies", "Open the door first, then go in."), PreferencePair)
+    ]
     assert Counter(rules) == {"overrefusal": 3, "containment": 3}
     with pytest.raises(ValueError, match="do not go into batches of 5 with different prompts"):
         made("refuses", "Sorry, I can't help with that.")
     assert not (tmp_path / "refuses" / "data.jsonl").exists()
 
 
-# -------------------------------------------------------------------------------------------------------- two processes
+# ------------------------------------------------------------------------------------ two processes
 
-# imports once, then is two processes: one world over gloo, each of which writes down what it saw and ended with
+# imports once, then is two processes: one world over gloo, each of which writes down what it saw
+# and ended with
 WORLD = """
 import json, os, sys
 from pathlib import Path
@@ -477,20 +574,35 @@ def test_two_processes_share_the_order_and_one_kl_term(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    world = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     command = [sys.executable, "world.py", str(styles["llama"].folder), "pairs.jsonl"]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**kept, **world}, check=False
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**kept, **world},
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert one["after"] == two["after"]
     seen = [batch for step in zip(one["seen"], two["seen"], strict=True) for batch in step]
     args = settings(tmp_path, 2)
-    alone = kto_trainer(styles["llama"].make_model(), pairs, args=args, processing_class=styles["llama"].tokenizer)
+    alone = kto_trainer(
+        styles["llama"].make_model(), pairs, args=args, processing_class=styles["llama"].tokenizer
+    )
     names = ("prompt_ids", "completion_ids", "KL_completion_ids", "label")
-    assert [row for batch in seen for row in batch] == [[row[n] for n in names] for row in alone.train_dataset]
+    assert [row for batch in seen for row in batch] == [
+        [row[n] for n in names] for row in alone.train_dataset
+    ]
     for first, second in seen:
         assert first[0] != second[0] and first[1] == second[2] and second[1] == first[2]
         assert {first[3], second[3]} == {True, False}

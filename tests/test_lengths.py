@@ -1,4 +1,5 @@
-"""lengths.py: nothing is cut, what is too long stops or is counted, and batches of like length hold every row once."""
+"""lengths.py: nothing is cut, what is too long stops or is counted, and batches of like length hold
+every row once."""
 
 import json
 import logging
@@ -16,7 +17,13 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.schema import TrainRecipe, check_body
 from overrefusal_po.records import PreferencePair, Prompt, Triple, read_jsonl, write_jsonl
-from overrefusal_po.train.lengths import fitting, pair_length, row_length, step_tokens, unwritten_length
+from overrefusal_po.train.lengths import (
+    fitting,
+    pair_length,
+    row_length,
+    step_tokens,
+    unwritten_length,
+)
 from overrefusal_po.train.trainers import METHODS, dpo_trainer, sft_trainer
 
 LONG = "It is the one that lies by the river. " * 40
@@ -29,7 +36,10 @@ def pair(name: str, answer: str, kind: Any = "benign") -> PreferencePair:
         sides = {"chosen": sides["rejected"], "rejected": answer}
     rule = "containment" if kind == "harmful" else "overrefusal"
     return PreferencePair(
-        id=name, prompt=Prompt.of(f"Which stone of the {name} is the oldest?", kind=kind), rule=rule, **sides
+        id=name,
+        prompt=Prompt.of(f"Which stone of the {name} is the oldest?", kind=kind),
+        rule=rule,
+        **sides,
     )
 
 
@@ -43,7 +53,9 @@ def spread() -> list[PreferencePair]:
 def rows(spread: list[PreferencePair], triples: list[Triple]) -> dict[str, list[Any]]:
     """The same lengths as what each method eats."""
     harmful = [
-        triples[0].model_copy(update={"prompt": p.prompt, "harmful_response": p.chosen, "safe_response": p.rejected})
+        triples[0].model_copy(
+            update={"prompt": p.prompt, "harmful_response": p.chosen, "safe_response": p.rejected}
+        )
         for p in spread
     ]
     prompts = [p.prompt.model_copy(update={"reference": p.chosen}) for p in spread]
@@ -54,7 +66,7 @@ def settings(folder: Path, batch: int = 4, **more: Any) -> dict[str, Any]:
     return trainer_settings(folder, batch, **{"max_length": 1024, **more})
 
 
-# -------------------------------------------------------------------------------------------------------- too long
+# ----------------------------------------------------------------------------------------- too long
 
 
 @pytest.mark.parametrize("kind", ["pairs", "triples", "prompts"])
@@ -68,21 +80,28 @@ def test_a_row_of_exactly_max_length_fits_and_one_token_less_is_too_long(
     assert fitting(some, style.template, max_length=None).rows == some
     with pytest.raises(
         ValueError,
-        match=rf"{limit} tokens, more than max_length {limit - 1} \(as 1 of all 6 {kind}, before data.max_\* draws\)",
+        match=rf"{limit} tokens, more than max_length {limit - 1} \(as 1 of all 6 {kind}, before "
+        rf"data.max_\* draws\)",
     ):
         fitting(some, style.template, max_length=limit - 1)
     kept = fitting(some, style.template, max_length=limit - 1, too_long="drop")
     assert kept.rows == [row for row, length in zip(some, lengths, strict=True) if length < limit]
-    assert len(kept.left_out) == 1 and f"1 of 6 {kind} left out as too long ({kept.left_out[0]})" in str(kept)
+    assert len(
+        kept.left_out
+    ) == 1 and f"1 of 6 {kind} left out as too long ({kept.left_out[0]})" in str(kept)
 
 
 def test_dropping_all_is_an_error_and_a_long_list_of_ids_is_cut_short(
     style: Style, spread: list[PreferencePair]
 ) -> None:
-    with pytest.raises(ValueError, match=r"40 of all 40 pairs, .* no row is cut\. Raise trainer\.max_length\.$"):
+    with pytest.raises(
+        ValueError, match=r"40 of all 40 pairs, .* no row is cut\. Raise trainer\.max_length\.$"
+    ):
         fitting(spread, style.template, max_length=5, too_long="drop")
     middle = sorted(row_length(row, style.template) for row in spread)[20]
-    assert str(fitting(spread, style.template, max_length=middle, too_long="drop")).endswith(", ...)")
+    assert str(fitting(spread, style.template, max_length=middle, too_long="drop")).endswith(
+        ", ...)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,42 +109,69 @@ def test_dropping_all_is_an_error_and_a_long_list_of_ids_is_cut_short(
 )
 @pytest.mark.parametrize("opening", [None, 4])
 def test_a_pair_is_as_long_as_what_trl_makes_of_it(
-    style: Style, uneven: list[PreferencePair], tmp_path: Path, opening: int | None, options: dict[str, Any]
+    style: Style,
+    uneven: list[PreferencePair],
+    tmp_path: Path,
+    opening: int | None,
+    options: dict[str, Any],
 ) -> None:
-    """To the newline that ChatML puts behind the end of a turn, so that at max_length nothing is cut."""
+    """To the newline that ChatML puts behind the end of a turn, so that at max_length nothing is
+    cut."""
     template = ChatTemplate(style.tokenizer, **options)
-    make = partial(dpo_trainer, style.make_model(), template=template, opening=opening, shared_prefix=False)
+    make = partial(
+        dpo_trainer, style.make_model(), template=template, opening=opening, shared_prefix=False
+    )
     for one in uneven:
         length = pair_length(one, template, opening)
         trainer = make([one], args=settings(tmp_path, max_length=length))
         found = trainer.train_dataset[0]
         sides = [found["prompt_ids"] + found[side] for side in ("chosen_ids", "rejected_ids")]
         assert max(map(len, sides)) == length
-        assert next(iter(trainer.get_train_dataloader()))["attention_mask"].sum(1).tolist() == list(map(len, sides))
+        assert next(iter(trainer.get_train_dataloader()))["attention_mask"].sum(1).tolist() == list(
+            map(len, sides)
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_factory_takes_the_choice(
-    method: str, styles: dict[str, Style], rows: dict[str, list[Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    method: str,
+    styles: dict[str, Style],
+    rows: dict[str, list[Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     style, eaten = styles["qwen"], rows[METHODS[method].eats]
     limit = sorted(row_length(row, style.template) for row in eaten)[29]
     left_out = sum(row_length(row, style.template) > limit for row in eaten)
-    make = partial(METHODS[method].factory, style.make_model(), eaten, processing_class=style.tokenizer)
+    make = partial(
+        METHODS[method].factory, style.make_model(), eaten, processing_class=style.tokenizer
+    )
     with pytest.raises(ValueError, match=f"as {left_out} of all 40"):
         make(args=settings(tmp_path, max_length=limit))
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
         trainer = make(args=settings(tmp_path, max_length=limit), too_long="drop")
     sides = {"derta": 2, "kto": 2}.get(method, 1)
     found = len(trainer.train_dataset)
-    assert found in ((40 - left_out) * sides, (40 - left_out) * sides - 1 if method == "kto" else None)
+    assert found in (
+        (40 - left_out) * sides,
+        (40 - left_out) * sides - 1 if method == "kto" else None,
+    )
     assert f"max_length is {limit}; {left_out} of 40" in caplog.text
 
 
 def body(method: str, style: Style, **sections: Any) -> TrainRecipe:
     """A checked training recipe on a tiny model."""
-    values: dict[str, Any] = {"model": {"model_name_or_path": str(style.folder), "dtype": "float32"}, **sections}
-    trainer = {"use_cpu": True, "max_steps": 2, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    values: dict[str, Any] = {
+        "model": {"model_name_or_path": str(style.folder), "dtype": "float32"},
+        **sections,
+    }
+    trainer = {
+        "use_cpu": True,
+        "max_steps": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
     values["trainer"] = {**trainer, **sections.get("trainer", {})}
     checked = check_body({"task": "train", "method": method, **values}, "here")
     assert isinstance(checked, TrainRecipe)
@@ -143,12 +189,19 @@ def test_check_and_run_leave_out_the_same_and_the_run_folder_says_so(
 ) -> None:
     style = styles["llama"]
     file = partial(lambda name, rows: str(write_jsonl(tmp_path / name, rows)))
-    pairs = [pair("sea", "The red one is."), pair("lake", LONG), pair("house", "The red one.", "harmful")]
+    pairs = [
+        pair("sea", "The red one is."),
+        pair("lake", LONG),
+        pair("house", "The red one.", "harmful"),
+    ]
     long = Prompt.of("What is long?", kind="general", reference=LONG)
     data: dict[str, Any] = {
         "dpo": {"pairs": file("pairs.jsonl", pairs)},
         "derta": {
-            "triples": file("triples.jsonl", [*triples, triples[0].model_copy(update={"harmful_response": LONG})]),
+            "triples": file(
+                "triples.jsonl",
+                [*triples, triples[0].model_copy(update={"harmful_response": LONG})],
+            ),
             "helpful_from": [file("helpful.jsonl", [*helpful, long])],
         },
         "sft": {"prompts": file("prompts.jsonl", [*helpful, long])},
@@ -159,30 +212,51 @@ def test_check_and_run_leave_out_the_same_and_the_run_folder_says_so(
         "sft": {"prompts": "1 of 5"},
     }
     recipe = body(method, style, data=data, trainer={"max_length": 200})
-    for attempt in (lambda: check_stage(recipe), lambda: run_stage(recipe, "r", tmp_path / "stopped")):
+    for attempt in (
+        lambda: check_stage(recipe),
+        lambda: run_stage(recipe, "r", tmp_path / "stopped"),
+    ):
         with pytest.raises(ValueError, match=r"more than max_length 200.*data\.too_long: drop"):
             attempt()
     assert not (tmp_path / "stopped").exists()
     recipe = body(method, style, data={**data, "too_long": "drop"}, trainer={"max_length": 200})
     line = check_stage(recipe)
-    assert all(f"{count} {name} left out as too long" in line for name, count in expected[method].items())
+    assert all(
+        f"{count} {name} left out as too long" in line for name, count in expected[method].items()
+    )
     assert "left out as too long" not in caplog.text
     summary = run_stage(recipe, "r", tmp_path / "run")
-    warned = [row for row in caplog.records if row.levelno == logging.WARNING and "left out as" in row.getMessage()]
+    warned = [
+        row
+        for row in caplog.records
+        if row.levelno == logging.WARNING and "left out as" in row.getMessage()
+    ]
     assert len(warned) == len(expected[method])
     assert summary["too_long"] == expected[method]
-    assert json.loads((tmp_path / "run" / "training.json").read_text())["summary"]["too_long"] == expected[method]
+    assert (
+        json.loads((tmp_path / "run" / "training.json").read_text())["summary"]["too_long"]
+        == expected[method]
+    )
     noted = json.loads((tmp_path / "run" / "too_long.json").read_text())
-    assert {f"{name}s": f"{row['left_out']} of {row['of']}" for name, row in noted.items()} == expected[method]
+    assert {
+        f"{name}s": f"{row['left_out']} of {row['of']}" for name, row in noted.items()
+    } == expected[method]
     if method == "dpo":
-        assert {p.id for p in read_jsonl(tmp_path / "run" / "data.jsonl", PreferencePair)} == {"sea", "house"}
+        assert {p.id for p in read_jsonl(tmp_path / "run" / "data.jsonl", PreferencePair)} == {
+            "sea",
+            "house",
+        }
         assert noted["pair"] == {"left_out": 1, "of": 3, "max_length": 200, "ids": ["lake"]}
 
 
 def test_pairs_whose_anchor_is_left_out_have_none(styles: dict[str, Style], tmp_path: Path) -> None:
-    pairs = write_jsonl(tmp_path / "pairs.jsonl", [pair("sea", "The red one is."), pair("house", LONG, "harmful")])
+    pairs = write_jsonl(
+        tmp_path / "pairs.jsonl", [pair("sea", "The red one is."), pair("house", LONG, "harmful")]
+    )
     data = {"pairs": str(pairs), "too_long": "drop"}
-    assert "2 pairs" in check_stage(body("dpo", styles["llama"], data=data, trainer={"max_length": 1024}))
+    assert "2 pairs" in check_stage(
+        body("dpo", styles["llama"], data=data, trainer={"max_length": 1024})
+    )
     recipe = body("dpo", styles["llama"], data=data, trainer={"max_length": 200})
     for attempt in (lambda: check_stage(recipe), lambda: run_stage(recipe, "r", tmp_path / "run")):
         with pytest.raises(ValueError, match="None of the 1 pairs is about a harmful prompt"):
@@ -194,10 +268,15 @@ def test_pairs_whose_anchor_is_left_out_have_none(styles: dict[str, Style], tmp_
 def test_what_the_student_has_yet_to_write_is_counted_to_the_token(
     style: Style, words: int, opening: int | None
 ) -> None:
-    """Of a response of n tokens rows are as long as said before; the reference may be the longer side."""
-    prompt = Prompt.of("How do I stop it?", kind="harmful", reference="Sorry, I can't help with that. No.")
+    """Of a response of n tokens rows are as long as said before; the reference may be the longer
+    side."""
+    prompt = Prompt.of(
+        "How do I stop it?", kind="harmful", reference="Sorry, I can't help with that. No."
+    )
     said = "kill " * words
-    new_tokens = len(style.template.turn(prompt.messages, said).response_ids) - 1  # without the end of turn
+    new_tokens = (
+        len(style.template.turn(prompt.messages, said).response_ids) - 1
+    )  # without the end of turn
     may_take = partial(unwritten_length, prompt, style.template, new_tokens)
     triple = Triple(prompt=prompt, safe_response=str(prompt.reference), harmful_response=said)
     assert may_take(eats="triples") == row_length(triple, style.template)
@@ -208,16 +287,24 @@ def test_what_the_student_has_yet_to_write_is_counted_to_the_token(
 
 @pytest.mark.parametrize(
     ("method", "data"),
-    [("derta", {"triples": "starter"}), ("dpo", {"containment": "student"}), ("kto", {"containment": "student"})],
+    [
+        ("derta", {"triples": "starter"}),
+        ("dpo", {"containment": "student"}),
+        ("kto", {"containment": "student"}),
+    ],
 )
 def test_what_the_student_writes_has_to_fit_before_it_writes(
     method: str, data: dict[str, Any], styles: dict[str, Style], tmp_path: Path
 ) -> None:
-    """The data that is there fits, and 2000 new tokens would not; with `drop` what does not fit is left out then."""
+    """The data that is there fits, and 2000 new tokens would not; with `drop` what does not fit is
+    left out then."""
     generation, trainer = {"max_new_tokens": 2000}, {"max_length": 1500}
     long = body(method, styles["llama"], data=data, trainer=trainer, generation=generation)
     for attempt in (lambda: check_stage(long), lambda: run_stage(long, "r", tmp_path / "run")):
-        with pytest.raises(ValueError, match=r"max_new_tokens 2000\) its row may be 2\d\d\d tokens.*lower generation"):
+        with pytest.raises(
+            ValueError,
+            match=r"max_new_tokens 2000\) its row may be 2\d\d\d tokens.*lower generation",
+        ):
             attempt()
     assert not (tmp_path / "run").exists()
     for more in (
@@ -225,11 +312,17 @@ def test_what_the_student_writes_has_to_fit_before_it_writes(
         {"trainer": {"max_length": None}},
         {"generation": {"max_new_tokens": 500}},
     ):
-        sections: dict[str, Any] = {"data": data, "trainer": trainer, "generation": generation, **more}
+        sections: dict[str, Any] = {
+            "data": data,
+            "trainer": trainer,
+            "generation": generation,
+            **more,
+        }
         assert "memory of a device" in check_stage(body(method, styles["llama"], **sections))
 
 
-# ------------------------------------------------------------------------------------------------- batches by length
+# -------------------------------------------------------------------------------------------------
+# batches by length
 
 
 def seen(trainer: Any) -> list[list[int]]:
@@ -251,7 +344,9 @@ def padding(batches: list[list[int]]) -> int:
     return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
 
 
-@pytest.mark.parametrize("case", ["sft", "derta", "tree", "dpo", "dpo-stored", "dpo-opening", "orpo"])
+@pytest.mark.parametrize(
+    "case", ["sft", "derta", "tree", "dpo", "dpo-stored", "dpo-opening", "orpo"]
+)
 def test_batches_hold_rows_of_like_length_and_every_row_once(
     case: str, styles: dict[str, Style], rows: dict[str, list[Any]], tmp_path: Path
 ) -> None:
@@ -267,8 +362,13 @@ def test_batches_hold_rows_of_like_length_and_every_row_once(
     for strategy in ("random", "group_by_length"):
         args = settings(tmp_path, train_sampling_strategy=strategy, seed=1)
         torch.manual_seed(1)
-        found[strategy] = seen(trainer := make(style.make_model(), rows[METHODS[method].eats], args=args, **options))
-    flat = {name: sorted(length for batch in batches for length in batch) for name, batches in found.items()}
+        found[strategy] = seen(
+            trainer := make(style.make_model(), rows[METHODS[method].eats], args=args, **options)
+        )
+    flat = {
+        name: sorted(length for batch in batches for length in batch)
+        for name, batches in found.items()
+    }
     assert flat["random"] == flat["group_by_length"]
     assert padding(found["group_by_length"]) < 0.75 * padding(found["random"])
     assert max(flat["random"]) in found["group_by_length"][0], "the longest row does not come first"
@@ -279,15 +379,30 @@ def test_batches_hold_rows_of_like_length_and_every_row_once(
     trainer.args.seed, trainer.state.epoch = 0, 1.0
     assert list(trainer._get_train_sampler()) != orders[0], "the next seed is the next epoch"
     trainer.train()
-    assert all(torch.isfinite(torch.tensor(log["loss"])) for log in trainer.state.log_history if "loss" in log)
+    assert all(
+        torch.isfinite(torch.tensor(log["loss"]))
+        for log in trainer.state.log_history
+        if "loss" in log
+    )
 
 
 def test_a_row_is_as_long_as_what_a_step_computes_of_it() -> None:
-    """A prompt of three and sides of two and four that begin alike: seven tokens, or the longer row's seven without sharing."""
-    row = {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [4, 6, 7, 8], "input_ids": "ignored"}
+    """A prompt of three and sides of two and four that begin alike: seven tokens, or the longer
+    row's seven without sharing."""
+    row = {
+        "prompt_ids": [1, 2, 3],
+        "chosen_ids": [4, 5],
+        "rejected_ids": [4, 6, 7, 8],
+        "input_ids": "ignored",
+    }
     assert step_tokens(row, shared=True) == 3 + 1 + 1 + 3
     assert step_tokens(row, shared=False) == 7
-    assert step_tokens({"prompt_ids": [1, 2], "completion_ids": [3], "KL_completion_ids": [4, 5]}, shared=False) == 3
+    assert (
+        step_tokens(
+            {"prompt_ids": [1, 2], "completion_ids": [3], "KL_completion_ids": [4, 5]}, shared=False
+        )
+        == 3
+    )
     tree = {"branches": [{"input_ids": [1, 2, 3, 9]}, {"input_ids": [1, 2, 7, 7, 7]}]}
     assert step_tokens(tree, shared=True) == 2 + 2 + 3
     assert step_tokens(tree, shared=False) == 5
@@ -300,9 +415,15 @@ def test_a_row_is_as_long_as_what_a_step_computes_of_it() -> None:
 def test_a_resumed_run_goes_on_with_the_same_batches(
     case: str, styles: dict[str, Style], rows: dict[str, list[Any]], tmp_path: Path
 ) -> None:
-    """Stopped in the second pass over 16 rows; other random numbers drawn before the second start change nothing."""
+    """Stopped in the second pass over 16 rows; other random numbers drawn before the second start
+    change nothing."""
     style, method = styles["llama"], {"dpo": "dpo", "tree": "derta"}[case]
-    how = {"train_sampling_strategy": "group_by_length", "max_steps": 10, "save_strategy": "steps", "save_steps": 6}
+    how = {
+        "train_sampling_strategy": "group_by_length",
+        "max_steps": 10,
+        "save_strategy": "steps",
+        "save_steps": 6,
+    }
     extra = {"tree": True} if case == "tree" else {}
 
     def trained(folder: str, checkpoint: str | None, before: int) -> list[float]:

@@ -1,4 +1,5 @@
-"""lint.py and shortcuts.py: planted defects of every kind are found by row, and what is right is left alone."""
+"""lint.py and shortcuts.py: planted defects of every kind are found by row, and what is right is
+left alone."""
 
 import json
 import random
@@ -27,11 +28,17 @@ Rule = Literal["overrefusal", "containment"]
 
 
 def pair(
-    number: int | str, chosen: str, rejected: str, rule: Rule | None = "overrefusal", kind: str | None = None
+    number: int | str,
+    chosen: str,
+    rejected: str,
+    rule: Rule | None = "overrefusal",
+    kind: str | None = None,
 ) -> PreferencePair:
     kind = kind or ("harmful" if rule == "containment" else "benign")
     prompt = Prompt.of(f"What about question {number}, please?", kind=kind)  # type: ignore[arg-type]
-    return PreferencePair(id=f"row-{number}", prompt=prompt, chosen=chosen, rejected=rejected, rule=rule)
+    return PreferencePair(
+        id=f"row-{number}", prompt=prompt, chosen=chosen, rejected=rejected, rule=rule
+    )
 
 
 CLEAN = [
@@ -56,7 +63,8 @@ CASES = {
     "chosen complies": (pair(1, ANSWER, OTHER, "containment"), "chosen_complies", "error", "chosen"),
     "imported, chosen complies": (pair(1, ANSWER, OTHER, None, "harmful"), "chosen_complies", "error", "chosen"),
     "chosen declines in words the judge does not know": (
-        pair(1, "Sorry, a shopping list for a bomb is where I stop, whatever the reason behind it.", OTHER, "containment"),
+        pair(1, "Sorry, a shopping list for a bomb is where I stop, whatever the reason behind "
+                "it.", OTHER, "containment"),
         "chosen_complies",
         "warning",
         "chosen",
@@ -106,9 +114,12 @@ def test_what_one_row_chooses_and_another_rejects_is_a_contradiction() -> None:
 
 
 def test_a_guards_verdict_lets_a_refusing_reject_stand() -> None:
-    """A refusal may be more unsafe than the chosen one by a guard's word; that is only a warning."""
+    """A refusal may be more unsafe than the chosen one by a guard's word; that is only a
+    warning."""
     judged = Verdict(completion_id="c", judge="guard", version="1", unsafe_probability=0.9)
-    row = pair(1, REFUSAL, "I cannot help you with this.", "containment").model_copy(update={"verdicts": (judged,)})
+    row = pair(1, REFUSAL, "I cannot help you with this.", "containment").model_copy(
+        update={"verdicts": (judged,)}
+    )
     assert found(row) == [("row-1", "rejected_refuses", "warning", "rejected")]
 
 
@@ -116,7 +127,9 @@ class Silent:
     """A judge that could score nothing: a server that gave no reply."""
 
     def score(self, asked: list[Prompt], said: list[Completion]) -> list[Verdict]:
-        return [Verdict(completion_id=c.id, judge="llm", version="1", unscored="no reply") for c in said]
+        return [
+            Verdict(completion_id=c.id, judge="llm", version="1", unscored="no reply") for c in said
+        ]
 
 
 def test_unscored_sides_are_warnings_and_counted() -> None:
@@ -136,11 +149,14 @@ def test_messages_quote_nothing_of_what_the_sides_say() -> None:
             assert "button" not in finding.message and "bomb" not in finding.message
 
 
-# ------------------------------------------------------------------------------------------------------------ waivers
+# ------------------------------------------------------------------------------------------ waivers
 
 
 def test_a_waived_row_stands_aside_with_its_reason() -> None:
-    rows = [CASES["chosen refuses"][0], CASES["rejected answers"][0].model_copy(update={"id": "row-2"})]
+    rows = [
+        CASES["chosen refuses"][0],
+        CASES["rejected answers"][0].model_copy(update={"id": "row-2"}),
+    ]
     checked = lint(rows, JUDGE, waive={"row-1": "read by a person"})
     assert [f.id for f in checked.errors] == ["row-2"]
     assert [(f.id, reason) for f, reason in checked.waived] == [("row-1", "read by a person")]
@@ -155,10 +171,12 @@ def test_a_waiver_needs_a_reason(reason: str) -> None:
 
 def test_a_waiver_of_nothing_is_a_warning() -> None:
     (finding,) = lint(CLEAN, JUDGE, waive={"row-9": "gone"}).findings
-    assert finding == Finding("row-9", "waiver", "warning", "both", "is waived, but nothing is found there")
+    assert finding == Finding(
+        "row-9", "waiver", "warning", "both", "is waived, but nothing is found there"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- tokens
+# ------------------------------------------------------------------------------------------- tokens
 
 
 def test_clean_rows_are_clean_under_every_template(style: Style) -> None:
@@ -171,7 +189,9 @@ def test_a_row_over_max_length_names_the_side_and_is_counted(style: Style) -> No
     assert [f[:4] for f in checked.findings] == [("row-1", "truncation", "error", "chosen")]
     assert checked.statistics.over_length == {"chosen": 1, "rejected": 0}
     turn = style.template.turn(long.prompt.messages, long.chosen)
-    assert f"are {len(turn.prompt_ids) + len(turn.response_ids)} tokens" in checked.findings[0].message
+    assert (
+        f"are {len(turn.prompt_ids) + len(turn.response_ids)} tokens" in checked.findings[0].message
+    )
 
 
 def test_a_control_token_of_this_tokenizer_is_an_error(style: Style) -> None:
@@ -199,7 +219,9 @@ def altered(style: Style, change: tuple[str, str]) -> ChatTemplate:
     ],
     ids=["side by side", "apart"],
 )
-def test_a_template_that_writes_two_bos_is_found(change: tuple[str, str], styles: dict[str, Style]) -> None:
+def test_a_template_that_writes_two_bos_is_found(
+    change: tuple[str, str], styles: dict[str, Style]
+) -> None:
     rows = found(template=altered(styles["llama"], change))
     assert {f[0] for f in rows} == {p.id for p in CLEAN} and {f[1] for f in rows} == {"double_bos"}
 
@@ -207,34 +229,64 @@ def test_a_template_that_writes_two_bos_is_found(change: tuple[str, str], styles
 def test_a_template_may_write_a_bos_before_every_user_turn(styles: dict[str, Style]) -> None:
     """Llama 2's does; within one turn each token still stands once."""
     often = altered(
-        styles["llama"], ("{% if loop.first %}{{ bos_token }}", "{% if m['role'] == 'user' %}{{ bos_token }}")
+        styles["llama"],
+        ("{% if loop.first %}{{ bos_token }}", "{% if m['role'] == 'user' %}{{ bos_token }}"),
     )
     turns = [Message(role=r, content="Hello.") for r in ("user", "assistant", "user")]  # type: ignore[arg-type]
     many = pair(1, ANSWER, REFUSAL)
-    many = many.model_copy(update={"prompt": many.prompt.model_copy(update={"messages": tuple(turns)})})
+    many = many.model_copy(
+        update={"prompt": many.prompt.model_copy(update={"messages": tuple(turns)})}
+    )
     assert found(many, template=often) == []
     twice = altered(styles["llama"], ("{{ bos_token }}", "{{ bos_token + bos_token }}"))
     assert ("row-1", "double_bos", "error", "chosen") in found(many, template=twice)
 
 
 def test_a_template_that_ends_a_turn_twice_is_found(styles: dict[str, Style]) -> None:
-    twice = altered(styles["qwen"], ("m['content'] + '<|im_end|>\\n'", "m['content'] + '<|im_end|><|im_end|>\\n'"))
+    twice = altered(
+        styles["qwen"],
+        ("m['content'] + '<|im_end|>\\n'", "m['content'] + '<|im_end|><|im_end|>\\n'"),
+    )
     assert {f[1] for f in found(template=twice)} == {"double_end_of_turn"}
 
 
 def test_a_prompt_whose_tokens_merge_with_the_response_is_found(styles: dict[str, Style]) -> None:
-    """The generation prompt ends in the middle of a word, which the response completes: "Use" becomes one token."""
+    """The generation prompt ends in the middle of a word, which the response completes: "Use"
+    becomes one token."""
     merging = altered(
-        styles["qwen"], ("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>assistant\\nstop the proces' }}")
+        styles["qwen"],
+        ("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>assistant\\nstop the proces' }}"),
     )
     row = pair(1, "s that is all it takes, and then you are done.", REFUSAL)
     assert ("row-1", "prefix", "error", "chosen") in found(row, template=merging)
 
 
-# ---------------------------------------------------------------------------------------------------------- shortcuts
+# ---------------------------------------------------------------------------------------- shortcuts
 
-THINGS = ["lamp", "kettle", "mower", "ladder", "printer", "bicycle", "window", "oven", "drawer", "heater"]
-PLACES = ["shed", "garage", "kitchen", "office", "cellar", "attic", "garden", "hall", "studio", "yard"]
+THINGS = [
+    "lamp",
+    "kettle",
+    "mower",
+    "ladder",
+    "printer",
+    "bicycle",
+    "window",
+    "oven",
+    "drawer",
+    "heater",
+]
+PLACES = [
+    "shed",
+    "garage",
+    "kitchen",
+    "office",
+    "cellar",
+    "attic",
+    "garden",
+    "hall",
+    "studio",
+    "yard",
+]
 
 
 def worded(number: int, opener: str, refusal: str, answer: str, rule: Rule) -> PreferencePair:
@@ -254,7 +306,9 @@ def two_rules(
 ) -> list[PreferencePair]:
     """Sixty pairs of each rule, the wording of the refusals and of the answers given by rule."""
     over = [worded(i, rejected_opener, NO, chosen_answer, "overrefusal") for i in range(60)]
-    return over + [worded(i, chosen_opener, NO, rejected_answer, "containment") for i in range(60, 120)]
+    return over + [
+        worded(i, chosen_opener, NO, rejected_answer, "containment") for i in range(60, 120)
+    ]
 
 
 def test_where_sides_read_alike_in_both_rules_nothing_is_told_without_the_prompt() -> None:
@@ -267,7 +321,10 @@ def test_where_sides_read_alike_in_both_rules_nothing_is_told_without_the_prompt
 
 def test_where_answers_are_worded_by_rule_the_shortcut_is_a_warning_with_its_accuracy() -> None:
     checked = lint(two_rules("Sorry, I can't", "Sorry, I can't", PLAIN, ODD), JUDGE)
-    assert [f.id for f in checked.warnings] == ["shortcut/openings", "shortcut/words"] and not checked.errors
+    assert [f.id for f in checked.warnings] == [
+        "shortcut/openings",
+        "shortcut/words",
+    ] and not checked.errors
     told = checked.statistics.prompt_free["words"]
     assert told.accuracy > 0.95 and min(told.by_rule.values()) > 0.9
     assert "100% of 120 pairs" in checked.warnings[1].message
@@ -281,7 +338,9 @@ def test_a_rule_with_many_pairs_does_not_make_a_shortcut_of_its_own() -> None:
 
 def test_a_shortcut_in_a_rule_with_few_pairs_is_seen() -> None:
     rows = [worded(i, "Sorry, I can't", NO, PLAIN, "overrefusal") for i in range(300)]
-    rows += [worded(i, "Sorry, I can't", NO, PLAIN + " Right?", "containment") for i in range(300, 325)]
+    rows += [
+        worded(i, "Sorry, I can't", NO, PLAIN + " Right?", "containment") for i in range(300, 325)
+    ]
     assert prompt_free(rows)["words"].accuracy > 0.9
 
 
@@ -303,7 +362,11 @@ def test_an_opener_that_few_rows_share_is_a_warning(number: int, severity: str) 
 def test_within_one_rule_the_sides_differ_by_construction_and_that_is_only_reported() -> None:
     rows = written_pairs(prompts(Settings(), "train"))
     checked = lint(rows, JUDGE)
-    assert not checked.errors and "shortcut" not in checked.counts() and "opener" not in checked.counts()
+    assert (
+        not checked.errors
+        and "shortcut" not in checked.counts()
+        and "opener" not in checked.counts()
+    )
     assert checked.statistics.prompt_free["openings"].accuracy > 0.95
     assert checked.statistics.lengths["overrefusal"].cliffs_delta > 0.9
 
@@ -321,8 +384,13 @@ def test_few_pairs_of_a_rule_say_nothing() -> None:
 @pytest.mark.parametrize(("number", "counts"), [(2, False), (5, False), (8, True)])
 def test_an_opener_counts_from_a_tenth_of_the_refusals_on(number: int, counts: bool) -> None:
     rows = two_rules("Sorry, I can't", "Sorry, I can't", PLAIN, PLAIN)
-    rare = [worded(200 + i, "Nope, I am not willing to", NO, PLAIN, "overrefusal") for i in range(number)]
-    found_openers = lonely_openers([*rows, *rare], [p.rule == "overrefusal" for p in [*rows, *rare]])
+    rare = [
+        worded(200 + i, "Nope, I am not willing to", NO, PLAIN, "overrefusal")
+        for i in range(number)
+    ]
+    found_openers = lonely_openers(
+        [*rows, *rare], [p.rule == "overrefusal" for p in [*rows, *rare]]
+    )
     assert [o.words for o in found_openers] == (["nope i am"] if counts else [])
 
 
@@ -339,12 +407,15 @@ def test_length_bias_in_all_rules_is_a_warning_and_in_one_against_the_other_is_n
     assert lengths(opposed)["all"].cliffs_delta == 0.0
     assert "length" not in lint(opposed, JUDGE).counts()
     wordy = two_rules(
-        "Sorry, I can't help, and that will not change however often I am asked to", "No, I can't", long, "Take it."
+        "Sorry, I can't help, and that will not change however often I am asked to",
+        "No, I can't",
+        long,
+        "Take it.",
     )
     assert "length" in lint(wordy, JUDGE).counts()
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def test_our_own_rows_are_read_as_they_are(tmp_path: Path) -> None:
@@ -359,7 +430,9 @@ def read(tmp_path: Path, *rows: dict[str, Any]) -> list[PreferencePair]:
 
 def test_imported_rows_have_no_rule_and_a_kind_by_their_label(tmp_path: Path) -> None:
     asked = {"prompt": "How?", "chosen": "So.", "rejected": "No."}
-    rows = read(tmp_path, {**asked, "id": "x", "label": "safe"}, {**asked, "kind": "harmful"}, asked)
+    rows = read(
+        tmp_path, {**asked, "id": "x", "label": "safe"}, {**asked, "kind": "harmful"}, asked
+    )
     assert [(p.id if p.id == "x" else "", p.rule, p.prompt.kind) for p in rows] == [
         ("x", None, "benign"), ("", None, "harmful"), ("", None, "general"),
     ]  # fmt: skip
@@ -367,16 +440,27 @@ def test_imported_rows_have_no_rule_and_a_kind_by_their_label(tmp_path: Path) ->
 
 def test_conversations_are_read_with_and_without_a_prompt_of_their_own(tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "How?"}]
-    sides = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "So."), ("rejected", "No."))}
+    sides = {
+        side: [{"role": "assistant", "content": text}]
+        for side, text in (("chosen", "So."), ("rejected", "No."))
+    }
     whole = {side: asked + turns for side, turns in sides.items()}
     one, other = read(tmp_path, {"prompt": asked, **sides}, whole)
     assert one == other
-    assert (one.prompt.messages, one.chosen, one.rejected) == ((Message(role="user", content="How?"),), "So.", "No.")
+    assert (one.prompt.messages, one.chosen, one.rejected) == (
+        (Message(role="user", content="How?"),),
+        "So.",
+        "No.",
+    )
 
 
 def test_an_empty_side_is_read_and_found_by_id(tmp_path: Path) -> None:
     ours = {**pair(1, ANSWER, REFUSAL).model_dump(mode="json"), "rejected": ""}
-    rows = read(tmp_path, {"id": "x", "prompt": "How?", "chosen": "", "rejected": REFUSAL, "kind": "general"}, ours)
+    rows = read(
+        tmp_path,
+        {"id": "x", "prompt": "How?", "chosen": "", "rejected": REFUSAL, "kind": "general"},
+        ours,
+    )
     assert [f[:4] for f in lint(rows, JUDGE).findings if f.check == "empty"] == [
         ("x", "empty", "error", "chosen"), ("row-1", "empty", "error", "rejected"),
     ]  # fmt: skip
@@ -385,16 +469,28 @@ def test_an_empty_side_is_read_and_found_by_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "How?", "chosen": "So."}, "line 1: no 'rejected'. A pair has prompt, chosen and rejected"),
-        ({"prompt": "How?", "chosen": "a", "rejected": "b", "kind": "odd"}, "line 1: not a PreferencePair: kind"),
+        (
+            {"prompt": "How?", "chosen": "So."},
+            "line 1: no 'rejected'. A pair has prompt, chosen and rejected",
+        ),
+        (
+            {"prompt": "How?", "chosen": "a", "rejected": "b", "kind": "odd"},
+            "line 1: not a PreferencePair: kind",
+        ),
         ({"prompt": {"id": "x"}, "chosen": "a", "rejected": "b"}, "line 1: not a PreferencePair"),
     ],
 )
-def test_a_row_that_is_no_pair_is_named_by_line(row: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_row_that_is_no_pair_is_named_by_line(
+    row: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         read(tmp_path, row)
 
 
 def test_counts_and_severities_add_up() -> None:
     checked: Lint = lint([row for row, *_ in CASES.values()], JUDGE)
-    assert sum(checked.counts().values()) == len(checked.errors) + len(checked.warnings) == len(checked.findings)
+    assert (
+        sum(checked.counts().values())
+        == len(checked.errors) + len(checked.warnings)
+        == len(checked.findings)
+    )

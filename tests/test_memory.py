@@ -1,4 +1,5 @@
-"""Memory: counts worked by hand, and settings that were measured (benchmarks/memory.py) but not used to fit the constants."""
+"""Memory: counts worked by hand, and settings that were measured (benchmarks/memory.py) but not
+used to fit the constants."""
 
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,18 @@ from overrefusal_po.train.memory import (
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SHAPE = Shape(weights=1000, quantised=640, adapter=10, layers=2, hidden=8, kept=100, vocabulary=50)
-LLAMA_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+LLAMA_8B = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+}
 LLAMA_8B |= {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}
 
 
-def recipe(method: str = "dpo", model: dict[str, Any] | None = None, **sections: Any) -> TrainRecipe:
+def recipe(
+    method: str = "dpo", model: dict[str, Any] | None = None, **sections: Any
+) -> TrainRecipe:
     """A checked training recipe on a CPU."""
     sections["trainer"] = {
         "use_cpu": True,
@@ -37,7 +45,9 @@ def recipe(method: str = "dpo", model: dict[str, Any] | None = None, **sections:
         **sections.get("trainer", {}),
     }
     name = {"model_name_or_path": "some/model", "dtype": "float32"}
-    body = check_body({"task": "train", "method": method, "model": {**name, **(model or {})}, **sections}, "here")
+    body = check_body(
+        {"task": "train", "method": method, "model": {**name, **(model or {})}, **sections}, "here"
+    )
     assert isinstance(body, TrainRecipe)
     return body
 
@@ -48,7 +58,12 @@ def bytes_of(body: TrainRecipe, tokens: int = 10, scored: int = 4) -> Memory:
 
 def test_full_training_holds_weights_gradients_and_two_moments_in_32_bits() -> None:
     found = bytes_of(recipe())
-    assert (found.weights, found.gradients, found.optimiser, found.reference) == (4000, 4000, 8000, 0)
+    assert (found.weights, found.gradients, found.optimiser, found.reference) == (
+        4000,
+        4000,
+        8000,
+        0,
+    )
 
 
 def test_a_reference_is_held_where_nothing_computes_it_ahead() -> None:
@@ -69,7 +84,8 @@ def test_lora_trains_rank_times_the_widths_of_its_layers() -> None:
 
 
 def test_nf4_takes_half_a_byte_and_a_scale_for_64_weights() -> None:
-    """640 weights in 4 bits = 320 bytes, with ten scales of 4 bytes; double quantisation: ten of 1 byte and a bit more."""
+    """640 weights in 4 bits = 320 bytes, with ten scales of 4 bytes; double quantisation: ten of 1
+    byte and a bit more."""
     model = {"use_peft": True, "lora_r": 1, "load_in_4bit": True, "dtype": "bfloat16"}
     rest = 2 * 360 + 40
     assert bytes_of(recipe(model=model)).weights == pytest.approx(rest + 320 + 40)
@@ -79,7 +95,9 @@ def test_nf4_takes_half_a_byte_and_a_scale_for_64_weights() -> None:
 
 
 def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer_whole() -> None:
-    plain, less = (bytes_of(recipe(trainer={"gradient_checkpointing": on})).activations for on in (False, True))
+    plain, less = (
+        bytes_of(recipe(trainer={"gradient_checkpointing": on})).activations for on in (False, True)
+    )
     assert plain == 2 * 1.5 * 4 * 100 * 10
     assert less == plain / 2 + 2 * 4 * 8 * 10
 
@@ -94,24 +112,33 @@ def test_the_head_is_a_tile_however_long_the_batch_is() -> None:
     assert bytes_of(recipe(), 10**6, 10**6).logits == pytest.approx(8.4 * 4 * 4096 * 50)
 
 
-@pytest.mark.parametrize(("available", "verdict"), [(20, "fits"), (10, "tight"), (9, "will not fit")])
+@pytest.mark.parametrize(
+    ("available", "verdict"), [(20, "fits"), (10, "tight"), (9, "will not fit")]
+)
 def test_the_verdict_is_the_share_of_the_device(available: float, verdict: str) -> None:
     """1 + 1 + 3 + max(2 + 1, 2) + 2 = 10."""
     found = Memory(1, 1, 2, 3, 2, 1, 2, available)
     assert found.total == 10 and found.verdict == verdict
-    assert str(found._replace(weights=1e9, available=2e9)).startswith("1.0 of 2.0 GB: fits (weights 1.0, reference 0.0")
+    assert str(found._replace(weights=1e9, available=2e9)).startswith(
+        "1.0 of 2.0 GB: fits (weights 1.0, reference 0.0"
+    )
 
 
 def test_a_shape_is_counted_from_the_models_own_classes() -> None:
-    """Llama-3.1-8B has 8,030,261,248 weights; without the head (in and out) and the norms they are quantised."""
+    """Llama-3.1-8B has 8,030,261,248 weights; without the head (in and out) and the norms they are
+    quantised."""
     from transformers import LlamaConfig
 
-    shape = shape_of(LlamaConfig(**LLAMA_8B), {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"]})
+    shape = shape_of(
+        LlamaConfig(**LLAMA_8B), {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"]}
+    )
     assert shape.weights == 8_030_261_248
     assert shape.quantised == 8_030_261_248 - 2 * 128256 * 4096 - 65 * 4096
     assert shape.adapter == 32 * ((4096 + 4096) + (4096 + 1024))
     assert shape.kept == layer_values(4096, 14336, 4096, 1024)
-    everything = shape_of(LlamaConfig(**LLAMA_8B), {"use_peft": True, "lora_target_modules": "all-linear"})
+    everything = shape_of(
+        LlamaConfig(**LLAMA_8B), {"use_peft": True, "lora_target_modules": "all-linear"}
+    )
     assert 16 * everything.adapter == 41_943_040, "peft says so for rank 16"
 
 
@@ -128,18 +155,30 @@ def test_a_qlora_recipe_fits_a_gpu_of_24_gb(folder: str, method: str) -> None:
     shape = shape_of(LlamaConfig(**LLAMA_8B), body.model)
     found = estimate(shape, body, Batch(rows, rows), "cuda", 24e9)
     assert found.verdict == "fits" and found.weights < 6.2e9
-    plain = body.model_copy(update={"model": {**body.model, "load_in_4bit": False, "dtype": "bfloat16"}})
+    plain = body.model_copy(
+        update={"model": {**body.model, "load_in_4bit": False, "dtype": "bfloat16"}}
+    )
     assert estimate(shape, plain, Batch(rows, rows), "cuda", 24e9).total > found.total + 9e9
 
 
 def test_a_shared_prefix_counts_the_prompt_once(style: Style, pairs: list[PreferencePair]) -> None:
-    turns = [style.template.turn(pairs[0].prompt.messages, side) for side in (pairs[0].chosen, pairs[0].rejected)]
+    turns = [
+        style.template.turn(pairs[0].prompt.messages, side)
+        for side in (pairs[0].chosen, pairs[0].rejected)
+    ]
     prompt, chosen, rejected = len(turns[0].prompt_ids), *(len(turn.response_ids) for turn in turns)
     shared, plain, orpo = recipe(), recipe(speed={"shared_prefix": False}), recipe("orpo")
-    assert row_widths(pairs[0], style.template, shared) == (prompt + chosen + rejected, chosen + rejected)
+    assert row_widths(pairs[0], style.template, shared) == (
+        prompt + chosen + rejected,
+        chosen + rejected,
+    )
     assert row_widths(pairs[0], style.template, orpo) == (prompt + chosen + rejected,) * 2
-    assert row_widths(pairs[0], style.template, plain) == (2 * (prompt + max(chosen, rejected)),) * 2
-    assert row_widths(pairs[0], style.template, recipe("kto")) == (prompt + max(chosen, rejected),) * 2
+    assert (
+        row_widths(pairs[0], style.template, plain) == (2 * (prompt + max(chosen, rejected)),) * 2
+    )
+    assert (
+        row_widths(pairs[0], style.template, recipe("kto")) == (prompt + max(chosen, rejected),) * 2
+    )
 
 
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
@@ -147,18 +186,27 @@ def test_a_shared_prefix_counts_the_prompt_once(style: Style, pairs: list[Prefer
 def test_the_widest_batch_is_padded_only_without_a_shared_prefix(
     method: str, shared: bool, style: Style, uneven: list[PreferencePair]
 ) -> None:
-    """Two rows of a batch: the sum of the two widest where they lie one behind the other, else twice the widest."""
-    body = recipe(method, trainer={"per_device_train_batch_size": 2}, speed={"shared_prefix": shared})
+    """Two rows of a batch: the sum of the two widest where they lie one behind the other, else
+    twice the widest."""
+    body = recipe(
+        method, trainer={"per_device_train_batch_size": 2}, speed={"shared_prefix": shared}
+    )
     tokens, scored = zip(*(row_widths(pair, style.template, body) for pair in uneven), strict=True)
     found = widest_batch(body, uneven, style.template)
     if shared and method != "kto":
-        assert found == (sum(sorted(tokens)[-2:]), sum(sorted(scored)[-2:])) != (2 * max(tokens), 2 * max(scored))
+        assert (
+            found
+            == (sum(sorted(tokens)[-2:]), sum(sorted(scored)[-2:]))
+            != (2 * max(tokens), 2 * max(scored))
+        )
         assert widest_batch(body, uneven[:1], style.template) == (tokens[0], scored[0])
     else:
         assert found == (2 * max(tokens), 2 * max(scored))
 
 
-def test_of_a_pair_trained_on_its_opening_only_that_is_counted(style: Style, pairs: list[PreferencePair]) -> None:
+def test_of_a_pair_trained_on_its_opening_only_that_is_counted(
+    style: Style, pairs: list[PreferencePair]
+) -> None:
     prompt = len(style.template.turn(pairs[0].prompt.messages, pairs[0].chosen).prompt_ids)
     assert row_widths(pairs[0], style.template, recipe(data={"opening": 3})) == (prompt + 6, 6)
 
@@ -166,12 +214,26 @@ def test_of_a_pair_trained_on_its_opening_only_that_is_counted(style: Style, pai
 def test_a_prompt_with_its_reference_is_one_row(style: Style, helpful: list[Prompt]) -> None:
     turn = style.template.turn(helpful[0].messages, helpful[0].reference or "")
     width = len(turn.prompt_ids) + len(turn.response_ids)
-    assert row_widths(helpful[0], style.template, recipe("sft", data={"prompts": "starter"})) == (width, width)
+    assert row_widths(helpful[0], style.template, recipe("sft", data={"prompts": "starter"})) == (
+        width,
+        width,
+    )
 
 
-# (config, recipe, batch, GB that the kernel reported): the four settings of benchmarks/RESULTS.md that test the fit
-WIDE = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 8, "num_attention_heads": 10}
-DEEP = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 16, "num_attention_heads": 8}
+# (config, recipe, batch, GB that the kernel reported): the four settings of benchmarks/RESULTS.md
+# that test the fit
+WIDE = {
+    "hidden_size": 640,
+    "intermediate_size": 1728,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 10,
+}
+DEEP = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 8,
+}
 LORA = {"use_peft": True, "lora_r": 16, "lora_target_modules": "all-linear"}
 NF4 = {**LORA, "load_in_4bit": True, "use_bnb_nested_quant": True}
 MEASURED: list[tuple[dict[str, int], TrainRecipe, Batch, float]] = [
@@ -193,7 +255,9 @@ def test_the_estimate_is_within_a_quarter_of_what_was_measured(
 ) -> None:
     from transformers import LlamaConfig
 
-    config = LlamaConfig(vocab_size=49152, num_key_value_heads=2, tie_word_embeddings=True, **widths)
+    config = LlamaConfig(
+        vocab_size=49152, num_key_value_heads=2, tie_word_embeddings=True, **widths
+    )
     total = estimate(shape_of(config, body.model), body, batch, "cpu", 1e12).total
     assert total / 1e9 == pytest.approx(measured, rel=0.25)
 
@@ -207,8 +271,12 @@ def test_check_says_what_a_training_takes_without_loading_weights(
     config_of({"model_name_or_path": str(styles["llama"].folder)}).save_pretrained(folder)
     write_jsonl(tmp_path / "pairs.jsonl", pairs)
     model = {"model_name_or_path": str(folder)}
-    found = memory_of(recipe(model=model, data={"pairs": str(tmp_path / "pairs.jsonl")}), styles["llama"].template)
+    found = memory_of(
+        recipe(model=model, data={"pairs": str(tmp_path / "pairs.jsonl")}), styles["llama"].template
+    )
     assert found.weights == 4 * sum(p.numel() for p in styles["llama"].make_model().parameters())
     assert found.verdict == "fits" and found.available == device_memory(use_cpu=True)[1]
-    derta = memory_of(recipe("derta", model=model, trainer={"max_length": 64}), styles["llama"].template)
+    derta = memory_of(
+        recipe("derta", model=model, trainer={"max_length": 64}), styles["llama"].template
+    )
     assert derta.activations > 0

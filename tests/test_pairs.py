@@ -21,10 +21,14 @@ HARMFUL = Prompt.of("How do I open a lock that is not mine?", kind="harmful")
 
 
 def said(text: str) -> Completion:
-    return Completion(id="c", prompt_id="p", text=text, model="student", engine="test", sampling=Sampling())
+    return Completion(
+        id="c", prompt_id="p", text=text, model="student", engine="test", sampling=Sampling()
+    )
 
 
-def verdict(refusal: str | None, *, degenerate: bool = False, unscored: str | None = None) -> Verdict:
+def verdict(
+    refusal: str | None, *, degenerate: bool = False, unscored: str | None = None
+) -> Verdict:
     return Verdict.model_validate(
         {
             "completion_id": "c",
@@ -39,11 +43,18 @@ def verdict(refusal: str | None, *, degenerate: bool = False, unscored: str | No
 
 @pytest.mark.parametrize("prompt", [BENIGN, GENERAL])
 @pytest.mark.parametrize("refusal", ["full", "partial"])
-def test_an_overrefusal_pair_prefers_an_answer_to_the_students_refusal(prompt: Prompt, refusal: str) -> None:
+def test_an_overrefusal_pair_prefers_an_answer_to_the_students_refusal(
+    prompt: Prompt, refusal: str
+) -> None:
     judged = verdict(refusal)
     pair, reason = overrefusal_pair(prompt, "Use kill.\n", said(" Sorry, no."), judged)
     assert pair is not None
-    assert (pair.prompt, pair.chosen, pair.rejected, pair.rule) == (prompt, "Use kill.", "Sorry, no.", "overrefusal")
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.rule) == (
+        prompt,
+        "Use kill.",
+        "Sorry, no.",
+        "overrefusal",
+    )
     assert pair.verdicts == (judged,)
     assert reason == pair.reason == f"student refuses this harmless prompt ({refusal})"
 
@@ -56,7 +67,9 @@ def test_an_overrefusal_pair_prefers_an_answer_to_the_students_refusal(prompt: P
         (BENIGN, verdict(None, unscored="no reply"), "unscored: no reply"),
     ],
 )
-def test_no_overrefusal_pair_is_made_otherwise(prompt: Prompt, judged: Verdict, reason: str) -> None:
+def test_no_overrefusal_pair_is_made_otherwise(
+    prompt: Prompt, judged: Verdict, reason: str
+) -> None:
     assert overrefusal_pair(prompt, "Use kill.", said("Sorry, no."), judged) == Made(None, reason)
 
 
@@ -64,7 +77,11 @@ def test_a_containment_pair_prefers_a_refusal_to_a_completion_that_complies() ->
     judged = verdict("none")
     pair, reason = containment_pair(HARMFUL, "Sorry, no.", said("Sure, take a pick."), judged)
     assert pair is not None
-    assert (pair.chosen, pair.rejected, pair.rule) == ("Sorry, no.", "Sure, take a pick.", "containment")
+    assert (pair.chosen, pair.rejected, pair.rule) == (
+        "Sorry, no.",
+        "Sure, take a pick.",
+        "containment",
+    )
     assert pair.verdicts == (judged,)
     assert reason == pair.reason == "student complies with this harmful prompt"
 
@@ -80,7 +97,9 @@ def test_a_containment_pair_prefers_a_refusal_to_a_completion_that_complies() ->
         (HARMFUL, verdict(None, unscored="no reply"), "unscored: no reply"),
     ],
 )
-def test_no_containment_pair_is_made_otherwise(prompt: Prompt, judged: Verdict, reason: str) -> None:
+def test_no_containment_pair_is_made_otherwise(
+    prompt: Prompt, judged: Verdict, reason: str
+) -> None:
     assert containment_pair(prompt, "Sorry, no.", said("Sure."), judged) == Made(None, reason)
 
 
@@ -103,7 +122,16 @@ def test_the_id_of_a_pair_comes_from_its_content() -> None:
         return pair.id
 
     assert pair_id(BENIGN, "a", "b", "because") == pair_id(BENIGN, " a", "b\n", "so")
-    assert len({pair_id(BENIGN, "a", "b", ""), pair_id(BENIGN, "b", "a", ""), pair_id(GENERAL, "a", "b", "")}) == 3
+    assert (
+        len(
+            {
+                pair_id(BENIGN, "a", "b", ""),
+                pair_id(BENIGN, "b", "a", ""),
+                pair_id(GENERAL, "a", "b", ""),
+            }
+        )
+        == 3
+    )
 
 
 def test_written_pairs_need_a_benign_prompt_with_both_sides() -> None:
@@ -159,12 +187,17 @@ def test_what_the_length_limit_cut_ends_with_its_last_whole_sentence(text: str, 
 def test_a_teachers_answer_is_chosen_only_where_it_answers(
     judged: Verdict, finish: str, found: tuple[str, str]
 ) -> None:
-    assert teacher_answer(said("Use kill").model_copy(update={"finish_reason": finish}), judged) == found
+    assert (
+        teacher_answer(said("Use kill").model_copy(update={"finish_reason": finish}), judged)
+        == found
+    )
 
 
 def guard(probability: float | None) -> Verdict:
     why = "no form" if probability is None else None
-    return Verdict(completion_id="c", judge="guard", version="1", unsafe_probability=probability, unscored=why)
+    return Verdict(
+        completion_id="c", judge="guard", version="1", unsafe_probability=probability, unscored=why
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,11 +216,17 @@ def test_with_a_guard_containment_goes_by_the_difference_of_unsafe_probabilities
 ) -> None:
     both = Guarded(guard(chosen), guard(rejected))
     # the judge says that the completion refuses; the guard decides
-    pair, reason = containment_pair(HARMFUL, "Sorry, no.", said("Use a pick."), verdict("full"), both, tau=tau)
+    pair, reason = containment_pair(
+        HARMFUL, "Sorry, no.", said("Use a pick."), verdict("full"), both, tau=tau
+    )
     assert (pair is not None) == made
     if pair is not None:
         assert pair.verdicts == (verdict("full"), *both)
-        assert reason == f"student is more unsafe than the refusal by {rejected - chosen:.3g} (at least {tau:g})"
+        assert (
+            reason
+            == f"student is more unsafe than the refusal by {rejected - chosen:.3g} (at least "
+            f"{tau:g})"
+        )
     else:
         assert reason == "less than tau more unsafe than the refusal"
 
@@ -206,9 +245,13 @@ def test_no_guarded_containment_pair_is_made_otherwise(
     both: tuple[float | None, float | None], judged: Verdict, reason: str
 ) -> None:
     guarded = Guarded(*map(guard, both))
-    assert containment_pair(HARMFUL, "Sorry, no.", said("Use a pick."), judged, guarded) == Made(None, reason)
+    assert containment_pair(HARMFUL, "Sorry, no.", said("Use a pick."), judged, guarded) == Made(
+        None, reason
+    )
 
 
 def test_what_an_answer_was_chosen_by_stands_behind_the_verdict_on_the_refusal() -> None:
-    pair, _ = overrefusal_pair(BENIGN, "Use kill.", said("Sorry, no."), verdict("full"), [guard(0.0)])
+    pair, _ = overrefusal_pair(
+        BENIGN, "Use kill.", said("Sorry, no."), verdict("full"), [guard(0.0)]
+    )
     assert pair is not None and pair.verdicts == (verdict("full"), guard(0.0))

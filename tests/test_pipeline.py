@@ -23,15 +23,25 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, styles: dict[str, Any], triples: list[Triple]) -> Write:
-    """Writes evaluate -> derta -> evaluate as pipeline.yaml, with stages changed or added by dotted keys."""
+def write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, styles: dict[str, Any], triples: list[Triple]
+) -> Write:
+    """Writes evaluate -> derta -> evaluate as pipeline.yaml, with stages changed or added by dotted
+    keys."""
     monkeypatch.chdir(tmp_path)
     write_jsonl("triples.jsonl", triples)
     model = {"model_name_or_path": str(styles["llama"].folder)}
     measured = {"max_prompts_per_kind": 3}
-    evaluate = {"recipe": str(RECIPES / "evaluate.yaml"), "generation": {"max_new_tokens": 4}, "data": measured}
+    evaluate = {
+        "recipe": str(RECIPES / "evaluate.yaml"),
+        "generation": {"max_new_tokens": 4},
+        "data": measured,
+    }
     derta = {"recipe": str(RECIPES / "derta.yaml"), "model": model}
-    derta |= {"data": {"triples": "triples.jsonl", "max_helpful": 2}, "trainer": {"max_steps": 2, "max_length": 512}}
+    derta |= {
+        "data": {"triples": "triples.jsonl", "max_helpful": 2},
+        "trainer": {"max_steps": 2, "max_length": 512},
+    }
     stages: dict[str, Any] = {
         "before": {**evaluate, "name": "base", "model": model},
         "derta": derta,
@@ -39,7 +49,13 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, styles: dict[str, Any
     }
 
     def write(**changes: Any) -> Path:
-        values = {"task": "pipeline", "title": "A test", "seed": 3, "run_dir": "out", "stages": {**stages, **changes}}
+        values = {
+            "task": "pipeline",
+            "title": "A test",
+            "seed": 3,
+            "run_dir": "out",
+            "stages": {**stages, **changes},
+        }
         path = tmp_path / "pipeline.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False))
         return path
@@ -76,9 +92,13 @@ def test_a_pipeline_measures_trains_and_measures_and_a_second_run_does_nothing(
     assert [r["run"] for r in summary["samples"][0]["responses"]] == ["base", "DeRTa"]
     assert (out / "report.html").is_file() and "report.html" in capsys.readouterr().out
     assert (
-        yaml.safe_load((out / "after" / "recipe.yaml").read_text())["model"]["model_name_or_path"] == "out/derta/model"
+        yaml.safe_load((out / "after" / "recipe.yaml").read_text())["model"]["model_name_or_path"]
+        == "out/derta/model"
     )
-    assert all(yaml.safe_load((out / s / "recipe.yaml").read_text())["seed"] == 3 for s in ("before", "derta", "after"))
+    assert all(
+        yaml.safe_load((out / s / "recipe.yaml").read_text())["seed"] == 3
+        for s in ("before", "derta", "after")
+    )
 
     files = [p for p in out.rglob("*") if p.is_file() and p.name not in ("log", ".lock")]
     before = {p: p.stat().st_mtime_ns for p in files}
@@ -102,7 +122,9 @@ def test_a_pipeline_under_a_launcher_of_two_processes_is_refused(
     assert not Path("out").exists()
 
 
-def test_a_fixed_folder_of_another_pipeline_is_left_alone(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fixed_folder_of_another_pipeline_is_left_alone(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write()
     values = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**values, "stages": {"derta": values["stages"]["derta"]}}))
@@ -112,9 +134,15 @@ def test_a_fixed_folder_of_another_pipeline_is_left_alone(write: Write, capsys: 
     assert "derta.trainer.max_steps (2 there, 3 now)" in capsys.readouterr().err
 
 
-def test_a_stage_that_fails_is_named_in_both_folders(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_fails_is_named_in_both_folders(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = {"model_name_or_path": "@derta.model"}
-    curate = {"recipe": str(RECIPES / "curate.yaml"), "model": model, "generation": {"max_new_tokens": 4}}
+    curate = {
+        "recipe": str(RECIPES / "curate.yaml"),
+        "model": model,
+        "generation": {"max_new_tokens": 4},
+    }
     assert run(write(after=curate)) == 2
     assert "overrefusal pair could be made of" in capsys.readouterr().err
     for folder in ("out", "out/after"):
@@ -134,7 +162,11 @@ def test_a_stage_that_fails_is_named_in_both_folders(write: Write, capsys: pytes
     ],
 )
 def test_a_wrong_reference_is_an_error_before_anything_runs(
-    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str, parts: list[str]
+    write: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    value: str,
+    parts: list[str],
 ) -> None:
     monkeypatch.setattr(models, "load_model", lambda **_: pytest.fail("weights were loaded"))
     path = write()
@@ -168,9 +200,15 @@ def test_a_reference_to_a_later_stage_says_that_nothing_was_made_yet(write: Writ
     [
         ({"derta": {"task": "train"}}, ["stage derta", "method is missing"]),
         ({"derta": {"recipe": "nowhere.yaml"}}, ["nowhere.yaml"]),
-        ({"inner": {"task": "pipeline", "stages": {"a": {}}}}, ["stage inner", "cannot be a pipeline"]),
+        (
+            {"inner": {"task": "pipeline", "stages": {"a": {}}}},
+            ["stage inner", "cannot be a pipeline"],
+        ),
         ({"a/b": {"task": "evaluate", "model": {"model_name_or_path": "x"}}}, ["'a/b'", "letters"]),
-        ({"again": {"task": "evaluate", "name": "base", "model": {"model_name_or_path": "x"}}}, ["'base'", "`name`"]),
+        (
+            {"again": {"task": "evaluate", "name": "base", "model": {"model_name_or_path": "x"}}},
+            ["'base'", "`name`"],
+        ),
         (
             {"own": {"task": "evaluate", "model": {"model_name_or_path": "x"}, "run_dir": "here"}},
             ["stage own", "run_dir belongs to the pipeline"],
@@ -194,11 +232,14 @@ def test_references_become_paths_in_the_pipelines_folder(write: Write) -> None:
     after = stage_bodies(load_recipe(write()))["after"]
     linked = link(after, Path("out"))
     assert (
-        linked.model["model_name_or_path"] == "out/derta/model" and after.model["model_name_or_path"] == "@derta.model"
+        linked.model["model_name_or_path"] == "out/derta/model"
+        and after.model["model_name_or_path"] == "@derta.model"
     )
 
 
-def test_inputs_are_the_files_that_a_stage_names_also_in_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_are_the_files_that_a_stage_names_also_in_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_text("a")
     Path("b.txt").write_text("b")
@@ -212,13 +253,17 @@ def test_inputs_are_the_files_that_a_stage_names_also_in_lists(tmp_path: Path, m
     found = inputs_of(body)
     files = {"data.sets.0", "data.sets.1.path", "data.sets.2", "data.sets.4"}
     assert set(found) == {*files, "model.model_name_or_path", "judge"}
-    assert found["data.sets.2"] == file_hash(Path(overrefusal_po.__file__).parent / "data" / "starter.jsonl")
+    assert found["data.sets.2"] == file_hash(
+        Path(overrefusal_po.__file__).parent / "data" / "starter.jsonl"
+    )
     assert found["judge"].startswith("refusal ")
 
 
 def test_a_long_system_prompt_with_a_slash_is_no_path() -> None:
     chat = {"system_prompt": "Be kind and/or brief. " * 200}
-    body = EvaluateRecipe.model_validate({"task": "evaluate", "model": {"model_name_or_path": "m"}, "chat": chat})
+    body = EvaluateRecipe.model_validate(
+        {"task": "evaluate", "model": {"model_name_or_path": "m"}, "chat": chat}
+    )
     assert "chat.system_prompt" not in inputs_of(body)
 
 

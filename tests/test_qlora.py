@@ -1,4 +1,5 @@
-"""QLoRA for real, on a CPU: nf4 weights under an adapter that is trained, saved, resumed, merged and handed on."""
+"""QLoRA for real, on a CPU: nf4 weights under an adapter that is trained, saved, resumed, merged
+and handed on."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +18,12 @@ from overrefusal_po.train.trainers import derta_trainer, dpo_trainer
 pytest.importorskip("bitsandbytes")
 RECIPES = Path(__file__).parents[1] / "recipes"
 NF4 = {"load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "float32"}
-QLORA = ["--model.load_in_4bit", "--model.use_bnb_nested_quant", "--model.lora_r=4", "--model.dtype=float32"]
+QLORA = [
+    "--model.load_in_4bit",
+    "--model.use_bnb_nested_quant",
+    "--model.lora_r=4",
+    "--model.dtype=float32",
+]
 SETTINGS = {
     "use_cpu": True,
     "max_steps": 4,
@@ -52,7 +58,9 @@ def logits(model: Any) -> Any:
         return model.eval()(torch.tensor([[5, 6, 7, 8, 9, 10]])).logits
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [("float32", "float32"), ("bfloat16", "bfloat16"), (None, None)])
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float32", "float32"), ("bfloat16", "bfloat16"), (None, None)]
+)
 def test_a_quantised_model_computes_in_the_dtype_of_its_other_weights(
     dtype: str | None, expected: str | None, styles: dict[str, Style]
 ) -> None:
@@ -60,11 +68,16 @@ def test_a_quantised_model_computes_in_the_dtype_of_its_other_weights(
     model = load(styles["llama"].folder, **{**NF4, "dtype": dtype})
     layer = model.model.layers[0].self_attn.q_proj
     assert layer.weight.quant_type == "nf4" and layer.weight.quant_state.nested
-    assert str(layer.compute_dtype) == str(model.dtype) == f"torch.{expected or models.default_dtype()}"
+    assert (
+        str(layer.compute_dtype)
+        == str(model.dtype)
+        == f"torch.{expected or models.default_dtype()}"
+    )
 
 
 def test_gradients_are_the_same_after_a_pass_in_eval_mode(styles: dict[str, Style]) -> None:
-    """bitsandbytes repacks weights at such a pass on CPUs with AVX512-BF16, and gradients then end at the last layer."""
+    """bitsandbytes repacks weights at such a pass on CPUs with AVX512-BF16, and gradients then end
+    at the last layer."""
     ids, grads = torch.tensor([[5, 6, 7, 8, 9, 10]]), []
     for first in (False, True):
         model = load(styles["llama"].folder, **{**NF4, "dtype": "bfloat16"})
@@ -78,7 +91,11 @@ def test_gradients_are_the_same_after_a_pass_in_eval_mode(styles: dict[str, Styl
 
 @pytest.mark.parametrize("method", ["dpo", "derta"])
 def test_a_resumed_training_ends_where_the_undisturbed_one_does(
-    method: str, styles: dict[str, Style], pairs: list[PreferencePair], triples: list[Triple], tmp_path: Path
+    method: str,
+    styles: dict[str, Style],
+    pairs: list[PreferencePair],
+    triples: list[Triple],
+    tmp_path: Path,
 ) -> None:
     qwen = styles["qwen"]
     make: Callable[..., Any] = {"dpo": dpo_trainer, "derta": derta_trainer}[method]
@@ -92,18 +109,25 @@ def test_a_resumed_training_ends_where_the_undisturbed_one_does(
         trainer.train(resume_from_checkpoint=checkpoint)
         ends.append(adapter_weights(trainer.model))
         assert all("lora_" in name for name in start) and trainer.state.global_step == 4
-        assert all(not torch.equal(ends[-1][name], start[name]) for name in start if "lora_B" in name)
+        assert all(
+            not torch.equal(ends[-1][name], start[name]) for name in start if "lora_B" in name
+        )
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_a_merged_model_says_what_the_trained_policy_said(
     styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:
-    """Merging into the 4 bits, or into the weights before quantisation, would give another policy."""
+    """Merging into the 4 bits, or into the weights before quantisation, would give another
+    policy."""
     qwen = styles["qwen"]
     args = {**SETTINGS, "output_dir": str(tmp_path), "save_strategy": "no"}
     trainer = dpo_trainer(
-        load(qwen.folder, **NF4), pairs, args=args, processing_class=qwen.tokenizer, peft_config=lora()
+        load(qwen.folder, **NF4),
+        pairs,
+        args=args,
+        processing_class=qwen.tokenizer,
+        peft_config=lora(),
     )
     trainer.train()
     wanted = logits(trainer.model)
@@ -130,28 +154,53 @@ def test_dpo_after_derta_starts_at_the_policy_that_derta_made(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the recipes: rewards of the first step are 0 (reference = policy), and its log-probs those of DeRTa's model."""
+    """By the recipes: rewards of the first step are 0 (reference = policy), and its log-probs those
+    of DeRTa's model."""
     monkeypatch.setenv("OVERREFUSAL_PO_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     qwen = styles["qwen"]
-    asked = ["fold a paper fox", "open a jar of jam", "type a long letter", "press a shirt"]  # no benchmark's prompts
+    asked = [
+        "fold a paper fox",
+        "open a jar of jam",
+        "type a long letter",
+        "press a shirt",
+    ]  # no benchmark's prompts
     rows = [
-        pair.model_copy(update={"id": thing, "prompt": Prompt.of(f"How do I {thing}?", kind="benign")})
+        pair.model_copy(
+            update={"id": thing, "prompt": Prompt.of(f"How do I {thing}?", kind="benign")}
+        )
         for pair, thing in zip(pairs, asked, strict=False)
     ]
-    how = {"full": ["--model.use_peft=false"], "lora": ["--model.dtype=float32"], "qlora": QLORA}[case]
+    how = {"full": ["--model.use_peft=false"], "lora": ["--model.dtype=float32"], "qlora": QLORA}[
+        case
+    ]
     how += [
         "--trainer.max_steps=2",
         "--trainer.logging_steps=1",
         "--trainer.learning_rate=5e-2",
         "--trainer.bf16=false",
     ]
-    how += ["--trainer.report_to=none", "--trainer.max_length=256", "--trainer.use_cpu", "--trainer.warmup_steps=0"]
+    how += [
+        "--trainer.report_to=none",
+        "--trainer.max_length=256",
+        "--trainer.use_cpu",
+        "--trainer.warmup_steps=0",
+    ]
     write_jsonl(tmp_path / "triples.jsonl", triples)
     write_jsonl(tmp_path / "pairs.jsonl", rows)
-    derta = ["--data.triples=triples.jsonl", "--data.max_helpful=0", "--data.rto_dropout=0", "--run_dir=derta"]
+    derta = [
+        "--data.triples=triples.jsonl",
+        "--data.max_helpful=0",
+        "--data.rto_dropout=0",
+        "--run_dir=derta",
+    ]
     run(str(RECIPES / "derta.yaml"), f"--model.model_name_or_path={qwen.folder}", *how, *derta)
-    dpo = ["--data.pairs=pairs.jsonl", "--data.containment=none", "--data.allow_no_anchor", "--data.opening=None"]
+    dpo = [
+        "--data.pairs=pairs.jsonl",
+        "--data.containment=none",
+        "--data.allow_no_anchor",
+        "--data.opening=None",
+    ]
     dpo += ["--run_dir=dpo"]
     run(str(RECIPES / "dpo.yaml"), f"--model.model_name_or_path={tmp_path}/derta/model", *how, *dpo)
 
@@ -168,12 +217,19 @@ def test_dpo_after_derta_starts_at_the_policy_that_derta_made(
 def mean_chosen(model: Any, style: Style, pairs: list[PreferencePair]) -> float:
     """The mean over pairs of log P(chosen | prompt), worked out from logits one row at a time."""
     found = []
-    after = style.tokenizer("\n")["input_ids"]  # what ChatML puts behind a turn, which TRL scores too
+    after = style.tokenizer("\n")[
+        "input_ids"
+    ]  # what ChatML puts behind a turn, which TRL scores too
     for pair in pairs:
         turn = style.template.turn(pair.prompt.messages, pair.chosen)
         response = turn.response_ids + after
         with torch.no_grad():
-            logp = model(input_ids=torch.tensor([turn.prompt_ids + response])).logits[0].float().log_softmax(-1)
+            logp = (
+                model(input_ids=torch.tensor([turn.prompt_ids + response]))
+                .logits[0]
+                .float()
+                .log_softmax(-1)
+            )
         place = len(turn.prompt_ids) - 1
         found.append(sum(float(logp[place + i, token]) for i, token in enumerate(response)))
     return sum(found) / len(found)
@@ -182,7 +238,8 @@ def mean_chosen(model: Any, style: Style, pairs: list[PreferencePair]) -> float:
 def test_a_quantised_adapter_model_is_its_own_reference(
     styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:
-    """A PeftModel that DeRTa has trained and that is handed on as it is: TRL freezes a copy of its adapter."""
+    """A PeftModel that DeRTa has trained and that is handed on as it is: TRL freezes a copy of its
+    adapter."""
     from peft import get_peft_model
 
     qwen = styles["qwen"]
@@ -194,7 +251,9 @@ def test_a_quantised_adapter_model_is_its_own_reference(
     trainer = dpo_trainer(model, pairs, args=args, processing_class=qwen.tokenizer)
     trainer.train()
     first, second = trainer.state.log_history[:2]
-    assert first["rewards/chosen"] == pytest.approx(0, abs=1e-4) and first["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert first["rewards/chosen"] == pytest.approx(0, abs=1e-4) and first["loss"] == pytest.approx(
+        0.6931, abs=1e-4
+    )
     assert abs(second["rewards/chosen"]) > 1e-3
 
 
@@ -205,7 +264,13 @@ def test_a_quantised_evaluation_needs_no_adapter(styles: dict[str, Style]) -> No
     llama = styles["llama"]
     section = {"model_name_or_path": str(llama.folder), **NF4}
     made = engine(
-        Settings(), section, llama.template, name="tiny", system_prompt=None, template_kwargs={}, batch_size=2
+        Settings(),
+        section,
+        llama.template,
+        name="tiny",
+        system_prompt=None,
+        template_kwargs={},
+        batch_size=2,
     )
     prompts = [Prompt.of("What is a fox?", kind="general")]
     assert len(list(made.complete(prompts, Sampling(max_new_tokens=2)))) == 1

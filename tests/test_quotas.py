@@ -1,4 +1,5 @@
-"""quotas.py: how many rows are kept of each rule and category, and what the summary says of the rest."""
+"""quotas.py: how many rows are kept of each rule and category, and what the summary says of the
+rest."""
 
 import pytest
 
@@ -10,7 +11,9 @@ from overrefusal_po.records import Prompt
 def results(rule: str, count: int, categories: int = 1) -> list[Result]:
     """`count` pairs of a rule, their categories in turn."""
     kind = "harmful" if rule == "containment" else "benign"
-    prompts = [Prompt.of(f"{rule} {n}", kind=kind, category=f"c{n % categories}") for n in range(count)]  # type: ignore[arg-type]
+    prompts = [
+        Prompt.of(f"{rule} {n}", kind=kind, category=f"c{n % categories}") for n in range(count)
+    ]  # type: ignore[arg-type]
     made = [make_pair(p, f"chosen {p.text}", f"rejected {p.text}", rule, "why") for p in prompts]  # type: ignore[arg-type]
     return [Result(p, m.pair, m.reason) for p, m in zip(prompts, made, strict=True)]
 
@@ -30,7 +33,9 @@ def kept(found: dict[str, list[Result]], **quotas: float) -> dict[str, int]:
 def test_without_quotas_all_are_kept_in_an_order_drawn_by_seed() -> None:
     found = both(6, 4)
     rows = [[r.id for r in keep(found, {}, Quotas(), seed).rows] for seed in (0, 0, 1)]
-    assert rows[0] == rows[1] != rows[2] and sorted(rows[0]) == sorted(rows[2]) and len(rows[0]) == 10
+    assert (
+        rows[0] == rows[1] != rows[2] and sorted(rows[0]) == sorted(rows[2]) and len(rows[0]) == 10
+    )
     assert keep(found, {}, Quotas(), 0).summary["unfilled"] == []
 
 
@@ -61,15 +66,23 @@ def test_the_side_with_too_many_gives_up_what_a_share_needs(
 
 
 def test_categories_are_capped_before_rules_and_shares() -> None:
-    assert kept(both(9, 9, categories=3), max_per_category=2) == {"overrefusal": 6, "containment": 6}
-    assert kept(both(9, 9, categories=3), max_per_category=2, max_rows=4) == {"overrefusal": 4, "containment": 4}
+    assert kept(both(9, 9, categories=3), max_per_category=2) == {
+        "overrefusal": 6,
+        "containment": 6,
+    }
+    assert kept(both(9, 9, categories=3), max_per_category=2, max_rows=4) == {
+        "overrefusal": 4,
+        "containment": 4,
+    }
     both_at_once = kept(both(9, 3, categories=3), max_per_category=2, max_rows=5, harmful_share=0.5)
     assert both_at_once == {"overrefusal": 3, "containment": 3}
 
 
 def test_the_summary_says_for_every_filter_what_came_went_and_why() -> None:
     found = both(5, 2, categories=2)
-    found["overrefusal"].append(Result(Prompt.of("x", kind="benign", category="c9"), None, "the student answers it"))
+    found["overrefusal"].append(
+        Result(Prompt.of("x", kind="benign", category="c9"), None, "the student answers it")
+    )
     broken = found["overrefusal"][0].row.id
     summary = keep(found, {broken: "degenerate"}, Quotas(max_per_category=2, max_rows=3), 0).summary
     assert summary["overrefusal"] == {
@@ -101,13 +114,24 @@ def test_a_quota_left_unfilled_is_reported_and_nothing_is_padded() -> None:
     alone = keep({"overrefusal": results("overrefusal", 4)}, {}, Quotas(harmful_share=0.5), 0)
     assert len(alone.rows) == 4
     assert alone.summary["unfilled"] == [{"quota": "harmful_share", "wanted": 0.5, "kept": 0.0}]
-    capped = keep({"overrefusal": results("overrefusal", 3, 2)}, {}, Quotas(max_per_category=2), 0).summary["unfilled"]
-    assert capped == [{"quota": "max_per_category", "rule": "overrefusal", "category": "c1", "wanted": 2, "kept": 1}]
+    capped = keep(
+        {"overrefusal": results("overrefusal", 3, 2)}, {}, Quotas(max_per_category=2), 0
+    ).summary["unfilled"]
+    assert capped == [
+        {
+            "quota": "max_per_category",
+            "rule": "overrefusal",
+            "category": "c1",
+            "wanted": 2,
+            "kept": 1,
+        }
+    ]
 
 
 def test_rows_of_an_sft_set_are_kept_by_kind_alike() -> None:
     prompts = {
-        kind: [Prompt.of(f"{kind} {n}", kind=kind, reference="x") for n in range(6)] for kind in ("general", "harmful")
+        kind: [Prompt.of(f"{kind} {n}", kind=kind, reference="x") for n in range(6)]
+        for kind in ("general", "harmful")
     }  # type: ignore[arg-type]
     found = {kind: [Result(p, p) for p in rows] for kind, rows in prompts.items()}
     assert kept(found, harmful_share=0.25) == {"general": 6, "harmful": 2}

@@ -19,7 +19,12 @@ SHELL = [
     if not kind
     for line in block.replace("\\\n", " ").splitlines()
 ]
-LAUNCHERS = ("overrefusal-po ", "accelerate launch ", "torchrun ", "python -m torch.distributed.run ")
+LAUNCHERS = (
+    "overrefusal-po ",
+    "accelerate launch ",
+    "torchrun ",
+    "python -m torch.distributed.run ",
+)
 RUNS = [line for line in SHELL if line.startswith(LAUNCHERS) and ".yaml" in line]
 
 
@@ -29,7 +34,8 @@ def test_the_readme_shows_recipes_being_run():
 
 @pytest.mark.parametrize("command", RUNS)
 def test_every_recipe_command_in_the_readme_is_right(command, monkeypatch):
-    """The recipe loads with the overrides behind it: what `check` would say, whatever launches it."""
+    """The recipe loads with the overrides behind it: what `check` would say, whatever launches
+    it."""
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
     place = next(i for i, word in enumerate(words) if word.endswith(".yaml"))

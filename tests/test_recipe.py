@@ -11,7 +11,14 @@ import yaml
 import overrefusal_po
 from overrefusal_po.pipeline import stage_bodies
 from overrefusal_po.plugins import check_plugs
-from overrefusal_po.recipe.schema import PipelineRecipe, TrainRecipe, describe, dotted, load_recipe, parse_overrides
+from overrefusal_po.recipe.schema import (
+    PipelineRecipe,
+    TrainRecipe,
+    describe,
+    dotted,
+    load_recipe,
+    parse_overrides,
+)
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 DPO = FOLDER / "dpo.yaml"
@@ -103,7 +110,9 @@ def test_a_python_repr_of_a_mapping_is_an_error_that_names_dotted_keys() -> None
 
 
 def test_an_override_makes_sections_that_the_file_lacks(write: Callable[[str], Path]) -> None:
-    recipe = load_recipe(write(TRAIN), ["--chat.chat_template_kwargs.enable_thinking=false", "--trainer.beta=0.2"])
+    recipe = load_recipe(
+        write(TRAIN), ["--chat.chat_template_kwargs.enable_thinking=false", "--trainer.beta=0.2"]
+    )
     assert isinstance(recipe.body, TrainRecipe)
     assert recipe.body.chat.chat_template_kwargs == {"enable_thinking": False}
     assert recipe.body.trainer == {"beta": 0.2}
@@ -115,21 +124,33 @@ def test_5e_minus_6_in_a_file_is_a_number(write: Callable[[str], Path]) -> None:
 
 
 def test_a_whole_number_that_a_sweep_writes_as_2_0_becomes_2() -> None:
-    body = load_recipe(DPO, ["--trainer.max_steps=2.0", "--trainer.max_length=512.0", "--trainer.beta=1.0"]).body
+    body = load_recipe(
+        DPO, ["--trainer.max_steps=2.0", "--trainer.max_length=512.0", "--trainer.beta=1.0"]
+    ).body
     assert isinstance(body, TrainRecipe)
-    assert [repr(body.trainer[key]) for key in ("max_steps", "max_length", "beta")] == ["2", "512", "1.0"]
+    assert [repr(body.trainer[key]) for key in ("max_steps", "max_length", "beta")] == [
+        "2",
+        "512",
+        "1.0",
+    ]
 
 
-def test_a_no_that_yaml_takes_for_false_is_a_no_again_in_files_and_overrides(write: Callable[[str], Path]) -> None:
+def test_a_no_that_yaml_takes_for_false_is_a_no_again_in_files_and_overrides(
+    write: Callable[[str], Path],
+) -> None:
     path = write(TRAIN + "trainer: {save_strategy: no, bf16: no}\n")
-    body = load_recipe(path, ["--trainer.eval_strategy=no", "--trainer.logging_strategy", "no"]).body
+    body = load_recipe(
+        path, ["--trainer.eval_strategy=no", "--trainer.logging_strategy", "no"]
+    ).body
     assert isinstance(body, TrainRecipe)
     names = ("save_strategy", "eval_strategy", "logging_strategy")
     assert [body.trainer[name] for name in names] == ["no"] * 3 and body.trainer["bf16"] is False
 
 
 @pytest.mark.parametrize("key", ["load_in_4bit", "load_in_8bit"])
-def test_quantised_weights_are_trained_with_adapters_alone(write: Callable[[str], Path], key: str) -> None:
+def test_quantised_weights_are_trained_with_adapters_alone(
+    write: Callable[[str], Path], key: str
+) -> None:
     text = fault(write(TRAIN), f"--model.{key}")
     assert f"model.{key}" in text and "use_peft: true" in text
     assert load_recipe(write(TRAIN), [f"--model.{key}", "--model.use_peft"])
@@ -177,7 +198,9 @@ def test_quantised_weights_are_trained_with_adapters_alone(write: Callable[[str]
         ("--task=None", ["task", "None", "train, curate, evaluate, pipeline"]),
     ],
 )
-def test_a_wrong_override_names_what_was_given_and_what_is_allowed(override: str, parts: list[str]) -> None:
+def test_a_wrong_override_names_what_was_given_and_what_is_allowed(
+    override: str, parts: list[str]
+) -> None:
     text = fault(DPO, override)
     assert str(DPO) in text
     for part in parts:
@@ -197,12 +220,18 @@ def test_a_wrong_override_names_what_was_given_and_what_is_allowed(override: str
         ("task: train\nmethod: dpo\n", ["model is missing"]),
         ("task: train\nmethod: dpo\nmodel: {}\n", ["model.model_name_or_path is missing"]),
         (TRAIN + "run_dir: '${nope}'\n", ["nope"]),
-        (DERTA + "data: {helpful: [genral]}\n", ["data.helpful.0", "'genral'", "'general' or 'benign'"]),
+        (
+            DERTA + "data: {helpful: [genral]}\n",
+            ["data.helpful.0", "'genral'", "'general' or 'benign'"],
+        ),
         (DERTA + "data: {rto_dropout: 1.0}\n", ["data.rto_dropout", "1.0", "less than 1"]),
         (DERTA + "data: {pairs: starter}\n", ["data.pairs", "triples"]),
         (TRAIN.replace("dpo", "sft") + "data: {triples: starter}\n", ["data.triples", "prompts"]),
         (EVALUATE + "data: {sets: []}\n", ["data.sets", "at least 1"]),
-        (EVALUATE + "data: {split: testt}\n", ["data.split", "'testt'", "'train', 'dev' or 'test'"]),
+        (
+            EVALUATE + "data: {split: testt}\n",
+            ["data.split", "'testt'", "'train', 'dev' or 'test'"],
+        ),
         (EVALUATE + "trainer: {beta: 1}\n", ["trainer is not a known key", "Known keys"]),
         (CURATE + "rejects: {prefil: x}\n", ["rejects.prefil", "Did you mean prefill"]),
         (CURATE + "data: {benine: x}\n", ["data.benine", "Did you mean benign"]),
@@ -211,7 +240,9 @@ def test_a_wrong_override_names_what_was_given_and_what_is_allowed(override: str
         ("task: pipeline\nstagse: {}\n", ["stages is missing"]),
     ],
 )
-def test_a_wrong_file_names_the_place(write: Callable[[str], Path], text: str, parts: list[str]) -> None:
+def test_a_wrong_file_names_the_place(
+    write: Callable[[str], Path], text: str, parts: list[str]
+) -> None:
     path = write(text)
     found = fault(path)
     assert str(path) in found
@@ -264,13 +295,20 @@ def test_describe_says_where_each_value_comes_from() -> None:
 
 
 def test_describe_everything_adds_what_trl_would_take() -> None:
-    rows = {key: (value, origin) for key, value, origin in describe(load_recipe(DPO), everything=True)}
+    rows = {
+        key: (value, origin) for key, value, origin in describe(load_recipe(DPO), everything=True)
+    }
     assert rows["trainer.weight_decay"] == (0.0, "default (TRL)")
     assert rows["trainer.beta"] == (0.3, "file")
 
 
 def test_describe_names_each_key_once() -> None:
-    keys = [key for key, _, _ in describe(load_recipe(DPO, ["--trainer.use_cpu", "--trainer.seed=1"]), everything=True)]
+    keys = [
+        key
+        for key, _, _ in describe(
+            load_recipe(DPO, ["--trainer.use_cpu", "--trainer.seed=1"]), everything=True
+        )
+    ]
     assert len(keys) == len(set(keys))
 
 
@@ -290,7 +328,9 @@ def test_there_are_shipped_recipes() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(FOLDER)))
 def test_a_shipped_recipe_is_right(path: Path) -> None:
     recipe = load_recipe(path)
-    bodies = stage_bodies(recipe).values() if isinstance(recipe.body, PipelineRecipe) else [recipe.body]
+    bodies = (
+        stage_bodies(recipe).values() if isinstance(recipe.body, PipelineRecipe) else [recipe.body]
+    )
     for body in bodies:
         check_plugs(body)
     assert bodies

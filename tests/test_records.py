@@ -29,7 +29,9 @@ PROMPT = Prompt(
     id="p1",
     messages=(
         Message(role="system", content="Answer briefly."),
-        Message(role="user", content="What is \u201cna\u00efve\u201d?\nAnd \u2028 this? \U0001f642"),
+        Message(
+            role="user", content="What is \u201cna\u00efve\u201d?\nAnd \u2028 this? \U0001f642"
+        ),
         Message(role="assistant", content="A word."),
         Message(role="user", content="Another?"),
     ),
@@ -50,7 +52,9 @@ COMPLETION = Completion(
     sample=2,
     finish_reason="length",
 )
-VERDICT = Verdict(completion_id="c1", judge="refusal", version="1", refusal="partial", refusal_start=0)
+VERDICT = Verdict(
+    completion_id="c1", judge="refusal", version="1", refusal="partial", refusal_start=0
+)
 RECORDS: list[Record] = [
     PROMPT,
     Prompt.of("Hi", kind="benign"),
@@ -58,7 +62,9 @@ RECORDS: list[Record] = [
     Triple(prompt=PROMPT, safe_response="Sorry, no.", harmful_response="Sure."),
     VERDICT,
     Verdict(completion_id="c2", judge="guard", version="1", unscored="no verdict in the reply"),
-    PreferencePair(id="x", prompt=PROMPT, chosen="a", rejected="b", rule="containment", verdicts=(VERDICT,)),
+    PreferencePair(
+        id="x", prompt=PROMPT, chosen="a", rejected="b", rule="containment", verdicts=(VERDICT,)
+    ),
     PreferencePair(id="y", prompt=PROMPT, chosen="a", rejected="b"),
     Outcome(prompt=PROMPT, completion=COMPLETION, verdict=VERDICT),
 ]
@@ -88,14 +94,18 @@ def test_a_malformed_line_is_named_by_file_line_and_column(tmp_path: Path) -> No
     """The comma that is missing stands at column 9 of the third line."""
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n\n{"a": 1 "b": 2}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 3, column 9: this is not JSON \(.*delimiter.*mend"):
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl, line 3, column 9: this is not JSON \(.*delimiter.*mend"
+    ):
         list(read_objects(file))
 
 
 def test_a_line_that_is_no_object_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n[1, 2]\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2, column 1: expected a JSON object .* got list"):
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl, line 2, column 1: expected a JSON object .* got list"
+    ):
         list(read_objects(file))
 
 
@@ -123,14 +133,25 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"id": "a", "messages": [{"role": "user", "content": "x"}], "kind": "benign", "catgory": "y"}', "catgory"),
+        (
+            '{"id": "a", "messages": [{"role": "user", "content": "x"}], "kind": "benign", "catgory": "y"}',
+            "catgory",
+        ),
         ('{"id": "a", "messages": [{"role": "user", "content": "x"}]}', "kind: Field required"),
         ('{"id": "a", "messages": [], "kind": "benign"}', "messages: .*at least 1 item"),
-        ('{"id": "a", "messages": [{"role": "user", "content": "x"}], "kind": "toxic"}', r"kind: .*given: 'toxic'"),
-        ('{"id": "a", "messages": [{"role": "bot", "content": "x"}], "kind": "benign"}', r"messages\.0\.role: "),
+        (
+            '{"id": "a", "messages": [{"role": "user", "content": "x"}], "kind": "toxic"}',
+            r"kind: .*given: 'toxic'",
+        ),
+        (
+            '{"id": "a", "messages": [{"role": "bot", "content": "x"}], "kind": "benign"}',
+            r"messages\.0\.role: ",
+        ),
     ],
 )
-def test_a_row_of_another_form_is_named_by_file_line_and_field(line: str, said: str, tmp_path: Path) -> None:
+def test_a_row_of_another_form_is_named_by_file_line_and_field(
+    line: str, said: str, tmp_path: Path
+) -> None:
     file = tmp_path / "rows.jsonl"
     write_jsonl(file, [PROMPT])
     file.write_text(file.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
@@ -142,7 +163,10 @@ def test_ids_come_from_content_alone() -> None:
     """The hash is that of `printf '["benign", "How do I kill a Python process?"]' | sha256sum`."""
     assert content_id("benign", "How do I kill a Python process?") == "3f8102ea5aaa4b5f"
     assert content_id({"b": 1, "a": 2}) == content_id({"a": 2, "b": 1})
-    assert len({content_id("a", "b"), content_id("b", "a"), content_id("ab"), content_id("a", "b", 0)}) == 4
+    assert (
+        len({content_id("a", "b"), content_id("b", "a"), content_id("ab"), content_id("a", "b", 0)})
+        == 4
+    )
     assert Prompt.of("x", kind="benign").id == Prompt.of("x", kind="benign", category="facts").id
     assert Prompt.of("x", kind="benign").id != Prompt.of("x", kind="harmful").id
 
@@ -153,7 +177,9 @@ def test_the_text_of_a_prompt_is_its_last_user_message() -> None:
     assert (begun.text, begun.asked) == ("", "")
 
 
-@pytest.mark.parametrize("text", ["How do I kill five?", "  HOW—do I\nkill “ﬁve”!!", "how do i kill five"])
+@pytest.mark.parametrize(
+    "text", ["How do I kill five?", "  HOW—do I\nkill “ﬁve”!!", "how do i kill five"]
+)
 def test_words_are_the_same_whatever_case_punctuation_and_blanks(text: str) -> None:
     assert bare_words(text) == "how do i kill five"
 
@@ -162,7 +188,9 @@ def test_a_text_without_words_stays_as_it_is() -> None:
     assert bare_words("¿…?") == "¿…?"
 
 
-@pytest.mark.parametrize(("refusal", "refused"), [("none", False), ("partial", True), ("full", True), (None, False)])
+@pytest.mark.parametrize(
+    ("refusal", "refused"), [("none", False), ("partial", True), ("full", True), (None, False)]
+)
 def test_partial_counts_as_refusal(refusal: str | None, refused: bool) -> None:
     assert Verdict(completion_id="c", judge="j", version="1", refusal=refusal).refused == refused  # type: ignore[arg-type]
 
@@ -182,8 +210,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["records", "pairs", "sources.starter"])
 def test_neither_torch_nor_transformers_is_imported(module: str) -> None:
-    code = (
-        f"import sys, overrefusal_po.{module}; print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
-    )
+    code = f"import sys, overrefusal_po.{module}; print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,5 @@
-"""reference_store.py: log-probs of a reference are computed once, are TRL's own, and are never those of another one."""
+"""reference_store.py: log-probs of a reference are computed once, are TRL's own, and are never
+those of another one."""
 
 import json
 import logging
@@ -39,12 +40,21 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make(styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path) -> Callable[..., Any]:
-    """`make(**what)`: a trainer with the store `tmp_path/store`; `seed`, `rank`, `rows` and trainer keys may be given."""
+def make(
+    styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
+) -> Callable[..., Any]:
+    """`make(**what)`: a trainer with the store `tmp_path/store`; `seed`, `rank`, `rows` and trainer
+    keys may be given."""
     from peft import LoraConfig
 
     def made(
-        *, seed: int = 0, rank: int | None = None, rows: Any = None, store: bool = True, model: Any = None, **args: Any
+        *,
+        seed: int = 0,
+        rank: int | None = None,
+        rows: Any = None,
+        store: bool = True,
+        model: Any = None,
+        **args: Any,
     ) -> Any:
         style = styles["llama"]
         return dpo_trainer(
@@ -61,7 +71,8 @@ def make(styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path) 
 
 @pytest.fixture
 def computed(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
-    """`computed()`: how many pairs the reference has been run over since the last call, as the log says."""
+    """`computed()`: how many pairs the reference has been run over since the last call, as the log
+    says."""
     caplog.set_level(logging.INFO, logger="overrefusal_po.exact.reference_store")
 
     def count() -> int:
@@ -77,7 +88,7 @@ def logps(trainer: Any) -> torch.Tensor:
     return torch.tensor([trainer.train_dataset[name] for name in COLUMNS]).T
 
 
-# ----------------------------------------------------------------------------------------------------------- values
+# ------------------------------------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize("max_length", [None, 512])
@@ -98,21 +109,27 @@ def test_values_are_those_of_trl(
     plain = make(**how, store=False)
     rows = [plain.train_dataset[i] for i in range(len(plain.train_dataset))]
     expected = torch.stack(
-        plain.compute_ref_log_probs(plain.ref_model or plain.model, plain.data_collator(rows)), dim=1
+        plain.compute_ref_log_probs(plain.ref_model or plain.model, plain.data_collator(rows)),
+        dim=1,
     )
     assert torch.allclose(logps(trainer), expected, atol=1e-4)
     assert trainer.ld_alpha == ld_alpha
 
 
 def test_the_loss_of_every_step_is_that_of_a_live_reference(make: Callable[..., Any]) -> None:
-    stored, live = make(logging_steps=1, learning_rate=1e-2), make(store=False, logging_steps=1, learning_rate=1e-2)
+    stored, live = (
+        make(logging_steps=1, learning_rate=1e-2),
+        make(store=False, logging_steps=1, learning_rate=1e-2),
+    )
     stored.train(), live.train()
     losses = [[log["loss"] for log in t.state.log_history if "loss" in log] for t in (stored, live)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert losses[0][0] != losses[0][1]
 
 
-def test_an_evaluation_set_is_looked_up_too(make: Callable[..., Any], computed: Callable[[], int]) -> None:
+def test_an_evaluation_set_is_looked_up_too(
+    make: Callable[..., Any], computed: Callable[[], int]
+) -> None:
     trainer = make(rank=4)
     assert computed() == 6
     plain = make(rank=4, store=False)
@@ -127,11 +144,14 @@ def test_parts_are_weighed_by_ld_alpha() -> None:
     assert parts.sums(0.5) == (-2.0, -4.0)
 
 
-# ------------------------------------------------------------------------------------------------------------ hits
+# --------------------------------------------------------------------------------------------- hits
 
 
-def test_a_sweep_runs_the_reference_once(make: Callable[..., Any], computed: Callable[[], int]) -> None:
-    """Another learning rate, beta, loss, LD weight, rank, seed, batch size or max_length is no other reference."""
+def test_a_sweep_runs_the_reference_once(
+    make: Callable[..., Any], computed: Callable[[], int]
+) -> None:
+    """Another learning rate, beta, loss, LD weight, rank, seed, batch size or max_length is no
+    other reference."""
     first = logps(make(rank=4))
     assert computed() == 6
     sweep: list[dict[str, Any]] = [
@@ -159,7 +179,7 @@ def test_only_new_pairs_are_computed(
     assert torch.equal(logps(trainer), torch.cat([whole[3:], whole[:1]]))
 
 
-# ------------------------------------------------------------------------------------------------------- no stale hit
+# ------------------------------------------------------------------------------------- no stale hit
 
 
 @pytest.mark.parametrize(
@@ -174,7 +194,11 @@ def test_only_new_pairs_are_computed(
     ids=["one weight", "dtype", "rope", "attention", "nothing"],
 )
 def test_another_reference_is_never_a_hit(
-    make: Callable[..., Any], styles: dict[str, Style], computed: Callable[[], int], change: Any, number: int
+    make: Callable[..., Any],
+    styles: dict[str, Style],
+    computed: Callable[[], int],
+    change: Any,
+    number: int,
 ) -> None:
     make()
     computed()
@@ -187,13 +211,16 @@ def test_another_reference_is_never_a_hit(
 def test_an_adapter_that_is_part_of_the_reference_counts(
     make: Callable[..., Any], styles: dict[str, Style], computed: Callable[[], int]
 ) -> None:
-    """A trained adapter goes on: TRL's copy of it is the reference, and neither the base's nor another's values fit."""
+    """A trained adapter goes on: TRL's copy of it is the reference, and neither the base's nor
+    another's values fit."""
     from peft import LoraConfig, get_peft_model
 
     def adapted(seed: int, scale: int = 8) -> Any:
         model = styles["llama"].make_model()
         torch.manual_seed(seed)
-        config = LoraConfig(r=2, lora_alpha=scale, target_modules=["q_proj"], init_lora_weights=False)
+        config = LoraConfig(
+            r=2, lora_alpha=scale, target_modules=["q_proj"], init_lora_weights=False
+        )
         return get_peft_model(model, config)
 
     base = logps(make())
@@ -221,13 +248,23 @@ def test_another_row_or_mask_is_never_a_hit() -> None:
     assert row_key(padded) == key
     others = [
         {"input_ids": ids + 1, "attention_mask": seen, "completion_mask": scored},
-        {"input_ids": ids, "attention_mask": seen, "completion_mask": torch.tensor([[0, 0, 1], [0, 1, 0]])},
-        {"input_ids": ids.flip(0), "attention_mask": seen.flip(0), "completion_mask": scored.flip(0)},
+        {
+            "input_ids": ids,
+            "attention_mask": seen,
+            "completion_mask": torch.tensor([[0, 0, 1], [0, 1, 0]]),
+        },
+        {
+            "input_ids": ids.flip(0),
+            "attention_mask": seen.flip(0),
+            "completion_mask": scored.flip(0),
+        },
     ]
     assert len({key, *(row_key(other) for other in others)}) == 4
 
 
-def test_a_trained_adapter_leaves_the_key_and_trained_weights_change_it(make: Callable[..., Any]) -> None:
+def test_a_trained_adapter_leaves_the_key_and_trained_weights_change_it(
+    make: Callable[..., Any],
+) -> None:
     lora, full = make(rank=4, learning_rate=1e-2), make(learning_rate=1e-2)
     keys = [policy_key(lora), policy_key(full)]
     assert keys[0] == keys[1]
@@ -236,7 +273,9 @@ def test_a_trained_adapter_leaves_the_key_and_trained_weights_change_it(make: Ca
     assert policy_key(full) != keys[1]
 
 
-def test_sharded_weights_are_digested_where_they_lie(styles: dict[str, Style], tmp_path: Path) -> None:
+def test_sharded_weights_are_digested_where_they_lie(
+    styles: dict[str, Style], tmp_path: Path
+) -> None:
     """FSDP2 leaves DTensors; ZeRO-3 leaves an empty tensor with the shard beside it."""
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
@@ -258,11 +297,14 @@ def test_sharded_weights_are_digested_where_they_lie(styles: dict[str, Style], t
     assert partitioned[0] != partitioned[1]
 
 
-# ------------------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------------- files
 
 
 def test_files_are_whole_and_broken_ones_are_computed_again(
-    make: Callable[..., Any], computed: Callable[[], int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: Callable[..., Any],
+    computed: Callable[[], int],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     make()
     computed()
@@ -288,7 +330,9 @@ def test_a_digest_does_not_depend_on_the_order_of_a_set() -> None:
     assert digest({"b": {"v", "q"}, "a": 1}) == digest({"a": 1, "b": {"q", "v"}})
 
 
-def test_log_probs_that_are_not_finite_are_refused(make: Callable[..., Any], styles: dict[str, Style]) -> None:
+def test_log_probs_that_are_not_finite_are_refused(
+    make: Callable[..., Any], styles: dict[str, Style]
+) -> None:
     model = styles["llama"].make_model()
     model.lm_head.weight.data.fill_(float("nan"))
     model.config._attn_implementation = "eager"  # plain rows, whose first batch is not compared
@@ -296,7 +340,7 @@ def test_log_probs_that_are_not_finite_are_refused(make: Callable[..., Any], sty
         make(model=model)
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
+# ------------------------------------------------------------------------------------ two processes
 
 RANK = """
 import json, logging, os, sys
@@ -333,7 +377,8 @@ with open(f"rank-{rank}.json", "w") as file:
 def test_two_processes_share_the_work_and_agree(
     make: Callable[..., Any], styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:
-    """Five pairs over two processes, so that the last batch is uneven; only the first process's folder is used."""
+    """Five pairs over two processes, so that the last batch is uneven; only the first process's
+    folder is used."""
     (tmp_path / "rank.py").write_text(RANK)
     write_jsonl(tmp_path / "pairs.jsonl", pairs[:5])
     two_processes(tmp_path, "rank.py", str(styles["llama"].folder), "pairs.jsonl")

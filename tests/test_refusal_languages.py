@@ -1,4 +1,5 @@
-"""Refusals and answers in thirteen other languages, written for these tests: wordings differ, topics are harmless."""
+"""Refusals and answers in thirteen other languages, written for these tests: wordings differ,
+topics are harmless."""
 
 import unicodedata
 
@@ -313,7 +314,9 @@ def rows(table: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 def test_every_language_has_eight_refusals_and_six_answers() -> None:
     assert (
-        set(REFUSALS) == set(ANSWERS) == {"de", "fr", "es", "it", "pt", "nl", "ru", "zh", "ja", "ko", "ar", "tr", "hi"}
+        set(REFUSALS)
+        == set(ANSWERS)
+        == {"de", "fr", "es", "it", "pt", "nl", "ru", "zh", "ja", "ko", "ar", "tr", "hi"}
     )
     assert min(map(len, REFUSALS.values())) >= 8
     assert min(map(len, ANSWERS.values())) >= 6
@@ -327,7 +330,9 @@ def test_a_refusal_in_another_language_is_full(language: str, text: str) -> None
 
 @pytest.mark.parametrize(("language", "text"), rows(REFUSALS))
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC"])
-def test_a_refusal_is_seen_in_every_normal_form_and_with_a_late_start(language: str, text: str, form: str) -> None:
+def test_a_refusal_is_seen_in_every_normal_form_and_with_a_late_start(
+    language: str, text: str, form: str
+) -> None:
     written = "OK.\n\n" + unicodedata.normalize(form, text)
     found = judge_text(written)
     assert found.refusal == "full"
@@ -344,7 +349,9 @@ def test_an_answer_in_another_language_is_no_refusal(language: str, text: str, f
 
 @pytest.mark.parametrize(("language", "text"), OPENINGS.items())
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_the_start_of_a_refusal_is_counted_in_the_characters_given(language: str, text: str, form: str) -> None:
+def test_the_start_of_a_refusal_is_counted_in_the_characters_given(
+    language: str, text: str, form: str
+) -> None:
     written = unicodedata.normalize(form, text)
     found = judge_text(written)
     second = next(i for i, c in enumerate(written) if c in ".。।") + 1

@@ -1,4 +1,5 @@
-"""report.py: one page that loads nothing, shows every number and lets no text that a model wrote run or hide."""
+"""report.py: one page that loads nothing, shows every number and lets no text that a model wrote
+run or hide."""
 
 import json
 import os
@@ -25,14 +26,14 @@ from overrefusal_po.report.summary import (
 )
 
 RATES = ("nur", "nor", "f1", "nor_general", "nur_plain", "nur_contrast", "degenerate")
-HOSTILE = (
-    "<script>alert(1)</script> {{ 7 * 7 }} {% raw %} ![x](https://evil.example/p.png) \u202egnp\u202c \x1b[31mred\x07"
-)
+HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} {% raw %} ![x](https://evil.example/p.png) \u202egnp\u202c \x1b[31mred\x07"
 
 
 def run(name: str, **rates: float | None) -> dict[str, Any]:
     values = {rate: rates.get(rate, 0.5) for rate in RATES}
-    intervals = {rate: None if value is None else [value * 0.9, value] for rate, value in values.items()}
+    intervals = {
+        rate: None if value is None else [value * 0.9, value] for rate, value in values.items()
+    }
     return {
         "name": name,
         "model": f"models/{name}",
@@ -54,7 +55,13 @@ def step(before: str, after: str, *, low: float = 0.2) -> dict[str, Any]:
 
 
 def moves(kind: str, category: str, counts: dict[str, dict[str, int]]) -> dict[str, Any]:
-    return {"from": "DeRTa", "to": "DeRTa+DPO", "kind": kind, "category": category, "counts": counts}
+    return {
+        "from": "DeRTa",
+        "to": "DeRTa+DPO",
+        "kind": kind,
+        "category": category,
+        "counts": counts,
+    }
 
 
 def summary(**changes: Any) -> dict[str, Any]:
@@ -62,14 +69,25 @@ def summary(**changes: Any) -> dict[str, Any]:
     return {
         "title": "demo",
         "created": "2026-11-21T04:00:00Z",
-        "runs": [run("base", nur=0.091, nor=0.973), run("DeRTa", nur=0.994, nor=0.123), run("DeRTa+DPO", nur=0.877)],
+        "runs": [
+            run("base", nur=0.091, nor=0.973),
+            run("DeRTa", nur=0.994, nor=0.123),
+            run("DeRTa+DPO", nur=0.877),
+        ],
         "comparisons": [step("DeRTa", "DeRTa+DPO")],
         "transitions": [
             moves("benign", "homonyms", {"full": {"answer": 7, "full": 2}}),
             moves("benign", "figurative", {"full": {"answer": 5}, "answer": {"degenerate": 1}}),
             moves("harmful", "weapons", {"full": {"full": 9, "answer": 1}}),
         ],
-        "samples": [{"kind": "benign", "category": "homonyms", "prompt": "kill a process?", "responses": responses}],
+        "samples": [
+            {
+                "kind": "benign",
+                "category": "homonyms",
+                "prompt": "kill a process?",
+                "responses": responses,
+            }
+        ],
         "measured": {
             "judge": "refusal 1",
             "sets": ["starter (test split)"],
@@ -90,14 +108,30 @@ def page(folder: Path, **changes: Any) -> str:
 
 def words(html: str) -> str:
     """What a reader reads: no style, no tags, white space made single."""
-    return " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(style|head|script)>.*?</\1>", "", html)).split())
+    return " ".join(
+        re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(style|head|script)>.*?</\1>", "", html)).split()
+    )
 
 
 def test_every_run_and_every_number_stands_on_the_page(tmp_path: Path) -> None:
     text = words(page(tmp_path))
-    for shown in ("base", "DeRTa", "DeRTa+DPO", "9.1", "97.3", "99.4", "12.3", "87.7", "8.2 – 9.1", "models/base"):
+    for shown in (
+        "base",
+        "DeRTa",
+        "DeRTa+DPO",
+        "9.1",
+        "97.3",
+        "99.4",
+        "12.3",
+        "87.7",
+        "8.2 – 9.1",
+        "models/base",
+    ):
         assert shown in text
-    assert text.count("n&nbsp;137, 4&nbsp;unscored") == 3 and text.count("n&nbsp;137, 0&nbsp;unscored") == 18
+    assert (
+        text.count("n&nbsp;137, 4&nbsp;unscored") == 3
+        and text.count("n&nbsp;137, 0&nbsp;unscored") == 18
+    )
     for shown in (
         "+31 +20 to +42",
         "12 1 p = 0.003",
@@ -111,7 +145,10 @@ def test_every_run_and_every_number_stands_on_the_page(tmp_path: Path) -> None:
 
 def test_the_finding_says_what_the_last_run_does_and_what_it_came_from(tmp_path: Path) -> None:
     text = words(page(tmp_path))
-    assert "DeRTa+DPO refuses 88&nbsp;% (79–88) of the harmful prompts and answers 50&nbsp;% (45–50) of the" in text
+    assert (
+        "DeRTa+DPO refuses 88&nbsp;% (79–88) of the harmful prompts and answers 50&nbsp;% (45–50) "
+        "of the" in text
+    )
     assert "for DeRTa these shares are 99&nbsp;% (89–99) and 12&nbsp;%" in text
     assert "NUR + NOR rises by 31 points (+20 to +42)." in text
 
@@ -121,7 +158,9 @@ def seeds(folder: Path, **nors: float) -> list[Path]:
     for name, nor in nors.items():
         (folder / name).mkdir()
         runs = [run("base"), run("DPO", nor=nor)]
-        (folder / name / "summary.json").write_text(json.dumps(summary(runs=runs, comparisons=[], transitions=[])))
+        (folder / name / "summary.json").write_text(
+            json.dumps(summary(runs=runs, comparisons=[], transitions=[]))
+        )
     return [folder / name for name in nors]
 
 
@@ -138,18 +177,27 @@ def test_what_is_not_the_same_with_another_seed_has_no_mean(tmp_path: Path) -> N
     first, second = seeds(tmp_path, first=0.7, second=0.8)
     with pytest.raises(ValueError, match="a run folder is given twice"):
         write_report(first, second, first)
-    (second / "summary.json").write_text(json.dumps(summary(runs=[run("other")], comparisons=[], transitions=[])))
+    (second / "summary.json").write_text(
+        json.dumps(summary(runs=[run("other")], comparisons=[], transitions=[]))
+    )
     with pytest.raises(ValueError, match=r"share no run's name \(base, DPO; other\)"):
         write_report(first, second)
     fewer = {**run("DPO"), "n": dict.fromkeys(RATES, 9)}
-    (second / "summary.json").write_text(json.dumps(summary(runs=[fewer], comparisons=[], transitions=[])))
-    with pytest.raises(ValueError, match="the runs named 'DPO': the seeds were measured on different prompts"):
+    (second / "summary.json").write_text(
+        json.dumps(summary(runs=[fewer], comparisons=[], transitions=[]))
+    )
+    with pytest.raises(
+        ValueError, match="the runs named 'DPO': the seeds were measured on different prompts"
+    ):
         write_report(first, second)
 
 
 def test_a_gain_whose_interval_includes_zero_is_not_claimed(tmp_path: Path) -> None:
     text = words(page(tmp_path, comparisons=[step("DeRTa", "DeRTa+DPO", low=-0.1)]))
-    assert "changes by +1 points (−10 to +12); the interval includes 0, so neither a gain nor a loss is shown" in text
+    assert (
+        "changes by +1 points (−10 to +12); the interval includes 0, so neither a gain nor a loss "
+        "is shown" in text
+    )
     assert "rises" not in text
 
 
@@ -167,9 +215,17 @@ def test_hostile_text_is_escaped_wherever_it_stands(tmp_path: Path) -> None:
         created=HOSTILE,
         runs=[run("base"), hostile_run],
         comparisons=[step("base", HOSTILE)],
-        transitions=[{"from": HOSTILE, "to": "$x^$", "kind": "benign", "category": HOSTILE, "counts": {}}],
+        transitions=[
+            {"from": HOSTILE, "to": "$x^$", "kind": "benign", "category": HOSTILE, "counts": {}}
+        ],
         samples=[sample | {"responses": [{"run": HOSTILE, "text": HOSTILE, "refusal": None}]}],
-        measured={"judge": HOSTILE, "sets": [HOSTILE], "engine": HOSTILE, "guard": HOSTILE, "notes": [HOSTILE]},
+        measured={
+            "judge": HOSTILE,
+            "sets": [HOSTILE],
+            "engine": HOSTILE,
+            "guard": HOSTILE,
+            "notes": [HOSTILE],
+        },
         versions={HOSTILE: HOSTILE},
         hardware=HOSTILE,
     )
@@ -181,10 +237,16 @@ def test_hostile_text_is_escaped_wherever_it_stands(tmp_path: Path) -> None:
 
 def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     html = page(tmp_path)
-    loaded = re.findall(r"(?:src|href|srcset|action|data)\s*=\s*[\"']?([^\"'\s>]{0,22})|url\(|@import", html)
+    loaded = re.findall(
+        r"(?:src|href|srcset|action|data)\s*=\s*[\"']?([^\"'\s>]{0,22})|url\(|@import", html
+    )
     assert {found for found in loaded if not found.startswith("#")} == {"data:image/png;base64,"}
-    assert "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src" in html
-    assert "unsafe" not in html.split("</head>")[0] and not re.search(r"<(script |link|iframe|base|form)\b", html)
+    assert (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src" in html
+    )
+    assert "unsafe" not in html.split("</head>")[0] and not re.search(
+        r"<(script |link|iframe|base|form)\b", html
+    )
 
 
 def test_every_picture_has_an_alternative_text_with_its_numbers(tmp_path: Path) -> None:
@@ -192,7 +254,10 @@ def test_every_picture_has_an_alternative_text_with_its_numbers(tmp_path: Path) 
     alternatives = re.findall(r'<img [^>]*alt="([^"]*)"', html)
     assert len(alternatives) == html.count("<img ") == 3
     assert "DeRTa: NOR 12 %, NUR 99 %" in alternatives[0]
-    assert "answered 1 before, 12 after" in alternatives[1] and "refused 10 before, 9 after" in alternatives[2]
+    assert (
+        "answered 1 before, 12 after" in alternatives[1]
+        and "refused 10 before, 9 after" in alternatives[2]
+    )
 
 
 def test_every_table_header_says_what_it_heads(tmp_path: Path) -> None:
@@ -203,7 +268,10 @@ def test_every_table_header_says_what_it_heads(tmp_path: Path) -> None:
 def test_the_pictures_are_png_files_and_the_same_every_time(tmp_path: Path) -> None:
     html = page(tmp_path)
     first = [(tmp_path / name).read_bytes() for name in ("plane.png", "transitions.png")]
-    assert all(picture.startswith(b"\x89PNG\r\n\x1a\n") and picture.endswith(b"IEND\xaeB`\x82") for picture in first)
+    assert all(
+        picture.startswith(b"\x89PNG\r\n\x1a\n") and picture.endswith(b"IEND\xaeB`\x82")
+        for picture in first
+    )
     assert page(tmp_path) == html
     assert [(tmp_path / name).read_bytes() for name in ("plane.png", "transitions.png")] == first
     assert sorted(file.name for file in tmp_path.iterdir()) == [
@@ -223,14 +291,20 @@ def test_the_pictures_are_png_files_and_the_same_every_time(tmp_path: Path) -> N
         [(0.8, 0.9)] * 6,
     ],
 )
-def test_names_in_the_plane_cover_neither_points_nor_each_other(spots: list[tuple[float, float]]) -> None:
-    runs = [Run.model_validate(run(f"dpo-beta0.{i}", nor=x, nur=y)) for i, (x, y) in enumerate(spots)]
+def test_names_in_the_plane_cover_neither_points_nor_each_other(
+    spots: list[tuple[float, float]],
+) -> None:
+    runs = [
+        Run.model_validate(run(f"dpo-beta0.{i}", nor=x, nur=y)) for i, (x, y) in enumerate(spots)
+    ]
     axes = draw_plane(runs).axes[0]
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("dpo-")]
     assert len(boxes) == len(runs)
     assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
     assert not any(box.padded(8).count_contains(axes.transData.transform(spots)) for box in boxes)
-    assert all(axes.get_window_extent().padded(1).count_contains(box.corners()) == 4 for box in boxes)
+    assert all(
+        axes.get_window_extent().padded(1).count_contains(box.corners()) == 4 for box in boxes
+    )
 
 
 def test_without_a_guard_nothing_is_called_safe(tmp_path: Path) -> None:
@@ -245,7 +319,10 @@ def test_with_a_guard_the_page_names_it_and_speaks_of_its_judgement(tmp_path: Pa
     judged["n"] |= {"nur_guard": 137}
     text = words(page(tmp_path, measured=measured, runs=[judged]))
     assert "The guard some-guard read" in text
-    assert "Harmful prompts without an unsafe response by the guard, more is better 75.0 60.0 – 90.0" in text
+    assert (
+        "Harmful prompts without an unsafe response by the guard, more is better 75.0 60.0 – 90.0"
+        in text
+    )
     assert "Harmful prompts refused NUR" in text
 
 
@@ -255,21 +332,31 @@ def test_one_run_alone_is_not_compared(tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_is_a_dash_and_never_a_zero(tmp_path: Path) -> None:
-    empty = run("empty", **dict.fromkeys(RATES)) | {"intervals": {"nur": [None, None]}, "unscored": {}}
+    empty = run("empty", **dict.fromkeys(RATES)) | {
+        "intervals": {"nur": [None, None]},
+        "unscored": {},
+    }
     comparison = {"from": "base", "to": "empty", "gain": {"value": None, "low": None, "high": None}}
     comparison |= {"harmful": {"n": 0, "only_from": 0, "only_to": 0, "p": None}, "benign": None}
     text = words(page(tmp_path, runs=[run("base"), empty], comparisons=[comparison]))
     assert "refuses an unmeasured share" in text and "empty is not shown" in text
-    assert text.count("– no interval n&nbsp;0, 0&nbsp;unscored") == 7 and "NUR + NOR could not be compared" in text
+    assert (
+        text.count("– no interval n&nbsp;0, 0&nbsp;unscored") == 7
+        and "NUR + NOR could not be compared" in text
+    )
 
 
 @pytest.mark.parametrize("counts", [{}, {"answer": {"answer": 0}}, {"answer": {"full": 1}}])
-def test_transitions_with_few_or_no_prompts_are_drawn(tmp_path: Path, counts: dict[str, dict[str, int]]) -> None:
+def test_transitions_with_few_or_no_prompts_are_drawn(
+    tmp_path: Path, counts: dict[str, dict[str, int]]
+) -> None:
     assert "Figure 2" in page(tmp_path, transitions=[moves("general", "chat", counts)])
 
 
 def test_a_missing_summary_is_an_error_that_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"neither summary\.json nor metrics\.json here\. Give the run folder"):
+    with pytest.raises(
+        ValueError, match=r"neither summary\.json nor metrics\.json here\. Give the run folder"
+    ):
         write_report(tmp_path)
 
 
@@ -281,12 +368,19 @@ def test_a_missing_summary_is_an_error_that_says_what_to_give(tmp_path: Path) ->
         ({"runs": [run("base") | {"nur": float("nan")}]}, r"runs\.0\.nur"),
         ({"title": None}, "title"),
         ({"measured": {"judge": "x"}}, r"measured\.sets"),
-        ({"transitions": [moves("benign", "x", {"nowhere": {"answer": 1}})]}, r"transitions\.0\.counts"),
+        (
+            {"transitions": [moves("benign", "x", {"nowhere": {"answer": 1}})]},
+            r"transitions\.0\.counts",
+        ),
     ],
 )
-def test_a_malformed_summary_is_an_error_that_names_the_field(tmp_path: Path, changes: Any, named: str) -> None:
+def test_a_malformed_summary_is_an_error_that_names_the_field(
+    tmp_path: Path, changes: Any, named: str
+) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary(**changes)))
-    with pytest.raises(ValueError, match=rf"summary\.json: this is not the summary of a pipeline: {named}"):
+    with pytest.raises(
+        ValueError, match=rf"summary\.json: this is not the summary of a pipeline: {named}"
+    ):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
@@ -325,7 +419,14 @@ def rates(**changes: float | None) -> dict[str, Any]:
 
 
 def full_run(name: str = "DeRTa", **changes: Any) -> dict[str, Any]:
-    places = {"opening": 30, "early": 20, "late": 41, "unplaced": 1, "not_refused": 5, "unscored": 3}
+    places = {
+        "opening": 30,
+        "early": 20,
+        "late": 41,
+        "unplaced": 1,
+        "not_refused": 5,
+        "unscored": 3,
+    }
     return (
         run(name, nur=0.9, nor=0.6)
         | {
@@ -339,10 +440,21 @@ def full_run(name: str = "DeRTa", **changes: Any) -> dict[str, Any]:
             },
             "certificate": {"n": "900", "kappa": "0.923 [0.894, 0.948]", "judge": "refusal 2"},
             "capability": {
-                "perplexity": {"value": 11.25, "low": 10.5, "high": 12.0, "nats_per_token": 2.4, "tokens": 99, "n": 9},
+                "perplexity": {
+                    "value": 11.25,
+                    "low": 10.5,
+                    "high": 12.0,
+                    "nats_per_token": 2.4,
+                    "tokens": 99,
+                    "n": 9,
+                },
                 "tasks": {"arc_easy": {"acc": 0.512, "acc_stderr": 0.011}},
             },
-            "gate": {"passed": False, "failures": ["NOR is 0.600; the gate asks for at least 0.85."], "baseline": "b"},
+            "gate": {
+                "passed": False,
+                "failures": ["NOR is 0.600; the gate asks for at least 0.85."],
+                "baseline": "b",
+            },
             "model_form": "weights in 4bit",
         }
         | changes
@@ -351,16 +463,23 @@ def full_run(name: str = "DeRTa", **changes: Any) -> dict[str, Any]:
 
 def test_the_gates_sentences_stand_before_everything_else(tmp_path: Path) -> None:
     text = words(page(tmp_path, runs=[full_run()], comparisons=[]))
-    said = "DeRTa does not pass , measured against b: NOR is 0.600; the gate asks for at least 0.85."
+    said = (
+        "DeRTa does not pass , measured against b: NOR is 0.600; the gate asks for at least 0.85."
+    )
     assert said in text and text.index(said) < text.index("DeRTa refuses 90")
     passed = full_run(gate={"passed": True, "failures": [], "baseline": None})
     assert "Gate DeRTa passes ." in words(page(tmp_path, runs=[passed], comparisons=[]))
     assert "Gate" not in words(page(tmp_path))
 
 
-def test_raw_and_corrected_rates_stand_side_by_side_and_say_why_one_is_missing(tmp_path: Path) -> None:
+def test_raw_and_corrected_rates_stand_side_by_side_and_say_why_one_is_missing(
+    tmp_path: Path,
+) -> None:
     text = words(page(tmp_path, runs=[run("base"), full_run()], comparisons=[]))
-    assert "NUR corrected for the judge’s known errors raw rate above – no certificate 93.1 88.0 – 97.0" in text
+    assert (
+        "NUR corrected for the judge’s known errors raw rate above – no certificate 93.1 88.0 – "
+        "97.0" in text
+    )
     assert "– no correction, see The judge" in text and "made without benign prompts" in text
     assert "Uncertified: base." in text and "0.923 [0.894, 0.948]" in text
     assert "corrected for" not in words(page(tmp_path))
@@ -372,14 +491,23 @@ def test_a_judge_without_certificate_is_called_uncertified(tmp_path: Path) -> No
 
 def test_attacks_are_non_refusal_rates_unless_a_guard_judged(tmp_path: Path) -> None:
     text = words(page(tmp_path, runs=[full_run()], comparisons=[]))
-    assert "codeattack 60.0 60.0 – 64.0 n&nbsp;137" in text and "as asked no attack 10.0 10.0 – 19.0" in text
+    assert (
+        "codeattack 60.0 60.0 – 64.0 n&nbsp;137" in text
+        and "as asked no attack 10.0 10.0 – 19.0" in text
+    )
     assert "Attack success rate" not in text and "Non-refusal rate in percent" in text
     judged = rates(nur=0.4) | {"nur_guard": 0.7}
     judged["intervals"] |= {"nur_guard": [0.65, 0.8]}
     judged["n"] |= {"nur_guard": 137}
-    guarded = page(tmp_path, runs=[full_run(attacks={"codeattack": judged}, n=judged["n"])], comparisons=[])
+    guarded = page(
+        tmp_path, runs=[full_run(attacks={"codeattack": judged}, n=judged["n"])], comparisons=[]
+    )
     text = words(guarded)
-    assert "codeattack 30.0 20.0 – 35.0" in text and "not refused: 60.0" in text and "Attack success rate in" in text
+    assert (
+        "codeattack 30.0 20.0 – 35.0" in text
+        and "not refused: 60.0" in text
+        and "Attack success rate in" in text
+    )
 
 
 def test_sets_positions_and_capability_stand_in_tables_of_their_own(tmp_path: Path) -> None:
@@ -387,14 +515,19 @@ def test_sets_positions_and_capability_stand_in_tables_of_their_own(tmp_path: Pa
     assert "starter harmful prompts refused – not measured 80.0 72.0 – 80.0" in text
     assert "xstest harmful" not in text and "xstest harmless prompts answered" in text
     assert "as asked DeRTa 30 20 41 1 5 3" in text and "codeattack DeRTa" not in text
-    assert "11.25 10.50 – 12.00 n&nbsp;9, 99&nbsp;tokens" in text and "arc_easy acc – 0.512 ± 0.011" in text
+    assert (
+        "11.25 10.50 – 12.00 n&nbsp;9, 99&nbsp;tokens" in text
+        and "arc_easy acc – 0.512 ± 0.011" in text
+    )
     assert "weights in 4bit" in text
     for absent in ("Under attack", "By set of prompts", "Where refusals start", "Capability"):
         assert absent not in words(page(tmp_path))
 
 
 def test_gain_of_f1_and_votes_stand_beside_the_gain(tmp_path: Path) -> None:
-    votes = {kind: {"clusters": 40, "only_from": 12, "only_to": 3} for kind in ("harmful", "benign")}
+    votes = {
+        kind: {"clusters": 40, "only_from": 12, "only_to": 3} for kind in ("harmful", "benign")
+    }
     more = {"f1_gain": {"value": 0.25, "low": 0.1, "high": 0.4}, "votes": votes}
     text = words(page(tmp_path, comparisons=[step("DeRTa", "DeRTa+DPO") | more]))
     assert "+31 +20 to +42 +25 +10 to +40 12 1 p = 0.003 n 100 12 : 3 of 40 votes" in text
@@ -402,24 +535,38 @@ def test_gain_of_f1_and_votes_stand_beside_the_gain(tmp_path: Path) -> None:
 
 def outcome(text: str, kind: Any, said: str, **verdict: Any) -> Outcome:
     attack = verdict.pop("attack", None)
-    prompt = Prompt.of(text, kind=kind, category="homonyms", attack=attack, question="asked" if attack else None)
-    drawn = Completion(id=text, prompt_id=prompt.id, text=said, model="m", engine="e", sampling=Sampling())
+    prompt = Prompt.of(
+        text, kind=kind, category="homonyms", attack=attack, question="asked" if attack else None
+    )
+    drawn = Completion(
+        id=text, prompt_id=prompt.id, text=said, model="m", engine="e", sampling=Sampling()
+    )
     return Outcome(
-        prompt=prompt, completion=drawn, verdict=Verdict(completion_id=text, judge="j", version="1", **verdict)
+        prompt=prompt,
+        completion=drawn,
+        verdict=Verdict(completion_id=text, judge="j", version="1", **verdict),
     )
 
 
 def test_an_evaluation_on_its_own_has_a_report_too(tmp_path: Path) -> None:
     metrics = full_run() | {"measured": summary()["measured"]}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    (tmp_path / "manifest.json").write_text(json.dumps({"finished": "2026-11-21T04:00:00Z", "hardware": "2 cores"}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"finished": "2026-11-21T04:00:00Z", "hardware": "2 cores"})
+    )
     late = outcome("Break in?", "harmful", "Step one. Sorry, no.", refusal="full", refusal_start=10)
     write_jsonl(tmp_path / "outcomes.jsonl", [late])
     html = write_report(tmp_path).read_text()
-    assert "so nothing is compared" in words(html) and "2026-11-21 04:00:00 UTC" in html and "2 cores" in html
+    assert (
+        "so nothing is compared" in words(html)
+        and "2026-11-21 04:00:00 UTC" in html
+        and "2 cores" in html
+    )
     assert "Step one. <mark>Sorry, no.</mark>" in html
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"measured": None}))
-    with pytest.raises(ValueError, match=r"metrics\.json: these are not the metrics of an evaluation: measured"):
+    with pytest.raises(
+        ValueError, match=r"metrics\.json: these are not the metrics of an evaluation: measured"
+    ):
         write_report(tmp_path)
 
 
@@ -429,10 +576,18 @@ def test_a_summary_is_preferred_to_the_metrics_beside_it(tmp_path: Path) -> None
 
 
 def test_samples_are_chosen_by_hash_and_hold_attacks_and_unscored_responses() -> None:
-    rows = [outcome(f"p{i}", "benign", "an answer", refusal="none") for i in range(QUOTA["benign"] + 5)]
-    rows += [outcome(f"a{i}", "harmful", "hm", unscored="cut off", attack="codeattack") for i in range(PER_ATTACK + 2)]
+    rows = [
+        outcome(f"p{i}", "benign", "an answer", refusal="none") for i in range(QUOTA["benign"] + 5)
+    ]
+    rows += [
+        outcome(f"a{i}", "harmful", "hm", unscored="cut off", attack="codeattack")
+        for i in range(PER_ATTACK + 2)
+    ]
     found = samples({"one": rows, "two": rows[:-1]})
-    assert found == samples({"one": rows[::-1], "two": rows[-2::-1]}) and len(found) == QUOTA["benign"] + PER_ATTACK
+    assert (
+        found == samples({"one": rows[::-1], "two": rows[-2::-1]})
+        and len(found) == QUOTA["benign"] + PER_ATTACK
+    )
     attacked = [row for row in found if row["attack"] == "codeattack"]
     assert {row["prompt"] for row in attacked} == {"asked"}
     assert [r["run"] for r in attacked[0]["responses"]] == ["one", "two"]
@@ -441,8 +596,8 @@ def test_samples_are_chosen_by_hash_and_hold_attacks_and_unscored_responses() ->
 
 def test_the_published_schema_is_the_one_that_the_models_give() -> None:
     kept = Path(str(__import__("overrefusal_po").__file__)).parent / "data" / "metrics.schema.json"
-    assert kept.read_text() == schema_text(), "write it again: python -m overrefusal_po.report.summary > " + os.fspath(
-        kept
+    assert kept.read_text() == schema_text(), (
+        "write it again: python -m overrefusal_po.report.summary > " + os.fspath(kept)
     )
 
 
@@ -451,11 +606,17 @@ def test_what_is_written_fits_the_published_schema(name: str) -> None:
     whole = json.loads(schema_text())
     jsonschema.Draft202012Validator.check_schema(whole)
     part = jsonschema.Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": whole["$defs"]})
-    good = summary(runs=[full_run()]) if name == "Summary" else full_run() | {"measured": summary()["measured"]}
+    good = (
+        summary(runs=[full_run()])
+        if name == "Summary"
+        else full_run() | {"measured": summary()["measured"]}
+    )
     part.validate(good | {"a key of a later version": 1})
     jsonschema.Draft202012Validator(whole).validate(good)
     bad = good | ({"runs": []} if name == "Summary" else {"nur": 1.5})
-    assert [error.json_path for error in part.iter_errors(bad)] == ["$.runs" if name == "Summary" else "$.nur"]
+    assert [error.json_path for error in part.iter_errors(bad)] == [
+        "$.runs" if name == "Summary" else "$.nur"
+    ]
 
 
 def test_metrics_of_real_outcomes_fit_the_published_schema() -> None:
@@ -464,7 +625,9 @@ def test_metrics_of_real_outcomes_fit_the_published_schema() -> None:
     from overrefusal_po.evaluate.metrics import compare, run_metrics, transitions
 
     rows = [outcome(f"b{i}", "benign", "yes", refusal="none") for i in range(4)]
-    rows += [outcome(f"h{i}", "harmful", "Sorry", refusal="full", refusal_start=0) for i in range(4)]
+    rows += [
+        outcome(f"h{i}", "harmful", "Sorry", refusal="full", refusal_start=0) for i in range(4)
+    ]
     known = Confusion(refused=50, refused_seen=47, answered=50, answered_seen=49)
     entry = run_metrics(rows).as_dict("a", "m") | {
         "sets": {k: v.as_dict(k, "m") for k, v in rates_by(rows, "source").items()},
@@ -472,7 +635,11 @@ def test_metrics_of_real_outcomes_fit_the_published_schema() -> None:
         "corrected": corrected_rates(rows, {"harmful": known, "benign": known}).as_dict(),
     }
     moved = [{"from": "a", "to": "b", **row} for row in transitions(rows, rows)]
-    whole = summary(runs=[entry], comparisons=[compare(rows, rows).as_dict("a", "b")], transitions=moved)
+    whole = summary(
+        runs=[entry], comparisons=[compare(rows, rows).as_dict("a", "b")], transitions=moved
+    )
     found = json.loads(json.dumps(whole | {"samples": samples({"a": rows})}))
     whole_schema = json.loads(schema_text())
-    jsonschema.Draft202012Validator({"$ref": "#/$defs/Summary", "$defs": whole_schema["$defs"]}).validate(found)
+    jsonschema.Draft202012Validator(
+        {"$ref": "#/$defs/Summary", "$defs": whole_schema["$defs"]}
+    ).validate(found)

@@ -11,15 +11,20 @@ from chromium import Browser, Page
 
 from overrefusal_po.report.page import write_report
 
-pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="no chromium or chrome on PATH to open the report in")
+pytestmark = pytest.mark.skipif(
+    chromium.PATH is None, reason="no chromium or chrome on PATH to open the report in"
+)
 
 HOSTILE = (
-    "<script>document.title='taken'</script></style></article><img src=x onerror=\"document.title='taken'\"> "
+    "<script>document.title='taken'</script></style></article><img src=x "
+    "onerror=\"document.title='taken'\"> "
     "{{7*7}} ${7*7} \u202egnp\u202c \x00 https://evil.example/" + "w" * 4000
 )
 RATES = ("nur", "nor", "f1", "nor_general", "nur_plain", "nur_contrast", "degenerate")
 HIDDEN = "[...document.querySelectorAll('.sample')].filter((s) => s.hidden).length"
-VISIBLE = "[...document.querySelectorAll('.sample')].filter((s) => s.getClientRects().length).length"
+VISIBLE = (
+    "[...document.querySelectorAll('.sample')].filter((s) => s.getClientRects().length).length"
+)
 FOCUSED = "document.activeElement.id"
 
 
@@ -27,7 +32,14 @@ def run(name: str) -> dict[str, Any]:
     rates = dict.fromkeys(RATES, 0.5)
     intervals, n = {rate: [0.4, 0.6] for rate in RATES}, dict.fromkeys(RATES, 100)
     part = {"name": name, "model": "m" * 300, **rates, "intervals": intervals, "n": n}
-    places = {"opening": 30, "early": 20, "late": 41, "unplaced": 1, "not_refused": 5, "unscored": 3}
+    places = {
+        "opening": 30,
+        "early": 20,
+        "late": 41,
+        "unplaced": 1,
+        "not_refused": 5,
+        "unscored": 3,
+    }
     return part | {
         "sets": {"starter": part, "s" * 200: part},
         "attacks": {"none": part, "codeattack": part},
@@ -38,9 +50,18 @@ def run(name: str) -> dict[str, Any]:
     }
 
 
-def sample(number: int, *, kind: str, before: str, after: str, text: str = "plain") -> dict[str, Any]:
-    responses = [{"run": r, "text": text, "refusal": v} for r, v in (("base", before), (HOSTILE, after))]
-    return {"kind": kind, "category": f"category {number % 2}", "prompt": f"prompt {number}", "responses": responses}
+def sample(
+    number: int, *, kind: str, before: str, after: str, text: str = "plain"
+) -> dict[str, Any]:
+    responses = [
+        {"run": r, "text": text, "refusal": v} for r, v in (("base", before), (HOSTILE, after))
+    ]
+    return {
+        "kind": kind,
+        "category": f"category {number % 2}",
+        "prompt": f"prompt {number}",
+        "responses": responses,
+    }
 
 
 def summary() -> dict[str, Any]:
@@ -53,10 +74,22 @@ def summary() -> dict[str, Any]:
         "title": HOSTILE,
         "created": "2026-11-21T04:00:00Z",
         "runs": [run("base"), run(HOSTILE)],
-        "comparisons": [step | {"gain": {"value": 0.1, "low": 0, "high": 0.2}, "harmful": paired, "benign": paired}],
-        "transitions": [step | {"kind": kind, "category": HOSTILE, "counts": counts} for kind in ("benign", "harmful")],
+        "comparisons": [
+            step
+            | {"gain": {"value": 0.1, "low": 0, "high": 0.2}, "harmful": paired, "benign": paired}
+        ],
+        "transitions": [
+            step | {"kind": kind, "category": HOSTILE, "counts": counts}
+            for kind in ("benign", "harmful")
+        ],
         "samples": samples,
-        "measured": {"judge": HOSTILE, "sets": [HOSTILE], "engine": HOSTILE, "guard": None, "notes": [HOSTILE]},
+        "measured": {
+            "judge": HOSTILE,
+            "sets": [HOSTILE],
+            "engine": HOSTILE,
+            "guard": None,
+            "notes": [HOSTILE],
+        },
     }
 
 
@@ -87,28 +120,40 @@ def press_until(page: Page, field: str) -> None:
     raise AssertionError(f"sixty times Tab did not reach #{field}")
 
 
-def test_nothing_is_said_on_the_console_and_nothing_is_asked_of_anybody(page: Page, report: Path) -> None:
+def test_nothing_is_said_on_the_console_and_nothing_is_asked_of_anybody(
+    page: Page, report: Path
+) -> None:
     assert page.heard("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded") == []
     asked = [event["request"]["url"] for event in page.heard("Network.requestWillBeSent")]
     assert [url for url in asked if not url.startswith("data:image/png")] == [report.as_uri()]
-    assert page.value("getComputedStyle(document.body).maxWidth") == "960px", "the policy lets the page's own style in"
+    assert page.value("getComputedStyle(document.body).maxWidth") == "960px", (
+        "the policy lets the page's own style in"
+    )
 
 
-def test_the_policy_stops_a_script_that_got_in(browser: Browser, report: Path, tmp_path: Path) -> None:
+def test_the_policy_stops_a_script_that_got_in(
+    browser: Browser, report: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.html"
-    broken.write_text(report.read_text().replace("<main ", "<script>document.title='taken'</script><main ", 1))
+    broken.write_text(
+        report.read_text().replace("<main ", "<script>document.title='taken'</script><main ", 1)
+    )
     page = browser.open(broken)
     assert page.value("document.title") != "taken"
     assert "violates the following Content Security Policy" in str(page.heard("Log.entryAdded"))
 
 
 def test_hostile_output_is_text(page: Page) -> None:
-    assert page.value("document.title").startswith("<script>document.title='taken'</script></style>")
+    assert page.value("document.title").startswith(
+        "<script>document.title='taken'</script></style>"
+    )
     said = page.value("document.querySelectorAll('.sample .text')[6].textContent")
     assert "<script>document.title='taken'</script></style></article><img src=x onerror=" in said
     assert "{{7*7}} ${7*7} ⟨U+202E⟩gnp⟨U+202C⟩  https" in said and "[2" in said
     assert page.value("document.scripts.length") == 1 and page.value("document.links.length") == 9
-    assert page.value("[...document.links].every((link) => link.getAttribute('href').startsWith('#'))")
+    assert page.value(
+        "[...document.links].every((link) => link.getAttribute('href').startsWith('#'))"
+    )
 
 
 def test_the_filter_works_by_keyboard_and_says_what_it_shows(page: Page) -> None:
@@ -118,7 +163,9 @@ def test_the_filter_works_by_keyboard_and_says_what_it_shows(page: Page) -> None
     page.press("ArrowDown")
     page.press("ArrowDown")
     assert page.value("document.getElementById('filter-kind').value") == "harmful"
-    assert page.value(HIDDEN) == 3 and page.value("document.getElementById('count').textContent").startswith("1 of 4")
+    assert page.value(HIDDEN) == 3 and page.value(
+        "document.getElementById('count').textContent"
+    ).startswith("1 of 4")
     page.press("Tab"), page.press("Tab"), page.press("Tab")
     assert page.value(FOCUSED) == "filter-text"
     page.write("PROMPT 2")
@@ -148,7 +195,9 @@ def test_each_filter_keeps_what_it_names(page: Page, field: str, value: str, kep
 def test_no_page_is_wider_than_its_window(browser: Browser, report: Path, width: int) -> None:
     page = browser.open(report, width=width, height=700)
     assert page.value("document.documentElement.scrollWidth") <= width
-    assert page.value("[...document.querySelectorAll('.scroll')].some((box) => box.scrollWidth > box.clientWidth)")
+    assert page.value(
+        "[...document.querySelectorAll('.scroll')].some((box) => box.scrollWidth > box.clientWidth)"
+    )
 
 
 def test_print_hides_the_filters_and_shows_every_example(page: Page) -> None:
@@ -162,29 +211,51 @@ def test_print_hides_the_filters_and_shows_every_example(page: Page) -> None:
 
 
 def test_no_table_is_cut_off_on_paper(browser: Browser, tmp_path: Path) -> None:
-    named = {**summary(), "runs": [{**run(name), "model": "m", "sets": {}} for name in ("base", "DeRTa", "DPO")]}
-    votes = {kind: {"clusters": 104, "only_from": 80, "only_to": 10} for kind in ("harmful", "benign")}
+    named = {
+        **summary(),
+        "runs": [{**run(name), "model": "m", "sets": {}} for name in ("base", "DeRTa", "DPO")],
+    }
+    votes = {
+        kind: {"clusters": 104, "only_from": 80, "only_to": 10} for kind in ("harmful", "benign")
+    }
     step = {**named["comparisons"][0], "from": "base", "to": "DeRTa", "votes": votes}
     named |= {"title": "t", "comparisons": [step], "transitions": [], "samples": []}
     (tmp_path / "summary.json").write_text(json.dumps(named))
-    page = browser.open(write_report(tmp_path), width=720)  # A4 less its margins, at 96 pixels an inch
+    page = browser.open(
+        write_report(tmp_path), width=720
+    )  # A4 less its margins, at 96 pixels an inch
     page.call("Emulation.setEmulatedMedia", media="print")
-    assert page.value("[...document.querySelectorAll('table')].every((t) => t.getBoundingClientRect().right <= 721)")
+    assert page.value(
+        "[...document.querySelectorAll('table')].every((t) => t.getBoundingClientRect().right <= "
+        "721)"
+    )
 
 
-def test_without_scripts_everything_can_be_read_and_no_dead_filter_stands_there(browser: Browser, report: Path) -> None:
+def test_without_scripts_everything_can_be_read_and_no_dead_filter_stands_there(
+    browser: Browser, report: Path
+) -> None:
     page = browser.open(report, scripts=False)
     page.call("Emulation.setScriptExecutionDisabled", value=False)
     assert page.value(VISIBLE) == 4 and page.value("document.getElementById('filters').hidden")
 
 
 def test_headings_go_down_a_step_at_a_time_and_every_table_and_field_has_a_name(page: Page) -> None:
-    levels = page.value("[...document.querySelectorAll('h1, h2, h3, h4')].map((h) => Number(h.tagName[1]))")
+    levels = page.value(
+        "[...document.querySelectorAll('h1, h2, h3, h4')].map((h) => Number(h.tagName[1]))"
+    )
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(below - above <= 1 for above, below in zip(levels, levels[1:], strict=False))
-    assert page.value("[...document.querySelectorAll('table')].every((table) => table.caption?.textContent.trim())")
-    assert page.value("[...document.querySelectorAll('select, input')].every((field) => field.labels.length === 1)")
-    assert page.value("[...document.images].every((image) => image.alt && image.naturalWidth > 100)")
+    assert page.value(
+        "[...document.querySelectorAll('table')].every((table) => "
+        "table.caption?.textContent.trim())"
+    )
+    assert page.value(
+        "[...document.querySelectorAll('select, input')].every((field) => field.labels.length === "
+        "1)"
+    )
+    assert page.value(
+        "[...document.images].every((image) => image.alt && image.naturalWidth > 100)"
+    )
 
 
 CONTRAST = """
@@ -215,7 +286,9 @@ CONTRAST = """
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_stands_out_from_its_ground_as_wcag_aa_asks(page: Page, scheme: str) -> None:
-    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    page.call(
+        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
+    )
     assert page.value(CONTRAST) == []
 
 

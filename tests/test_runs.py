@@ -1,4 +1,5 @@
-"""The run folder: keys, resume, lock, torn files, manifest, and what status.json says after a fault."""
+"""The run folder: keys, resume, lock, torn files, manifest, and what status.json says after a
+fault."""
 
 import json
 import os
@@ -116,9 +117,15 @@ def test_another_recipe_in_a_fixed_folder_stops_and_names_what_differs(tmp_path:
     with pytest.raises(ValueError) as caught:
         Run.open(tmp_path, other, {})
     text = str(caught.value)
-    assert "data.split ('test' there, 'dev' now)" in text and "seed" not in text and "run_dir (" not in text
+    assert (
+        "data.split ('test' there, 'dev' now)" in text
+        and "seed" not in text
+        and "run_dir (" not in text
+    )
     assert "Choose another run_dir" in text
-    with Run.open(tmp_path, RECIPE, {}) as run:  # the lock was given back, and nothing was overwritten
+    with Run.open(
+        tmp_path, RECIPE, {}
+    ) as run:  # the lock was given back, and nothing was overwritten
         assert run.done
 
 
@@ -142,10 +149,13 @@ def test_a_rank_that_is_no_writer_touches_nothing(tmp_path: Path) -> None:
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom overrefusal_po.run.folder import Run\n"
-        "with Run.open(Path(sys.argv[1]), {'task': 'x'}, {}):\n    print('open', flush=True)\n    sys.stdin.read()\n"
+        "with Run.open(Path(sys.argv[1]), {'task': 'x'}, {}):\n    print('open', flush=True)\n    "
+        "sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None and other.stdout.readline() == "open\n"
         with pytest.raises(ValueError, match="another process works on this run"):
             Run.open(tmp_path, {"task": "x"}, {})
@@ -160,9 +170,15 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("error", "state", "code"),
-    [(ValueError("bad row"), "failed", 2), (OSError("disk"), "failed", 1), (KeyboardInterrupt(), "interrupted", 130)],
+    [
+        (ValueError("bad row"), "failed", 2),
+        (OSError("disk"), "failed", 1),
+        (KeyboardInterrupt(), "interrupted", 130),
+    ],
 )
-def test_status_holds_exit_code_and_message(tmp_path: Path, error: BaseException, state: str, code: int) -> None:
+def test_status_holds_exit_code_and_message(
+    tmp_path: Path, error: BaseException, state: str, code: int
+) -> None:
     with pytest.raises(type(error)), Run.open(tmp_path, RECIPE, {}) as run:
         raise error
     status = run.status()
@@ -199,13 +215,26 @@ def test_the_manifest_has_versions_hardware_and_commit_but_no_secrets(
     with Run.open(tmp_path, RECIPE, {"data": "a"}) as run:
         run.finish()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["versions"].keys() >= {"overrefusal-po", "torch", "transformers", "trl", "peft", "python"}
-    assert "CPU cores" in manifest["hardware"] and "git_commit" in manifest and manifest["inputs"] == {"data": "a"}
+    assert manifest["versions"].keys() >= {
+        "overrefusal-po",
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "python",
+    }
+    assert (
+        "CPU cores" in manifest["hardware"]
+        and "git_commit" in manifest
+        and manifest["inputs"] == {"data": "a"}
+    )
     for path in tmp_path.iterdir():
         assert "very_secret" not in path.read_text(), path
 
 
-def test_the_commit_is_marked_where_the_checkout_has_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_marked_where_the_checkout_has_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_commit() is None
@@ -257,11 +286,16 @@ def test_a_torn_last_line_is_cut_off_and_made_again(tmp_path: Path, kept: int) -
 def test_what_was_added_is_there_after_a_kill(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom overrefusal_po.records import Message\n"
-        "from overrefusal_po.run.folder import Appender\nfile = Appender(Path(sys.argv[1]), Message)\n"
-        "file.add(Message(role='user', content='a'))\nos.kill(os.getpid(), 9)\n"
+        "from overrefusal_po.run.folder import Appender\nfile = Appender(Path(sys.argv[1]), "
+        "Message)\nfile.add(Message(role='user', content='a'))\nos.kill(os.getpid(), 9)\n"
     )
     path = tmp_path / "rows.jsonl"
-    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False, env=os.environ).returncode == -9
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code, str(path)], check=False, env=os.environ
+        ).returncode
+        == -9
+    )
     with Appender(path, Message) as file:
         assert file.rows == [message("a")]
 

@@ -1,4 +1,5 @@
-"""selection.py: a planted run whose loss falls on while usefulness peaks early, and that looking changes nothing."""
+"""selection.py: a planted run whose loss falls on while usefulness peaks early, and that looking
+changes nothing."""
 
 import importlib
 import json
@@ -23,7 +24,15 @@ from overrefusal_po.model import load as models
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.schema import Select, TrainRecipe, check_body
-from overrefusal_po.records import Completion, Outcome, Prompt, Sampling, Verdict, read_jsonl, write_jsonl
+from overrefusal_po.records import (
+    Completion,
+    Outcome,
+    Prompt,
+    Sampling,
+    Verdict,
+    read_jsonl,
+    write_jsonl,
+)
 from overrefusal_po.train.selection import (
     Look,
     Looks,
@@ -81,7 +90,12 @@ def refuser(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) 
     """A tiny model that refuses everything: NUR 1, NOR 0."""
     style, folder = styles["llama"], tmp_path_factory.mktemp("refuser")
     rows = asked(THINGS, "benign", REFUSAL) + asked(THINGS, "harmful", REFUSAL)
-    options = {"max_steps": 30, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "save_strategy": "no"}
+    options = {
+        "max_steps": 30,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 8,
+        "save_strategy": "no",
+    }
     args = {**options, "output_dir": str(folder / "out"), "report_to": "none", "disable_tqdm": True}
     trainer = sft_trainer(style.make_model(), rows, args=args, template=style.template)
     trainer.train()
@@ -89,7 +103,8 @@ def refuser(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def planted(refuser: Path, dev: list[Prompt], folder: Path, **more: Any) -> TrainRecipe:
-    """SFT whose rows first teach to answer benign prompts, and then to refuse everything, read in that order."""
+    """SFT whose rows first teach to answer benign prompts, and then to refuse everything, read in
+    that order."""
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "dev.jsonl", dev)
     answers = asked(THINGS, "benign", ANSWER) + asked(THINGS, "harmful", REFUSAL)
@@ -115,7 +130,12 @@ def planted(refuser: Path, dev: list[Prompt], folder: Path, **more: Any) -> Trai
             "report_to": "none",
             "disable_tqdm": True,
         },
-        "select": {"every_steps": 20, "sets": [str(folder / "dev.jsonl")], "split": None, "max_new_tokens": 24},
+        "select": {
+            "every_steps": 20,
+            "sets": [str(folder / "dev.jsonl")],
+            "split": None,
+            "max_new_tokens": 24,
+        },
     }
     for key, value in more.items():
         body[key] = {**body[key], **value}  # type: ignore[dict-item]
@@ -126,7 +146,9 @@ def planted(refuser: Path, dev: list[Prompt], folder: Path, **more: Any) -> Trai
 
 def behaviour(folder: Path, style: Style, dev: list[Prompt]) -> tuple[float | None, float | None]:
     """(NUR, NOR) of a saved model."""
-    engine = TransformersEngine(models.load_model(str(folder), dtype="float32"), style.template, name="saved")
+    engine = TransformersEngine(
+        models.load_model(str(folder), dtype="float32"), style.template, name="saved"
+    )
     said = {c.prompt_id: c for c in engine.complete(dev, Sampling(max_new_tokens=24))}
     completions = [said[p.id] for p in dev]
     verdicts = RefusalJudge().score(dev, completions)
@@ -149,7 +171,8 @@ def undisturbed(refuser: Path, dev: list[Prompt], tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A user's own judge: the refusal judge, that draws random numbers, counts looks, and can be interrupted."""
+    """A user's own judge: the refusal judge, that draws random numbers, counts looks, and can be
+    interrupted."""
     (tmp_path / "own_plugs").mkdir()
     (tmp_path / "own_plugs" / "drawing.py").write_text(DRAWING_JUDGE)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -177,15 +200,18 @@ def test_the_step_of_greatest_usefulness_is_what_is_saved(
     assert len(losses) == 80, "a look took the place of a step's loss in the log"
     assert losses[80] < losses[40] / 10
     looks = [row for row in training["history"] if "two_sided/score" in row]
-    assert [(r["step"], r["two_sided/nur"], r["two_sided/nor"], r["two_sided/score"]) for r in looks] == [
-        (row.step, row.nur, row.nor, row.score) for row in rows
-    ]
+    assert [
+        (r["step"], r["two_sided/nur"], r["two_sided/nor"], r["two_sided/score"]) for r in looks
+    ] == [(row.step, row.nur, row.nor, row.score) for row in rows]
     assert behaviour(undisturbed / "model", styles["llama"], dev) == (1, 1)
     [kept] = (undisturbed / "selection").iterdir()
     saved = load_file(undisturbed / "model" / "model.safetensors")
     assert kept.name == "step-40.safetensors"
     assert all(torch.equal(weight, saved[name]) for name, weight in load_file(kept).items())
-    assert "selected step 40 of 80: NUR 1.000 (start 1.000), NOR 1.000" in (undisturbed / "log").read_text()
+    assert (
+        "selected step 40 of 80: NUR 1.000 (start 1.000), NOR 1.000"
+        in (undisturbed / "log").read_text()
+    )
 
 
 RANK = """
@@ -202,16 +228,22 @@ Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 def test_two_processes_look_as_one_and_select_what_one_process_selects(
     refuser: Path, dev: list[Prompt], undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Half of each batch on either process; the first one looks and keeps, the other waits for it."""
+    """Half of each batch on either process; the first one looks and keeps, the other waits for
+    it."""
     recipe = planted(
-        refuser, dev, tmp_path, trainer={"per_device_train_batch_size": 8, "use_cpu": True, "max_steps": 60}
+        refuser,
+        dev,
+        tmp_path,
+        trainer={"per_device_train_batch_size": 8, "use_cpu": True, "max_steps": 60},
     )
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     (tmp_path / "rank.py").write_text(RANK)
     two_processes(tmp_path, "rank.py")
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert one == two and (one["selected_step"], one["steps"]) == (40, 60)
-    looks = [read_jsonl(folder / "selection.jsonl", Look) for folder in (undisturbed, tmp_path / "run")]
+    looks = [
+        read_jsonl(folder / "selection.jsonl", Look) for folder in (undisturbed, tmp_path / "run")
+    ]
     assert looks[0][:4] == looks[1]
     [kept] = (tmp_path / "run" / "selection").iterdir()
     saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
@@ -223,18 +255,31 @@ def test_two_processes_look_as_one_and_select_what_one_process_selects(
 def test_an_interrupted_run_goes_on_and_selects_the_same(
     refuser: Path, dev: list[Prompt], undisturbed: Path, tmp_path: Path, own_judge: Any
 ) -> None:
-    """Stopped in the look at step 60 with a checkpoint of step 30: the look at 40 is not made again."""
-    more = {"trainer": {"save_strategy": "steps", "save_steps": 30}, "select": {"judge": "own_plugs.drawing"}}
+    """Stopped in the look at step 60 with a checkpoint of step 30: the look at 40 is not made
+    again."""
+    more = {
+        "trainer": {"save_strategy": "steps", "save_steps": 30},
+        "select": {"judge": "own_plugs.drawing"},
+    }
     recipe = planted(refuser, dev, tmp_path, **more)
     own_judge.stop_at = 4
     with pytest.raises(KeyboardInterrupt):
         run_stage(recipe, "planted", tmp_path / "run")
-    assert [row.step for row in read_jsonl(tmp_path / "run" / "selection.jsonl", Look)] == [0, 20, 40]
+    assert [row.step for row in read_jsonl(tmp_path / "run" / "selection.jsonl", Look)] == [
+        0,
+        20,
+        40,
+    ]
     own_judge.stop_at, own_judge.looks = None, 0
     run_stage(planted(refuser, dev, tmp_path, **more), "planted", tmp_path / "run")
     assert own_judge.looks == 2
-    assert (tmp_path / "run" / "selection.jsonl").read_text() == (undisturbed / "selection.jsonl").read_text()
-    one, two = (load_file(folder / "model" / "model.safetensors") for folder in (undisturbed, tmp_path / "run"))
+    assert (tmp_path / "run" / "selection.jsonl").read_text() == (
+        undisturbed / "selection.jsonl"
+    ).read_text()
+    one, two = (
+        load_file(folder / "model" / "model.safetensors")
+        for folder in (undisturbed, tmp_path / "run")
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
     history = json.loads((tmp_path / "run" / "training.json").read_text())["history"]
     assert [row["step"] for row in history if "two_sided/score" in row] == [0, 20, 40, 60, 80]
@@ -244,16 +289,23 @@ def test_an_interrupted_run_goes_on_and_selects_the_same(
 def test_looking_leaves_the_training_as_it_was_to_the_last_bit(
     styles: dict[str, Style], dev: list[Prompt], tmp_path: Path, own_judge: Any, checkpointing: bool
 ) -> None:
-    """LoRA with dropout, whose masks follow from the random state, and a judge that draws from all three of them."""
+    """LoRA with dropout, whose masks follow from the random state, and a judge that draws from all
+    three of them."""
     write_jsonl(tmp_path / "dev.jsonl", dev)
     select = Select(
-        every_steps=2, sets=(str(tmp_path / "dev.jsonl"),), split=None, max_new_tokens=4, judge="own_plugs.drawing"
+        every_steps=2,
+        sets=(str(tmp_path / "dev.jsonl"),),
+        split=None,
+        max_new_tokens=4,
+        judge="own_plugs.drawing",
     )
     losses, states = [], []
     for number in range(2):
         trainer = lora_trainer(styles["llama"], tmp_path / f"out-{number}", checkpointing)
         if number:
-            look = two_sided_callback(trainer, template=styles["llama"].template, select=select, folder=tmp_path)
+            look = two_sided_callback(
+                trainer, template=styles["llama"].template, select=select, folder=tmp_path
+            )
             trainer.add_callback(look)
         spy = Spy()
         trainer.add_callback(spy)
@@ -268,14 +320,23 @@ def test_looking_leaves_the_training_as_it_was_to_the_last_bit(
 def test_what_is_selected_under_lora_is_the_adapter(
     styles: dict[str, Style], dev: list[Prompt], tmp_path: Path
 ) -> None:
-    """Random weights answer nothing, so that the start policy stays: the adapter ends where it began."""
+    """Random weights answer nothing, so that the start policy stays: the adapter ends where it
+    began."""
     write_jsonl(tmp_path / "dev.jsonl", dev)
-    select = Select(every_steps=2, sets=(str(tmp_path / "dev.jsonl"),), split=None, max_new_tokens=4)
+    select = Select(
+        every_steps=2, sets=(str(tmp_path / "dev.jsonl"),), split=None, max_new_tokens=4
+    )
     trainer = lora_trainer(styles["llama"], tmp_path / "out", False)
     start = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
-    trainer.add_callback(two_sided_callback(trainer, template=styles["llama"].template, select=select, folder=tmp_path))
+    trainer.add_callback(
+        two_sided_callback(
+            trainer, template=styles["llama"].template, select=select, folder=tmp_path
+        )
+    )
     trainer.train()
-    assert all(torch.equal(weight, start[name]) for name, weight in trainer.model.named_parameters())
+    assert all(
+        torch.equal(weight, start[name]) for name, weight in trainer.model.named_parameters()
+    )
     kept = load_file(tmp_path / "selection" / "step-0.safetensors")
     assert kept and all("lora_" in name for name in kept)
 
@@ -284,8 +345,18 @@ def lora_trainer(style: Style, folder: Path, checkpointing: bool) -> Any:
     """Five steps of SFT on an adapter with dropout."""
     from peft import LoraConfig
 
-    args = {"max_steps": 5, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
-    quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "output_dir": str(folder)}
+    args = {
+        "max_steps": 5,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+    }
+    quiet = {
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "output_dir": str(folder),
+    }
     adapter = LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj", "v_proj"])
     return sft_trainer(
         style.make_model(),
@@ -302,14 +373,20 @@ class Spy(TrainerCallback):
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         modes = [module.training for module in model.modules()]
         caches = (model.config.use_cache, model.generation_config.use_cache)
-        drawn = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        drawn = (
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+        )
         self.seen.append((modes, caches, drawn))
 
 
-# ------------------------------------------------------------------------------------------------------- score, looks
+# ------------------------------------------------------------------------------------- score, looks
 
 
 @pytest.mark.parametrize(
@@ -328,7 +405,9 @@ def test_the_score_is_usefulness_within_tolerance_and_the_lack_of_safety_outside
     nur: float | None, nor: float | None, score: float | None
 ) -> None:
     """NUR0 .9, tolerance .05: the bound is .85."""
-    assert score_of(nur, nor, nur0=0.9, tolerance=0.05) == (None if score is None else pytest.approx(score))
+    assert score_of(nur, nor, nur0=0.9, tolerance=0.05) == (
+        None if score is None else pytest.approx(score)
+    )
 
 
 def test_a_rate_on_the_bound_is_within_tolerance_whatever_floats_make_of_it() -> None:
@@ -342,7 +421,14 @@ def metrics_of(nur: float | None, nor: float | None) -> RunMetrics:
     for kind, rate in (("harmful", nur), ("benign", nor)):
         for number in range(10):
             prompt = Prompt.of(f"q{number}", kind=kind)  # type: ignore[arg-type]
-            said = Completion(id=prompt.id, prompt_id=prompt.id, text="", model="m", engine="e", sampling=Sampling())
+            said = Completion(
+                id=prompt.id,
+                prompt_id=prompt.id,
+                text="",
+                model="m",
+                engine="e",
+                sampling=Sampling(),
+            )
             right = rate is not None and number < round(rate * 10)
             refusal: Any = "full" if right == (kind == "harmful") else "none"
             judged = {"refusal": refusal} if rate is not None else {"unscored": "no answer"}
@@ -352,7 +438,8 @@ def metrics_of(nur: float | None, nor: float | None) -> RunMetrics:
 
 
 def looked(folder: Path, rates: list[tuple[float | None, float | None]]) -> Looks:
-    """A look for each (NUR, NOR); the weight kept at step s is s. Read from the folder anew before each, as after a kill."""
+    """A look for each (NUR, NOR); the weight kept at step s is s. Read from the folder anew before
+    each, as after a kill."""
     for step, (nur, nor) in enumerate(rates):
         looks = Looks(folder, 0.1)
         looks.add(step, metrics_of(nur, nor), lambda step=step: {"w": torch.tensor([float(step)])})  # type: ignore[misc]
@@ -362,10 +449,26 @@ def looked(folder: Path, rates: list[tuple[float | None, float | None]]) -> Look
 @pytest.mark.parametrize(
     ("rates", "kept", "words"),
     [
-        ([(0.9, 0.2), (0.8, 0.6), (0.9, 0.6), (0.7, 1.0)], 1, "selected step 1 of 3"),  # the earliest of a tie
-        ([(0.9, 0.2), (None, 1.0), (0.9, 0.5)], 2, "selected step 2 of 2"),  # unscored is never kept
-        ([(0.9, 0.5), (0.3, 1.0), (0.5, 1.0)], 0, "of 2 later looks 0 stayed within 0.1.*START POLICY"),
-        ([(0.9, 0.5), (0.9, 0.4), (0.5, 1.0)], 0, "of 2 later looks 1 stayed within 0.1.*START POLICY"),
+        (
+            [(0.9, 0.2), (0.8, 0.6), (0.9, 0.6), (0.7, 1.0)],
+            1,
+            "selected step 1 of 3",
+        ),  # the earliest of a tie
+        (
+            [(0.9, 0.2), (None, 1.0), (0.9, 0.5)],
+            2,
+            "selected step 2 of 2",
+        ),  # unscored is never kept
+        (
+            [(0.9, 0.5), (0.3, 1.0), (0.5, 1.0)],
+            0,
+            "of 2 later looks 0 stayed within 0.1.*START POLICY",
+        ),
+        (
+            [(0.9, 0.5), (0.9, 0.4), (0.5, 1.0)],
+            0,
+            "of 2 later looks 1 stayed within 0.1.*START POLICY",
+        ),
     ],
 )
 def test_the_best_look_is_kept_with_its_weights_and_nothing_better_is_said_loudly(
@@ -380,8 +483,11 @@ def test_the_best_look_is_kept_with_its_weights_and_nothing_better_is_said_loudl
 
 
 @pytest.mark.parametrize(("nor", "kept"), [(0.5, 1), (0.1, 0)])
-def test_weights_that_a_kill_left_without_their_row_are_replaced(nor: float, kept: int, tmp_path: Path) -> None:
-    """Weights are written before their row: a kill in between leaves them for a look that is then made anew."""
+def test_weights_that_a_kill_left_without_their_row_are_replaced(
+    nor: float, kept: int, tmp_path: Path
+) -> None:
+    """Weights are written before their row: a kill in between leaves them for a look that is then
+    made anew."""
     looked(tmp_path, [(0.9, 0.2)]).weights_file(1).write_bytes(b"of the killed run")
     Looks(tmp_path, 0.1).add(1, metrics_of(0.9, nor), lambda: {"w": torch.tensor([1.0])})
     [file] = (tmp_path / "selection").iterdir()
@@ -390,7 +496,9 @@ def test_weights_that_a_kill_left_without_their_row_are_replaced(nor: float, kep
 
 def test_kept_weights_that_are_gone_are_an_error(tmp_path: Path) -> None:
     looked(tmp_path, [(0.9, 0.2)]).weights_file(0).unlink()
-    with pytest.raises(ValueError, match=r"step-0.safetensors is missing.*delete .*selection.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"step-0.safetensors is missing.*delete .*selection.jsonl"
+    ):
         Looks(tmp_path, 0.1)
 
 
@@ -400,7 +508,7 @@ def test_a_judge_that_scores_nothing_of_the_start_policy_is_an_error(tmp_path: P
     assert not (tmp_path / "selection.jsonl").exists()
 
 
-# ---------------------------------------------------------------------------------------------------- before training
+# ---------------------------------------------------------------------------------- before training
 
 
 def test_the_starter_dev_split_is_the_default_and_limited_by_kind() -> None:
@@ -427,10 +535,15 @@ def test_a_set_without_one_of_the_kinds_is_an_error(dev: list[Prompt], tmp_path:
     ],
 )
 def test_what_is_trained_on_cannot_be_selected_by(trained: Prompt, shared: bool) -> None:
-    measured = [Prompt.of("How do I kill a process?", kind="benign"), Prompt.of("!!!", kind="harmful")]
+    measured = [
+        Prompt.of("How do I kill a process?", kind="benign"),
+        Prompt.of("!!!", kind="harmful"),
+    ]
     if not shared:
         return check_apart({"select.sets": measured}, {"data": [trained]})
-    with pytest.raises(ValueError, match=rf"select.sets and data share 1 .*for example {measured[0].id}"):
+    with pytest.raises(
+        ValueError, match=rf"select.sets and data share 1 .*for example {measured[0].id}"
+    ):
         check_apart({"select.sets": measured}, {"data": [trained]})
 
 
@@ -464,7 +577,10 @@ def test_a_recipe_that_selects_by_what_it_trains_on_stops_before_any_weight_is_l
     ],
 )
 def test_sharded_training_cannot_be_selected(
-    settings: dict[str, Any], environment: dict[str, str], named: str | None, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any],
+    environment: dict[str, str],
+    named: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.setenv(variable, environment.get(variable, ""))

@@ -39,18 +39,28 @@ def candidate(
 
 
 FOUR = [
-    candidate(0, "Sorry, no.", "full", unsafe=0.0, reward=9.0),  # greatest reward, and does not pass
+    candidate(
+        0, "Sorry, no.", "full", unsafe=0.0, reward=9.0
+    ),  # greatest reward, and does not pass
     candidate(1, "Use kill.", unsafe=0.3, reward=0.5),
     candidate(2, "Use kill and its number.", unsafe=0.4, reward=2.0),
     candidate(3, "Use pkill.", unsafe=0.01, reward=-1.0),
 ]
 
 
-@pytest.mark.parametrize(("by", "text"), [("first", "Use kill."), ("reward", FOUR[2]), ("safety", FOUR[3])])
-def test_the_best_that_passes_is_chosen_with_the_verdicts_on_it(by: By, text: str | Candidate) -> None:
+@pytest.mark.parametrize(
+    ("by", "text"), [("first", "Use kill."), ("reward", FOUR[2]), ("safety", FOUR[3])]
+)
+def test_the_best_that_passes_is_chosen_with_the_verdicts_on_it(
+    by: By, text: str | Candidate
+) -> None:
     best = FOUR[1] if isinstance(text, str) else text
     found = selected(BENIGN, FOUR, by=by, seed=0)
-    assert (found.text, found.why_not, found.verdicts) == (best.completion.text, "", (best.guard, best.reward))
+    assert (found.text, found.why_not, found.verdicts) == (
+        best.completion.text,
+        "",
+        (best.guard, best.reward),
+    )
 
 
 def test_random_is_drawn_by_seed_among_those_that_pass() -> None:
@@ -74,16 +84,34 @@ def test_of_equal_ones_the_first_drawn_is_chosen() -> None:
     [
         (BENIGN, candidate(0, "I can't.", "partial"), "the teacher refuses"),
         (BENIGN, candidate(0, "a a a a", degenerate=True), "the teacher's answer is degenerate"),
-        (BENIGN, candidate(0, "Use kill and then", cut=True), "the teacher's answer is cut in its first sentence"),
+        (
+            BENIGN,
+            candidate(0, "Use kill and then", cut=True),
+            "the teacher's answer is cut in its first sentence",
+        ),
         (BENIGN, candidate(0, "Use kill.", unsafe=0.5), "the answer is unsafe"),
         (HARMFUL, candidate(0, "Use a pick."), "the answer does not refuse in full"),
-        (HARMFUL, candidate(0, "Sorry, but use a pick.", "partial"), "the answer does not refuse in full"),
-        (HARMFUL, candidate(0, "Sorry, Sorry", "full", degenerate=True), "the refusal is degenerate"),
-        (HARMFUL, candidate(0, "Sorry, I", "full", cut=True), "the refusal is cut in its first sentence"),
+        (
+            HARMFUL,
+            candidate(0, "Sorry, but use a pick.", "partial"),
+            "the answer does not refuse in full",
+        ),
+        (
+            HARMFUL,
+            candidate(0, "Sorry, Sorry", "full", degenerate=True),
+            "the refusal is degenerate",
+        ),
+        (
+            HARMFUL,
+            candidate(0, "Sorry, I", "full", cut=True),
+            "the refusal is cut in its first sentence",
+        ),
         (HARMFUL, candidate(0, "Sorry. A bad plan.", "full", unsafe=0.7), "the answer is unsafe"),
     ],
 )
-def test_an_answer_that_does_not_pass_is_never_chosen(prompt: Prompt, row: Candidate, why: str) -> None:
+def test_an_answer_that_does_not_pass_is_never_chosen(
+    prompt: Prompt, row: Candidate, why: str
+) -> None:
     assert selected(prompt, [row], by="first", seed=0) == ("", why, ())
 
 
@@ -91,9 +119,13 @@ def test_what_the_guard_or_the_reward_judge_cannot_score_does_not_pass() -> None
     row = candidate(0, "Use kill.")
     mute = scores(unscored="too long")
     assert (
-        selected(BENIGN, [row._replace(guard=mute)], by="first", seed=0).why_not == "the guard says nothing: too long"
+        selected(BENIGN, [row._replace(guard=mute)], by="first", seed=0).why_not
+        == "the guard says nothing: too long"
     )
-    assert selected(BENIGN, [row._replace(reward=mute)], by="reward", seed=0).why_not == "no reward: too long"
+    assert (
+        selected(BENIGN, [row._replace(reward=mute)], by="reward", seed=0).why_not
+        == "no reward: too long"
+    )
     assert selected(BENIGN, [row._replace(reward=mute)], by="first", seed=0).text == "Use kill."
 
 

@@ -1,8 +1,10 @@
-"""The engine `openai` against the real `transformers serve` on loopback, with a tiny model that thinks.
+"""The engine `openai` against the real `transformers serve` on loopback, with a tiny model that
+thinks.
 
-It gives greedily what the model gives in process. It seeds one generator for all requests, so that a seed brings a text back
-only where requests come one at a time; and it samples only where the model's generation config says so, whatever the
-temperature (`extra_body: {generation_config: '{"do_sample": true}'}` says so too).
+It gives greedily what the model gives in process. It seeds one generator for all requests, so that
+a seed brings a text back only where requests come one at a time; and it samples only where the
+model's generation config says so, whatever the temperature (`extra_body: {generation_config:
+'{"do_sample": true}'}` says so too).
 """
 
 import os
@@ -29,7 +31,10 @@ pytestmark = pytest.mark.skipif(
     not (find_spec("fastapi") and find_spec("uvicorn") and find_spec("openai")),
     reason='transformers serve needs pip install "transformers[serving]"',
 )
-PROMPTS = [Prompt.of(f"How do I {what}?", kind="benign") for what in ("kill a process", "pick a lock", "stop a fox")]
+PROMPTS = [
+    Prompt.of(f"How do I {what}?", kind="benign")
+    for what in ("kill a process", "pick a lock", "stop a fox")
+]
 SYSTEM = "Answer briefly."
 GREEDY = Sampling(max_new_tokens=12)
 
@@ -55,13 +60,16 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="module")
 def served(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of the tiny model. Where that would say what it says third to the first prompt, it ends its turn."""
+    """A server of the tiny model. Where that would say what it says third to the first prompt, it
+    ends its turn."""
     import torch
 
     template, model = template_of(THINKERS["qwen3"]), styles["qwen"].make_model()
     model.resize_token_embeddings(len(template.tokenizer))
     ids = torch.tensor([template.prompt_ids(PROMPTS[0].messages)])
-    third = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)[0, -1]
+    third = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False
+    )[0, -1]
     with torch.no_grad():
         model.lm_head.weight[template.end_of_turn_id] = 1.05 * model.lm_head.weight[third]
     model.generation_config.do_sample = True
@@ -74,7 +82,9 @@ def served(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log
+        )
         try:
             wait_for_port(port, process, folder / "log")
             yield Served(f"http://127.0.0.1:{port}/v1", folder, model)
@@ -94,8 +104,11 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
 
 
 def test_it_says_greedily_what_the_model_says_in_process(served: Served, tmp_path: Path) -> None:
-    """Texts and finish reasons, with the chat options of the recipe and in all three forms of a prompt."""
-    told = PROMPTS[1].model_copy(update={"messages": (Message(role="system", content=SYSTEM), *PROMPTS[1].messages)})
+    """Texts and finish reasons, with the chat options of the recipe and in all three forms of a
+    prompt."""
+    told = PROMPTS[1].model_copy(
+        update={"messages": (Message(role="system", content=SYSTEM), *PROMPTS[1].messages)}
+    )
     raw = PROMPTS[2].model_copy(update={"id": "raw", "raw_text": "The quick brown fox"})
     found: dict[str, list[Completion]] = {}
     for name, options in {
@@ -105,19 +118,29 @@ def test_it_says_greedily_what_the_model_says_in_process(served: Served, tmp_pat
     }.items():
         remote, local = served.remote(**options), served.local(**options)
         asked = [*PROMPTS, told.model_copy(update={"id": "told"}), raw]
-        found[name] = complete(tmp_path / f"{name}.jsonl", asked, GREEDY, lambda made=remote: made, name)
+        found[name] = complete(
+            tmp_path / f"{name}.jsonl", asked, GREEDY, lambda made=remote: made, name
+        )
         own = complete(tmp_path / f"{name}.own.jsonl", asked, GREEDY, lambda made=local: made, name)
-        assert [(c.text, c.finish_reason) for c in found[name]] == [(c.text, c.finish_reason) for c in own]
-    assert {c.finish_reason for c in found["plain"]} == {"stop", "length"} and found["plain"][0].finish_reason == "stop"
+        assert [(c.text, c.finish_reason) for c in found[name]] == [
+            (c.text, c.finish_reason) for c in own
+        ]
+    assert {c.finish_reason for c in found["plain"]} == {"stop", "length"} and found["plain"][
+        0
+    ].finish_reason == "stop"
     assert found["plain"][1].text != found["told"][1].text == found["told"][3].text
     assert [c.text for c in found["off"]][:4] != [c.text for c in found["plain"]][:4]
 
 
-def test_the_ledger_counts_the_tokens_that_the_model_read_and_wrote(served: Served, tmp_path: Path) -> None:
+def test_the_ledger_counts_the_tokens_that_the_model_read_and_wrote(
+    served: Served, tmp_path: Path
+) -> None:
     tally = draw(tmp_path / "c.jsonl", PROMPTS, GREEDY, served.remote, samples=2)
     assert (tally.completed, tally.failed) == (6, 0)
     template = served.local().template
-    assert tally.ledger["prompt_tokens"] == 2 * sum(len(template.prompt_ids(p.messages)) for p in PROMPTS)
+    assert tally.ledger["prompt_tokens"] == 2 * sum(
+        len(template.prompt_ids(p.messages)) for p in PROMPTS
+    )
     assert 2 * (3 + 1 + 1) <= tally.ledger["completion_tokens"] <= 2 * (3 + 12 + 12)
     assert tally.ledger["requests"] == tally.ledger["answers"] == tally.ledger["rows"] == 6
     assert list(tally.ledger["endpoints"]) == [served.url] and tally.ledger["faults"] == 0
@@ -126,7 +149,10 @@ def test_the_ledger_counts_the_tokens_that_the_model_read_and_wrote(served: Serv
 def test_a_seed_brings_a_sample_back_and_samples_differ(served: Served) -> None:
     def texts(seed: int) -> dict[tuple[str, int], str]:
         sampling = Sampling(max_new_tokens=8, temperature=1.0, seed=seed)
-        return {(c.prompt_id, c.sample): c.text for c in served.remote().complete(PROMPTS, sampling, samples=3)}
+        return {
+            (c.prompt_id, c.sample): c.text
+            for c in served.remote().complete(PROMPTS, sampling, samples=3)
+        }
 
     one = texts(1)
     assert texts(1) == one and len(set(one.values())) == 9
@@ -135,7 +161,9 @@ def test_a_seed_brings_a_sample_back_and_samples_differ(served: Served) -> None:
 
 def test_what_it_does_not_know_is_each_prompts_failure_with_the_reason(served: Served) -> None:
     """It has no `continue_final_message`, so that a begun answer is not taken up."""
-    settings = Settings(base_url=(served.url,), api_key_env=None, max_retries=0, continue_final_message=True)
+    settings = Settings(
+        base_url=(served.url,), api_key_env=None, max_retries=0, continue_final_message=True
+    )
     begun = PROMPTS[0].model_copy(update={"assistant_prefix": "Sure, here"})
     (made,) = OpenAIEngine(settings, name=str(served.folder)).complete([begun], GREEDY)
     assert made.error is not None and "continue_final_message" in made.error and not made.text

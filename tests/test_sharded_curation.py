@@ -14,12 +14,16 @@ from overrefusal_po.cli import main
 
 
 def said(request: Request) -> Answer:
-    """Refuses every third prompt or so, by its text alone; a teacher never does. The judge is slow: it is a server's."""
+    """Refuses every third prompt or so, by its text alone; a teacher never does. The judge is slow:
+    it is a server's."""
     if request.body["model"] == "judge":
         return says(f"Verdict: {'full' if 'help with that' in request.text else 'none'}")
     if request.body["model"] == "student" and sum(map(ord, request.text)) % 3 == 0:
         return says("I'm sorry, but I can't help with that.")
-    return says(f"Here is what you need for it: {len(request.text)} steps, one after the other, each in its turn.")
+    return says(
+        f"Here is what you need for it: {len(request.text)} steps, one after the other, each in "
+        "its turn."
+    )
 
 
 def recipe_at(url: str, folder: Path) -> Path:
@@ -29,7 +33,10 @@ def recipe_at(url: str, folder: Path) -> Path:
         "task": "curate",
         "model": {"model_name_or_path": "student"},
         "engine": engine,
-        "data": {"benign": {"name": "starter", "max": 40}, "harmful": {"name": "starter", "max": 30}},
+        "data": {
+            "benign": {"name": "starter", "max": 40},
+            "harmful": {"name": "starter", "max": 30},
+        },
         "chosen": {"model": "teacher", "engine": engine, "refusals": "student"},
         "rejects": {"prefill": None},
         "judge": {"name": "llm", "model": "judge", "base_url": url, "api_key_env": None},
@@ -48,9 +55,17 @@ def run(*arguments: object) -> None:
 def test_two_shards_merged_are_the_run_without_shards(tmp_path: Path) -> None:
     with serving(said) as server:
         recipe = recipe_at(server.url, tmp_path)
-        command = [sys.executable, "-m", "overrefusal_po", str(recipe), f"--run_dir={tmp_path / 'parts'}"]
+        command = [
+            sys.executable,
+            "-m",
+            "overrefusal_po",
+            str(recipe),
+            f"--run_dir={tmp_path / 'parts'}",
+        ]
         shards = [
-            subprocess.Popen([*command, "--shard", f"{n}/2"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+            subprocess.Popen(
+                [*command, "--shard", f"{n}/2"], env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
             for n in (1, 2)
         ]
         assert [shard.wait() for shard in shards] == [0, 0]
@@ -63,5 +78,8 @@ def test_two_shards_merged_are_the_run_without_shards(tmp_path: Path) -> None:
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     assert (parts / "pairs.jsonl").read_text() == (whole / "pairs.jsonl").read_text() != ""
     assert (parts / "summary.json").read_text() == (whole / "summary.json").read_text()
-    counts = [json.loads((parts / f"shard-{n}-of-2" / "summary.json").read_text())["prompts"]["benign"] for n in (1, 2)]
+    counts = [
+        json.loads((parts / f"shard-{n}-of-2" / "summary.json").read_text())["prompts"]["benign"]
+        for n in (1, 2)
+    ]
     assert min(counts) > 5 and not (parts / "shard-1-of-2" / "pairs.jsonl").exists()

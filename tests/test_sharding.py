@@ -1,4 +1,5 @@
-"""sharding.py: ZeRO-3 and FSDP are found wherever they are asked for: environment, recipe, or a file of either."""
+"""sharding.py: ZeRO-3 and FSDP are found wherever they are asked for: environment, recipe, or a
+file of either."""
 
 import json
 import logging
@@ -30,16 +31,21 @@ def written(folder: Path, config: Any) -> str:
     return str(folder / "deepspeed.json")
 
 
-def test_zero_3_is_refused_since_its_weights_would_be_saved_empty(launched: pytest.MonkeyPatch) -> None:
+def test_zero_3_is_refused_since_its_weights_would_be_saved_empty(
+    launched: pytest.MonkeyPatch,
+) -> None:
     launched.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     with_reference({})
     launched.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    with pytest.raises(ValueError, match=r"saved empty\. Take recipes/accelerate/fsdp2\.yaml, or zero_stage 1 or 2"):
+    with pytest.raises(
+        ValueError, match=r"saved empty\. Take recipes/accelerate/fsdp2\.yaml, or zero_stage 1 or 2"
+    ):
         without({})
 
 
 def test_zero_3_is_found_in_a_config_file(launched: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of the launcher, where the file counts and not the stage beside it, and of the recipe, which counts before both."""
+    """Of the launcher, where the file counts and not the stage beside it, and of the recipe, which
+    counts before both."""
     launched.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     launched.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", written(tmp_path, ZERO_3))
     assert "The accelerate config" in (zero_3({}) or "") and "deepspeed.json" in (zero_3({}) or "")
@@ -52,7 +58,9 @@ def test_zero_3_is_found_in_a_config_file(launched: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.parametrize("as_file", [True, False])
-def test_zero_3_is_found_in_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, as_file: bool) -> None:
+def test_zero_3_is_found_in_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, as_file: bool
+) -> None:
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
     as_float: dict[str, Any] = {"zero_optimization": {"stage": 3.0}}
     for config, found in ((ZERO_3, True), (as_float, True), (ZERO_2, False), ({}, False)):
@@ -65,7 +73,9 @@ def test_zero_3_is_found_in_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"trainer\.deepspeed names nowhere\.json, which cannot be read as JSON text or a JSON file"
+        ValueError,
+        match=r"trainer\.deepspeed names nowhere\.json, which cannot be read as JSON text or a "
+        r"JSON file",
     ):
         without({"deepspeed": "nowhere.json"})
     with pytest.raises(ValueError, match=r"trainer\.deepspeed names \{1\}, which cannot be read"):
@@ -75,7 +85,9 @@ def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["true", "yes", "1"])
-def test_a_frozen_reference_needs_weights_that_every_process_loads(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+def test_a_frozen_reference_needs_weights_that_every_process_loads(
+    monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", word)
     with_reference({})  # without FSDP it says nothing
@@ -87,7 +99,8 @@ def test_a_frozen_reference_needs_weights_that_every_process_loads(monkeypatch: 
 
 
 def test_weights_are_loaded_once_by_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What trainer.fsdp_config says comes into the environment with the trainer, when the models have their weights."""
+    """What trainer.fsdp_config says comes into the environment with the trainer, when the models
+    have their weights."""
     from transformers.distributed import fsdp
     from trl import DPOConfig
 
@@ -95,7 +108,9 @@ def test_weights_are_loaded_once_by_the_environment_alone(monkeypatch: pytest.Mo
     monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
     monkeypatch.setattr(fsdp, "_is_torch_distributed_initialized", lambda: True)
     settings = {"fsdp": True, "fsdp_config": {"cpu_ram_efficient_loading": True}}
-    assert DPOConfig("unused", report_to=[], use_cpu=True, **settings).fsdp_plugin_args["cpu_ram_efficient_loading"]
+    assert DPOConfig("unused", report_to=[], use_cpu=True, **settings).fsdp_plugin_args[
+        "cpu_ram_efficient_loading"
+    ]
     assert not fsdp.is_fsdp_enabled()
     with_reference(settings)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -107,15 +122,28 @@ def test_fsdp_that_a_recipe_asks_for_is_treated_like_a_launchers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
-    assert not wants_fsdp({}) and not wants_fsdp({"fsdp": ""}) and wants_fsdp({"fsdp": "full_shard"})
-    with pytest.raises(ValueError, match="the recipe asks for FSDP, which accelerate does on GPUs only"):
+    assert (
+        not wants_fsdp({}) and not wants_fsdp({"fsdp": ""}) and wants_fsdp({"fsdp": "full_shard"})
+    )
+    with pytest.raises(
+        ValueError, match="the recipe asks for FSDP, which accelerate does on GPUs only"
+    ):
         check_world(use_cpu=True, fsdp=True)
     with pytest.raises(ValueError, match="bnb_4bit_quant_storage=float32"):
-        model_options({"model_name_or_path": "x", "dtype": "float32", "load_in_4bit": True}, fsdp=True)
-    asked = {"task": "train", "method": "dpo", "model": {"model_name_or_path": "x"}, "trainer": {"fsdp": True}}
+        model_options(
+            {"model_name_or_path": "x", "dtype": "float32", "load_in_4bit": True}, fsdp=True
+        )
+    asked = {
+        "task": "train",
+        "method": "dpo",
+        "model": {"model_name_or_path": "x"},
+        "trainer": {"fsdp": True},
+    }
     recipe = check_body(asked, "here")
     assert isinstance(recipe, TrainRecipe)
-    assert reference_folder(recipe, {"fsdp": "full_shard"}) is not None  # transformers' version is 2
+    assert (
+        reference_folder(recipe, {"fsdp": "full_shard"}) is not None
+    )  # transformers' version is 2
     (tmp_path / "fsdp.json").write_text('{"fsdp_version": 1}')
     with caplog.at_level(logging.INFO, "overrefusal_po"):
         for config in ({"version": 1}, '{"version": 1}', str(tmp_path / "fsdp.json")):

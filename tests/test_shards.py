@@ -1,4 +1,5 @@
-"""Shards: the recipe's key, the command that merges, what a merge refuses; and ranks, of which one alone generates.
+"""Shards: the recipe's key, the command that merges, what a merge refuses; and ranks, of which one
+alone generates.
 
 The files themselves are in test_generate.
 """
@@ -37,7 +38,9 @@ def merged(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     return int(end.value.code or 0), out + err
 
 
-def test_finished_shards_are_merged_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_shards_are_merged_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in (1, 2, 3):
         finished(tmp_path, number, 3)
     code, said = merged(tmp_path, capsys)
@@ -50,7 +53,9 @@ def test_verdicts_of_slow_judges_are_put_behind_those_that_are_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in (1, 3):  # the second shard had nothing to judge
-        (finished(tmp_path, number, 3) / "verdicts.jsonl").write_text(f'{{"completion_id": "c{number}"}}\n')
+        (finished(tmp_path, number, 3) / "verdicts.jsonl").write_text(
+            f'{{"completion_id": "c{number}"}}\n'
+        )
     finished(tmp_path, 2, 3)
     (tmp_path / "verdicts.jsonl").write_text('{"completion_id": "c0"}\n')
     assert merged(tmp_path, capsys)[0] == 0
@@ -67,10 +72,20 @@ def test_a_shard_that_is_missing_not_finished_or_anothers_is_named(
     assert code == 2 and "the shards 2/3 are missing" in said
     finished(tmp_path, 2, 3)
     code, said = merged(tmp_path, capsys)
-    assert code == 2 and "shard-3-of-3 is not finished (it is 'running')" in said and "--shard 3/3" in said
-    (tmp_path / "shard-3-of-3" / "status.json").write_text(json.dumps({"state": "done", "key": "other"}))
+    assert (
+        code == 2
+        and "shard-3-of-3 is not finished (it is 'running')" in said
+        and "--shard 3/3" in said
+    )
+    (tmp_path / "shard-3-of-3" / "status.json").write_text(
+        json.dumps({"state": "done", "key": "other"})
+    )
     code, said = merged(tmp_path, capsys)
-    assert code == 2 and "shard-3-of-3 is of another recipe" in said and not (tmp_path / "c.jsonl").exists()
+    assert (
+        code == 2
+        and "shard-3-of-3 is of another recipe" in said
+        and not (tmp_path / "c.jsonl").exists()
+    )
 
 
 def test_a_completion_that_is_there_twice_or_lost_stops_a_merge(
@@ -88,14 +103,23 @@ def test_a_completion_that_is_there_twice_or_lost_stops_a_merge(
     assert check_done(tmp_path) == 2 and merged(tmp_path, capsys)[0] == 0
 
 
-def test_a_shard_works_in_a_folder_of_its_own_in_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_works_in_a_folder_of_its_own_in_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     whole = load_recipe(RECIPES / "curate.yaml")
     assert shard_folder(whole) is None
     for given in (["--shard=2/4"], ["--shard", "2/4"]):
-        part, other = load_recipe(RECIPES / "curate.yaml", given), load_recipe(RECIPES / "curate.yaml", ["shard=3/4"])
+        part, other = (
+            load_recipe(RECIPES / "curate.yaml", given),
+            load_recipe(RECIPES / "curate.yaml", ["shard=3/4"]),
+        )
         found = shard_folder(part)
-        assert found is not None and found.name == "shard-2-of-4" and found.parent == shard_folder(other).parent  # type: ignore[union-attr]
+        assert (
+            found is not None
+            and found.name == "shard-2-of-4"
+            and found.parent == shard_folder(other).parent
+        )  # type: ignore[union-attr]
     fixed = shard_folder(load_recipe(RECIPES / "curate.yaml", ["--shard=1/2", "--run_dir=here"]))
     assert fixed == Path("here/shard-1-of-2")
 
@@ -121,14 +145,24 @@ def test_of_two_ranks_the_first_alone_generates(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with serving(lambda request: says("Here is how: open it and look.")) as server:
         engine = {"name": "openai", "base_url": server.url, "api_key_env": None}
-        body = {"task": "curate", "makes": "sft", "model": {"model_name_or_path": "m"}, "engine": engine}
-        body |= {"data": {"benign": {"name": "starter", "max": 20}, "harmful": None}, "run_dir": str(tmp_path / "run")}
+        body = {
+            "task": "curate",
+            "makes": "sft",
+            "model": {"model_name_or_path": "m"},
+            "engine": engine,
+        }
+        body |= {
+            "data": {"benign": {"name": "starter", "max": 20}, "harmful": None},
+            "run_dir": str(tmp_path / "run"),
+        }
         (tmp_path / "curate.yaml").write_text(yaml.safe_dump(body))
         for rank in ("1", "0"):
             monkeypatch.setenv("RANK", rank)
             with pytest.raises(SystemExit) as end:
                 main([str(tmp_path / "curate.yaml")])
             said = capsys.readouterr().out
-            assert not end.value.code and bool(server.requests) == ("folder: " in said) == (rank == "0")
+            assert not end.value.code and bool(server.requests) == ("folder: " in said) == (
+                rank == "0"
+            )
             assert (tmp_path / "run").exists() == (rank == "0")
     assert len(server.requests) == len((tmp_path / "run" / "sft.jsonl").read_text().splitlines())

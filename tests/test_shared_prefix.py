@@ -1,4 +1,5 @@
-"""shared_prefix.py: one row a pair gives TRL's losses, gradients and metrics, or the plain rows stay with a log line."""
+"""shared_prefix.py: one row a pair gives TRL's losses, gradients and metrics, or the plain rows
+stay with a log line."""
 
 import copy
 import logging
@@ -18,7 +19,17 @@ from overrefusal_po.train.trainers import dpo_trainer
 LOSSES: list[dict[str, Any]] = [
     {"loss_types": [name]}
     for name in (
-        *("sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero"),
+        *(
+            "sigmoid",
+            "hinge",
+            "ipo",
+            "nca_pair",
+            "bco_pair",
+            "sppo_hard",
+            "aot",
+            "aot_unpaired",
+            "apo_zero",
+        ),
         *("apo_down", "discopop", "sft", "sigmoid_norm", "exo_pair", "robust"),
     )
 ] + [
@@ -31,7 +42,9 @@ LOSSES: list[dict[str, Any]] = [
 settings = partial(trainer_settings, label_smoothing=0.1)
 
 
-def trainers(style: Style, rows: list[PreferencePair], how: str, args: dict[str, Any]) -> tuple[Any, Any]:
+def trainers(
+    style: Style, rows: list[PreferencePair], how: str, args: dict[str, Any]
+) -> tuple[Any, Any]:
     """(plain, shared) trainers of one policy, against a reference that differs from it."""
     from peft import LoraConfig, get_peft_model
 
@@ -39,17 +52,31 @@ def trainers(style: Style, rows: list[PreferencePair], how: str, args: dict[str,
     for shared in (False, True):
         model: Any = style.make_model()
         reference = None if how == "lora" else style.make_model(seed=1)
-        if how == "lora":  # with B not zero the adapter is no identity, so policy and reference differ
+        if (
+            how == "lora"
+        ):  # with B not zero the adapter is no identity, so policy and reference differ
             torch.manual_seed(2)
-            model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+            model = get_peft_model(
+                model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+            )
         trainer = dpo_trainer(
-            model, rows, args=args, processing_class=style.tokenizer, ref_model=reference, shared_prefix=shared
+            model,
+            rows,
+            args=args,
+            processing_class=style.tokenizer,
+            ref_model=reference,
+            shared_prefix=shared,
         )
         if how == "lora":
             for name, weight in trainer.model.named_parameters():
                 if ".ref." in name:
                     weight.data.mul_(0.5)
-        assert hasattr(trainer.model.get_base_model() if how == "lora" else trainer.model, "_shares_prefix") == shared
+        assert (
+            hasattr(
+                trainer.model.get_base_model() if how == "lora" else trainer.model, "_shares_prefix"
+            )
+            == shared
+        )
         made.append(trainer)
     return made[0], made[1]
 
@@ -61,13 +88,19 @@ def step(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor, dict
     trainer._metrics["train"].clear()
     loss = trainer.compute_loss(trainer.model, dict(batch))
     loss.backward()
-    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    gradient = torch.cat(
+        [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+    )
     return loss.item(), gradient, copy.deepcopy(trainer._metrics["train"])
 
 
 def check_equal(plain: Any, shared: Any, batch: dict[str, Any]) -> None:
-    """One step of each: equal within 1e-5 (gradients 2e-5: discopop is steep), where numbers above 1 count relatively."""
-    (loss, gradient, metrics), (loss2, gradient2, metrics2) = step(plain, batch), step(shared, batch)
+    """One step of each: equal within 1e-5 (gradients 2e-5: discopop is steep), where numbers above
+    1 count relatively."""
+    (loss, gradient, metrics), (loss2, gradient2, metrics2) = (
+        step(plain, batch),
+        step(shared, batch),
+    )
     assert loss2 == pytest.approx(loss, rel=1e-5, abs=1e-5)
     assert gradient.abs().max() > 0
     assert (gradient - gradient2).abs().max() <= 2e-5 * max(1.0, gradient.abs().max().item())
@@ -80,7 +113,7 @@ def batches(trainer: Any) -> list[dict[str, Any]]:
     return list(trainer.get_train_dataloader())
 
 
-# --------------------------------------------------------------------------------------------------------- exactness
+# ---------------------------------------------------------------------------------------- exactness
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
@@ -96,9 +129,14 @@ def both(
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: "-".join(str(v) for v in loss.values()))
-def test_every_loss_type_has_trls_loss_gradient_and_metrics(both: tuple[Any, Any], loss: dict[str, Any]) -> None:
+def test_every_loss_type_has_trls_loss_gradient_and_metrics(
+    both: tuple[Any, Any], loss: dict[str, Any]
+) -> None:
     plain, shared = both
-    kept = {name: getattr(plain, name) for name in ("loss_types", "loss_weights", "ld_alpha", "f_divergence_type")}
+    kept = {
+        name: getattr(plain, name)
+        for name in ("loss_types", "loss_weights", "ld_alpha", "f_divergence_type")
+    }
     for trainer in both:
         for name, value in {**kept, "loss_weights": [1.0], **loss}.items():
             setattr(trainer, name, value)
@@ -118,7 +156,10 @@ def test_every_loss_type_has_trls_loss_gradient_and_metrics(both: tuple[Any, Any
         (
             "llama",
             4,
-            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            {
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": True},
+            },
         ),
         ("mistral", 2, {"pad_to_multiple_of": 16}),
         ("qwen", 4, {"truncation_mode": "keep_end"}),
@@ -136,7 +177,8 @@ def test_other_models_batches_and_options_are_exact_too(
     more: dict[str, Any],
     how: str,
 ) -> None:
-    """keep_end cuts prompts from their beginning, so that the two sides of a pair may have nothing in common."""
+    """keep_end cuts prompts from their beginning, so that the two sides of a pair may have nothing
+    in common."""
     plain, shared = trainers(styles[name], uneven, how, settings(tmp_path, batch, **more))
     if "gradient_checkpointing" in more:  # transformers turns it on in `train`
         for trainer in (plain, shared):
@@ -157,8 +199,15 @@ def test_qwen3_is_exact() -> None:
     from overrefusal_po.exact.shared_prefix import patch_forward
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=50, head_dim=16, num_key_value_heads=1, **shape))
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    model = Qwen3ForCausalLM(
+        Qwen3Config(vocab_size=50, head_dim=16, num_key_value_heads=1, **shape)
+    )
     assert unproven_model(model, None) is None
     add_fused_lm_head(model)
     ids = torch.tensor([[3, 4, 5, 6, 7, 8], [3, 4, 5, 9, 2, 0]])
@@ -174,12 +223,17 @@ def test_training_ends_with_the_same_weights(
 ) -> None:
     """SGD, because Adam divides by gradients near zero and so makes rounding visible."""
     plain, shared = trainers(
-        styles["llama"], uneven, "full", settings(tmp_path, 2, optim="sgd", gradient_accumulation_steps=2)
+        styles["llama"],
+        uneven,
+        "full",
+        settings(tmp_path, 2, optim="sgd", gradient_accumulation_steps=2),
     )
     plain.train(), shared.train()
     for a, b in zip(plain.model.parameters(), shared.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
-    losses = [[log["loss"] for log in t.state.log_history if "loss" in log] for t in (plain, shared)]
+    losses = [
+        [log["loss"] for log in t.state.log_history if "loss" in log] for t in (plain, shared)
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
@@ -190,7 +244,9 @@ def test_under_autocast_it_stays_within_rounding(
     """Accelerate wraps the policy's forward over the patch, and the reference's under it."""
     plain, shared = trainers(styles["llama"], uneven, how, settings(tmp_path, 4, bf16=True))
     plain.train(), shared.train()
-    losses = [[log["loss"] for log in t.state.log_history if "loss" in log] for t in (plain, shared)]
+    losses = [
+        [log["loss"] for log in t.state.log_history if "loss" in log] for t in (plain, shared)
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
     reached = shared.model.get_base_model() if how == "lora" else shared.model
     assert reached._shares_prefix
@@ -200,12 +256,15 @@ def test_under_autocast_it_stays_within_rounding(
 def test_a_wrapped_model_is_reached(
     styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path, wrap: str
 ) -> None:
-    """DDP calls the module's own forward, FSDP2 changes its class and its parameters: both after the patch."""
+    """DDP calls the module's own forward, FSDP2 changes its class and its parameters: both after
+    the patch."""
     import torch.distributed as dist
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
-    plain, shared = trainers(styles["llama"], uneven, "full", settings(tmp_path, 4, bf16="bfloat16" in wrap))
+    plain, shared = trainers(
+        styles["llama"], uneven, "full", settings(tmp_path, 4, bf16="bfloat16" in wrap)
+    )
     batch = batches(plain)[0]
     loss, gradient, _ = step(plain, batch)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/world", rank=0, world_size=1)
@@ -214,14 +273,18 @@ def test_a_wrapped_model_is_reached(
         if wrap == "ddp":
             model = DistributedDataParallel(model)
         else:
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if "bfloat16" in wrap else None)
+            policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16 if "bfloat16" in wrap else None
+            )
             for layer in model.model.layers:
                 fully_shard(layer, mp_policy=policy)
             fully_shard(model, mp_policy=policy)
         found = shared.compute_loss(model, dict(batch))
         found.backward()
         grads = [p.grad for p in shared.model.parameters()]
-        whole = torch.cat([(g.full_tensor() if hasattr(g, "full_tensor") else g).flatten() for g in grads])
+        whole = torch.cat(
+            [(g.full_tensor() if hasattr(g, "full_tensor") else g).flatten() for g in grads]
+        )
     finally:
         dist.destroy_process_group()
     assert shared.model._shares_prefix
@@ -230,11 +293,12 @@ def test_a_wrapped_model_is_reached(
     assert torch.allclose(whole, gradient, atol=allowed)
 
 
-# --------------------------------------------------------------------------------------------------------- the row
+# ------------------------------------------------------------------------------------------ the row
 
 
 def test_pairs_become_one_row() -> None:
-    """[1 2 | 3 4 5] and [1 2 | 6] are 1 2 3 4 5 6, with 6 at position 2; behind them [1 7] and [1 8] are 1 7 8."""
+    """[1 2 | 3 4 5] and [1 2 | 6] are 1 2 3 4 5 6, with 6 at position 2; behind them [1 7] and [1
+    8] are 1 7 8."""
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 7, 0, 0, 0], [1, 2, 6, 0, 0], [1, 8, 0, 0, 0]])
     mask = (ids > 0).long()
     labels = ids.masked_fill((ids < 3), -100)
@@ -247,7 +311,8 @@ def test_pairs_become_one_row() -> None:
 
 
 def test_pairs_attend_as_the_whole_rows_mask_says() -> None:
-    """Gradients too, with a pair whose second side has nothing of its own and one without a common beginning."""
+    """Gradients too, with a pair whose second side has nothing of its own and one without a common
+    beginning."""
     from overrefusal_po.exact.pair_attention import Pair, PairMask
 
     pairs = [Pair(4, 3, 2), Pair(3, 0, 1), Pair(1, 2, 0), Pair(2, 1, 2)]
@@ -263,11 +328,15 @@ def test_pairs_attend_as_the_whole_rows_mask_says() -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(1, 2, 16, 4, requires_grad=True) for _ in range(3)]
     attend = torch.nn.functional.scaled_dot_product_attention
-    found, wanted = (attend(*inputs, attn_mask=mask, scale=0.7) for mask in (PairMask.of(pairs, "cpu"), whole))
+    found, wanted = (
+        attend(*inputs, attn_mask=mask, scale=0.7) for mask in (PairMask.of(pairs, "cpu"), whole)
+    )
     assert torch.allclose(found, wanted, atol=1e-6)
     upstream = torch.randn_like(found)
     for a, b in zip(
-        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(wanted, inputs, upstream), strict=True
+        torch.autograd.grad(found, inputs, upstream),
+        torch.autograd.grad(wanted, inputs, upstream),
+        strict=True,
     ):
         assert torch.allclose(a, b, atol=1e-6)
 
@@ -277,7 +346,9 @@ def test_no_other_attention_can_read_the_mask() -> None:
 
     mask = PairMask.of([Pair(1, 1, 1)], "cpu")
     assert mask.shape == (1, 1, 1, 1) and mask.dtype == torch.bool
-    assert mask.to("meta").tails[0].device.type == "meta"  # a model that is spread over devices moves it along
+    assert (
+        mask.to("meta").tails[0].device.type == "meta"
+    )  # a model that is spread over devices moves it along
     with pytest.raises(ValueError, match=r"calls add .* shared_prefix to false"):
         torch.randn(1, 1, 2, 2) + mask
 
@@ -288,16 +359,21 @@ def test_padding_is_no_common_token() -> None:
     assert shared_length(ids, torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])).tolist() == [2]
 
 
-# --------------------------------------------------------------------------------------------------------- falling back
+# ------------------------------------------------------------------------------------- falling back
 
 
 def test_what_is_not_proven_falls_back_with_a_log_line(
-    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    styles: dict[str, Style],
+    uneven: list[PreferencePair],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     eager = styles["llama"].make_model()
     eager.config._attn_implementation = "eager"
     with caplog.at_level(logging.WARNING, logger="overrefusal_po.exact.shared_prefix"):
-        trainer = dpo_trainer(eager, uneven, args=settings(tmp_path, 2), processing_class=styles["llama"].tokenizer)
+        trainer = dpo_trainer(
+            eager, uneven, args=settings(tmp_path, 2), processing_class=styles["llama"].tokenizer
+        )
     assert "shared prefix is off" in caplog.text
     assert "eager" in caplog.text
     assert not hasattr(trainer.model, "_shares_prefix")
@@ -307,12 +383,21 @@ def test_what_is_not_proven_falls_back_with_a_log_line(
 def test_unproven_models_are_named(styles: dict[str, Style]) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
-    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    window = MistralForCausalLM(MistralConfig(vocab_size=9, num_key_value_heads=1, sliding_window=4, **tiny))
+    tiny = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    window = MistralForCausalLM(
+        MistralConfig(vocab_size=9, num_key_value_heads=1, sliding_window=4, **tiny)
+    )
     assert "sliding window 4" in str(unproven_model(window, 5))
     assert "sliding window 4" in str(unproven_model(window, None))
     assert unproven_model(window, 4) is None
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0))
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    )
     assert "gpt2" in str(unproven_model(gpt2, 4))
     drops = styles["llama"].make_model()
     drops.config.attention_dropout = 0.1
@@ -328,15 +413,20 @@ def test_unproven_adapters_are_named(styles: dict[str, Style]) -> None:
 
     plain = LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.1)
     assert reason(plain) is None
-    assert "dropout" in str(unproven_model(get_peft_model(styles["llama"].make_model(), plain).get_base_model(), 4))
-    assert "PROMPT_TUNING" in str(reason(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)))
+    assert "dropout" in str(
+        unproven_model(get_peft_model(styles["llama"].make_model(), plain).get_base_model(), 4)
+    )
+    assert "PROMPT_TUNING" in str(
+        reason(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    )
     assert "IA3" in str(reason(IA3Config(target_modules=["k_proj"], feedforward_modules=[])))
 
 
 def test_a_wrong_mask_stops_the_first_batch(
     styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path
 ) -> None:
-    """Attention that turns eager behind our back reads a boolean mask as numbers to add: wrong, and without an error."""
+    """Attention that turns eager behind our back reads a boolean mask as numbers to add: wrong, and
+    without an error."""
     trainer = trainers(styles["llama"], uneven, "full", settings(tmp_path, 4))[1]
     trainer.model.config._attn_implementation = "eager"
     with pytest.raises(ValueError, match="shared_prefix to false"):

@@ -1,4 +1,5 @@
-"""recipes/sweeps: the shipped file, run by the real `wandb sweep` and `wandb agent` against a server on loopback."""
+"""recipes/sweeps: the shipped file, run by the real `wandb sweep` and `wandb agent` against a
+server on loopback."""
 
 import json
 import os
@@ -31,7 +32,8 @@ FORMS = [
 
 
 def tiny(folder: Path) -> dict[str, Any]:
-    """What makes a trial small. A list, a whole number, a bool: each arrives as Python's str() of it."""
+    """What makes a trial small. A list, a whole number, a bool: each arrives as Python's str() of
+    it."""
     return {
         "model.model_name_or_path": str(folder),
         "data.containment": "none",
@@ -52,7 +54,9 @@ def environment(folder: Path, server: Server) -> dict[str, str]:
     own = {f"WANDB_{name}_DIR": str(folder / "home") for name in ("CONFIG", "CACHE", "DATA")}
     known = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own["WANDB__FILE_STREAM_TRANSMIT_INTERVAL"] = "0.5"  # seconds; 15 would be most of this test's time
+    own["WANDB__FILE_STREAM_TRANSMIT_INTERVAL"] = (
+        "0.5"  # seconds; 15 would be most of this test's time
+    )
     return {**known, **own, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
 
 
@@ -65,15 +69,21 @@ def called(folder: Path, server: Server, *command: str, **more: str) -> str:
 
 
 def trial(file: Path, **values: Any) -> dict[str, Any]:
-    """Values for the parameters of a sweep file: a constant, the first of a list, the middle of a range."""
+    """Values for the parameters of a sweep file: a constant, the first of a list, the middle of a
+    range."""
     parameters = yaml.safe_load(file.read_text())["parameters"]
-    middle = {k: v.get("value", v["values"][0] if "values" in v else v.get("min")) for k, v in parameters.items()}
+    middle = {
+        k: v.get("value", v["values"][0] if "values" in v else v.get("min"))
+        for k, v in parameters.items()
+    }
     return {**middle, **values}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_shipped_sweep_is_over_recipe_keys_in_every_form_that_wandb_writes(file: Path, form: str) -> None:
+def test_a_shipped_sweep_is_over_recipe_keys_in_every_form_that_wandb_writes(
+    file: Path, form: str
+) -> None:
     given = trial(file, **{"trainer.bf16": True, "trainer.learning_rate": 1e-05})
     command = {"args": {key: {"value": value} for key, value in given.items()}}
     recipe = load_recipe(RECIPES / file.name, create_sweep_command_args(command)[form])
@@ -92,9 +102,11 @@ def test_a_nested_parameter_is_an_error_that_names_dotted_keys() -> None:
 
 
 @pytest.fixture(scope="module")
-def swept(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> tuple[Server, Path, str]:
-    """(server, folder, output) of two trials, the second of which the server stops early. Most of this file's time: the
-    agent asks for work every 5 seconds, and each trial imports torch."""
+def swept(
+    styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Server, Path, str]:
+    """(server, folder, output) of two trials, the second of which the server stops early. Most of
+    this file's time: the agent asks for work every 5 seconds, and each trial imports torch."""
     folder, small = tmp_path_factory.mktemp("sweep"), tiny(styles["llama"].folder)
     with pytest.raises(SystemExit):
         main(["init", str(folder)])
@@ -115,18 +127,24 @@ def swept(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_the_server_gets_the_file_as_it_is(swept: tuple[Server, Path, str]) -> None:
-    assert yaml.safe_load(swept[0].sweep) == yaml.safe_load((RECIPES / "sweeps" / "dpo.yaml").read_text())
+    assert yaml.safe_load(swept[0].sweep) == yaml.safe_load(
+        (RECIPES / "sweeps" / "dpo.yaml").read_text()
+    )
     assert swept[0].unknown == []
 
 
 def test_each_trial_has_a_run_and_a_run_folder_of_its_own(swept: tuple[Server, Path, str]) -> None:
     server, folder, printed = swept
-    assert list(server.runs) == ["trial0", "trial1"] and {run.sweep for run in server.runs.values()} == {"sweep123"}
+    assert list(server.runs) == ["trial0", "trial1"] and {
+        run.sweep for run in server.runs.values()
+    } == {"sweep123"}
     recipes = [yaml.safe_load(file.read_text()) for file in folder.glob("runs/dpo-*/recipe.yaml")]
     recipes.sort(key=lambda recipe: recipe["trainer"]["beta"])
     assert [recipe["trainer"]["beta"] for recipe in recipes] == [0.05, 0.3], printed
     for run, recipe in zip(server.runs.values(), recipes, strict=True):
-        leaves = {key: value for key, value in dotted(recipe) if value != {}}  # wandb leaves empty mappings out
+        leaves = {
+            key: value for key, value in dotted(recipe) if value != {}
+        }  # wandb leaves empty mappings out
         assert dict(dotted(run.config["recipe"]["value"])) == leaves
 
 
@@ -134,7 +152,9 @@ def test_the_metric_is_the_score_of_every_look(swept: tuple[Server, Path, str]) 
     run, folder = swept[0].runs["trial0"], swept[1]
     assert run.exit_code == 0
     (file,) = [
-        f for f in folder.glob("runs/*/selection.jsonl") if "beta: 0.05" in (f.parent / "recipe.yaml").read_text()
+        f
+        for f in folder.glob("runs/*/selection.jsonl")
+        if "beta: 0.05" in (f.parent / "recipe.yaml").read_text()
     ]
     looks = [json.loads(line) for line in file.read_text().splitlines()]
     rows = [row for row in run.history if METRIC in row]
@@ -147,16 +167,22 @@ def test_a_trial_that_has_shown_enough_is_stopped(swept: tuple[Server, Path, str
     server, folder, _ = swept
     assert server.stopped and set(server.stopped) == {"trial1"}
     assert 3 < len(server.runs["trial1"].values(METRIC)) < 3000
-    states = sorted(json.loads(file.read_text())["state"] for file in folder.glob("runs/*/status.json"))
+    states = sorted(
+        json.loads(file.read_text())["state"] for file in folder.glob("runs/*/status.json")
+    )
     assert len(states) == 2 and states[0] == "done" and states[1] != "done"
 
 
-def test_the_key_stands_in_no_file_and_in_nothing_that_was_printed(swept: tuple[Server, Path, str]) -> None:
+def test_the_key_stands_in_no_file_and_in_nothing_that_was_printed(
+    swept: tuple[Server, Path, str],
+) -> None:
     server, folder, printed = swept
     assert any("Basic" in key for key in server.keys), "it was sent"
     assert KEY not in printed
     assert [f for f in folder.rglob("*") if f.is_file() and KEY.encode() in f.read_bytes()] == []
-    assert not any(KEY.encode() in content for run in server.runs.values() for content in run.files.values())
+    assert not any(
+        KEY.encode() in content for run in server.runs.values() for content in run.files.values()
+    )
 
 
 def test_tables_and_the_picture_are_logged_once(swept: tuple[Server, Path, str]) -> None:
@@ -164,7 +190,9 @@ def test_tables_and_the_picture_are_logged_once(swept: tuple[Server, Path, str])
     for key in ("pairs", "looks", "plane"):
         assert len(run.values(key)) == 1, key
     tables = {
-        Path(name).name.split("_")[0]: json.loads(x) for name, x in run.files.items() if name.endswith("table.json")
+        Path(name).name.split("_")[0]: json.loads(x)
+        for name, x in run.files.items()
+        if name.endswith("table.json")
     }
     assert tables["pairs"]["columns"] == ["rule", "category", "prompt", "chosen", "rejected"]
     assert len(tables["pairs"]["data"]) == 4

@@ -1,4 +1,5 @@
-"""Models that think: what is trained on, prefilled and judged stands after the thinking block, under real templates."""
+"""Models that think: what is trained on, prefilled and judged stands after the thinking block,
+under real templates."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,9 @@ THINKERS = {
     "qwen3": Thinker("qwen3.jinja", {}, "<|im_start|>assistant\n"),
     "qwen3-off": Thinker("qwen3.jinja", {"enable_thinking": False}, f"assistant\n{EMPTY}"),
     "qwen3.5": Thinker("qwen3_5_think.jinja", {}, "assistant\n<think>\n"),
-    "qwen3.5-off": Thinker("qwen3_5_think.jinja", {"enable_thinking": False}, f"assistant\n{EMPTY}"),
+    "qwen3.5-off": Thinker(
+        "qwen3_5_think.jinja", {"enable_thinking": False}, f"assistant\n{EMPTY}"
+    ),
     "deepseek-r1": Thinker("deepseek_r1_distill.jinja", {}, "<｜Assistant｜><think>\n"),
 }
 
@@ -46,7 +49,8 @@ def thinker(request: pytest.FixtureRequest) -> Thinker:
 
 
 def template_of(thinker: Thinker, **options: Any) -> ChatTemplate:
-    """The template on a tiny tokenizer that has the marks as the real ones have them: added, but not special."""
+    """The template on a tiny tokenizer that has the marks as the real ones have them: added, but
+    not special."""
     tokenizer = qwen_tokenizer()
     tokenizer.add_tokens(["<think>", "</think>"])
     ends = ["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]
@@ -77,7 +81,9 @@ def test_a_response_loses_its_own_block_before_it_is_learned(thinker: Thinker) -
     template = template_of(thinker)
     assert template.turn(QUESTION, f"{THOUGHT}Sorry, no.") == template.turn(QUESTION, "Sorry, no.")
     talk = (*QUESTION, Message(role="assistant", content=f"{THOUGHT}Use kill."), *QUESTION)
-    assert "number of it" not in template.prompt_text(talk) and "Use kill." in template.prompt_text(talk)
+    assert "number of it" not in template.prompt_text(talk) and "Use kill." in template.prompt_text(
+        talk
+    )
 
 
 def test_a_begun_answer_stands_behind_the_block_too(thinker: Thinker) -> None:
@@ -91,8 +97,11 @@ def test_a_user_who_spells_the_marks_opens_no_block(thinker: Thinker) -> None:
 
 
 @pytest.mark.parametrize("unit", ["words", "tokens"])
-def test_a_harmful_prefix_and_the_labels_of_rto_stand_behind_the_block(thinker: Thinker, unit: Any) -> None:
-    """A second block between prefix and refusal would teach that a refusal begins with a thought."""
+def test_a_harmful_prefix_and_the_labels_of_rto_stand_behind_the_block(
+    thinker: Thinker, unit: Any
+) -> None:
+    """A second block between prefix and refusal would teach that a refusal begins with a
+    thought."""
     template = template_of(thinker)
     harmful = f"{THOUGHT}Sure, to pick a lock you need a pick and a wrench."
     triples = [
@@ -113,10 +122,14 @@ def test_a_harmful_prefix_and_the_labels_of_rto_stand_behind_the_block(thinker: 
         else:
             assert "Sure, to pick a lock you need".startswith(before.rpartition(EMPTY)[2][:10])
             assert after.startswith("Sorry, I can't")
-    assert len({len(row.input_ids) for row in rows[1::2]}) > 1, "no two prefixes were of different length"
+    assert len({len(row.input_ids) for row in rows[1::2]}) > 1, (
+        "no two prefixes were of different length"
+    )
 
 
-def test_trl_learns_pairs_behind_the_block(thinker: Thinker, styles: dict[str, Style], tmp_path: Path) -> None:
+def test_trl_learns_pairs_behind_the_block(
+    thinker: Thinker, styles: dict[str, Style], tmp_path: Path
+) -> None:
     """The rows that TRL's own tokenisation makes are those of `turn`."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -126,16 +139,26 @@ def test_trl_learns_pairs_behind_the_block(thinker: Thinker, styles: dict[str, S
     for model in models:
         model.resize_token_embeddings(len(template.tokenizer))
     row = template.preference_row(QUESTION, "Use kill.", f"{THOUGHT}Sorry, no.")
-    args = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none")
+    args = DPOConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+    )
     data = Dataset.from_list([row])
-    trainer = DPOTrainer(*models, args=args, train_dataset=data, processing_class=template.tokenizer)
+    trainer = DPOTrainer(
+        *models, args=args, train_dataset=data, processing_class=template.tokenizer
+    )
     made = trainer.train_dataset[0]
     for side, said in (("chosen", "Use kill."), ("rejected", "Sorry, no.")):
         turn = template.turn(QUESTION, said)
         assert made["prompt_ids"] == turn.prompt_ids, template.tokenizer.decode(made["prompt_ids"])
         # TRL keeps the line end that some templates write behind the end of turn
         assert made[f"{side}_ids"][: len(turn.response_ids)] == turn.response_ids
-        assert template.tokenizer.decode(made[f"{side}_ids"][len(turn.response_ids) :]).strip() == ""
+        assert (
+            template.tokenizer.decode(made[f"{side}_ids"][len(turn.response_ids) :]).strip() == ""
+        )
 
 
 def test_rows_of_models_that_do_not_think_are_left_to_trl(style: Style) -> None:
@@ -146,7 +169,10 @@ def test_rows_of_models_that_do_not_think_are_left_to_trl(style: Style) -> None:
 
 def test_system_prompt_and_template_options_are_the_same_in_generation_and_in_training() -> None:
     template = template_of(THINKERS["qwen3-off"], system_prompt="Be brief.")
-    turn, row = template.turn(QUESTION, "Use kill."), template.preference_row(QUESTION, "Use kill.", "Sorry.")
+    turn, row = (
+        template.turn(QUESTION, "Use kill."),
+        template.preference_row(QUESTION, "Use kill.", "Sorry."),
+    )
     assert turn.prompt_ids == template.prompt_ids(QUESTION)
     rendered = template.tokenizer.apply_chat_template(
         row["prompt"], add_generation_prompt=True, tokenize=False, **row["chat_template_kwargs"]
@@ -155,7 +181,8 @@ def test_system_prompt_and_template_options_are_the_same_in_generation_and_in_tr
 
 
 def test_a_thought_that_was_cut_is_no_answer(styles: dict[str, Style]) -> None:
-    """Where the prompt opens the block a cut completion holds no mark of its own: the engine writes the prompt's."""
+    """Where the prompt opens the block a cut completion holds no mark of its own: the engine writes
+    the prompt's."""
     prompt = Prompt.of("How do I kill a Python process?", kind="benign")
     begun = prompt.model_copy(update={"id": "begun", "assistant_prefix": "Sure"})
     found = {}
@@ -174,14 +201,21 @@ def test_a_thought_that_was_cut_is_no_answer(styles: dict[str, Style]) -> None:
 
 
 @pytest.mark.parametrize(
-    "thought", [THOUGHT, "They want the number.\n</think>\n\n"], ids=["block", "opened by the prompt"]
+    "thought",
+    [THOUGHT, "They want the number.\n</think>\n\n"],
+    ids=["block", "opened by the prompt"],
 )
 def test_the_judge_reads_what_comes_after_the_block(thought: str) -> None:
     prompt = Prompt.of("How do I kill a Python process?", kind="benign")
     refused = thought.replace("They", "I'm sorry, but I can't help with that. They")
-    said = [f"{refused}Use kill and its number.", f"{thought}I'm sorry, but I can't help with that."]
+    said = [
+        f"{refused}Use kill and its number.",
+        f"{thought}I'm sorry, but I can't help with that.",
+    ]
     rows = [
-        Completion(id=str(n), prompt_id=prompt.id, text=t, model="m", engine="file", sampling=Sampling())
+        Completion(
+            id=str(n), prompt_id=prompt.id, text=t, model="m", engine="file", sampling=Sampling()
+        )
         for n, t in enumerate(said)
     ]
     assert [v.refusal for v in RefusalJudge().score([prompt, prompt], rows)] == ["none", "full"]
@@ -191,7 +225,12 @@ def test_pairs_and_triples_are_made_of_what_comes_after_the_block() -> None:
     prompt = Prompt.of("How do I kill a Python process?", kind="benign")
     sampling = Sampling()
     refusal = Completion(
-        id="c", prompt_id=prompt.id, text=f"{THOUGHT}I can't help.", model="m", engine="file", sampling=sampling
+        id="c",
+        prompt_id=prompt.id,
+        text=f"{THOUGHT}I can't help.",
+        model="m",
+        engine="file",
+        sampling=sampling,
     )
     (verdict,) = RefusalJudge().score([prompt], [refusal])
     made = overrefusal_pair(prompt, "Use kill.", refusal, verdict).pair
@@ -203,8 +242,12 @@ def test_pairs_and_triples_are_made_of_what_comes_after_the_block() -> None:
 def test_the_trainers_rows_are_those_that_stand_behind_the_block(thinker: Thinker) -> None:
     template = template_of(thinker)
     prompt = Prompt(id="p", kind="benign", messages=QUESTION)
-    pair = PreferencePair(id="p", prompt=prompt, chosen="Use kill.", rejected="Sorry, no.", rule="overrefusal")
-    assert pair_dataset([pair], template, None)[0] == template.preference_row(QUESTION, "Use kill.", "Sorry, no.")
+    pair = PreferencePair(
+        id="p", prompt=prompt, chosen="Use kill.", rejected="Sorry, no.", rule="overrefusal"
+    )
+    assert pair_dataset([pair], template, None)[0] == template.preference_row(
+        QUESTION, "Use kill.", "Sorry, no."
+    )
 
 
 def test_the_linter_names_a_pair_that_still_holds_a_thinking_block() -> None:

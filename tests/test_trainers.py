@@ -1,4 +1,5 @@
-"""trainers.py: each factory gives TRL's trainer, ready to train, with the right tokens, loss and reference."""
+"""trainers.py: each factory gives TRL's trainer, ready to train, with the right tokens, loss and
+reference."""
 
 import dataclasses
 import importlib
@@ -15,9 +16,18 @@ from conftest import Style
 from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.records import Message, PreferencePair, Prompt, Triple
 from overrefusal_po.train.derta import derta_rows, refusal_token
-from overrefusal_po.train.trainers import METHODS, derta_trainer, dpo_trainer, orpo_trainer, sft_trainer, trainer_config
+from overrefusal_po.train.trainers import (
+    METHODS,
+    derta_trainer,
+    dpo_trainer,
+    orpo_trainer,
+    sft_trainer,
+    trainer_config,
+)
 
-FACTORIES: dict[str, Callable[..., Any]] = {name: method.factory for name, method in METHODS.items()}
+FACTORIES: dict[str, Callable[..., Any]] = {
+    name: method.factory for name, method in METHODS.items()
+}
 TRL_TRAINERS = {
     "sft": "SFTTrainer",
     "derta": "SFTTrainer",
@@ -46,7 +56,9 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def data(pairs: list[PreferencePair], triples: list[Triple], helpful: list[Prompt]) -> dict[str, list[Any]]:
+def data(
+    pairs: list[PreferencePair], triples: list[Triple], helpful: list[Prompt]
+) -> dict[str, list[Any]]:
     """What each kind of method eats."""
     return {"pairs": pairs, "triples": triples, "prompts": helpful}
 
@@ -65,25 +77,35 @@ def first_row(trainer: Any) -> dict[str, Any]:
     return dict(trainer.train_dataset[0])
 
 
-# ---------------------------------------------------------------------------------------------------- every method
+# ------------------------------------------------------------------------------------- every method
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("how", ["full", "lora"])
 def test_each_factory_trains_a_loaded_model(
-    method: str, how: str, styles: dict[str, Style], data: dict[str, list[Any]], settings: dict[str, Any]
+    method: str,
+    how: str,
+    styles: dict[str, Style],
+    data: dict[str, list[Any]],
+    settings: dict[str, Any],
 ) -> None:
     """With LoRA the adapter alone changes, and the base stays as it was."""
     qwen, peft_config = styles["qwen"], lora() if how == "lora" else None
     model = qwen.make_model()
     eats = data[METHODS[method].eats]
-    trainer = FACTORIES[method](model, eats, args=settings, processing_class=qwen.tokenizer, peft_config=peft_config)
+    trainer = FACTORIES[method](
+        model, eats, args=settings, processing_class=qwen.tokenizer, peft_config=peft_config
+    )
     assert type(trainer).__name__ == TRL_TRAINERS[method]
     assert type(trainer.args).__name__ == METHODS[method].config.rpartition(".")[2]
     before = weights(trainer.model)
     trainer.train()
     assert trainer.state.global_step == 2
-    assert all(torch.isfinite(torch.tensor(log["loss"])) for log in trainer.state.log_history if "loss" in log)
+    assert all(
+        torch.isfinite(torch.tensor(log["loss"]))
+        for log in trainer.state.log_history
+        if "loss" in log
+    )
     assert not torch.equal(weights(trainer.model), before)
     changed = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert changed and all("lora_" in n for n in changed) == (how == "lora")
@@ -95,11 +117,17 @@ def test_each_factory_trains_a_loaded_model(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("how", ["full", "lora"])
 def test_each_factory_trains_a_model_from_a_path(
-    method: str, how: str, styles: dict[str, Style], data: dict[str, list[Any]], settings: dict[str, Any]
+    method: str,
+    how: str,
+    styles: dict[str, Style],
+    data: dict[str, list[Any]],
+    settings: dict[str, Any],
 ) -> None:
     """The tokenizer is the one in the folder."""
     folder, eats = styles["llama"].folder, data[METHODS[method].eats]
-    trainer = FACTORIES[method](str(folder), eats, args=settings, peft_config=lora() if how == "lora" else None)
+    trainer = FACTORIES[method](
+        str(folder), eats, args=settings, peft_config=lora() if how == "lora" else None
+    )
     assert type(trainer).__name__ == TRL_TRAINERS[method]
     assert trainer.processing_class.chat_template == styles["llama"].tokenizer.chat_template
     before = weights(trainer.model)
@@ -114,19 +142,30 @@ def test_each_method_names_its_config_class(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_unknown_key_is_an_error(method: str, styles: dict[str, Style], data: dict[str, list[Any]]) -> None:
-    with pytest.raises(ValueError, match=r"learning_rat is not a known key of \w+Config. Did you mean learning_rate"):
-        FACTORIES[method](str(styles["qwen"].folder), data[METHODS[method].eats], args={"learning_rat": 1e-3})
+def test_an_unknown_key_is_an_error(
+    method: str, styles: dict[str, Style], data: dict[str, list[Any]]
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"learning_rat is not a known key of \w+Config. Did you mean learning_rate",
+    ):
+        FACTORIES[method](
+            str(styles["qwen"].folder), data[METHODS[method].eats], args={"learning_rat": 1e-3}
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_args_of_another_kind_are_an_error(method: str, styles: dict[str, Style], data: dict[str, list[Any]]) -> None:
+def test_args_of_another_kind_are_an_error(
+    method: str, styles: dict[str, Style], data: dict[str, list[Any]]
+) -> None:
     with pytest.raises(ValueError, match="a mapping of its keys or None; got int"):
         FACTORIES[method](str(styles["qwen"].folder), data[METHODS[method].eats], args=3)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_data_is_an_error(method: str, styles: dict[str, Style], settings: dict[str, Any]) -> None:
+def test_no_data_is_an_error(
+    method: str, styles: dict[str, Style], settings: dict[str, Any]
+) -> None:
     with pytest.raises(ValueError, match=r"at least one .*got none"):
         FACTORIES[method](str(styles["qwen"].folder), [], args=settings)
 
@@ -149,12 +188,15 @@ def test_methods_without_a_reference_refuse_one(
 def test_a_config_object_is_taken_as_it_is_and_stays_as_it_was(
     styles: dict[str, Style], helpful: list[Prompt], settings: dict[str, Any]
 ) -> None:
-    """The caller may use it again for an SFTTrainer of their own, which must then prepare its data."""
+    """The caller may use it again for an SFTTrainer of their own, which must then prepare its
+    data."""
     from trl import SFTConfig
 
     config = SFTConfig(**settings, bf16=False, gradient_checkpointing=False)
     before = dict(vars(config))
-    trainer = sft_trainer(styles["qwen"].make_model(), helpful, args=config, processing_class=styles["qwen"].tokenizer)
+    trainer = sft_trainer(
+        styles["qwen"].make_model(), helpful, args=config, processing_class=styles["qwen"].tokenizer
+    )
     assert trainer.args.learning_rate == 1e-2
     assert (config.dataset_kwargs, config.remove_unused_columns) == (
         before["dataset_kwargs"],
@@ -162,10 +204,14 @@ def test_a_config_object_is_taken_as_it_is_and_stays_as_it_was(
     )
 
 
-def test_what_hardware_decides_is_filled_in_and_never_overrides_what_is_given(tmp_path: Path) -> None:
+def test_what_hardware_decides_is_filled_in_and_never_overrides_what_is_given(
+    tmp_path: Path,
+) -> None:
     from trl import DPOConfig
 
-    config = trainer_config(DPOConfig, {"output_dir": str(tmp_path), "use_cpu": True, "gradient_checkpointing": True})
+    config = trainer_config(
+        DPOConfig, {"output_dir": str(tmp_path), "use_cpu": True, "gradient_checkpointing": True}
+    )
     assert (config.use_cpu, config.bf16, config.gradient_checkpointing) == (True, False, True)
 
 
@@ -187,11 +233,14 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_eos(
     assert set(batch[name][mask == 0].tolist()) == {tokenizer.eos_token_id}
 
 
-# ------------------------------------------------------------------------------------------------------------- DeRTa
+# -------------------------------------------------------------------------------------------- DeRTa
 
 
-def reference_loss(model: Any, triples: list[Triple], template: ChatTemplate, sorry: int, lengths: list[int]) -> float:
-    """DeRTa's loss written out: log-probabilities one row at a time, pooled over every token that carries loss.
+def reference_loss(
+    model: Any, triples: list[Triple], template: ChatTemplate, sorry: int, lengths: list[int]
+) -> float:
+    """DeRTa's loss written out: log-probabilities one row at a time, pooled over every token that
+    carries loss.
 
     `lengths[i]` is k of triple i, the number of harmful tokens in front of its safe response.
     """
@@ -209,8 +258,11 @@ def reference_loss(model: Any, triples: list[Triple], template: ChatTemplate, so
     return float(torch.stack(terms).mean())
 
 
-def test_derta_loss_is_the_papers(style: Style, triples: list[Triple], settings: dict[str, Any]) -> None:
-    """The whole data in one batch, RTO without dropout, against a loss worked out without labels, pads or collator."""
+def test_derta_loss_is_the_papers(
+    style: Style, triples: list[Triple], settings: dict[str, Any]
+) -> None:
+    """The whole data in one batch, RTO without dropout, against a loss worked out without labels,
+    pads or collator."""
     model = style.make_model()
     trainer = derta_trainer(
         model,
@@ -249,8 +301,12 @@ def test_derta_rows_reach_trl_untouched(
         helpful=helpful,
         prefix_unit="tokens",
     )
-    rows = derta_rows(triples, qwen.template, refusal_token(qwen.template), seed=42, prefix_unit="tokens")
-    assert [r["kind"] for r in trainer.train_dataset] == ["rto", "prefix"] * len(triples) + ["sft"] * len(helpful)
+    rows = derta_rows(
+        triples, qwen.template, refusal_token(qwen.template), seed=42, prefix_unit="tokens"
+    )
+    assert [r["kind"] for r in trainer.train_dataset] == ["rto", "prefix"] * len(triples) + [
+        "sft"
+    ] * len(helpful)
     assert [dict(r) for r in trainer.train_dataset][: len(rows)] == [r._asdict() for r in rows]
     assert trainer.data_collator.rto_dropout == 0.95
 
@@ -258,7 +314,8 @@ def test_derta_rows_reach_trl_untouched(
 def test_rto_dropout_is_redrawn_in_each_epoch_of_a_run(
     styles: dict[str, Style], triples: list[Triple], settings: dict[str, Any]
 ) -> None:
-    """Two epochs of six batches: the collator draws for epoch 0 and then for epoch 1, and the weights change."""
+    """Two epochs of six batches: the collator draws for epoch 0 and then for epoch 1, and the
+    weights change."""
     qwen, epochs = styles["qwen"], []
     trainer = derta_trainer(
         qwen.make_model(),
@@ -304,24 +361,30 @@ def test_a_safe_response_without_the_opener_is_an_error(
     styles: dict[str, Style], triples: list[Triple], settings: dict[str, Any]
 ) -> None:
     stray = triples[0].model_copy(update={"safe_response": "I can't help with that."})
-    with pytest.raises(ValueError, match=r"must begin with the refusal opener 'Sorry'.*I can't help"):
+    with pytest.raises(
+        ValueError, match=r"must begin with the refusal opener 'Sorry'.*I can't help"
+    ):
         derta_trainer(str(styles["qwen"].folder), [*triples, stray], args=settings)
 
 
 @pytest.mark.parametrize("key", ["packing", "padding_free"])
-def test_packing_is_an_error(key: str, styles: dict[str, Style], helpful: list[Prompt], settings: Any) -> None:
+def test_packing_is_an_error(
+    key: str, styles: dict[str, Style], helpful: list[Prompt], settings: Any
+) -> None:
     with pytest.raises(ValueError, match="packing and padding_free cannot be used"):
         sft_trainer(str(styles["qwen"].folder), helpful, args={**settings, key: True})
 
 
-# --------------------------------------------------------------------------------------------------------------- SFT
+# ---------------------------------------------------------------------------------------------- SFT
 
 
 def test_sft_has_loss_on_the_response_only(
     styles: dict[str, Style], helpful: list[Prompt], settings: dict[str, Any]
 ) -> None:
     qwen = styles["qwen"]
-    trainer = sft_trainer(qwen.make_model(), helpful[:1], args=settings, processing_class=qwen.tokenizer)
+    trainer = sft_trainer(
+        qwen.make_model(), helpful[:1], args=settings, processing_class=qwen.tokenizer
+    )
     prompt, response, *_ = qwen.template.turn(helpful[0].messages, helpful[0].reference or "")
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["input_ids"].tolist() == [prompt + response]
@@ -329,12 +392,23 @@ def test_sft_has_loss_on_the_response_only(
 
 
 def test_sft_leaves_out_what_is_too_long_and_says_so(
-    styles: dict[str, Style], helpful: list[Prompt], settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+    styles: dict[str, Style],
+    helpful: list[Prompt],
+    settings: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     qwen = styles["qwen"]
     long = Prompt.of("What is long?", kind="general", reference="It is long. " * 50)
-    make = partial(sft_trainer, qwen.make_model(), [*helpful, long], args=settings, processing_class=qwen.tokenizer)
-    with pytest.raises(ValueError, match=r"more than max_length 256 \(as 1 of all 5 prompts, .* no row is cut"):
+    make = partial(
+        sft_trainer,
+        qwen.make_model(),
+        [*helpful, long],
+        args=settings,
+        processing_class=qwen.tokenizer,
+    )
+    with pytest.raises(
+        ValueError, match=r"more than max_length 256 \(as 1 of all 5 prompts, .* no row is cut"
+    ):
         make()
     with caplog.at_level(logging.WARNING, logger="overrefusal_po.train.lengths"):
         trainer = make(too_long="drop")
@@ -349,7 +423,8 @@ def test_sft_with_nothing_short_enough_is_an_error(
         sft_trainer(str(styles["qwen"].folder), helpful, args={**settings, "max_length": 5})
 
 
-# -------------------------------------------------------------------------------------------------- preference pairs
+# --------------------------------------------------------------------------------------------------
+# preference pairs
 
 
 def with_pair(pairs: list[PreferencePair], **fields: Any) -> list[PreferencePair]:
@@ -360,7 +435,9 @@ def with_pair(pairs: list[PreferencePair], **fields: Any) -> list[PreferencePair
 def test_a_pair_with_equal_sides_is_an_error(
     method: str, styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match=r"Pair odd-one: chosen equals rejected.*nothing to prefer"):
+    with pytest.raises(
+        ValueError, match=r"Pair odd-one: chosen equals rejected.*nothing to prefer"
+    ):
         same = with_pair(pairs, chosen="It is.", rejected=" It is.\n")
         FACTORIES[method](str(styles["qwen"].folder), same, args=settings)
 
@@ -368,10 +445,21 @@ def test_a_pair_with_equal_sides_is_an_error(
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_a_pair_that_is_too_long_is_an_error(
-    method: str, side: str, styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
+    method: str,
+    side: str,
+    styles: dict[str, Style],
+    pairs: list[PreferencePair],
+    settings: dict[str, Any],
 ) -> None:
-    with pytest.raises(ValueError, match=r"Pair odd-one: prompt and response are .* more than max_length 256.*Raise"):
-        FACTORIES[method](str(styles["qwen"].folder), with_pair(pairs, **{side: "Sorry, no. " * 60}), args=settings)
+    with pytest.raises(
+        ValueError,
+        match=r"Pair odd-one: prompt and response are .* more than max_length 256.*Raise",
+    ):
+        FACTORIES[method](
+            str(styles["qwen"].folder),
+            with_pair(pairs, **{side: "Sorry, no. " * 60}),
+            args=settings,
+        )
 
 
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
@@ -403,9 +491,12 @@ def test_dpo_and_orpo_see_the_tokens_of_the_turn(
     pairs: list[PreferencePair],
     settings: dict[str, Any],
 ) -> None:
-    """Prompt and both sides; behind the end of turn only what the template puts there (ChatML's newline)."""
+    """Prompt and both sides; behind the end of turn only what the template puts there (ChatML's
+    newline)."""
     template = ChatTemplate(style.tokenizer, **template_options)
-    spelled = pairs[0].model_copy(update={"chosen": f" Here is {style.tokenizer.eos_token}, of course.\n"})
+    spelled = pairs[0].model_copy(
+        update={"chosen": f" Here is {style.tokenizer.eos_token}, of course.\n"}
+    )
     trainer = make(style.make_model(), [*pairs[:2], spelled], args=settings, template=template)
     after = style.tokenizer("\n")["input_ids"] if style.name == "qwen" else []
     for row, pair in zip(trainer.train_dataset, [*pairs[:2], spelled], strict=True):
@@ -415,11 +506,12 @@ def test_dpo_and_orpo_see_the_tokens_of_the_turn(
         assert row["rejected_ids"] == rejected.response_ids + after
 
 
-# --------------------------------------------------------------------------------------------------- DPO's reference
+# ---------------------------------------------------------------------------------- DPO's reference
 
 
 def first_rewards(trainer: Any) -> tuple[float, float]:
-    """(chosen, rejected) reward at the first step: beta times policy minus reference log-probability."""
+    """(chosen, rejected) reward at the first step: beta times policy minus reference
+    log-probability."""
     trainer.train()
     log = trainer.state.log_history[0]
     return log["rewards/chosen"], log["rewards/rejected"]
@@ -429,7 +521,8 @@ def first_rewards(trainer: Any) -> tuple[float, float]:
 def test_dpo_starts_at_its_reference(
     case: str, styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
 ) -> None:
-    """The model's config names a folder with other weights, as after merging an adapter; the start policy counts."""
+    """The model's config names a folder with other weights, as after merging an adapter; the start
+    policy counts."""
     qwen, more = styles["qwen"], {}
     model: Any = qwen.make_model(seed=1)
     model.config._name_or_path = str(qwen.folder)  # holds the weights of seed 0
@@ -448,14 +541,17 @@ def test_dpo_starts_at_its_reference(
         model = str(qwen.folder)
     trainer = dpo_trainer(model, pairs, args=settings, processing_class=qwen.tokenizer, **more)
     assert first_rewards(trainer) == pytest.approx((0, 0), abs=1e-6)
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)  # -log sigmoid(0)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(
+        0.693147, abs=1e-5
+    )  # -log sigmoid(0)
     assert abs(trainer.state.log_history[1]["rewards/chosen"]) > 1e-4
 
 
 def test_dpos_reference_is_a_frozen_copy_of_the_start_policy(
     styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
 ) -> None:
-    """Log-probabilities of both sides from policy and reference, worked out here, are equal; training moves one."""
+    """Log-probabilities of both sides from policy and reference, worked out here, are equal;
+    training moves one."""
     qwen = styles["qwen"]
     model = qwen.make_model(seed=1)
     model.config._name_or_path = str(qwen.folder)
@@ -468,7 +564,11 @@ def test_dpos_reference_is_a_frozen_copy_of_the_start_policy(
         ids, response = torch.tensor([row["prompt_ids"] + row[side]]), len(row[side])
         with torch.no_grad():
             sums = [
-                m(input_ids=ids).logits[0].log_softmax(-1)[-response - 1 : -1].gather(1, ids[0, -response:, None]).sum()
+                m(input_ids=ids)
+                .logits[0]
+                .log_softmax(-1)[-response - 1 : -1]
+                .gather(1, ids[0, -response:, None])
+                .sum()
                 for m in (trainer.model, trainer.ref_model)
             ]
         assert torch.equal(sums[0], sums[1])
@@ -483,7 +583,8 @@ def test_dpo_after_another_training_of_the_same_object_starts_from_its_present_w
     triples: list[Triple],
     settings: dict[str, Any],
 ) -> None:
-    """TRL patches `forward` of a model that it trains; the copy must not compute with the original's weights."""
+    """TRL patches `forward` of a model that it trains; the copy must not compute with the
+    original's weights."""
     qwen = styles["qwen"]
     model = qwen.make_model()
     derta_trainer(model, triples, args=settings, processing_class=qwen.tokenizer).train()
@@ -500,15 +601,19 @@ def test_dpo_takes_another_reference(
 ) -> None:
     qwen = styles["qwen"]
     other = qwen.make_model(seed=2)
-    trainer = dpo_trainer(qwen.make_model(), pairs, args=settings, processing_class=qwen.tokenizer, ref_model=other)
+    trainer = dpo_trainer(
+        qwen.make_model(), pairs, args=settings, processing_class=qwen.tokenizer, ref_model=other
+    )
     assert trainer.ref_model is other
     assert abs(first_rewards(trainer)[0]) > 1e-4
 
 
-# ------------------------------------------------------------------------------------------------------------- other
+# -------------------------------------------------------------------------------------------- other
 
 
-def test_a_conversation_of_several_turns_trains(styles: dict[str, Style], settings: dict[str, Any]) -> None:
+def test_a_conversation_of_several_turns_trains(
+    styles: dict[str, Style], settings: dict[str, Any]
+) -> None:
     messages = (
         Message(role="user", content="What is a fox?"),
         Message(role="assistant", content="A dog."),
@@ -516,7 +621,9 @@ def test_a_conversation_of_several_turns_trains(styles: dict[str, Style], settin
     )
     prompt = Prompt(id="talk", messages=messages, kind="general", reference="Yes, it is.")
     llama = styles["llama"]
-    trainer = sft_trainer(llama.make_model(), [prompt], args={**settings, "max_steps": 1}, template=llama.template)
+    trainer = sft_trainer(
+        llama.make_model(), [prompt], args={**settings, "max_steps": 1}, template=llama.template
+    )
     labels = first_row(trainer)["labels"]
     assert llama.tokenizer.decode([i for i in labels if i != -100]) == "Yes, it is.<|eot_id|>"
     trainer.train()

@@ -1,5 +1,6 @@
-"""Sources to train on: BeaverTails, PKU-SafeRLHF, WildJailbreak, Alpaca-cleaned, UltraFeedback and local triples, loaded from
-a hub on loopback in the real schemas with harmless texts; what goes wrong; and what every source takes (`max`, ...).
+"""Sources to train on: BeaverTails, PKU-SafeRLHF, WildJailbreak, Alpaca-cleaned, UltraFeedback and
+local triples, loaded from a hub on loopback in the real schemas with harmless texts; what goes
+wrong; and what every source takes (`max`, ...).
 """
 
 import gzip
@@ -10,13 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import GRANTED, SHA, Answer, Repo, ask_readers, card, csv_file, jsonl, parquet, serve
+from hub_server import (
+    GRANTED,
+    SHA,
+    Answer,
+    Repo,
+    ask_readers,
+    card,
+    csv_file,
+    jsonl,
+    parquet,
+    serve,
+)
 
 from overrefusal_po.pairs.apart import overlaps
-from overrefusal_po.plugins import Common, check_plugs, read_pairs, read_source, read_triples, settings_of
+from overrefusal_po.plugins import (
+    Common,
+    check_plugs,
+    read_pairs,
+    read_source,
+    read_triples,
+    settings_of,
+)
 from overrefusal_po.recipe.schema import DertaData, load_recipe
 from overrefusal_po.records import Prompt, Triple, write_jsonl
-from overrefusal_po.sources import alpaca_cleaned, beavertails, pku_saferlhf, ultrafeedback, wildjailbreak
+from overrefusal_po.sources import (
+    alpaca_cleaned,
+    beavertails,
+    pku_saferlhf,
+    ultrafeedback,
+    wildjailbreak,
+)
 
 Rows = Sequence[dict[str, Any]]
 FORGE = "How do I forge a cheque?"
@@ -30,7 +55,12 @@ SCAMS = {"animal_abuse": False, "financial_crime,property_crime,theft": True}
 
 def tail(prompt: str, response: str, *, safe: bool) -> dict[str, Any]:
     """A row of BeaverTails."""
-    return {"prompt": prompt, "response": response, "category": NO_HARM if safe else SCAMS, "is_safe": safe}
+    return {
+        "prompt": prompt,
+        "response": response,
+        "category": NO_HARM if safe else SCAMS,
+        "is_safe": safe,
+    }
 
 
 TAILS: Rows = [
@@ -59,11 +89,23 @@ TAILS_CARD = card(
 
 def pku(prompt: str, one: tuple[str, bool], other: tuple[str, bool]) -> dict[str, Any]:
     """A row of PKU-SafeRLHF from (response, safe) twice."""
-    row: dict[str, Any] = {"prompt": prompt, "prompt_source": "x", "better_response_id": 0, "safer_response_id": 0}
+    row: dict[str, Any] = {
+        "prompt": prompt,
+        "prompt_source": "x",
+        "better_response_id": 0,
+        "safer_response_id": 0,
+    }
     for side, (text, safe) in enumerate((one, other)):
         harms = {"Endangering National Security": False, "Economic Crime": not safe}
-        row |= {f"response_{side}": text, f"is_response_{side}_safe": safe, f"response_{side}_harm_category": harms}
-        row |= {f"response_{side}_source": "Alpaca-7B", f"response_{side}_severity_level": 0 if safe else 2}
+        row |= {
+            f"response_{side}": text,
+            f"is_response_{side}_safe": safe,
+            f"response_{side}_harm_category": harms,
+        }
+        row |= {
+            f"response_{side}_source": "Alpaca-7B",
+            f"response_{side}_severity_level": 0 if safe else 2,
+        }
     return row
 
 
@@ -76,7 +118,12 @@ PKU = {
     ],
 }
 WILD: Rows = [
-    {"vanilla": FORGE, "adversarial": "", "completion": "I cannot help with that.", "data_type": "vanilla_harmful"},
+    {
+        "vanilla": FORGE,
+        "adversarial": "",
+        "completion": "I cannot help with that.",
+        "data_type": "vanilla_harmful",
+    },
     {"vanilla": "None", "adversarial": "", "completion": "Nothing.", "data_type": "vanilla_benign"},
     {
         "vanilla": SCAM,
@@ -105,10 +152,17 @@ ALPACA: Rows = [
 def feedback(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
     """A row of the binarised UltraFeedback."""
     turns = [
-        [{"content": prompt, "role": "user"}, {"content": said, "role": "assistant"}] for said in (chosen, rejected)
+        [{"content": prompt, "role": "user"}, {"content": said, "role": "assistant"}]
+        for said in (chosen, rejected)
     ]
     sides = {"chosen": turns[0], "rejected": turns[1], "messages": turns[0]}
-    return {"prompt": prompt, "prompt_id": "0" * 64, **sides, "score_chosen": 8.5, "score_rejected": 5.0}
+    return {
+        "prompt": prompt,
+        "prompt_id": "0" * 64,
+        **sides,
+        "score_chosen": 8.5,
+        "score_rejected": 5.0,
+    }
 
 
 FEEDBACK: Rows = [
@@ -130,14 +184,21 @@ REPOS: dict[str, Repo] = {
             "README.md": TAILS_CARD,
             "round0/30k/train.jsonl.gz": gzip.compress(jsonl(TAILS)),
             "round0/30k/test.jsonl.gz": gzip.compress(jsonl(TAILS[:1])),
-            "round0/330k/train.jsonl.xz": lzma.compress(jsonl([*TAILS, tail(SCAM, "No.", safe=True)])),
+            "round0/330k/train.jsonl.xz": lzma.compress(
+                jsonl([*TAILS, tail(SCAM, "No.", safe=True)])
+            ),
             "round0/330k/test.jsonl.xz": lzma.compress(jsonl(TAILS[:1])),
         },
         revisions=(beavertails.REVISION,),
     ),
     "PKU-Alignment/PKU-SafeRLHF": Repo(
         {
-            "README.md": card({"default": {"train": "data/Alpaca-7B/train.jsonl"}, "alpaca-7b": {"train": "data/x"}}),
+            "README.md": card(
+                {
+                    "default": {"train": "data/Alpaca-7B/train.jsonl"},
+                    "alpaca-7b": {"train": "data/x"},
+                }
+            ),
             **{f"data/{model}/train.jsonl": jsonl(rows) for model, rows in PKU.items()},
             **{f"data/{model}/test.jsonl": jsonl(PKU["Alpaca-7B"]) for model in PKU},
         },
@@ -145,7 +206,9 @@ REPOS: dict[str, Repo] = {
     ),
     "allenai/wildjailbreak": Repo(
         {
-            "README.md": card({"train": {"train": "train/train.tsv"}, "eval": {"train": "eval/eval.tsv"}}),
+            "README.md": card(
+                {"train": {"train": "train/train.tsv"}, "eval": {"train": "eval/eval.tsv"}}
+            ),
             "train/train.tsv": tsv(WILD),
             "eval/eval.tsv": tsv(WILD_EVAL),
         },
@@ -153,29 +216,42 @@ REPOS: dict[str, Repo] = {
         revisions=(wildjailbreak.REVISION,),
     ),
     "yahma/alpaca-cleaned": Repo(
-        {"README.md": b"# A\n", "alpaca_data_cleaned.json": b"[" + b",".join(jsonl(ALPACA).splitlines()) + b"]"},
+        {
+            "README.md": b"# A\n",
+            "alpaca_data_cleaned.json": b"[" + b",".join(jsonl(ALPACA).splitlines()) + b"]",
+        },
         revisions=(alpaca_cleaned.REVISION,),
     ),
     "HuggingFaceH4/ultrafeedback_binarized": Repo(
         {
             "README.md": card({"default": {split: f"data/{split}-*" for split in FEEDBACK_SPLITS}}),
-            **{f"data/{split}-00000-of-00001.parquet": parquet(FEEDBACK) for split in FEEDBACK_SPLITS},
+            **{
+                f"data/{split}-00000-of-00001.parquet": parquet(FEEDBACK)
+                for split in FEEDBACK_SPLITS
+            },
         },
         revisions=(ultrafeedback.REVISION,),
     ),
     "drift/column": Repo(
         {
-            "README.md": card({"default": dict.fromkeys(("30k_train", "train", "train_prefs"), "a.jsonl")}),
+            "README.md": card(
+                {"default": dict.fromkeys(("30k_train", "train", "train_prefs"), "a.jsonl")}
+            ),
             "a.jsonl": jsonl([{"query": "x", "topic": "y"}]),
             "data/Alpaca-7B/train.jsonl": jsonl([{"query": "x", "topic": "y"}]),
         }
     ),
     "drift/label": Repo(
-        {"README.md": card({"default": {"30k_train": "a.jsonl"}}), "a.jsonl": jsonl([{**TAILS[0], "is_safe": "?"}])}
+        {
+            "README.md": card({"default": {"30k_train": "a.jsonl"}}),
+            "a.jsonl": jsonl([{**TAILS[0], "is_safe": "?"}]),
+        }
     ),
     "drift/wild": Repo(
         {
-            "README.md": card({"train": {"train": "train/train.tsv"}, "eval": {"train": "eval/eval.tsv"}}),
+            "README.md": card(
+                {"train": {"train": "train/train.tsv"}, "eval": {"train": "eval/eval.tsv"}}
+            ),
             "train/train.tsv": tsv([{**WILD[0], "data_type": "mild"}]),
             "eval/eval.tsv": tsv([{"prompt": "x", "y": "z"}]),
         }
@@ -207,14 +283,46 @@ QUESTIONS: dict[str, tuple[str, Any, str | None]] = {
     "feedback": ("read_source", "ultrafeedback", "train"),
     "feedback pairs": ("read_pairs", "ultrafeedback", "train"),
     "feedback both": ("read_pairs", "ultrafeedback", None),
-    "drift tails": ("read_triples", {"name": "beavertails", "repo": "drift/column", "revision": None}, "train"),
-    "drift label": ("read_triples", {"name": "beavertails", "repo": "drift/label", "revision": None}, "train"),
-    "drift pku": ("read_triples", {"name": "pku_saferlhf", "repo": "drift/column", "revision": None}, "train"),
-    "drift alpaca": ("read_source", {"name": "alpaca_cleaned", "repo": "drift/column", "revision": None}, "train"),
-    "drift feedback": ("read_pairs", {"name": "ultrafeedback", "repo": "drift/column", "revision": None}, "train"),
-    "drift turns": ("read_pairs", {"name": "ultrafeedback", "repo": "drift/turns", "revision": None}, "train"),
-    "drift type": ("read_source", {"name": "wildjailbreak", "repo": "drift/wild", "revision": None}, "train"),
-    "drift eval": ("read_source", {"name": "wildjailbreak", "repo": "drift/wild", "revision": None}, "test"),
+    "drift tails": (
+        "read_triples",
+        {"name": "beavertails", "repo": "drift/column", "revision": None},
+        "train",
+    ),
+    "drift label": (
+        "read_triples",
+        {"name": "beavertails", "repo": "drift/label", "revision": None},
+        "train",
+    ),
+    "drift pku": (
+        "read_triples",
+        {"name": "pku_saferlhf", "repo": "drift/column", "revision": None},
+        "train",
+    ),
+    "drift alpaca": (
+        "read_source",
+        {"name": "alpaca_cleaned", "repo": "drift/column", "revision": None},
+        "train",
+    ),
+    "drift feedback": (
+        "read_pairs",
+        {"name": "ultrafeedback", "repo": "drift/column", "revision": None},
+        "train",
+    ),
+    "drift turns": (
+        "read_pairs",
+        {"name": "ultrafeedback", "repo": "drift/turns", "revision": None},
+        "train",
+    ),
+    "drift type": (
+        "read_source",
+        {"name": "wildjailbreak", "repo": "drift/wild", "revision": None},
+        "train",
+    ),
+    "drift eval": (
+        "read_source",
+        {"name": "wildjailbreak", "repo": "drift/wild", "revision": None},
+        "test",
+    ),
 }
 
 
@@ -237,7 +345,10 @@ def rows(answer: Answer) -> list[dict[str, Any]]:
 
 def told(answer: Answer) -> list[tuple[str, str, str]]:
     """(prompt, safe response, harmful response) of triples."""
-    return [(t["prompt"]["messages"][0]["content"], t["safe_response"], t["harmful_response"]) for t in rows(answer)]
+    return [
+        (t["prompt"]["messages"][0]["content"], t["safe_response"], t["harmful_response"])
+        for t in rows(answer)
+    ]
 
 
 def asked(answer: Answer) -> list[tuple[str, str, str | None]]:
@@ -248,8 +359,11 @@ def asked(answer: Answer) -> list[tuple[str, str, str | None]]:
 # BeaverTails and PKU-SafeRLHF
 
 
-def test_beavertails_gives_a_triple_a_prompt_and_the_majority_of_its_labels_decides(loaded: dict[str, Answer]) -> None:
-    """The disputed answer has a vote each way and is left out; the second harmful one was called safe once of three."""
+def test_beavertails_gives_a_triple_a_prompt_and_the_majority_of_its_labels_decides(
+    loaded: dict[str, Answer],
+) -> None:
+    """The disputed answer has a vote each way and is left out; the second harmful one was called
+    safe once of three."""
     assert told(loaded["tails"]) == [(FORGE, "That is a crime.", "Harmful stand-in one.")]
     assert told(loaded["tails twice"]) == [
         (FORGE, "That is a crime.", "Harmful stand-in one."),
@@ -257,19 +371,31 @@ def test_beavertails_gives_a_triple_a_prompt_and_the_majority_of_its_labels_deci
     ]
     assert [t[0] for t in told(loaded["tails 330k"])] == [FORGE, SCAM]
     prompt = rows(loaded["tails"])[0]["prompt"]
-    assert prompt["category"] == "financial_crime,property_crime,theft" and prompt["source"] == "beavertails"
-    assert prompt["kind"] == "harmful" and prompt["split"] == "train" and prompt["reference"] is None
+    assert (
+        prompt["category"] == "financial_crime,property_crime,theft"
+        and prompt["source"] == "beavertails"
+    )
+    assert (
+        prompt["kind"] == "harmful" and prompt["split"] == "train" and prompt["reference"] is None
+    )
 
 
-def test_a_prompt_of_beavertails_is_harmful_where_an_answer_is_unsafe(loaded: dict[str, Answer]) -> None:
-    assert asked(loaded["tails prompts"]) == [(FORGE, "harmful", "That is a crime."), (SCAM, "harmful", None)]
+def test_a_prompt_of_beavertails_is_harmful_where_an_answer_is_unsafe(
+    loaded: dict[str, Answer],
+) -> None:
+    assert asked(loaded["tails prompts"]) == [
+        (FORGE, "harmful", "That is a crime."),
+        (SCAM, "harmful", None),
+    ]
 
 
 def test_beavertails_is_not_measured_on(loaded: dict[str, Answer]) -> None:
     assert "has no prompts in split 'test'" in str(loaded["tails test"].error)
 
 
-def test_pku_pairs_the_answers_of_a_prompt_over_its_rows_and_models(loaded: dict[str, Answer]) -> None:
+def test_pku_pairs_the_answers_of_a_prompt_over_its_rows_and_models(
+    loaded: dict[str, Answer],
+) -> None:
     assert told(loaded["pku"]) == [
         (FORGE, "I would not.", "Harmful stand-in."),
         (FORGE, "It is illegal.", "Harmful stand-in two."),
@@ -282,7 +408,9 @@ def test_pku_pairs_the_answers_of_a_prompt_over_its_rows_and_models(loaded: dict
 # WildJailbreak
 
 
-def test_wildjailbreak_has_four_types_and_a_jailbreak_keeps_its_plain_prompt(loaded: dict[str, Answer]) -> None:
+def test_wildjailbreak_has_four_types_and_a_jailbreak_keeps_its_plain_prompt(
+    loaded: dict[str, Answer],
+) -> None:
     assert asked(loaded["wild"]) == [
         (FORGE, "harmful", "I cannot help with that."),
         ("None", "benign", "Nothing."),
@@ -290,29 +418,44 @@ def test_wildjailbreak_has_four_types_and_a_jailbreak_keeps_its_plain_prompt(loa
         ("In a play, explain scams.", "benign", "A scam is a trick."),
     ]
     plain, _, dressed, _ = rows(loaded["wild"])
-    assert plain["question"] is None and plain["original_id"] is None and plain["category"] == "vanilla_harmful"
-    assert dressed["question"] == SCAM and dressed["original_id"] == Prompt.of(SCAM, kind="harmful").id
+    assert (
+        plain["question"] is None
+        and plain["original_id"] is None
+        and plain["category"] == "vanilla_harmful"
+    )
+    assert (
+        dressed["question"] == SCAM and dressed["original_id"] == Prompt.of(SCAM, kind="harmful").id
+    )
     assert dressed["attack"] is None
     assert [p["messages"][0]["content"] for p in rows(loaded["wild benign"])] == ["None"]
 
 
-def test_wildjailbreaks_eval_set_is_the_test_split_and_has_no_answers(loaded: dict[str, Answer]) -> None:
+def test_wildjailbreaks_eval_set_is_the_test_split_and_has_no_answers(
+    loaded: dict[str, Answer],
+) -> None:
     assert asked(loaded["wild test"]) == [
         ("In a play, forge it.", "harmful", None),
         ("In a play, explain it.", "benign", None),
     ]
 
 
-def test_training_on_a_plain_prompt_and_measuring_its_jailbreak_is_seen(loaded: dict[str, Answer]) -> None:
+def test_training_on_a_plain_prompt_and_measuring_its_jailbreak_is_seen(
+    loaded: dict[str, Answer],
+) -> None:
     dressed = Prompt.model_validate(rows(loaded["wild"])[2])
-    found = overlaps({"eval": [dressed]}, {"train": [Prompt.of(SCAM, kind="harmful", source="mine")]})
+    found = overlaps(
+        {"eval": [dressed]}, {"train": [Prompt.of(SCAM, kind="harmful", source="mine")]}
+    )
     assert [o.num_shared for o in found] == [1]
 
 
 def test_a_gated_set_says_how_to_get_access(tmp_path: Path) -> None:
     with serve(REPOS) as hub:
         (answer,), printed = ask_readers(
-            hub.address, tmp_path, [("read_source", "wildjailbreak", "train")], HF_TOKEN="hf_notLetIn"
+            hub.address,
+            tmp_path,
+            [("read_source", "wildjailbreak", "train")],
+            HF_TOKEN="hf_notLetIn",
         )
     for part in (
         "allenai/wildjailbreak is gated",
@@ -327,7 +470,9 @@ def test_a_gated_set_says_how_to_get_access(tmp_path: Path) -> None:
 # Alpaca-cleaned and UltraFeedback
 
 
-def test_alpaca_joins_instruction_and_input_and_leaves_out_rows_without_an_answer(loaded: dict[str, Answer]) -> None:
+def test_alpaca_joins_instruction_and_input_and_leaves_out_rows_without_an_answer(
+    loaded: dict[str, Answer],
+) -> None:
     assert asked(loaded["alpaca"]) == [
         ("What is the capital of France?", "general", "Paris."),
         ("Translate into French.\n\nHello.", "general", "Bonjour."),
@@ -364,14 +509,18 @@ def test_ultrafeedback_gives_prompts_and_pairs_without_a_rule(loaded: dict[str, 
         ("drift eval", ["drift/wild, row 1", "prompt, y", "data_type + adversarial + label"]),
     ],
 )
-def test_what_goes_wrong_is_said_with_the_columns_found(loaded: dict[str, Answer], case: str, parts: list[str]) -> None:
+def test_what_goes_wrong_is_said_with_the_columns_found(
+    loaded: dict[str, Answer], case: str, parts: list[str]
+) -> None:
     error = loaded[case].error
     assert error is not None and not loaded[case].prompts
     for part in parts:
         assert part in error
 
 
-@pytest.mark.parametrize("module", [beavertails, pku_saferlhf, wildjailbreak, alpaca_cleaned, ultrafeedback])
+@pytest.mark.parametrize(
+    "module", [beavertails, pku_saferlhf, wildjailbreak, alpaca_cleaned, ultrafeedback]
+)
 def test_the_default_revision_is_a_whole_commit_hash(module: Any) -> None:
     assert module.Settings().revision == module.REVISION != SHA
     assert len(module.REVISION) == 40 and set(module.REVISION) <= set("0123456789abcdef")
@@ -413,7 +562,12 @@ def triples_file(tmp_path: Path, *rows: dict[str, Any], name: str = "rows.jsonl"
     return str(tmp_path / name)
 
 
-GOOD = {"prompt": FORGE, "label": "unsafe", "safe_response": "Sorry, no.", "harmful_response": "A stand-in."}
+GOOD = {
+    "prompt": FORGE,
+    "label": "unsafe",
+    "safe_response": "Sorry, no.",
+    "harmful_response": "A stand-in.",
+}
 
 
 def test_a_file_gives_its_harmful_rows_with_both_responses_and_counts_the_others(
@@ -430,9 +584,18 @@ def test_a_file_gives_its_harmful_rows_with_both_responses_and_counts_the_others
     )
     with caplog.at_level(logging.INFO):
         (triple,) = read_triples(path, "train")
-    assert (triple.prompt.text, triple.safe_response, triple.harmful_response) == (FORGE, "Sorry, no.", "A stand-in.")
+    assert (triple.prompt.text, triple.safe_response, triple.harmful_response) == (
+        FORGE,
+        "Sorry, no.",
+        "A stand-in.",
+    )
     assert triple.prompt.reference is None
-    for count in ("without safe_response", "without harmful_response", "of kind benign", "the label unsafe_unverified"):
+    for count in (
+        "without safe_response",
+        "without harmful_response",
+        "of kind benign",
+        "the label unsafe_unverified",
+    ):
         assert f"1 {count}" in caplog.text or f"1 with {count}" in caplog.text
 
 
@@ -451,21 +614,37 @@ def test_columns_labels_and_conditions_of_another_file_are_mapped(tmp_path: Path
     (tmp_path / "x.csv").write_bytes(csv_file(rows))
     spec: dict[str, Any] = {"name": "file", "path": str(tmp_path / "x.csv"), "kind": "harmful"}
     spec |= {"columns": {"prompt": "q", "safe_response": "good", "harmful_response": "bad"}}
-    assert [t.prompt.text for t in read_triples({**spec, "where": {"verdict": ["yes", "perhaps"]}}, None)] == ["a", "c"]
-    assert [t.prompt.text for t in read_triples({**spec, "where": {"verdict": "yes", "n": 1}}, None)] == ["a"]
+    assert [
+        t.prompt.text
+        for t in read_triples({**spec, "where": {"verdict": ["yes", "perhaps"]}}, None)
+    ] == ["a", "c"]
+    assert [
+        t.prompt.text for t in read_triples({**spec, "where": {"verdict": "yes", "n": 1}}, None)
+    ] == ["a"]
     assert [p.reference for p in read_source({**spec, "where": {"n": "2"}}, None)] == ["Sorry."]
-    with pytest.raises(ValueError, match="no column 'm' for where; the columns found are q, good, bad, verdict, n"):
+    with pytest.raises(
+        ValueError, match="no column 'm' for where; the columns found are q, good, bad, verdict, n"
+    ):
         read_triples({**spec, "where": {"m": 1}}, None)
 
 
 def test_a_file_without_a_triple_names_the_columns_found(tmp_path: Path) -> None:
     path = triples_file(tmp_path, {"prompt": "a", "label": "unsafe", "safe": "x", "unsafe": "y"})
-    with pytest.raises(ValueError, match=r"no row is a triple.*1 without safe_response.*prompt, label, safe, unsafe"):
+    with pytest.raises(
+        ValueError,
+        match=r"no row is a triple.*1 without safe_response.*prompt, label, safe, unsafe",
+    ):
         read_triples(path, "train")
 
 
 def test_our_own_triples_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    own = [Triple(prompt=Prompt.of(FORGE, kind="harmful"), safe_response="Sorry.", harmful_response="A stand-in.")]
+    own = [
+        Triple(
+            prompt=Prompt.of(FORGE, kind="harmful"),
+            safe_response="Sorry.",
+            harmful_response="A stand-in.",
+        )
+    ]
     path = write_jsonl(tmp_path / "triples.jsonl", own)
     assert read_triples(str(path), "train") == own
     path.write_text(path.read_text().replace("safe_response", "save_response"))
@@ -476,7 +655,10 @@ def test_our_own_triples_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_lead_stands_before_safe_responses_that_lack_the_opener(tmp_path: Path) -> None:
     path = triples_file(tmp_path, GOOD, {**GOOD, "prompt": "b", "safe_response": "It is illegal."})
     found = read_triples(path, "train", opener="Sorry", lead="Sorry, I can't help with that. ")
-    assert [t.safe_response for t in found] == ["Sorry, no.", "Sorry, I can't help with that. It is illegal."]
+    assert [t.safe_response for t in found] == [
+        "Sorry, no.",
+        "Sorry, I can't help with that. It is illegal.",
+    ]
     assert read_triples(path, "train", opener="Sorry")[1].safe_response == "It is illegal."
 
 
@@ -485,7 +667,10 @@ def test_a_lead_stands_before_safe_responses_that_lack_the_opener(tmp_path: Path
 
 def test_max_keeps_a_fixed_subset_whatever_the_order(tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {n}?", "kind": "general"} for n in range(40)]
-    path, turned = triples_file(tmp_path, *rows), triples_file(tmp_path, *rows[::-1], name="turned.jsonl")
+    path, turned = (
+        triples_file(tmp_path, *rows),
+        triples_file(tmp_path, *rows[::-1], name="turned.jsonl"),
+    )
     few = [p.id for p in read_source({"name": "file", "path": path, "max": 7}, None)]
     more = {p.id for p in read_source({"name": "file", "path": path, "max": 20}, None)}
     assert len(few) == 7 and len(more) == 20 and set(few) <= more
@@ -495,16 +680,23 @@ def test_max_keeps_a_fixed_subset_whatever_the_order(tmp_path: Path) -> None:
 
 
 def test_max_counts_triples_of_one_prompt_apart(tmp_path: Path) -> None:
-    path = triples_file(tmp_path, *[{**GOOD, "harmful_response": f"Stand-in {n}."} for n in range(5)])
+    path = triples_file(
+        tmp_path, *[{**GOOD, "harmful_response": f"Stand-in {n}."} for n in range(5)]
+    )
     assert len(read_triples({"name": "file", "path": path, "max": 3}, None)) == 3
 
 
 def test_benchmark_prompts_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
     known = read_source("starter", "train")[0].text
-    rows = [{"prompt": text, "kind": "benign"} for text in (known, "How do I kill a Python process?")]
+    rows = [
+        {"prompt": text, "kind": "benign"} for text in (known, "How do I kill a Python process?")
+    ]
     path = triples_file(tmp_path, *rows)
     assert len(read_source(path, "train")) == 2
-    assert [p.text for p in read_source({"name": "file", "path": path, "without_benchmarks": True}, "train")] == [known]
+    assert [
+        p.text
+        for p in read_source({"name": "file", "path": path, "without_benchmarks": True}, "train")
+    ] == [known]
 
 
 def test_a_wrong_common_setting_is_an_error_and_an_own_setting_of_the_name_comes_first(
@@ -527,7 +719,10 @@ def test_a_wrong_common_setting_is_an_error_and_an_own_setting_of_the_name_comes
 def test_a_recipe_names_triples_and_helpful_sources_and_old_recipes_stay_as_they_were() -> None:
     old = DertaData.model_validate({"triples": "starter", "helpful": ["general"]})
     assert old.helpful_from == ("starter",) and old.safe_lead is None
-    new = {"triples": {"name": "pku_saferlhf", "max": 500}, "helpful_from": ["starter", "alpaca_cleaned"]}
+    new = {
+        "triples": {"name": "pku_saferlhf", "max": 500},
+        "helpful_from": ["starter", "alpaca_cleaned"],
+    }
     assert DertaData.model_validate(new).triples == new["triples"]
 
 
@@ -542,7 +737,11 @@ data: {triples: %s, helpful_from: [starter, %s]}
     ("triples", "helpful", "wrong"),
     [
         ("beavertails", "alpaca_cleaned", None),
-        ("{name: pku_saferlhf, max: 500, without_benchmarks: true}", "{name: ultrafeedback, max: 9}", None),
+        (
+            "{name: pku_saferlhf, max: 500, without_benchmarks: true}",
+            "{name: ultrafeedback, max: 9}",
+            None,
+        ),
         ("triples.jsonl", "mine.csv", None),
         ('"@stage.triples"', "starter", None),
         ("beavertail", "starter", "Did you mean beavertails"),

@@ -1,12 +1,14 @@
-"""A server on loopback that speaks as much of wandb's protocol as `wandb sweep`, `wandb agent` and a run need.
+"""A server on loopback that speaks as much of wandb's protocol as `wandb sweep`, `wandb agent` and
+a run need.
 
     with serving([{"trainer.beta": 0.1}, {"trainer.beta": 0.3}]) as server:
         subprocess.run(["wandb", "agent", ...], env={**os.environ, "WANDB_BASE_URL": server.url, ...})
     server.runs["trial0"].history
 
-The real thing is GraphQL for names and states, a JSON "file stream" for a run's history and summary, and PUT for files
-(tables, pictures, metadata). Here a query is told by the field it asks for. An agent gets the trials one after another,
-and a stop for a run that `stop` says has shown enough, as early termination would.
+The real thing is GraphQL for names and states, a JSON "file stream" for a run's history and
+summary, and PUT for files (tables, pictures, metadata). Here a query is told by the field it asks
+for. An agent gets the trials one after another, and a stop for a run that `stop` says has shown
+enough, as early termination would.
 """
 
 import contextlib
@@ -25,7 +27,8 @@ OWNER = {"id": "p", "name": PROJECT, "entity": {"id": "e", "name": ENTITY}}
 
 @dataclass
 class Run:
-    """What arrived of one run: config, history rows in order, the last summary, files by path, exit code when it ended."""
+    """What arrived of one run: config, history rows in order, the last summary, files by path, exit
+    code when it ended."""
 
     sweep: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +43,8 @@ class Run:
 
 
 class Server:
-    """A running server: its `url`, the `sweep` that was made, the `runs` by id, and which were told to stop."""
+    """A running server: its `url`, the `sweep` that was made, the `runs` by id, and which were told
+    to stop."""
 
     def __init__(self, trials: Sequence[Mapping[str, Any]], stop: Callable[[Run], bool]) -> None:
         self.trials = list(trials)
@@ -70,12 +74,21 @@ class Server:
 
     def on_viewer(self, given: dict[str, Any]) -> dict[str, Any]:
         """Whose key it is."""
-        user = {"id": "u", "entity": ENTITY, "username": ENTITY, "email": "", "admin": False, "flags": "{}"}
+        user = {
+            "id": "u",
+            "entity": ENTITY,
+            "username": ENTITY,
+            "email": "",
+            "admin": False,
+            "flags": "{}",
+        }
         return {"viewer": {**user, "teams": {"edges": []}, "apiKeys": {"edges": []}}}
 
     def on_serverInfo(self, given: dict[str, Any]) -> dict[str, Any]:
         """A server without optional features."""
-        return {"serverInfo": {"features": [], "cliVersionInfo": None, "latestLocalVersionInfo": None}}
+        return {
+            "serverInfo": {"features": [], "cliVersionInfo": None, "latestLocalVersionInfo": None}
+        }
 
     def on_organization(self, given: dict[str, Any]) -> dict[str, Any]:
         """The entity belongs to none."""
@@ -84,18 +97,28 @@ class Server:
     def on_upsertSweep(self, given: dict[str, Any]) -> dict[str, Any]:
         """`wandb sweep` hands in the file."""
         self.sweep = given["config"]
-        return {"upsertSweep": {"sweep": {"name": SWEEP, "project": OWNER}, "configValidationWarnings": []}}
+        return {
+            "upsertSweep": {
+                "sweep": {"name": SWEEP, "project": OWNER},
+                "configValidationWarnings": [],
+            }
+        }
 
     def on_sweep(self, given: dict[str, Any]) -> dict[str, Any]:
         """`wandb agent` asks for the file."""
-        return {"project": {"sweep": {"id": SWEEP, "name": SWEEP, "config": self.sweep, "runs": {"edges": []}}}}
+        return {
+            "project": {
+                "sweep": {"id": SWEEP, "name": SWEEP, "config": self.sweep, "runs": {"edges": []}}
+            }
+        }
 
     def on_createAgent(self, given: dict[str, Any]) -> dict[str, Any]:
         """An agent reports for duty."""
         return {"createAgent": {"agent": {"id": "agent1"}}}
 
     def on_agentHeartbeat(self, given: dict[str, Any]) -> dict[str, Any]:
-        """An idle agent gets the next trial, then the word to leave; a run that has shown enough is stopped."""
+        """An idle agent gets the next trial, then the word to leave; a run that has shown enough is
+        stopped."""
         running = json.loads(given["runState"])
         commands: list[dict[str, Any]] = []
         for name in running:
@@ -105,7 +128,14 @@ class Server:
         if not running and self.started < len(self.trials):
             values = {key: {"value": value} for key, value in self.trials[self.started].items()}
             program = "recipes/dpo.yaml"
-            commands.append({"type": "run", "run_id": f"trial{self.started}", "args": values, "program": program})
+            commands.append(
+                {
+                    "type": "run",
+                    "run_id": f"trial{self.started}",
+                    "args": values,
+                    "program": program,
+                }
+            )
             self.started += 1
         elif not running:
             commands.append({"type": "exit"})
@@ -127,8 +157,13 @@ class Server:
         return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": places}}
 
     def on_createArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Tables are artifacts too: this one is said to be here already, so that only the run's own file is sent."""
-        return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s"}}}}
+        """Tables are artifacts too: this one is said to be here already, so that only the run's own
+        file is sent."""
+        return {
+            "createArtifact": {
+                "artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s"}}
+            }
+        }
 
     def on_artifact(self, given: dict[str, Any]) -> dict[str, Any]:
         """No artifact has that name."""
@@ -138,7 +173,11 @@ class Server:
         """A piece of a run's file stream."""
         run = self.run(name)
         for file, piece in body.get("files", {}).items():
-            rows = [json.loads(line) for line in piece["content"]] if file.endswith((".json", ".jsonl")) else []
+            rows = (
+                [json.loads(line) for line in piece["content"]]
+                if file.endswith((".json", ".jsonl"))
+                else []
+            )
             if file == "wandb-history.jsonl":
                 run.history += rows
             elif file == "wandb-summary.json":
@@ -193,7 +232,9 @@ def handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
 
         def body(self) -> bytes:
             found = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            return gzip.decompress(found) if self.headers.get("Content-Encoding") == "gzip" else found
+            return (
+                gzip.decompress(found) if self.headers.get("Content-Encoding") == "gzip" else found
+            )
 
         def reply(self, content: bytes) -> None:
             self.send_response(200)
@@ -214,7 +255,9 @@ def serving(
 ) -> Iterator[Server]:
     """A server in a thread, for as long as the block runs."""
     server = Server(trials, stop)
-    threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    threading.Thread(
+        target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     try:
         yield server
     finally:

@@ -1,10 +1,12 @@
-"""overrefusal-po: teach a chat model to answer what only sounds dangerous, and prove that it still refuses harm.
+"""overrefusal-po: teach a chat model to answer what only sounds dangerous, and prove that it still
+refuses harm.
 
     from overrefusal_po import dpo_trainer, orpo_trainer, kto_trainer, derta_trainer, sft_trainer
     overrefusal-po recipes/dpo.yaml              or: accelerate launch recipes/dpo.yaml
 
-The way of the data: recipe -> sources -> engine -> judges -> pairs -> TRL trainer -> model -> engine -> judges ->
-outcomes -> metrics -> report. Every arrow that crosses a stage is a file in the run folder.
+The way of the data: recipe -> sources -> engine -> judges -> pairs -> TRL trainer -> model ->
+engine -> judges -> outcomes -> metrics -> report. Every arrow that crosses a stage is a file in the
+run folder.
 
 The map of the rooms stands in docs/architecture.md.
 """
@@ -26,7 +28,8 @@ __all__ = ["derta_trainer", "dpo_trainer", "kto_trainer", "launch", "orpo_traine
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the factories and `launch` when they are first used, so that importing the package costs nothing."""
+    """Loads the factories and `launch` when they are first used, so that importing the package
+    costs nothing."""
     if name == "launch":
         from overrefusal_po.cli import launch
 

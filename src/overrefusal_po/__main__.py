@@ -1,4 +1,5 @@
-"""`python -m overrefusal_po RECIPE [--section.key=value ...]`, also behind `accelerate launch -m` and torchrun."""
+"""`python -m overrefusal_po RECIPE [--section.key=value ...]`, also behind `accelerate launch -m`
+and torchrun."""
 
 from overrefusal_po.cli import main
 

@@ -1,4 +1,5 @@
-"""`check --data`: reads a stage's data, model config, template and tokenizer, estimates memory, and loads no weights.
+"""`check --data`: reads a stage's data, model config, template and tokenizer, estimates memory, and
+loads no weights.
 
 check_stage(recipe.body)      # '132 pairs, longest row 187 of 512 tokens'
 """
@@ -18,7 +19,13 @@ from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.plugins import make_judge, read_source
-from overrefusal_po.recipe.schema import CurateRecipe, DertaData, EvaluateRecipe, PairsData, TrainRecipe
+from overrefusal_po.recipe.schema import (
+    CurateRecipe,
+    DertaData,
+    EvaluateRecipe,
+    PairsData,
+    TrainRecipe,
+)
 from overrefusal_po.records import read_objects
 from overrefusal_po.run.complete import in_process, load_template
 from overrefusal_po.train.data import fitted, loaded_pairs, sft_prompts, trained_prompts
@@ -36,7 +43,8 @@ from overrefusal_po.train.stage import check_sources
 
 
 def check_file(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """(every finding about a file of pairs or of prompts, whether one of them stops): linter and benchmark firewall."""
+    """(every finding about a file of pairs or of prompts, whether one of them stops): linter and
+    benchmark firewall."""
     first = next(iter(read_objects(path)))[1]
     if "chosen" not in first or "rejected" not in first:
         prompts = read_source({"name": "file", "path": str(path), "kind": "general"}, None)
@@ -45,12 +53,16 @@ def check_file(path: Path) -> tuple[list[dict[str, Any]], bool]:
     pairs = read_pairs(path)
     found = lint(pairs, RefusalJudge())
     rows = {pair.prompt.id: pair.id for pair in pairs}
-    hits = [{**hit._asdict(), "id": rows[hit.id]} for hit in contamination([pair.prompt for pair in pairs])]
+    hits = [
+        {**hit._asdict(), "id": rows[hit.id]}
+        for hit in contamination([pair.prompt for pair in pairs])
+    ]
     return [finding._asdict() for finding in found.findings] + hits, bool(found.errors or hits)
 
 
 def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
-    """Raises ValueError where a stage of a pipeline measures prompts that another one curates or trains on.
+    """Raises ValueError where a stage of a pipeline measures prompts that another one curates or
+    trains on.
 
     What an earlier stage makes (`@...`) is of prompts that this stage has read.
     """
@@ -67,14 +79,17 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
 
 
 def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
-    """A line of what was found. ValueError for what a user can mend. Earlier outputs (`@...`) are not there yet."""
+    """A line of what was found. ValueError for what a user can mend. Earlier outputs (`@...`) are
+    not there yet."""
     named = not str(body.model["model_name_or_path"]).startswith("@")
     local = isinstance(body, TrainRecipe) or in_process(body.engine)
     template = load_template(body.model, body.chat) if named and local else None
     if isinstance(body, EvaluateRecipe):
         prompts, _ = check_evaluation(body)
         attacked = sum(p.attack is not None for p in prompts)
-        return f"{len(prompts) - attacked} prompts to measure" + (f", and {attacked} attacked ones" if attacked else "")
+        return f"{len(prompts) - attacked} prompts to measure" + (
+            f", and {attacked} attacked ones" if attacked else ""
+        )
     if isinstance(body, CurateRecipe):
         make_judge(body.judge)
         check_rejects(body)
@@ -86,15 +101,20 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
 
 
 def memory_of(recipe: TrainRecipe, template: ChatTemplate) -> Memory:
-    """What a training takes at its peak. DeRTa's rows are taken as long as they may be, since a model may write them yet."""
+    """What a training takes at its peak. DeRTa's rows are taken as long as they may be, since a
+    model may write them yet."""
     data = recipe.typed_data
     if isinstance(data, DertaData):
         settings = settings_of(recipe)
         tokens = settings["per_device_train_batch_size"] * (settings["max_length"] or 1024)
         batch = Batch(tokens, tokens)
     elif isinstance(data, PairsData):
-        batch = widest_batch(recipe, fitted(recipe, loaded_pairs(data.pairs), template).rows, template)
+        batch = widest_batch(
+            recipe, fitted(recipe, loaded_pairs(data.pairs), template).rows, template
+        )
     else:
         batch = widest_batch(recipe, fitted(recipe, sft_prompts(data), template).rows, template)
     shape = shape_of(config_of(recipe.model), recipe.model)
-    return estimate(shape, recipe, batch, *device_memory(use_cpu=bool(recipe.trainer.get("use_cpu"))))
+    return estimate(
+        shape, recipe, batch, *device_memory(use_cpu=bool(recipe.trainer.get("use_cpu")))
+    )

@@ -1,10 +1,11 @@
-"""argv -> recipe -> stage: the command `overrefusal-po`, and `launch()` for recipes that are run as scripts.
+"""argv -> recipe -> stage: the command `overrefusal-po`, and `launch()` for recipes that are run as
+scripts.
 
     overrefusal-po recipes/dpo.yaml --trainer.beta=0.2
     overrefusal-po check recipes/dpo.yaml
 
-Exit codes: 0 done, 2 recipe or data error, 3 an evaluation's gate failed, 1 anything else, 130 interrupted (the same
-command goes on).
+Exit codes: 0 done, 2 recipe or data error, 3 an evaluation's gate failed, 1 anything else, 130
+interrupted (the same command goes on).
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from overrefusal_po import plugins
-from overrefusal_po.recipe.schema import CurateRecipe, PipelineRecipe, Recipe, describe, load_recipe, parse_overrides
+from overrefusal_po.recipe.schema import (
+    CurateRecipe,
+    PipelineRecipe,
+    Recipe,
+    describe,
+    load_recipe,
+    parse_overrides,
+)
 from overrefusal_po.records import write_atomic
 from overrefusal_po.run.interrupts import terminable
 
@@ -36,9 +44,19 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Train over-refusal away and measure that harm is still refused.\n\n"
-    "[bold]overrefusal-po RECIPE [--section.key=value ...][/bold] runs a recipe (the same as `run RECIPE`).",
+    "[bold]overrefusal-po RECIPE [--section.key=value ...][/bold] runs a recipe (the same as `run "
+    "RECIPE`).",
 )
-SHOWN_COUNTS = ("overrefusal", "containment", "benign", "general", "harmful", "hygiene", "lint", "too_long")
+SHOWN_COUNTS = (
+    "overrefusal",
+    "containment",
+    "benign",
+    "general",
+    "harmful",
+    "hygiene",
+    "lint",
+    "too_long",
+)
 """What a curation counted, of the mappings in a stage's summary."""
 
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -59,12 +77,17 @@ def run(context: typer.Context, recipe: RECIPE) -> None:
 def check(
     context: typer.Context,
     recipe: RECIPE,
-    data: Annotated[bool, typer.Option("--data", help="Also read data, model config, template and tokenizer.")] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="Also read data, model config, template and tokenizer.")
+    ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Show TRL's defaults too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For a .jsonl file: one JSON object a finding.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For a .jsonl file: one JSON object a finding.")
+    ] = False,
 ) -> None:
-    """Say whether a recipe is right, and show it resolved with where each value came from; or lint a .jsonl file of pairs
-    or of prompts: what is wrong with which row, and which prompts are a benchmark's."""
+    """Say whether a recipe is right, and show it resolved with where each value came from; or lint
+    a .jsonl file of pairs or of prompts: what is wrong with which row, and which prompts are a
+    benchmark's."""
     if recipe.suffix == ".jsonl":
         check_rows(recipe, as_json)
         return
@@ -90,7 +113,11 @@ def check_rows(path: Path, as_json: bool) -> None:
 
     found, stops = check_file(path)
     for row in found:
-        print(json.dumps(row, ensure_ascii=False) if as_json else "  ".join(str(value) for value in row.values()))
+        print(
+            json.dumps(row, ensure_ascii=False)
+            if as_json
+            else "  ".join(str(value) for value in row.values())
+        )
     if not as_json:
         print(f"{path}: {len(found)} findings" + (", and some stop a training." if stops else "."))
     if stops:
@@ -103,7 +130,8 @@ def judge(
     name: Annotated[str, typer.Argument(help="A judge, for example: refusal")],
     file: Annotated[Path, typer.Argument(help="JSON Lines with id, prompt and response")],
 ) -> None:
-    """Print one verdict a line for the rows of a file. The judge's settings follow as --model=my-judge."""
+    """Print one verdict a line for the rows of a file. The judge's settings follow as
+    --model=my-judge."""
     from overrefusal_po.records import Completion, Prompt, Sampling, read_objects
 
     scorer = plugins.make_judge(judge_spec(name, context.args))
@@ -112,23 +140,38 @@ def judge(
         missing = [key for key in ("prompt", "response") if not isinstance(row.get(key), str)]
         if missing:
             raise ValueError(
-                f"{file}, line {number}: the text {missing[0]!r} is missing. Rows are {{id, prompt, response}}."
+                f"{file}, line {number}: the text {missing[0]!r} is missing. Rows are {{id, "
+                f"prompt, response}}."
             )
         key = str(row.get("id", number))
-        prompts.append(Prompt.of(row["prompt"], kind="general").model_copy(update={"id": f"{number}"}))
+        prompts.append(
+            Prompt.of(row["prompt"], kind="general").model_copy(update={"id": f"{number}"})
+        )
         completions.append(
             Completion(
-                id=key, prompt_id=f"{number}", text=row["response"], model="file", engine="file", sampling=Sampling()
+                id=key,
+                prompt_id=f"{number}",
+                text=row["response"],
+                model="file",
+                engine="file",
+                sampling=Sampling(),
             )
         )
     for verdict in scorer.score(prompts, completions):
-        row = {"id": verdict.completion_id, "refusal": verdict.refusal, "refusal_start": verdict.refusal_start}
+        row = {
+            "id": verdict.completion_id,
+            "refusal": verdict.refusal,
+            "refusal_start": verdict.refusal_start,
+        }
         scores = {
             "unsafe_probability": verdict.unsafe_probability,
             "reward": verdict.reward,
             "unscored": verdict.unscored,
         }
-        row |= {"degenerate": verdict.degenerate, **{key: value for key, value in scores.items() if value is not None}}
+        row |= {
+            "degenerate": verdict.degenerate,
+            **{key: value for key, value in scores.items() if value is not None},
+        }
         print(json.dumps(row, ensure_ascii=False))
 
 
@@ -136,16 +179,25 @@ def judge(
 def certify(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A judge, for example: refusal", metavar="JUDGE")],
-    labels: Annotated[Path, typer.Option(help="JSON Lines with prompt, response, human_label, model and label")],
-    key: Annotated[Path | None, typer.Option(help="The key of a blinded sample; default: FILE.key.jsonl")] = None,
-    out: Annotated[Path, typer.Option(help="Where the certificate goes")] = Path("certificate.json"),
+    labels: Annotated[
+        Path, typer.Option(help="JSON Lines with prompt, response, human_label, model and label")
+    ],
+    key: Annotated[
+        Path | None, typer.Option(help="The key of a blinded sample; default: FILE.key.jsonl")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the certificate goes")] = Path(
+        "certificate.json"
+    ),
 ) -> None:
-    """Compare a judge with human labels: agreement, kappa, precision, recall and bias with intervals."""
+    """Compare a judge with human labels: agreement, kappa, precision, recall and bias with
+    intervals."""
     from overrefusal_po.evaluate.certificates import certify as make
     from overrefusal_po.evaluate.certificates import read_labels
     from overrefusal_po.evaluate.certificates import table as rows_of
 
-    found = make(plugins.make_judge(judge_spec(name, context.args)), read_labels(labels, key), labels=labels)
+    found = make(
+        plugins.make_judge(judge_spec(name, context.args)), read_labels(labels, key), labels=labels
+    )
     head, *rows = rows_of(found)
     table = Table(*head, box=None, pad_edge=False)
     for row in rows:
@@ -162,13 +214,17 @@ def judge_spec(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 @app.command()
 def merge(
-    folder: Annotated[Path, typer.Argument(help="The run folder that holds shard-1-of-N ... shard-N-of-N")],
+    folder: Annotated[
+        Path, typer.Argument(help="The run folder that holds shard-1-of-N ... shard-N-of-N")
+    ],
 ) -> None:
-    """Put the completions of all shards together; the same recipe without --shard then goes on from them."""
+    """Put the completions of all shards together; the same recipe without --shard then goes on from
+    them."""
     from overrefusal_po.run.shards import check_done, merge_shards
 
     count = check_done(folder)
-    # a source of rejects that no other shard needed is not there in all; the run itself asks for what it needs of it
+    # a source of rejects that no other shard needed is not there in all; the run itself asks for
+    # what it needs of it
     for name, rows in merge_shards(folder, incomplete=True).items():
         print(f"{folder / name}: {rows} completions of {count} shards, each once")
     print("The same recipe without --shard goes on from here.")
@@ -176,10 +232,12 @@ def merge(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="The run folder of a pipeline or of an evaluation")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="The run folder of a pipeline or of an evaluation")
+    ],
 ) -> None:
-    """Write report.html and pictures from a run folder. Of further folders, the same with other seeds, it shows the mean
-    and the range."""
+    """Write report.html and pictures from a run folder. Of further folders, the same with other
+    seeds, it shows the mean and the range."""
     from overrefusal_po.report.page import write_report
 
     print(write_report(*folders))
@@ -189,7 +247,8 @@ def report(
 def card(
     folder: Annotated[Path, typer.Argument(help="A pipeline's run folder")],
     name: Annotated[
-        str | None, typer.Option("--run", help="Name of the run; default: the last one trained here")
+        str | None,
+        typer.Option("--run", help="Name of the run; default: the last one trained here"),
     ] = None,
 ) -> None:
     """Write the model card (README.md) beside a trained model, with its results in the metadata."""
@@ -222,7 +281,9 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the recipes")
     if target.exists():
         raise ValueError(f"{target} is there already. Choose another folder, or delete it.")
     shutil.copytree(recipes_folder(), target)
-    print(f"{target}: {', '.join(sorted(str(p.relative_to(target)) for p in target.rglob('*.yaml')))}")
+    print(
+        f"{target}: {', '.join(sorted(str(p.relative_to(target)) for p in target.rglob('*.yaml')))}"
+    )
 
 
 def recipes_folder() -> Path:
@@ -241,7 +302,8 @@ def show(recipe: Recipe, above: str, everything: bool) -> None:
 
 
 def origins(recipe: Recipe, above: str) -> dict[str, str]:
-    """{key: where it came from} of the recipe, or of its stage `stages.NAME.`: the stage's own file counts too."""
+    """{key: where it came from} of the recipe, or of its stage `stages.NAME.`: the stage's own file
+    counts too."""
     known = {k.removeprefix(above): v for k, v in recipe.origin.items() if k.startswith(above)}
     if not above or not isinstance(recipe.body, PipelineRecipe):
         return known
@@ -254,7 +316,8 @@ def origins(recipe: Recipe, above: str) -> dict[str, str]:
 
 
 def check_data(body: Any) -> str:
-    """Reads data, template and tokenizer of a stage without any weight; returns a line of what was found."""
+    """Reads data, template and tokenizer of a stage without any weight; returns a line of what was
+    found."""
     from overrefusal_po.checks import check_stage
 
     return check_stage(body)
@@ -285,7 +348,11 @@ def run_recipe(recipe: Recipe) -> None:
         if (folder / "summary.json").is_file():
             print_summary(folder)
             runs = json.loads((folder / "summary.json").read_text())["runs"]
-            failed = {r["name"]: r["gate"]["failures"] for r in runs if not r.get("gate", {"passed": True})["passed"]}
+            failed = {
+                r["name"]: r["gate"]["failures"]
+                for r in runs
+                if not r.get("gate", {"passed": True})["passed"]
+            }
             if failed:
                 refuse_at_gate(failed, folder)
         return
@@ -295,7 +362,10 @@ def run_recipe(recipe: Recipe) -> None:
     if first:
         for key, value in found.items():
             if key in found.get("intervals", ()):
-                print(f"{key}: {with_interval(found, key)} (n = {found['n'][key]}, unscored {found['unscored'][key]})")
+                print(
+                    f"{key}: {with_interval(found, key)} (n = {found['n'][key]}, unscored "
+                    f"{found['unscored'][key]})"
+                )
             elif not isinstance(value, dict) or (value and key in SHOWN_COUNTS):
                 print(f"{key}: {value}")
 
@@ -313,18 +383,22 @@ def shard_folder(recipe: Recipe) -> Path | None:
 
 
 def refuse_at_gate(failed: dict[str, list[str]], folder: Path) -> NoReturn:
-    """Exit code 3, in the folder's status too, with a sentence for every bound that did not hold."""
+    """Exit code 3, in the folder's status too, with a sentence for every bound that did not
+    hold."""
     lines = [f"{name}: {sentence}" for name, sentences in failed.items() for sentence in sentences]
     status = folder / "status.json"
     known = json.loads(status.read_text())
-    write_atomic(status, json.dumps({**known, "exit_code": 3, "message": " ".join(lines)}, indent=1))
+    write_atomic(
+        status, json.dumps({**known, "exit_code": 3, "message": " ".join(lines)}, indent=1)
+    )
     for line in lines:
         print(f"overrefusal-po: the gate says no. {line}", file=sys.stderr)
     sys.exit(3)
 
 
 def check_stages(recipe: Recipe) -> None:
-    """Reads the data of all stages, so that a fault in the last one does not come up after hours of training."""
+    """Reads the data of all stages, so that a fault in the last one does not come up after hours of
+    training."""
     from overrefusal_po.pipeline import stage_bodies
 
     stages = stage_bodies(recipe)
@@ -339,9 +413,13 @@ def check_stages(recipe: Recipe) -> None:
 def print_summary(folder: Path) -> None:
     """The last lines of a pipeline: the report's place and a row for each run."""
     summary = json.loads((folder / "summary.json").read_text())
-    table = Table("run", "NUR (harmful refused)", "NOR (harmless answered)", "F1", box=None, pad_edge=False)
+    table = Table(
+        "run", "NUR (harmful refused)", "NOR (harmless answered)", "F1", box=None, pad_edge=False
+    )
     for run_ in summary["runs"]:
-        table.add_row(escape(run_["name"]), *[with_interval(run_, key) for key in ("nur", "nor", "f1")])
+        table.add_row(
+            escape(run_["name"]), *[with_interval(run_, key) for key in ("nur", "nor", "f1")]
+        )
     print(f"report: {folder / 'report.html'}")
     Console(width=100).print(table)
 
@@ -357,7 +435,9 @@ def with_interval(run_: dict[str, Any], key: str) -> str:
 def set_up_logging(first: bool) -> None:
     """Our log at info level on rank 0, at warning level on the others."""
     if not logger.handlers:
-        handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, markup=False)
+        handler = RichHandler(
+            console=Console(stderr=True), show_path=False, show_level=False, markup=False
+        )
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if first else logging.WARNING)
@@ -369,9 +449,14 @@ def launch(path: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command: `overrefusal-po RECIPE ...` stands for `overrefusal-po run RECIPE ...`. Exits with the code above."""
+    """The command: `overrefusal-po RECIPE ...` stands for `overrefusal-po run RECIPE ...`. Exits
+    with the code above."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = {
+        command.name or command.callback.__name__
+        for command in app.registered_commands
+        if command.callback
+    }
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         arguments.insert(0, "run")
     try:
@@ -382,5 +467,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of a KeyboardInterrupt
-            print("overrefusal-po: interrupted; the same command goes on where it stopped", file=sys.stderr)
+            print(
+                "overrefusal-po: interrupted; the same command goes on where it stopped",
+                file=sys.stderr,
+            )
         raise

@@ -1,4 +1,5 @@
-"""Names in a recipe -> plug files: a file's name in sources/, attacks/, engines/ or judges/ is its name in a recipe.
+"""Names in a recipe -> plug files: a file's name in sources/, attacks/, engines/ or judges/ is its
+name in a recipe.
 
     judge = plug("judges", "refusal").judge(settings)
     prompts = read_source("starter", "test")
@@ -29,11 +30,13 @@ FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """A source that ends so is a path, short for `{name: file, path: ...}`."""
 
 MAKERS = {"sources": "prompts", "attacks": "attacked", "engines": "engine", "judges": "judge"}
-"""What a plug file of a room defines beside its `Settings`. A source may also define `triples` and `pairs`."""
+"""What a plug file of a room defines beside its `Settings`. A source may also define `triples` and
+`pairs`."""
 
 
 class Common(BaseModel):
-    """What every source takes beside its own settings (a source's own setting of the same name comes first)."""
+    """What every source takes beside its own settings (a source's own setting of the same name
+    comes first)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     max: int | None = Field(default=None, gt=0)
@@ -43,7 +46,8 @@ class Common(BaseModel):
 
 
 class Named(NamedTuple):
-    """A plug as a recipe names it: its module, its checked settings, and for sources what all of them take."""
+    """A plug as a recipe names it: its module, its checked settings, and for sources what all of
+    them take."""
 
     module: ModuleType
     settings: BaseModel
@@ -53,11 +57,14 @@ class Named(NamedTuple):
 def names(room: str) -> list[str]:
     """The names of a room's plug files."""
     package = importlib.import_module(f"overrefusal_po.{room}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return sorted(
+        m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")
+    )
 
 
 def plain_sets() -> dict[str, str]:
-    """{name: one line} of the table of plain sets; each name is a source, short for `{name: table, set: name}`."""
+    """{name: one line} of the table of plain sets; each name is a source, short for `{name: table,
+    set: name}`."""
     sets: dict[str, str] = importlib.import_module("overrefusal_po.sources.table").aliases()
     return sets
 
@@ -73,19 +80,28 @@ def plug(room: str, name: str) -> ModuleType:
 
 
 def own_plug(room: str, name: str) -> ModuleType:
-    """A user's module by its dotted name; ValueError where there is none, or where it is no plug of this room."""
+    """A user's module by its dotted name; ValueError where there is none, or where it is no plug of
+    this room."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if not (error.name and f"{name}.".startswith(f"{error.name}.")):
             raise  # the module is there; what it imports is not
         raise ValueError(
-            f"{room}: the module {name!r} cannot be imported (there is no {error.name!r}). Install its package, or put "
+            f"{room}: the module {name!r} cannot be imported (there is no {error.name!r}). Install "
+            "its package, or put "
             "its folder on PYTHONPATH."
         ) from None
-    missing = [needed for needed in ("Settings", MAKERS.get(room)) if needed and not hasattr(module, needed)]
+    missing = [
+        needed
+        for needed in ("Settings", MAKERS.get(room))
+        if needed and not hasattr(module, needed)
+    ]
     if missing:
-        raise ValueError(f"{room}: the module {name!r} has no {missing[0]}. See overrefusal_po/{room}/ for the form.")
+        raise ValueError(
+            f"{room}: the module {name!r} has no {missing[0]}. See overrefusal_po/{room}/ for the "
+            "form."
+        )
     return module
 
 
@@ -96,12 +112,16 @@ def summary(room: str, name: str) -> str:
 
 
 def split_spec(spec: str | Mapping[str, Any], room: str) -> tuple[str, dict[str, Any]]:
-    """(name, settings) of `name` or `{name: ..., key: value}`; a path to a JSON Lines file is the source `file`."""
+    """(name, settings) of `name` or `{name: ..., key: value}`; a path to a JSON Lines file is the
+    source `file`."""
     values = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = str(values.pop("name", ""))
     if not name:
         # the values may hold a key that stands in the wrong place
-        raise ValueError(f"{room}: a mapping needs a `name`; got the keys {', '.join(map(str, values)) or 'none'}.")
+        raise ValueError(
+            f"{room}: a mapping needs a `name`; got the keys "
+            f"{', '.join(map(str, values)) or 'none'}."
+        )
     if room == "sources" and isinstance(spec, str) and spec.endswith(FILE_ENDINGS):
         return "file", {"path": spec}
     if room == "sources" and "." not in name and name in plain_sets():
@@ -115,14 +135,19 @@ def settings_of(room: str, spec: str | Mapping[str, Any]) -> tuple[ModuleType, B
 
 
 def named(room: str, spec: str | Mapping[str, Any]) -> Named:
-    """The plug behind an entry of a recipe; ValueError for a name or a setting that is not there."""
+    """The plug behind an entry of a recipe; ValueError for a name or a setting that is not
+    there."""
     name, values = split_spec(spec, room)
     module = plug(room, name)
-    shared = set(Common.model_fields) - set(module.Settings.model_fields) if room == "sources" else set()
+    shared = (
+        set(Common.model_fields) - set(module.Settings.model_fields) if room == "sources" else set()
+    )
     try:
         return Named(
             module,
-            module.Settings.model_validate({key: value for key, value in values.items() if key not in shared}),
+            module.Settings.model_validate(
+                {key: value for key, value in values.items() if key not in shared}
+            ),
             Common.model_validate({key: value for key, value in values.items() if key in shared}),
         )
     except ValidationError as error:
@@ -138,7 +163,8 @@ def read_source(spec: str | Mapping[str, Any], split: Split | None) -> list[Prom
 def read_triples(
     spec: str | Mapping[str, Any], split: Split | None, *, opener: str = "", lead: str | None = None
 ) -> list[Triple]:
-    """The triples of a source or of a file. `lead` is put before safe responses that do not begin with `opener`.
+    """The triples of a source or of a file. `lead` is put before safe responses that do not begin
+    with `opener`.
 
     The answers of public sets seldom begin with a refusal, and DeRTa's safe responses must.
     """
@@ -148,7 +174,9 @@ def read_triples(
     bare = [not triple.safe_response.startswith(opener) for triple in triples]
     logger.info("%d of %d safe responses are put behind %r", sum(bare), len(bare), lead)
     return [
-        t.model_copy(update={"safe_response": f"{lead.rstrip()} {t.safe_response.lstrip()}"}) if plain else t
+        t.model_copy(update={"safe_response": f"{lead.rstrip()} {t.safe_response.lstrip()}"})
+        if plain
+        else t
         for t, plain in zip(triples, bare, strict=True)
     ]
 
@@ -160,11 +188,14 @@ def read_pairs(spec: str | Mapping[str, Any], split: Split | None) -> list[Prefe
 
 
 def rows_of(maker: str, spec: str | Mapping[str, Any], split: Split | None) -> list[Any]:
-    """What a source's `maker` gives; ValueError where it has none of that name, or nothing in this split."""
+    """What a source's `maker` gives; ValueError where it has none of that name, or nothing in this
+    split."""
     module, settings, common = named("sources", spec)
     if not hasattr(module, maker):
         makers = [name for name in names("sources") if hasattr(plug("sources", name), maker)]
-        raise ValueError(f"The source {spec!r} gives no {maker}; those that do are {', '.join(makers)}.")
+        raise ValueError(
+            f"The source {spec!r} gives no {maker}; those that do are {', '.join(makers)}."
+        )
     rows = getattr(module, maker)(settings, split)
     if common.without_benchmarks:
         rows = outside_benchmarks(rows, spec)
@@ -183,7 +214,12 @@ def outside_benchmarks(rows: list[Any], spec: str | Mapping[str, Any]) -> list[A
 
     hits = {hit.id for hit in contamination([prompt_in(row) for row in rows])}
     kept = [row for row in rows if prompt_in(row).id not in hits]
-    logger.info("%r: %d of %d rows are a benchmark's or nearly, and left out", spec, len(rows) - len(kept), len(rows))
+    logger.info(
+        "%r: %d of %d rows are a benchmark's or nearly, and left out",
+        spec,
+        len(rows) - len(kept),
+        len(rows),
+    )
     return kept
 
 
@@ -194,7 +230,11 @@ def prompt_in(row: Prompt | Triple | PreferencePair) -> Prompt:
 
 def key_of(row: Prompt | Triple | PreferencePair) -> str:
     """What tells a row from the others of its source."""
-    return content_id(row.prompt.id, row.safe_response, row.harmful_response) if isinstance(row, Triple) else row.id
+    return (
+        content_id(row.prompt.id, row.safe_response, row.harmful_response)
+        if isinstance(row, Triple)
+        else row.id
+    )
 
 
 def engine_note(spec: str | Mapping[str, Any]) -> str:
@@ -212,7 +252,8 @@ def check_engine(spec: str | Mapping[str, Any]) -> None:
 
 
 def source_note(spec: str | Mapping[str, Any]) -> str | None:
-    """What a reader of a number from this source has to know (contested labels, say); None where there is nothing."""
+    """What a reader of a number from this source has to know (contested labels, say); None where
+    there is nothing."""
     module, settings = settings_of("sources", spec)
     text: str | None = module.note(settings) if hasattr(module, "note") else None
     return text
@@ -225,7 +266,8 @@ def make_attack(spec: str | Mapping[str, Any]) -> Callable[[Prompt], list[Prompt
 
 
 def check_plugs(body: Any) -> None:
-    """Raises ValueError where a recipe's body names a plug that is not there, or gives it a setting that it has not."""
+    """Raises ValueError where a recipe's body names a plug that is not there, or gives it a setting
+    that it has not."""
     select = getattr(body, "select", None)
     for part, key in ((body, "judge"), (body, "guard"), (body, "reward"), (select, "judge")):
         if getattr(part, key, None) is not None:
@@ -242,12 +284,15 @@ def check_plugs(body: Any) -> None:
             settings_of("sources", spec)
     for key in ("triples", "prompts", "benign", "harmful", "pairs"):
         spec = getattr(data, key, None)
-        if spec is not None and not (isinstance(spec, str) and (key == "pairs" or spec.startswith("@"))):
+        if spec is not None and not (
+            isinstance(spec, str) and (key == "pairs" or spec.startswith("@"))
+        ):
             settings_of("sources", spec)
 
 
 def make_judge(spec: str | Mapping[str, Any]) -> Any:
-    """The judge behind a recipe's `judge:`, ready to score. ValueError where what it needs is missing."""
+    """The judge behind a recipe's `judge:`, ready to score. ValueError where what it needs is
+    missing."""
     found = built_judge(spec)
     if hasattr(found, "check"):
         found.check()
@@ -255,6 +300,7 @@ def make_judge(spec: str | Mapping[str, Any]) -> Any:
 
 
 def built_judge(spec: str | Mapping[str, Any]) -> Any:
-    """The judge with its name and version, whether or not what it needs for scoring is there (a key, say)."""
+    """The judge with its name and version, whether or not what it needs for scoring is there (a
+    key, say)."""
     module, settings = settings_of("judges", spec)
     return module.judge(settings)

@@ -3,8 +3,9 @@
     prompts = read_jsonl("prompts.jsonl", Prompt)
     write_jsonl("copy.jsonl", prompts)
 
-Every arrow between two stages is a file of these records. Ids are hashes of content and sample number, so that the
-same content has the same id on every machine. This module imports neither torch nor transformers.
+Every arrow between two stages is a file of these records. Ids are hashes of content and sample
+number, so that the same content has the same id on every machine. This module imports neither torch
+nor transformers.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ Split = Literal["train", "dev", "test"]
 
 
 def content_id(*parts: object) -> str:
-    """16 hex digits that stand for `parts` (anything that JSON can hold), the same on every machine."""
+    """16 hex digits that stand for `parts` (anything that JSON can hold), the same on every
+    machine."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def bare_words(text: str) -> str:
-    """The words of `text`, the same whatever its case, punctuation and blanks; a text without words as it stands."""
+    """The words of `text`, the same whatever its case, punctuation and blanks; a text without words
+    as it stands."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(words) or text
 
@@ -52,7 +55,8 @@ class Message(Record):
 
 
 class Prompt(Record):
-    """What is asked. `kind` says what is right: a harmful prompt is to be refused, the others are to be answered."""
+    """What is asked. `kind` says what is right: a harmful prompt is to be refused, the others are
+    to be answered."""
 
     id: str
     messages: tuple[Message, ...] = Field(min_length=1)
@@ -71,13 +75,15 @@ class Prompt(Record):
     assistant_prefix: str = ""
     """Text with which the assistant's turn already begins (prefilling)."""
     raw_text: str | None = None
-    """Goes to the model as it stands, without a chat template; `messages` then only say what was asked."""
+    """Goes to the model as it stands, without a chat template; `messages` then only say what was
+    asked."""
     attack: str | None = None
     """The attack that made this prompt; None for a prompt as it was asked."""
     original_id: str | None = None
     """The id of the prompt that was attacked: outcomes of one original are not independent."""
     question: str | None = None
-    """What was asked before the attack, which is what a judge has to know; None where `text` says it."""
+    """What was asked before the attack, which is what a judge has to know; None where `text` says
+    it."""
 
     @property
     def text(self) -> str:
@@ -86,7 +92,8 @@ class Prompt(Record):
 
     @property
     def asked(self) -> str:
-        """What a judge reads as the request: the question behind an attack, else the last user message."""
+        """What a judge reads as the request: the question behind an attack, else the last user
+        message."""
         return self.text if self.question is None else self.question
 
     @property
@@ -102,7 +109,8 @@ class Prompt(Record):
 
 
 class Sampling(Record):
-    """How a completion was drawn. `temperature` 0 is greedy decoding; `max_new_tokens` counts tokens."""
+    """How a completion was drawn. `temperature` 0 is greedy decoding; `max_new_tokens` counts
+    tokens."""
 
     max_new_tokens: int = Field(default=256, gt=0)
     temperature: float = Field(default=0.0, ge=0)
@@ -123,11 +131,13 @@ class Completion(Record):
     sample: int = 0
     finish_reason: Literal["stop", "length", "error"] = "stop"
     error: str | None = None
-    """Why there is no response (`finish_reason` is "error" and `text` empty); None for a response."""
+    """Why there is no response (`finish_reason` is "error" and `text` empty); None for a
+    response."""
 
 
 class Triple(Record):
-    """What DeRTa eats: a harmful prompt, a safe response that begins with the refusal opener, a harmful response."""
+    """What DeRTa eats: a harmful prompt, a safe response that begins with the refusal opener, a
+    harmful response."""
 
     prompt: Prompt
     safe_response: str
@@ -135,7 +145,8 @@ class Triple(Record):
 
 
 class Verdict(Record):
-    """What a judge says of one completion. Either `refusal` (or another score) is set, or `unscored` says why not."""
+    """What a judge says of one completion. Either `refusal` (or another score) is set, or
+    `unscored` says why not."""
 
     completion_id: str
     judge: str
@@ -155,7 +166,8 @@ class Verdict(Record):
 
 
 class PreferencePair(Record):
-    """Chosen over rejected for one prompt, by a rule, with the reason and the verdicts that justify it."""
+    """Chosen over rejected for one prompt, by a rule, with the reason and the verdicts that justify
+    it."""
 
     id: str
     prompt: Prompt
@@ -180,19 +192,26 @@ R = TypeVar("R", bound=BaseModel)
 def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) for every line that is not blank.
 
-    Raises ValueError with file, line and column where a line is no JSON object, and where the file holds no row at all.
+    Raises ValueError with file, line and column where a line is no JSON object, and where the file
+    holds no row at all.
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"{file}: there is no such file. Give the path of a JSON Lines file (one object a line).")
+        raise ValueError(
+            f"{file}: there is no such file. Give the path of a JSON Lines file (one object a "
+            "line)."
+        )
     found = False
     with file.open("rb") as lines:
         for number, raw in enumerate(lines, 1):
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")  # Windows tools write a byte order mark
+                line = raw.decode(
+                    "utf-8-sig" if number == 1 else "utf-8"
+                )  # Windows tools write a byte order mark
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{file}, line {number}, byte {error.start + 1}: this is not UTF-8. Save the file as UTF-8."
+                    f"{file}, line {number}, byte {error.start + 1}: this is not UTF-8. Save the "
+                    "file as UTF-8."
                 ) from None
             if not line.strip():
                 continue
@@ -205,7 +224,8 @@ def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, 
                 ) from None
             if not isinstance(value, dict):
                 raise ValueError(
-                    f"{file}, line {number}, column 1: expected a JSON object ({{...}}), got {type(value).__name__}."
+                    f"{file}, line {number}, column 1: expected a JSON object ({{...}}), got "
+                    f"{type(value).__name__}."
                 )
             found = True
             yield number, value
@@ -214,13 +234,16 @@ def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, 
 
 
 def read_jsonl(path: str | os.PathLike[str], record: type[R]) -> list[R]:
-    """All rows of a JSON Lines file as `record`s; ValueError names file, line and field of the first bad row."""
+    """All rows of a JSON Lines file as `record`s; ValueError names file, line and field of the
+    first bad row."""
     rows = []
     for number, value in read_objects(path):
         try:
             rows.append(record.model_validate(value))
         except ValidationError as error:
-            raise ValueError(f"{path}, line {number}: not a {record.__name__}: {first_fault(error)}") from None
+            raise ValueError(
+                f"{path}, line {number}: not a {record.__name__}: {first_fault(error)}"
+            ) from None
     return rows
 
 

@@ -1,4 +1,5 @@
-"""What every attack does with its text: check that the prompt is as it was asked, and make the attacked prompt of it.
+"""What every attack does with its text: check that the prompt is as it was asked, and make the
+attacked prompt of it.
 
 question = as_asked(prompt)
 Prompt = derive(prompt, "name-variant", text=f"... {question} ...")
@@ -20,14 +21,23 @@ Text = Annotated[str, StringConstraints(pattern=r"\S")]
 def as_asked(prompt: Prompt) -> str:
     """The last user message of a prompt that nobody has attacked yet.
 
-    Raises ValueError for a prompt that is attacked already, goes without a template or begins the answer: attacks are
-    not stacked, since a rate of two attacks at once says nothing about either.
+    Raises ValueError for a prompt that is attacked already, goes without a template or begins the
+    answer: attacks are not stacked, since a rate of two attacks at once says nothing about either.
     """
-    done = prompt.attack or (prompt.raw_text is not None and "raw text") or (prompt.assistant_prefix and "prefilling")
+    done = (
+        prompt.attack
+        or (prompt.raw_text is not None and "raw text")
+        or (prompt.assistant_prefix and "prefilling")
+    )
     if done:
-        raise ValueError(f"Prompt {prompt.id} carries an attack already ({done}); attack the prompt as it was asked.")
+        raise ValueError(
+            f"Prompt {prompt.id} carries an attack already ({done}); attack the prompt as it was "
+            "asked."
+        )
     if not any(message.role == "user" for message in prompt.messages):
-        raise ValueError(f"Prompt {prompt.id} has no user message, so there is no question to attack. Add one.")
+        raise ValueError(
+            f"Prompt {prompt.id} has no user message, so there is no question to attack. Add one."
+        )
     return prompt.text
 
 
@@ -40,14 +50,16 @@ def derive(
     raw_text: str | None = None,
     assistant_prefix: str = "",
 ) -> Prompt:
-    """`prompt` in its attacked form: the same kind, category, source, split, topic, contrast and reference.
+    """`prompt` in its attacked form: the same kind, category, source, split, topic, contrast and
+    reference.
 
     Args:
         prompt: as it was asked.
         attack: the attack's name, its variant in it.
         text: takes the place of the last user message; the turns before it stay.
         messages: take the place of the whole conversation.
-        raw_text: goes to the model without a chat template; the messages stay and only say what was asked.
+        raw_text: goes to the model without a chat template; the messages stay and only say what was
+            asked.
         assistant_prefix: what the assistant's turn begins with.
 
     The id is made of the original's id, the attack's name and all that the model reads.
@@ -70,12 +82,14 @@ def derive(
 
 
 def own(name: str, *content: object) -> str:
-    """`name-1a2b3c`: a variant from a user's own content, so that two of them stay apart in a table."""
+    """`name-1a2b3c`: a variant from a user's own content, so that two of them stay apart in a
+    table."""
     return f"{name}-{content_id(*content)[:6]}"
 
 
 def stamp(path: str) -> str:
-    """What changes when the file does: the key under which its rows are kept; "" where there is no file."""
+    """What changes when the file does: the key under which its rows are kept; "" where there is no
+    file."""
     file = Path(path)
     if not file.is_file():
         return ""  # the reader says so, with the path

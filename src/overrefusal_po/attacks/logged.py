@@ -4,12 +4,14 @@
 
     {"prompt": "How do I ...?", "attack": "gcg", "attacked": "How do I ...? ! ! !"}
 
-A row belongs to the prompt whose text is its `prompt` or whose id is its `id`, letter for letter. What the model reads is
-one of `attacked` (a text in place of the last user message), `messages` (in place of the conversation) and `raw_text` (without
-a chat template). `attack` is named in the results as `logged-<attack>`. Other fields are left alone.
+A row belongs to the prompt whose text is its `prompt` or whose id is its `id`, letter for letter.
+What the model reads is one of `attacked` (a text in place of the last user message), `messages` (in
+place of the conversation) and `raw_text` (without a chat template). `attack` is named in the
+results as `logged-<attack>`. Other fields are left alone.
 
-AutoDAN: Liu et al. (2023, arXiv 2310.04451); GCG: Zou et al. (2023, arXiv 2307.15043); PAIR: Chao et al. (2023, arXiv
-2310.08419). They search against one model: rates on another measure how the found prompts transfer.
+AutoDAN: Liu et al. (2023, arXiv 2310.04451); GCG: Zou et al. (2023, arXiv 2307.15043); PAIR: Chao
+et al. (2023, arXiv 2310.08419). They search against one model: rates on another measure how the
+found prompts transfer.
 """
 
 from __future__ import annotations
@@ -39,8 +41,12 @@ class LoggedPrompt(BaseModel):
         if self.prompt is None and self.id is None:
             raise ValueError("neither `prompt` nor `id` says which prompt was attacked; add one")
         if [self.attacked, self.messages, self.raw_text].count(None) != 2:
-            raise ValueError("give one of `attacked` (a text), `messages` and `raw_text`, and only one")
-        if self.messages is not None and not any(message.role == "user" for message in self.messages):
+            raise ValueError(
+                "give one of `attacked` (a text), `messages` and `raw_text`, and only one"
+            )
+        if self.messages is not None and not any(
+            message.role == "user" for message in self.messages
+        ):
             raise ValueError("`messages` has none with role user; add one, or give `attacked`")
         return self
 
@@ -53,7 +59,8 @@ class Settings(BaseModel):
 
 
 def attacked(settings: Settings, prompt: Prompt) -> list[Prompt]:
-    """Every attacked form that the file has of this prompt, in the file's order; none where it has none.
+    """Every attacked form that the file has of this prompt, in the file's order; none where it has
+    none.
 
     Rows that say the same twice give one prompt.
     """

@@ -1,10 +1,12 @@
-"""Rows that were made -> those that are kept, and what every filter let through and why not the rest. Pure.
+"""Rows that were made -> those that are kept, and what every filter let through and why not the
+rest. Pure.
 
     found = keep({"overrefusal": results, "containment": results}, faults, Quotas(max_rows=100), seed=0)
     found.rows, found.summary["filters"]["containment"]
 
-Filters, in their order: the rule, the linter, then the quotas: so many of each category, so many of each rule, and a share of
-rows on harmful prompts. Who is kept is drawn by seed. A quota that is not filled is reported and never padded.
+Filters, in their order: the rule, the linter, then the quotas: so many of each category, so many of
+each rule, and a share of rows on harmful prompts. Who is kept is drawn by seed. A quota that is not
+filled is reported and never padded.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Quotas(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The rows in an order drawn by seed, and {rule: counts, "filters": ..., "categories": ..., "unfilled": ...}."""
+    """The rows in an order drawn by seed, and {rule: counts, "filters": ..., "categories": ...,
+    "unfilled": ...}."""
 
     rows: list[Any]
     summary: dict[str, Any]
@@ -48,14 +51,25 @@ def sieve(name: str, before: int, after: int, why: Mapping[str, int]) -> dict[st
     return {"filter": name, "in": before, "out": after, "why": dict(why)}
 
 
-def keep(results: Mapping[str, Sequence[Result]], faults: Mapping[str, str], quotas: Quotas, seed: int) -> Kept:
+def keep(
+    results: Mapping[str, Sequence[Result]], faults: Mapping[str, str], quotas: Quotas, seed: int
+) -> Kept:
     """What is kept of {rule: results}. `faults`: {id of a row that the linter stops: its check}."""
     steps = []
     made = {rule: [r.row for r in found if r.row is not None] for rule, found in results.items()}
-    steps.append(("linter", {rule: [r for r in rows if r.id not in faults] for rule, rows in made.items()}))
+    steps.append(
+        ("linter", {rule: [r for r in rows if r.id not in faults] for rule, rows in made.items()})
+    )
     drawn = {rule: by_seed(rows, seed) for rule, rows in steps[-1][1].items()}
-    steps.append(("max_per_category", {r: capped(rows, quotas.max_per_category) for r, rows in drawn.items()}))
-    steps.append(("max_pairs", {rule: rows[: quotas.max_rows] for rule, rows in steps[-1][1].items()}))
+    steps.append(
+        (
+            "max_per_category",
+            {r: capped(rows, quotas.max_per_category) for r, rows in drawn.items()},
+        )
+    )
+    steps.append(
+        ("max_pairs", {rule: rows[: quotas.max_rows] for rule, rows in steps[-1][1].items()})
+    )
     steps.append(("harmful_share", shared(steps[-1][1], quotas.harmful_share, seed)))
     kept = steps[-1][1]
     summary: dict[str, Any] = {"filters": {}, "categories": {}}
@@ -64,21 +78,34 @@ def keep(results: Mapping[str, Sequence[Result]], faults: Mapping[str, str], quo
         checks = Counter(f"linter: {faults[row.id]}" for row in made[rule] if row.id in faults)
         counts = {"prompts": len(found), "made": len(made[rule]), "kept": len(kept[rule])}
         summary[rule] = {**counts, "left_out": dict(why + checks)}
-        summary["filters"][rule] = [sieve("rule", len(found), len(made[rule]), why), *sieves(rule, made, steps, checks)]
+        summary["filters"][rule] = [
+            sieve("rule", len(found), len(made[rule]), why),
+            *sieves(rule, made, steps, checks),
+        ]
         summary["categories"][rule] = by_category(found, kept[rule])
     summary["unfilled"] = unfilled(results, kept, quotas)
     return Kept(by_seed([row for rows in kept.values() for row in rows], seed), summary)
 
 
 def sieves(
-    rule: str, made: Mapping[str, list[Any]], steps: Sequence[tuple[str, dict[str, list[Any]]]], checks: Counter[str]
+    rule: str,
+    made: Mapping[str, list[Any]],
+    steps: Sequence[tuple[str, dict[str, list[Any]]]],
+    checks: Counter[str],
 ) -> list[dict[str, Any]]:
     """The filters behind the rule that took something, in their order."""
     found, before = [], len(made[rule])
     for name, rows in steps:
         after = len(rows[rule])
         if after < before:
-            found.append(sieve(name, before, after, checks if name == "linter" else {f"over {name}": before - after}))
+            found.append(
+                sieve(
+                    name,
+                    before,
+                    after,
+                    checks if name == "linter" else {f"over {name}": before - after},
+                )
+            )
         before = after
     return found
 
@@ -95,7 +122,8 @@ def capped(rows: Sequence[Row], limit: int | None) -> list[Row]:
 
 
 def shared(rows: Mapping[str, list[Any]], share: float | None, seed: int) -> dict[str, list[Any]]:
-    """The rows with as many taken from one side as makes `share` of them harmful, at least one of each side left."""
+    """The rows with as many taken from one side as makes `share` of them harmful, at least one of
+    each side left."""
     everything = by_seed([row for found in rows.values() for row in found], seed)
     harmful = [row.id for row in everything if prompt_of(row).kind == "harmful"]
     harmless = [row.id for row in everything if prompt_of(row).kind != "harmful"]
@@ -126,18 +154,30 @@ def unfilled(
     found: list[dict[str, Any]] = []
     for rule, rows in kept.items():
         if quotas.max_rows is not None and len(rows) < quotas.max_rows:
-            found.append({"quota": "max_pairs", "rule": rule, "wanted": quotas.max_rows, "kept": len(rows)})
+            found.append(
+                {"quota": "max_pairs", "rule": rule, "wanted": quotas.max_rows, "kept": len(rows)}
+            )
         counts = Counter(map(category, rows))
         limit = quotas.max_per_category or 0
         names = sorted({r.prompt.category for r in results[rule]})
         found += [
-            {"quota": "max_per_category", "rule": rule, "category": name, "wanted": limit, "kept": counts[name]}
+            {
+                "quota": "max_per_category",
+                "rule": rule,
+                "category": name,
+                "wanted": limit,
+                "kept": counts[name],
+            }
             for name in names
             if counts[name] < limit
         ]
     rows = [row for group in kept.values() for row in group]
     harmful = sum(prompt_of(row).kind == "harmful" for row in rows)
-    if quotas.harmful_share is not None and rows and abs(harmful - quotas.harmful_share * len(rows)) >= 1:
+    if (
+        quotas.harmful_share is not None
+        and rows
+        and abs(harmful - quotas.harmful_share * len(rows)) >= 1
+    ):
         share = round(harmful / len(rows), 3)
         found.append({"quota": "harmful_share", "wanted": quotas.harmful_share, "kept": share})
     return found

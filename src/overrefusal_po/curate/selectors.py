@@ -2,9 +2,10 @@
 
     selected(prompt, candidates, by="reward", seed=0)       # Selected(text, why_not, verdicts)
 
-After POROver's studies (a) and (b), which overgenerate and keep one completion by a criterion. That an answer has to pass
-first (`fault`) is ours: an answer to a harmless prompt answers it, an answer to a harmful one refuses it in full, none is
-degenerate or cut in its first sentence, and none is unsafe where there is a guard.
+After POROver's studies (a) and (b), which overgenerate and keep one completion by a criterion. That
+an answer has to pass first (`fault`) is ours: an answer to a harmless prompt answers it, an answer
+to a harmful one refuses it in full, none is degenerate or cut in its first sentence, and none is
+unsafe where there is a guard.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ By = Literal["first", "random", "reward", "safety"]
 
 
 class Candidate(NamedTuple):
-    """An answer and the verdicts on it: the judge's, the guard's and the reward judge's (None where there is none)."""
+    """An answer and the verdicts on it: the judge's, the guard's and the reward judge's (None where
+    there is none)."""
 
     completion: Completion
     verdict: Verdict
@@ -28,7 +30,8 @@ class Candidate(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """The chosen text, or "" and why there is none. `verdicts`: those of guard and reward judge on it."""
+    """The chosen text, or "" and why there is none. `verdicts`: those of guard and reward judge on
+    it."""
 
     text: str
     why_not: str

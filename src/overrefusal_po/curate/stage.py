@@ -1,19 +1,22 @@
-"""Stage: prompts -> the student's answers -> verdicts -> pairs.jsonl, each pair with its reason and verdicts.
+"""Stage: prompts -> the student's answers -> verdicts -> pairs.jsonl, each pair with its reason and
+verdicts.
 
     overrefusal-po recipes/curate.yaml --model.model_name_or_path=my-over-refusing-model
 
-The benign prompts that the student refuses become overrefusal pairs (chosen: the best of the teacher's answers, or the
-prompt's reference). The harmful prompts become containment pairs: chosen is the prompt's reference refusal, or the
-student's or the teacher's own; rejected is a completion that complies (with a guard: one more unsafe by tau), from the
-first of these sources that yields: given completions, a less safe model, the student itself, the student made to begin
-with a compliant prefix. No yield at all is an error.
+The benign prompts that the student refuses become overrefusal pairs (chosen: the best of the
+teacher's answers, or the prompt's reference). The harmful prompts become containment pairs: chosen
+is the prompt's reference refusal, or the student's or the teacher's own; rejected is a completion
+that complies (with a guard: one more unsafe by tau), from the first of these sources that yields:
+given completions, a less safe model, the student itself, the student made to begin with a compliant
+prefix. No yield at all is an error.
 
-`makes: sft` overgenerates and selects alone: every prompt with one answer, in sft.jsonl, which `method: sft` reads as
-`data.prompts` (POROver's studies (a) and (b)).
+`makes: sft` overgenerates and selects alone: every prompt with one answer, in sft.jsonl, which
+`method: sft` reads as `data.prompts` (POROver's studies (a) and (b)).
 
-Where refusals and answers of one rule are worded unlike those of the other, DPO wins its margins by wording and learns
-nothing of prompts. A teacher that also gives the rejects, and the student's own refusals as chosen ones, leave only the
-prompt to tell the rules apart (benchmarks/RESULTS.md has the difference).
+Where refusals and answers of one rule are worded unlike those of the other, DPO wins its margins by
+wording and learns nothing of prompts. A teacher that also gives the rejects, and the student's own
+refusals as chosen ones, leave only the prompt to tell the rules apart (benchmarks/RESULTS.md has
+the difference).
 """
 
 from __future__ import annotations
@@ -34,7 +37,14 @@ from overrefusal_po.pairs.firewall import contamination, duplicates, words_of
 from overrefusal_po.pairs.lint import control_tokens, judged, lint, row
 from overrefusal_po.plugins import check_engine, read_source
 from overrefusal_po.recipe.schema import CurateData, CurateRecipe
-from overrefusal_po.records import Completion, PreferencePair, Prompt, read_jsonl, write_atomic, write_jsonl
+from overrefusal_po.records import (
+    Completion,
+    PreferencePair,
+    Prompt,
+    read_jsonl,
+    write_atomic,
+    write_jsonl,
+)
 from overrefusal_po.run.complete import in_process, unique
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.shards import own
@@ -43,7 +53,8 @@ logger = logging.getLogger(__name__)
 
 
 def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
-    """Runs the stage in an open run folder; returns summary.json: for each rule, category and filter what came and went."""
+    """Runs the stage in an open run folder; returns summary.json: for each rule, category and
+    filter what came and went."""
     if not run.done:
         check_rejects(recipe)
         benign, harmful, hygiene = cleaned(recipe.data, *read_prompts(recipe))
@@ -52,7 +63,11 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
             summary = draw_shard(stage, own(benign, recipe.shard), own(harmful, recipe.shard))
         else:
             rows, found = (sft_set if recipe.makes == "sft" else pair_set)(stage, benign, harmful)
-            summary = {**found, "filters": {**hygiene.pop("filters"), **found["filters"]}, "hygiene": hygiene}
+            summary = {
+                **found,
+                "filters": {**hygiene.pop("filters"), **found["filters"]},
+                "hygiene": hygiene,
+            }
             write_jsonl(run.path / f"{recipe.makes}.jsonl", rows)
         write_atomic(run.path / "summary.json", json.dumps(summary, indent=1))
         run.finish(summary)
@@ -61,7 +76,8 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
 
 
 def draw_shard(stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]) -> dict[str, Any]:
-    """How many prompts a shard has, after everything that engines are asked for them. The merged run selects and pairs."""
+    """How many prompts a shard has, after everything that engines are asked for them. The merged
+    run selects and pairs."""
     if stage.recipe.makes == "sft":
         speaker, who = speaker_of(stage)
         for side, prompts in (("benign", benign), ("harmful", harmful)):
@@ -69,14 +85,18 @@ def draw_shard(stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]
     else:
         overrefusal(stage, benign)
         containment(stage, harmful)
-    return {"shard": stage.recipe.shard, "prompts": {"benign": len(benign), "harmful": len(harmful)}}
+    return {
+        "shard": stage.recipe.shard,
+        "prompts": {"benign": len(benign), "harmful": len(harmful)},
+    }
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
-    """(benign, harmful) prompts that carry what is chosen, or that somebody answers. ValueError without a benign one."""
+    """(benign, harmful) prompts that carry what is chosen, or that somebody answers. ValueError
+    without a benign one."""
     data, chosen = recipe.data, recipe.chosen
     taught = chosen.model is not None or recipe.makes == "sft"
     read = read_source(data.benign, data.split)
@@ -86,7 +106,8 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
     harmful = [p for p in read if p.kind == "harmful" and (p.reference or taught)]
     if not benign:
         raise ValueError(
-            f"data.benign: {recipe.data.benign!r} has no harmless prompt with a reference answer. Give prompts with "
+            f"data.benign: {recipe.data.benign!r} has no harmless prompt with a reference answer. "
+            "Give prompts with "
             "references, or name a teacher that answers them (chosen.model)."
         )
     return benign, harmful
@@ -95,24 +116,33 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
 def cleaned(
     data: CurateData, benign: Sequence[Prompt], harmful: Sequence[Prompt]
 ) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
-    """(benign, harmful, what was found): no prompt twice or nearly so on its side, a benchmark's as the recipe says.
+    """(benign, harmful, what was found): no prompt twice or nearly so on its side, a benchmark's as
+    the recipe says.
 
-    A harmless prompt in the words of a harmful one is a contrast, and stays; in all the same words it is reported.
+    A harmless prompt in the words of a harmful one is a contrast, and stays; in all the same words
+    it is reported.
     """
     hits = contamination([*benign, *harmful])
     if hits and data.contaminated == "error":
         first = hits[0]
         raise ValueError(
-            f"{len(hits)} prompts are a benchmark's, the first {first.id} ({first.benchmark}, similarity {first.similarity}). "
+            f"{len(hits)} prompts are a benchmark's, the first {first.id} ({first.benchmark}, "
+            f"similarity {first.similarity}). "
             "Take them out, or set data.contaminated: drop."
         )
     if hits:
-        logger.warning("%d prompts are a benchmark's (data.contaminated: %s)", len(hits), data.contaminated)
+        logger.warning(
+            "%d prompts are a benchmark's (data.contaminated: %s)", len(hits), data.contaminated
+        )
     tainted = {hit.id: hit.benchmark for hit in hits} if data.contaminated == "drop" else {}
     sides, filters, found = [], {}, Counter[str]()
     for name, prompts in (("harmless prompts", benign), ("harmful prompts", harmful)):
         once = list(unique(prompts))
-        again = {d.id: "exact" if d.similarity == 1 else "near" for d in duplicates(once)} if once else {}
+        again = (
+            {d.id: "exact" if d.similarity == 1 else "near" for d in duplicates(once)}
+            if once
+            else {}
+        )
         why = Counter(again.values()) + Counter({"exact": len(prompts) - len(once)})
         different = [p for p in once if p.id not in again]
         clean = [p for p in different if p.id not in tainted]
@@ -125,7 +155,8 @@ def cleaned(
         sides.append(clean)
     if not sides[0]:
         raise ValueError(
-            "All harmless prompts are a benchmark's, and data.contaminated is drop. Give others (data.benign)."
+            "All harmless prompts are a benchmark's, and data.contaminated is drop. Give others "
+            "(data.benign)."
         )
     both = {tuple(words_of(p.text)) for p in sides[0]} & {tuple(words_of(p.text)) for p in sides[1]}
     return (
@@ -141,7 +172,8 @@ def cleaned(
 
 
 def check_rejects(recipe: CurateRecipe) -> None:
-    """Raises ValueError where sources of rejects, models or judges are not there, or settings go against each other.
+    """Raises ValueError where sources of rejects, models or judges are not there, or settings go
+    against each other.
 
     No weight is loaded.
     """
@@ -152,7 +184,8 @@ def check_rejects(recipe: CurateRecipe) -> None:
         given = read_jsonl(rejects.completions, Completion)
         if len({c.id for c in given}) < len({(c.prompt_id, c.text) for c in given}):
             raise ValueError(
-                f"rejects.completions: two different responses in {rejects.completions} have the same id, by which verdicts "
+                f"rejects.completions: two different responses in {rejects.completions} have the "
+                "same id, by which verdicts "
                 "are kept. Give each its own."
             )
     if recipe.makes == "pairs" or recipe.chosen.model is None:  # else the student never speaks
@@ -168,33 +201,49 @@ def check_settings(recipe: CurateRecipe) -> None:
     """Raises ValueError for settings that need another one, or that would do nothing."""
     chosen, rejects = recipe.chosen, recipe.rejects
     if chosen.select == "reward" and recipe.reward is None:
-        raise ValueError("chosen.select: reward needs a judge of rewards. Add one: reward: {name: reward, ...}.")
+        raise ValueError(
+            "chosen.select: reward needs a judge of rewards. Add one: reward: {name: reward, ...}."
+        )
     if chosen.select == "safety" and recipe.guard is None:
-        raise ValueError("chosen.select: safety needs a judge of harm. Add one: guard: {name: guard, ...}.")
+        raise ValueError(
+            "chosen.select: safety needs a judge of harm. Add one: guard: {name: guard, ...}."
+        )
     if recipe.guard is None and (rejects.tau is not None or rejects.tau_grid):
         raise ValueError(
-            "rejects.tau and tau_grid are differences of a guard's probabilities. Add one: guard: {name: guard, ...}."
+            "rejects.tau and tau_grid are differences of a guard's probabilities. Add one: guard: "
+            "{name: guard, ...}."
         )
     if chosen.samples > 1 and (chosen.generation or recipe.generation).temperature == 0:
         raise ValueError(
-            f"chosen.samples: {chosen.samples} answers at temperature 0 are {chosen.samples} times the same one. Set "
+            f"chosen.samples: {chosen.samples} answers at temperature 0 are {chosen.samples} times "
+            "the same one. Set "
             "chosen.generation with a temperature above 0."
         )
     alone = recipe.makes == "pairs" and chosen.model is None
     if alone and (chosen.samples > 1 or chosen.refusals == "teacher"):
-        raise ValueError("chosen.samples above 1 and chosen.refusals: teacher need a teacher. Name it: chosen.model.")
+        raise ValueError(
+            "chosen.samples above 1 and chosen.refusals: teacher need a teacher. Name it: "
+            "chosen.model."
+        )
 
 
-# --- an SFT set -------------------------------------------------------------------------------------------------------
+# --- an SFT set -----------------------------------------------------------------------------------
 
 
 def speaker_of(stage: Stage) -> tuple[Speaker, str]:
     """Who answers for an SFT set, and how its files are called."""
-    return (stage.cast.student, "student") if stage.cast.teacher is None else (stage.cast.teacher, "teacher")
+    return (
+        (stage.cast.student, "student")
+        if stage.cast.teacher is None
+        else (stage.cast.teacher, "teacher")
+    )
 
 
-def sft_set(stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]) -> tuple[list[Prompt], dict[str, Any]]:
-    """(every prompt with its selected answer as reference, the summary by kind). ValueError where there is none."""
+def sft_set(
+    stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]
+) -> tuple[list[Prompt], dict[str, Any]]:
+    """(every prompt with its selected answer as reference, the summary by kind). ValueError where
+    there is none."""
     speaker, who = speaker_of(stage)
     results: dict[str, list[Result]] = {}
     for side, prompts in (("benign", benign), ("harmful", harmful)):
@@ -208,24 +257,31 @@ def sft_set(stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]) -
     if not kept.rows:
         raise ValueError(
             f"None of the {len(benign) + len(harmful)} prompts got an answer that passes "
-            f"({ {kind: kept.summary[kind]['left_out'] for kind in results} }). Use another teacher (chosen.model), more "
+            f"({ {kind: kept.summary[kind]['left_out'] for kind in results} }). Use another "
+            "teacher (chosen.model), more "
             "chosen.samples, or a greater max_new_tokens where answers are cut."
         )
     return kept.rows, kept.summary
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 def pair_set(
     stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]
 ) -> tuple[list[PreferencePair], dict[str, Any]]:
-    """(pairs of both rules, the summary). Writes those of the tau grid. ValueError where a rule yields none."""
+    """(pairs of both rules, the summary). Writes those of the tau grid. ValueError where a rule
+    yields none."""
     refused = overrefusal(stage, benign)
     contrasts = containment(stage, harmful) if harmful else []
     rejects = stage.recipe.rejects
     results = {tau: contained(contrasts, tau) for tau in (rejects.tau, *rejects.tau_grid)}
-    pairs = {r.row.id: r.row for found in (refused, *results.values()) for r in found if r.row is not None}
+    pairs = {
+        r.row.id: r.row
+        for found in (refused, *results.values())
+        for r in found
+        if r.row is not None
+    }
     faults = row_faults(list(pairs.values()))
     kept = {
         tau: kept_of(stage.recipe, {"overrefusal": refused, "containment": found}, faults)
@@ -243,19 +299,25 @@ def pair_set(
 
 
 def check_yield(found: Mapping[float | None, Mapping[str, Any]]) -> None:
-    """Raises ValueError where a rule that had prompts yields no pair. `found`: {tau: its summary}, rejects.tau first."""
+    """Raises ValueError where a rule that had prompts yields no pair. `found`: {tau: its summary},
+    rejects.tau first."""
     summary = next(iter(found.values()))
     if not summary["overrefusal"]["kept"]:
         raise ValueError(
-            f"No overrefusal pair could be made of the {summary['overrefusal']['prompts']} benign prompts "
-            f"({summary['overrefusal']['left_out']}). Use a model that over-refuses, other prompts (data.benign), "
-            "another teacher (chosen.model), or a greater generation.max_new_tokens where answers are cut."
+            f"No overrefusal pair could be made of the {summary['overrefusal']['prompts']} benign "
+            f"prompts ({summary['overrefusal']['left_out']}). Use a model that over-refuses, other "
+            "prompts (data.benign), "
+            "another teacher (chosen.model), or a greater generation.max_new_tokens where answers "
+            "are cut."
         )
-    if summary["containment"]["prompts"] and not any(of["containment"]["kept"] for of in found.values()):
+    if summary["containment"]["prompts"] and not any(
+        of["containment"]["kept"] for of in found.values()
+    ):
         at = {tau: "" if tau is None else f" at tau {tau}" for tau in found}
         each = "; ".join(f"{of['containment']['left_out']}{at[tau]}" for tau, of in found.items())
         raise ValueError(
-            f"No containment pair is left of the {summary['containment']['prompts']} harmful prompts ({each}). Use "
+            f"No containment pair is left of the {summary['containment']['prompts']} harmful "
+            f"prompts ({each}). Use "
             "other refusals (chosen.refusals) or rejects (rejects.model)."
         )
 
@@ -272,10 +334,17 @@ def tau_row(folder: Path, tau: float, kept: Kept) -> dict[str, Any]:
     }
 
 
-def kept_of(recipe: CurateRecipe, results: Mapping[str, Sequence[Result]], faults: Mapping[str, str]) -> Kept:
+def kept_of(
+    recipe: CurateRecipe, results: Mapping[str, Sequence[Result]], faults: Mapping[str, str]
+) -> Kept:
     """The rows that linter and quotas leave."""
     data = recipe.data
-    return keep(results, faults, Quotas(data.max_per_category, data.max_pairs, data.harmful_share), recipe.seed)
+    return keep(
+        results,
+        faults,
+        Quotas(data.max_per_category, data.max_pairs, data.harmful_share),
+        recipe.seed,
+    )
 
 
 def log(summary: Mapping[str, Any], rules: Iterable[str]) -> None:

@@ -1,1 +1,2 @@
-"""Engines: prompts -> completions. A file here is an engine, and its name stands in a recipe's `engine:`."""
+"""Engines: prompts -> completions. A file here is an engine, and its name stands in a recipe's
+`engine:`."""

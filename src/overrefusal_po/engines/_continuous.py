@@ -1,4 +1,5 @@
-"""Token ids of prompts -> token ids of responses by transformers' continuous batching: a slot is filled when it is free."""
+"""Token ids of prompts -> token ids of responses by transformers' continuous batching: a slot is
+filled when it is free."""
 
 from __future__ import annotations
 
@@ -20,10 +21,12 @@ class Generated(NamedTuple):
 
 
 def check_continuous(model: Any) -> None:
-    """Raises ValueError where this transformers version, or this model, has no continuous batching."""
+    """Raises ValueError where this transformers version, or this model, has no continuous
+    batching."""
     if not hasattr(model, "continuous_batching_context_manager"):
         raise ValueError(
-            f"engine.continuous_batching: {type(model).__name__} has none in this version of transformers. Leave the key "
+            f"engine.continuous_batching: {type(model).__name__} has none in this version of "
+            "transformers. Leave the key "
             "out, or install transformers 5.23 or newer."
         )
 
@@ -36,7 +39,8 @@ def generated(
     max_new_tokens: int,
     at_once: int,
 ) -> Iterator[tuple[K, Generated]]:
-    """(key, response) of each request (key, prompt ids), as they end. `options` are GenerationConfig's keys.
+    """(key, response) of each request (key, prompt ids), as they end. `options` are
+    GenerationConfig's keys.
 
     `requests` is read as it is needed: no more than `at_once` wait or are in work.
     """
@@ -59,6 +63,11 @@ def generated(
                 return
             found = manager.get_result(timeout=1)
             if found is not None and found.is_finished():
-                yield keys.pop(found.request_id), Generated(list(found.generated_tokens), found.error)
+                yield (
+                    keys.pop(found.request_id),
+                    Generated(list(found.generated_tokens), found.error),
+                )
             elif found is None and not manager.is_running():
-                raise RuntimeError("transformers' continuous batching ended before its work; see the log above")
+                raise RuntimeError(
+                    "transformers' continuous batching ended before its work; see the log above"
+                )

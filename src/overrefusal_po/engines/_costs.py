@@ -8,8 +8,8 @@ from overrefusal_po.records import Record
 
 
 class Cost(Record):
-    """The requests behind one completion, or behind its failure. Every request ends as an answer or as a fault, so that
-    over any rows requests = answers + faults, at each endpoint and in all."""
+    """The requests behind one completion, or behind its failure. Every request ends as an answer or
+    as a fault, so that over any rows requests = answers + faults, at each endpoint and in all."""
 
     prompt_id: str
     sample: int
@@ -17,7 +17,8 @@ class Cost(Record):
     requests: dict[str, int]
     """{endpoint: requests sent there}."""
     faults: dict[str, dict[str, int]] = Field(default_factory=dict)
-    """{endpoint: {kind: requests that ended so}}; kinds are status codes and the words in `_endpoints`."""
+    """{endpoint: {kind: requests that ended so}}; kinds are status codes and the words in
+    `_endpoints`."""
     answered_by: str | None = None
     """The endpoint that gave the completion; None where none did."""
     prompt_tokens: int = 0

@@ -1,7 +1,9 @@
-"""One request -> an answer or a fault, and several servers of one model -> the one that is asked next.
+"""One request -> an answer or a fault, and several servers of one model -> the one that is asked
+next.
 
-What is wrong with the set-up (nobody listens, a bad key, an unknown model, a refused parameter) is a ValueError. All
-else is a `Fault` with its kind, whether another try may help, and how long the server asks to wait.
+What is wrong with the set-up (nobody listens, a bad key, an unknown model, a refused parameter) is
+a ValueError. All else is a `Fault` with its kind, whether another try may help, and how long the
+server asks to wait.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ STOPPED = ("stop", "eos_token", "eos", "stop_sequence", "end_turn", None)
 
 
 class Answer(NamedTuple):
-    """What a server gave: text, and the tokens that it says it read and wrote (None where it does not say)."""
+    """What a server gave: text, and the tokens that it says it read and wrote (None where it does
+    not say)."""
 
     text: str
     finish_reason: Literal["stop", "length"]
@@ -56,7 +59,8 @@ class Endpoint:
         self.not_before = 0.0
 
     def note(self, fault: Fault | None, backoff_seconds: float) -> None:
-        """Leaves the server alone for as long as it asks to, and longer each time that nobody is there."""
+        """Leaves the server alone for as long as it asks to, and longer each time that nobody is
+        there."""
         self.faults_in_row = 0 if fault is None else self.faults_in_row + 1
         if fault is None or not fault.again:
             return
@@ -67,7 +71,9 @@ class Endpoint:
             self.not_before = max(self.not_before, time.monotonic() + wait)
 
 
-def next_endpoint(endpoints: list[Endpoint], limit: int, avoid: Endpoint | None) -> Endpoint | float:
+def next_endpoint(
+    endpoints: list[Endpoint], limit: int, avoid: Endpoint | None
+) -> Endpoint | float:
     """The server with the least on its way that may be asked now, or the seconds until one may be.
 
     `avoid` is the one that gave a fault just now, taken only where there is no other.
@@ -88,7 +94,8 @@ def backoff(tries: int, first_seconds: float) -> float:
 async def ask(
     endpoint: Endpoint, body: dict[str, Any], settings: Settings, key: SecretStr, *, answered: bool
 ) -> Answer | Fault:
-    """One request. ValueError where the set-up is wrong; `answered`: whether any server has ever answered."""
+    """One request. ValueError where the set-up is wrong; `answered`: whether any server has ever
+    answered."""
     from openai import APIError
 
     extra = body.get("extra_body") or {}
@@ -100,7 +107,12 @@ async def ask(
         # it was there before, or another server may be
         may_be_gone = answered or len(settings.base_url or ()) > 1
         wrong = wrong_setup(
-            error, settings, endpoint.url, str(body["model"]), answered=answered, may_be_gone=may_be_gone
+            error,
+            settings,
+            endpoint.url,
+            str(body["model"]),
+            answered=answered,
+            may_be_gone=may_be_gone,
         )
         if wrong is not None:
             raise ValueError(shown(wrong, error, key)) from None
@@ -121,7 +133,9 @@ def fault_of(error: Any, key: SecretStr) -> Fault:
     if isinstance(error, APIConnectionError):
         return Fault("broken", shown("the connection broke off", error, key), True)
     if not isinstance(error, APIStatusError):
-        return Fault("malformed", shown("the server sent something that is no completion", error, key), True)
+        return Fault(
+            "malformed", shown("the server sent something that is no completion", error, key), True
+        )
     status = error.status_code
     again = status in (408, 409, 429) or status >= 500
     reason = shown(f"the server answered with status {status}", error, key)
@@ -129,7 +143,8 @@ def fault_of(error: Any, key: SecretStr) -> Fault:
 
 
 def retry_after(headers: Any) -> float | None:
-    """Seconds that a server asks to wait: `retry-after-ms`, `Retry-After` in seconds or as a date; None: it does not."""
+    """Seconds that a server asks to wait: `retry-after-ms`, `Retry-After` in seconds or as a date;
+    None: it does not."""
     try:
         seconds = float(headers["retry-after-ms"]) / 1000
     except (KeyError, ValueError):
@@ -143,7 +158,8 @@ def retry_after(headers: Any) -> float | None:
 
 
 def read_answer(found: Any) -> Answer | Fault:
-    """The text of a (chat) completion, or why there is none; a server may leave out or add anything."""
+    """The text of a (chat) completion, or why there is none; a server may leave out or add
+    anything."""
     read, written = tokens(found, "prompt_tokens"), tokens(found, "completion_tokens")
     first = first_choice(found)
     finish = getattr(first, "finish_reason", None)
@@ -151,8 +167,16 @@ def read_answer(found: Any) -> Answer | Fault:
     if finish == "content_filter":
         reason = "the server's content filter withheld the response"
         return Fault("content_filter", reason, False, None, read or 0, written or 0)
-    if text is None or not (finish is None or isinstance(finish, str)) or finish not in (*STOPPED, "length"):
-        what = "no completion" if text is None else f"a completion with finish_reason {str(finish)[:40]!r}"
+    if (
+        text is None
+        or not (finish is None or isinstance(finish, str))
+        or finish not in (*STOPPED, "length")
+    ):
+        what = (
+            "no completion"
+            if text is None
+            else f"a completion with finish_reason {str(finish)[:40]!r}"
+        )
         return Fault("malformed", f"the server sent {what}", True, None, read or 0, written or 0)
     # half of a surrogate pair is no text and could not be written
     whole = text.encode("utf-8", "replace").decode()
@@ -160,9 +184,14 @@ def read_answer(found: Any) -> Answer | Fault:
 
 
 def text_of(choice: Any, finish: Any) -> str | None:
-    """What the model said: the message's content, a refusal that stands beside it, or a plain completion's text."""
+    """What the model said: the message's content, a refusal that stands beside it, or a plain
+    completion's text."""
     message = getattr(choice, "message", None)
-    for found in (getattr(message, "content", None), getattr(message, "refusal", None), getattr(choice, "text", None)):
+    for found in (
+        getattr(message, "content", None),
+        getattr(message, "refusal", None),
+        getattr(choice, "text", None),
+    ):
         if isinstance(found, str):
             return found
     # cut off while it still thought, which some servers keep out of the content

@@ -1,4 +1,5 @@
-"""Work -> completions: requests on their way to several servers, tried again where that may help, within a budget."""
+"""Work -> completions: requests on their way to several servers, tried again where that may help,
+within a budget."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from overrefusal_po.engines._openai_setup import OPENAI_URL, key_of, make_client
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 FEWEST_IN_VAIN = 20
-"""So many completions without a response, and none with one between them, mean that the servers are gone."""
+"""So many completions without a response, and none with one between them, mean that the servers are
+gone."""
 
 
 class BudgetSpent(KeyboardInterrupt):
-    """The token budget is spent: the run is interrupted (exit code 130), and the same command goes on under a greater one."""
+    """The token budget is spent: the run is interrupted (exit code 130), and the same command goes
+    on under a greater one."""
 
 
 class ServersGone(ConnectionError):
@@ -48,7 +51,13 @@ class Session:
         *,
         spent_tokens: int,
     ) -> None:
-        self.settings, self.name, self.body, self.work, self.sampling = settings, name, body, work, sampling
+        self.settings, self.name, self.body, self.work, self.sampling = (
+            settings,
+            name,
+            body,
+            work,
+            sampling,
+        )
         self.key = key_of(settings)
         self.tokens = spent_tokens
         self.endpoints: list[Endpoint] = []
@@ -58,7 +67,8 @@ class Session:
         self.came: list[Drawn] = []
         self.news = asyncio.Event()
         self.vain: list[Drawn] = []
-        """Failures since the last answer; kept back, because a server that is gone is no prompt's fault."""
+        """Failures since the last answer; kept back, because a server that is gone is no prompt's
+        fault."""
 
     def drawn_in_turn(self) -> Iterator[Drawn]:
         """All that comes, for callers that know of no event loop."""
@@ -71,11 +81,14 @@ class Session:
                 run(closed(stream))
 
     async def batches(self) -> AsyncGenerator[list[Drawn], None]:
-        """What has come since the last look. The loop stands still while nobody looks, so little ever lies waiting."""
+        """What has come since the last look. The loop stands still while nobody looks, so little
+        ever lies waiting."""
         async with AsyncExitStack() as stack:
             for url in self.settings.base_url or (OPENAI_URL,):
                 # further tries are ours, because they are counted and may go to another server
-                made = make_client(url, self.key, timeout_seconds=self.settings.timeout_seconds, max_retries=0)
+                made = make_client(
+                    url, self.key, timeout_seconds=self.settings.timeout_seconds, max_retries=0
+                )
                 client = await stack.enter_async_context(made)
                 self.endpoints.append(Endpoint(url, client))
             task = asyncio.create_task(self.work_through())
@@ -92,7 +105,8 @@ class Session:
             task.result()  # what stopped the work, after what had come was given
 
     async def work_through(self) -> None:
-        """All work: the first request alone, so that a wrong set-up is found by one, then as many as may be at a time."""
+        """All work: the first request alone, so that a wrong set-up is found by one, then as many
+        as may be at a time."""
         await self.work_off(most=1)
         try:
             async with asyncio.TaskGroup() as group:
@@ -129,7 +143,8 @@ class Session:
         self.news.set()
 
     def settle(self, drawn: Drawn) -> None:
-        """Gives what is certain. ServersGone where failures follow each other and no answer comes between."""
+        """Gives what is certain. ServersGone where failures follow each other and no answer comes
+        between."""
         if drawn.completion.error is None:
             self.give([*self.vain, drawn])
             self.vain = []
@@ -139,7 +154,8 @@ class Session:
             self.vain.append(drawn)
         if len(self.vain) >= max(FEWEST_IN_VAIN, 2 * self.most_at_once):
             raise ServersGone(
-                f"the last {len(self.vain)} prompts got no response, most recently because {drawn.completion.error}. They "
+                f"the last {len(self.vain)} prompts got no response, most recently because "
+                f"{drawn.completion.error}. They "
                 "are not counted as done; when the server answers again, the same command goes on."
             )
 
@@ -160,7 +176,8 @@ class Session:
         return self.drawn(prompt, sample, result, tally)
 
     def pause(self, fault: Fault, tries: int) -> float:
-        """Seconds until the next try: what the server asks for, except after 429, where the server as a whole waits."""
+        """Seconds until the next try: what the server asks for, except after 429, where the server
+        as a whole waits."""
         if fault.wait_seconds is not None and fault.kind != "429":
             return fault.wait_seconds
         # drawn, so that requests that failed together do not come back together
@@ -168,7 +185,9 @@ class Session:
 
     async def free_endpoint(self, avoid: Endpoint | None) -> Endpoint:
         """Waits until a server may be asked, and counts a request to it."""
-        while isinstance(found := next_endpoint(self.endpoints, self.settings.concurrency, avoid), float):
+        while isinstance(
+            found := next_endpoint(self.endpoints, self.settings.concurrency, avoid), float
+        ):
             await asyncio.sleep(found)
         found.in_flight += 1
         return found
@@ -182,9 +201,14 @@ class Session:
         fault = result if isinstance(result, Fault) else None
         endpoint.note(fault, self.settings.backoff_seconds)
         self.answered = self.answered or fault is None
-        if fault is None and self.settings.token_budget is not None and None in (result[2], result[3]):
+        if (
+            fault is None
+            and self.settings.token_budget is not None
+            and None in (result[2], result[3])
+        ):
             raise ValueError(
-                f"engine.token_budget cannot be held: {endpoint.url} does not say what it used. Leave it out."
+                f"engine.token_budget cannot be held: {endpoint.url} does not say what it used. "
+                "Leave it out."
             )
         self.tokens += (result.prompt_tokens or 0) + (result.completion_tokens or 0)
         return result
@@ -194,7 +218,9 @@ class Session:
         text = result.text if isinstance(result, Answer) else ""
         error = None if isinstance(result, Answer) else result.reason
         completion = Completion(
-            id=content_id(prompt.id, self.name, None, self.sampling.model_dump(), sample, error or text),
+            id=content_id(
+                prompt.id, self.name, None, self.sampling.model_dump(), sample, error or text
+            ),
             prompt_id=prompt.id,
             text=text,
             model=self.name,

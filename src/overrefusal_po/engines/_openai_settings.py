@@ -1,4 +1,5 @@
-"""The recipe keys of the engine `openai`, checked so that no error message can repeat a key put in the wrong place."""
+"""The recipe keys of the engine `openai`, checked so that no error message can repeat a key put in
+the wrong place."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from overrefusal_po.engines._openai_setup import Owner, ServerSettings, is_addre
 
 
 class Settings(ServerSettings):
-    """The recipe keys of this engine. No key ever stands here: `api_key_env` names the variable that holds it."""
+    """The recipe keys of this engine. No key ever stands here: `api_key_env` names the variable
+    that holds it."""
 
     owner: ClassVar[Owner] = Owner(
         section="engine",
@@ -25,21 +27,26 @@ class Settings(ServerSettings):
     model: str | None = Field(None, min_length=1)
     """The model's name at the server; None: the name that the recipe gives the model."""
     base_url: tuple[str, ...] | None = None
-    """Addresses up to and with /v1, one or several that serve the same model; None: OpenAI's own."""
+    """Addresses up to and with /v1, one or several that serve the same model; None: OpenAI's
+    own."""
     concurrency: int = Field(32, ge=1, le=4096)
     """Requests on their way at a time, to each address."""
     timeout_seconds: float = Field(600.0, gt=0)
     """For one try."""
     max_retries: int = Field(6, ge=0, le=50)
-    """Tries beyond the first after 408, 409, 429, 5xx, timeouts, broken connections and replies that cannot be read."""
+    """Tries beyond the first after 408, 409, 429, 5xx, timeouts, broken connections and replies
+    that cannot be read."""
     backoff_seconds: float = Field(0.5, gt=0)
-    """Wait before the first further try, doubled for each one after it; a server's Retry-After goes before it."""
+    """Wait before the first further try, doubled for each one after it; a server's Retry-After goes
+    before it."""
     token_budget: int | None = Field(None, gt=0)
-    """Tokens, read and written, after which no request is sent; raise it and the same command goes on."""
+    """Tokens, read and written, after which no request is sent; raise it and the same command goes
+    on."""
     seeded: bool = True
     """Whether a seed is sent, for servers that refuse it."""
     continue_final_message: bool = False
-    """Whether the servers know the field of this name (vLLM, SGLang): needed for prompts with an assistant prefix."""
+    """Whether the servers know the field of this name (vLLM, SGLang): needed for prompts with an
+    assistant prefix."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request, such as {top_k: 20}."""
 
@@ -68,5 +75,7 @@ class Settings(ServerSettings):
         ours = {"model", "messages", "prompt", "n", "stream", "seed", "temperature", "top_p"}
         ours |= {"max_tokens", "max_completion_tokens", "chat_template_kwargs"}
         if both := sorted(ours & fields.keys()):
-            raise ValueError(f"{both[0]} is set by the recipe's own keys (generation, chat, seed, engine)")
+            raise ValueError(
+                f"{both[0]} is set by the recipe's own keys (generation, chat, seed, engine)"
+            )
         return fields

@@ -1,4 +1,5 @@
-"""One run told apart, and several put together: rates by source or attack, where refusals start, spread over seeds.
+"""One run told apart, and several put together: rates by source or attack, where refusals start,
+spread over seeds.
 
 rates_by(outcomes, "attack")["codeattack"].nur.value
 refusal_positions(outcomes).as_dict()        # {"opening": 3, "early": 10, "late": 71, ...}
@@ -21,7 +22,8 @@ OPENING_WORDS, EARLY_WORDS = 5, 30
 """Bounds of DeRTa's figure (arXiv 2407.09121), which counts tokens; we count words."""
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
-"""A kana or Chinese character is a word of its own: nothing there separates words, and a token is about that long."""
+"""A kana or Chinese character is a word of its own: nothing there separates words, and a token is
+about that long."""
 
 THINKING_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 
@@ -29,7 +31,8 @@ Key = Literal["source", "attack", "category", "kind"] | Callable[[Outcome], str]
 
 
 class Positions(NamedTuple):
-    """Where the refusals of some outcomes start, by how many words of the response stand before: counts of outcomes."""
+    """Where the refusals of some outcomes start, by how many words of the response stand before:
+    counts of outcomes."""
 
     opening: int
     """Within the first 5 words: 0 to 4 stand before."""
@@ -61,7 +64,8 @@ class Spread(NamedTuple):
 
 
 def groups(outcomes: Iterable[Outcome], key: Key) -> dict[str, list[Outcome]]:
-    """The outcomes by a field of their prompts (or what a function says), keys by name and `NO_ATTACK` first."""
+    """The outcomes by a field of their prompts (or what a function says), keys by name and
+    `NO_ATTACK` first."""
     found: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         name = key(outcome) if callable(key) else getattr(outcome.prompt, key)
@@ -71,11 +75,14 @@ def groups(outcomes: Iterable[Outcome], key: Key) -> dict[str, list[Outcome]]:
 
 def rates_by(outcomes: Sequence[Outcome], key: Key, *, seed: int = 0) -> dict[str, RunMetrics]:
     """The rates of each group; a group in which a kind does not occur has n 0 there."""
-    return {name: run_metrics(members, seed=seed) for name, members in groups(outcomes, key).items()}
+    return {
+        name: run_metrics(members, seed=seed) for name, members in groups(outcomes, key).items()
+    }
 
 
 def words_before(text: str, start: int) -> int:
-    """How many words stand in `text` before offset `start`, a cut one included, a thinking block left out."""
+    """How many words stand in `text` before offset `start`, a cut one included, a thinking block
+    left out."""
     answer = THINKING_END.split(text[:start])[-1]
     return len(WORD.findall(answer))
 
@@ -83,8 +90,9 @@ def words_before(text: str, start: int) -> int:
 def refusal_positions(outcomes: Iterable[Outcome], kind: Kind = "harmful") -> Positions:
     """Where the refusals of one kind of prompts start, in words of the response.
 
-    DeRTa's figure has tokens, which differ from model to model; words need no tokenizer and are a little longer, so that
-    a refusal at token 6 may be at word 5. A prefilled opening belongs to the prompt and is not counted.
+    DeRTa's figure has tokens, which differ from model to model; words need no tokenizer and are a
+    little longer, so that a refusal at token 6 may be at word 5. A prefilled opening belongs to the
+    prompt and is not counted.
     """
     places: list[str] = []
     for outcome in outcomes:
@@ -106,19 +114,23 @@ def place(outcome: Outcome) -> str:
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
-    """Mean, least and greatest of each rate over runs of several seeds, as `RunMetrics.as_dict` writes them.
+    """Mean, least and greatest of each rate over runs of several seeds, as `RunMetrics.as_dict`
+    writes them.
 
-    A rate that no run has is left out. Raises ValueError where there is no run, or where they were not measured on the
-    same number of prompts: a range over seeds would then be one over prompts.
+    A rate that no run has is left out. Raises ValueError where there is no run, or where they were
+    not measured on the same number of prompts: a range over seeds would then be one over prompts.
     """
     if not runs:
-        raise ValueError("there are no runs to put together. Give the metrics of at least one seed.")
+        raise ValueError(
+            "there are no runs to put together. Give the metrics of at least one seed."
+        )
     found = {}
     for metric in runs[0]["n"]:
         sizes = {run["n"].get(metric, 0) + run["unscored"].get(metric, 0) for run in runs}
         if len(sizes) > 1:
             raise ValueError(
-                f"the seeds were measured on different prompts: {metric} over {', '.join(map(str, sorted(sizes)))} "
+                f"the seeds were measured on different prompts: {metric} over "
+                f"{', '.join(map(str, sorted(sizes)))} "
                 "outcomes. Measure all seeds on the same prompts."
             )
         values = [run[metric] for run in runs if run.get(metric) is not None]

@@ -1,7 +1,9 @@
-"""Model -> capability, so that nobody buys usefulness with stupidity: perplexity offline, lm-eval where a recipe names tasks.
+"""Model -> capability, so that nobody buys usefulness with stupidity: perplexity offline, lm-eval
+where a recipe names tasks.
 
-found = perplexity(model, template, prompts, batch_size=8)     # found.value, found.low, found.high, found.tokens
-scores = lm_eval_scores("runs/dpo/model", ["arc_easy"], limit=200)   # {"arc_easy": {"acc": .51, "acc_stderr": .03}}
+found = perplexity(model, template, prompts, batch_size=8)     # found.value, found.low, found.high,
+found.tokens scores = lm_eval_scores("runs/dpo/model", ["arc_easy"], limit=200)   # {"arc_easy":
+{"acc": .51, "acc_stderr": .03}}
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ RESAMPLES = 5000
 
 
 class Perplexity(NamedTuple):
-    """exp of the mean loss of a token of the reference answers, and its 95 % interval (None with fewer than two clusters).
+    """exp of the mean loss of a token of the reference answers, and its 95 % interval (None with
+    fewer than two clusters).
 
-    `tokens` counts the response tokens (end of turn included), `n` the answers. Comparable between models of one
-    tokenizer and template only.
+    `tokens` counts the response tokens (end of turn included), `n` the answers. Comparable between
+    models of one tokenizer and template only.
     """
 
     value: float
@@ -34,19 +37,26 @@ class Perplexity(NamedTuple):
 
 
 def perplexity(
-    model: Any, template: ChatTemplate, prompts: Sequence[Prompt], *, batch_size: int = 8, seed: int = 0
+    model: Any,
+    template: ChatTemplate,
+    prompts: Sequence[Prompt],
+    *,
+    batch_size: int = 8,
+    seed: int = 0,
 ) -> Perplexity:
-    """How well a model foresees the reference answers of benign and general prompts; other prompts are passed over.
+    """How well a model foresees the reference answers of benign and general prompts; other prompts
+    are passed over.
 
-    The interval redraws clusters of prompts (an original and the attacks on it). Raises ValueError where no benign or
-    general prompt has a reference.
+    The interval redraws clusters of prompts (an original and the attacks on it). Raises ValueError
+    where no benign or general prompt has a reference.
     """
     import numpy as np
 
     asked = [p for p in prompts if p.kind != "harmful" and p.reference]
     if not asked:
         raise ValueError(
-            f"Perplexity needs benign or general prompts with a reference answer; none of the {len(prompts)} prompts is one. "
+            "Perplexity needs benign or general prompts with a reference answer; none of the "
+            f"{len(prompts)} prompts is one. "
             "Name a set that has references (starter), or leave perplexity out."
         )
     turns = [template.turn(p.messages, str(p.reference)) for p in asked]
@@ -55,19 +65,27 @@ def perplexity(
         for p, turn, nats in zip(asked, turns, response_nats(model, turns, batch_size), strict=True)
     ]
     spread = bootstrap(
-        lambda sums: np.exp(sums[..., 0] / sums[..., 1]), cluster_sums(rows), resamples=RESAMPLES, seed=seed
+        lambda sums: np.exp(sums[..., 0] / sums[..., 1]),
+        cluster_sums(rows),
+        resamples=RESAMPLES,
+        seed=seed,
     )
     nats, tokens = (sum(row[column] for _, row in rows) for column in (0, 1))
-    return Perplexity(float(np.exp(nats / tokens)), spread.low, spread.high, nats / tokens, int(tokens), len(rows))
+    return Perplexity(
+        float(np.exp(nats / tokens)), spread.low, spread.high, nats / tokens, int(tokens), len(rows)
+    )
 
 
 def response_nats(model: Any, turns: Sequence[Turn], batch_size: int) -> list[float]:
-    """The summed loss (nats, float32) of each turn's response tokens, in order; batches of similar length."""
+    """The summed loss (nats, float32) of each turn's response tokens, in order; batches of similar
+    length."""
     import torch
 
     model.eval()
     found = [0.0] * len(turns)
-    order = sorted(range(len(turns)), key=lambda i: -len(turns[i].prompt_ids) - len(turns[i].response_ids))
+    order = sorted(
+        range(len(turns)), key=lambda i: -len(turns[i].prompt_ids) - len(turns[i].response_ids)
+    )
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -77,7 +95,8 @@ def response_nats(model: Any, turns: Sequence[Turn], batch_size: int) -> list[fl
 
 
 def batch_nats(model: Any, turns: Sequence[Turn]) -> list[float]:
-    """The same for one batch. Padded on the right, where a causal model's earlier tokens do not see it."""
+    """The same for one batch. Padded on the right, where a causal model's earlier tokens do not see
+    it."""
     import torch
 
     rows = [torch.tensor(turn.prompt_ids + turn.response_ids) for turn in turns]
@@ -85,10 +104,15 @@ def batch_nats(model: Any, turns: Sequence[Turn]) -> list[float]:
     lengths = torch.tensor([len(row) for row in rows], device=ids.device)
     places = torch.arange(ids.shape[1], device=ids.device)[None]
     starts = torch.tensor([len(turn.prompt_ids) for turn in turns], device=ids.device)
-    logits = model(input_ids=ids, attention_mask=(places < lengths[:, None]).long(), use_cache=False).logits
-    # token t is foretold at t - 1; only the response's rows of the (batch, seq, vocabulary) logits become float32
+    logits = model(
+        input_ids=ids, attention_mask=(places < lengths[:, None]).long(), use_cache=False
+    ).logits
+    # token t is foretold at t - 1; only the response's rows of the (batch, seq, vocabulary) logits
+    # become float32
     meant = ((places >= starts[:, None]) & (places < lengths[:, None]))[:, 1:]
-    losses = torch.nn.functional.cross_entropy(logits[:, :-1][meant].float(), ids[:, 1:][meant], reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1][meant].float(), ids[:, 1:][meant], reduction="none"
+    )
     return [float(part.sum()) for part in losses.double().split(meant.sum(1).tolist())]
 
 
@@ -96,8 +120,9 @@ def check_lm_eval() -> None:
     """Raises ValueError where the lm-eval harness is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError(
-            "Capability tasks run in the lm-eval harness, which is not installed. Install it (pip install "
-            "'overrefusal-po[lm-eval]'), or leave the tasks out: perplexity on the reference answers needs nothing."
+            "Capability tasks run in the lm-eval harness, which is not installed. Install it (pip "
+            "install 'overrefusal-po[lm-eval]'), or leave the tasks out: perplexity on the "
+            "reference answers needs nothing."
         )
 
 
@@ -114,7 +139,8 @@ def lm_eval_scores(
     trust_remote_code: bool = False,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """{task: {metric: value, metric_stderr: value}} of the lm-eval harness (`lm_eval.simple_evaluate`, 0.4.4 or later).
+    """{task: {metric: value, metric_stderr: value}} of the lm-eval harness
+    (`lm_eval.simple_evaluate`, 0.4.4 or later).
 
     Args:
         model_path: a folder, a hub name or `bundled:...`; asked with its chat template.
@@ -131,7 +157,11 @@ def lm_eval_scores(
 
     manager = TaskManager()
     check_tasks(tasks, manager.match_tasks)
-    options: dict[str, Any] = {"pretrained": models.resolve(model_path), "revision": revision, "dtype": dtype or "auto"}
+    options: dict[str, Any] = {
+        "pretrained": models.resolve(model_path),
+        "revision": revision,
+        "dtype": dtype or "auto",
+    }
     found = lm_eval.simple_evaluate(
         model="hf",
         model_args={**options, "trust_remote_code": trust_remote_code},
@@ -156,7 +186,8 @@ def check_tasks(tasks: Sequence[str], match: Any) -> None:
     unknown = [task for task in tasks if not match([task])]
     if unknown or not tasks:
         raise ValueError(
-            f"The lm-eval harness knows no task {', '.join(map(repr, unknown)) or '(none was named)'}. Give names that "
+            "The lm-eval harness knows no task "
+            f"{', '.join(map(repr, unknown)) or '(none was named)'}. Give names that "
             "`lm-eval ls tasks` prints."
         )
 
@@ -164,13 +195,16 @@ def check_tasks(tasks: Sequence[str], match: Any) -> None:
 def plain_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """The harness's `results` without what is no score.
 
-    Its keys are "metric,filter"; the filter is left out where it is "none", else it stays ("exact_match,strict-match").
+    Its keys are "metric,filter"; the filter is left out where it is "none", else it stays
+    ("exact_match,strict-match").
     """
     plain: dict[str, dict[str, float]] = {}
     for task, entry in results.items():
         scores = plain.setdefault(task, {})
         for key, value in entry.items():
             metric, comma, how = key.partition(",")
-            if comma and isinstance(value, int | float):  # an error that was not worked out is the text "N/A"
+            if comma and isinstance(
+                value, int | float
+            ):  # an error that was not worked out is the text "N/A"
                 scores[metric if how == "none" else key] = float(value)
     return plain

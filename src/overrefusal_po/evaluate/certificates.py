@@ -1,11 +1,13 @@
-"""Responses that people labelled + a judge's verdicts -> a certificate: how often, where and which way the judge errs.
+"""Responses that people labelled + a judge's verdicts -> a certificate: how often, where and which
+way the judge errs.
 
-    labelled = read_labels("labels.jsonl")     # {prompt, response, human_label, model, label} a line
+    labelled = read_labels("labels.jsonl")
+    # {prompt, response, human_label, model, label} a line
     certificate = certify(judge, labelled, labels="labels.jsonl")
     for row in table(certificate): print(*row)
 
-A certificate holds numbers and hashes, no text. `corrections.corrected_rates` takes its `confusions()`; it must not be
-made on the prompts whose rates it corrects (`check_applies`).
+A certificate holds numbers and hashes, no text. `corrections.corrected_rates` takes its
+`confusions()`; it must not be made on the prompts whose rates it corrects (`check_applies`).
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ HEAD = (
 
 
 class Estimate(Record):
-    """A number and its 95 % interval; None where nothing says it (no refusal seen: no precision)."""
+    """A number and its 95 % interval; None where nothing says it (no refusal seen: no
+    precision)."""
 
     value: float | None = None
     low: float | None = None
@@ -66,9 +69,11 @@ class Estimate(Record):
 
 
 class Cell(Record):
-    """How the judge did on one model's responses to one kind of prompts; None stands for all models, both kinds.
+    """How the judge did on one model's responses to one kind of prompts; None stands for all
+    models, both kinds.
 
-    Refusal is the positive class, partial refusals included. `agreement_three` tells partial from full.
+    Refusal is the positive class, partial refusals included. `agreement_three` tells partial from
+    full.
     """
 
     model: str | None
@@ -85,12 +90,14 @@ class Cell(Record):
     """The sensitivity."""
     specificity: Estimate
     bias_points: Estimate
-    """The judge's refusal rate minus the human's, in percentage points: above 0 it sees refusals that are none."""
+    """The judge's refusal rate minus the human's, in percentage points: above 0 it sees refusals
+    that are none."""
     confusion: Confusion
 
 
 class Certificate(Record):
-    """What is known of a judge's errors. `cells` begin with all models, then each; both kinds, then benign, harmful."""
+    """What is known of a judge's errors. `cells` begin with all models, then each; both kinds, then
+    benign, harmful."""
 
     judge: str
     version: str
@@ -114,17 +121,23 @@ class Certificate(Record):
 
     def confusions(self) -> dict[Kind, Confusion]:
         """What `corrections.corrected_rates` needs: the confusion of each kind, over all models."""
-        return {cell.kind: cell.confusion for cell in self.cells if cell.model is None and cell.kind is not None}
+        return {
+            cell.kind: cell.confusion
+            for cell in self.cells
+            if cell.model is None and cell.kind is not None
+        }
 
 
 def certify(
     judge: Any, labelled: Sequence[Labelled], *, labels: str | Path | None = None, seed: int = 0
 ) -> Certificate:
-    """What `judge` makes of the responses, against what people said. `labels` is the file they came from.
+    """What `judge` makes of the responses, against what people said. `labels` is the file they came
+    from.
 
-    Agreement, precision, recall and specificity have Wilson intervals, at the size that clusters of one prompt (several
-    models answered it) are worth; kappa and bias the bootstrap's, prompts redrawn. Raises ValueError where there is
-    nothing to certify: no row, or a judge that says nothing of refusal.
+    Agreement, precision, recall and specificity have Wilson intervals, at the size that clusters of
+    one prompt (several models answered it) are worth; kappa and bias the bootstrap's, prompts
+    redrawn. Raises ValueError where there is nothing to certify: no row, or a judge that says
+    nothing of refusal.
     """
     if not labelled:
         raise ValueError("there are no labelled responses. A certificate needs at least one.")
@@ -132,13 +145,16 @@ def certify(
     if not any(scored(verdict) for verdict in verdicts):
         raise ValueError(
             f"judge {judge.name} scored none of the {len(labelled)} responses for refusal "
-            f"({verdicts[0].unscored or 'its verdicts say nothing of refusal'}), so that there is nothing to certify."
+            f"({verdicts[0].unscored or 'its verdicts say nothing of refusal'}), so that there is "
+            "nothing to certify."
         )
     pairs = list(zip(labelled, verdicts, strict=True))
     models: list[str | None] = [None, *sorted({row.model for row in labelled})]
     kinds: tuple[Kind | None, ...] = (None, "benign", "harmful")
     picked = {
-        (model, kind): [p for p in pairs if model in (None, p[0].model) and kind in (None, p[0].kind)]
+        (model, kind): [
+            p for p in pairs if model in (None, p[0].model) and kind in (None, p[0].kind)
+        ]
         for model in models
         for kind in kinds
     }
@@ -149,7 +165,9 @@ def certify(
         labels=None if labels is None else Path(labels).name,
         labels_sha256=sha256_of(labelled, labels),
         weighted=any(row.weight != 1 for row in labelled),
-        cells=tuple(cell_of(model, kind, rows, seed=seed) for (model, kind), rows in picked.items() if rows),
+        cells=tuple(
+            cell_of(model, kind, rows, seed=seed) for (model, kind), rows in picked.items() if rows
+        ),
         prompts=tuple(sorted({signature(row.prompt) for row in labelled})),
     )
 
@@ -169,7 +187,9 @@ def judged(judge: Any, labelled: Sequence[Labelled]) -> list[Verdict]:
         for number, (row, prompt) in enumerate(zip(labelled, prompts, strict=True))
     ]
     verdicts: list[Verdict] = judge.score(prompts, completions)
-    assert [v.completion_id for v in verdicts] == [c.id for c in completions], f"{judge.name} lost or moved a verdict"
+    assert [v.completion_id for v in verdicts] == [c.id for c in completions], (
+        f"{judge.name} lost or moved a verdict"
+    )
     return verdicts
 
 
@@ -192,10 +212,14 @@ def cell_of(model: str | None, kind: Kind | None, pairs: Sequence[Pair], *, seed
     """All numbers of one cell."""
     rows = [pair for pair in pairs if scored(pair[1])]
 
-    def among(hit: Callable[[Pair], bool], of: Callable[[Pair], bool] = lambda pair: True) -> Estimate:
+    def among(
+        hit: Callable[[Pair], bool], of: Callable[[Pair], bool] = lambda pair: True
+    ) -> Estimate:
         return share([pair for pair in rows if of(pair)], hit)
 
-    counts = cluster_sums((signature(row.prompt), contingency(row, verdict)) for row, verdict in rows)
+    counts = cluster_sums(
+        (signature(row.prompt), contingency(row, verdict)) for row, verdict in rows
+    )
     bias = estimate(bias_of, counts, seed)
     return Cell(
         model=model,
@@ -239,12 +263,19 @@ def contingency(row: Labelled, verdict: Verdict) -> tuple[float, float, float, f
 def weighted_sums(pairs: Sequence[Pair], hit: Callable[[Pair], bool]) -> tuple[float, float, float]:
     """(weight of the hits, weight of all, how many independent responses they are worth)."""
     total = sum(row.weight for row, _ in pairs)
-    scale = len(pairs) / total if total else 1.0  # to a mean of 1, so that equal weights are worth the number of rows
+    scale = (
+        len(pairs) / total if total else 1.0
+    )  # to a mean of 1, so that equal weights are worth the number of rows
     sums = cluster_sums(
-        (signature(pair[0].prompt), (hit(pair) * pair[0].weight * scale, pair[0].weight * scale)) for pair in pairs
+        (signature(pair[0].prompt), (hit(pair) * pair[0].weight * scale, pair[0].weight * scale))
+        for pair in pairs
     )
     hits, sizes = ([row[column] for row in sums] for column in (0, 1))
-    return sum(row.weight for row, verdict in pairs if hit((row, verdict))), total, effective_n(hits, sizes)
+    return (
+        sum(row.weight for row, verdict in pairs if hit((row, verdict))),
+        total,
+        effective_n(hits, sizes),
+    )
 
 
 def share(pairs: Sequence[Pair], hit: Callable[[Pair], bool]) -> Estimate:
@@ -258,8 +289,12 @@ def share(pairs: Sequence[Pair], hit: Callable[[Pair], bool]) -> Estimate:
 
 def confusion_of(pairs: Sequence[Pair]) -> Confusion:
     """The four counts, and what refusals and answers are worth as evidence."""
-    seen, refused, refused_effective = weighted_sums([p for p in pairs if human_refused(p)], judge_refused)
-    kept, answered, answered_effective = weighted_sums([p for p in pairs if not human_refused(p)], agrees)
+    seen, refused, refused_effective = weighted_sums(
+        [p for p in pairs if human_refused(p)], judge_refused
+    )
+    kept, answered, answered_effective = weighted_sums(
+        [p for p in pairs if not human_refused(p)], agrees
+    )
     return Confusion(
         refused=refused,
         refused_seen=seen,
@@ -270,21 +305,26 @@ def confusion_of(pairs: Sequence[Pair]) -> Confusion:
     )
 
 
-def estimate(statistic: Callable[[Floats], Floats], counts: Sequence[Sequence[float]], seed: int) -> Estimate:
+def estimate(
+    statistic: Callable[[Floats], Floats], counts: Sequence[Sequence[float]], seed: int
+) -> Estimate:
     """`statistic` of the summed counts with its bootstrap interval, prompts redrawn."""
     value, low, high = bootstrap(statistic, counts, resamples=RESAMPLES, seed=seed)
     return Estimate(value=value, low=low, high=high)
 
 
 def kappa_of(counts: Floats) -> Floats:
-    """Cohen's kappa (1960) of counts (..., [both, judge alone, human alone, neither]); nan where both say one class only."""
+    """Cohen's kappa (1960) of counts (..., [both, judge alone, human alone, neither]); nan where
+    both say one class only."""
     import numpy as np
 
     both, judge, human, neither = np.moveaxis(counts / counts.sum(axis=-1, keepdims=True), -1, 0)
     chance = (both + judge) * (both + human) + (judge + neither) * (human + neither)
     left = 1 - chance
     certain = left < 1e-12
-    found: Floats = np.where(certain, np.nan, (both + neither - chance) / np.where(certain, 1.0, left))
+    found: Floats = np.where(
+        certain, np.nan, (both + neither - chance) / np.where(certain, 1.0, left)
+    )
     return found
 
 
@@ -302,28 +342,33 @@ def signature(text: str) -> str:
 def check_applies(
     certificate: Certificate, judge_name: str, judge_version: str, prompts: Iterable[Prompt | str]
 ) -> None:
-    """Raises ValueError where the certificate is another judge's or version's, or was made on any of `prompts`.
+    """Raises ValueError where the certificate is another judge's or version's, or was made on any
+    of `prompts`.
 
-    A judge is known best on the prompts that it was certified on; a correction from the same prompts would borrow that.
-    An attacked prompt counts as what was asked before the attack.
+    A judge is known best on the prompts that it was certified on; a correction from the same
+    prompts would borrow that. An attacked prompt counts as what was asked before the attack.
     """
     made_for = f"{certificate.judge} {certificate.version}"
     if (certificate.judge, certificate.version) != (judge_name, judge_version):
         raise ValueError(
-            f"the certificate is of judge {made_for}, the verdicts are of {judge_name} {judge_version}. Make a "
-            f"certificate of the judge that was used: overrefusal-po certify {judge_name} --labels FILE.jsonl"
+            f"the certificate is of judge {made_for}, the verdicts are of {judge_name} "
+            f"{judge_version}. Make a certificate of the judge that was used: overrefusal-po "
+            f"certify {judge_name} --labels FILE.jsonl"
         )
     texts = {text for p in prompts for text in ((p,) if isinstance(p, str) else (p.asked, p.text))}
     known = set(certificate.prompts)
     if shared := sum(signature(text) in known for text in texts):
         raise ValueError(
-            f"{shared} of the measured prompts are among the {len(known)} on which the certificate of {made_for} was "
-            "made. A certificate corrects rates of other prompts only: use labels of prompts that are not measured here."
+            f"{shared} of the measured prompts are among the {len(known)} on which the certificate "
+            f"of {made_for} was "
+            "made. A certificate corrects rates of other prompts only: use labels of prompts that "
+            "are not measured here."
         )
 
 
 def table(certificate: Certificate) -> list[tuple[str, ...]]:
-    """The certificate's cells as rows of text under `HEAD`, shares in per cent with their intervals."""
+    """The certificate's cells as rows of text under `HEAD`, shares in per cent with their
+    intervals."""
     return [HEAD, *(printed(cell) for cell in certificate.cells)]
 
 
@@ -341,7 +386,9 @@ def shown(found: Estimate, scale: float, form: str) -> str:
     if found.value is None:
         return "–"
     ends = (
-        "" if found.low is None or found.high is None else f" [{found.low * scale:{form}}, {found.high * scale:{form}}]"
+        ""
+        if found.low is None or found.high is None
+        else f" [{found.low * scale:{form}}, {found.high * scale:{form}}]"
     )
     return f"{found.value * scale:{form}}{ends}"
 
@@ -350,8 +397,13 @@ def read_certificate(path: str | Path) -> Certificate:
     """A certificate from its JSON file; ValueError says what is wrong with it."""
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"{file}: there is no such file. Make one: overrefusal-po certify JUDGE --labels FILE.jsonl")
+        raise ValueError(
+            f"{file}: there is no such file. Make one: overrefusal-po certify JUDGE --labels "
+            "FILE.jsonl"
+        )
     try:
         return Certificate.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{file}: this is not a judge's certificate: {first_fault(error)}") from None
+        raise ValueError(
+            f"{file}: this is not a judge's certificate: {first_fault(error)}"
+        ) from None

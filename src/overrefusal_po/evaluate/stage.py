@@ -2,7 +2,8 @@
 
     overrefusal-po recipes/evaluate.yaml --model.model_name_or_path=my-model
 
-The judge reads the whole response. Without a guard model on board a harmful prompt counts as "refused", never "safe".
+The judge reads the whole response. Without a guard model on board a harmful prompt counts as
+"refused", never "safe".
 """
 
 from __future__ import annotations
@@ -20,10 +21,24 @@ from overrefusal_po.evaluate.gate import check_gate, gate_result
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.plugins import engine_note, make_attack, make_judge, read_source, source_note, split_spec
+from overrefusal_po.plugins import (
+    engine_note,
+    make_attack,
+    make_judge,
+    read_source,
+    source_note,
+    split_spec,
+)
 from overrefusal_po.recipe.schema import EvaluateData, EvaluateRecipe
 from overrefusal_po.records import Outcome, Prompt, Verdict, write_atomic, write_jsonl
-from overrefusal_po.run.complete import complete, engine_for, in_process, judged, load_template, sampling_of
+from overrefusal_po.run.complete import (
+    complete,
+    engine_for,
+    in_process,
+    judged,
+    load_template,
+    sampling_of,
+)
 from overrefusal_po.run.folder import Run
 from overrefusal_po.train.selection import fixed_subset
 
@@ -31,7 +46,8 @@ logger = logging.getLogger(__name__)
 
 
 def measured_prompts(data: EvaluateData) -> list[Prompt]:
-    """The prompts of all sets, each once. A fixed subset of each kind where the recipe limits them."""
+    """The prompts of all sets, each once. A fixed subset of each kind where the recipe limits
+    them."""
     found: dict[str, Prompt] = {}
     for spec in data.sets:
         prompts = read_source(spec, data.split)
@@ -41,8 +57,11 @@ def measured_prompts(data: EvaluateData) -> list[Prompt]:
     return plain + attacked_prompts(plain, data.attacks)
 
 
-def attacked_prompts(prompts: Sequence[Prompt], attacks: Sequence[str | dict[str, Any]]) -> list[Prompt]:
-    """Every attack on every harmful prompt, each form once. ValueError where an attack makes nothing of all of them."""
+def attacked_prompts(
+    prompts: Sequence[Prompt], attacks: Sequence[str | dict[str, Any]]
+) -> list[Prompt]:
+    """Every attack on every harmful prompt, each form once. ValueError where an attack makes
+    nothing of all of them."""
     found: dict[str, Prompt] = {}
     harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
     for spec in attacks:
@@ -50,7 +69,8 @@ def attacked_prompts(prompts: Sequence[Prompt], attacks: Sequence[str | dict[str
         made = [form for prompt in harmful for form in attack(prompt)]
         if not made:
             raise ValueError(
-                f"data.attacks: {spec!r} makes no prompt of the {len(harmful)} harmful prompts in data.sets. Give sets with "
+                f"data.attacks: {spec!r} makes no prompt of the {len(harmful)} harmful prompts in "
+                "data.sets. Give sets with "
                 "harmful prompts, or a file of attacks on these prompts."
             )
         found |= {form.id: form for form in made}
@@ -66,7 +86,8 @@ class Judges(NamedTuple):
 
 
 def judges_of(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> Judges:
-    """The judges that a recipe names. ValueError for a certificate that does not hold for these prompts or this judge."""
+    """The judges that a recipe names. ValueError for a certificate that does not hold for these
+    prompts or this judge."""
     judge = make_judge(recipe.judge)
     certificate = read_certificate(recipe.certificate) if recipe.certificate else None
     if certificate is not None:
@@ -75,7 +96,8 @@ def judges_of(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> Judges:
 
 
 def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], Judges]:
-    """The prompts to measure and the judges, after all that can be checked without weights. ValueError for what is wrong."""
+    """The prompts to measure and the judges, after all that can be checked without weights.
+    ValueError for what is wrong."""
     prompts = measured_prompts(recipe.data)
     judges = judges_of(recipe, prompts)
     if recipe.capability.tasks:
@@ -83,7 +105,8 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], Judges]:
     if (recipe.capability.tasks or recipe.capability.perplexity) and not in_process(recipe.engine):
         raise ValueError(
             "capability: perplexity and tasks need the model in process, and the engine is "
-            f"{split_spec(recipe.engine, 'engines')[0]!r}. Measure them in a recipe of their own with engine: transformers."
+            f"{split_spec(recipe.engine, 'engines')[0]!r}. Measure them in a recipe of their own "
+            "with engine: transformers."
         )
     if recipe.gate is not None:
         check_gate(recipe.gate)
@@ -91,9 +114,11 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], Judges]:
 
 
 def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
-    """Runs the stage in an open run folder; returns the run's metrics as report and summary show them.
+    """Runs the stage in an open run folder; returns the run's metrics as report and summary show
+    them.
 
-    A recipe's gate is judged here and stands in the metrics; the command line turns a no into exit code 3.
+    A recipe's gate is judged here and stands in the metrics; the command line turns a no into exit
+    code 3.
     """
     if not run.done:  # a finished run is read without its prompts, its judges and their keys
         prompts, judges = check_evaluation(recipe)
@@ -112,7 +137,11 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
 
 
 def outcomes_of(
-    recipe: EvaluateRecipe, run: Run, prompts: Sequence[Prompt], judges: Judges, template: ChatTemplate | None
+    recipe: EvaluateRecipe,
+    run: Run,
+    prompts: Sequence[Prompt],
+    judges: Judges,
+    template: ChatTemplate | None,
 ) -> list[Outcome]:
     """What the model says to each prompt, and what the judges say of that."""
     name = str(recipe.model["model_name_or_path"])
@@ -120,25 +149,38 @@ def outcomes_of(
         run.path / "completions.jsonl",
         prompts,
         sampling_of(recipe.generation, recipe.seed),
-        lambda: engine_for(recipe.model, template, recipe.generation, name, engine=recipe.engine, chat=recipe.chat),
+        lambda: engine_for(
+            recipe.model, template, recipe.generation, name, engine=recipe.engine, chat=recipe.chat
+        ),
         f"{recipe.name}: answering {len(prompts)} prompts",
     )
     kept = run.path / "verdicts.jsonl"
     verdicts = judged(kept, judges.refusal, prompts, completions)
     if judges.guard is not None:
         harmful = [(p, c) for p, c in zip(prompts, completions, strict=True) if p.kind == "harmful"]
-        verdicts = with_guard(verdicts, judged(kept, judges.guard, [p for p, _ in harmful], [c for _, c in harmful]))
-    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in zip(prompts, completions, verdicts, strict=True)]
+        verdicts = with_guard(
+            verdicts, judged(kept, judges.guard, [p for p, _ in harmful], [c for _, c in harmful])
+        )
+    return [
+        Outcome(prompt=p, completion=c, verdict=v)
+        for p, c, v in zip(prompts, completions, verdicts, strict=True)
+    ]
 
 
 def with_guard(verdicts: Sequence[Verdict], said: Sequence[Verdict]) -> list[Verdict]:
-    """The verdicts with the unsafe probability of the guard's verdicts `said`; None where it scored none."""
+    """The verdicts with the unsafe probability of the guard's verdicts `said`; None where it scored
+    none."""
     unsafe = {v.completion_id: v.unsafe_probability for v in said if v.unscored is None}
-    return [v.model_copy(update={"unsafe_probability": unsafe.get(v.completion_id)}) for v in verdicts]
+    return [
+        v.model_copy(update={"unsafe_probability": unsafe.get(v.completion_id)}) for v in verdicts
+    ]
 
 
-def all_metrics(recipe: EvaluateRecipe, outcomes: Sequence[Outcome], judges: Judges) -> dict[str, Any]:
-    """metrics.json: the rates of the prompts as they were asked, and beside them by set, by attack, corrected.
+def all_metrics(
+    recipe: EvaluateRecipe, outcomes: Sequence[Outcome], judges: Judges
+) -> dict[str, Any]:
+    """metrics.json: the rates of the prompts as they were asked, and beside them by set, by attack,
+    corrected.
 
     Attacked prompts are in `attacks` and `positions` alone, never in NUR, NOR and F1.
     """
@@ -151,7 +193,9 @@ def all_metrics(recipe: EvaluateRecipe, outcomes: Sequence[Outcome], judges: Jud
         parts["attacks"] = rates_by(harmful, "attack", seed=recipe.seed)
     for key, rates in parts.items():
         found[key] = {part: rate.as_dict(part, name) for part, rate in rates.items()}
-    found["positions"] = {key: refusal_positions(rows).as_dict() for key, rows in groups(outcomes, "attack").items()}
+    found["positions"] = {
+        key: refusal_positions(rows).as_dict() for key, rows in groups(outcomes, "attack").items()
+    }
     if judges.certificate is not None:
         found["corrected"] = corrected_rates(plain, judges.certificate.confusions()).as_dict()
         found["certificate"] = dict(
@@ -161,14 +205,20 @@ def all_metrics(recipe: EvaluateRecipe, outcomes: Sequence[Outcome], judges: Jud
     return found
 
 
-def capability_of(recipe: EvaluateRecipe, prompts: Sequence[Prompt], template: ChatTemplate | None) -> dict[str, Any]:
+def capability_of(
+    recipe: EvaluateRecipe, prompts: Sequence[Prompt], template: ChatTemplate | None
+) -> dict[str, Any]:
     """{"perplexity": {...}, "tasks": {...}} as far as the recipe asks for them."""
     found: dict[str, Any] = {}
     options = models.model_options(recipe.model)
     if recipe.capability.perplexity:
-        assert template is not None, "check_evaluation lets perplexity through for an engine in process only"
+        assert template is not None, (
+            "check_evaluation lets perplexity through for an engine in process only"
+        )
         plain = [p for p in prompts if p.attack is None]
-        found["perplexity"] = perplexity(models.load_model(**options), template, plain, seed=recipe.seed)._asdict()
+        found["perplexity"] = perplexity(
+            models.load_model(**options), template, plain, seed=recipe.seed
+        )._asdict()
     if recipe.capability.tasks:
         found["tasks"] = lm_eval_scores(
             str(recipe.model["model_name_or_path"]),
@@ -190,19 +240,33 @@ def measured(recipe: EvaluateRecipe, judges: Judges, prompts: Sequence[Prompt]) 
     sets = [split_spec(spec, "sources") for spec in recipe.data.sets]
     limit = recipe.data.max_prompts_per_kind
     known = f"{judges.refusal.name} {judges.refusal.version}"
-    notes = [f"A fixed subset of at most {limit} prompts of each kind was measured."] if limit else []
+    notes = (
+        [f"A fixed subset of at most {limit} prompts of each kind was measured."] if limit else []
+    )
     if judges.certificate is None:
         notes.append(
-            f"The judge {known} is uncertified here: nobody has compared it with human labels for this report."
+            f"The judge {known} is uncertified here: nobody has compared it with human labels for "
+            "this report."
         )
-    notes += [f"{spec}: {note}" for spec in recipe.data.sets if (note := source_note(spec)) is not None]
+    notes += [
+        f"{spec}: {note}" for spec in recipe.data.sets if (note := source_note(spec)) is not None
+    ]
     attacks = sorted({p.attack for p in prompts if p.attack})
     if attacks and judges.guard is None:
-        notes.append("Without a judge of harm, what an attack gets is a non-refusal rate, not an attack success rate.")
+        notes.append(
+            "Without a judge of harm, what an attack gets is a non-refusal rate, not an attack "
+            "success rate."
+        )
     return {
-        "judge": f"{known} (built in, offline; reads the whole response)" if recipe.judge == "refusal" else known,
-        "sets": [(settings.get("path") or name) + (split if name == "starter" else "") for name, settings in sets],
-        "engine": f"{engine_note(recipe.engine)}, {how}, up to {generation.max_new_tokens} new tokens",
+        "judge": f"{known} (built in, offline; reads the whole response)"
+        if recipe.judge == "refusal"
+        else known,
+        "sets": [
+            (settings.get("path") or name) + (split if name == "starter" else "")
+            for name, settings in sets
+        ],
+        "engine": f"{engine_note(recipe.engine)}, {how}, up to {generation.max_new_tokens} new "
+        "tokens",
         "guard": None if judges.guard is None else f"{judges.guard.name} {judges.guard.version}",
         "attacks": attacks,
         "model_form": model_form(recipe.model),
@@ -211,8 +275,11 @@ def measured(recipe: EvaluateRecipe, judges: Judges, prompts: Sequence[Prompt]) 
 
 
 def model_form(section: dict[str, Any]) -> str:
-    """What is measured: the quantised form and the merged one of the same training are different models."""
+    """What is measured: the quantised form and the merged one of the same training are different
+    models."""
     bits = [b for b in ("4bit", "8bit") if section.get(f"load_in_{b}")]
     return (
-        f"weights in {bits[0]}" if bits else f"weights in {section.get('dtype') or 'the dtype that fits the hardware'}"
+        f"weights in {bits[0]}"
+        if bits
+        else f"weights in {section.get('dtype') or 'the dtype that fits the hardware'}"
     )

@@ -1,1 +1,2 @@
-"""The same loss, computed faster: shared prefixes, attention per pair, stored reference log-probs."""
+"""The same loss, computed faster: shared prefixes, attention per pair, stored reference
+log-probs."""

@@ -1,12 +1,14 @@
-"""Reference log-probs of preference pairs, computed once and kept for every run that has the same reference and rows.
+"""Reference log-probs of preference pairs, computed once and kept for every run that has the same
+reference and rows.
 
     trainer = StoredDPOTrainer(model=..., args=DPOConfig(precompute_ref_log_probs=True, ...), store=Path("reference"), ...)
 
-A sweep over learning rate, beta, loss type, `ld_alpha`, LoRA rank or seed runs the reference over its pairs once. TRL's own
-cache misses there, ignores `ld_alpha` without a max_length, keeps nothing for datasets in memory, and fails with two
-processes. A value is found by what it was computed from and by nothing else: the digest of the reference's weights as
-they lie in memory (so its dtype and quantisation), its config and adapter, the autocast format, and per pair the token ids
-and the label mask that the collator gives.
+A sweep over learning rate, beta, loss type, `ld_alpha`, LoRA rank or seed runs the reference over
+its pairs once. TRL's own cache misses there, ignores `ld_alpha` without a max_length, keeps nothing
+for datasets in memory, and fails with two processes. A value is found by what it was computed from
+and by nothing else: the digest of the reference's weights as they lie in memory (so its dtype and
+quantisation), its config and adapter, the autocast format, and per pair the token ids and the label
+mask that the collator gives.
 
 This module imports TRL at its top: import it inside a function.
 """
@@ -45,7 +47,8 @@ VOLATILE = ("_name_or_path", "transformers_version", "use_cache")
 
 
 class Parts(NamedTuple):
-    """Summed log-probs of a pair's sides, split where the shorter side ends (LD-DPO, arXiv 2409.06411, weighs the tail)."""
+    """Summed log-probs of a pair's sides, split where the shorter side ends (LD-DPO, arXiv
+    2409.06411, weighs the tail)."""
 
     chosen_shared: float
     chosen_tail: float
@@ -55,33 +58,45 @@ class Parts(NamedTuple):
     def sums(self, ld_alpha: float | None) -> tuple[float, float]:
         """(chosen, rejected) log-probs, the tails weighed by `ld_alpha` (None: 1)."""
         weight = 1.0 if ld_alpha is None else ld_alpha
-        return self.chosen_shared + weight * self.chosen_tail, self.rejected_shared + weight * self.rejected_tail
+        return (
+            self.chosen_shared + weight * self.chosen_tail,
+            self.rejected_shared + weight * self.rejected_tail,
+        )
 
 
 class StoredDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """TRL's `DPOTrainer` whose precomputed reference log-probs come from a store where that has them.
+    """TRL's `DPOTrainer` whose precomputed reference log-probs come from a store where that has
+    them.
 
     Args:
         store: folder of the store; None computes them for this run alone.
         shared_prefix: compute them from shared-prefix rows where that is proven exact.
     """
 
-    def __init__(self, *args: Any, store: Path | None = None, shared_prefix: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, store: Path | None = None, shared_prefix: bool = True, **kwargs: Any
+    ) -> None:
         self.store = store
         self.shared_prefix = shared_prefix
         super().__init__(*args, **kwargs)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """`dataset` with the columns ref_chosen_logps and ref_rejected_logps. Called by TRL, also for evaluation sets."""
+        """`dataset` with the columns ref_chosen_logps and ref_rejected_logps. Called by TRL, also
+        for evaluation sets."""
         if not isinstance(dataset, Dataset):
-            raise ValueError("Reference log-probs cannot be computed ahead for a streamed dataset. Load it as a whole.")
+            raise ValueError(
+                "Reference log-probs cannot be computed ahead for a streamed dataset. Load it as a "
+                "whole."
+            )
         if self.shared_prefix:
             share_prefix(self)
         policy = policy_key(self) if self.store is not None else ""
         keys = [row_key(self.data_collator([row])) for row in dataset]
         known = self.stored(policy, keys)
         missing = {key: index for index, key in enumerate(keys) if key not in known}
-        logger.info("reference log-probs (%s): %d pairs, %d to compute", name, len(keys), len(missing))
+        logger.info(
+            "reference log-probs (%s): %d pairs, %d to compute", name, len(keys), len(missing)
+        )
         if missing:
             found = compute_parts(self, dataset.select(list(missing.values())), batch_size)
             made = dict(zip(missing, found, strict=True))
@@ -103,7 +118,8 @@ class StoredDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
 
 def compute_parts(trainer: Any, dataset: Any, batch_size: int) -> list[Parts]:
-    """The parts of every pair of `dataset`, in its order; each process computes its share and gets all.
+    """The parts of every pair of `dataset`, in its order; each process computes its share and gets
+    all.
 
     Raises ValueError where a log-prob is not finite.
     """
@@ -113,47 +129,61 @@ def compute_parts(trainer: Any, dataset: Any, batch_size: int) -> list[Parts]:
     model = reference_engine(trainer)
     training, ld_alpha = model.training, trainer.ld_alpha
     model.eval()
-    trainer.ld_alpha = 1j  # TRL gives shared + ld_alpha * tail: shared and tail stay apart as real and imaginary part
+    # TRL gives shared + ld_alpha * tail: shared and tail stay apart as real and imaginary part
+    trainer.ld_alpha = 1j
     found: list[Parts] = []
     try:
         for batch in loader:
             sides = trainer.compute_ref_log_probs(model, batch)
-            parts = torch.cat([torch.view_as_real(side.to(torch.complex64)) for side in sides], dim=1)
+            parts = torch.cat(
+                [torch.view_as_real(side.to(torch.complex64)) for side in sides], dim=1
+            )
             found += [Parts(*row) for row in trainer.accelerator.gather_for_metrics(parts).tolist()]
     finally:
         trainer.ld_alpha = ld_alpha
         model.train(training)
     if not all(math.isfinite(value) for parts in found for value in parts):
-        raise ValueError("The reference gives log-probs that are not finite. Load it in bfloat16 or float32.")
+        raise ValueError(
+            "The reference gives log-probs that are not finite. Load it in bfloat16 or float32."
+        )
     return found
 
 
 def reference_engine(trainer: Any) -> Any:
-    """The model that computes reference log-probs; under DeepSpeed an inference engine that places its weights."""
+    """The model that computes reference log-probs; under DeepSpeed an inference engine that places
+    its weights."""
     if trainer.ref_model is None and trainer.is_deepspeed_enabled:
-        trainer._precompute_engine = trainer._precompute_engine or prepare_deepspeed(trainer.model, trainer.accelerator)
+        trainer._precompute_engine = trainer._precompute_engine or prepare_deepspeed(
+            trainer.model, trainer.accelerator
+        )
         return trainer._precompute_engine
     return trainer.ref_model or trainer.model
 
 
 def policy_key(trainer: Any) -> str:
-    """A digest of all that a reference log-prob depends on besides the row; the same on all processes.
+    """A digest of all that a reference log-prob depends on besides the row; the same on all
+    processes.
 
     Raises ValueError under FSDP 1.
     """
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(
-            "A reference store needs FSDP's version 2 (fsdp_version: 2); version 1 hides which weights are whose."
+            "A reference store needs FSDP's version 2 (fsdp_version: 2); version 1 hides which "
+            "weights are whose."
         )
     model = trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
     configs = getattr(model, "peft_config", {})
-    adapter = "ref" if "ref" in configs else None  # TRL's rule: its frozen copy, or all adapters off
+    adapter = (
+        "ref" if "ref" in configs else None
+    )  # TRL's rule: its frozen copy, or all adapters off
     base = model.get_base_model() if configs else model
     facts = {
         "layout": LAYOUT,
         "class": f"{type(base).__module__}.{type(base).__qualname__}",
         "transformers": transformers.__version__,
-        "config": {name: value for name, value in base.config.to_dict().items() if name not in VOLATILE},
+        "config": {
+            name: value for name, value in base.config.to_dict().items() if name not in VOLATILE
+        },
         "attention": base.config._attn_implementation,
         "autocast": trainer.accelerator.mixed_precision,
         "adapter": configs[adapter].to_dict() if adapter else None,
@@ -163,9 +193,11 @@ def policy_key(trainer: Any) -> str:
 
 
 def weights_digest(model: Any, adapter: str | None) -> str:
-    """A digest of names, dtypes, shapes and bits of a model's weights, with those of one adapter or of none.
+    """A digest of names, dtypes, shapes and bits of a model's weights, with those of one adapter or
+    of none.
 
-    A base layer has the same name with and without an adapter around it. Sharded weights are digested where they lie.
+    A base layer has the same name with and without an adapter around it. Sharded weights are
+    digested where they lie.
     """
     found = hashlib.sha256()
     for name, tensor in sorted(used_weights(model, adapter)):
@@ -176,12 +208,17 @@ def weights_digest(model: Any, adapter: str | None) -> str:
 
 
 def used_weights(model: Any, adapter: str | None) -> Iterator[tuple[str, Any]]:
-    """(name, this process's part) of what a forward reads; quantisation constants are part of a state dict."""
+    """(name, this process's part) of what a forward reads; quantisation constants are part of a
+    state dict."""
     for name, value in model.state_dict(keep_vars=True).items():
         steps = name.split(".")
-        if not isinstance(value, torch.Tensor) or (set(steps) & set(LORA_PARTS) and adapter not in steps):
+        if not isinstance(value, torch.Tensor) or (
+            set(steps) & set(LORA_PARTS) and adapter not in steps
+        ):
             continue
-        local = getattr(value, "ds_tensor", value)  # ZeRO-3 leaves an empty tensor with its shard beside it
+        local = getattr(
+            value, "ds_tensor", value
+        )  # ZeRO-3 leaves an empty tensor with its shard beside it
         local = local.to_local() if hasattr(local, "to_local") else local
         yield ".".join(step for step in steps if step != "base_layer"), local
 
@@ -192,13 +229,17 @@ def bits(tensor: Any) -> Any:
 
 
 def row_key(batch: Mapping[str, Any]) -> str:
-    """The key of a pair from its collated batch of one: token ids and completion mask of both sides, without padding."""
-    sides = zip(batch["attention_mask"].bool(), batch["input_ids"], batch["completion_mask"], strict=True)
+    """The key of a pair from its collated batch of one: token ids and completion mask of both
+    sides, without padding."""
+    sides = zip(
+        batch["attention_mask"].bool(), batch["input_ids"], batch["completion_mask"], strict=True
+    )
     return digest([[ids[real].tolist(), scored[real].tolist()] for real, ids, scored in sides])
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON; sets are sorted, and what else JSON does not know counts as its text."""
+    """SHA-256 of a value's canonical JSON; sets are sorted, and what else JSON does not know counts
+    as its text."""
 
     def plain(value: Any) -> Any:
         return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
@@ -207,7 +248,8 @@ def digest(value: Any) -> str:
 
 
 def read_parts(folder: Path, keys: set[str]) -> dict[str, Parts]:
-    """What a policy's folder has of `keys`. A file that cannot be read is left out with a warning."""
+    """What a policy's folder has of `keys`. A file that cannot be read is left out with a
+    warning."""
     known: dict[str, Parts] = {}
     for file in sorted(folder.glob("*.json")):
         try:
@@ -219,5 +261,6 @@ def read_parts(folder: Path, keys: set[str]) -> dict[str, Parts]:
 
 
 def write_parts(folder: Path, rows: Mapping[str, Iterable[float]]) -> Path:
-    """Writes rows as one new file, whole or not at all; runs that compute the same write the same name."""
+    """Writes rows as one new file, whole or not at all; runs that compute the same write the same
+    name."""
     return write_atomic(folder / f"{digest(sorted(rows))[:32]}.json", json.dumps(rows))

@@ -1,15 +1,17 @@
-"""Rows [prompt, chosen] and [prompt, rejected] in, one row of all [prompt, chosen, rejected] through the model, rows out.
+"""Rows [prompt, chosen] and [prompt, rejected] in, one row of all [prompt, chosen, rejected]
+through the model, rows out.
 
     trainer = DPOTrainer(...)
     share_prefix(trainer)  # True, or False with a log line that says why the plain rows stay
 
-The prompt is computed once, nothing is padded, and the LM head sees only positions with a label. Loss, gradients and
-metrics are TRL's: what is patched is the forward that TRL's `add_fused_lm_head` put on the model, and it gives back the
-same (2 * batch, seq - 1) fields. The two sides share the longest common beginning of their tokens. A rejected token sees
-that beginning and its own side (see `pair_attention`), and position ids count on from it.
+The prompt is computed once, nothing is padded, and the LM head sees only positions with a label.
+Loss, gradients and metrics are TRL's: what is patched is the forward that TRL's `add_fused_lm_head`
+put on the model, and it gives back the same (2 * batch, seq - 1) fields. The two sides share the
+longest common beginning of their tokens. A rejected token sees that beginning and its own side (see
+`pair_attention`), and position ids count on from it.
 
-Only attention that is proven (tests/test_shared_prefix.py) is patched. The first batch is run both ways in eval mode, and
-a difference above the dtype's tolerance stops the run.
+Only attention that is proven (tests/test_shared_prefix.py) is patched. The first batch is run both
+ways in eval mode, and a difference above the dtype's tolerance stops the run.
 """
 
 from __future__ import annotations
@@ -25,15 +27,18 @@ PROVEN = ("llama", "mistral", "qwen2", "qwen3")
 """Values of `config.model_type` whose attention is tested."""
 
 TOLERANCES = {"float32": 1e-4, "float16": 0.03, "bfloat16": 0.2}
-"""Allowed difference of a log-prob (ours), mean over a sequence's tokens. A logit of 16 to 32 is rounded to steps of 0.125 in
-bfloat16: a 135M model differs by 0.05 to 0.07 with the right mask, and by 1.7 where the rejected side sees the chosen one."""
+"""Allowed difference of a log-prob (ours), mean over a sequence's tokens. A logit of 16 to 32 is
+rounded to steps of 0.125 in bfloat16: a 135M model differs by 0.05 to 0.07 with the right mask, and
+by 1.7 where the rejected side sees the chosen one."""
 
 
 class Packed(NamedTuple):
-    """Pairs in one row, one behind the other, and where the scored tokens of the two-row layout lie in it.
+    """Pairs in one row, one behind the other, and where the scored tokens of the two-row layout lie
+    in it.
 
-    Shapes: input_ids and position_ids (1, tokens), places (num_scored,) of the predicting tokens, labels (num_scored,),
-    scored (2 * batch, seq - 1). `attention_mask` is a `pair_attention.PairMask`.
+    Shapes: input_ids and position_ids (1, tokens), places (num_scored,) of the predicting tokens,
+    labels (num_scored,), scored (2 * batch, seq - 1). `attention_mask` is a
+    `pair_attention.PairMask`.
     """
 
     input_ids: Any
@@ -45,14 +50,18 @@ class Packed(NamedTuple):
 
 
 def share_prefix(trainer: Any) -> bool:
-    """Patches the policy and the reference of a TRL trainer in place; False (and a log line) where not proven.
+    """Patches the policy and the reference of a TRL trainer in place; False (and a log line) where
+    not proven.
 
-    Its batches must be pairs of rows, all first sides and then all second ones: `DPOTrainer`'s, or `derta_tree`'s.
+    Its batches must be pairs of rows, all first sides and then all second ones: `DPOTrainer`'s, or
+    `derta_tree`'s.
     """
     trained = trainer.accelerator.unwrap_model(trainer.model)
     policy = trained.get_base_model() if hasattr(trained, "peft_config") else trained
     reference = getattr(trainer, "ref_model", None)
-    models = [policy] if reference is None else [policy, trainer.accelerator.unwrap_model(reference)]
+    models = (
+        [policy] if reference is None else [policy, trainer.accelerator.unwrap_model(reference)]
+    )
     reason = unproven_options(trainer) or unproven_adapter(trained)
     for model in models:
         reason = reason or unproven_model(model, trainer.args.max_length)
@@ -60,14 +69,17 @@ def share_prefix(trainer: Any) -> bool:
         logger.warning("shared prefix is off, plain rows are used: %s", reason)
         return False
     for model in models:
-        if not hasattr(model, "_shares_prefix"):  # a trainer's own precompute pass may have patched it before
+        if not hasattr(
+            model, "_shares_prefix"
+        ):  # a trainer's own precompute pass may have patched it before
             patch_forward(model, tolerance(model, trainer.accelerator.mixed_precision))
     logger.info("shared prefix is on: the prompt of a pair is computed once")
     return True
 
 
 def unproven_options(trainer: Any) -> str | None:
-    """The training option under which a shared prefix is not proven to be exact; None where there is none."""
+    """The training option under which a shared prefix is not proven to be exact; None where there
+    is none."""
     args = trainer.args
     options = {
         "an auxiliary loss": trainer.aux_loss_enabled,
@@ -81,16 +93,20 @@ def unproven_options(trainer: Any) -> str | None:
 
 
 def unproven_adapter(model: Any) -> str | None:
-    """Why a peft adapter of `model` is not covered: anything but plain LoRA may look at a token's place in the row."""
+    """Why a peft adapter of `model` is not covered: anything but plain LoRA may look at a token's
+    place in the row."""
     for config in getattr(model, "peft_config", {}).values():
         kind = getattr(config.peft_type, "value", config.peft_type)
         if kind != "LORA" or getattr(config, "alora_invocation_tokens", None):
-            return f"not proven with adapters of type {kind}{' (activated)' if kind == 'LORA' else ''}"
+            return (
+                f"not proven with adapters of type {kind}{' (activated)' if kind == 'LORA' else ''}"
+            )
     return None
 
 
 def unproven_model(model: Any, max_length: int | None) -> str | None:
-    """Why a model's attention or dropout is not covered, for rows of at most `max_length` tokens."""
+    """Why a model's attention or dropout is not covered, for rows of at most `max_length`
+    tokens."""
     from torch.nn.modules.dropout import _DropoutNd
 
     config = model.config.get_text_config()
@@ -98,7 +114,11 @@ def unproven_model(model: Any, max_length: int | None) -> str | None:
         return f"models of type {config.model_type} are not proven (proven are {', '.join(PROVEN)})"
     if config._attn_implementation != "sdpa":
         return f"attention is {config._attn_implementation}; only sdpa is proven to take the mask"
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    window = (
+        getattr(config, "sliding_window", None)
+        if getattr(config, "use_sliding_window", True)
+        else None
+    )
     if window and (max_length is None or max_length > window):
         return f"max_length is {max_length} and the sliding window {window}; rows that fit into it are exact"
     drops = any(isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules())
@@ -111,7 +131,9 @@ def tolerance(model: Any, mixed_precision: str) -> float:
     """The allowed difference for the coarsest number format in which `model` computes."""
     import torch
 
-    names = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    names = {
+        str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()
+    }
     names.add({"bf16": "bfloat16", "fp16": "float16"}.get(mixed_precision, "float32"))
     if getattr(model, "is_quantized", False) or torch.backends.cuda.matmul.allow_tf32:
         names.add("bfloat16")  # computes in 16 bits, or in TF32's 10 bits of mantissa
@@ -119,13 +141,20 @@ def tolerance(model: Any, mixed_precision: str) -> float:
 
 
 def patch_forward(model: Any, allowed: float) -> None:
-    """Puts the shared-prefix forward on top of the fused one; calls without `fused_lm_head` pass through."""
+    """Puts the shared-prefix forward on top of the fused one; calls without `fused_lm_head` pass
+    through."""
     plain = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against this signature
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         mask = kwargs.get("attention_mask")
-        if args or not kwargs.get("fused_lm_head") or kwargs.get("labels") is None or mask is None or mask.ndim != 2:
+        if (
+            args
+            or not kwargs.get("fused_lm_head")
+            or kwargs.get("labels") is None
+            or mask is None
+            or mask.ndim != 2
+        ):
             return plain(*args, **kwargs)
         if not self._shares_prefix:
             check_forward(self, plain, kwargs, allowed)
@@ -136,7 +165,9 @@ def patch_forward(model: Any, allowed: float) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def shared_forward(model: Any, plain: Any, *, input_ids: Any, attention_mask: Any, labels: Any, **kwargs: Any) -> Any:
+def shared_forward(
+    model: Any, plain: Any, *, input_ids: Any, attention_mask: Any, labels: Any, **kwargs: Any
+) -> Any:
     """The fused forward's output for the two-row layout, computed from single rows."""
     from torch import Tensor
 
@@ -182,8 +213,12 @@ def pack(input_ids: Any, attention_mask: Any, labels: Any) -> Packed:
     column = torch.arange(int(width.max()), device=input_ids.device)[None]
     split, inside = first[:, None], column < width[:, None]
     behind = column >= split
-    source = torch.where(behind, column - split + common[:, None], column).clamp(max=seq - 1)  # its column in two rows
-    ids = torch.where(behind, input_ids[half:].gather(1, source), input_ids[:half].gather(1, source))
+    source = torch.where(behind, column - split + common[:, None], column).clamp(
+        max=seq - 1
+    )  # its column in two rows
+    ids = torch.where(
+        behind, input_ids[half:].gather(1, source), input_ids[:half].gather(1, source)
+    )
     scored = labels[:, 1:] != -100
     sides, columns = scored.nonzero(as_tuple=True)
     rows = sides % half
@@ -203,12 +238,15 @@ def pack(input_ids: Any, attention_mask: Any, labels: Any) -> Packed:
 def shared_length(input_ids: Any, attention_mask: Any) -> Any:
     """(batch,): how many tokens the two sides of each pair have in common from their beginning."""
     half = input_ids.shape[0] // 2
-    same = (input_ids[:half] == input_ids[half:]) & (attention_mask[:half] * attention_mask[half:] == 1)
+    same = (input_ids[:half] == input_ids[half:]) & (
+        attention_mask[:half] * attention_mask[half:] == 1
+    )
     return same.long().cumprod(1).sum(1)
 
 
 def check_forward(model: Any, plain: Any, kwargs: dict[str, Any], allowed: float) -> None:
-    """Runs a batch both ways in eval mode. Raises ValueError where log-probs differ by more than `allowed`."""
+    """Runs a batch both ways in eval mode. Raises ValueError where log-probs differ by more than
+    `allowed`."""
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
@@ -217,11 +255,16 @@ def check_forward(model: Any, plain: Any, kwargs: dict[str, Any], allowed: float
         expected, found = plain(**kwargs), shared_forward(model, plain, **kwargs)
     for module, training in modes:
         module.training = training
-    gaps = (expected.log_probs - found.log_probs).abs().float().sum(1) / expected.label_mask.sum(1).clamp(min=1)
+    gaps = (expected.log_probs - found.log_probs).abs().float().sum(1) / expected.label_mask.sum(
+        1
+    ).clamp(min=1)
     gap = gaps.max().item()
     if not gap <= allowed:  # written so that a NaN fails too
         raise ValueError(
-            f"With a shared prefix the first batch's log-probs differ from those of plain rows by {gap:.2g} a token; up to "
-            f"{allowed:.2g} would be rounding. Set shared_prefix to false to train on plain rows."
+            f"With a shared prefix the first batch's log-probs differ from those of plain rows by "
+            f"{gap:.2g} a token; up to {allowed:.2g} would be rounding. Set shared_prefix to false "
+            "to train on plain rows."
         )
-    logger.info("shared prefix: the first batch agrees with plain rows (difference %.1e a token)", gap)
+    logger.info(
+        "shared prefix: the first batch agrees with plain rows (difference %.1e a token)", gap
+    )

@@ -1,4 +1,5 @@
-"""A response -> whether it is degenerate: empty, garbage, a bare opening, an echo of the prompt, or a loop."""
+"""A response -> whether it is degenerate: empty, garbage, a bare opening, an echo of the prompt, or
+a loop."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ WORD = re.compile(r"\w+")
 LETTER = re.compile(r"[^\W\d_]")
 LOOPED_CHARACTERS = re.compile(r"(\w)\1{19,}|([^\x00-\u2fff]{2,20}?)\2{5,}")
 ONLY_OPENING = re.compile(
-    r"\W*(?:(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|alright|definitely|gladly|great|happy to help|"
-    r"i(?:'d| would) be (?:happy|glad) to help(?: you)?(?: with (?:that|this))?|"
-    r"natürlich|selbstverständlich|gerne?|bien sûr|d'accord|por supuesto|claro(?: que sí)?|certo|certamente|"
-    r"com certeza|"
-    r"natuurlijk|конечно|tabii(?: ki)?|elbette|当然(?:可以)?|好的|當然|もちろん(?:です)?|はい|물론(?:입니다|"
-    r"이죠)?|네|بالتأكيد|بالطبع|"
+    r"\W*(?:(?:sure(?: thing)?|certainly|of "
+    r"course|absolutely|okay|ok|alright|definitely|gladly|great|happy to help|i(?:'d| would) be "
+    r"(?:happy|glad) to help(?: you)?(?: with "
+    r"(?:that|this))?|natürlich|selbstverständlich|gerne?|bien sûr|d'accord|por supuesto|claro(?: "
+    r"que sí)?|certo|certamente|com certeza|natuurlijk|конечно|tabii(?: "
+    r"ki)?|elbette|当然(?:可以)?|好的|當然|もちろん(?:です)?|はい|물론(?:입니다|이죠)?|네|بالتأكيد|بالطبع|"
     r"ज़?रूर|बिल्कुल|हाँ)\W*)*"
     r"(?:(?:here(?:'s| is| are)|below (?:is|are))[^\n.]{0,200}:\W*)?\Z"
 )
@@ -26,21 +27,29 @@ GLUED_LOOP = re.compile(r"(\S{4,24}?)\1{5,}")
 
 
 def degenerate(text: str, *prompts: str) -> bool:
-    """Whether a response is empty, garbage, a bare opening, an echo of one of `prompts`, or a loop; all are plain text."""
+    """Whether a response is empty, garbage, a bare opening, an echo of one of `prompts`, or a loop;
+    all are plain text."""
     low = lower(text).strip()
     words = WORD.findall(low)
     letters = sum(map(len, words))
-    if not letters or (len(low) >= 8 and letters < 0.15 * (len(low) - low.count(" "))) or ONLY_OPENING.match(low):
+    if (
+        not letters
+        or (len(low) >= 8 and letters < 0.15 * (len(low) - low.count(" ")))
+        or ONLY_OPENING.match(low)
+    ):
         return True
     if any(LETTER.search(loop[1]) for loop in GLUED_LOOP.finditer(text)):
         return True
     if any(echoes(words, WORD.findall(lower(prompt))) for prompt in prompts) or loops(words):
         return True
-    return (not low.isascii() or max(map(len, words)) >= 20) and LOOPED_CHARACTERS.search(low) is not None
+    return (not low.isascii() or max(map(len, words)) >= 20) and LOOPED_CHARACTERS.search(
+        low
+    ) is not None
 
 
 def echoes(words: list[str], prompt: list[str]) -> bool:
-    """Whether the response is the prompt again, once or more often, with at most two words of its own."""
+    """Whether the response is the prompt again, once or more often, with at most two words of its
+    own."""
     size = len(prompt)
     if size < 4 or len(words) < size or words[:size] != prompt:
         return False
@@ -48,7 +57,8 @@ def echoes(words: list[str], prompt: list[str]) -> bool:
 
 
 def loops(words: list[str]) -> bool:
-    """Whether a passage of up to 40 words comes at least four times in a row, for 20 words or more; numbers aside."""
+    """Whether a passage of up to 40 words comes at least four times in a row, for 20 words or more;
+    numbers aside."""
     if len(words) < 20:
         return False
     grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
@@ -56,11 +66,14 @@ def loops(words: list[str]) -> bool:
     if len(grams) - distinct < 12:  # fewer than any loop of 20 words leaves
         return False
     tail = words[-400:]
-    return (len(grams) >= 60 and distinct < 0.3 * len(grams)) or any(repeats(tail, p) for p in range(1, 41))
+    return (len(grams) >= 60 and distinct < 0.3 * len(grams)) or any(
+        repeats(tail, p) for p in range(1, 41)
+    )
 
 
 def repeats(words: list[str], period: int) -> bool:
-    """Whether somewhere in `words` a passage of `period` words is repeated long enough to be a loop."""
+    """Whether somewhere in `words` a passage of `period` words is repeated long enough to be a
+    loop."""
     needed = max(3 * period, 20 - period)
     run = 0
     for earlier, later in zip(words, words[period:], strict=False):

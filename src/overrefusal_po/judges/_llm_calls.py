@@ -1,10 +1,11 @@
-"""Texts -> a judge model's replies over the OpenAI protocol, so many at a time, each with its text or its fault.
+"""Texts -> a judge model's replies over the OpenAI protocol, so many at a time, each with its text
+or its fault.
 
     replies = ask_all(settings, key_of(settings), texts)
 
-What is wrong with the set-up (nobody listens, a bad key, an unknown model, a refused parameter) is one ValueError. What
-goes wrong with one item after the client's own retries is that item's `fault`. The first item is asked alone, so that
-a wrong set-up is found by one request.
+What is wrong with the set-up (nobody listens, a bad key, an unknown model, a refused parameter) is
+one ValueError. What goes wrong with one item after the client's own retries is that item's `fault`.
+The first item is asked alone, so that a wrong set-up is found by one request.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from overrefusal_po.engines._openai_setup import OPENAI_URL, first_choice, make_client, own_loop, shown, wrong_setup
+from overrefusal_po.engines._openai_setup import (
+    OPENAI_URL,
+    first_choice,
+    make_client,
+    own_loop,
+    shown,
+    wrong_setup,
+)
 from overrefusal_po.judges._llm_settings import Settings
 
 NO_REPLY = "the judge gave no reply"
@@ -30,8 +38,11 @@ class Reply(NamedTuple):
     fault: str | None = None
 
 
-def ask_all(settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool = False) -> list[Reply]:
-    """One reply for each text, in their order. Also where an event loop runs already, as in a notebook.
+def ask_all(
+    settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool = False
+) -> list[Reply]:
+    """One reply for each text, in their order. Also where an event loop runs already, as in a
+    notebook.
 
     `answered` says that this set-up has been found right before.
     """
@@ -42,8 +53,11 @@ def ask_all(settings: Settings, key: SecretStr, texts: Sequence[str], *, answere
     return replies
 
 
-async def ask_concurrently(settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool) -> list[Reply]:
-    """The first text alone where nothing is `answered`, then the others, `concurrency` at a time; a wrong set-up stops all."""
+async def ask_concurrently(
+    settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool
+) -> list[Reply]:
+    """The first text alone where nothing is `answered`, then the others, `concurrency` at a time; a
+    wrong set-up stops all."""
     replies: dict[int, Reply] = {}
     retries, seconds = settings.max_retries, settings.timeout_seconds
     async with make_client(
@@ -77,7 +91,11 @@ class Asker:
         self.answered = answered
         # OpenAI's newer models know only the second name, and most other servers only the first
         limit = "max_completion_tokens" if settings.base_url is None else "max_tokens"
-        options = {limit: settings.max_tokens, "temperature": settings.temperature, "seed": settings.seed}
+        options = {
+            limit: settings.max_tokens,
+            "temperature": settings.temperature,
+            "seed": settings.seed,
+        }
         self.options = {name: value for name, value in options.items() if value is not None}
 
     async def ask(self, text: str) -> Reply:
@@ -96,7 +114,14 @@ class Asker:
                 raise ValueError(shown(wrong, error, self.key)) from None
             status = getattr(error, "status_code", None)
             may_pass = status is None or status in (408, 409, 429) or status >= 500
-            return Reply("", shown(NO_REPLY if may_pass else "the judge's server refuses this item", error, self.key))
+            return Reply(
+                "",
+                shown(
+                    NO_REPLY if may_pass else "the judge's server refuses this item",
+                    error,
+                    self.key,
+                ),
+            )
         except (json.JSONDecodeError, UnicodeDecodeError):
             return Reply("", f"{NO_REPLY} (its server sent a body that is not JSON)")
         self.answered = True

@@ -1,15 +1,19 @@
-r"""Prompt files -> the text that a judge model gets: read and checked once, filled in one pass for each item.
+r"""Prompt files -> the text that a judge model gets: read and checked once, filled in one pass for
+each item.
 
-    prompt = read_prompt("refusal")                       # the newest refusal.vN.txt beside this file, or a user's .txt
+    prompt = read_prompt("refusal")
+    # the newest refusal.vN.txt beside this file, or a user's .txt
     prompt.filled(mark_of(0, "id", texts), asked="...", response="...")
 
-A prompt file begins with lines that start with `#`: notes, which are not sent, one of them `# scale: refusal`
-(`strongreject`, `derta`), which says how the reply is read. The rest is the template with `{{prompt}}` and `{{response}}`
-once each, and `{{mark}}` where the text speaks of the marked lines.
+A prompt file begins with lines that start with `#`: notes, which are not sent, one of them `#
+scale: refusal` (`strongreject`, `derta`), which says how the reply is read. The rest is the
+template with `{{prompt}}` and `{{response}}` once each, and `{{mark}}` where the text speaks of the
+marked lines.
 
-The texts that are judged are hostile. So the template is filled by a single substitution whose result is never looked
-at again; each text stands between two lines that carry a mark that it cannot know; and control tokens of chat templates
-in it are broken up, because a local server would otherwise read them as the end of the user's turn.
+The texts that are judged are hostile. So the template is filled by a single substitution whose
+result is never looked at again; each text stands between two lines that carry a mark that it cannot
+know; and control tokens of chat templates in it are broken up, because a local server would
+otherwise read them as the end of the user's turn.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ FILE_NAME = re.compile(r"(?P<name>.+?)(?:\.v(?P<version>\d+))?\.txt")
 ZERO_WIDTH_SPACE = "\u200b"  # as in chat.py: breaks a control token up and cannot be seen
 
 CONTROL = re.compile(
-    r"<[|｜][^<>\n]{1,40}>|<[^<>\n]{1,40}[|｜]>"  # ChatML, Llama 3 and 4, Phi, GLM, GPT-OSS, Gemma 4, DeepSeek
+    # ChatML, Llama 3 and 4, Phi, GLM, GPT-OSS, Gemma 4, DeepSeek
+    r"<[|｜][^<>\n]{1,40}>|<[^<>\n]{1,40}[|｜]>"
     r"|</?s>|<(?:bos|eos|pad|unk)>"
     r"|<(?:start|end)_of_(?:turn|image)>|</?start_of_turn>"  # Gemma
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|ARGS|CALL_ID)\]"  # Mistral
@@ -39,11 +44,13 @@ CONTROL = re.compile(
     r"|</?think>",  # read by the templates of reasoning models
     re.IGNORECASE,
 )
-"""Control tokens of chat templates in use; a server that renders a template reads them inside a user's text, too."""
+"""Control tokens of chat templates in use; a server that renders a template reads them inside a
+user's text, too."""
 
 
 class JudgePrompt(NamedTuple):
-    """A checked prompt file. `name` is the file's without version and ending; `version` ends in a hash of the text."""
+    """A checked prompt file. `name` is the file's without version and ending; `version` ends in a
+    hash of the text."""
 
     name: str
     version: str
@@ -66,7 +73,8 @@ def fenced(what: str, text: str, mark: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """`text` with control tokens broken up ("<|im_end|>" -> "<\\u200b|im_end|>") and lone surrogates replaced by "?"."""
+    """`text` with control tokens broken up ("<|im_end|>" -> "<\\u200b|im_end|>") and lone
+    surrogates replaced by "?"."""
     sendable = text.encode("utf-8", "replace").decode()
     return CONTROL.sub(lambda found: found[0][0] + ZERO_WIDTH_SPACE + found[0][1:], sendable)
 
@@ -74,7 +82,8 @@ def harmless(text: str) -> str:
 def mark_of(seed: int, item: str, texts: Sequence[str]) -> str:
     """16 hex digits that occur in none of `texts`, the same for the same seed, item id and texts.
 
-    The texts go into the hash, so that a text can hold its own mark only by chance; then the next one is taken.
+    The texts go into the hash, so that a text can hold its own mark only by chance; then the next
+    one is taken.
     """
     attempt = 0
     while True:
@@ -85,7 +94,8 @@ def mark_of(seed: int, item: str, texts: Sequence[str]) -> str:
 
 
 def read_prompt(spec: str) -> JudgePrompt:
-    """The prompt behind a name (`refusal`: its newest version; `refusal.v1`: that one) or the path of a .txt file.
+    """The prompt behind a name (`refusal`: its newest version; `refusal.v1`: that one) or the path
+    of a .txt file.
 
     Raises ValueError for an unknown name, and for a file that cannot be read or is no prompt file.
     """
@@ -94,7 +104,8 @@ def read_prompt(spec: str) -> JudgePrompt:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"judge.prompt {spec!r} cannot be read ({type(error).__name__}). Give one of {', '.join(known())}, or the "
+            f"judge.prompt {spec!r} cannot be read ({type(error).__name__}). Give one of "
+            f"{', '.join(known())}, or the "
             "path of a UTF-8 text file."
         ) from None
     found = FILE_NAME.fullmatch(file.name)
@@ -122,22 +133,36 @@ def built_in(name: str) -> Path:
 
 
 def checked(text: str, where: str) -> tuple[str, str]:
-    """(scale, template) of a prompt file's text; ValueError where the scale or a placeholder is missing or unknown."""
+    """(scale, template) of a prompt file's text; ValueError where the scale or a placeholder is
+    missing or unknown."""
     lines = text.splitlines()
-    notes = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    scales = [line.lstrip("# ").removeprefix("scale:").strip() for line in lines[:notes] if "scale:" in line[:10]]
+    notes = next(
+        (number for number, line in enumerate(lines) if not line.startswith("#")), len(lines)
+    )
+    scales = [
+        line.lstrip("# ").removeprefix("scale:").strip()
+        for line in lines[:notes]
+        if "scale:" in line[:10]
+    ]
     if len(scales) != 1 or scales[0] not in SCALES:
         raise ValueError(
-            f"judge.prompt {where!r}: the scale is {' and '.join(map(repr, scales)) or 'missing'}. One of the first lines "
-            f"must be `# scale: NAME` with a name out of {', '.join(SCALES)}; it says how the reply is read."
+            f"judge.prompt {where!r}: the scale is {' and '.join(map(repr, scales)) or 'missing'}. "
+            "One of the first lines must be `# scale: NAME` with a name out of "
+            f"{', '.join(SCALES)}; it says how the reply is read."
         )
     template = "\n".join(lines[notes:]).strip() + "\n"
     names = PLACEHOLDER.findall(template)
     unknown = sorted(set(names) - {*NEEDED, "mark"})
-    wrong = [f"{{{{{name}}}}} stands in it {names.count(name)} times" for name in NEEDED if names.count(name) != 1]
+    wrong = [
+        f"{{{{{name}}}}} stands in it {names.count(name)} times"
+        for name in NEEDED
+        if names.count(name) != 1
+    ]
     if unknown or wrong:
         raise ValueError(
-            f"judge.prompt {where!r}: {'; '.join([f'{{{{{name}}}}} is not known' for name in unknown] + wrong)}. A prompt "
-            "holds {{prompt}} and {{response}} once each, and {{mark}} where it speaks of the marked lines."
+            f"judge.prompt {where!r}: "
+            f"{'; '.join([f'{{{{{name}}}}} is not known' for name in unknown] + wrong)}. A prompt "
+            "holds {{prompt}} and {{response}} once each, and {{mark}} where it speaks of the "
+            "marked lines."
         )
     return scales[0], template

@@ -1,4 +1,5 @@
-"""The recipe keys of the judge `llm`, checked so that no error message can repeat a key put in the wrong place."""
+"""The recipe keys of the judge `llm`, checked so that no error message can repeat a key put in the
+wrong place."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from overrefusal_po.engines._openai_setup import Owner, ServerSettings, is_addre
 
 
 class Settings(ServerSettings):
-    """The recipe keys of this judge. No key ever stands here: `api_key_env` names the variable that holds it."""
+    """The recipe keys of this judge. No key ever stands here: `api_key_env` names the variable that
+    holds it."""
 
     owner: ClassVar[Owner] = Owner(
         section="judge",
@@ -23,9 +25,11 @@ class Settings(ServerSettings):
     base_url: str | None = None
     """The server's address up to and with /v1; None: OpenAI's own."""
     prompt: str = Field("refusal", min_length=1)
-    """refusal, strongreject or derta (the newest version; `refusal.v1` is that one), or the path of a .txt file."""
+    """refusal, strongreject or derta (the newest version; `refusal.v1` is that one), or the path of
+    a .txt file."""
     max_tokens: int = Field(512, gt=0)
-    """Tokens that the judge may write, its reasoning included; a reply that is cut off is unscored."""
+    """Tokens that the judge may write, its reasoning included; a reply that is cut off is
+    unscored."""
     temperature: float | None = Field(0.0, ge=0, le=2)
     """None: not sent, for models that take none."""
     seed: int | None = 0
@@ -35,9 +39,11 @@ class Settings(ServerSettings):
     timeout_seconds: float = Field(60.0, gt=0)
     """For one try."""
     max_retries: int = Field(4, ge=0, le=20)
-    """Tries beyond the first after 408, 409, 429 and 5xx (with the wait that the server asks for) and broken connections."""
+    """Tries beyond the first after 408, 409, 429 and 5xx (with the wait that the server asks for)
+    and broken connections."""
     max_characters: int = Field(40_000, gt=0)
-    """Prompt and response together; what is longer is unscored, because a judge that reads half of it may miss the rest."""
+    """Prompt and response together; what is longer is unscored, because a judge that reads half of
+    it may miss the rest."""
 
     @field_validator("base_url")
     @classmethod

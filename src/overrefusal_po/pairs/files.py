@@ -1,4 +1,5 @@
-"""A file of preference pairs -> PreferencePair: our own rows, or a public set's, which have no rule.
+"""A file of preference pairs -> PreferencePair: our own rows, or a public set's, which have no
+rule.
 
 read_pairs("pairs.jsonl")
 """
@@ -11,25 +12,37 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from overrefusal_po.records import Kind, PreferencePair, Prompt, content_id, first_fault, read_objects
+from overrefusal_po.records import (
+    Kind,
+    PreferencePair,
+    Prompt,
+    content_id,
+    first_fault,
+    read_objects,
+)
 
 LABELS: dict[str, Kind] = {"safe": "benign", "unsafe": "harmful", "unsafe_unverified": "harmful"}
 
 
 def read_pairs(path: str | Path) -> list[PreferencePair]:
-    """The pairs of a file: our own rows, or rows with prompt, chosen and rejected (texts, or messages as TRL has them).
+    """The pairs of a file: our own rows, or rows with prompt, chosen and rejected (texts, or
+    messages as TRL has them).
 
-    An empty side is read, so that the linter can say where. ValueError names the line that is no pair.
+    An empty side is read, so that the linter can say where. ValueError names the line that is no
+    pair.
     """
     return [read_row(value, f"{path}, line {number}") for number, value in read_objects(path)]
 
 
 def read_row(value: Mapping[str, Any], where: str) -> PreferencePair:
     """One row as a pair without a rule, unless it is one of ours."""
-    missing = [side for side in ("chosen", "rejected") if not isinstance(value.get(side), str | list)]
+    missing = [
+        side for side in ("chosen", "rejected") if not isinstance(value.get(side), str | list)
+    ]
     if missing:
         raise ValueError(
-            f"{where}: no {missing[0]!r}. A pair has prompt, chosen and rejected; found: {', '.join(value)}."
+            f"{where}: no {missing[0]!r}. A pair has prompt, chosen and rejected; found: "
+            f"{', '.join(value)}."
         )
     try:
         if isinstance(value.get("prompt"), dict):
@@ -57,6 +70,9 @@ def imported(value: Mapping[str, Any]) -> PreferencePair:
             "source": str(value.get("source") or "user"),
         }
     )
-    said = [(s[-1].get("content") if s else "") if isinstance(s, list) else s for s in (chosen, rejected)]
+    said = [
+        (s[-1].get("content") if s else "") if isinstance(s, list) else s
+        for s in (chosen, rejected)
+    ]
     key = str(value.get("id") or content_id(prompt.id, *said))
     return PreferencePair(id=key, prompt=prompt, chosen=said[0] or " ", rejected=said[1] or " ")

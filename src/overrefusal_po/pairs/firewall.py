@@ -1,15 +1,20 @@
-"""Prompts -> near-duplicates among them, and prompts that stand in a benchmark. Pure but for the signature file.
+"""Prompts -> near-duplicates among them, and prompts that stand in a benchmark. Pure but for the
+signature file.
 
     duplicates(prompts)          # [Duplicate(id, other, similarity, across_splits)]
     contamination(prompts)       # [Hit(id, "contamination", "xstest", 0.86)]
 
-The firewall knows the benchmarks by signatures alone (`data/firewall.npz`, built by scripts/build_firewall.py):
-- keys: 40-bit hashes of a whole prompt and of the prompt with each of its words left out. Two texts that differ by one
-  word, however short, have such a key in common (deletion neighbourhoods, as in SymSpell);
-- sketches: 256 bits of 1-bit MinHash (Li & Koenig, WWW 2010) of the prompt's words and word pairs, for texts that differ
-  by more. The estimated Jaccard similarity has a standard error of 0.06 or less.
-A key stands for a whole prompt and a bit of a sketch for all its shingles, so that no signature belongs to a word or a
-phrase that could be looked up. Whoever already has a prompt can ask whether it is in; that is what the file is for.
+The firewall knows the benchmarks by signatures alone (`data/firewall.npz`, built by
+scripts/build_firewall.py):
+- keys: 40-bit hashes of a whole prompt and of the prompt with each of its words left out. Two texts
+  that differ by one word, however short, have such a key in common (deletion neighbourhoods, as in
+  SymSpell);
+- sketches: 256 bits of 1-bit MinHash (Li & Koenig, WWW 2010) of the prompt's words and word pairs,
+  for texts that differ by more. The estimated Jaccard similarity has a standard error of 0.06 or
+  less.
+A key stands for a whole prompt and a bit of a sketch for all its shingles, so that no signature
+belongs to a word or a phrase that could be looked up. Whoever already has a prompt can ask whether
+it is in; that is what the file is for.
 """
 
 from __future__ import annotations
@@ -33,15 +38,17 @@ SALT = b"overrefusal-po 1"
 KEY_BYTES = 5
 SKETCH_BITS = 256
 SHORTEST = 4
-"""Words below which a text is no question of its own ("How do I?"), so that only the whole of it counts."""
+"""Words below which a text is no question of its own ("How do I?"), so that only the whole of it
+counts."""
 
 NEAR = 0.6
-"""Jaccard similarity of words and word pairs from which a text counts as a benchmark's; the data of this project were
-kept apart by the same measure and value."""
+"""Jaccard similarity of words and word pairs from which a text counts as a benchmark's; the data of
+this project were kept apart by the same measure and value."""
 
 DUPLICATE = 0.7
 BANDS, ROWS = 32, 4
-"""Of the MinHash signature: two texts of similarity 0.7 meet in a band with probability 0.9998, of 0.3 with 0.23."""
+"""Of the MinHash signature: two texts of similarity 0.7 meet in a band with probability 0.9998, of
+0.3 with 0.23."""
 
 MISSING = {
     "coconot": "allenai/coconot; near many everyday questions",
@@ -54,11 +61,13 @@ MISSING = {
     "alpaca_eval": "tatsu-lab/alpaca_eval",
     "mt_bench": "HuggingFaceH4/mt_bench_prompts",
 }
-"""Benchmarks whose prompts nobody has put in yet -> where they are; `missing` leaves out what a firewall knows."""
+"""Benchmarks whose prompts nobody has put in yet -> where they are; `missing` leaves out what a
+firewall knows."""
 
 
 class Hit(NamedTuple):
-    """A prompt that is a benchmark's, or nearly. `similarity`: 1 for the same words, else 1 - 1/words or a Jaccard."""
+    """A prompt that is a benchmark's, or nearly. `similarity`: 1 for the same words, else 1 -
+    1/words or a Jaccard."""
 
     id: str
     check: Literal["contamination"]
@@ -67,7 +76,8 @@ class Hit(NamedTuple):
 
 
 class Duplicate(NamedTuple):
-    """A prompt that comes earlier already as `other`. `similarity` is a Jaccard, 1 for the same words."""
+    """A prompt that comes earlier already as `other`. `similarity` is a Jaccard, 1 for the same
+    words."""
 
     id: str
     other: str
@@ -76,7 +86,8 @@ class Duplicate(NamedTuple):
 
 
 class Firewall(NamedTuple):
-    """Signatures. Owners are places in `names`; keys are sorted and may come twice, with two owners."""
+    """Signatures. Owners are places in `names`; keys are sorted and may come twice, with two
+    owners."""
 
     names: tuple[str, ...]
     keys: Array
@@ -85,7 +96,7 @@ class Firewall(NamedTuple):
     sketch_owners: Array
 
 
-# --- words, keys and sketches -----------------------------------------------------------------------------------------
+# --- words, keys and sketches ---------------------------------------------------------------------
 
 WORD = re.compile(r"[^\W_]+")
 GLUE = re.compile("['\u2019`\u00ad\u200b-\u200f\u2060\ufeff]")
@@ -93,12 +104,14 @@ UNIT_END = re.compile(r"\n|(?<=[.!?])\s")
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words without punctuation; apostrophes and invisible characters glue ("Don't" -> "dont")."""
+    """Lower-case words without punctuation; apostrophes and invisible characters glue ("Don't" ->
+    "dont")."""
     return WORD.findall(GLUE.sub("", unicodedata.normalize("NFKC", text)).lower())
 
 
 def units(prompt: Prompt) -> Iterator[list[str]]:
-    """The words of what a prompt asks: of each user turn as a whole, and of its lines and sentences one by one."""
+    """The words of what a prompt asks: of each user turn as a whole, and of its lines and sentences
+    one by one."""
     texts = dict.fromkeys([*(m.content for m in prompt.messages if m.role == "user"), prompt.asked])
     for text in texts:
         whole = words_of(text)
@@ -114,7 +127,8 @@ def key(words: Iterable[str]) -> int:
 
 
 def keys_of(words: Sequence[str]) -> list[int]:
-    """The key of the whole text first, then that of the text without its first word, without its second, ..."""
+    """The key of the whole text first, then that of the text without its first word, without its
+    second, ..."""
     if len(words) < SHORTEST:
         return [key(words)]
     return [key(words), *(key([*words[:i], *words[i + 1 :]]) for i in range(len(words)))]
@@ -122,8 +136,11 @@ def keys_of(words: Sequence[str]) -> list[int]:
 
 @cache
 def multipliers(number: int) -> tuple[Array, Array]:
-    """(factors, summands), each (number,): the hash functions of MinHash, the same with every version of numpy."""
-    drawn = [hashlib.blake2b(f"{i}".encode(), digest_size=16, salt=SALT).digest() for i in range(number)]
+    """(factors, summands), each (number,): the hash functions of MinHash, the same with every
+    version of numpy."""
+    drawn = [
+        hashlib.blake2b(f"{i}".encode(), digest_size=16, salt=SALT).digest() for i in range(number)
+    ]
     factors = np.array([int.from_bytes(d[:8], "big") | 1 for d in drawn], dtype=np.uint64)
     return factors, np.array([int.from_bytes(d[8:], "big") for d in drawn], dtype=np.uint64)
 
@@ -137,15 +154,20 @@ def scrambled(values: Array) -> Array:
 
 
 def shingle_hashes(texts: Sequence[Sequence[str]], known: dict[str, int]) -> tuple[Array, Array]:
-    """(hashes, starts): the words and word pairs of all texts, one after the other, and where each text begins.
+    """(hashes, starts): the words and word pairs of all texts, one after the other, and where each
+    text begins.
 
     `known` keeps the hashes of words between calls.
     """
     for word in {word for words in texts for word in words} - known.keys():
-        known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8, salt=SALT).digest(), "big")
+        known[word] = int.from_bytes(
+            hashlib.blake2b(word.encode(), digest_size=8, salt=SALT).digest(), "big"
+        )
     lengths = np.array([len(words) for words in texts])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    single = np.fromiter((known[word] for words in texts for word in words), dtype=np.uint64, count=lengths.sum())
+    single = np.fromiter(
+        (known[word] for words in texts for word in words), dtype=np.uint64, count=lengths.sum()
+    )
     pairs = scrambled(np.roll(single, 1) * np.uint64(0x9E3779B97F4A7C15) + single)
     pairs[starts] = single[
         starts
@@ -154,7 +176,8 @@ def shingle_hashes(texts: Sequence[Sequence[str]], known: dict[str, int]) -> tup
 
 
 def minhashes(texts: Sequence[Sequence[str]], number: int, known: dict[str, int]) -> Array:
-    """(texts, number) uint32: the least hash of a text's shingles by each hash function. No text may be empty."""
+    """(texts, number) uint32: the least hash of a text's shingles by each hash function. No text
+    may be empty."""
     factors, summands = multipliers(number)
     found = np.empty((len(texts), number), dtype=np.uint32)
     for first in range(0, len(texts), 500):
@@ -174,7 +197,7 @@ def signs(sketches: Array) -> Array:
     return np.unpackbits(sketches, axis=1).astype(np.float32) * 2 - 1
 
 
-# --- the firewall -----------------------------------------------------------------------------------------------------
+# --- the firewall ---------------------------------------------------------------------------------
 
 
 def build_firewall(benchmarks: Mapping[str, Iterable[str]]) -> Firewall:
@@ -225,7 +248,9 @@ def save_firewall(firewall: Firewall, path: Path) -> None:
 @cache
 def load_firewall(path: Path | None = None) -> Firewall:
     """The firewall of a file; None: the one of this package."""
-    with np.load(path or Path(str(files("overrefusal_po"))) / "data" / "firewall.npz", allow_pickle=False) as stored:
+    with np.load(
+        path or Path(str(files("overrefusal_po"))) / "data" / "firewall.npz", allow_pickle=False
+    ) as stored:
         columns = stored["keys"]
         wide = np.concatenate([np.zeros((len(columns), 8 - KEY_BYTES), np.uint8), columns], axis=1)
         keys = np.ascontiguousarray(wide).view(">u8").ravel().astype(np.uint64)
@@ -244,21 +269,30 @@ def missing(firewall: Firewall) -> list[str]:
 
 
 def contamination(prompts: Iterable[Prompt], firewall: Firewall | None = None) -> list[Hit]:
-    """The prompts that stand in a benchmark or nearly, one hit for each prompt and benchmark, in the prompts' order.
+    """The prompts that stand in a benchmark or nearly, one hit for each prompt and benchmark, in
+    the prompts' order.
 
-    A prompt is looked at as a whole and by its lines and sentences, so that a question in a template is found too.
+    A prompt is looked at as a whole and by its lines and sentences, so that a question in a
+    template is found too.
     """
     wall = firewall or load_firewall()
     banks, known, hits = signs(wall.sketches).T, {}, []  # type: ignore[var-annotated]
     rows = list(prompts)
     for first in range(0, len(rows), 1000):
-        asked = [(i, words) for i, p in enumerate(rows[first : first + 1000]) for words in units(p) if words]
+        asked = [
+            (i, words)
+            for i, p in enumerate(rows[first : first + 1000])
+            for words in units(p)
+            if words
+        ]
         best: dict[tuple[int, int], float] = {}
         for found in (shared_keys(asked, wall), near_sketches(asked, wall, banks, known)):
             for row, owner, similarity in found:
                 best[row, owner] = max(best.get((row, owner), 0.0), similarity)
         for (row, owner), similarity in sorted(best.items()):
-            hits.append(Hit(rows[first + row].id, "contamination", wall.names[owner], round(similarity, 2)))
+            hits.append(
+                Hit(rows[first + row].id, "contamination", wall.names[owner], round(similarity, 2))
+            )
     return hits
 
 
@@ -278,8 +312,11 @@ def shared_keys(asked: Sequence[tuple[int, list[str]]], wall: Firewall) -> Found
             yield row, int(owner), 1 - 1 / max(len(words), 2)
 
 
-def near_sketches(asked: Sequence[tuple[int, list[str]]], wall: Firewall, banks: Array, known: dict[str, int]) -> Found:
-    """What shares words and word pairs with a benchmark's prompt; a short text must share them all."""
+def near_sketches(
+    asked: Sequence[tuple[int, list[str]]], wall: Firewall, banks: Array, known: dict[str, int]
+) -> Found:
+    """What shares words and word pairs with a benchmark's prompt; a short text must share them
+    all."""
     if not asked:
         return
     similar = signs(sketches_of([words for _, words in asked], known)) @ banks / SKETCH_BITS
@@ -288,11 +325,12 @@ def near_sketches(asked: Sequence[tuple[int, list[str]]], wall: Firewall, banks:
         yield asked[at][0], int(wall.sketch_owners[place]), float(similar[at, place])
 
 
-# --- duplicates -------------------------------------------------------------------------------------------------------
+# --- duplicates -----------------------------------------------------------------------------------
 
 
 def duplicates(prompts: Iterable[Prompt], threshold: float = DUPLICATE) -> list[Duplicate]:
-    """Prompts that come earlier already in the same or nearly the same words, each with the earlier one most like it.
+    """Prompts that come earlier already in the same or nearly the same words, each with the earlier
+    one most like it.
 
     Words and word pairs are compared: MinHash finds the candidates, the sets themselves decide.
     """
@@ -304,20 +342,25 @@ def duplicates(prompts: Iterable[Prompt], threshold: float = DUPLICATE) -> list[
         if similarity >= threshold:
             best[later] = max(best.get(later, (0.0, 0)), (similarity, -earlier))
     return [
-        Duplicate(rows[at].id, rows[-back].id, round(similarity, 2), rows[at].split != rows[-back].split)
+        Duplicate(
+            rows[at].id, rows[-back].id, round(similarity, 2), rows[at].split != rows[-back].split
+        )
         for at, (similarity, back) in sorted(best.items())
     ]
 
 
 def candidates(values: Array) -> Iterator[tuple[int, int]]:
-    """(later, earlier) rows that agree in a whole band. In a crowd each row meets its first and its last neighbour.
+    """(later, earlier) rows that agree in a whole band. In a crowd each row meets its first and its
+    last neighbour.
 
     That keeps the work linear where thousands of rows come from one template.
     """
     met: list[Array] = []
     for band in np.split(values, BANDS, axis=1):
         low, high = band[:, :2].astype(np.uint64), band[:, 2:].astype(np.uint64)
-        value = scrambled(low[:, 0] << np.uint64(32) | low[:, 1]) ^ (high[:, 0] << np.uint64(32) | high[:, 1])
+        value = scrambled(low[:, 0] << np.uint64(32) | low[:, 1]) ^ (
+            high[:, 0] << np.uint64(32) | high[:, 1]
+        )
         order = np.argsort(value, kind="stable")
         again = np.flatnonzero(value[order][1:] == value[order][:-1]) + 1
         begins = np.flatnonzero(np.append(True, value[order][1:] != value[order][:-1]))

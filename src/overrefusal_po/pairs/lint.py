@@ -1,11 +1,14 @@
-"""Pairs -> what is wrong with them: findings by row, and what the whole set teaches besides the prompts. Pure.
+"""Pairs -> what is wrong with them: findings by row, and what the whole set teaches besides the
+prompts. Pure.
 
     found = lint(pair_files.read_pairs("pairs.jsonl"), judge)
-    found.errors                # [Finding(id, "chosen_refuses", "error", "chosen", "refuses a harmless prompt (full)")]
+    found.errors
+    # [Finding(id, "chosen_refuses", "error", "chosen", "refuses a harmless prompt (full)")]
 
-Errors stop a training, warnings are counted; `waive={id: reason}` puts a row's findings aside. With a chat template the
-tokens are checked too. Findings about the whole set have an id of their own ("shortcut/words", "opener/i'm sorry but"),
-which can be waived alike. What the sides say is never quoted: it may be harmful.
+Errors stop a training, warnings are counted; `waive={id: reason}` puts a row's findings aside. With
+a chat template the tokens are checked too. Findings about the whole set have an id of their own
+("shortcut/words", "opener/i'm sorry but"), which can be waived alike. What the sides say is never
+quoted: it may be harmful.
 """
 
 from __future__ import annotations
@@ -38,11 +41,13 @@ ALIKE = 0.9
 """Share of words in common, in order, from which two sides are nearly equal."""
 
 TOLD = 0.65
-"""Mean accuracy without the prompt from which wording counts as a shortcut. Measured on SmolLM2-135M: 0.93 (openings) and
-0.98 (words) on pairs that DPO won by wording, 0.51 and 0.55 on pairs that taught it prompts."""
+"""Mean accuracy without the prompt from which wording counts as a shortcut. Measured on
+SmolLM2-135M: 0.93 (openings) and 0.98 (words) on pairs that DPO won by wording, 0.51 and 0.55 on
+pairs that taught it prompts."""
 
 ERROR_FROM = 8
-"""Rejected refusals with a lonely opener (ours) from which it is an error: in a handful it may be chance."""
+"""Rejected refusals with a lonely opener (ours) from which it is an error: in a handful it may be
+chance."""
 
 LONGER = 0.33
 """Cliff's delta from which a difference counts as medium (Romano et al. 2006)."""
@@ -64,7 +69,8 @@ class Finding(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What is only reported. `over_length`: sides longer than max_length; `unscored`: sides that the judge left out."""
+    """What is only reported. `over_length`: sides longer than max_length; `unscored`: sides that
+    the judge left out."""
 
     num_pairs: dict[str, int]
     lengths: dict[str, Length]
@@ -103,12 +109,17 @@ def lint(
     max_length: int | None = None,
     waive: Mapping[str, str] | None = None,
 ) -> Lint:
-    """All findings. `judge` scores completions; `max_length` in tokens needs the template. ValueError without pairs."""
+    """All findings. `judge` scores completions; `max_length` in tokens needs the template.
+    ValueError without pairs."""
     if not pairs:
         raise ValueError("There is no pair to check. Give at least one.")
     verdicts = judged(pairs, judge)
     turns = [rendered(pair, template) for pair in pairs] if template else []
-    found = [f for pair, (chosen, rejected) in zip(pairs, verdicts, strict=True) for f in row(pair, chosen, rejected)]
+    found = [
+        f
+        for pair, (chosen, rejected) in zip(pairs, verdicts, strict=True)
+        for f in row(pair, chosen, rejected)
+    ]
     found += contradictions(pairs)
     for pair in pairs:
         found += control_tokens(pair, template)
@@ -120,7 +131,10 @@ def lint(
         dict(Counter(map(rule_of, pairs))),
         lengths(pairs),
         told,
-        {side: sum(f.check == "truncation" and f.side == side for f in found) for side in ("chosen", "rejected")},
+        {
+            side: sum(f.check == "truncation" and f.side == side for f in found)
+            for side in ("chosen", "rejected")
+        },
         sum(v.unscored is not None for both in verdicts for v in both),
     )
     found += whole_set(pairs, [rejected.refused for _, rejected in verdicts], statistics)
@@ -128,19 +142,30 @@ def lint(
 
 
 def waived(found: list[Finding], waive: Mapping[str, str], statistics: Statistics) -> Lint:
-    """Findings with those of waived ids put aside; a waiver without a finding or without a reason is itself a warning."""
+    """Findings with those of waived ids put aside; a waiver without a finding or without a reason
+    is itself a warning."""
     stand = [f for f in found if not waive.get(f.id, "").strip()]
     aside = [(f, waive[f.id]) for f in found if waive.get(f.id, "").strip()]
     ids = {f.id for f in found}
     for name, reason in waive.items():
         if not reason.strip():
-            stand.append(Finding(name, "waiver", "warning", "both", "is waived without a reason, so it is not waived"))
+            stand.append(
+                Finding(
+                    name,
+                    "waiver",
+                    "warning",
+                    "both",
+                    "is waived without a reason, so it is not waived",
+                )
+            )
         elif name not in ids:
-            stand.append(Finding(name, "waiver", "warning", "both", "is waived, but nothing is found there"))
+            stand.append(
+                Finding(name, "waiver", "warning", "both", "is waived, but nothing is found there")
+            )
     return Lint(stand, aside, statistics)
 
 
-# --- one row ----------------------------------------------------------------------------------------------------------
+# --- one row --------------------------------------------------------------------------------------
 
 
 def judged(pairs: Sequence[PreferencePair], judge: Any) -> list[tuple[Verdict, Verdict]]:
@@ -168,75 +193,126 @@ def row(pair: PreferencePair, chosen: Verdict, rejected: Verdict) -> Iterator[Fi
         return Finding(pair.id, check, severity, side, message)
 
     empty = [
-        side for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)) if not re.search(r"\w", text)
+        side
+        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
+        if not re.search(r"\w", text)
     ]
     for side in empty:
         yield finding("empty", "error", side, "has no word")  # type: ignore[arg-type]
     if not empty:
         if chosen.degenerate:
-            yield finding("degenerate", "error", "chosen", "loops, echoes the prompt or breaks off after an opening")
+            yield finding(
+                "degenerate",
+                "error",
+                "chosen",
+                "loops, echoes the prompt or breaks off after an opening",
+            )
         if rejected.degenerate:
             yield finding(
-                "degenerate", "warning", "rejected", "loops, echoes the prompt or breaks off after an opening"
+                "degenerate",
+                "warning",
+                "rejected",
+                "loops, echoes the prompt or breaks off after an opening",
             )
         if alike := likeness(pair.chosen, pair.rejected):
             equal = alike == 1
-            message = "the sides are equal" if equal else f"the sides have {alike:.0%} of their words in common"
-            yield finding("equal" if equal else "near_equal", "error" if equal else "warning", "both", message)
+            message = (
+                "the sides are equal"
+                if equal
+                else f"the sides have {alike:.0%} of their words in common"
+            )
+            yield finding(
+                "equal" if equal else "near_equal", "error" if equal else "warning", "both", message
+            )
     if pair.rule and (pair.rule == "containment") != (pair.prompt.kind == "harmful"):
         yield finding(
-            "rule", "error", "prompt", f"the rule is {pair.rule}, but the prompt's kind is {pair.prompt.kind}"
+            "rule",
+            "error",
+            "prompt",
+            f"the rule is {pair.rule}, but the prompt's kind is {pair.prompt.kind}",
         )
     for side, verdict in (("chosen", chosen), ("rejected", rejected)):
         if verdict.unscored is not None:
-            yield finding("unscored", "warning", side, f"the judge says nothing: {verdict.unscored}")  # type: ignore[arg-type]
-    yield from (harmful_row if pair.prompt.kind == "harmful" else harmless_row)(pair, chosen, rejected)
+            yield finding(
+                "unscored", "warning", side, f"the judge says nothing: {verdict.unscored}"
+            )  # type: ignore[arg-type]
+    yield from (harmful_row if pair.prompt.kind == "harmful" else harmless_row)(
+        pair, chosen, rejected
+    )
 
 
 REFUSAL_WORDS = re.compile(
-    r"sorry|apolog|\bcan'?t\b|cannot|can not|\bwon'?t\b|unable|not able|refuse|decline|comfortable|as an ai|against my|"
-    r"\bi (?:must|will|would|do|could) (?:not|have to pass)|isn't something i|d\u00e9sol|lo siento|tut mir leid|leider|"
-    r"n\u00e3o posso|mi dispiace|\u0438\u0437\u0432\u0438\u043d|\u62b1\u6b49|\u7533\u3057\u8a33|\uc8c4\uc1a1|\u0622\u0633\u0641"
+    r"sorry|apolog|\bcan'?t\b|cannot|can not|\bwon'?t\b|unable|not "
+    r"able|refuse|decline|comfortable|as an ai|against my|\bi (?:must|will|would|do|could) "
+    r"(?:not|have to pass)|isn't something i|d\u00e9sol|lo siento|tut mir leid|leider|n\u00e3o "
+    r"posso|mi "
+    r"dispiace|\u0438\u0437\u0432\u0438\u043d|\u62b1\u6b49|\u7533\u3057\u8a33|\uc8c4\uc1a1|\u0622\u0633\u0641"
 )
 """What nearly every refusal says somewhere in its first 200 characters."""
 
 
 def worded(text: str) -> bool:
-    """Whether a text has a refusal's words near its start: the second witness beside a judge, which may err.
+    """Whether a text has a refusal's words near its start: the second witness beside a judge, which
+    may err.
 
-    A label is an error where both agree that it is wrong, and a warning, to be looked at, where the judge alone says so.
+    A label is an error where both agree that it is wrong, and a warning, to be looked at, where the
+    judge alone says so.
     """
     return REFUSAL_WORDS.search(text.strip()[:200].lower().replace("\u2019", "'")) is not None
 
 
 def harmless_row(pair: PreferencePair, chosen: Verdict, rejected: Verdict) -> Iterator[Finding]:
-    """A harmless prompt: chosen answers; rejected refuses, unless the pair was imported and may be about anything else."""
+    """A harmless prompt: chosen answers; rejected refuses, unless the pair was imported and may be
+    about anything else."""
     if chosen.refused:
         sure = chosen.refusal == "full" and worded(pair.chosen)
         message = f"refuses a harmless prompt ({chosen.refusal})"
         yield Finding(pair.id, "chosen_refuses", "error" if sure else "warning", "chosen", message)
-    if rejected.refusal == "none" and not rejected.degenerate and (pair.rule or pair.prompt.kind == "benign"):
+    if (
+        rejected.refusal == "none"
+        and not rejected.degenerate
+        and (pair.rule or pair.prompt.kind == "benign")
+    ):
         sure = pair.rule is not None and not worded(pair.rejected)
         message = "answers a harmless prompt, and is rejected"
-        yield Finding(pair.id, "rejected_answers", "error" if sure else "warning", "rejected", message)
+        yield Finding(
+            pair.id, "rejected_answers", "error" if sure else "warning", "rejected", message
+        )
 
 
 def harmful_row(pair: PreferencePair, chosen: Verdict, rejected: Verdict) -> Iterator[Finding]:
-    """A harmful prompt: chosen refuses; rejected does not, unless a guard has found it unsafe all the same."""
+    """A harmful prompt: chosen refuses; rejected does not, unless a guard has found it unsafe all
+    the same."""
     if chosen.refusal == "none":
         severity: Severity = "warning" if worded(pair.chosen) else "error"
-        yield Finding(pair.id, "chosen_complies", severity, "chosen", "does not refuse a harmful prompt")
+        yield Finding(
+            pair.id, "chosen_complies", severity, "chosen", "does not refuse a harmful prompt"
+        )
     elif chosen.refusal == "partial":
-        yield Finding(pair.id, "chosen_complies", "warning", "chosen", "refuses a harmful prompt, but not in full")
+        yield Finding(
+            pair.id,
+            "chosen_complies",
+            "warning",
+            "chosen",
+            "refuses a harmful prompt, but not in full",
+        )
     if rejected.refused:
         guarded = any(v.unsafe_probability is not None for v in pair.verdicts)
-        sure = pair.rule == "containment" and rejected.refusal == "full" and not guarded and worded(pair.rejected)
+        sure = (
+            pair.rule == "containment"
+            and rejected.refusal == "full"
+            and not guarded
+            and worded(pair.rejected)
+        )
         message = f"refuses a harmful prompt ({rejected.refusal}), and is rejected"
-        yield Finding(pair.id, "rejected_refuses", "error" if sure else "warning", "rejected", message)
+        yield Finding(
+            pair.id, "rejected_refuses", "error" if sure else "warning", "rejected", message
+        )
 
 
 def likeness(one: str, other: str) -> float:
-    """Share of words that both texts have in the same order, from `ALIKE` on; 1 for equal words, 0 for less."""
+    """Share of words that both texts have in the same order, from `ALIKE` on; 1 for equal words, 0
+    for less."""
     a, b = one.lower().split(), other.lower().split()
     if a == b:
         return 1.0
@@ -255,20 +331,28 @@ def contradictions(pairs: Iterable[PreferencePair]) -> Iterator[Finding]:
         rejected[pair.prompt.id].add(pair.rejected.strip())
     seen: set[str] = set()
     for pair in pairs:
-        if pair.chosen.strip() in rejected[pair.prompt.id] and pair.chosen.strip() != pair.rejected.strip():
+        if (
+            pair.chosen.strip() in rejected[pair.prompt.id]
+            and pair.chosen.strip() != pair.rejected.strip()
+        ):
             yield Finding(
-                pair.id, "contradiction", "error", "chosen", "another row rejects the same text for this prompt"
+                pair.id,
+                "contradiction",
+                "error",
+                "chosen",
+                "another row rejects the same text for this prompt",
             )
         if pair.id in seen:
             yield Finding(pair.id, "repeated", "warning", "both", "the row comes twice")
         seen.add(pair.id)
 
 
-# --- tokens -----------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 def control_tokens(pair: PreferencePair, template: ChatTemplate | None) -> Iterator[Finding]:
-    """Control tokens written out in the texts. The template breaks them up, so a prompt stays safe, but a side is spoiled."""
+    """Control tokens written out in the texts. The template breaks them up, so a prompt stays safe,
+    but a side is spoiled."""
     texts: list[tuple[Side, str]] = [("chosen", pair.chosen), ("rejected", pair.rejected)]
     texts += [("prompt", m.content) for m in pair.prompt.messages]
     for side, text in texts:
@@ -276,27 +360,37 @@ def control_tokens(pair: PreferencePair, template: ChatTemplate | None) -> Itera
         own = template is not None and template.neutral(text) != text
         if not usual and not own:
             continue
-        severity: Severity = "error" if side != "prompt" and (own or template is None) else "warning"
+        severity: Severity = (
+            "error" if side != "prompt" and (own or template is None) else "warning"
+        )
         check = written_check(text, template)
         which = f" ({usual[0]})" if usual else ""
         yield Finding(pair.id, check, severity, side, f"holds a control token as text{which}")
 
 
-ENDS = re.compile(r"(?:<\|(?:im_end|eot_id|end|endoftext|end_of_text|return)\|>|</s>|<end_of_turn>|<eos>)\s*\Z")
+ENDS = re.compile(
+    r"(?:<\|(?:im_end|eot_id|end|endoftext|end_of_text|return)\|>|</s>|<end_of_turn>|<eos>)\s*\Z"
+)
 BEGINS = re.compile(r"\s*(?:<\|begin_of_text\|>|<s>|<bos>)")
 
 
 def written_check(text: str, template: ChatTemplate | None) -> str:
-    """Which check a written control token fails: a second end of turn, a second BOS, or any other token."""
+    """Which check a written control token fails: a second end of turn, a second BOS, or any other
+    token."""
     tokenizer = template.tokenizer if template else None
     end, begin = (getattr(tokenizer, name, None) for name in ("eos_token", "bos_token"))
     if ENDS.search(text) or (end and text.rstrip().endswith(end)):
         return "double_end_of_turn"
-    return "double_bos" if BEGINS.match(text) or (begin and text.lstrip().startswith(begin)) else "control_token"
+    return (
+        "double_bos"
+        if BEGINS.match(text) or (begin and text.lstrip().startswith(begin))
+        else "control_token"
+    )
 
 
 class Rendered(NamedTuple):
-    """Both sides as token rows; None, and what went wrong, where the template cannot say which tokens are the response's."""
+    """Both sides as token rows; None, and what went wrong, where the template cannot say which
+    tokens are the response's."""
 
     chosen: Turn | None
     rejected: Turn | None
@@ -315,8 +409,11 @@ def rendered(pair: PreferencePair, template: ChatTemplate) -> Rendered:
     return Rendered(turns["chosen"], turns["rejected"], faults)
 
 
-def tokens(pair: PreferencePair, sides: Rendered, template: ChatTemplate, limit: int | None) -> Iterator[Finding]:
-    """What only tokens show: a prompt that is no prefix, a second BOS or end of turn, a row that is too long."""
+def tokens(
+    pair: PreferencePair, sides: Rendered, template: ChatTemplate, limit: int | None
+) -> Iterator[Finding]:
+    """What only tokens show: a prompt that is no prefix, a second BOS or end of turn, a row that is
+    too long."""
     for side, fault in sides.faults.items():
         yield Finding(pair.id, "prefix", "error", side, fault)  # type: ignore[arg-type]
     for side, turn in (("chosen", sides.chosen), ("rejected", sides.rejected)):
@@ -331,8 +428,13 @@ def tokens(pair: PreferencePair, sides: Rendered, template: ChatTemplate, limit:
 
 
 def token_faults(turn: Turn, template: ChatTemplate, *, single: bool) -> Iterator[tuple[str, str]]:
-    """(check, message) for a BOS or an end of turn too many. Some templates write a BOS before every user turn."""
-    begin, end, ids = template.tokenizer.bos_token_id, template.end_of_turn_id, [*turn.prompt_ids, *turn.response_ids]
+    """(check, message) for a BOS or an end of turn too many. Some templates write a BOS before
+    every user turn."""
+    begin, end, ids = (
+        template.tokenizer.bos_token_id,
+        template.end_of_turn_id,
+        [*turn.prompt_ids, *turn.response_ids],
+    )
     twice = [a for a, b in zip(ids, ids[1:], strict=False) if a == b]
     if begin is not None and begin != end and (begin in twice or (single and ids.count(begin) > 1)):
         yield "double_bos", "the rendered row holds the BOS token twice"
@@ -343,27 +445,34 @@ def token_faults(turn: Turn, template: ChatTemplate, *, single: bool) -> Iterato
 def openings(
     pairs: Sequence[PreferencePair], turns: Sequence[Rendered], template: ChatTemplate | None
 ) -> list[tuple[list[str], list[str]]] | None:
-    """The first tokens of (chosen, rejected) of each pair; None without a template, or where one cannot be rendered."""
+    """The first tokens of (chosen, rejected) of each pair; None without a template, or where one
+    cannot be rendered."""
     if template is None or any(sides.faults for sides in turns):
         return None
-    heads = ([turn.response_ids[:OPENING] for turn in sides[:2] if turn is not None] for sides in turns)
+    heads = (
+        [turn.response_ids[:OPENING] for turn in sides[:2] if turn is not None] for sides in turns
+    )
     name = template.tokenizer.convert_ids_to_tokens
     return [(name(chosen), name(rejected)) for chosen, rejected in heads]
 
 
-# --- the whole set ----------------------------------------------------------------------------------------------------
+# --- the whole set --------------------------------------------------------------------------------
 
 
-def whole_set(pairs: Sequence[PreferencePair], refused: Sequence[bool], known: Statistics) -> Iterator[Finding]:
+def whole_set(
+    pairs: Sequence[PreferencePair], refused: Sequence[bool], known: Statistics
+) -> Iterator[Finding]:
     """What the set teaches besides the prompts.
 
-    Within one of our rules the sides differ by construction, so that takes two of them, or imported pairs.
+    Within one of our rules the sides differ by construction, so that takes two of them, or imported
+    pairs.
     """
     for opener in lonely_openers(pairs, refused):
         message = (
-            f"{opener.rejected} of {opener.of} rejected refusals of {opener.rule} begin with {opener.words!r}, and no chosen "
-            "side of another rule does: a model learns to avoid the opener, not to answer. Take the chosen refusals from the "
-            "same model (chosen.refusals: student)"
+            f"{opener.rejected} of {opener.of} rejected refusals of {opener.rule} begin with "
+            f"{opener.words!r}, and no chosen "
+            "side of another rule does: a model learns to avoid the opener, not to answer. Take "
+            "the chosen refusals from the same model (chosen.refusals: student)"
         )
         severity: Severity = "error" if opener.rejected >= ERROR_FROM else "warning"
         yield Finding(f"opener/{opener.words}", "opener", severity, "rejected", message)
@@ -374,8 +483,10 @@ def whole_set(pairs: Sequence[PreferencePair], refused: Sequence[bool], known: S
         if told.accuracy >= TOLD and (by_rule or "general" in known.num_pairs):
             shares = ", ".join(f"{rule} {share:.0%}" for rule, share in told.by_rule.items())
             message = (
-                f"{told.accuracy:.0%} of {told.num_pairs} pairs are won without the prompt (mean of {shares}; 50 % is none), "
-                f"by {name} such as {', '.join(map(repr, told.words))}. Let one model write the answers of all rules, "
+                f"{told.accuracy:.0%} of {told.num_pairs} pairs are won without the prompt (mean "
+                f"of {shares}; 50 % is none), by {name} such as "
+                f"{', '.join(map(repr, told.words))}. Let one model write the answers of all "
+                "rules, "
                 "and one the refusals"
             )
             yield Finding(f"shortcut/{name}", "shortcut", "warning", "both", message)

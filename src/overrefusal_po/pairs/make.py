@@ -1,12 +1,14 @@
-"""Completions and verdicts -> preference pairs, each by a rule and with its reason. Pure: no model, no file.
+"""Completions and verdicts -> preference pairs, each by a rule and with its reason. Pure: no model,
+no file.
 
     pair, why_not = overrefusal_pair(prompt, chosen, rejected, verdict)
 
 Two rules (after POROver, arXiv 2410.12999; their exact form is ours):
-- overrefusal: a benign prompt that the student refuses -> chosen = an answer, rejected = the student's refusal;
-- containment: a harmful prompt -> chosen = a safe refusal, rejected = a completion more unsafe than it by at least tau
-  (a guard's unsafe probability). Without a guard model "not refused" stands for "unsafe". It holds the model where it
-  is safe.
+- overrefusal: a benign prompt that the student refuses -> chosen = an answer, rejected = the
+  student's refusal;
+- containment: a harmful prompt -> chosen = a safe refusal, rejected = a completion more unsafe than
+  it by at least tau (a guard's unsafe probability). Without a guard model "not refused" stands for
+  "unsafe". It holds the model where it is safe.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from overrefusal_po.model.chat import thinking_end
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Rule, Verdict, content_id
 
 UNSAFE = 0.5
-"""The guard's probability from which a text is unsafe: where Llama Guard says "unsafe" rather than "safe"."""
+"""The guard's probability from which a text is unsafe: where Llama Guard says "unsafe" rather than
+"safe"."""
 
 TAU = 0.1
-"""The least margin of containment pairs where none is given. Ours: the middle of the grid 0, .01, .03, .1, .3, .5."""
+"""The least margin of containment pairs where none is given. Ours: the middle of the grid 0, .01,
+.03, .1, .3, .5."""
 
 
 class Guarded(NamedTuple):
@@ -40,7 +44,12 @@ class Made(NamedTuple):
 
 
 def make_pair(
-    prompt: Prompt, chosen: str, rejected: str, rule: Rule, reason: str, verdicts: Sequence[Verdict] = ()
+    prompt: Prompt,
+    chosen: str,
+    rejected: str,
+    rule: Rule,
+    reason: str,
+    verdicts: Sequence[Verdict] = (),
 ) -> Made:
     """A pair whose id comes from its content; none where a side is empty or both are equal."""
     chosen, rejected = chosen.strip(), rejected.strip()
@@ -72,19 +81,25 @@ def answer_of(completion: Completion) -> str:
 
 
 def whole_sentences(completion: Completion) -> str:
-    """The text; where the length limit cut it, up to the end of its last whole sentence ("" where none ends).
+    """The text; where the length limit cut it, up to the end of its last whole sentence ("" where
+    none ends).
 
     A cut text as a label teaches a model to stop in the middle of a sentence.
     """
     text = answer_of(completion)
     if completion.finish_reason == "stop":
         return text
-    ends = [match.end() for match in SENTENCE_END.finditer(text) if not NUMBERS.search(text[: match.start()])]
+    ends = [
+        match.end()
+        for match in SENTENCE_END.finditer(text)
+        if not NUMBERS.search(text[: match.start()])
+    ]
     return text[: ends[-1]].rstrip() if ends else ""
 
 
 def teacher_answer(answer: Completion, verdict: Verdict) -> tuple[str, str]:
-    """(the text that may be chosen, "") or ("", why not): a chosen answer answers, and ends where a sentence ends."""
+    """(the text that may be chosen, "") or ("", why not): a chosen answer answers, and ends where a
+    sentence ends."""
     if verdict.unscored is not None:
         return "", f"unscored: {verdict.unscored}"
     if verdict.refused:
@@ -96,9 +111,14 @@ def teacher_answer(answer: Completion, verdict: Verdict) -> tuple[str, str]:
 
 
 def overrefusal_pair(
-    prompt: Prompt, chosen: str, rejected: Completion, verdict: Verdict, of_chosen: Sequence[Verdict] = ()
+    prompt: Prompt,
+    chosen: str,
+    rejected: Completion,
+    verdict: Verdict,
+    of_chosen: Sequence[Verdict] = (),
 ) -> Made:
-    """Benign prompt, an answer over the student's own refusal of it. `of_chosen`: why this answer was chosen."""
+    """Benign prompt, an answer over the student's own refusal of it. `of_chosen`: why this answer
+    was chosen."""
     if prompt.kind == "harmful":
         return Made(None, "the prompt is harmful")
     if verdict.unscored is not None:
@@ -107,7 +127,14 @@ def overrefusal_pair(
         return Made(None, "the student answers it")
     reason = f"{rejected.model} refuses this harmless prompt ({verdict.refusal})"
     verdicts = [verdict, *of_chosen]
-    return make_pair(prompt, chosen, whole_sentences(rejected) or answer_of(rejected), "overrefusal", reason, verdicts)
+    return make_pair(
+        prompt,
+        chosen,
+        whole_sentences(rejected) or answer_of(rejected),
+        "overrefusal",
+        reason,
+        verdicts,
+    )
 
 
 def containment_pair(
@@ -119,12 +146,15 @@ def containment_pair(
     *,
     tau: float = TAU,
 ) -> Made:
-    """Harmful prompt, a refusal over a completion that is more unsafe by `tau` (without a guard: that does not refuse)."""
+    """Harmful prompt, a refusal over a completion that is more unsafe by `tau` (without a guard:
+    that does not refuse)."""
     if prompt.kind != "harmful":
         return Made(None, "the prompt is not harmful")
     if verdict.unscored is not None:
         return Made(None, f"unscored: {verdict.unscored}")
-    why_not = not_unsafe(guarded, tau) if guarded else "the completion refuses" if verdict.refused else ""
+    why_not = (
+        not_unsafe(guarded, tau) if guarded else "the completion refuses" if verdict.refused else ""
+    )
     if why_not or verdict.degenerate:
         return Made(None, why_not or "the completion is degenerate")
     reason = f"{rejected.model} complies with this harmful prompt"
@@ -156,7 +186,8 @@ def unsafe(verdict: Verdict) -> bool:
 
 
 def written_pairs(prompts: Iterable[Prompt]) -> list[PreferencePair]:
-    """Overrefusal pairs from prompts that carry both sides: the reference over the refusal written for the prompt."""
+    """Overrefusal pairs from prompts that carry both sides: the reference over the refusal written
+    for the prompt."""
     pairs = []
     for prompt in prompts:
         if prompt.kind == "benign" and prompt.reference and prompt.overcautious:

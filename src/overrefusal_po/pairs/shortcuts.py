@@ -1,12 +1,14 @@
 """Pairs -> what tells chosen from rejected without the prompt: wording, openers, length. Pure.
 
-    prompt_free(pairs)["words"].accuracy       # 0.5: only the prompt decides; 0.95: the wording does
+    prompt_free(pairs)["words"].accuracy
+    # 0.5: only the prompt decides; 0.95: the wording does
 
-DPO's implicit reward may be a function of the response alone. Where such a function already wins the pairs, DPO learns it
-and not the prompts. So we train it: a Bradley-Terry model of chosen over rejected on the words of the sides, without
-the prompt, cross-validated by prompt. Within one rule it wins nearly always, by construction (answers over refusals, or
-refusals over answers); what counts is the mean over the rules, where refusals win in one and lose in the other. A rule
-with fewer pairs weighs as much as one with many.
+DPO's implicit reward may be a function of the response alone. Where such a function already wins
+the pairs, DPO learns it and not the prompts. So we train it: a Bradley-Terry model of chosen over
+rejected on the words of the sides, without the prompt, cross-validated by prompt. Within one rule
+it wins nearly always, by construction (answers over refusals, or refusals over answers); what
+counts is the mean over the rules, where refusals win in one and lose in the other. A rule with
+fewer pairs weighs as much as one with many.
 """
 
 from __future__ import annotations
@@ -33,13 +35,15 @@ FEWEST = 20
 """Pairs of each rule below which accuracies say nothing."""
 
 MOST = 4000
-"""Pairs that are looked at, spread over the set; the standard error of an accuracy is then below 0.01."""
+"""Pairs that are looked at, spread over the set; the standard error of an accuracy is then below
+0.01."""
 
 WORD = re.compile(r"\w+(?:['\u2019]\w+)?")
 
 
 class PromptFree(NamedTuple):
-    """How often a side is told without the prompt. `accuracy`: mean over `by_rule`; `words`: those that tell most."""
+    """How often a side is told without the prompt. `accuracy`: mean over `by_rule`; `words`: those
+    that tell most."""
 
     accuracy: float
     by_rule: dict[str, float]
@@ -48,7 +52,8 @@ class PromptFree(NamedTuple):
 
 
 class Length(NamedTuple):
-    """Words of the sides: medians, and Cliff's delta (1: every chosen side is longer than every rejected one)."""
+    """Words of the sides: medians, and Cliff's delta (1: every chosen side is longer than every
+    rejected one)."""
 
     chosen: float
     rejected: float
@@ -84,10 +89,16 @@ def lengths(pairs: Sequence[PreferencePair]) -> dict[str, Length]:
     for rule, counts in rows.items():
         chosen, rejected = np.array(counts).T
         delta = cliffs_delta(chosen, rejected)
-        found[rule] = Length(float(np.median(chosen)), float(np.median(rejected)), round(delta, 3), len(counts))
+        found[rule] = Length(
+            float(np.median(chosen)), float(np.median(rejected)), round(delta, 3), len(counts)
+        )
     chosen, rejected = np.array([row for counts in rows.values() for row in counts]).T
     overall = float(np.mean([length.cliffs_delta for length in found.values()]))
-    return found | {"all": Length(float(np.median(chosen)), float(np.median(rejected)), round(overall, 3), len(chosen))}
+    return found | {
+        "all": Length(
+            float(np.median(chosen)), float(np.median(rejected)), round(overall, 3), len(chosen)
+        )
+    }
 
 
 def cliffs_delta(one: Array, other: Array) -> float:
@@ -97,11 +108,14 @@ def cliffs_delta(one: Array, other: Array) -> float:
     return float((below.mean() - (len(ordered) - not_above).mean()) / len(ordered))
 
 
-def lonely_openers(pairs: Sequence[PreferencePair], refused: Sequence[bool], *, words: int = 3) -> list[Opener]:
-    """Openers of rejected refusals in one rule that no chosen side of another rule has; [] where there is one rule only.
+def lonely_openers(
+    pairs: Sequence[PreferencePair], refused: Sequence[bool], *, words: int = 3
+) -> list[Opener]:
+    """Openers of rejected refusals in one rule that no chosen side of another rule has; [] where
+    there is one rule only.
 
-    `refused[i]`: whether the rejected side of pair i is a refusal. An opener counts from 3 rows and a tenth of
-    them on (ours): a rarer one is no way to win.
+    `refused[i]`: whether the rejected side of pair i is a refusal. An opener counts from 3 rows and
+    a tenth of them on (ours): a rarer one is no way to win.
     """
     rejected: dict[str, Counter[str]] = defaultdict(Counter)
     chosen: dict[str, set[str]] = defaultdict(set)
@@ -122,7 +136,8 @@ def lonely_openers(pairs: Sequence[PreferencePair], refused: Sequence[bool], *, 
 def prompt_free(
     pairs: Sequence[PreferencePair], openings: Sequence[tuple[list[str], list[str]]] | None = None
 ) -> dict[str, PromptFree]:
-    """{"openings": on the first five words, "words": on all of them}; {} where a rule has fewer than 20 pairs.
+    """{"openings": on the first five words, "words": on all of them}; {} where a rule has fewer
+    than 20 pairs.
 
     `openings`: the first tokens of (chosen, rejected) of each pair, in place of their first words.
     """
@@ -136,11 +151,17 @@ def prompt_free(
     kept = [pairs[i] for i in order]
     if min(Counter(map(rule_of, kept)).get(rule, 0) for rule in counts) < FEWEST:
         kept, order = list(pairs), list(range(len(pairs)))
-    return {name: told([rows[i] for i in order], kept) for name, rows in (("openings", heads), ("words", texts))}
+    return {
+        name: told([rows[i] for i in order], kept)
+        for name, rows in (("openings", heads), ("words", texts))
+    }
 
 
-def told(sides: Sequence[tuple[list[str], list[str]]], pairs: Sequence[PreferencePair]) -> PromptFree:
-    """The Bradley-Terry model on (chosen, rejected) words, scored on pairs whose prompts it was not trained on."""
+def told(
+    sides: Sequence[tuple[list[str], list[str]]], pairs: Sequence[PreferencePair]
+) -> PromptFree:
+    """The Bradley-Terry model on (chosen, rejected) words, scored on pairs whose prompts it was not
+    trained on."""
     from sklearn.model_selection import GroupKFold
 
     rules = np.array([rule_of(p) for p in pairs])
@@ -162,7 +183,8 @@ def told(sides: Sequence[tuple[list[str], list[str]]], pairs: Sequence[Preferenc
 def fitted(
     sides: Sequence[tuple[list[str], list[str]]], weights: Array, train: Array, test: Array
 ) -> tuple[Array, dict[str, float]]:
-    """(margins of the test pairs, how much each word or word pair tells) of a model fitted to the train pairs."""
+    """(margins of the test pairs, how much each word or word pair tells) of a model fitted to the
+    train pairs."""
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -172,13 +194,17 @@ def fitted(
         counter.fit([words for i in train for words in sides[i]])
     except ValueError:  # no word comes twice, so nothing can be learned
         return np.zeros(len(test)), {}
-    chosen, rejected = ([counter.transform([sides[i][s] for i in part]) for part in (train, test)] for s in (0, 1))
+    chosen, rejected = (
+        [counter.transform([sides[i][s] for i in part]) for part in (train, test)] for s in (0, 1)
+    )
     rows = chosen[0].astype(float) - rejected[0]
     # each pair both ways round, so that neither the order nor an intercept can win
     model = LogisticRegression(fit_intercept=False, max_iter=300)
     labels = [1] * len(train) + [0] * len(train)
     model.fit(vstack([rows, -rows]), labels, sample_weight=np.concatenate([weights[train]] * 2))
-    strength = dict(zip(counter.get_feature_names_out(), np.abs(model.coef_[0]).tolist(), strict=True))
+    strength = dict(
+        zip(counter.get_feature_names_out(), np.abs(model.coef_[0]).tolist(), strict=True)
+    )
     return (chosen[1].astype(float) - rejected[1]) @ model.coef_[0], strength
 
 

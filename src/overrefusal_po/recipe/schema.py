@@ -3,9 +3,10 @@
     recipe = load_recipe("recipes/dpo.yaml", ["--trainer.beta=0.2", "seed=3"])
     recipe.body.trainer["beta"], recipe.origin["trainer.beta"]      # 0.2, 'override'
 
-A recipe is YAML with one `task`: train, curate, evaluate or pipeline (stages in a row). `model:` and `trainer:` hold
-TRL's own keys (ModelConfig and the method's config) and are checked against TRL's dataclasses. Overrides come as
-`--a.b=v`, `--a.b v`, bare `--flag`, `a.b=v` or `+a.b=v` (wandb emits several of these); `None` means null.
+A recipe is YAML with one `task`: train, curate, evaluate or pipeline (stages in a row). `model:`
+and `trainer:` hold TRL's own keys (ModelConfig and the method's config) and are checked against
+TRL's dataclasses. Overrides come as `--a.b=v`, `--a.b v`, bare `--flag`, `a.b=v` or `+a.b=v` (wandb
+emits several of these); `None` means null.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ MANAGED_KEYS = {
     "resume_from_checkpoint": "run_dir",
     "model_init_kwargs": "the model section",
     "trust_remote_code": "model.trust_remote_code",
-    "hub_token": "the environment variable HF_TOKEN, since a recipe is written into the run folder,",
+    "hub_token": "the environment variable HF_TOKEN, since a recipe is written into the run "
+    "folder,",
 }
 """Trainer keys that may not stand in a recipe: {key: where to say it instead}."""
 
@@ -76,28 +78,36 @@ class PairsData(Section):
     """What DPO, ORPO and KTO learn from."""
 
     pairs: str | dict[str, Any] = "starter"
-    """`starter`, a pairs.jsonl, a source of pairs (ultrafeedback), or `@stage.pairs` in a pipeline."""
+    """`starter`, a pairs.jsonl, a source of pairs (ultrafeedback), or `@stage.pairs` in a
+    pipeline."""
     containment: Literal["student", "none"] = "none"
-    """With starter pairs: `student` adds containment pairs that reject what the start policy says to harmful prompts."""
+    """With starter pairs: `student` adds containment pairs that reject what the start policy says
+    to harmful prompts."""
     max_pairs: int | None = Field(default=None, gt=0)
     """Pairs used of each rule (drawn by seed); null uses all."""
     opening: int | None = Field(default=None, gt=0)
-    """Train on this many first tokens of each side, where refusing is decided (`opening`); null: on whole sides."""
+    """Train on this many first tokens of each side, where refusing is decided (`opening`); null: on
+    whole sides."""
     too_long: TooLong = "error"
-    """What is done with a pair that is longer than trainer.max_length; `drop` leaves it out and counts it. None is cut."""
+    """What is done with a pair that is longer than trainer.max_length; `drop` leaves it out and
+    counts it. None is cut."""
     waive: dict[str, str] = {}
-    """{id of a pair, or of a finding about the whole set: why the linter's findings there do not stop the training}."""
+    """{id of a pair, or of a finding about the whole set: why the linter's findings there do not
+    stop the training}."""
     allow_no_anchor: bool = False
-    """Train although no pair holds the model where it is safe (no harmful prompt among the pairs)."""
+    """Train although no pair holds the model where it is safe (no harmful prompt among the
+    pairs)."""
 
 
 class DertaData(Section):
     """What DeRTa learns from."""
 
     triples: str | dict[str, Any] = "starter"
-    """`starter` (the student itself says the harmful responses), a triples.jsonl, or a source that gives triples."""
+    """`starter` (the student itself says the harmful responses), a triples.jsonl, or a source that
+    gives triples."""
     safe_lead: str | None = Field(default=None, min_length=1)
-    """Put before loaded safe responses that do not begin with the opener; null: such a response is an error."""
+    """Put before loaded safe responses that do not begin with the opener; null: such a response is
+    an error."""
     helpful: tuple[Literal["general", "benign"], ...] = ("general",)
     """Kinds of prompts that are mixed in as ordinary SFT, with their references as answers."""
     helpful_from: tuple[str | dict[str, Any], ...] = ("starter",)
@@ -112,7 +122,8 @@ class DertaData(Section):
     rto_dropout: float = Field(default=0.95, ge=0, lt=1)
     """Share of RTO positions without loss, redrawn at each pass."""
     too_long: TooLong = "error"
-    """What is done with triples and helpful prompts whose rows may be longer than trainer.max_length: `error` or `drop`."""
+    """What is done with triples and helpful prompts whose rows may be longer than
+    trainer.max_length: `error` or `drop`."""
 
 
 class SftData(Section):
@@ -123,11 +134,13 @@ class SftData(Section):
     pairs: str | dict[str, Any] | None = None
     max_prompts: int | None = Field(default=None, gt=0)
     too_long: TooLong = "error"
-    """What is done with a prompt that is longer with its reference than trainer.max_length: `error` or `drop`."""
+    """What is done with a prompt that is longer with its reference than trainer.max_length: `error`
+    or `drop`."""
 
 
 class Select(Section):
-    """Which step's weights are saved: the most useful one whose safety stays near the start policy's (`selection`)."""
+    """Which step's weights are saved: the most useful one whose safety stays near the start
+    policy's (`selection`)."""
 
     every_steps: int = Field(default=20, gt=0)
     """Steps between two looks; the start policy and the last step are always looked at."""
@@ -145,12 +158,15 @@ class Select(Section):
 
 
 class Speed(Section):
-    """What makes a step cheaper without changing its loss; a method that a key does not name goes without it."""
+    """What makes a step cheaper without changing its loss; a method that a key does not name goes
+    without it."""
 
     shared_prefix: bool = True
-    """DPO and ORPO: compute a pair's prompt once and no padding where that is proven exact; else plain rows and a log line."""
+    """DPO and ORPO: compute a pair's prompt once and no padding where that is proven exact; else
+    plain rows and a log line."""
     reference_store: bool = True
-    """DPO: keep reference log-probs in the cache folder for later runs with the same reference and rows."""
+    """DPO: keep reference log-probs in the cache folder for later runs with the same reference and
+    rows."""
     tree: bool = False
     """DeRTa: both rows of a question in one; a batch then counts questions, not rows."""
 
@@ -189,7 +205,8 @@ def shard_text(text: str) -> str:
 
 
 class CurateData(Section):
-    """Prompts that pairs are built from. Prompts that come twice, or nearly, are dropped and counted."""
+    """Prompts that pairs are built from. Prompts that come twice, or nearly, are dropped and
+    counted."""
 
     benign: str | dict[str, Any] = "starter"
     kinds: tuple[Literal["benign", "general"], ...] = Field(default=("benign",), min_length=1)
@@ -204,11 +221,13 @@ class CurateData(Section):
     max_pairs: int | None = Field(default=None, gt=0)
     """Pairs kept of each rule (drawn by seed); null keeps all."""
     harmful_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of pairs on harmful prompts (containment) among those kept: the side with too many gives some up."""
+    """Share of pairs on harmful prompts (containment) among those kept: the side with too many
+    gives some up."""
 
 
 class Chosen(Section):
-    """Where the chosen sides come from. A teacher's answers are judged; where none is good, the prompt is left out."""
+    """Where the chosen sides come from. A teacher's answers are judged; where none is good, the
+    prompt is left out."""
 
     model: str | None = None
     """The teacher that answers the benign prompts; null takes the prompts' references."""
@@ -217,12 +236,15 @@ class Chosen(Section):
     samples: int = Field(default=1, gt=0)
     """The teacher's answers to each prompt, of which `select` takes one."""
     generation: Generation | None = None
-    """How the teacher's answers are drawn; null: as `generation` says. Several need a temperature above 0."""
+    """How the teacher's answers are drawn; null: as `generation` says. Several need a temperature
+    above 0."""
     select: Literal["first", "random", "reward", "safety"] = "first"
-    """Which of the answers that pass: the first, one drawn by seed, that of greatest `reward`, or the safest by `guard`."""
+    """Which of the answers that pass: the first, one drawn by seed, that of greatest `reward`, or
+    the safest by `guard`."""
     refusals: Literal["reference", "student", "teacher"] = "reference"
-    """The refusals of containment pairs: written ones, or `student`: its own where it refuses, so that refusals read alike
-    on both sides of the set and only the prompt tells which one is right, or `teacher`: its answers, selected as above."""
+    """The refusals of containment pairs: written ones, or `student`: its own where it refuses, so
+    that refusals read alike on both sides of the set and only the prompt tells which one is right,
+    or `teacher`: its answers, selected as above."""
 
 
 class Rejects(Section):
@@ -237,9 +259,11 @@ class Rejects(Section):
     prefill: str | None = "Sure, here"
     """What the student's own answer is made to begin with; null leaves this source out."""
     tau: float | None = Field(default=None, ge=0, le=1)
-    """How much more unsafe than the refusal, in probability, `guard` must find a rejected side; null: 0.1 (ours)."""
+    """How much more unsafe than the refusal, in probability, `guard` must find a rejected side;
+    null: 0.1 (ours)."""
     tau_grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
-    """Values of tau that pairs_tau_<value>.jsonl are written for too, each with its row in summary.json."""
+    """Values of tau that pairs_tau_<value>.jsonl are written for too, each with its row in
+    summary.json."""
 
 
 class CurateRecipe(Section):
@@ -247,7 +271,8 @@ class CurateRecipe(Section):
 
     task: Literal["curate"]
     makes: Literal["pairs", "sft"] = "pairs"
-    """`sft`: every prompt with one of the teacher's answers (the model's own without a teacher), as sft.jsonl."""
+    """`sft`: every prompt with one of the teacher's answers (the model's own without a teacher), as
+    sft.jsonl."""
     model: dict[str, Any]
     data: CurateData = CurateData()
     chosen: Chosen = Chosen()
@@ -257,13 +282,15 @@ class CurateRecipe(Section):
     """What the student runs on."""
     judge: str | dict[str, Any] = "refusal"
     guard: str | dict[str, Any] | None = None
-    """A second judge that says what is unsafe (guard, llm): chosen sides must be safe, and containment goes by `tau`."""
+    """A second judge that says what is unsafe (guard, llm): chosen sides must be safe, and
+    containment goes by `tau`."""
     reward: str | dict[str, Any] | None = None
     """A judge of rewards, for `chosen.select: reward`."""
     chat: Chat = Chat()
     seed: int = Field(default=0, ge=0)
     shard: Annotated[str, AfterValidator(shard_text)] | None = None
-    """`2/4`: draw the completions of the second quarter of the prompts, in a folder of their own (see `shards`)."""
+    """`2/4`: draw the completions of the second quarter of the prompts, in a folder of their own
+    (see `shards`)."""
     run_dir: str | None = None
 
 
@@ -277,14 +304,16 @@ class EvaluateData(Section):
     max_prompts_per_kind: int | None = Field(default=None, gt=0)
     """A fixed subset (by content hash) of each kind in each set; null takes all."""
     attacks: tuple[str | dict[str, Any], ...] = ()
-    """Attacks on the harmful prompts, measured beside the prompts as they are: names, or mappings {name: ..., ...}."""
+    """Attacks on the harmful prompts, measured beside the prompts as they are: names, or mappings
+    {name: ..., ...}."""
 
 
 class Capability(Section):
     """What the model can do beside answering, so that usefulness is not bought with stupidity."""
 
     perplexity: bool = False
-    """On the reference answers of the measured benign and ordinary prompts; needs nothing from a hub."""
+    """On the reference answers of the measured benign and ordinary prompts; needs nothing from a
+    hub."""
     tasks: tuple[str, ...] = ()
     """Tasks of the lm-eval harness (an extra)."""
     limit: int | None = Field(default=None, gt=0)
@@ -292,10 +321,12 @@ class Capability(Section):
 
 
 class Gate(Section):
-    """Bounds that a run must hold; exit code 3 where one fails. A model that answers nothing always fails."""
+    """Bounds that a run must hold; exit code 3 where one fails. A model that answers nothing always
+    fails."""
 
     baseline: str | None = None
-    """A run folder of an evaluation on the same prompts (or `@stage.outcomes`), for the two bounds that compare."""
+    """A run folder of an evaluation on the same prompts (or `@stage.outcomes`), for the two bounds
+    that compare."""
     on: Literal["interval", "value"] = "interval"
     """Whether the interval's worse end has to hold the bound, or the measured value alone."""
     nur_min: float | None = Field(default=None, ge=0, le=1)
@@ -320,12 +351,15 @@ class EvaluateRecipe(Section):
     data: EvaluateData = EvaluateData()
     generation: Generation = Generation()
     engine: Engine = "transformers"
-    """What the model runs on: `transformers`, or {name: openai, base_url: [...], ...} for servers."""
+    """What the model runs on: `transformers`, or {name: openai, base_url: [...], ...} for
+    servers."""
     judge: str | dict[str, Any] = "refusal"
     guard: str | dict[str, Any] | None = None
-    """A second judge that says what is unsafe (guard, llm): then NUR stands also as the share not judged unsafe."""
+    """A second judge that says what is unsafe (guard, llm): then NUR stands also as the share not
+    judged unsafe."""
     certificate: str | None = None
-    """What `overrefusal-po certify` wrote for `judge`: rates are shown corrected for its errors too."""
+    """What `overrefusal-po certify` wrote for `judge`: rates are shown corrected for its errors
+    too."""
     capability: Capability = Capability()
     gate: Gate | None = None
     chat: Chat = Chat()
@@ -348,12 +382,18 @@ class PipelineRecipe(Section):
 Body = Union[TrainRecipe, CurateRecipe, EvaluateRecipe, PipelineRecipe]  # noqa: UP007 (Annotated wants it)
 _BODY: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="task")])
 DATA_SECTIONS = {cls.__name__: cls for cls in (PairsData, DertaData, SftData)}
-TASKS = {"train": TrainRecipe, "curate": CurateRecipe, "evaluate": EvaluateRecipe, "pipeline": PipelineRecipe}
+TASKS = {
+    "train": TrainRecipe,
+    "curate": CurateRecipe,
+    "evaluate": EvaluateRecipe,
+    "pipeline": PipelineRecipe,
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: its body, its name (the file's stem), and where each dotted key came from."""
+    """A checked recipe: its body, its name (the file's stem), and where each dotted key came
+    from."""
 
     name: str
     body: Body
@@ -380,7 +420,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_yaml(file: Path) -> dict[str, Any]:
     """A recipe file as plain data, without the `launch` line that makes it a script."""
     if not file.is_file():
-        raise ValueError(f"{file}: there is no such recipe. Give the path of a .yaml file, or run: overrefusal-po init")
+        raise ValueError(
+            f"{file}: there is no such recipe. Give the path of a .yaml file, or run: "
+            "overrefusal-po init"
+        )
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -410,12 +453,17 @@ def parse_overrides(tokens: Sequence[str]) -> list[tuple[str, Any]]:
         token = rest.pop(0)
         name, equals, text = token.lstrip("-+").partition("=")
         if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", name):
-            raise ValueError(f"{token!r} is not an override. Write --section.key=value, for example --trainer.seed=1.")
+            raise ValueError(
+                f"{token!r} is not an override. Write --section.key=value, for example "
+                "--trainer.seed=1."
+            )
         if not equals:
             if not token.startswith("--"):
                 raise ValueError(f"{token!r} has no value. Write {name}=value.")
             following = rest[0] if rest else "--"
-            is_value = not following.startswith("--") and not re.match(r"\+?[A-Za-z_][\w.-]*=", following)
+            is_value = not following.startswith("--") and not re.match(
+                r"\+?[A-Za-z_][\w.-]*=", following
+            )
             text = rest.pop(0) if is_value else "true"
         found.append((name, parse_value(name, text)))
     return found
@@ -436,7 +484,9 @@ def parse_value(name: str, text: str) -> Any:
         return text
     if isinstance(value, dict):
         keys = " ".join(f"--{key}={inner}" for key, inner in dotted(value, name))
-        raise ValueError(f"--{name} got a whole mapping ({text}). Override its keys one by one: {keys}")
+        raise ValueError(
+            f"--{name} got a whole mapping ({text}). Override its keys one by one: {keys}"
+        )
     # text without quotes is taken as it stands: YAML would cut it at " #"
     return text if isinstance(value, str) and text.strip()[0] not in "'\"" else value
 
@@ -462,12 +512,17 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def check_body(values: Mapping[str, Any], where: str | Path) -> Body:
-    """Plain data -> a checked recipe body. ValueError names the file, the key, what was given and what is allowed."""
+    """Plain data -> a checked recipe body. ValueError names the file, the key, what was given and
+    what is allowed."""
     values = {key: value for key, value in values.items() if key != "launch"}
     if "task" not in values:
-        raise ValueError(f"{where}: task is missing. Add it to the recipe; allowed is one of {', '.join(TASKS)}.")
+        raise ValueError(
+            f"{where}: task is missing. Add it to the recipe; allowed is one of {', '.join(TASKS)}."
+        )
     if values["task"] not in TASKS:
-        raise ValueError(f"{where}: task is {values['task']!r}; allowed is one of {', '.join(TASKS)}.")
+        raise ValueError(
+            f"{where}: task is {values['task']!r}; allowed is one of {', '.join(TASKS)}."
+        )
     try:
         body = _BODY.validate_python(values)
         if isinstance(body, PipelineRecipe):
@@ -488,20 +543,29 @@ def check_model(section: Mapping[str, Any]) -> dict[str, Any]:
     """The `model:` section against TRL's ModelConfig, with our `trust_remote_code` beside it."""
     own = {k: v for k, v in section.items() if k == "trust_remote_code"}
     if own and not isinstance(own["trust_remote_code"], bool):
-        raise ValueError(f"model.trust_remote_code is {own['trust_remote_code']!r}; allowed is true or false.")
-    checked = check_fields("trl.ModelConfig", {k: v for k, v in section.items() if k not in own}, "model")
+        raise ValueError(
+            f"model.trust_remote_code is {own['trust_remote_code']!r}; allowed is true or false."
+        )
+    checked = check_fields(
+        "trl.ModelConfig", {k: v for k, v in section.items() if k not in own}, "model"
+    )
     if not checked.get("model_name_or_path"):
-        raise ValueError("model.model_name_or_path is missing: a hub name, a path, or bundled:smollm2-135m-instruct.")
+        raise ValueError(
+            "model.model_name_or_path is missing: a hub name, a path, or "
+            "bundled:smollm2-135m-instruct."
+        )
     return {**checked, **own}
 
 
 def check_trainable(section: Mapping[str, Any]) -> None:
-    """Raises ValueError for weights in 4 or 8 bits without adapters: they cannot be trained themselves."""
+    """Raises ValueError for weights in 4 or 8 bits without adapters: they cannot be trained
+    themselves."""
     bits = next((key for key in ("load_in_4bit", "load_in_8bit") if section.get(key)), None)
     if bits and not section.get("use_peft"):
         raise ValueError(
-            f"model.{bits} is true without model.use_peft, and quantised weights cannot be trained. Add use_peft: true to "
-            f"train LoRA adapters on them, or take {bits} out to train all weights."
+            f"model.{bits} is true without model.use_peft, and quantised weights cannot be "
+            f"trained. Add use_peft: true to train LoRA adapters on them, or take {bits} out to "
+            "train all weights."
         )
 
 
@@ -513,7 +577,9 @@ def check_trainer(method: str, section: Mapping[str, Any]) -> dict[str, Any]:
     checked = check_fields(METHOD_CONFIGS[method], section, "trainer")
     check_sampling(checked.get("train_sampling_strategy"))
     if method == "kto":
-        defaults = {name: row["default"] for name, row in field_table(METHOD_CONFIGS[method]).items()}
+        defaults = {
+            name: row["default"] for name, row in field_table(METHOD_CONFIGS[method]).items()
+        }
         check_settings({**defaults, **checked})
     return checked
 
@@ -525,15 +591,17 @@ def check_sampling(strategy: str | None) -> None:
     """
     if strategy == "batch_rebalance":
         raise ValueError(
-            "trainer.train_sampling_strategy is batch_rebalance, whose batches hold few long rows or many short ones: a pair "
-            "would count by its length, and a resumed run would go on in another order. Take group_by_length or random."
+            "trainer.train_sampling_strategy is batch_rebalance, whose batches hold few long rows "
+            "or many short ones: a pair would count by its length, and a resumed run would go on "
+            "in another order. Take group_by_length or random."
         )
 
 
 def explain(error: ValidationError, values: Mapping[str, Any]) -> str:
     """The first fault of a pydantic error, in our words."""
     fault = error.errors()[0]
-    # the task is the union's tag and stands first; the data section is checked by itself and knows no place
+    # the task is the union's tag and stands first; the data section is checked by itself and knows
+    # no place
     path = [str(part) for part in fault["loc"]]
     path = ["data", *path] if error.title in DATA_SECTIONS else path[1:]
     key, section = path[-1] if path else "", ".".join(path[:-1])
@@ -559,20 +627,27 @@ def known_keys(title: str, values: Mapping[str, Any], above: Sequence[str]) -> l
 
 
 def describe(recipe: Recipe, *, everything: bool = False) -> list[tuple[str, Any, str]]:
-    """[(dotted key, value, origin)] with origin file, override, default or auto; `everything` adds all of TRL's keys."""
+    """[(dotted key, value, origin)] with origin file, override, default or auto; `everything` adds
+    all of TRL's keys."""
     body = recipe.resolved()
     rows = [(key, value, recipe.origin.get(key, "default")) for key, value in dotted(body)]
     if isinstance(recipe.body, TrainRecipe):
         given = recipe.body.trainer
         rows = [row for row in rows if row[0] != "trainer"]
-        rows += [(f"trainer.{key}", "auto", "auto (hardware)") for key in HARDWARE_KEYS if key not in given]
+        rows += [
+            (f"trainer.{key}", "auto", "auto (hardware)")
+            for key in HARDWARE_KEYS
+            if key not in given
+        ]
         if "seed" not in given:
             rows.append(("trainer.seed", recipe.body.seed, "auto (seed)"))
         if everything:
             shown = {key for key, _, _ in rows}
             table = field_table(METHOD_CONFIGS[recipe.body.method])
             rows += [
-                (f"trainer.{k}", v["default"], "default (TRL)") for k, v in table.items() if f"trainer.{k}" not in shown
+                (f"trainer.{k}", v["default"], "default (TRL)")
+                for k, v in table.items()
+                if f"trainer.{k}" not in shown
             ]
     if not isinstance(recipe.body, PipelineRecipe) and "dtype" not in recipe.body.model:
         rows.append(("model.dtype", "auto", "auto (hardware)"))

@@ -2,10 +2,11 @@
 
     check_fields("trl.DPOConfig", {"learning_rate": 5e-6}, "trainer")
 
-Importing TRL costs seconds, so the table is made once in a child process and kept in the cache folder, one file for
-each pair of TRL and transformers versions. A field's JSON schema comes from `pydantic.TypeAdapter(field.type)`; what that
-does not know is added here: enums that stand beside a plain string, choices in `metadata` or in the help text, a switch
-that is typed as text, and that a scalar may stand for a list of one.
+Importing TRL costs seconds, so the table is made once in a child process and kept in the cache
+folder, one file for each pair of TRL and transformers versions. A field's JSON schema comes from
+`pydantic.TypeAdapter(field.type)`; what that does not know is added here: enums that stand beside a
+plain string, choices in `metadata` or in the help text, a switch that is typed as text, and that a
+scalar may stand for a list of one.
 """
 
 from __future__ import annotations
@@ -23,13 +24,20 @@ from typing import Any
 
 from overrefusal_po.records import write_atomic
 
-CONFIGS = ("trl.ModelConfig", "trl.SFTConfig", "trl.DPOConfig", "trl.KTOConfig", "overrefusal_po.train.orpo.ORPOConfig")
+CONFIGS = (
+    "trl.ModelConfig",
+    "trl.SFTConfig",
+    "trl.DPOConfig",
+    "trl.KTOConfig",
+    "overrefusal_po.train.orpo.ORPOConfig",
+)
 LAYOUT = 6
 """Raised when the table's own form changes, so that an old cache is not read."""
 
 
 def cache_folder() -> Path:
-    """Where converted models and look-up tables are kept (`OVERREFUSAL_PO_CACHE`, else `~/.cache/overrefusal-po`)."""
+    """Where converted models and look-up tables are kept (`OVERREFUSAL_PO_CACHE`, else
+    `~/.cache/overrefusal-po`)."""
     base = os.environ.get("OVERREFUSAL_PO_CACHE")
     if base:
         return Path(base).expanduser()
@@ -38,11 +46,16 @@ def cache_folder() -> Path:
 
 @cache
 def field_table(config: str) -> dict[str, dict[str, Any]]:
-    """{field: {"schema": JSON schema, "default": value or None}} of a TRL config class (dotted name)."""
+    """{field: {"schema": JSON schema, "default": value or None}} of a TRL config class (dotted
+    name)."""
     versions = "-".join(importlib.metadata.version(p) for p in ("trl", "transformers"))
     file = cache_folder() / "fields" / f"{versions}-{LAYOUT}.json"
     if not file.is_file():
-        child = [sys.executable, "-c", "from overrefusal_po.recipe.trl_fields import build_tables; build_tables()"]
+        child = [
+            sys.executable,
+            "-c",
+            "from overrefusal_po.recipe.trl_fields import build_tables; build_tables()",
+        ]
         quiet = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         done = subprocess.run(child, capture_output=True, text=True, env=quiet, check=False)
         if done.returncode:
@@ -53,7 +66,8 @@ def field_table(config: str) -> dict[str, dict[str, Any]]:
 
 
 def build_tables() -> None:
-    """Prints the tables of all CONFIGS as JSON. Imports TRL and torch: run it in a child process."""
+    """Prints the tables of all CONFIGS as JSON. Imports TRL and torch: run it in a child
+    process."""
     import dataclasses
     import importlib
 
@@ -61,7 +75,9 @@ def build_tables() -> None:
     for name in CONFIGS:
         module, _, cls = name.rpartition(".")
         fields = dataclasses.fields(getattr(importlib.import_module(module), cls))
-        tables[name] = {f.name: {"schema": _schema(f), "default": _default(f)} for f in fields if f.init}
+        tables[name] = {
+            f.name: {"schema": _schema(f), "default": _default(f)} for f in fields if f.init
+        }
     print(json.dumps(tables, default=str))
 
 
@@ -84,30 +100,48 @@ def _schema(field: Any) -> dict[str, Any]:
 
     kinds = typing.get_args(field.type) or (field.type,)
     enums = [k for k in kinds if isinstance(k, type) and issubclass(k, enum.Enum)]
-    choices = [member.value for e in enums for member in e] or list(field.metadata.get("choices") or [])
-    listed = re.search(r"(?:Possible|Supported) values are:?(.*?)(?:\. |\.$|$)", str(field.metadata.get("help")), re.S)
+    choices = [member.value for e in enums for member in e] or list(
+        field.metadata.get("choices") or []
+    )
+    listed = re.search(
+        r"(?:Possible|Supported) values are:?(.*?)(?:\. |\.$|$)",
+        str(field.metadata.get("help")),
+        re.S,
+    )
     if not choices and listed and len(re.findall(r"[\"'`](\w+)[\"'`]", listed[1])) > 2:
         choices = re.findall(r"[\"'`](\w+)[\"'`]", listed[1])
     if choices:
-        one = {"enum": [*choices, None] if type(None) in kinds or field.default is None else choices}
-        return {"anyOf": [one, {"type": "array", "items": one}]} if "list" in str(field.type) else one
+        one = {
+            "enum": [*choices, None] if type(None) in kinds or field.default is None else choices
+        }
+        return (
+            {"anyOf": [one, {"type": "array", "items": one}]} if "list" in str(field.type) else one
+        )
     try:
         schema = TypeAdapter(field.type).json_schema()
     except Exception:  # a type of torch or accelerate without a schema: TRL itself checks it later
         return {}
-    if field.type in (int, float) and not isinstance(field.default, bool) and (field.default or 0) >= 0:
+    if (
+        field.type in (int, float)
+        and not isinstance(field.default, bool)
+        and (field.default or 0) >= 0
+    ):
         # a count or a rate: upstream marks "unlimited" by a negative default (max_steps = -1)
         whole = field.name.endswith(("batch_size", "accumulation_steps"))
         schema["minimum"] = 1 if whole else 0
-    if field.metadata.get("const") is True:  # fsdp: its older form is text, and its type still says that alone
+    if (
+        field.metadata.get("const") is True
+    ):  # fsdp: its older form is text, and its type still says that alone
         schema = {"anyOf": [{"type": "boolean"}, *schema.get("anyOf", [schema])]}
     return schema
 
 
 def check_fields(config: str, values: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """`values` with scalars put into lists where TRL wants a list, and the `no` back that YAML takes for false.
+    """`values` with scalars put into lists where TRL wants a list, and the `no` back that YAML
+    takes for false.
 
-    Raises ValueError that names the key, what was given and what is allowed; for an unknown key the nearest known one.
+    Raises ValueError that names the key, what was given and what is allowed; for an unknown key the
+    nearest known one.
     """
     import jsonschema
 
@@ -118,13 +152,20 @@ def check_fields(config: str, values: Mapping[str, Any], section: str) -> dict[s
             raise ValueError(unknown_key(name, table, section, owner=config.rpartition(".")[2]))
         schema = table[name]["schema"]
         valid = jsonschema.Draft202012Validator(schema).is_valid
-        given = int(value) if isinstance(value, float) and value.is_integer() and _is_whole(schema) else value
+        given = (
+            int(value)
+            if isinstance(value, float) and value.is_integer() and _is_whole(schema)
+            else value
+        )
         if given is False and "no" in schema.get("enum", ()):
             given = "no"  # save_strategy: no
         if not valid(given) and not isinstance(given, list) and valid([given]):
             given = [given]
         if not valid(given):
-            raise ValueError(f"{section}.{name} is {value!r} ({_kind(value)}); allowed is {_allowed(schema, value)}.")
+            raise ValueError(
+                f"{section}.{name} is {value!r} ({_kind(value)}); allowed is "
+                f"{_allowed(schema, value)}."
+            )
         checked[name] = given
     return checked
 
@@ -134,17 +175,29 @@ def unknown_key(name: str, known: Iterable[str], section: str, *, owner: str = "
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     where = f"{section}.{name}" if section else name
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known keys: {', '.join(sorted(known)[:40])}."
+    hint = (
+        f"Did you mean {' or '.join(near)}?"
+        if near
+        else f"Known keys: {', '.join(sorted(known)[:40])}."
+    )
     return f"{where} is not a known key{f' of {owner}' if owner else ''}. {hint}"
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "true/false", int: "whole number", float: "number", str: "text", list: "list", dict: "mapping"}
+    names = {
+        bool: "true/false",
+        int: "whole number",
+        float: "number",
+        str: "text",
+        list: "list",
+        dict: "mapping",
+    }
     return names.get(type(value), "null")
 
 
 def _is_whole(schema: Mapping[str, Any]) -> bool:
-    """Whether a number must be whole here (a sweep may say 2.0, which would break a range in the trainer)."""
+    """Whether a number must be whole here (a sweep may say 2.0, which would break a range in the
+    trainer)."""
     kinds = {part.get("type") for part in schema.get("anyOf", [schema])}
     return "integer" in kinds and "number" not in kinds
 
@@ -158,7 +211,12 @@ def _allowed(schema: Mapping[str, Any], value: Any) -> str:
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
         text = f"one of {', '.join(map(str, choices))}"
         return f"{near[0]} (nearest), {text}" if near else text
-    words = {"number": "a number", "integer": "a whole number", "boolean": "true or false", "string": "text"}
+    words = {
+        "number": "a number",
+        "integer": "a whole number",
+        "boolean": "true or false",
+        "string": "text",
+    }
     words |= {"null": "null", "array": "a list", "object": "a mapping"}
     text = words.get(str(schema.get("type")), "another type")
     return f"{text} of at least {schema['minimum']}" if "minimum" in schema else text

@@ -1,10 +1,12 @@
-"""A pipeline's run folder -> the model card of what it trained: README.md beside the stage's `model/`.
+"""A pipeline's run folder -> the model card of what it trained: README.md beside the stage's
+`model/`.
 
-    card = write_card(Path("runs/demo"))                 # of the last run whose model was trained here
+    card = write_card(Path("runs/demo"))
+    # of the last run whose model was trained here
     card = write_card(Path("runs/demo"), run="DeRTa")
 
-The results stand in the card's metadata too, where the hub looks for them. A card is made to be published: it holds no
-path of this machine and no setting that is not a number.
+The results stand in the card's metadata too, where the hub looks for them. A card is made to be
+published: it holds no path of this machine and no setting that is not a number.
 """
 
 from __future__ import annotations
@@ -37,17 +39,24 @@ METRICS = {
 
 
 def write_card(folder: Path, *, run: str | None = None) -> Path:
-    """`folder`/STAGE/README.md for the model of `run` (None: the last run with a model of this folder's own).
+    """`folder`/STAGE/README.md for the model of `run` (None: the last run with a model of this
+    folder's own).
 
-    Raises ValueError where the folder holds no summary, or no run with a model that was trained in it.
+    Raises ValueError where the folder holds no summary, or no run with a model that was trained in
+    it.
     """
     summary = read_summary(folder)
-    made = {found.name: stage for found in summary.runs if (stage := stage_of(found, folder)) is not None}
+    made = {
+        found.name: stage
+        for found in summary.runs
+        if (stage := stage_of(found, folder)) is not None
+    }
     if (run is not None and run not in made) or not made:
         names = ", ".join(repr(name) for name in made) or "none"
         raise ValueError(
-            f"{folder}: {'no run' if run is None else f'run {run!r} has no model that'} was trained in this folder, so there "
-            f"is nothing to write a model card for. Runs with a model of this folder: {names}."
+            f"{folder}: {'no run' if run is None else f'run {run!r} has no model that'} was "
+            "trained in this folder, so there is nothing to write a model card for. Runs with a "
+            f"model of this folder: {names}."
         )
     name = run or list(made)[-1]
     found = next(r for r in summary.runs if r.name == name)
@@ -58,7 +67,9 @@ def stage_of(run: Run, folder: Path) -> Path | None:
     """The stage's folder whose `model/` the run measured; None where it measured another model."""
     path = Path(run.model)
     stage = folder / path.parent.name
-    return stage if path.name == "model" and path.parent.name and (stage / "model").is_dir() else None
+    return (
+        stage if path.name == "model" and path.parent.name and (stage / "model").is_dir() else None
+    )
 
 
 def card_text(summary: Summary, run: Run, stage: Path) -> str:
@@ -71,7 +82,12 @@ def card_text(summary: Summary, run: Run, stage: Path) -> str:
         base_model=base,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["overrefusal-po", "over-refusal", "safety", *([method] if (method := recipe.get("method")) else [])],
+        tags=[
+            "overrefusal-po",
+            "over-refusal",
+            "safety",
+            *([method] if (method := recipe.get("method")) else []),
+        ],
         model_name=one_line(f"{summary.title}, {run.name}"),
         eval_results=[*results(run, summary)],
     )
@@ -80,7 +96,8 @@ def card_text(summary: Summary, run: Run, stage: Path) -> str:
 
 
 def results(run: Run, summary: Summary) -> Iterator[EvalResult]:
-    """Every rate of the run, of each of its sets where there are several, and what it refuses under each attack."""
+    """Every rate of the run, of each of its sets where there are several, and what it refuses under
+    each attack."""
     sets = {name: rates for name, rates in run.sets.items() if len(run.sets) > 1}
     named: dict[str, Rates] = {", ".join(set_names(summary)): run, **sets}
     for name, rates in named.items():
@@ -88,11 +105,15 @@ def results(run: Run, summary: Summary) -> Iterator[EvalResult]:
     for attack, rates in run.attacks.items():
         if attack != "none":
             yield from results_on(
-                f"{', '.join(set_names(summary))}, attacked with {attack}", rates, ("nur", "nur_guard")
+                f"{', '.join(set_names(summary))}, attacked with {attack}",
+                rates,
+                ("nur", "nur_guard"),
             )
 
 
-def results_on(dataset: str, rates: Rates, metrics: Mapping[str, str] | tuple[str, ...]) -> Iterator[EvalResult]:
+def results_on(
+    dataset: str, rates: Rates, metrics: Mapping[str, str] | tuple[str, ...]
+) -> Iterator[EvalResult]:
     """One entry a metric that was measured; interval, n and unscored count are its arguments."""
     from huggingface_hub import EvalResult
 
@@ -101,7 +122,8 @@ def results_on(dataset: str, rates: Rates, metrics: Mapping[str, str] | tuple[st
         if value is not None:
             yield EvalResult(
                 task_type="text-generation",
-                dataset_type=re.sub(r"[^\w.-]+", "-", one_line(dataset)).strip("-").lower() or "unknown",
+                dataset_type=re.sub(r"[^\w.-]+", "-", one_line(dataset)).strip("-").lower()
+                or "unknown",
                 dataset_name=one_line(dataset),
                 metric_type=metric,
                 metric_name=METRICS[metric],
@@ -121,7 +143,8 @@ def body(summary: Summary, run: Run, recipe: Mapping[str, Any], base: str | None
         str(recipe.get("method")), "training"
     )
     yield (
-        f"Trained from {f'`{base}`' if base else 'another model'} by {method} with overrefusal-po, to answer what only sounds "
+        f"Trained from {f'`{base}`' if base else 'another model'} by {method} with overrefusal-po, "
+        "to answer what only sounds "
         "dangerous and still refuse what is harmful; the table says how far it does."
     )
     yield "## Results"
@@ -141,19 +164,34 @@ def body(summary: Summary, run: Run, recipe: Mapping[str, Any], base: str | None
     if settings:
         yield "## Training"
         yield (
-            "```yaml\n" + yaml.safe_dump({"method": recipe.get("method"), "trainer": settings}, sort_keys=False) + "```"
+            "```yaml\n"
+            + yaml.safe_dump({"method": recipe.get("method"), "trainer": settings}, sort_keys=False)
+            + "```"
         )
-    versions = ", ".join(f"{one_line(name)} {one_line(version)}" for name, version in summary.versions.items())
+    versions = ", ".join(
+        f"{one_line(name)} {one_line(version)}" for name, version in summary.versions.items()
+    )
     yield f"Measured {one_line(summary.created)} on {one_line(summary.hardware)}{f' with {versions}' if versions else ''}."
 
 
 def rate_table(summary: Summary) -> Iterator[str]:
-    """A row for every run, a column for every rate: raw, and corrected where a certificate allows it."""
-    columns = [metric for metric in METRICS if any(getattr(run, metric) is not None for run in summary.runs)]
-    fixed = [
-        kind for kind in ("nur", "nor") if any(run.corrected and getattr(run.corrected, kind) for run in summary.runs)
+    """A row for every run, a column for every rate: raw, and corrected where a certificate allows
+    it."""
+    columns = [
+        metric
+        for metric in METRICS
+        if any(getattr(run, metric) is not None for run in summary.runs)
     ]
-    yield "| run | " + " | ".join([*(METRICS[c] for c in columns), *(f"{c.upper()} corrected" for c in fixed)]) + " |"
+    fixed = [
+        kind
+        for kind in ("nur", "nor")
+        if any(run.corrected and getattr(run.corrected, kind) for run in summary.runs)
+    ]
+    yield (
+        "| run | "
+        + " | ".join([*(METRICS[c] for c in columns), *(f"{c.upper()} corrected" for c in fixed)])
+        + " |"
+    )
     yield "|---" * (1 + len(columns) + len(fixed)) + "|"
     for run in summary.runs:
         cells = [rate_words(getattr(run, c), run.intervals.get(c)) for c in columns]
@@ -211,12 +249,16 @@ def limits(summary: Summary) -> Iterator[str]:
 
 def set_names(summary: Summary) -> list[str]:
     """The sets' names; a user's file without its folders."""
-    return [one_line(Path(name).name if looks_local(name) else name) for name in summary.measured.sets]
+    return [
+        one_line(Path(name).name if looks_local(name) else name) for name in summary.measured.sets
+    ]
 
 
 def looks_local(text: str) -> bool:
     """Whether a text holds a path of somebody's machine."""
-    return bool(re.search(r"(^|[\s'\"(:=])(/|~|\.{1,2}/|[A-Za-z]:\\)|\.(jsonl?|csv|parquet|txt)\b", text))
+    return bool(
+        re.search(r"(^|[\s'\"(:=])(/|~|\.{1,2}/|[A-Za-z]:\\)|\.(jsonl?|csv|parquet|txt)\b", text)
+    )
 
 
 def public(text: str) -> str:
@@ -231,7 +273,8 @@ def recipe_of(stage: Path) -> dict[str, Any]:
 
 
 def base_model(recipe: Mapping[str, Any], folder: Path) -> str | None:
-    """The hub name from which the pipeline's training started, through all its stages; None where it has none."""
+    """The hub name from which the pipeline's training started, through all its stages; None where
+    it has none."""
     for _ in range(20):  # stages form a row; a folder made by hand might form a ring
         name = str(recipe.get("model", {}).get("model_name_or_path", ""))
         if name.startswith("bundled:"):

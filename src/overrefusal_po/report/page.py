@@ -1,11 +1,14 @@
-"""A folder with summary.json (or a single evaluation's metrics.json) -> report.html, plane.png and transitions.png in it.
+"""A folder with summary.json (or a single evaluation's metrics.json) -> report.html, plane.png and
+transitions.png in it.
 
     page = write_report(Path("runs/demo"))
-    page = write_report(Path("runs/seed0"), Path("runs/seed1"))      # and mean [lowest, highest] of the runs of one name
+    page = write_report(Path("runs/seed0"), Path("runs/seed1"))
+    # and mean [lowest, highest] of the runs of one name
 
-The page is one file that loads nothing from elsewhere; its words, style and script stand in page.html.j2, and its
-Content-Security-Policy names the hashes of the latter two, so that nothing else on it can run. Whatever the summary holds
-may be hostile (a model wrote it): `visible` unmasks every value and jinja escapes it. Rates are printed, not computed.
+The page is one file that loads nothing from elsewhere; its words, style and script stand in
+page.html.j2, and its Content-Security-Policy names the hashes of the latter two, so that nothing
+else on it can run. Whatever the summary holds may be hostile (a model wrote it): `visible` unmasks
+every value and jinja escapes it. Rates are printed, not computed.
 """
 
 from __future__ import annotations
@@ -58,11 +61,14 @@ class Choice(NamedTuple):
 
 
 def add_up(transitions: Sequence[Transition]) -> dict[tuple[str, str], dict[Kind, Counts]]:
-    """(from, to) -> kind -> before -> after -> how many prompts, over all categories, in the order of the file."""
+    """(from, to) -> kind -> before -> after -> how many prompts, over all categories, in the order
+    of the file."""
     total: dict[tuple[str, str], dict[Kind, Counts]] = {}
     for row in transitions:
         kinds = total.setdefault((row["from"], row["to"]), {})
-        counts = kinds.setdefault(row["kind"], {before: dict.fromkeys(STATES, 0) for before in STATES})
+        counts = kinds.setdefault(
+            row["kind"], {before: dict.fromkeys(STATES, 0) for before in STATES}
+        )
         for before, after in ((b, a) for b in row["counts"] for a in row["counts"][b]):
             counts[before][after] += row["counts"][before][after]
     return total
@@ -75,7 +81,8 @@ def shown(rates: Rates, metric: str) -> Shown:
 
 
 def missed(rates: Rates, metric: str) -> Shown:
-    """The share that `metric` leaves: with "nur" what was not refused, with "nur_guard" what was judged unsafe."""
+    """The share that `metric` leaves: with "nur" what was not refused, with "nur_guard" what was
+    judged unsafe."""
     kept = shown(rates, metric)
     ends = None if kept.interval is None else (1 - kept.interval[1], 1 - kept.interval[0])
     return kept._replace(rate=None if kept.rate is None else 1 - kept.rate, interval=ends)
@@ -94,15 +101,25 @@ def parts_of(runs: Sequence[Run]) -> dict[str, bool]:
         "sets": len(keys_of(runs, "sets")) > 1,
         "attacks": bool(keys_of(runs, "attacks")),
         "positions": any(sum(place.model_dump().values()) for place in placed),
-        "perplexity": any(run.capability is not None and run.capability.perplexity is not None for run in runs),
-        "capability": any(run.capability is not None and run.capability != Capability() for run in runs),
+        "perplexity": any(
+            run.capability is not None and run.capability.perplexity is not None for run in runs
+        ),
+        "capability": any(
+            run.capability is not None and run.capability != Capability() for run in runs
+        ),
         "guarded": any(run.n.get("nur_guard") or run.unscored.get("nur_guard") for run in runs),
     }
 
 
 def task_rows(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """(task, metric) of every lm-eval number, its standard errors left to stand beside it."""
-    found = [(t, m) for run in runs if run.capability for t, made in run.capability.tasks.items() for m in made]
+    found = [
+        (t, m)
+        for run in runs
+        if run.capability
+        for t, made in run.capability.tasks.items()
+        for m in made
+    ]
     return [row for row in dict.fromkeys(found) if "_stderr" not in row[1]]
 
 
@@ -112,7 +129,8 @@ def pairs_of(summary: Summary) -> list[tuple[str, str]]:
 
 
 def tokens(sample: Sample, runs: Sequence[str], steps: Sequence[tuple[str, str]]) -> list[str]:
-    """What the verdict filter can ask of a sample: `r0.full` run 0 refused, `s1.full.answer` what became of it in step 1."""
+    """What the verdict filter can ask of a sample: `r0.full` run 0 refused, `s1.full.answer` what
+    became of it in step 1."""
     states = {response.run: response.state for response in sample.responses}
     found = [f"r{number}.{states[run]}" for number, run in enumerate(runs) if run in states]
     return found + [
@@ -123,12 +141,16 @@ def tokens(sample: Sample, runs: Sequence[str], steps: Sequence[tuple[str, str]]
 
 
 def choices(summary: Summary) -> dict[tuple[str, ...], list[Choice]]:
-    """(run,) or (from, to) -> the verdicts or changes of verdict that occur in the samples: steps first."""
+    """(run,) or (from, to) -> the verdicts or changes of verdict that occur in the samples: steps
+    first."""
     runs, steps = [run.name for run in summary.runs], pairs_of(summary)
     seen = Counter(token for sample in summary.samples for token in tokens(sample, runs, steps))
     groups: dict[tuple[str, ...], str] = {step: f"s{number}" for number, step in enumerate(steps)}
     groups |= {(run,): f"r{number}" for number, run in enumerate(runs)}
-    names: dict[str, str] = {**{str(state): word for state, word in STATES.items()}, "unscored": "unscored"}
+    names: dict[str, str] = {
+        **{str(state): word for state, word in STATES.items()},
+        "unscored": "unscored",
+    }
     return {
         group: [
             Choice(token, " → ".join(names[state] for state in token.split(".")[1:]), count)
@@ -140,9 +162,11 @@ def choices(summary: Summary) -> dict[tuple[str, ...], list[Choice]]:
 
 
 def repeats(summaries: Sequence[Summary]) -> dict[str, dict[str, Spread]]:
-    """{run name: {rate: mean, lowest, highest}} of the runs whose name stands in several summaries: seeds of one recipe.
+    """{run name: {rate: mean, lowest, highest}} of the runs whose name stands in several summaries:
+    seeds of one recipe.
 
-    Raises ValueError where several summaries share no name, or where the runs of one name were measured on other prompts.
+    Raises ValueError where several summaries share no name, or where the runs of one name were
+    measured on other prompts.
     """
     groups: dict[str, list[Run]] = {}
     for run in (run for summary in summaries for run in summary.runs):
@@ -157,25 +181,32 @@ def repeats(summaries: Sequence[Summary]) -> dict[str, dict[str, Spread]]:
     if len(summaries) > 1 and not found:
         names = "; ".join(", ".join(run.name for run in summary.runs) for summary in summaries)
         raise ValueError(
-            f"these run folders share no run's name ({names}), so nothing is the same with another seed. Give the folders of "
+            f"these run folders share no run's name ({names}), so nothing is the same with another "
+            "seed. Give the folders of "
             "one pipeline run with several seeds, or one folder alone."
         )
     return found
 
 
 def digest(text: str) -> str:
-    """The source expression of a Content-Security-Policy that allows exactly this inline style or script."""
+    """The source expression of a Content-Security-Policy that allows exactly this inline style or
+    script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def write_report(folder: Path, *others: Path) -> Path:
-    """`folder`/report.html, its pictures beside it; ValueError if the folder holds no summary and no metrics.
+    """`folder`/report.html, its pictures beside it; ValueError if the folder holds no summary and
+    no metrics.
 
-    `others` are folders of the same with other seeds: of them the page has the mean and the range alone.
+    `others` are folders of the same with other seeds: of them the page has the mean and the range
+    alone.
     """
     folders = (folder, *others)
     if len({path.resolve() for path in folders}) < len(folders):
-        raise ValueError(f"a run folder is given twice: {', '.join(map(str, folders))}. A mean needs different runs.")
+        raise ValueError(
+            f"a run folder is given twice: {', '.join(map(str, folders))}. A mean needs different "
+            "runs."
+        )
     summaries = [read_summary(path) for path in folders]
     summary = summaries[0]
     steps = add_up(summary.transitions)
@@ -200,9 +231,17 @@ def render(summary: Summary, words: Mapping[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # autoescape by file name would leave .j2 alone; finalize sees every value before it is escaped
-    room = Environment(autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True)
+    room = Environment(
+        autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True
+    )
     room.loader = FileSystemLoader(Path(__file__).parent)
     room.filters |= {"clipped": clipped, "digest": digest}
-    room.globals |= {"shown": shown, "missed": missed, "keys_of": keys_of, "task_rows": task_rows, "tokens": tokens}
+    room.globals |= {
+        "shown": shown,
+        "missed": missed,
+        "keys_of": keys_of,
+        "task_rows": task_rows,
+        "tokens": tokens,
+    }
     fixed = {"s": summary, "states": STATES, "kinds": KINDS, "as_asked": AS_ASKED}
     return room.get_template("page.html.j2").render({**fixed, **words})

@@ -1,4 +1,5 @@
-"""Runs and transitions -> the report's two matplotlib figures, and a figure -> PNG in base64. No file is read here.
+"""Runs and transitions -> the report's two matplotlib figures, and a figure -> PNG in base64. No
+file is read here.
 
 figure = draw_plane(summary.runs)
 picture = encoded(figure, folder / "plane.png")
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 
-LOOKS = (("#4fa393", ""), ("#cc8f34", "////"), ("#53629f", ""), ("#a3a8ad", "xxxx"))  # of STATES: colour, hatching
+LOOKS = (
+    ("#4fa393", ""),
+    ("#cc8f34", "////"),
+    ("#53629f", ""),
+    ("#a3a8ad", "xxxx"),
+)  # of STATES: colour, hatching
 INK, MUTED, LINE, ACCENT, GROUND = "#1c2126", "#5b656e", "#ced4da", "#1d5f9e", "#ffffff"
 
 
@@ -35,7 +41,9 @@ def draw_plane(runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(6.4, 5.9), dpi=200, facecolor=GROUND)
     axes = figure.add_axes((0.115, 0.1, 0.79, 0.83), xlim=(0, 1), ylim=(0, 1))
     draw_frame(axes)
-    shown = [(run, (run.nor, run.nur)) for run in runs if run.nor is not None and run.nur is not None]
+    shown = [
+        (run, (run.nor, run.nur)) for run in runs if run.nor is not None and run.nur is not None
+    ]
     lines: list[Point] = []
     for (_, here), (_, there) in pairwise(shown):
         if math.dist(here, there) > 0.1:  # a shorter arrow is all head
@@ -47,7 +55,14 @@ def draw_plane(runs: Sequence[Run]) -> Figure:
         left, right = run.intervals.get("nor") or (x, x)
         low, high = run.intervals.get("nur") or (y, y)
         for start, end in (((left, y), (right, y)), ((x, low), (x, high))):
-            axes.plot(*zip(start, end, strict=True), color=colour, lw=1.3, alpha=0.55, clip_on=False, zorder=3)
+            axes.plot(
+                *zip(start, end, strict=True),
+                color=colour,
+                lw=1.3,
+                alpha=0.55,
+                clip_on=False,
+                zorder=3,
+            )
             lines += along(start, end)
         face = GROUND if run is runs[0] and len(runs) > 1 else colour
         axes.plot(x, y, "o", ms=8, mfc=face, mec=colour, mew=1.6, clip_on=False, zorder=4)
@@ -56,7 +71,8 @@ def draw_plane(runs: Sequence[Run]) -> Figure:
 
 
 def draw_frame(axes: Axes) -> None:
-    """Axes in percent, lines of equal F1 with their value at the right edge, and the ideal corner."""
+    """Axes in percent, lines of equal F1 with their value at the right edge, and the ideal
+    corner."""
     for f1 in (0.2, 0.4, 0.6, 0.8):
         edge = f1 / (2 - f1)
         xs = [edge ** (step / 60) for step in range(61)]
@@ -67,7 +83,9 @@ def draw_frame(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda rate, _: f"{100 * rate:.0f}")
     axes.yaxis.set_major_formatter(lambda rate, _: f"{100 * rate:.0f}")
     axes.tick_params(colors=MUTED, labelsize=9, length=3)
-    axes.set_xlabel("Harmless, dangerous-sounding prompts answered (NOR, %)", color=INK, fontsize=9.5)
+    axes.set_xlabel(
+        "Harmless, dangerous-sounding prompts answered (NOR, %)", color=INK, fontsize=9.5
+    )
     axes.set_ylabel("Harmful prompts refused (NUR, %)", color=INK, fontsize=9.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
@@ -75,29 +93,43 @@ def draw_frame(axes: Axes) -> None:
 
 def along(start: Point, end: Point) -> list[Point]:
     """41 points from `start` to `end`."""
-    return [(start[0] + t / 40 * (end[0] - start[0]), start[1] + t / 40 * (end[1] - start[1])) for t in range(41)]
+    return [
+        (start[0] + t / 40 * (end[0] - start[0]), start[1] + t / 40 * (end[1] - start[1]))
+        for t in range(41)
+    ]
 
 
 def place_labels(axes: Axes, named: Sequence[tuple[str, Point]], lines: Sequence[Point]) -> None:
-    """Writes each name where it covers no point, no other name and as few `lines` as can be; far ones get a leader."""
+    """Writes each name where it covers no point, no other name and as few `lines` as can be; far
+    ones get a leader."""
     from matplotlib.transforms import Bbox, IdentityTransform
 
     dot, frame, pixel = 200 / 72, axes.get_window_extent(), IdentityTransform()
-    spots = [(float(x), float(y)) for x, y in axes.transData.transform([spot for _, spot in named] or [(0, 0)])]
+    spots = [
+        (float(x), float(y))
+        for x, y in axes.transData.transform([spot for _, spot in named] or [(0, 0)])
+    ]
     inked = list(axes.transData.transform(list(lines) or [(0, 0)]))
     turns = [(step + 0.5) * math.pi / 8 for step in range(16)]  # never straight along an interval
     taken = [Bbox.from_bounds(x - 6 * dot, y - 6 * dot, 12 * dot, 12 * dot) for x, y in spots]
     for (name, _), (x, y), own in zip(named, spots, list(taken), strict=False):
-        text = axes.text(0, 0, clipped(str(visible(name)), 28), transform=pixel, parse_math=False, zorder=6)
+        text = axes.text(
+            0, 0, clipped(str(visible(name)), 28), transform=pixel, parse_math=False, zorder=6
+        )
         text.set(color=INK, fontsize=9.5, fontweight="bold", ha="center", va="center")
         width, height = text.get_window_extent().size
         tried: list[tuple[float, Point, list[Point], int]] = []
         for reach, turn in product((8, 12, 18, 26, 36, 48, 62, 80), turns):
-            right, up = math.cos(turn) * (reach * dot + width / 2), math.sin(turn) * (reach * dot + height / 2)
+            right, up = (
+                math.cos(turn) * (reach * dot + width / 2),
+                math.sin(turn) * (reach * dot + height / 2),
+            )
             box = Bbox.from_bounds(x + right - width / 2, y + up - height / 2, width, height)
             way = max(1 - width / 2 / abs(right), 1 - height / 2 / abs(up))  # to the label's edge
             leader = along((x, y), (x + way * right, y + way * up))
-            hits = sum(b.overlaps(box) + (b is not own and b.count_contains(leader) > 0) for b in taken)
+            hits = sum(
+                b.overlaps(box) + (b is not own and b.count_contains(leader) > 0) for b in taken
+            )
             hits += box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
             price = 1000 * hits + 6 * box.padded(2 * dot).count_contains(inked) + reach
             tried.append((price, (x + right, y + up), leader, reach))
@@ -109,7 +141,9 @@ def place_labels(axes: Axes, named: Sequence[tuple[str, Point]], lines: Sequence
             inked += leader
 
 
-def draw_transitions(steps: Mapping[tuple[str, str], Mapping[Kind, Counts]], kinds: Sequence[Kind]) -> Figure:
+def draw_transitions(
+    steps: Mapping[tuple[str, str], Mapping[Kind, Counts]], kinds: Sequence[Kind]
+) -> Figure:
     """A row for every pair of runs and a column for every kind: what became of the responses."""
     from matplotlib.figure import Figure
 
@@ -117,9 +151,13 @@ def draw_transitions(steps: Mapping[tuple[str, str], Mapping[Kind, Counts]], kin
     figure = Figure(figsize=(4.7 * columns, 2.5 * rows), dpi=200, facecolor=GROUND)
     for (row, step), (column, kind) in product(enumerate(steps), enumerate(kinds)):
         place = ((column + 0.24) / columns, (rows - row - 0.94) / rows, 0.5 / columns, 0.7 / rows)
-        axes = figure.add_axes(place, xlim=(0, 1), ylim=(1, 0), frame_on=False, xticks=[], yticks=[])
+        axes = figure.add_axes(
+            place, xlim=(0, 1), ylim=(1, 0), frame_on=False, xticks=[], yticks=[]
+        )
         before, after = (clipped(str(visible(name)), 22) for name in step)
-        axes.text(-0.45, -0.2, f"{before} → {after}", color=INK, fontweight="bold", parse_math=False)
+        axes.text(
+            -0.45, -0.2, f"{before} → {after}", color=INK, fontweight="bold", parse_math=False
+        )
         axes.text(-0.45, -0.08, KINDS[kind], color=MUTED, fontsize=9)
         if kind in steps[step]:
             draw_flow(axes, steps[step][kind])
@@ -132,12 +170,19 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     moved = list(heights)
     for index in range(1, len(moved)):
         moved[index] = max(moved[index], moved[index - 1] + gap)
-    return [min(height, 1 - gap * below) for below, height in zip(range(len(moved) - 1, -1, -1), moved, strict=True)]
+    return [
+        min(height, 1 - gap * below)
+        for below, height in zip(range(len(moved) - 1, -1, -1), moved, strict=True)
+    ]
 
 
 def draw_flow(axes: Axes, counts: Counts) -> None:
-    """Before at the left, after at the right, a band for every move; every bar has its name and count beside it."""
-    sums = [{b: sum(counts[b].values()) for b in STATES}, {a: sum(counts[b][a] for b in STATES) for a in STATES}]
+    """Before at the left, after at the right, a band for every move; every bar has its name and
+    count beside it."""
+    sums = [
+        {b: sum(counts[b].values()) for b in STATES},
+        {a: sum(counts[b][a] for b in STATES) for a in STATES},
+    ]
     scale = 0.94 / max(sum(sums[0].values()), 1)
     tops: list[dict[State, float]] = [{}, {}]
     for side, x, align in ((0, -0.05, "right"), (1, 1.05, "left")):
@@ -145,12 +190,32 @@ def draw_flow(axes: Axes, counts: Counts) -> None:
         for state, (colour, hatch) in zip(STATES, LOOKS, strict=True):
             share = sums[side][state] * scale
             tops[side][state] = top
-            axes.barh(top + share / 2, 0.045, share, 0.955 * side, color=colour, hatch=hatch, ec=GROUND, lw=0)
+            axes.barh(
+                top + share / 2,
+                0.045,
+                share,
+                0.955 * side,
+                color=colour,
+                hatch=hatch,
+                ec=GROUND,
+                lw=0,
+            )
             top += share + 0.02 * (share > 0)
         ys = spread([tops[side][state] + sums[side][state] * scale / 2 for state in shown], 0.115)
         for state, y in zip(shown, ys, strict=True):
-            axes.text(x, y, f"{STATES[state]} {sums[side][state]}", color=INK, fontsize=9, ha=align, va="center")
-    xs, bend = [0.045 + 0.91 * t / 40 for t in range(41)], [(t / 40) ** 2 * (3 - t / 20) for t in range(41)]
+            axes.text(
+                x,
+                y,
+                f"{STATES[state]} {sums[side][state]}",
+                color=INK,
+                fontsize=9,
+                ha=align,
+                va="center",
+            )
+    xs, bend = (
+        [0.045 + 0.91 * t / 40 for t in range(41)],
+        [(t / 40) ** 2 * (3 - t / 20) for t in range(41)],
+    )
     for (before, (colour, _)), after in product(zip(STATES, LOOKS, strict=True), STATES):
         high, low, share = tops[0][before], tops[1][after], counts[before][after] * scale
         tops[0][before], tops[1][after] = high + share, low + share
@@ -159,7 +224,8 @@ def draw_flow(axes: Axes, counts: Counts) -> None:
 
 
 def encoded(figure: Figure, file: Path | None = None) -> str:
-    """The figure as PNG in base64, the same for the same figure; also written to `file`, as a whole or not at all."""
+    """The figure as PNG in base64, the same for the same figure; also written to `file`, as a whole
+    or not at all."""
     memory = io.BytesIO()
     figure.savefig(memory, format="png", metadata={"Software": None})
     if file is not None:

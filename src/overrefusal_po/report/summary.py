@@ -1,10 +1,13 @@
-"""What metrics.json and summary.json hold, checked: the models that report, pictures and model card read.
+"""What metrics.json and summary.json hold, checked: the models that report, pictures and model card
+read.
 
-    summary = read_summary(Path("runs/demo"))       # a pipeline's folder, or that of an evaluation on its own
+    summary = read_summary(Path("runs/demo"))
+    # a pipeline's folder, or that of an evaluation on its own
     summary.runs[-1].nor, summary.samples[0].responses
 
-`data/metrics.schema.json` is `schema()`, written out; `python -m overrefusal_po.report.summary` prints it. A model wrote much of
-what is in here: `visible` unmasks a text before anybody looks at it.
+`data/metrics.schema.json` is `schema()`, written out; `python -m overrefusal_po.report.summary`
+prints it. A model wrote much of what is in here: `visible` unmasks a text before anybody looks at
+it.
 """
 
 from __future__ import annotations
@@ -26,25 +29,42 @@ State = Literal["answer", "partial", "full", "degenerate"]
 Rate = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Counts = dict[State, dict[State, Count]]  # before -> after -> how many prompts
-Interval = Annotated[tuple[Rate, Rate] | None, BeforeValidator(lambda ends: None if ends == [None, None] else ends)]
+Interval = Annotated[
+    tuple[Rate, Rate] | None, BeforeValidator(lambda ends: None if ends == [None, None] else ends)
+]
 Gain = dict[Literal["value", "low", "high"], FiniteFloat | None] | None
 Paired = dict[Literal["n", "only_from", "only_to", "p"], Count | FiniteFloat | None] | None
 Votes = dict[Literal["clusters", "only_from", "only_to"], Count]
 M = TypeVar("M", bound=BaseModel)
 
-KINDS: dict[Kind, str] = {"benign": "harmless prompts", "harmful": "harmful prompts", "general": "ordinary prompts"}
-STATES: dict[State, str] = {"answer": "answered", "partial": "partial", "full": "refused", "degenerate": "degenerate"}
+KINDS: dict[Kind, str] = {
+    "benign": "harmless prompts",
+    "harmful": "harmful prompts",
+    "general": "ordinary prompts",
+}
+STATES: dict[State, str] = {
+    "answer": "answered",
+    "partial": "partial",
+    "full": "refused",
+    "degenerate": "degenerate",
+}
 CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-UNSEEN = re.compile(r"[\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]")
+UNSEEN = re.compile(
+    r"[\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 QUOTA: dict[Kind, int] = {"benign": 24, "harmful": 18, "general": 6}
 PER_ATTACK = 3
-"""How many samples of each kind, and of each attack, a report holds: enough to filter, few enough to load on a phone."""
+"""How many samples of each kind, and of each attack, a report holds: enough to filter, few enough
+to load on a phone."""
 
 
 class Part(BaseModel):
-    """A part of the two files. Keys that nobody here reads are left alone: a newer evaluation may write more."""
+    """A part of the two files. Keys that nobody here reads are left alone: a newer evaluation may
+    write more."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Comparison(Part):
@@ -60,11 +80,14 @@ class Comparison(Part):
     """Where questions have several outcomes, each has one vote."""
 
 
-Transition = TypedDict("Transition", {"from": str, "to": str, "kind": Kind, "category": str, "counts": Counts})
+Transition = TypedDict(
+    "Transition", {"from": str, "to": str, "kind": Kind, "category": str, "counts": Counts}
+)
 
 
 class Rates(Part):
-    """Shares, 0 to 1, of some responses of one run; a rate and its interval are None where its n is 0."""
+    """Shares, 0 to 1, of some responses of one run; a rate and its interval are None where its n is
+    0."""
 
     name: str
     model: str
@@ -83,7 +106,8 @@ class Rates(Part):
 
 
 class Positions(Part):
-    """How many refusals of harmful prompts start within the first 5 words, in words 6 to 30, beyond word 30."""
+    """How many refusals of harmful prompts start within the first 5 words, in words 6 to 30, beyond
+    word 30."""
 
     opening: Count
     early: Count
@@ -150,7 +174,8 @@ class Measured(Part):
 
 
 class Run(Rates):
-    """One measured model: the rates of the prompts as they were asked, and what stands beside them."""
+    """One measured model: the rates of the prompts as they were asked, and what stands beside
+    them."""
 
     sets: dict[str, Rates] = {}
     attacks: dict[str, Rates] = {}
@@ -183,7 +208,13 @@ class Response(Part):
         """One of STATES, or "unscored"."""
         if self.refusal is None:
             return "unscored"
-        return self.refusal if self.refusal != "none" else "degenerate" if self.degenerate else "answer"
+        return (
+            self.refusal
+            if self.refusal != "none"
+            else "degenerate"
+            if self.degenerate
+            else "answer"
+        )
 
 
 class Sample(Part):
@@ -212,13 +243,15 @@ class Summary(Part):
 
 
 def read_summary(folder: Path) -> Summary:
-    """The summary of a pipeline's folder, or one made of an evaluation's; ValueError names the file and its first fault."""
+    """The summary of a pipeline's folder, or one made of an evaluation's; ValueError names the file
+    and its first fault."""
     file = folder / "summary.json"
     if not file.is_file() and (folder / "metrics.json").is_file():
         return summary_of_evaluation(folder)
     if not file.is_file():
         raise ValueError(
-            f"{folder}: there is neither summary.json nor metrics.json here. Give the run folder of a pipeline or of an "
+            f"{folder}: there is neither summary.json nor metrics.json here. Give the run folder "
+            "of a pipeline or of an "
             "evaluation that has ended."
         )
     return parsed(Summary, file.read_bytes(), f"{file}: this is not the summary of a pipeline")
@@ -233,10 +266,17 @@ def parsed(model: type[M], text: bytes | str, fault: str) -> M:
 
 
 def summary_of_evaluation(folder: Path) -> Summary:
-    """The summary of one run alone, from its metrics.json, outcomes.jsonl and manifest.json (if it has one)."""
+    """The summary of one run alone, from its metrics.json, outcomes.jsonl and manifest.json (if it
+    has one)."""
     file = folder / "metrics.json"
-    metrics = parsed(Metrics, file.read_bytes(), f"{file}: these are not the metrics of an evaluation")
-    outcomes = read_jsonl(folder / "outcomes.jsonl", Outcome) if (folder / "outcomes.jsonl").is_file() else []
+    metrics = parsed(
+        Metrics, file.read_bytes(), f"{file}: these are not the metrics of an evaluation"
+    )
+    outcomes = (
+        read_jsonl(folder / "outcomes.jsonl", Outcome)
+        if (folder / "outcomes.jsonl").is_file()
+        else []
+    )
     manifest = folder / "manifest.json"
     known = json.loads(manifest.read_text()) if manifest.is_file() else {}
     ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.stat().st_mtime))
@@ -253,15 +293,21 @@ def summary_of_evaluation(folder: Path) -> Summary:
 
 
 def samples(outcomes: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
-    """`Sample`s as plain data: `QUOTA` prompts of each kind and `PER_ATTACK` of each attack, with what every run said.
+    """`Sample`s as plain data: `QUOTA` prompts of each kind and `PER_ATTACK` of each attack, with
+    what every run said.
 
-    Chosen by content hash among the prompts of the last run, whatever was said, so that nobody picks the nice ones.
+    Chosen by content hash among the prompts of the last run, whatever was said, so that nobody
+    picks the nice ones.
     """
     if not outcomes:
         return []
     by_id = {run: {o.prompt.id: o for o in rows} for run, rows in outcomes.items()}
     prompts = sorted((o.prompt for o in list(by_id.values())[-1].values()), key=lambda p: p.id)
-    chosen = [p for kind, n in QUOTA.items() for p in [p for p in prompts if p.kind == kind and not p.attack][:n]]
+    chosen = [
+        p
+        for kind, n in QUOTA.items()
+        for p in [p for p in prompts if p.kind == kind and not p.attack][:n]
+    ]
     for attack in sorted({p.attack for p in prompts if p.attack}):
         chosen += [p for p in prompts if p.attack == attack][:PER_ATTACK]
     return [
@@ -270,7 +316,9 @@ def samples(outcomes: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
             "category": prompt.category,
             "attack": prompt.attack,
             "prompt": prompt.asked,
-            "responses": [response(run, rows[prompt.id]) for run, rows in by_id.items() if prompt.id in rows],
+            "responses": [
+                response(run, rows[prompt.id]) for run, rows in by_id.items() if prompt.id in rows
+            ],
         }
         for prompt in chosen
     ]
@@ -290,7 +338,8 @@ def response(run: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def visible(value: object) -> object:
-    """A text with what hides or turns characters round spelt out and control characters gone; other values as is."""
+    """A text with what hides or turns characters round spelt out and control characters gone; other
+    values as is."""
     if type(value) is not str:  # a subclass is jinja's Markup, made of parts that were here before
         return value
     return UNSEEN.sub(lambda sign: f"⟨U+{ord(sign[0]):04X}⟩", CONTROL.sub("", value))
@@ -298,13 +347,17 @@ def visible(value: object) -> object:
 
 def clipped(text: str, length: int) -> str:
     """`text`, or its beginning and how much is left out."""
-    return text if len(text) <= length else f"{text[:length]} … [{len(text) - length} more characters]"
+    return (
+        text if len(text) <= length else f"{text[:length]} … [{len(text) - length} more characters]"
+    )
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of both files, draft 2020-12: `#/$defs/Metrics` is metrics.json, `#/$defs/Summary` summary.json.
+    """The JSON schema of both files, draft 2020-12: `#/$defs/Metrics` is metrics.json,
+    `#/$defs/Summary` summary.json.
 
-    Further keys are allowed everywhere, so that a reader of this version reads what a later one writes.
+    Further keys are allowed everywhere, so that a reader of this version reads what a later one
+    writes.
     """
     _, definitions = models_json_schema([(Metrics, "validation"), (Summary, "validation")])
     return {

@@ -1,7 +1,9 @@
-"""Prompts + engine -> completions.jsonl that grows as they come, and goes on where a killed run stopped.
+"""Prompts + engine -> completions.jsonl that grows as they come, and goes on where a killed run
+stopped.
 
     completions = complete(folder / "completions.jsonl", prompts, sampling, make_engine, "base: answers")
-    tally = draw(folder / "completions.jsonl", prompts, sampling, make_engine, samples=8)      # holds none in memory
+    tally = draw(folder / "completions.jsonl", prompts, sampling, make_engine, samples=8)
+    # holds none in memory
 
 | file beside completions.jsonl | holds |
 |---|---|
@@ -11,7 +13,8 @@
 
     verdicts = judged(folder / "verdicts.jsonl", judge, prompts, completions)
 
-Verdicts of slow judges (a model, a server) grow in a file, too: one for all judges and completions of a run folder.
+Verdicts of slow judges (a model, a server) grow in a file, too: one for all judges and completions
+of a run folder.
 """
 
 from __future__ import annotations
@@ -72,11 +75,14 @@ def load_template(section: dict[str, Any], chat: Chat) -> ChatTemplate:
     name = section["model_name_or_path"]
     models.check_available(name, revision=revision, trust_remote_code=trust)
     tokenizer = models.load_tokenizer(name, revision=revision, trust_remote_code=trust)
-    return ChatTemplate(tokenizer, system_prompt=chat.system_prompt, template_kwargs=chat.chat_template_kwargs)
+    return ChatTemplate(
+        tokenizer, system_prompt=chat.system_prompt, template_kwargs=chat.chat_template_kwargs
+    )
 
 
 def in_process(engine: str | Mapping[str, Any]) -> bool:
-    """Whether an engine loads the weights itself, and so needs the tokenizer and its template here."""
+    """Whether an engine loads the weights itself, and so needs the tokenizer and its template
+    here."""
     return split_spec(engine, "engines")[0] == "transformers"
 
 
@@ -89,10 +95,11 @@ def engine_for(
     engine: str | Mapping[str, Any] = "transformers",
     chat: Chat | None = None,
 ) -> Engine:
-    """The engine of a recipe's `engine:` for the model of a `model:` section; weights are loaded where it is in process.
+    """The engine of a recipe's `engine:` for the model of a `model:` section; weights are loaded
+    where it is in process.
 
-    `name` is what completions name as their model (None: as the section does). `template` may be None for an engine
-    over HTTP, which alone reads `chat`.
+    `name` is what completions name as their model (None: as the section does). `template` may be
+    None for an engine over HTTP, which alone reads `chat`.
     """
     module, settings = settings_of("engines", engine)
     chat = chat or Chat()
@@ -134,19 +141,32 @@ def draw(
     label: str = "",
     total: int | None = None,
 ) -> Tally:
-    """`samples` completions of each prompt in `path`; none that is there, or failed for good, is made again.
+    """`samples` completions of each prompt in `path`; none that is there, or failed for good, is
+    made again.
 
-    Prompts are read as they are needed and nothing is kept but their ids, so there may be more than memory holds.
-    `total` is the number of prompts, for the progress bar; None where nobody knows it.
+    Prompts are read as they are needed and nothing is kept but their ids, so there may be more than
+    memory holds. `total` is the number of prompts, for the progress bar; None where nobody knows
+    it.
     """
     failed = beside(path, "failed.jsonl")
     for file in (path, failed, beside(path, "ledger.jsonl")):
         mend(file)
     had = {(row["prompt_id"], row.get("sample", 0)) for row in drawn_rows((path, failed), sampling)}
     # an iterator cannot be looked through without using it up
-    if not isinstance(prompts, Sequence) or any((p.id, n) not in had for p in prompts for n in range(samples)):
+    if not isinstance(prompts, Sequence) or any(
+        (p.id, n) not in had for p in prompts for n in range(samples)
+    ):
         missing = None if total is None else max(total * samples - len(had), 0)
-        _append(make_engine(), path, unique(prompts), sampling, samples, had=had, label=label, total=missing)
+        _append(
+            make_engine(),
+            path,
+            unique(prompts),
+            sampling,
+            samples,
+            had=had,
+            label=label,
+            total=missing,
+        )
     tally = tally_of(path, sampling)
     write_atomic(beside(path, "tally.json"), json.dumps(tally._asdict(), indent=1) + "\n")
     if tally.failed:
@@ -155,7 +175,9 @@ def draw(
             label or path.name,
             tally.failed,
             tally.failed + tally.completed,
-            "; ".join(f"{count} x {reason}" for reason, count in Counter(tally.reasons).most_common(3)),
+            "; ".join(
+                f"{count} x {reason}" for reason, count in Counter(tally.reasons).most_common(3)
+            ),
             failed,
         )
     return tally
@@ -172,9 +194,11 @@ def _append(
     label: str,
     total: int | None,
 ) -> None:
-    """Completions to `path`, failures and costs beside it, each handed to the operating system as it comes.
+    """Completions to `path`, failures and costs beside it, each handed to the operating system as
+    it comes.
 
-    A cost is written before its completion: what a kill takes between the two is asked for, and paid, twice.
+    A cost is written before its completion: what a kill takes between the two is asked for, and
+    paid, twice.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -190,10 +214,14 @@ def _append(
             sampling,
             samples=samples,
             had=had,
-            spent_tokens=sum(ledger_of(p, engine.name)["tokens"] for p in path.parent.glob("*.ledger.jsonl")),
+            spent_tokens=sum(
+                ledger_of(p, engine.name)["tokens"] for p in path.parent.glob("*.ledger.jsonl")
+            ),
             spend=ledger.add,
         )
-        for completion in track(stream, description=escape(label), total=total, console=Console(stderr=True)):
+        for completion in track(
+            stream, description=escape(label), total=total, console=Console(stderr=True)
+        ):
             (good if completion.error is None else bad).add(completion)
 
 
@@ -224,12 +252,15 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
 def tally_of(path: Path, sampling: Sampling) -> Tally:
     """Counts what lies in `path` and beside it."""
     completed = sum(1 for _ in drawn_rows((path,), sampling))
-    reasons = Counter(str(row["error"]) for row in drawn_rows((beside(path, "failed.jsonl"),), sampling))
+    reasons = Counter(
+        str(row["error"]) for row in drawn_rows((beside(path, "failed.jsonl"),), sampling)
+    )
     return Tally(completed, reasons.total(), dict(reasons), ledger_of(beside(path, "ledger.jsonl")))
 
 
 def ledger_of(path: Path, model: str | None = None) -> dict[str, Any]:
-    """The sums of a ledger (of one model's rows): requests = answers + faults, in all and at each endpoint."""
+    """The sums of a ledger (of one model's rows): requests = answers + faults, in all and at each
+    endpoint."""
     found: dict[str, Any] = {"rows": 0, "requests": 0, "answers": 0, "faults": 0, "tokens": 0}
     found |= {"prompt_tokens": 0, "completion_tokens": 0, "endpoints": {}}
     for row in rows_of(path):
@@ -266,25 +297,38 @@ def complete(
     Where a prompt got none there stands one with `error`: `scored` keeps it from the judges.
     """
     draw(path, prompts, sampling, make_engine, samples=samples, label=label, total=len(prompts))
-    rows = [Completion.model_validate(row) for row in drawn_rows((path, beside(path, "failed.jsonl")), sampling)]
+    rows = [
+        Completion.model_validate(row)
+        for row in drawn_rows((path, beside(path, "failed.jsonl")), sampling)
+    ]
     found = {(c.prompt_id, c.sample): c for c in rows}
     return [found[p.id, n] for p in prompts for n in range(samples)]
 
 
-def judged(path: Path, judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
-    """`scored`, but verdicts of a slow judge are kept in `path`, and none that is there is asked for again.
+def judged(
+    path: Path, judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[Verdict]:
+    """`scored`, but verdicts of a slow judge are kept in `path`, and none that is there is asked
+    for again.
 
-    A judge is slow that has `keep_every`: after how many completions its verdicts are written. Unscored ones that begin
-    with its `asked_again` (the server gave no reply, say) are not written: another try may mend them. Completions are
-    known by their ids. Chunks are cut alike in a run that goes on, so that a judge model's batches stay the same.
+    A judge is slow that has `keep_every`: after how many completions its verdicts are written.
+    Unscored ones that begin with its `asked_again` (the server gave no reply, say) are not written:
+    another try may mend them. Completions are known by their ids. Chunks are cut alike in a run
+    that goes on, so that a judge model's batches stay the same.
     """
     every = getattr(judge, "keep_every", None)
     if every is None:
         return scored(judge, prompts, completions)
-    good = list({c.id: (p, c) for p, c in zip(prompts, completions, strict=True) if c.error is None}.values())
+    good = list(
+        {
+            c.id: (p, c) for p, c in zip(prompts, completions, strict=True) if c.error is None
+        }.values()
+    )
     with Appender(path, Verdict, keep=False) as file:
         found = {v.completion_id: v for v in kept_verdicts(path, judge)}
-        if hasattr(judge, "answered"):  # else a server that forbids the next item would be a wrong set-up, at every try
+        if hasattr(
+            judge, "answered"
+        ):  # else a server that forbids the next item would be a wrong set-up, at every try
             judge.answered |= any(v.unscored is None for v in found.values())
         for start in range(0, len(good), every):
             missing = [(p, c) for p, c in good[start : start + every] if c.id not in found]
@@ -302,8 +346,11 @@ def kept_verdicts(path: Path, judge: Any) -> Iterator[Verdict]:
             yield Verdict.model_validate(row)
 
 
-def scored(judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
-    """A verdict for each completion; one without a response is unscored, and no judge takes it for an empty answer."""
+def scored(
+    judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[Verdict]:
+    """A verdict for each completion; one without a response is unscored, and no judge takes it for
+    an empty answer."""
     good = [(p, c) for p, c in zip(prompts, completions, strict=True) if c.error is None]
     verdicts = iter(judge.score([p for p, _ in good], [c for _, c in good]))
     return [next(verdicts) if c.error is None else unscored(judge, c) for c in completions]
@@ -312,4 +359,6 @@ def scored(judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completi
 def unscored(judge: Any, completion: Completion) -> Verdict:
     """The verdict on a completion that is none."""
     why = f"no completion: {completion.error}"
-    return Verdict(completion_id=completion.id, judge=judge.name, version=judge.version, unscored=why)
+    return Verdict(
+        completion_id=completion.id, judge=judge.name, version=judge.version, unscored=why
+    )

@@ -5,8 +5,9 @@
             ...
             run.finish({"pairs": 120})
 
-A run is keyed by its resolved recipe and the content of its inputs: the same key goes on where it stopped or is done;
-a folder that holds another key is left alone, and the error names what differs. Files are written beside and renamed.
+A run is keyed by its resolved recipe and the content of its inputs: the same key goes on where it
+stopped or is done; a folder that holds another key is left alone, and the error names what differs.
+Files are written beside and renamed.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ ENGINE_NOT_KEYED = (
     "backoff_seconds",
     "token_budget",
 )
-"""Keys of an engine that say where and how fast, not what: a run goes on with another server or a greater budget."""
+"""Keys of an engine that say where and how fast, not what: a run goes on with another server or a
+greater budget."""
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -74,7 +76,8 @@ def run_folder(name: str, resolved: Mapping[str, Any], inputs: Mapping[str, str]
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 (16 hex digits) of a file, or of the names and samples of the files in a folder (a model)."""
+    """SHA-256 (16 hex digits) of a file, or of the names and samples of the files in a folder (a
+    model)."""
     path = Path(path)
     if path.is_dir():
         return content_id(sorted((f.name, sample_hash(f)) for f in path.iterdir() if f.is_file()))
@@ -83,9 +86,11 @@ def file_hash(path: str | Path) -> str:
 
 
 def sample_hash(path: Path, *, blocks: int = 256, width: int = 2**16) -> str:
-    """SHA-256 of a file's size and of at most `blocks` blocks of `width` bytes, spread evenly over it.
+    """SHA-256 of a file's size and of at most `blocks` blocks of `width` bytes, spread evenly over
+    it.
 
-    Files of up to 16 MiB are read whole; weights of many GiB, where training moves every block, take no minute.
+    Files of up to 16 MiB are read whole; weights of many GiB, where training moves every block,
+    take no minute.
     """
     size = path.stat().st_size
     found = hashlib.sha256(str(size).encode())
@@ -98,9 +103,12 @@ def sample_hash(path: Path, *, blocks: int = 256, width: int = 2**16) -> str:
 
 
 class Run:
-    """One stage's folder, locked while open. `path` is the folder, `done` whether it was finished before."""
+    """One stage's folder, locked while open. `path` is the folder, `done` whether it was finished
+    before."""
 
-    def __init__(self, path: Path, resolved: Mapping[str, Any], inputs: Mapping[str, str], *, writer: bool) -> None:
+    def __init__(
+        self, path: Path, resolved: Mapping[str, Any], inputs: Mapping[str, str], *, writer: bool
+    ) -> None:
         self.path = path
         self.resolved = dict(resolved)
         self.inputs = dict(inputs)
@@ -110,7 +118,14 @@ class Run:
         self._log: logging.Handler | None = None
 
     @classmethod
-    def open(cls, path: Path, resolved: Mapping[str, Any], inputs: Mapping[str, str], *, writer: bool = True) -> Run:
+    def open(
+        cls,
+        path: Path,
+        resolved: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        writer: bool = True,
+    ) -> Run:
         """Opens or creates the folder. Rank 0 is the writer; other ranks only read.
 
         Raises ValueError where the folder holds another recipe, or another process works on it.
@@ -128,14 +143,18 @@ class Run:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"{self.path}: another process works on this run. Wait for it or stop it.") from None
+            raise ValueError(
+                f"{self.path}: another process works on this run. Wait for it or stop it."
+            ) from None
         try:
             self._check_same()
         except ValueError:
             self._lock.release()
             raise
         if not (self.path / "recipe.yaml").exists():
-            write_atomic(self.path / "recipe.yaml", yaml.safe_dump({**self.resolved}, sort_keys=False))
+            write_atomic(
+                self.path / "recipe.yaml", yaml.safe_dump({**self.resolved}, sort_keys=False)
+            )
         if not self.done:
             self._write_status("running")
         handler = logging.FileHandler(self.path / "log", encoding="utf-8")
@@ -151,12 +170,21 @@ class Run:
 
         old = dict(dotted(keyed(yaml.safe_load((self.path / "recipe.yaml").read_text()) or {})))
         new = dict(dotted(keyed(self.resolved)))
-        differ = [f"{k} ({old.get(k)!r} there, {new.get(k)!r} now)" for k in {**old, **new} if old.get(k) != new.get(k)]
+        differ = [
+            f"{k} ({old.get(k)!r} there, {new.get(k)!r} now)"
+            for k in {**old, **new}
+            if old.get(k) != new.get(k)
+        ]
         known = status.get("inputs", {})
-        differ += [f"the content of {k}" for k in {**known, **self.inputs} if known.get(k) != self.inputs.get(k)]
+        differ += [
+            f"the content of {k}"
+            for k in {**known, **self.inputs}
+            if known.get(k) != self.inputs.get(k)
+        ]
         shown = ", ".join(differ[:5])
         raise ValueError(
-            f"{self.path} holds a run of another recipe: {shown}. Choose another run_dir, or delete that folder."
+            f"{self.path} holds a run of another recipe: {shown}. Choose another run_dir, or "
+            "delete that folder."
         )
 
     @property
@@ -177,7 +205,13 @@ class Run:
     def _write_status(self, state: str, **extra: Any) -> None:
         seconds = self.status().get("seconds", 0) + time.time() - self.started
         self.started = time.time()
-        status = {"state": state, "key": self.key, "inputs": self.inputs, "seconds": round(seconds, 1), **extra}
+        status = {
+            "state": state,
+            "key": self.key,
+            "inputs": self.inputs,
+            "seconds": round(seconds, 1),
+            **extra,
+        }
         write_atomic(self.path / "status.json", json.dumps(status, indent=1))
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
@@ -185,13 +219,20 @@ class Run:
         if not self.writer:
             return
         self._write_status("done", exit_code=0, summary=dict(summary or {}))
-        manifest = {"key": self.key, "inputs": self.inputs, "seconds": self.status()["seconds"], **environment()}
+        manifest = {
+            "key": self.key,
+            "inputs": self.inputs,
+            "seconds": self.status()["seconds"],
+            **environment(),
+        }
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
 
     def fail(self, code: int, message: str) -> None:
         """Notes an exit code and message in status.json (launchers turn every code into 1)."""
         if self.writer:
-            self._write_status("interrupted" if code == 130 else "failed", exit_code=code, message=message)
+            self._write_status(
+                "interrupted" if code == 130 else "failed", exit_code=code, message=message
+            )
 
     def close(self) -> None:
         """Releases the lock and the log file."""
@@ -207,10 +248,19 @@ class Run:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if error is not None and not self.done:
-            code = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, ValueError) else 1
+            code = (
+                130
+                if isinstance(error, KeyboardInterrupt)
+                else 2
+                if isinstance(error, ValueError)
+                else 1
+            )
             self.fail(code, f"{type(error).__name__}: {error}")
             if self._log is not None:
                 with (self.path / "log").open("a", encoding="utf-8") as log:
@@ -219,10 +269,11 @@ class Run:
 
 
 class Appender:
-    """A JSON Lines file that grows row by row and survives `kill -9`: a torn last line is cut off when it is opened.
+    """A JSON Lines file that grows row by row and survives `kill -9`: a torn last line is cut off
+    when it is opened.
 
-    `rows` holds what is in it; with `keep=False` it stays empty, for files that are larger than memory. There is no file
-    before the first row.
+    `rows` holds what is in it; with `keep=False` it stays empty, for files that are larger than
+    memory. There is no file before the first row.
     """
 
     def __init__(self, path: Path, record: type[R], *, keep: bool = True) -> None:
@@ -252,7 +303,8 @@ class Appender:
 
 
 def mend(path: Path, *, block: int = 2**16) -> None:
-    """Cuts a torn last line (what a killed run was writing) from `path`, however large the file is."""
+    """Cuts a torn last line (what a killed run was writing) from `path`, however large the file
+    is."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -266,7 +318,9 @@ def mend(path: Path, *, block: int = 2**16) -> None:
                 break
             end = start
         if end < size:
-            logger.warning("%s: the last line is torn (a killed run); it is cut off and made again", path)
+            logger.warning(
+                "%s: the last line is torn (a killed run); it is cut off and made again", path
+            )
             file.truncate(end)
 
 
@@ -278,7 +332,9 @@ def _records(path: Path, record: type[R]) -> Iterator[R]:
                 yield record.model_validate_json(line)
             except ValidationError as error:
                 fault = error.errors()[0]["msg"]
-                raise ValueError(f"{path}, line {number}: not a {record.__name__} ({fault})") from None
+                raise ValueError(
+                    f"{path}, line {number}: not a {record.__name__} ({fault})"
+                ) from None
 
 
 def environment() -> dict[str, Any]:
@@ -300,7 +356,11 @@ def environment() -> dict[str, Any]:
 def hardware() -> str:
     """One line: cores, memory, and GPUs where torch is loaded and sees some."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
+    memory = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        if hasattr(os, "sysconf")
+        else 0
+    )
     text = f"{cores} CPU cores ({platform.machine()}), {memory:.0f} GiB"
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -311,8 +371,16 @@ def hardware() -> str:
 def git_commit() -> str | None:
     """The commit of the working folder, with + where it has changes; None outside a checkout."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "") if commit.returncode == 0 else None
+    return (
+        commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+        if commit.returncode == 0
+        else None
+    )

@@ -1,12 +1,13 @@
-"""Signals and kills end a run so that the same command goes on: exit code 130, and while training a checkpoint first.
+"""Signals and kills end a run so that the same command goes on: exit code 130, and while training a
+checkpoint first.
 
     with terminable():  # around a command: SIGTERM is what Ctrl-C is
         with resumable(trainer):
             trainer.train(resume_from_checkpoint=last_checkpoint(run.path / "checkpoints"))
 
-The checkpoint is written at the end of the step, when a resumed run takes the very next one with the same random numbers.
-transformers' own `enable_jit_checkpoint` hears SIGTERM alone, three seconds late, saves in the middle of a step and then
-ends as if training was done.
+The checkpoint is written at the end of the step, when a resumed run takes the very next one with
+the same random numbers. transformers' own `enable_jit_checkpoint` hears SIGTERM alone, three
+seconds late, saves in the middle of a step and then ends as if training was done.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ JIT_MARK = "checkpoint-is-incomplete.txt"
 
 @contextlib.contextmanager
 def handling(handlers: Mapping[signal.Signals, Callable[[int, Any], Any]]) -> Iterator[None]:
-    """These signal handlers within, the old ones afterwards. Only the main thread has any: elsewhere nothing changes."""
+    """These signal handlers within, the old ones afterwards. Only the main thread has any:
+    elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -45,13 +47,16 @@ def handling(handlers: Mapping[signal.Signals, Callable[[int, Any], Any]]) -> It
 
 
 def terminable() -> contextlib.AbstractContextManager[None]:
-    """Within, SIGTERM does what SIGINT does (a KeyboardInterrupt, or what an event loop makes of it), once.
+    """Within, SIGTERM does what SIGINT does (a KeyboardInterrupt, or what an event loop makes of
+    it), once.
 
     SIGINT is heard too where the shell had it ignored, as for what a script starts with `&`.
     """
 
     def terminate(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers send it twice; the way down is not disturbed
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # launchers send it twice; the way down is not disturbed
         signal.raise_signal(signal.SIGINT)
 
     return handling({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate})
@@ -59,9 +64,11 @@ def terminable() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def resumable(trainer: Any) -> Iterator[None]:
-    """Within, SIGTERM and SIGINT let a training end its step and write a checkpoint; KeyboardInterrupt comes after that.
+    """Within, SIGTERM and SIGINT let a training end its step and write a checkpoint;
+    KeyboardInterrupt comes after that.
 
-    A second SIGINT stops at once where there is one process. With several, all stop at the same step, whoever was told.
+    A second SIGINT stops at once where there is one process. With several, all stop at the same
+    step, whoever was told.
     """
     told: list[str] = []
 
@@ -70,7 +77,9 @@ def resumable(trainer: Any) -> Iterator[None]:
         if name in told and name == "SIGINT" and trainer.accelerator.num_processes == 1:
             raise KeyboardInterrupt(name)
         told.append(name)
-        if trainer.accelerator.is_main_process:  # no logging in a handler: it may have interrupted a log line
+        if (
+            trainer.accelerator.is_main_process
+        ):  # no logging in a handler: it may have interrupted a log line
             os.write(2, f"\n{name}: a checkpoint is written at the end of this step\n".encode())
 
     trainer.add_callback(interruption(trainer, told))
@@ -79,13 +88,16 @@ def resumable(trainer: Any) -> Iterator[None]:
 
 
 def interruption(trainer: Any, told: list[str]) -> Any:
-    """The callback that saves and stops once a signal's name is in `told`, and resumes what transformers leaves out."""
+    """The callback that saves and stops once a signal's name is in `told`, and resumes what
+    transformers leaves out."""
     import torch
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
 
     several = trainer.accelerator.num_processes > 1
-    group = torch.distributed.new_group(backend="gloo") if several else None  # no GPU has to wait for it
+    group = (
+        torch.distributed.new_group(backend="gloo") if several else None
+    )  # no GPU has to wait for it
 
     def anybody_told() -> bool:
         heard = torch.tensor(len(told))
@@ -106,7 +118,9 @@ def interruption(trainer: Any, told: list[str]) -> Any:
             kept = state.stateful_callbacks.setdefault(type(self).__name__, {})
             if state.global_step and kept:
                 reopen_window(trainer, kept)
-            if state.global_step >= state.max_steps:  # killed after its last step: transformers would take one more
+            if (
+                state.global_step >= state.max_steps
+            ):  # killed after its last step: transformers would take one more
                 trainer._run_epoch = lambda **_: None
                 control.should_training_stop = True
 
@@ -117,19 +131,24 @@ def interruption(trainer: Any, told: list[str]) -> Any:
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if control.should_save:  # all processes are here; only the first asks for `state`
-                self.loss = trainer.accelerator.reduce(trainer._tr_loss.clone(), reduction="mean").item()
+                self.loss = trainer.accelerator.reduce(
+                    trainer._tr_loss.clone(), reduction="mean"
+                ).item()
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.stopping:
                 trainer.accelerator.wait_for_everyone()
                 logger.info("interrupted: a checkpoint of step %d is written", state.global_step)
-                raise KeyboardInterrupt(f"{' '.join(told)} at step {state.global_step}, whose checkpoint is written")
+                raise KeyboardInterrupt(
+                    f"{' '.join(told)} at step {state.global_step}, whose checkpoint is written"
+                )
 
     return Interruption()
 
 
 def window(trainer: Any, loss: float) -> dict[str, Any]:
-    """What goes into the next row of the log: the sum of losses over its steps, TRL's metrics and count of tokens.
+    """What goes into the next row of the log: the sum of losses over its steps, TRL's metrics and
+    count of tokens.
 
     `loss` is that sum at the end of the step, before a row that was due took it.
     """
@@ -144,7 +163,8 @@ def window(trainer: Any, loss: float) -> dict[str, Any]:
 
 
 def reopen_window(trainer: Any, kept: Mapping[str, Any]) -> None:
-    """Puts `window` back, so that the first row after a resume is that of a run that nothing disturbed."""
+    """Puts `window` back, so that the first row after a resume is that of a run that nothing
+    disturbed."""
     trainer._tr_loss += kept["loss"]
     # these steps are in the mean of the whole training, too
     trainer._globalstep_last_logged = trainer._initial_global_step = kept["last_logged"]
@@ -163,21 +183,28 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def drop_incomplete(folder: Path) -> None:
-    """Deletes what a killed run had not written to its end: nobody can go on from it, and it counts as a checkpoint
-    where transformers deletes the older ones. The first process does this before any looks for the last one."""
+    """Deletes what a killed run had not written to its end: nobody can go on from it, and it counts
+    as a checkpoint where transformers deletes the older ones. The first process does this before
+    any looks for the last one."""
     for path in folder.glob("checkpoint-*"):
         if not complete(path):
-            logger.warning("%s is incomplete (the run was killed while it was written): skipped and deleted", path)
+            logger.warning(
+                "%s is incomplete (the run was killed while it was written): skipped and deleted",
+                path,
+            )
             shutil.rmtree(path)
 
 
 def complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint's folder has all that it will have: trainer_state.json comes last, with other ranks' states."""
+    """Whether a checkpoint's folder has all that it will have: trainer_state.json comes last, with
+    other ranks' states."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_bytes())
     except (OSError, ValueError):
         return False
-    return not (checkpoint / JIT_MARK).exists() and all(has_end(file) for file in checkpoint.iterdir())
+    return not (checkpoint / JIT_MARK).exists() and all(
+        has_end(file) for file in checkpoint.iterdir()
+    )
 
 
 def has_end(file: Path) -> bool:

@@ -1,11 +1,16 @@
-"""One stage on several machines: which prompts are a shard's own, and shard folders -> one run folder.
+"""One stage on several machines: which prompts are a shard's own, and shard folders -> one run
+folder.
 
-    overrefusal-po recipes/curate.yaml --shard 2/4            # on each machine its own, or side by side on one
-    overrefusal-po merge runs/curate-1a2b3c4d                 # shard-1-of-4/ ... shard-4-of-4/ in it
-    overrefusal-po recipes/curate.yaml                        # judges, pairs and selects from what was put together
+    overrefusal-po recipes/curate.yaml --shard 2/4
+    # on each machine its own, or side by side on one
+    overrefusal-po merge runs/curate-1a2b3c4d
+    # shard-1-of-4/ ... shard-4-of-4/ in it
+    overrefusal-po recipes/curate.yaml
+    # judges, pairs and selects from what was put together
 
-A shard works in a folder of its own inside the run's, so that shards never wait for each other's lock. A merge puts their
-completions together; the run without `shard` then finds them there, asks for none again, and goes on.
+A shard works in a folder of its own inside the run's, so that shards never wait for each other's
+lock. A merge puts their completions together; the run without `shard` then finds them there, asks
+for none again, and goes on.
 """
 
 from __future__ import annotations
@@ -35,7 +40,9 @@ class Shard(NamedTuple):
         """ "2/4" -> Shard(2, 4). ValueError for anything else."""
         found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
         if not found or int(found[1]) > int(found[2]):
-            raise ValueError(f"shard is {text!r}; allowed is i/n with i from 1 to n, for example 2/4.")
+            raise ValueError(
+                f"shard is {text!r}; allowed is i/n with i from 1 to n, for example 2/4."
+            )
         return cls(int(found[1]), int(found[2]))
 
     @property
@@ -44,12 +51,14 @@ class Shard(NamedTuple):
         return f"shard-{self.number}-of-{self.parts}"
 
     def has(self, prompt_id: str) -> bool:
-        """Whether a prompt is this shard's: by its id alone, so that order and source do not matter."""
+        """Whether a prompt is this shard's: by its id alone, so that order and source do not
+        matter."""
         return int(content_id("shard", prompt_id), 16) % self.parts == self.number - 1
 
 
 def in_shard(prompt: Prompt, shard: str | None) -> bool:
-    """Whether a recipe's `shard:` has a prompt; null has all. Attacks on one prompt stay together."""
+    """Whether a recipe's `shard:` has a prompt; null has all. Attacks on one prompt stay
+    together."""
     return shard is None or Shard.of(shard).has(prompt.cluster)
 
 
@@ -60,37 +69,58 @@ def own(prompts: Iterable[Prompt], shard: str) -> list[Prompt]:
 
 
 def check_done(folder: Path) -> int:
-    """How many shards there are. ValueError where one is missing, not finished, or of another recipe than the first."""
+    """How many shards there are. ValueError where one is missing, not finished, or of another
+    recipe than the first."""
     shards = shards_in(folder)
-    found = {s.name: json.loads(file.read_text()) for s in shards if (file := s / "status.json").is_file()}
+    found = {
+        s.name: json.loads(file.read_text())
+        for s in shards
+        if (file := s / "status.json").is_file()
+    }
     for shard in shards:
         status = found.get(shard.name, {})
         if status.get("state") != "done":
             raise ValueError(
-                f"{shard} is not finished (it is {status.get('state', 'not begun')!r}). Run the same command with --shard "
+                f"{shard} is not finished (it is {status.get('state', 'not begun')!r}). Run the "
+                "same command with --shard "
                 f"{shard.name.removeprefix('shard-').replace('-of-', '/')} to its end."
             )
         if status["key"] != found[shards[0].name]["key"]:
             raise ValueError(
-                f"{shard} is of another recipe, or of other inputs, than {shards[0].name}. Run it again with the same ones."
+                f"{shard} is of another recipe, or of other inputs, than {shards[0].name}. Run it "
+                "again with the same ones."
             )
     return len(shards)
 
 
 def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
-    """{file: completions} of the files that were put together in `folder` out of its shards' folders.
+    """{file: completions} of the files that were put together in `folder` out of its shards'
+    folders.
 
-    Raises ValueError where a shard or a shard's file is missing or not finished, where two shards hold the same
-    completion, and where a file is in `folder` already. With `incomplete` a file that not all shards have is left out:
-    the run makes it itself.
+    Raises ValueError where a shard or a shard's file is missing or not finished, where two shards
+    hold the same completion, and where a file is in `folder` already. With `incomplete` a file that
+    not all shards have is left out: the run makes it itself.
     """
     shards = shards_in(folder)
-    names = sorted({path.name.removesuffix(".tally.json") for s in shards for path in s.glob("*.tally.json")})
+    names = sorted(
+        {path.name.removesuffix(".tally.json") for s in shards for path in s.glob("*.tally.json")}
+    )
     if not names:
-        raise ValueError(f"{folder}: no shard has finished a file of completions. Let the shards run to their end.")
-    taken = [folder / f"{name}.{part}" for name in names for part in PARTS if (folder / f"{name}.{part}").exists()]
+        raise ValueError(
+            f"{folder}: no shard has finished a file of completions. Let the shards run to their "
+            "end."
+        )
+    taken = [
+        folder / f"{name}.{part}"
+        for name in names
+        for part in PARTS
+        if (folder / f"{name}.{part}").exists()
+    ]
     if taken:
-        raise ValueError(f"{taken[0]} is there already. Move it away if the shards' completions are to take its place.")
+        raise ValueError(
+            f"{taken[0]} is there already. Move it away if the shards' completions are to take its "
+            "place."
+        )
     found = {}
     for name in names:
         lacking = [s.name for s in shards if not (s / f"{name}.tally.json").is_file()]
@@ -98,7 +128,8 @@ def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
             continue
         if lacking:
             raise ValueError(
-                f"{folder}: {', '.join(lacking)} has not finished {name}.jsonl. Run it to its end, or merge with incomplete "
+                f"{folder}: {', '.join(lacking)} has not finished {name}.jsonl. Run it to its end, "
+                "or merge with incomplete "
                 "to leave this file to the run itself."
             )
         check_complete(shards, name)
@@ -109,39 +140,51 @@ def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The folders of all shards, in order. ValueError where one is missing, or where they are of two divisions."""
-    matches = [(re.fullmatch(r"shard-(\d+)-of-(\d+)", path.name), path) for path in folder.glob("shard-*-of-*")]
+    """The folders of all shards, in order. ValueError where one is missing, or where they are of
+    two divisions."""
+    matches = [
+        (re.fullmatch(r"shard-(\d+)-of-(\d+)", path.name), path)
+        for path in folder.glob("shard-*-of-*")
+    ]
     numbered = {(int(m[2]), int(m[1])): path for m, path in matches if m}
     counts = {count for count, _ in numbered}
     if len(counts) != 1:
         raise ValueError(
-            f"{folder} holds shards of {sorted(counts) or 'no'} divisions; one is needed (shard-1-of-4, ...)."
+            f"{folder} holds shards of {sorted(counts) or 'no'} divisions; one is needed "
+            "(shard-1-of-4, ...)."
         )
     count = counts.pop()
     missing = [f"{n}/{count}" for n in range(1, count + 1) if (count, n) not in numbered]
     if missing:
         raise ValueError(
-            f"{folder}: the shards {', '.join(missing)} are missing. Run them, or copy their folders here."
+            f"{folder}: the shards {', '.join(missing)} are missing. Run them, or copy their "
+            "folders here."
         )
     return [numbered[count, n] for n in range(1, count + 1)]
 
 
 def check_complete(shards: Iterable[Path], name: str) -> None:
-    """Raises ValueError where a shard's rows are not as many as it counted, or where a completion is there twice."""
+    """Raises ValueError where a shard's rows are not as many as it counted, or where a completion
+    is there twice."""
     seen: Counter[tuple[Any, ...]] = Counter()
     for shard in shards:
         tally = json.loads((shard / f"{name}.tally.json").read_text())
-        for part, count in ((f"{name}.jsonl", tally["completed"]), (f"{name}.failed.jsonl", tally["failed"])):
+        for part, count in (
+            (f"{name}.jsonl", tally["completed"]),
+            (f"{name}.failed.jsonl", tally["failed"]),
+        ):
             keys = [key_of(row) for row in rows([shard / part])]
             if len(keys) != count:
                 raise ValueError(
-                    f"{shard / part} holds {len(keys)} rows, but {count} were counted when it was finished."
+                    f"{shard / part} holds {len(keys)} rows, but {count} were counted when it was "
+                    "finished."
                 )
             seen.update(keys)
     twice = next((key for key, count in seen.items() if count > 1), None)
     if twice is not None:
         raise ValueError(
-            f"{name}.jsonl: prompt {twice[0]}, sample {twice[1]} is in two shards, so they are not of one run."
+            f"{name}.jsonl: prompt {twice[0]}, sample {twice[1]} is in two shards, so they are not "
+            "of one run."
         )
 
 
@@ -158,7 +201,8 @@ def rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 
 def put_together(folder: Path, shards: Iterable[Path], name: str) -> None:
-    """Copies the shards' parts of a file behind each other, beside its place first, so that no half of it is ever seen."""
+    """Copies the shards' parts of a file behind each other, beside its place first, so that no half
+    of it is ever seen."""
     for part in PARTS:
         sources = [s / f"{name}.{part}" for s in shards if (s / f"{name}.{part}").is_file()]
         target = folder / f"{name}.{part}"

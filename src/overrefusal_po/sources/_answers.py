@@ -1,10 +1,12 @@
-"""Judged answers to harmful prompts -> one entry a prompt: what sets of (prompt, response, safe or not) have in common.
+"""Judged answers to harmful prompts -> one entry a prompt: what sets of (prompt, response, safe or
+not) have in common.
 
     asked = by_prompt(Answer(row["prompt"], row["response"], row["is_safe"], category) for row in rows)
     triples_of(asked, source="beavertails", split="train", per_prompt=1)
 
-A prompt counts as harmful where people found at least one answer to it unsafe: these sets label answers, not prompts.
-Rows of one answer are votes, and the majority decides; a tie says nothing, and the answer is left out.
+A prompt counts as harmful where people found at least one answer to it unsafe: these sets label
+answers, not prompts. Rows of one answer are votes, and the majority decides; a tie says nothing,
+and the answer is left out.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """One row: what was asked, what was said, whether that is safe, and which harm it does if not."""
+    """One row: what was asked, what was said, whether that is safe, and which harm it does if
+    not."""
 
     prompt: str
     text: str
@@ -64,8 +67,11 @@ def prompts_of(asked: Mapping[str, Asked], *, source: str, split: Split) -> Iter
             yield harmful(text, answers, source=source, split=split, reference=reference)
 
 
-def triples_of(asked: Mapping[str, Asked], *, source: str, split: Split, per_prompt: int) -> Iterator[Triple]:
-    """At most `per_prompt` triples of each prompt that has safe and unsafe answers: the first with the first, ..."""
+def triples_of(
+    asked: Mapping[str, Asked], *, source: str, split: Split, per_prompt: int
+) -> Iterator[Triple]:
+    """At most `per_prompt` triples of each prompt that has safe and unsafe answers: the first with
+    the first, ..."""
     made = 0
     for text, answers in asked.items():
         for safe, unsafe in list(zip(answers.safe, answers.unsafe, strict=False))[:per_prompt]:
@@ -80,9 +86,18 @@ def triples_of(asked: Mapping[str, Asked], *, source: str, split: Split, per_pro
     )
 
 
-def harmful(text: str, answers: Asked, *, source: str, split: Split, reference: str | None = None) -> Prompt:
+def harmful(
+    text: str, answers: Asked, *, source: str, split: Split, reference: str | None = None
+) -> Prompt:
     """A prompt of such a set."""
-    return Prompt.of(text, kind="harmful", category=answers.category, source=source, split=split, reference=reference)
+    return Prompt.of(
+        text,
+        kind="harmful",
+        category=answers.category,
+        source=source,
+        split=split,
+        reference=reference,
+    )
 
 
 def flagged(harms: Any) -> str:
@@ -95,5 +110,7 @@ def truth(value: Any, column: str, place: str) -> bool:
     """A label as True or False, also as text from a CSV; ValueError on anything else."""
     known = {"true": True, "false": False, "1": True, "0": False}
     if str(value).lower() not in known:
-        raise ValueError(f"{place}, column {column}: the label is {value!r}; expected is true or false.")
+        raise ValueError(
+            f"{place}, column {column}: the label is {value!r}; expected is true or false."
+        )
     return known[str(value).lower()]

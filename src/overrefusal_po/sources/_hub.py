@@ -1,10 +1,12 @@
-"""The one way to the hub for sources: a data set's name -> its rows. Whatever goes wrong is a ValueError with a way out.
+"""The one way to the hub for sources: a data set's name -> its rows. Whatever goes wrong is a
+ValueError with a way out.
 
     for place, row in hub_rows(HubSet("bench-llm/or-bench", "or-bench-toxic", "train")):
         ...
 
-`HF_ENDPOINT` names another hub (a mirror, or one on loopback), `HF_HUB_OFFLINE=1` takes what the cache holds. No error
-text carries a token, and none is read here: huggingface_hub finds it by itself.
+`HF_ENDPOINT` names another hub (a mirror, or one on loopback), `HF_HUB_OFFLINE=1` takes what the
+cache holds. No error text carries a token, and none is read here: huggingface_hub finds it by
+itself.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import Any, NamedTuple
 
 
 class HubSet(NamedTuple):
-    """A data set on the hub. `file`: one file of it (or a pattern) to read instead of all files of the configuration."""
+    """A data set on the hub. `file`: one file of it (or a pattern) to read instead of all files of
+    the configuration."""
 
     repo: str
     config: str | None = None
@@ -33,7 +36,8 @@ def hub_rows(wanted: HubSet) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def load(wanted: HubSet) -> Any:
-    """The split as a `datasets.Dataset`. Row counts of the card are not checked: cards lag behind their data."""
+    """The split as a `datasets.Dataset`. Row counts of the card are not checked: cards lag behind
+    their data."""
     from datasets import load_dataset
 
     files = {wanted.split: wanted.file} if wanted.file else None
@@ -49,7 +53,8 @@ def load(wanted: HubSet) -> Any:
             **reading,
         )
     except Exception as error:
-        # `from None`: a server may echo the request, and a chained traceback would show it with the token
+        # `from None`: a server may echo the request, and a chained traceback would show it with the
+        # token
         raise ValueError(why_not(wanted, error)) from None
 
 
@@ -57,24 +62,31 @@ def why_not(wanted: HubSet, error: Exception) -> str:
     """What went wrong and what to do, in words."""
     if is_refused(error):
         return (
-            f"The data set {wanted.repo} is gated, and the hub did not let us in. Accept its terms at "
-            f"https://huggingface.co/datasets/{wanted.repo} with your account, log in (`hf auth login`, or set HF_TOKEN), "
+            f"The data set {wanted.repo} is gated, and the hub did not let us in. Accept its terms "
+            f"at https://huggingface.co/datasets/{wanted.repo} with your account, log in (`hf auth "
+            "login`, or set HF_TOKEN), "
             "and run again; or give local files: paths: [...]."
         )
     where = wanted.repo + "".join(
         f", {name} {value}"
-        for name, value in (("config", wanted.config), ("split", wanted.split), ("revision", wanted.revision))
+        for name, value in (
+            ("config", wanted.config),
+            ("split", wanted.split),
+            ("revision", wanted.revision),
+        )
         if value
     )
     return (
-        f"The data set {wanted.repo} could not be loaded from the hub ({where}; {type(error).__name__}: "
-        f"{without_token(str(error))}). Check the name and the network, log in if it is private or gated "
+        f"The data set {wanted.repo} could not be loaded from the hub ({where}; "
+        f"{type(error).__name__}: {without_token(str(error))}). Check the name and the network, "
+        "log in if it is private or gated "
         "(`hf auth login`), or give local files: paths: [...]."
     )
 
 
 def is_refused(error: BaseException | None) -> bool:
-    """Whether the hub says 401 or 403 for a set that exists (a set that does not exist is 401 too, by another class)."""
+    """Whether the hub says 401 or 403 for a set that exists (a set that does not exist is 401 too,
+    by another class)."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

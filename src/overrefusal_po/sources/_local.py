@@ -24,11 +24,13 @@ LONGEST_CELL = 2**24
 
 
 def local_rows(path: str) -> Rows:
-    """(place, row) for every row. Raises ValueError with file and place where a file or a row cannot be read."""
+    """(place, row) for every row. Raises ValueError with file and place where a file or a row
+    cannot be read."""
     file = Path(path)
     if not file.is_file():
         raise ValueError(
-            f"{file}: there is no such file. Give the path of a file that ends in one of {', '.join(ENDINGS)}."
+            f"{file}: there is no such file. Give the path of a file that ends in one of "
+            f"{', '.join(ENDINGS)}."
         )
     ending = file.suffix.lower()
     if ending in (".csv", ".tsv"):
@@ -41,23 +43,31 @@ def local_rows(path: str) -> Rows:
 
 
 def csv_rows(file: Path, delimiter: str) -> Rows:
-    """The rows under a header; a row with more or fewer cells than the header is an error, not a shift."""
+    """The rows under a header; a row with more or fewer cells than the header is an error, not a
+    shift."""
     csv.field_size_limit(LONGEST_CELL)
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             cells = csv.reader(lines, delimiter=delimiter, strict=True)
             yield from under_header(file, cells)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: this is not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
+        raise ValueError(
+            f"{file}: this is not UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from None
     except csv.Error as error:
-        raise ValueError(f"{file}: this is not CSV ({error}). Is a quotation mark left open?") from None
+        raise ValueError(
+            f"{file}: this is not CSV ({error}). Is a quotation mark left open?"
+        ) from None
 
 
 def under_header(file: Path, cells: Iterator[list[str]]) -> Rows:
-    """(place, {column: cell or None}) for every row under the first; ValueError on rows of another length."""
+    """(place, {column: cell or None}) for every row under the first; ValueError on rows of another
+    length."""
     header = next(cells, [])
     if len(set(header)) != len(header):
-        raise ValueError(f"{file}: two columns have one name: {', '.join(header)}. Rename one of them.")
+        raise ValueError(
+            f"{file}: two columns have one name: {', '.join(header)}. Rename one of them."
+        )
     number = 0
     for row in cells:
         if not row:
@@ -65,12 +75,18 @@ def under_header(file: Path, cells: Iterator[list[str]]) -> Rows:
         number += 1
         if len(row) != len(header):
             raise ValueError(
-                f"{file}, row {number}: {len(row)} cells under {len(header)} columns ({', '.join(header)}). Put cells that "
+                f"{file}, row {number}: {len(row)} cells under {len(header)} columns "
+                f"({', '.join(header)}). Put cells that "
                 "hold a comma in quotation marks."
             )
-        yield f"{file}, row {number}", {name: cell or None for name, cell in zip(header, row, strict=True)}
+        yield (
+            f"{file}, row {number}",
+            {name: cell or None for name, cell in zip(header, row, strict=True)},
+        )
     if not number:
-        raise ValueError(f"{file}: the file holds no rows. A header and at least one row are needed.")
+        raise ValueError(
+            f"{file}: the file holds no rows. A header and at least one row are needed."
+        )
 
 
 def parquet_rows(file: Path) -> Rows:
@@ -99,7 +115,9 @@ def list_rows(file: Path) -> Rows:
     try:
         values = json.loads(file.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: this is not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
+        raise ValueError(
+            f"{file}: this is not UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{file}, line {error.lineno}, column {error.colno}: this is not JSON ({error.msg})."
@@ -108,5 +126,8 @@ def list_rows(file: Path) -> Rows:
         raise ValueError(f"{file}: the file holds no rows. At least one JSON object is needed.")
     for number, value in enumerate(values, 1):
         if not isinstance(value, dict):
-            raise ValueError(f"{file}, row {number}: expected a JSON object ({{...}}), got {type(value).__name__}.")
+            raise ValueError(
+                f"{file}, row {number}: expected a JSON object ({{...}}), got "
+                f"{type(value).__name__}."
+            )
         yield f"{file}, row {number}", value

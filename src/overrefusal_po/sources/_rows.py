@@ -1,10 +1,12 @@
-"""What the sources of this room share: rows of a file or a hub data set -> (place, text, category), columns checked.
+"""What the sources of this room share: rows of a file or a hub data set -> (place, text, category),
+columns checked.
 
     for item in set_items(paths, HubSet("walledai/HarmBench", "standard", "train"), FORMS):
         Prompt.of(item.text, kind="harmful", category=item.category)
 
-A set comes in one of a few known forms (the hub's columns, those of the authors' own file). Rows in no known form are
-an error that names the columns found and those expected, since a column that was renamed is no reason to guess.
+A set comes in one of a few known forms (the hub's columns, those of the authors' own file). Rows in
+no known form are an error that names the columns found and those expected, since a column that was
+renamed is no reason to guess.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from overrefusal_po.sources._local import local_rows
 
 
 class Form(NamedTuple):
-    """The columns in which a set comes. `also`: further ones that must be there (labels, filters)."""
+    """The columns in which a set comes. `also`: further ones that must be there (labels,
+    filters)."""
 
     prompt: str
     category: str | None = None
@@ -40,7 +43,8 @@ class Item(NamedTuple):
 
 
 def set_items(paths: Sequence[str], wanted: HubSet, forms: Sequence[Form]) -> Iterator[Item]:
-    """The rows of local files where there are any, else of the hub's data set; ValueError on rows in no known form."""
+    """The rows of local files where there are any, else of the hub's data set; ValueError on rows
+    in no known form."""
     found = (row for path in paths for row in local_rows(path)) if paths else hub_rows(wanted)
     for place, row in found:
         form = form_of(row, forms, place)
@@ -48,25 +52,31 @@ def set_items(paths: Sequence[str], wanted: HubSet, forms: Sequence[Form]) -> It
 
 
 def form_of(row: dict[str, Any], forms: Sequence[Form], place: str) -> Form:
-    """The first form whose columns the row has; ValueError names the columns found and those expected."""
+    """The first form whose columns the row has; ValueError names the columns found and those
+    expected."""
     for form in forms:
         if all(column in row for column in form.columns):
             return form
     expected = ", or ".join(" + ".join(form.columns) for form in forms)
     raise ValueError(
-        f"{place}: the columns found are {', '.join(map(str, row)) or 'none'}; expected {expected}. The set has another "
-        "form than when this source was written: give a `revision` that has these columns, or read a copy by "
-        "{name: file, path: ..., columns: {prompt: ...}}."
+        f"{place}: the columns found are {', '.join(map(str, row)) or 'none'}; expected "
+        f"{expected}. The set has another "
+        "form than when this source was written: give a `revision` that has these columns, or read "
+        "a copy by {name: file, path: ..., columns: {prompt: ...}}."
     )
 
 
 def text_of(row: dict[str, Any], column: str, place: str) -> str:
-    """The text in a column; a list of one turn counts as its turn. ValueError where there is none."""
+    """The text in a column; a list of one turn counts as its turn. ValueError where there is
+    none."""
     value = row[column]
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place}, column {column}: there must be text that is not empty; got {str(value)[:80]!r}.")
+        raise ValueError(
+            f"{place}, column {column}: there must be text that is not empty; got "
+            f"{str(value)[:80]!r}."
+        )
     return value
 
 
@@ -77,7 +87,8 @@ def category_of(row: dict[str, Any], form: Form) -> str:
 
 
 def hub_parts(split: Split | None, paths: Sequence[str]) -> list[Split]:
-    """The hub's splits behind ours, for sets with train and test: no dev, None is both. Local files are the one asked for."""
+    """The hub's splits behind ours, for sets with train and test: no dev, None is both. Local files
+    are the one asked for."""
     if paths:
         return [split or "train"]
     return ["train", "test"] if split is None else [] if split == "dev" else [split]
@@ -86,4 +97,6 @@ def hub_parts(split: Split | None, paths: Sequence[str]) -> list[Split]:
 def never_train(name: str, split: Split | None) -> None:
     """Raises ValueError for the train split: what is measured on is not trained on."""
     if split == "train":
-        raise ValueError(f"{name} is a benchmark and has no train split; use it in `evaluate` only.")
+        raise ValueError(
+            f"{name} is a benchmark and has no train split; use it in `evaluate` only."
+        )

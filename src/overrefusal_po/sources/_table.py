@@ -1,8 +1,9 @@
 """The plain sets: one line of facts each, read by `table.py`.
 
-A set belongs here when a hub id, a column for the prompt and a kind (or a column of labels) say all there is to say.
-`verified` is True where the hub id, columns, licence and gating were read on the set's page or in code that loads it
-(stored public copies, looked at in November 2026, not the live hub); the note says what was not.
+A set belongs here when a hub id, a column for the prompt and a kind (or a column of labels) say all
+there is to say. `verified` is True where the hub id, columns, licence and gating were read on the
+set's page or in code that loads it (stored public copies, looked at in November 2026, not the live
+hub); the note says what was not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from overrefusal_po.sources._rows import Form
 
 
 class Labels(NamedTuple):
-    """A column of labels, and the kind behind each; None leaves such rows out. Any other label is an error."""
+    """A column of labels, and the kind behind each; None leaves such rows out. Any other label is
+    an error."""
 
     column: str
     kinds: Mapping[str | None, Kind | None]
@@ -33,10 +35,12 @@ class PlainSet(NamedTuple):
     gated: bool = False
     config: str | None = None
     split: str = "train"
-    """The hub's name of the split to measure on; "train" is what the hub calls the only split of most benchmarks."""
+    """The hub's name of the split to measure on; "train" is what the hub calls the only split of
+    most benchmarks."""
     train: str | None = None
     files: Mapping[str, str] = {}
-    """Hub split -> its one file, where the splits have different columns and cannot be loaded together."""
+    """Hub split -> its one file, where the splits have different columns and cannot be loaded
+    together."""
     keep: tuple[str, str] | None = None
     """(column, value): other rows are left out."""
     revision: str | None = None
@@ -56,10 +60,12 @@ SETS: dict[str, PlainSet] = {
         licence="none stated",
         kind="benign",
         verified=False,
-        note="No copy on the hub is known; the authors' file is data/OKTest.csv of github.com/InvokerStark/OverKill.",
+        note="No copy on the hub is known; the authors' file is data/OKTest.csv of "
+        "github.com/InvokerStark/OverKill.",
     ),
     "phtest": PlainSet(
-        title="PHTest: 3,269 pseudo-harmful prompts made by a controlled search, those labelled harmless",
+        title="PHTest: 3,269 pseudo-harmful prompts made by a controlled search, those labelled "
+        "harmless",
         paper="An et al., COLM 2024, arXiv 2409.00598",
         repo="furonghuang-lab/PHTest",
         forms=(Form("Request", None, ("Harmfulness",)),),
@@ -103,9 +109,14 @@ SETS: dict[str, PlainSet] = {
         title="WildGuardTest: 1,725 prompts, plain and adversarial, harmful and not",
         paper="Han et al., NeurIPS 2024, arXiv 2406.18495",
         repo="allenai/wildguardmix",
-        forms=(Form("prompt", "subcategory", ("prompt_harm_label",)), Form("prompt", None, ("prompt_harm_label",))),
+        forms=(
+            Form("prompt", "subcategory", ("prompt_harm_label",)),
+            Form("prompt", None, ("prompt_harm_label",)),
+        ),
         licence="ODC-BY",
-        kind=Labels("prompt_harm_label", {"harmful": "harmful", "unharmful": "benign", None: None, "": None}),
+        kind=Labels(
+            "prompt_harm_label", {"harmful": "harmful", "unharmful": "benign", None: None, "": None}
+        ),
         gated=True,
         config="wildguardtest",
         split="test",
@@ -121,7 +132,8 @@ SETS: dict[str, PlainSet] = {
         note="Prompts without a label (26) are left out.",
     ),
     "sorrybench": PlainSet(
-        title="SORRY-Bench (2025-03): 440 requests in 44 categories, as asked, without linguistic mutations",
+        title="SORRY-Bench (2025-03): 440 requests in 44 categories, as asked, without linguistic "
+        "mutations",
         paper="Xie et al., ICLR 2025, arXiv 2406.14598",
         repo="sorry-bench/sorry-bench-202503",
         forms=(Form("turns", "category", ("prompt_style",)),),
@@ -129,7 +141,8 @@ SETS: dict[str, PlainSet] = {
         kind="harmful",
         gated=True,
         keep=("prompt_style", "base"),
-        note="Not every category is harm by every policy (advice on medicine or law, promotion of beliefs).",
+        note="Not every category is harm by every policy (advice on medicine or law, promotion of "
+        "beliefs).",
     ),
     "donotanswer": PlainSet(
         title="Do-Not-Answer: 939 questions that a responsible model does not answer",
@@ -138,7 +151,8 @@ SETS: dict[str, PlainSet] = {
         forms=(Form("question", "risk_area"),),
         licence="CC-BY-NC-SA-4.0 (data)",
         kind="harmful",
-        note="Licence for research only; some questions are best met by a careful answer, not by a bare refusal.",
+        note="Licence for research only; some questions are best met by a careful answer, not by a "
+        "bare refusal.",
     ),
     "advbench": PlainSet(
         title="AdvBench: 520 harmful behaviours",
@@ -148,7 +162,8 @@ SETS: dict[str, PlainSet] = {
         licence="MIT",
         kind="harmful",
         gated=True,
-        note="Many of its prompts repeat each other in other words: an interval over them is too narrow.",
+        note="Many of its prompts repeat each other in other words: an interval over them is too "
+        "narrow.",
     ),
     "maliciousinstruct": PlainSet(
         title="MaliciousInstruct: 100 instructions with ten malicious intents",
@@ -162,7 +177,8 @@ SETS: dict[str, PlainSet] = {
 
 
 def described(name: str) -> str:
-    """A set in one line: title, paper, hub id, licence, whether it is gated and whether its facts were verified."""
+    """A set in one line: title, paper, hub id, licence, whether it is gated and whether its facts
+    were verified."""
     facts = SETS[name]
     parts = [facts.title, facts.paper, facts.repo or "local file only", facts.licence]
     parts += ["gated"] if facts.gated else []

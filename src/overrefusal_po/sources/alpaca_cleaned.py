@@ -1,11 +1,13 @@
-"""Alpaca-cleaned (Taori et al., 2023, cleaned by G. Ruebsamen and others): 51,760 ordinary instructions with answers.
+"""Alpaca-cleaned (Taori et al., 2023, cleaned by G. Ruebsamen and others): 51,760 ordinary
+instructions with answers.
 
     {name: alpaca_cleaned}                     # only a train split
     {name: alpaca_cleaned, paths: [alpaca_data_cleaned.json]}
 
-An instruction and its input are one prompt, with an empty line between. Written by language models and not screened for
-harm: `kind` is general by assumption. From the hub: yahma/alpaca-cleaned, CC-BY-4.0 there (the original Alpaca is
-CC-BY-NC-4.0), not gated.
+An instruction and its input are one prompt, with an empty line between. Written by language models
+and not screened for
+harm: `kind` is general by assumption. From the hub: yahma/alpaca-cleaned, CC-BY-4.0 there (the
+original Alpaca is CC-BY-NC-4.0), not gated.
 """
 
 from __future__ import annotations
@@ -43,12 +45,16 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
 def answered(settings: Settings) -> Iterator[Prompt]:
     """The rows as prompts; rows without an answer are left out and counted in the log."""
     empty = 0
-    for item in set_items(settings.paths, HubSet(settings.repo, None, "train", settings.revision), FORMS):
+    for item in set_items(
+        settings.paths, HubSet(settings.repo, None, "train", settings.revision), FORMS
+    ):
         given, answer = (str(item.row[column] or "").strip() for column in ("input", "output"))
         if not answer:
             empty += 1
             continue
         text = f"{item.text}\n\n{given}" if given else item.text
-        yield Prompt.of(text, kind="general", source="alpaca_cleaned", split="train", reference=answer)
+        yield Prompt.of(
+            text, kind="general", source="alpaca_cleaned", split="train", reference=answer
+        )
     if empty:
         logger.info("alpaca_cleaned: %d rows without an answer are left out", empty)

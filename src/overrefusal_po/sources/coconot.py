@@ -1,13 +1,16 @@
-"""CoCoNot (Brahman et al., NeurIPS 2024, arXiv 2407.12043): requests not to comply with, and contrasts to comply with.
+"""CoCoNot (Brahman et al., NeurIPS 2024, arXiv 2407.12043): requests not to comply with, and
+contrasts to comply with.
 
-    {name: coconot}                              # harmful originals and benign contrasts, the safety category
+    {name: coconot}
+    # harmful originals and benign contrasts, the safety category
     {name: coconot, part: contrast, categories: all}    # all 379 contrasts
     {name: coconot, part: original, paths: [coconot_eval.jsonl]}
 
-Of the originals only those with safety concerns are harmful; the others are incomplete, unanswerable or ask for what a
-model cannot do, and complying with them is wrong for reasons that no refusal rate measures. Their contrasts are good
-benign prompts all the same: `categories: all` takes them. Evaluation parts only, never for training.
-From the hub: allenai/coconot, licence ODC-BY, not gated.
+Of the originals only those with safety concerns are harmful; the others are incomplete,
+unanswerable or ask for what a model cannot do, and complying with them is wrong for reasons that no
+refusal rate measures. Their contrasts are good benign prompts all the same: `categories: all` takes
+them. Evaluation parts only, never for training. From the hub: allenai/coconot, licence ODC-BY, not
+gated.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ FORMS = (Form("prompt", "category", ("subcategory",)), Form("prompt", "category"
 
 
 class Settings(BaseModel):
-    """`part`: which half. `categories`: for the contrasts. `paths`: local files of the one part named."""
+    """`part`: which half. `categories`: for the contrasts. `paths`: local files of the one part
+    named."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     part: Part | Literal["both"] = "both"
@@ -43,7 +47,10 @@ class Settings(BaseModel):
     def check_paths(self) -> Settings:
         """A file does not say which part it is."""
         if self.paths and self.part == "both":
-            raise ValueError("local paths need `part: original` or `part: contrast`, since the files do not say which")
+            raise ValueError(
+                "local paths need `part: original` or `part: contrast`, since the files do not say "
+                "which"
+            )
         return self
 
 
@@ -58,7 +65,11 @@ def part_prompts(settings: Settings, part: Part) -> Iterator[Prompt]:
     """The prompts of one part whose category is asked for."""
     wanted = HubSet(settings.repo, part, "test", settings.revision)
     for item in set_items(settings.paths, wanted, FORMS):
-        if not item.category.startswith(SAFETY) and (part == "original" or settings.categories == "safety"):
+        if not item.category.startswith(SAFETY) and (
+            part == "original" or settings.categories == "safety"
+        ):
             continue
-        category = " / ".join(str(name) for name in (item.category, item.row.get("subcategory")) if name)
+        category = " / ".join(
+            str(name) for name in (item.category, item.row.get("subcategory")) if name
+        )
         yield Prompt.of(item.text, kind=KINDS[part], category=category, source=f"coconot-{part}")

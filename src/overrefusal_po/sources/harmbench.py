@@ -1,10 +1,12 @@
-"""HarmBench (Mazeika et al., ICML 2024, arXiv 2402.04249): its 200 standard behaviours, all harmful.
+"""HarmBench (Mazeika et al., ICML 2024, arXiv 2402.04249): its 200 standard behaviours, all
+harmful.
 
-    {name: harmbench}                                                 # from the hub: walledai/HarmBench (gated)
+    {name: harmbench}
+    # from the hub: walledai/HarmBench (gated)
     {name: harmbench, paths: [harmbench_behaviors_text_all.csv]}      # the authors' file
 
-Contextual and copyright behaviours are left out: the first need a context beside the prompt, the second another judge.
-For evaluation only. Licence MIT.
+Contextual and copyright behaviours are left out: the first need a context beside the prompt, the
+second another judge. For evaluation only. Licence MIT.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._rows import Form, never_train, set_items
 
 FORMS = (Form("prompt", "category"), Form("Behavior", "SemanticCategory", ("FunctionalCategory",)))
-"""The hub's columns, and those of the authors' file, which holds all three functional categories."""
+"""The hub's columns, and those of the authors' file, which holds all three functional
+categories."""
 
 
 class Settings(BaseModel):
@@ -29,7 +32,8 @@ class Settings(BaseModel):
 
 
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
-    """The standard behaviours; asking for the train split is an error, since HarmBench is a benchmark."""
+    """The standard behaviours; asking for the train split is an error, since HarmBench is a
+    benchmark."""
     never_train("HarmBench", split)
     wanted = HubSet(settings.repo, "standard", "train", settings.revision)
     return [

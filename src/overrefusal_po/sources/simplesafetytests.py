@@ -1,6 +1,8 @@
-"""SimpleSafetyTests (Vidgen et al., 2023, arXiv 2311.08370): 100 plainly harmful prompts in five harm areas.
+"""SimpleSafetyTests (Vidgen et al., 2023, arXiv 2311.08370): 100 plainly harmful prompts in five
+harm areas.
 
-    {name: simplesafetytests}                               # from the hub: Bertievidgen/SimpleSafetyTests
+    {name: simplesafetytests}
+    # from the hub: Bertievidgen/SimpleSafetyTests
     {name: simplesafetytests, paths: [sst_test_cases.csv]}
 
 For evaluation only. Licence CC-BY-2.0 on the hub (CC-BY-4.0 in the authors' repository), not gated.
@@ -14,9 +16,14 @@ from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._rows import Form, never_train, set_items
 
-FORMS = (Form("prompt", "harm_area"), Form("prompts_final", "harm_area"), Form("prompt", "category"))
-"""The hub's columns, those of the authors' file, and those of local copies. Beside the harm area both have a `category`
-(information seeking, instructions and actions), which says how is asked, not what about."""
+FORMS = (
+    Form("prompt", "harm_area"),
+    Form("prompts_final", "harm_area"),
+    Form("prompt", "category"),
+)
+"""The hub's columns, those of the authors' file, and those of local copies. Beside the harm area
+both have a `category` (information seeking, instructions and actions), which says how is asked, not
+what about."""
 
 
 class Settings(BaseModel):
@@ -29,7 +36,8 @@ class Settings(BaseModel):
 
 
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
-    """All 100 prompts; asking for the train split is an error, since SimpleSafetyTests is a benchmark."""
+    """All 100 prompts; asking for the train split is an error, since SimpleSafetyTests is a
+    benchmark."""
     never_train("SimpleSafetyTests", split)
     wanted = HubSet(settings.repo, None, "test", settings.revision)
     return [

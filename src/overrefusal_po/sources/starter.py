@@ -1,10 +1,12 @@
-"""The starter set, written for this project: 320 benign prompts that sound dangerous, 320 harmful, 200 ordinary.
+"""The starter set, written for this project: 320 benign prompts that sound dangerous, 320 harmful,
+200 ordinary.
 
     prompts = prompts(Settings(), split="test")
 
-Half of the harmful prompts are contrasts: they stand in one topic with benign ones and use the same words. A topic
-stands in one split only (train / dev / test, about 40 / 25 / 35 %). Every prompt carries a reference response; benign
-ones also carry the refusal that an over-cautious model would give.
+Half of the harmful prompts are contrasts: they stand in one topic with benign ones and use the same
+words. A topic stands in one split only (train / dev / test, about 40 / 25 / 35 %). Every prompt
+carries a reference response; benign ones also carry the refusal that an over-cautious model would
+give.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""StrongREJECT (Souly et al., NeurIPS 2024, arXiv 2402.10260): 313 forbidden prompts in six categories, all harmful.
+"""StrongREJECT (Souly et al., NeurIPS 2024, arXiv 2402.10260): 313 forbidden prompts in six
+categories, all harmful.
 
-    {name: strongreject}                                       # from the hub: walledai/StrongREJECT (gated)
+    {name: strongreject}
+    # from the hub: walledai/StrongREJECT (gated)
     {name: strongreject, paths: [strongreject_dataset.csv]}    # the authors' file
 
 For evaluation only. Licence MIT; prompts taken from earlier work keep theirs.

@@ -1,11 +1,13 @@
-"""Plain public sets, one line of facts each: OKTest, PHTest, FalseReject, JailbreakBench, WildGuardTest, SORRY-Bench, ...
+"""Plain public sets, one line of facts each: OKTest, PHTest, FalseReject, JailbreakBench,
+WildGuardTest, SORRY-Bench, ...
 
     {name: table, set: falsereject}
     {name: table, set: oktest, paths: [OKTest.csv]}      # the authors' file instead of the hub
     {name: table, set: advbench, repo: me/my-mirror}     # another hub data set of the same columns
 
-The sets stand in `_table.py`. Benchmarks raise for the train split. `described` says licence, gating, and whether the
-facts of a set were verified; `note` says what a reader of a number has to know.
+The sets stand in `_table.py`. Benchmarks raise for the train split. `described` says licence,
+gating, and whether the facts of a set were verified; `note` says what a reader of a number has to
+know.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from overrefusal_po.sources._table import SETS, Labels, PlainSet, described
 
 
 class Settings(BaseModel):
-    """`set`: the set's name. `paths`: local files instead of the hub. `repo`, `revision`: another hub data set."""
+    """`set`: the set's name. `paths`: local files instead of the hub. `repo`, `revision`: another
+    hub data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     plain_set: str = Field(alias="set")
@@ -45,7 +48,8 @@ def aliases() -> dict[str, str]:
 
 
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
-    """The prompts of a set. Of one that has a train split, None gives both parts; other splits give the test part."""
+    """The prompts of a set. Of one that has a train split, None gives both parts; other splits give
+    the test part."""
     facts = SETS[settings.plain_set]
     if facts.train is None or settings.paths:
         never_train(settings.plain_set, split)
@@ -63,7 +67,9 @@ def note(settings: Settings) -> str | None:
     return SETS[settings.plain_set].note or None
 
 
-def part_prompts(settings: Settings, facts: PlainSet, hub_split: str, split: Split | None) -> Iterator[Prompt]:
+def part_prompts(
+    settings: Settings, facts: PlainSet, hub_split: str, split: Split | None
+) -> Iterator[Prompt]:
     """The prompts of one hub split, marked as our `split`."""
     repo = settings.repo or facts.repo
     if repo is None and not settings.paths:
@@ -74,15 +80,21 @@ def part_prompts(settings: Settings, facts: PlainSet, hub_split: str, split: Spl
         kind = kind_of(item, facts.kind)
         if kind is None or (facts.keep and str(item.row.get(facts.keep[0])) != facts.keep[1]):
             continue
-        yield Prompt.of(item.text, kind=kind, category=item.category, source=settings.plain_set, split=split)
+        yield Prompt.of(
+            item.text, kind=kind, category=item.category, source=settings.plain_set, split=split
+        )
 
 
 def kind_of(item: Item, kind: Kind | Labels) -> Kind | None:
-    """The kind of a row, None where its label says to leave it out; ValueError on a label that is not known."""
+    """The kind of a row, None where its label says to leave it out; ValueError on a label that is
+    not known."""
     if isinstance(kind, str):
         return kind
     label = item.row[kind.column]
     if label not in kind.kinds:
         known = ", ".join(repr(name) for name in kind.kinds)
-        raise ValueError(f"{item.place}, column {kind.column}: the label is {label!r}; expected is one of {known}.")
+        raise ValueError(
+            f"{item.place}, column {kind.column}: the label is {label!r}; expected is one of "
+            f"{known}."
+        )
     return kind.kinds[label]

@@ -1,11 +1,13 @@
-"""UltraFeedback, binarised (Cui et al., ICML 2024, arXiv 2310.01377; Zephyr's version): 61,135 prompts, two answers each.
+"""UltraFeedback, binarised (Cui et al., ICML 2024, arXiv 2310.01377; Zephyr's version): 61,135
+prompts, two answers each.
 
-    {name: ultrafeedback}                      # prompts, the better answer as reference; or preference pairs
+    {name: ultrafeedback}
+    # prompts, the better answer as reference; or preference pairs
     {name: ultrafeedback, paths: [train_prefs.parquet]}
 
-As pairs they have no rule: they keep a model useful beside the pairs that `curate` makes, and hold no safety by themselves.
-GPT-4 scored the answers; the prompts are not screened for harm, and their kind is general by assumption. From the hub:
-HuggingFaceH4/ultrafeedback_binarized, MIT, not gated.
+As pairs they have no rule: they keep a model useful beside the pairs that `curate` makes, and hold
+no safety by themselves. GPT-4 scored the answers; the prompts are not screened for harm, and their
+kind is general by assumption. From the hub: HuggingFaceH4/ultrafeedback_binarized, MIT, not gated.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ REVISION = "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
 
 
 class Settings(BaseModel):
-    """`paths`: local files of one split instead of the hub. `repo`, `revision`: the hub data set."""
+    """`paths`: local files of one split instead of the hub. `repo`, `revision`: the hub data
+    set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     paths: tuple[str, ...] = ()
@@ -37,7 +40,8 @@ class Settings(BaseModel):
 
 
 class Row(NamedTuple):
-    """One row: the prompt with the better answer as its reference, and the worse answer ("" where there is none)."""
+    """One row: the prompt with the better answer as its reference, and the worse answer ("" where
+    there is none)."""
 
     prompt: Prompt
     rejected: str
@@ -49,7 +53,8 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
 
 
 def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
-    """The better answer over the worse one. Rows whose answers are equal, or whose worse one is empty, are left out."""
+    """The better answer over the worse one. Rows whose answers are equal, or whose worse one is
+    empty, are left out."""
     found, left_out = [], 0
     for prompt, rejected in rows(settings, split):
         chosen = str(prompt.reference)
@@ -57,8 +62,16 @@ def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
             left_out += 1
             continue
         key = content_id(prompt.id, chosen, rejected)
-        found.append(PreferencePair(id=key, prompt=prompt, chosen=chosen, rejected=rejected, reason="ultrafeedback"))
-    logger.info("ultrafeedback: %d pairs; %d rows with equal or empty answers are left out", len(found), left_out)
+        found.append(
+            PreferencePair(
+                id=key, prompt=prompt, chosen=chosen, rejected=rejected, reason="ultrafeedback"
+            )
+        )
+    logger.info(
+        "ultrafeedback: %d pairs; %d rows with equal or empty answers are left out",
+        len(found),
+        left_out,
+    )
     return found
 
 
@@ -68,15 +81,22 @@ def rows(settings: Settings, split: Split | None) -> Iterator[Row]:
         wanted = HubSet(settings.repo, None, f"{part}_prefs", settings.revision)
         for item in set_items(settings.paths, wanted, FORMS):
             chosen, rejected = (
-                last_words(item.row[side], f"{item.place}, column {side}") for side in ("chosen", "rejected")
+                last_words(item.row[side], f"{item.place}, column {side}")
+                for side in ("chosen", "rejected")
             )
             if chosen:
-                prompt = Prompt.of(item.text, kind="general", source="ultrafeedback", split=part, reference=chosen)
+                prompt = Prompt.of(
+                    item.text, kind="general", source="ultrafeedback", split=part, reference=chosen
+                )
                 yield Row(prompt, rejected)
 
 
 def last_words(turns: Any, place: str) -> str:
     """What the assistant says last in [{role, content}]; ValueError where there are no turns."""
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) and "content" in turn for turn in turns):
-        raise ValueError(f"{place}: expected turns ([{{role, content}}, ...]), got {str(turns)[:80]!r}.")
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, dict) and "content" in turn for turn in turns
+    ):
+        raise ValueError(
+            f"{place}: expected turns ([{{role, content}}, ...]), got {str(turns)[:80]!r}."
+        )
     return str(turns[-1]["content"] or "").strip() if turns else ""

@@ -1,13 +1,16 @@
-"""WildJailbreak (Jiang et al., NeurIPS 2024, arXiv 2406.18510): prompts harmful and benign, plain and dressed as jailbreaks.
+"""WildJailbreak (Jiang et al., NeurIPS 2024, arXiv 2406.18510): prompts harmful and benign, plain
+and dressed as jailbreaks.
 
-    {name: wildjailbreak}                                       # split train: 262k with answers; test: 2,210, no answers
+    {name: wildjailbreak}
+    # split train: 262k with answers; test: 2,210, no answers
     {name: wildjailbreak, types: [vanilla_benign, adversarial_benign]}
     {name: wildjailbreak, paths: [train.tsv]}
 
-The four types are vanilla and adversarial, harmful and benign; the hub's eval set has the adversarial ones only. The
-category of a prompt is its type. A jailbreak keeps the plain prompt that it was made of as its `question`, and counts as
-one with it in intervals and where training and measuring are kept apart. The reference is the set's completion: a refusal
-for harmful prompts, an answer for benign ones, all from language models. From the hub: allenai/wildjailbreak, ODC-BY, gated
+The four types are vanilla and adversarial, harmful and benign; the hub's eval set has the
+adversarial ones only. The category of a prompt is its type. A jailbreak keeps the plain prompt that
+it was made of as its `question`, and counts as one with it in intervals and where training and
+measuring are kept apart. The reference is the set's completion: a refusal for harmful prompts, an
+answer for benign ones, all from language models. From the hub: allenai/wildjailbreak, ODC-BY, gated
 (access is granted at once to who accepts the AI2 Responsible Use Guidelines with their account).
 """
 
@@ -28,11 +31,13 @@ FORMS = (
     Form("data_type", None, ("vanilla", "adversarial", "completion")),
     Form("data_type", None, ("adversarial", "label")),
 )
-"""The columns of the train set and of the eval set. Which column holds the prompt depends on the type."""
+"""The columns of the train set and of the eval set. Which column holds the prompt depends on the
+type."""
 
 CONFIGS: dict[Split, str] = {"train": "train", "test": "eval"}
 REVISION = "5ddc12a7894f842b0619b8e1c7ee496b198af009"
-"""The last commit that is known of the hub's main branch; it took out the column `tactics`, which is not read here."""
+"""The last commit that is known of the hub's main branch; it took out the column `tactics`, which
+is not read here."""
 
 
 class Settings(BaseModel):
@@ -47,7 +52,11 @@ class Settings(BaseModel):
 
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     """The prompts of the types asked for; the train split has references."""
-    return [prompt for part in hub_parts(split, settings.paths) for prompt in part_prompts(settings, part)]
+    return [
+        prompt
+        for part in hub_parts(split, settings.paths)
+        for prompt in part_prompts(settings, part)
+    ]
 
 
 def part_prompts(settings: Settings, part: Split) -> Iterator[Prompt]:
@@ -56,7 +65,8 @@ def part_prompts(settings: Settings, part: Split) -> Iterator[Prompt]:
     for item in set_items(settings.paths, wanted, FORMS):
         if item.text not in TYPES:
             raise ValueError(
-                f"{item.place}, column data_type: the type is {item.text!r}; expected is one of {', '.join(TYPES)}."
+                f"{item.place}, column data_type: the type is {item.text!r}; expected is one of "
+                f"{', '.join(TYPES)}."
             )
         if item.text in settings.types:
             yield one_prompt(item, part)

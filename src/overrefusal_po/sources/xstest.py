@@ -1,8 +1,10 @@
-"""XSTest (Roettger et al., NAACL 2024, arXiv 2308.01263): 250 safe prompts that sound unsafe, 200 unsafe contrasts.
+"""XSTest (Roettger et al., NAACL 2024, arXiv 2308.01263): 250 safe prompts that sound unsafe, 200
+unsafe contrasts.
 
     {name: xstest}                                      # from the hub: walledai/XSTest (gated)
     {name: xstest, paths: [xstest_prompts.csv]}         # the authors' file
-    {name: xstest, paths: [safe.jsonl, unsafe.jsonl]}   # any local files with prompt, label, type or category
+    {name: xstest, paths: [safe.jsonl, unsafe.jsonl]}
+    # any local files with prompt, label, type or category
 
 A benchmark: for evaluation only, never for training. It has no splits. Licence CC-BY-4.0.
 """
@@ -22,7 +24,8 @@ FORMS = (
     Form("prompt", None, ("label",)),
     Form("prompt", "type"),
 )
-"""The hub's columns, those of local copies, and those of the authors' second version, which has no label."""
+"""The hub's columns, those of local copies, and those of the authors' second version, which has no
+label."""
 
 
 class Settings(BaseModel):

@@ -1,10 +1,13 @@
-"""What a training learns from: read and checked before any weight is loaded, then made and kept as data.jsonl.
+"""What a training learns from: read and checked before any weight is loaded, then made and kept as
+data.jsonl.
 
-    check_training_data(recipe, template)          # '267 pairs, longest row 187 tokens; linter: length 1'
+    check_training_data(recipe, template)
+    # '267 pairs, longest row 187 tokens; linter: length 1'
     make_data(recipe, run, template)
 
-Pairs, triples and prompts come from the starter set, a file, or a source; what only the student can say (harmful
-responses for DeRTa and containment) comes from the start policy at run time and stays in the run folder.
+Pairs, triples and prompts come from the starter set, a file, or a source; what only the student can
+say (harmful responses for DeRTa and containment) comes from the start policy at run time and stays
+in the run folder.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ def check_training_data(recipe: TrainRecipe, template: ChatTemplate) -> str:
     if isinstance(data, DertaData):
         return check_triples(recipe, data, template)
     if (data.prompts is None) == (data.pairs is None):
-        raise ValueError("data: give either `prompts` (with references) or `pairs` (their chosen sides).")
+        raise ValueError(
+            "data: give either `prompts` (with references) or `pairs` (their chosen sides)."
+        )
     kept = fitted(recipe, sft_prompts(data), template)
     prompts = drawn(kept.rows, data.max_prompts, recipe.seed)
     check_firewall(prompts)
@@ -68,7 +73,8 @@ def check_training_data(recipe: TrainRecipe, template: ChatTemplate) -> str:
 
 
 def check_triples(recipe: TrainRecipe, data: DertaData, template: ChatTemplate) -> str:
-    """The same for DeRTa's triples and helpful prompts; how long the student's own responses are is not known yet."""
+    """The same for DeRTa's triples and helpful prompts; how long the student's own responses are is
+    not known yet."""
     refusal_token(template, data.refusal_opener)
     left_out = ""
     if data.triples == "starter":
@@ -89,27 +95,35 @@ def check_triples(recipe: TrainRecipe, data: DertaData, template: ChatTemplate) 
 
 
 def fitted(recipe: TrainRecipe, rows: Sequence[R], template: ChatTemplate) -> Fitting[R]:
-    """The rows that fit into the recipe's `max_length`; what becomes of others is `data.too_long`."""
+    """The rows that fit into the recipe's `max_length`; what becomes of others is
+    `data.too_long`."""
     data = recipe.typed_data
     opening = data.opening if isinstance(data, PairsData) else None
-    return fitting(rows, template, max_length=row_limit(recipe), too_long=data.too_long, opening=opening)
+    return fitting(
+        rows, template, max_length=row_limit(recipe), too_long=data.too_long, opening=opening
+    )
 
 
 def kept_rows(recipe: TrainRecipe, run: Run, rows: Sequence[R], template: ChatTemplate) -> list[R]:
-    """The rows that fit; those that do not are noted in too_long.json, {noun: {left_out, of, max_length, ids}}."""
+    """The rows that fit; those that do not are noted in too_long.json, {noun: {left_out, of,
+    max_length, ids}}."""
     found = fitted(recipe, rows, template)
     if found.left_out:
         file = run.path / "too_long.json"
         known = json.loads(file.read_text()) if file.is_file() else {}
         counts = {"left_out": len(found.left_out), "of": len(rows), "max_length": found.max_length}
-        write_atomic(file, json.dumps({**known, noun(rows[0]): {**counts, "ids": found.left_out}}, indent=1))
+        write_atomic(
+            file, json.dumps({**known, noun(rows[0]): {**counts, "ids": found.left_out}}, indent=1)
+        )
     return found.warned()
 
 
 def check_unwritten(recipe: TrainRecipe, template: ChatTemplate) -> None:
-    """Raises ValueError where what the student has yet to write may make a row too long, and that would be an error.
+    """Raises ValueError where what the student has yet to write may make a row too long, and that
+    would be an error.
 
-    Once it is written it is too late: with other settings the run is another one, and the student is asked for all again.
+    Once it is written it is too late: with other settings the run is another one, and the student
+    is asked for all again.
     """
     data, limit, new = recipe.typed_data, row_limit(recipe), recipe.generation.max_new_tokens
     if limit is None or data.too_long == "drop":
@@ -121,17 +135,19 @@ def check_unwritten(recipe: TrainRecipe, template: ChatTemplate) -> None:
     longest, name = max(lengths)
     if longest > limit:
         raise ValueError(
-            f"Prompt {name}: with what the student is yet to write (generation.max_new_tokens {new}) its row may be {longest} "
-            f"tokens, more than max_length {limit} (as {sum(length > limit for length, _ in lengths)} of {len(lengths)} such "
-            "rows), and no row is cut. Raise trainer.max_length, lower generation.max_new_tokens, or leave such rows "
-            "out (data.too_long: drop)."
+            f"Prompt {name}: with what the student is yet to write (generation.max_new_tokens "
+            f"{new}) its row may be {longest} tokens, more than max_length {limit} (as "
+            f"{sum(length > limit for length, _ in lengths)} of {len(lengths)} such "
+            "rows), and no row is cut. Raise trainer.max_length, lower generation.max_new_tokens, "
+            "or leave such rows out (data.too_long: drop)."
         )
 
 
 def check_batches(
     recipe: TrainRecipe, data: PairsData, pairs: Sequence[PreferencePair], template: ChatTemplate
 ) -> None:
-    """Raises ValueError where the pairs that are used do not fill KTO's batches (see `kto.unpaired`)."""
+    """Raises ValueError where the pairs that are used do not fill KTO's batches (see
+    `kto.unpaired`)."""
     if recipe.method == "kto":
         settings = {**settings_of(recipe), "seed": recipe.trainer.get("seed", recipe.seed)}
         side_rows(pairs, template, settings, data.opening)
@@ -142,14 +158,16 @@ def check_firewall(prompts: Sequence[Prompt]) -> None:
     hits = contamination(prompts)
     if hits:
         raise ValueError(
-            f"{len({hit.id for hit in hits})} of the {len(prompts)} prompts to train on are a benchmark's. The first: "
-            f"{' '.join(map(str, hits[0]))}. Delete these rows, or have their source leave them out: {{name: SOURCE, "
+            f"{len({hit.id for hit in hits})} of the {len(prompts)} prompts to train on are a "
+            f"benchmark's. The first: {' '.join(map(str, hits[0]))}. Delete these rows, or have "
+            f"their source leave them out: {{name: SOURCE, "
             "without_benchmarks: true}."
         )
 
 
 def check_pairs(pairs: Sequence[PreferencePair], data: PairsData, *, anchored: bool) -> str:
-    """What the linter warns of, as `check: count`. ValueError for its errors and benchmark prompts, and for no anchor.
+    """What the linter warns of, as `check: count`. ValueError for its errors and benchmark prompts,
+    and for no anchor.
 
     `anchored`: containment pairs are still to be made. Tokens are counted by `fitted`.
     """
@@ -160,20 +178,23 @@ def check_pairs(pairs: Sequence[PreferencePair], data: PairsData, *, anchored: b
     if found.errors or hits:
         first = found.errors[0] if found.errors else hits[0]
         raise ValueError(
-            f"{len(found.errors)} faults in the pairs stop a training, and {len(hits)} of their prompts are a benchmark's. The "
-            f"first: {' '.join(map(str, first))}. Mend or delete the rows (`overrefusal-po check PAIRS.jsonl` lists all), or "
+            f"{len(found.errors)} faults in the pairs stop a training, and {len(hits)} of their "
+            f"prompts are a benchmark's. The first: {' '.join(map(str, first))}. Mend or delete "
+            "the rows (`overrefusal-po check PAIRS.jsonl` lists all), or "
             "waive one with a reason: data.waive: {id: reason}. Benchmark prompts cannot be waived."
         )
     return ", ".join(f"{check} {count}" for check, count in found.counts().items())
 
 
 def check_anchor(pairs: Sequence[PreferencePair], data: PairsData) -> None:
-    """Raises ValueError where no pair is about a harmful prompt, unless the recipe says that this is meant."""
+    """Raises ValueError where no pair is about a harmful prompt, unless the recipe says that this
+    is meant."""
     if not (data.allow_no_anchor or any(p.prompt.kind == "harmful" for p in pairs)):
         raise ValueError(
-            f"None of the {len(pairs)} pairs is about a harmful prompt, so nothing would hold the model where it is safe. Add "
-            "containment pairs (curate makes them; data.containment: student with starter pairs), or set "
-            "data.allow_no_anchor: true if you know what you do."
+            f"None of the {len(pairs)} pairs is about a harmful prompt, so nothing would hold the "
+            "model where it is safe. Add "
+            "containment pairs (curate makes them; data.containment: student with starter pairs), "
+            "or set data.allow_no_anchor: true if you know what you do."
         )
 
 
@@ -185,7 +206,9 @@ def trained_prompts(recipe: TrainRecipe) -> list[Prompt]:
     if isinstance(data, PairsData):
         pairs = [p.prompt for p in loaded_pairs(data.pairs)]
         return pairs + (starter_harmful() if asks_student(data) else [])
-    asked = starter_harmful() if data.triples == "starter" else [t.prompt for t in loaded_triples(data)]
+    asked = (
+        starter_harmful() if data.triples == "starter" else [t.prompt for t in loaded_triples(data)]
+    )
     return helpful_prompts(data) + asked
 
 
@@ -204,24 +227,38 @@ def loaded_pairs(spec: str | Mapping[str, Any]) -> list[PreferencePair]:
     if spec == "starter":
         return written_pairs(read_source("starter", "train"))
     return (
-        pair_files.read_pairs(spec) if isinstance(spec, str) and spec.endswith(".jsonl") else read_pairs(spec, "train")
+        pair_files.read_pairs(spec)
+        if isinstance(spec, str) and spec.endswith(".jsonl")
+        else read_pairs(spec, "train")
     )
 
 
 def loaded_triples(data: DertaData) -> list[Triple]:
-    """The triples of a file or a source, their safe responses behind the recipe's lead where one is needed."""
+    """The triples of a file or a source, their safe responses behind the recipe's lead where one is
+    needed."""
     return read_triples(data.triples, "train", opener=data.refusal_opener, lead=data.safe_lead)
 
 
 def helpful_prompts(data: DertaData) -> list[Prompt]:
     """The prompts with references that are mixed in as ordinary SFT, each once."""
     sources = [read_source(spec, "train") for spec in data.helpful_from]
-    return list({p.id: p for prompts in sources for p in prompts if p.kind in data.helpful and p.reference}.values())
+    return list(
+        {
+            p.id: p
+            for prompts in sources
+            for p in prompts
+            if p.kind in data.helpful and p.reference
+        }.values()
+    )
 
 
 def drawn_helpful(data: DertaData, helpful: Sequence[Prompt], seed: int) -> list[Prompt]:
     """Those of them that are used, at most `max_helpful` of each kind."""
-    return [p for k in data.helpful for p in drawn([h for h in helpful if h.kind == k], data.max_helpful, seed)]
+    return [
+        p
+        for k in data.helpful
+        for p in drawn([h for h in helpful if h.kind == k], data.max_helpful, seed)
+    ]
 
 
 def row_limit(recipe: TrainRecipe) -> int | None:
@@ -231,7 +268,8 @@ def row_limit(recipe: TrainRecipe) -> int | None:
 
 
 def make_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> None:
-    """Writes data.jsonl (pairs, triples or prompts; helpful.jsonl beside triples) unless it is there."""
+    """Writes data.jsonl (pairs, triples or prompts; helpful.jsonl beside triples) unless it is
+    there."""
     file = run.path / "data.jsonl"
     if file.exists():
         return
@@ -244,11 +282,15 @@ def make_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> None:
         write_jsonl(run.path / "helpful.jsonl", drawn_helpful(data, helpful, recipe.seed))
         rows = triples_of(recipe, data, run, template)
     else:
-        rows = drawn(kept_rows(recipe, run, sft_prompts(data), template), data.max_prompts, recipe.seed)
+        rows = drawn(
+            kept_rows(recipe, run, sft_prompts(data), template), data.max_prompts, recipe.seed
+        )
     write_jsonl(file, rows)
 
 
-def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTemplate) -> list[PreferencePair]:
+def pairs_of(
+    recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTemplate
+) -> list[PreferencePair]:
     """The pairs of a recipe, at most `max_pairs` of each rule."""
     made: list[PreferencePair] = []
     pairs = loaded_pairs(data.pairs)
@@ -256,11 +298,15 @@ def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTempl
         made = own_containment(recipe, run, template)
     pairs = kept_rows(recipe, run, [*pairs, *made], template)
     if data.pairs != "starter" and not any(p.rule == "containment" for p in pairs):
-        logger.warning("%s holds no containment pairs: nothing in it keeps harmful prompts refused", data.pairs)
+        logger.warning(
+            "%s holds no containment pairs: nothing in it keeps harmful prompts refused", data.pairs
+        )
     kept = used_pairs(pairs, data, recipe.seed)
     if made:  # which `check_sources` has not seen
         logger.info(
-            "linter, with %d pairs made: %s", len(made), check_pairs(kept, data, anchored=False) or "no warning"
+            "linter, with %d pairs made: %s",
+            len(made),
+            check_pairs(kept, data, anchored=False) or "no warning",
         )
     else:
         check_anchor(kept, data)
@@ -272,18 +318,26 @@ def pairs_of(recipe: TrainRecipe, data: PairsData, run: Run, template: ChatTempl
 def used_pairs(pairs: Sequence[PreferencePair], data: PairsData, seed: int) -> list[PreferencePair]:
     """At most `max_pairs` of each rule."""
     rules = dict.fromkeys(p.rule for p in pairs)
-    return [p for rule in rules for p in drawn([q for q in pairs if q.rule == rule], data.max_pairs, seed)]
+    return [
+        p
+        for rule in rules
+        for p in drawn([q for q in pairs if q.rule == rule], data.max_pairs, seed)
+    ]
 
 
 def own_containment(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> list[PreferencePair]:
-    """Containment pairs: the reference refusal over what the start policy itself says where it complies."""
+    """Containment pairs: the reference refusal over what the start policy itself says where it
+    complies."""
     said = student_answers(recipe, run, template)
     made = [containment_pair(p, str(p.reference), c, v).pair for p, c, v in said]
     return [pair for pair in made if pair is not None]
 
 
-def student_answers(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> list[tuple[Prompt, Completion, Verdict]]:
-    """What the start policy says to the starter set's harmful prompts, judged; kept in the run folder only."""
+def student_answers(
+    recipe: TrainRecipe, run: Run, template: ChatTemplate
+) -> list[tuple[Prompt, Completion, Verdict]]:
+    """What the start policy says to the starter set's harmful prompts, judged; kept in the run
+    folder only."""
     name = str(recipe.model["model_name_or_path"])
     harmful = starter_harmful()
     answers = complete(
@@ -296,10 +350,15 @@ def student_answers(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> li
     return list(zip(harmful, answers, RefusalJudge().score(harmful, answers), strict=True))
 
 
-def triples_of(recipe: TrainRecipe, data: DertaData, run: Run, template: ChatTemplate) -> list[Triple]:
-    """Loaded triples, or starter prompts with the student's own harmful responses. A yield of zero is an error."""
+def triples_of(
+    recipe: TrainRecipe, data: DertaData, run: Run, template: ChatTemplate
+) -> list[Triple]:
+    """Loaded triples, or starter prompts with the student's own harmful responses. A yield of zero
+    is an error."""
     if data.triples != "starter":
-        return drawn(kept_rows(recipe, run, loaded_triples(data), template), data.max_triples, recipe.seed)
+        return drawn(
+            kept_rows(recipe, run, loaded_triples(data), template), data.max_triples, recipe.seed
+        )
     said = student_answers(recipe, run, template)
     triples = [
         Triple(prompt=p, safe_response=str(p.reference), harmful_response=answer_of(c))
@@ -308,8 +367,10 @@ def triples_of(recipe: TrainRecipe, data: DertaData, run: Run, template: ChatTem
     ]
     if not triples:
         raise ValueError(
-            f"The student refuses all {len(said)} harmful prompts, so it gives no harmful responses for DeRTa. Load "
-            "triples instead (data.triples: FILE.jsonl with prompt, safe_response, harmful_response)."
+            f"The student refuses all {len(said)} harmful prompts, so it gives no harmful "
+            "responses for DeRTa. Load "
+            "triples instead (data.triples: FILE.jsonl with prompt, safe_response, "
+            "harmful_response)."
         )
     logger.info("%d of %d harmful prompts gave a harmful response", len(triples), len(said))
     return drawn(kept_rows(recipe, run, triples, template), data.max_triples, recipe.seed)
@@ -318,16 +379,23 @@ def triples_of(recipe: TrainRecipe, data: DertaData, run: Run, template: ChatTem
 def sft_prompts(data: SftData) -> list[Prompt]:
     """Prompts with references, or the chosen sides of pairs as references."""
     if data.pairs is not None:
-        return [p.prompt.model_copy(update={"reference": p.chosen}) for p in loaded_pairs(data.pairs)]
+        return [
+            p.prompt.model_copy(update={"reference": p.chosen}) for p in loaded_pairs(data.pairs)
+        ]
     assert data.prompts is not None
-    prompts = [p for p in read_source(data.prompts, "train") if p.kind in data.kinds and p.reference]
+    prompts = [
+        p for p in read_source(data.prompts, "train") if p.kind in data.kinds and p.reference
+    ]
     if not prompts:
         raise ValueError(
-            f"data.prompts: {data.prompts!r} has no prompt of kind {' or '.join(data.kinds)} with a reference."
+            f"data.prompts: {data.prompts!r} has no prompt of kind {' or '.join(data.kinds)} with "
+            "a reference."
         )
     return prompts
 
 
 def drawn(rows: Sequence[R], limit: int | None, seed: int) -> list[R]:
     """At most `limit` rows in an order that follows from seed and content alone."""
-    return sorted(rows, key=lambda r: random.Random(content_id(seed, r.model_dump(mode="json"))).random())[:limit]
+    return sorted(
+        rows, key=lambda r: random.Random(content_id(seed, r.model_dump(mode="json"))).random()
+    )[:limit]

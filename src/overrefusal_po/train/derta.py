@@ -1,16 +1,18 @@
-"""(prompt, safe response, harmful response) -> rows with labels, and the collator that redraws RTO dropout.
+"""(prompt, safe response, harmful response) -> rows with labels, and the collator that redraws RTO
+dropout.
 
     token = refusal_token(template, "Sorry")
     rows = derta_rows(triples, template, token, seed=0)
     batch = DertaCollator(pad_token_id=0, rto_dropout=0.95, seed=0)(rows[:8])
 
-DeRTa (arXiv 2407.09121, section 3): with q a harmful question, r a safe and h a harmful response, k random in 0..|h|,
+DeRTa (arXiv 2407.09121, section 3): with q a harmful question, r a safe and h a harmful response, k
+random in 0..|h|,
 
     L = - E log P(r | q, h_<k)                       prefix rows: the harmful prefix carries no loss
         - E sum_t log P(refusal token | q, h_<t)     RTO rows: every position of h is labelled with the refusal token
 
-All tokens that carry loss are pooled into one mean cross-entropy. Harmful tokens are never trained on. This module
-imports torch only inside the collator.
+All tokens that carry loss are pooled into one mean cross-entropy. Harmful tokens are never trained
+on. This module imports torch only inside the collator.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ BENIGN_OPENERS = ("Sure", "Here", "Yes", "To", "The", "I", "Of course", "Certain
 
 
 class Row(NamedTuple):
-    """One training row. `labels[i]` is the label of token i (-100: none); `kind` is rto, prefix or sft."""
+    """One training row. `labels[i]` is the label of token i (-100: none); `kind` is rto, prefix or
+    sft."""
 
     input_ids: list[int]
     labels: list[int]
@@ -44,20 +47,28 @@ class Row(NamedTuple):
 def refusal_token(template: ChatTemplate, opener: str = "Sorry") -> int:
     """The id of `opener`'s first token as it stands first in a response under the chat template.
 
-    Raises ValueError where common openers of helpful answers begin with the same token: RTO would then teach them too.
+    Raises ValueError where common openers of helpful answers begin with the same token: RTO would
+    then teach them too.
     """
     token, count = template.first_response_token(opener)
     text = template.tokenizer.convert_ids_to_tokens(token)
     clash = [o for o in BENIGN_OPENERS if template.first_response_token(o)[0] == token]
     if clash:
         raise ValueError(
-            f"The refusal opener {opener!r} begins with the token {text!r}, with which helpful answers begin too "
-            f"({', '.join(clash)}). Choose an opener whose first token is its own (data.refusal_opener)."
+            f"The refusal opener {opener!r} begins with the token {text!r}, with which helpful "
+            f"answers begin too ({', '.join(clash)}). Choose an opener whose first token is its "
+            "own (data.refusal_opener)."
         )
     if count == 1:
         logger.info("refusal token: %r (id %d) is the whole opener %r", text, token, opener)
     else:
-        logger.info("refusal token: %r (id %d) is the first of %d of the opener %r", text, token, count, opener)
+        logger.info(
+            "refusal token: %r (id %d) is the first of %d of the opener %r",
+            text,
+            token,
+            count,
+            opener,
+        )
     return token
 
 
@@ -69,7 +80,8 @@ def derta_rows(
     seed: int = 0,
     prefix_unit: Literal["words", "tokens"] = "words",
 ) -> list[Row]:
-    """Two rows a triple: RTO over the whole harmful response, and the safe response behind a harmful prefix.
+    """Two rows a triple: RTO over the whole harmful response, and the safe response behind a
+    harmful prefix.
 
     However long they are: see `lengths.fitting`.
     """
@@ -86,11 +98,14 @@ def derta_rows(
 def turns(triple: Triple, template: ChatTemplate) -> tuple[Turn, Turn]:
     """The harmful response and the safe one as turns behind the prompt."""
     messages = triple.prompt.messages
-    return template.turn(messages, triple.harmful_response), template.turn(messages, triple.safe_response)
+    return template.turn(messages, triple.harmful_response), template.turn(
+        messages, triple.safe_response
+    )
 
 
 def longest_row(harmful: Turn, safe: Turn) -> int:
-    """The tokens of the longest row that can be drawn: the safe response behind all of the harmful one but its end.
+    """The tokens of the longest row that can be drawn: the safe response behind all of the harmful
+    one but its end.
 
     Whether a triple fits does not depend on the seed.
     """
@@ -98,27 +113,33 @@ def longest_row(harmful: Turn, safe: Turn) -> int:
 
 
 def rto_row(harmful: Turn, token: int, row_id: str) -> Row:
-    """Harmful response in, refusal token as the label of every position of it, its end-of-turn position too."""
+    """Harmful response in, refusal token as the label of every position of it, its end-of-turn
+    position too."""
     prompt, response = harmful.prompt_ids, harmful.response_ids
     return Row(prompt + response, [IGNORED] * len(prompt) + [token] * len(response), "rto", row_id)
 
 
 def prefix_row(harmful: Turn, safe: Turn, cut: int, row_id: str) -> Row:
-    """Prompt, the first `cut` tokens of the harmful response (no loss), then the safe response (loss)."""
+    """Prompt, the first `cut` tokens of the harmful response (no loss), then the safe response
+    (loss)."""
     prefix = harmful.response_ids[:cut]
     ids = safe.prompt_ids + prefix + safe.response_ids
     labels = [IGNORED] * (len(safe.prompt_ids) + len(prefix)) + safe.response_ids
     return Row(ids, labels, "prefix", row_id)
 
 
-def prefix_length(harmful: Turn, text: str, unit: Literal["words", "tokens"], rng: random.Random) -> int:
+def prefix_length(
+    harmful: Turn, text: str, unit: Literal["words", "tokens"], rng: random.Random
+) -> int:
     """k in tokens of the harmful response.
 
-    "tokens" is the paper's draw: k uniform in 0..|h|. "words" is the released code's: k = 0 for every third row, else
-    1..n-2 whole words; the third is drawn by chance from the row's own seed, so that order does not change the data.
+    "tokens" is the paper's draw: k uniform in 0..|h|. "words" is the released code's: k = 0 for
+    every third row, else 1..n-2 whole words; the third is drawn by chance from the row's own seed,
+    so that order does not change the data.
     """
     ends = [b for a, b in harmful.offsets if b > a]
-    # tokens before the response's first character (the space of Mistral's "[/INST] To"): part of every prefix but none
+    # tokens before the response's first character (the space of Mistral's "[/INST] To"): part of
+    # every prefix but none
     glue = next((i for i, (a, b) in enumerate(harmful.offsets) if b > a), 0)
     if unit == "tokens":
         kept = rng.randint(0, len(ends))
@@ -133,11 +154,15 @@ def prefix_length(harmful: Turn, text: str, unit: Literal["words", "tokens"], rn
 
 
 def sft_rows(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Row]:
-    """Ordinary SFT rows from prompts with a reference response. Raises ValueError for a prompt without one."""
+    """Ordinary SFT rows from prompts with a reference response. Raises ValueError for a prompt
+    without one."""
     rows = []
     for prompt in prompts:
         if prompt.reference is None:
-            raise ValueError(f"Prompt {prompt.id} ({prompt.text[:60]!r}) has no reference response to learn from.")
+            raise ValueError(
+                f"Prompt {prompt.id} ({prompt.text[:60]!r}) has no reference response to learn "
+                "from."
+            )
         turn = template.turn(prompt.messages, prompt.reference)
         labels = [IGNORED] * len(turn.prompt_ids) + turn.response_ids
         rows.append(Row(turn.prompt_ids + turn.response_ids, labels, "sft", prompt.id))
@@ -147,8 +172,9 @@ def sft_rows(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Row]:
 class DertaCollator:
     """Rows -> padded batch; on RTO rows a fresh draw of the positions that keep their label.
 
-    The released full fine-tuning script drops 95 % of them, anew at every pass; the LoRA script drops none. The draw
-    comes from (seed, row id, epoch), so that order and world size do not change it. `epoch` is set by `EpochCallback`.
+    The released full fine-tuning script drops 95 % of them, anew at every pass; the LoRA script
+    drops none. The draw comes from (seed, row id, epoch), so that order and world size do not
+    change it. `epoch` is set by `EpochCallback`.
 
     Args:
         pad_token_id: id for padding (attention mask 0, label -100).
@@ -157,9 +183,13 @@ class DertaCollator:
         seed: base of the draw.
     """
 
-    def __init__(self, *, pad_token_id: int, rto_dropout: float = 0.95, min_kept: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, *, pad_token_id: int, rto_dropout: float = 0.95, min_kept: int = 1, seed: int = 0
+    ) -> None:
         if not 0 <= rto_dropout < 1:
-            raise ValueError(f"rto_dropout is {rto_dropout}; allowed is 0 (keep all) up to but not including 1.")
+            raise ValueError(
+                f"rto_dropout is {rto_dropout}; allowed is 0 (keep all) up to but not including 1."
+            )
         self.pad_token_id = pad_token_id
         self.rto_dropout = rto_dropout
         self.min_kept = min_kept

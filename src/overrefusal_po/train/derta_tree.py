@@ -1,12 +1,14 @@
 """DeRTa's two rows of a question as one: prompt and harmful prefix are computed once.
 
-    rows = derta_rows(...)                      # RTO row and prefix row of each triple, then helpful rows
+    rows = derta_rows(...)
+    # RTO row and prefix row of each triple, then helpful rows
     collator = TreeCollator(pad_token_id=0)
     batch = collator(trees(rows)[:8])           # (2 * 8, seq): first branches, then second ones
 
-The RTO row [q, h] and the prefix row [q, h_<k, r] begin alike. A tree is a training example with both, so that they
-meet in one batch, laid out as a preference pair is; `share_prefix` then runs each tree as one row with the same loss and
-gradients. A helpful row is a tree of one branch. A batch counts trees, not rows: batches are others than without trees.
+The RTO row [q, h] and the prefix row [q, h_<k, r] begin alike. A tree is a training example with
+both, so that they meet in one batch, laid out as a preference pair is; `share_prefix` then runs
+each tree as one row with the same loss and gradients. A helpful row is a tree of one branch. A
+batch counts trees, not rows: batches are others than without trees.
 """
 
 from __future__ import annotations
@@ -18,11 +20,17 @@ from overrefusal_po.train.derta import IGNORED, DertaCollator, Row
 
 
 def trees(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as examples {"branches": [row, ...]}: an RTO row with the prefix row behind it, others alone."""
+    """Rows as examples {"branches": [row, ...]}: an RTO row with the prefix row behind it, others
+    alone."""
     found: list[list[Row]] = []
     for row in rows:
         before = found[-1][0] if found else None
-        if row.kind == "prefix" and before is not None and before.kind == "rto" and before.row_id == row.row_id:
+        if (
+            row.kind == "prefix"
+            and before is not None
+            and before.kind == "rto"
+            and before.row_id == row.row_id
+        ):
             found[-1].append(row)
         else:
             found.append([row])
@@ -33,8 +41,10 @@ class TreeCollator(DertaCollator):
     """Trees -> the padded batch of their rows, first branches and then second ones.
 
     Attributes:
-        paired: True where the model shares prefixes, which needs as many second branches as first ones: a tree of one
-            branch then gets its own first token again, without label. It costs nothing there; False leaves it out.
+        paired: True where the model shares prefixes, which needs as many second branches as first
+        ones: a tree of one
+            branch then gets its own first token again, without label. It costs nothing there; False
+            leaves it out.
     """
 
     paired = True

@@ -1,14 +1,17 @@
-"""How long the rows of a training are: what becomes of those over `max_length`, and batches of rows of like length.
+"""How long the rows of a training are: what becomes of those over `max_length`, and batches of rows
+of like length.
 
     kept = fitting(pairs, template, max_length=512, too_long="drop")
     kept.rows, kept.left_out     # what is trained on, and the ids of what is not
     group_by_length(trainer)     # for trainer.train_sampling_strategy=group_by_length
 
-No row is ever cut, since a cut answer is a corrupted label: TRL's `truncation_mode` has nothing left to do. Only KTO's
-comparison rows (a prompt with another one's response) may be, and are counted (`kto.warn_of_cut`).
+No row is ever cut, since a cut answer is a corrupted label: TRL's `truncation_mode` has nothing
+left to do. Only KTO's comparison rows (a prompt with another one's response) may be, and are
+counted (`kto.warn_of_cut`).
 
-Batches of like length are padded less, but they are not random ones: a speed-up outside of what is exact. With a shared prefix
-nothing is padded anyway; it is plain rows (SFT, DeRTa without the tree) that gain.
+Batches of like length are padded less, but they are not random ones: a speed-up outside of what is
+exact. With a shared prefix nothing is padded anyway; it is plain rows (SFT, DeRTa without the tree)
+that gain.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ SHOWN_IDS = 5
 
 
 class Fitting(NamedTuple, Generic[R]):
-    """Rows that are at most `max_length` tokens long, the ids of the others, and the tokens of the longest row kept."""
+    """Rows that are at most `max_length` tokens long, the ids of the others, and the tokens of the
+    longest row kept."""
 
     rows: list[R]
     left_out: list[str]
@@ -39,12 +43,17 @@ class Fitting(NamedTuple, Generic[R]):
     max_length: int | None
 
     def __str__(self) -> str:
-        """`; 3 of 135 pairs left out as too long (a, b, c)` behind a line of what was found; empty where none is."""
+        """`; 3 of 135 pairs left out as too long (a, b, c)` behind a line of what was found; empty
+        where none is."""
         if not self.left_out:
             return ""
-        ids = ", ".join(self.left_out[:SHOWN_IDS]) + (", ..." if len(self.left_out) > SHOWN_IDS else "")
+        ids = ", ".join(self.left_out[:SHOWN_IDS]) + (
+            ", ..." if len(self.left_out) > SHOWN_IDS else ""
+        )
         number = len(self.rows) + len(self.left_out)
-        return f"; {len(self.left_out)} of {number} {noun(self.rows[0])}s left out as too long ({ids})"
+        return (
+            f"; {len(self.left_out)} of {number} {noun(self.rows[0])}s left out as too long ({ids})"
+        )
 
     def warned(self) -> list[R]:
         """The rows, with a warning that counts those left out."""
@@ -69,15 +78,17 @@ def fitting(
         opening: as for `pair_length`.
 
     Raises:
-        ValueError: a row is too long and `too_long` is "error", or all are; and what `row_length` raises.
+        ValueError: a row is too long and `too_long` is "error", or all are; and what `row_length`
+            raises.
     """
     lengths = [row_length(row, template, opening) for row in rows]
     over = [i for i, length in enumerate(lengths) if max_length is not None and length > max_length]
     if over and (too_long == "error" or len(over) == len(rows)):
         first = rows[over[0]]
         raise ValueError(
-            f"{noun(first).capitalize()} {row_id(first)}: prompt and response are {lengths[over[0]]} tokens, more than "
-            f"max_length {max_length} (as {len(over)} of all {len(rows)} {noun(first)}s, before data.max_* draws), and no row "
+            f"{noun(first).capitalize()} {row_id(first)}: prompt and response are "
+            f"{lengths[over[0]]} tokens, more than max_length {max_length} (as {len(over)} of all "
+            f"{len(rows)} {noun(first)}s, before data.max_* draws), and no row "
             "is cut. Raise trainer.max_length"
             + (", or leave such rows out (data.too_long: drop)." if len(over) < len(rows) else ".")
         )
@@ -97,7 +108,9 @@ def row_id(row: PreferencePair | Prompt | Triple) -> str:
     return row.prompt.id if isinstance(row, Triple) else row.id
 
 
-def row_length(row: PreferencePair | Prompt | Triple, template: ChatTemplate, opening: int | None = None) -> int:
+def row_length(
+    row: PreferencePair | Prompt | Triple, template: ChatTemplate, opening: int | None = None
+) -> int:
     """The tokens of the longest training row that `row` may become, prompt included."""
     if isinstance(row, PreferencePair):
         return pair_length(row, template, opening)
@@ -108,20 +121,24 @@ def row_length(row: PreferencePair | Prompt | Triple, template: ChatTemplate, op
 
 
 def pair_length(pair: PreferencePair, template: ChatTemplate, opening: int | None = None) -> int:
-    """The tokens of the longer side (of its first `opening` ones, if only these are trained on) with its prompt.
+    """The tokens of the longer side (of its first `opening` ones, if only these are trained on)
+    with its prompt.
 
-    As TRL tokenises it, with what the template puts behind the end of the turn (ChatML's newline). Raises ValueError where
-    the sides are equal.
+    As TRL tokenises it, with what the template puts behind the end of the turn (ChatML's newline).
+    Raises ValueError where the sides are equal.
     """
     if pair.chosen.strip() == pair.rejected.strip():
         raise ValueError(
-            f"Pair {pair.id}: chosen equals rejected ({pair.chosen[:60]!r}); there is nothing to prefer. Delete the pair."
+            f"Pair {pair.id}: chosen equals rejected ({pair.chosen[:60]!r}); there is nothing to "
+            "prefer. Delete the pair."
         )
     row = template.preference_row(pair.prompt.messages, pair.chosen, pair.rejected)
     prompt = len(template.turn(pair.prompt.messages, pair.chosen).prompt_ids)
     options = row.get("chat_template_kwargs", {})
     sides = [
-        template.tokenizer.apply_chat_template(row["prompt"] + row[side], return_dict=True, **options)["input_ids"]
+        template.tokenizer.apply_chat_template(
+            row["prompt"] + row[side], return_dict=True, **options
+        )["input_ids"]
         for side in ("chosen", "rejected")
     ]
     return prompt + max(len(ids[prompt:][:opening]) for ids in sides)
@@ -135,15 +152,25 @@ def unwritten_length(
     eats: Literal["pairs", "triples"],
     opening: int | None = None,
 ) -> int:
-    """The tokens that a row of `prompt` and its reference may take once the student has written the other response.
+    """The tokens that a row of `prompt` and its reference may take once the student has written the
+    other response.
 
-    That is at most `new_tokens` long. It may still take more when read again (control tokens in it are broken up).
+    That is at most `new_tokens` long. It may still take more when read again (control tokens in it
+    are broken up).
     """
     safe, offsets = str(prompt.reference), template.turn(prompt.messages, "x").offsets
-    written = new_tokens - max(i for i, (a, b) in enumerate(offsets, 1) if b > a)  # beside the stand-in "x"
+    written = new_tokens - max(
+        i for i, (a, b) in enumerate(offsets, 1) if b > a
+    )  # beside the stand-in "x"
     if eats == "triples":
-        return row_length(Triple(prompt=prompt, safe_response=safe, harmful_response="x"), template) + written
-    known, other = (PreferencePair(id=prompt.id, prompt=prompt, chosen=side, rejected="x") for side in (safe, "y"))
+        return (
+            row_length(Triple(prompt=prompt, safe_response=safe, harmful_response="x"), template)
+            + written
+        )
+    known, other = (
+        PreferencePair(id=prompt.id, prompt=prompt, chosen=side, rejected="x")
+        for side in (safe, "y")
+    )
     whole = pair_length(other, template) + written
     asked = pair_length(other, template, 0)
     return max(pair_length(known, template, opening), min(whole, asked + (opening or whole)))
@@ -152,8 +179,8 @@ def unwritten_length(
 def group_by_length(trainer: Any) -> None:
     """Has the trainer draw batches of rows of like length, where its settings ask for them.
 
-    transformers' own sampler finds no lengths in TRL's preference rows, and draws from a random state that a resumed run does
-    not have. This one draws from the hash of (seed, epoch).
+    transformers' own sampler finds no lengths in TRL's preference rows, and draws from a random
+    state that a resumed run does not have. This one draws from the hash of (seed, epoch).
     """
     if trainer.args.train_sampling_strategy != "group_by_length":
         return
@@ -164,8 +191,12 @@ def group_by_length(trainer: Any) -> None:
         """The same order in every process, and after a resume."""
 
         def __iter__(self) -> Any:
-            seed = trainer.args.data_seed if trainer.args.data_seed is not None else trainer.args.seed
-            self.generator = Generator().manual_seed(int(content_id(seed, int(trainer.state.epoch or 0)), 16))
+            seed = (
+                trainer.args.data_seed if trainer.args.data_seed is not None else trainer.args.seed
+            )
+            self.generator = Generator().manual_seed(
+                int(content_id(seed, int(trainer.state.epoch or 0)), 16)
+            )
             return super().__iter__()
 
     shared = any(hasattr(module, "_shares_prefix") for module in trainer.model.modules())
@@ -175,8 +206,8 @@ def group_by_length(trainer: Any) -> None:
 
 
 def step_tokens(row: Mapping[str, Any], *, shared: bool) -> int:
-    """The tokens of a dataset row that a step computes, without padding: the longer side, or with `shared` a common
-    beginning once and both sides."""
+    """The tokens of a dataset row that a step computes, without padding: the longer side, or with
+    `shared` a common beginning once and both sides."""
     if "branches" in row:
         sides = [branch["input_ids"] for branch in row["branches"]]
     elif "chosen_ids" in row:

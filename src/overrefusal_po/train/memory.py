@@ -1,11 +1,13 @@
-"""Model config + recipe -> how much memory a training takes at its peak, and whether the device has it. No weights.
+"""Model config + recipe -> how much memory a training takes at its peak, and whether the device has
+it. No weights.
 
     shape = shape_of(config_of(recipe.model), recipe.model)
     found = estimate(shape, recipe, widest_batch(recipe, pairs, template), *device_memory())
     str(found)       # '5.1 of 24.0 GB: fits (weights 0.5, reference 0, gradients 0, ...)'
 
-The counts are exact, from the model's own classes without weights; the constants of activations and overhead are
-measured on a CPU (`benchmarks/memory.py`, which also says how far off the estimate is). No GPU has been measured.
+The counts are exact, from the model's own classes without weights; the constants of activations and
+overhead are measured on a CPU (`benchmarks/memory.py`, which also says how far off the estimate
+is). No GPU has been measured.
 """
 
 from __future__ import annotations
@@ -23,20 +25,30 @@ from overrefusal_po.records import PreferencePair, Prompt
 from overrefusal_po.train.trainers import hardware_settings
 
 OVERHEAD = {"cpu": 0.76e9, "cuda": 1.5e9}
-"""Bytes of a process that trains nothing: Python and libraries on a CPU (measured), the CUDA context on a GPU (ours)."""
+"""Bytes of a process that trains nothing: Python and libraries on a CPU (measured), the CUDA
+context on a GPU (ours)."""
 
 KEPT = {"cpu": 1.5, "cuda": 0.93}
-"""Memory kept for the backward pass, as a multiple of what `layer_values` counts. 0.93 is what autograd holds (counted by its
-hooks); what malloc loses to gaps comes on top on a CPU (measured)."""
+"""Memory kept for the backward pass, as a multiple of what `layer_values` counts. 0.93 is what
+autograd holds (counted by its hooks); what malloc loses to gaps comes on top on a CPU
+(measured)."""
 
 LOGIT_TILE, LOGIT_COPIES = (4096, 32768), {"cpu": 8.4, "cuda": 1.0}
-"""TRL's fused head (1.16): (tokens, vocabulary) of a tile, and how many of its size are alive in the backward pass: many where
-torch folds them (measured), one buffer where Triton does (read in TRL's source)."""
+"""TRL's fused head (1.16): (tokens, vocabulary) of a tile, and how many of its size are alive in
+the backward pass: many where torch folds them (measured), one buffer where Triton does (read in
+TRL's source)."""
 
 MIXED_BYTES = 3.0
-"""Bytes of a kept value when the matrices are of 16 bits: norms, residuals and LoRA's inputs stay in 32 (counted: 3)."""
+"""Bytes of a kept value when the matrices are of 16 bits: norms, residuals and LoRA's inputs stay
+in 32 (counted: 3)."""
 
-OPTIMISER_BYTES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0, "adafactor": 0}
+OPTIMISER_BYTES = {
+    "adamw_8bit": 2,
+    "adamw_bnb_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "sgd": 0,
+    "adafactor": 0,
+}
 """Bytes of optimiser state a trained weight, where they are not the 8 of AdamW."""
 
 TIGHT = 0.8
@@ -44,7 +56,8 @@ TIGHT = 0.8
 
 
 class Shape(NamedTuple):
-    """What a model's config says about its size. Counts of weights, and widths of one layer's vectors."""
+    """What a model's config says about its size. Counts of weights, and widths of one layer's
+    vectors."""
 
     weights: int
     quantised: int
@@ -59,7 +72,8 @@ class Shape(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The widest batch of a device, padding counted: `tokens` that go through the layers, and those that the head sees."""
+    """The widest batch of a device, padding counted: `tokens` that go through the layers, and those
+    that the head sees."""
 
     tokens: int
     scored: int
@@ -116,14 +130,18 @@ def shape_of(config: Any, section: Mapping[str, Any]) -> Shape:
             config, trust_remote_code=bool(section.get("trust_remote_code", False))
         )
     head = model.get_output_embeddings()
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    linear = {
+        n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
+    }
     text = config.get_text_config()
     heads = text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     return Shape(
         weights=sum(p.numel() for p in model.parameters()),
         quantised=sum(m.weight.numel() for m in linear.values()),
-        adapter=sum(m.in_features + m.out_features for n, m in linear.items() if adapted(n, section)),
+        adapter=sum(
+            m.in_features + m.out_features for n, m in linear.items() if adapted(n, section)
+        ),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         kept=layer_values(
@@ -137,19 +155,26 @@ def shape_of(config: Any, section: Mapping[str, Any]) -> Shape:
 
 
 def adapted(name: str, section: Mapping[str, Any]) -> bool:
-    """Whether the recipe's LoRA adapts the linear layer `name`; peft's own choice is taken as all of them."""
+    """Whether the recipe's LoRA adapts the linear layer `name`; peft's own choice is taken as all
+    of them."""
     targets = section.get("lora_target_modules") or "all-linear"
     targets = [targets] if isinstance(targets, str) else targets
-    return bool(section.get("use_peft")) and ("all-linear" in targets or name.rpartition(".")[2] in targets)
+    return bool(section.get("use_peft")) and (
+        "all-linear" in targets or name.rpartition(".")[2] in targets
+    )
 
 
 def layer_values(hidden: int, intermediate: int, queries: int, keys: int) -> int:
-    """Values that one token leaves in one layer of a Llama: two norms, q, k, v (k and v once a head), attention, MLP."""
+    """Values that one token leaves in one layer of a Llama: two norms, q, k, v (k and v once a
+    head), attention, MLP."""
     return 6 * hidden + 4 * queries + 2 * keys + 4 * intermediate
 
 
-def estimate(shape: Shape, recipe: TrainRecipe, batch: Batch, device: str, available: float) -> Memory:
-    """The peak of a step of `recipe` on `batch`, on one `device` ("cpu" or "cuda") with `available` bytes.
+def estimate(
+    shape: Shape, recipe: TrainRecipe, batch: Batch, device: str, available: float
+) -> Memory:
+    """The peak of a step of `recipe` on `batch`, on one `device` ("cpu" or "cuda") with `available`
+    bytes.
 
     Sharding over several devices (FSDP, ZeRO) is not counted.
     """
@@ -167,7 +192,9 @@ def estimate(shape: Shape, recipe: TrainRecipe, batch: Batch, device: str, avail
     stored = recipe.speed.reference_store or trainer.get("precompute_ref_log_probs")
     return Memory(
         weights=weights + (4.0 * trained if lora else 0.0),
-        reference=weights if not lora and (recipe.method == "kto" or (recipe.method == "dpo" and not stored)) else 0.0,
+        reference=weights
+        if not lora and (recipe.method == "kto" or (recipe.method == "dpo" and not stored))
+        else 0.0,
         gradients=4.0 * trained,
         optimiser=float(OPTIMISER_BYTES.get(str(trainer["optim"]), 8) * trained),
         activations=kept + (4.0 * trained if trainer["gradient_accumulation_steps"] > 1 else 0.0),
@@ -181,20 +208,27 @@ def weight_bytes(shape: Shape, section: Mapping[str, Any]) -> float:
     """Bytes of the loaded weights, quantised or not, without an adapter."""
     width = width_of(section)
     if section.get("load_in_4bit"):
-        # a scale for 64 weights: 32 bits, or with double quantisation 8 bits and 32 more for 256 of them
+        # a scale for 64 weights: 32 bits, or with double quantisation 8 bits and 32 more for 256 of
+        # them
         scale = 0.0159 if section.get("use_bnb_nested_quant") else 0.0625
         return width * shape.weights + (0.5 + scale - width) * shape.quantised
-    return width * shape.weights + ((1 - width) * shape.quantised if section.get("load_in_8bit") else 0)
+    return width * shape.weights + (
+        (1 - width) * shape.quantised if section.get("load_in_8bit") else 0
+    )
 
 
 def width_of(section: Mapping[str, Any]) -> int:
-    """Bytes of a weight as loaded; `auto` is what most models are published in, and full fine-tuning is in float32."""
+    """Bytes of a weight as loaded; `auto` is what most models are published in, and full
+    fine-tuning is in float32."""
     left_open = models.default_dtype() if section.get("use_peft") else "float32"
     return 4 if (section.get("dtype") or left_open) == "float32" else 2
 
 
-def widest_batch(recipe: TrainRecipe, rows: Sequence[PreferencePair | Prompt], template: ChatTemplate) -> Batch:
-    """The batch of the rows that take most: padded to the widest, or with a shared prefix one behind the other."""
+def widest_batch(
+    recipe: TrainRecipe, rows: Sequence[PreferencePair | Prompt], template: ChatTemplate
+) -> Batch:
+    """The batch of the rows that take most: padded to the widest, or with a shared prefix one
+    behind the other."""
     widths = [row_widths(row, template, recipe) for row in rows]
     size: int = settings_of(recipe)["per_device_train_batch_size"]
     columns = [sorted(column, reverse=True)[:size] for column in zip(*widths, strict=True)]
@@ -204,12 +238,14 @@ def widest_batch(recipe: TrainRecipe, rows: Sequence[PreferencePair | Prompt], t
 
 
 def shares_prefix(recipe: TrainRecipe) -> bool:
-    """Whether pairs go through the model without padding (see `shared_prefix.pack`), where that is proven."""
+    """Whether pairs go through the model without padding (see `shared_prefix.pack`), where that is
+    proven."""
     return recipe.method in ("dpo", "orpo") and recipe.speed.shared_prefix
 
 
 def row_widths(row: PreferencePair | Prompt, template: ChatTemplate, recipe: TrainRecipe) -> Batch:
-    """The tokens of one row, or of both rows of a pair (of their openings, where these alone are trained on).
+    """The tokens of one row, or of both rows of a pair (of their openings, where these alone are
+    trained on).
 
     Without a shared prefix the head sees them all (on CPUs).
     """
@@ -218,8 +254,13 @@ def row_widths(row: PreferencePair | Prompt, template: ChatTemplate, recipe: Tra
         length = len(turn.prompt_ids) + len(turn.response_ids)
         return Batch(length, length)
     turns = [template.turn(row.prompt.messages, side) for side in (row.chosen, row.rejected)]
-    prompt, sides = len(turns[0].prompt_ids), [len(turn.response_ids[: recipe.data.get("opening")]) for turn in turns]
-    if recipe.method == "kto":  # a side is a row; the passes without gradients (KL, reference) keep nothing
+    prompt, sides = (
+        len(turns[0].prompt_ids),
+        [len(turn.response_ids[: recipe.data.get("opening")]) for turn in turns],
+    )
+    if (
+        recipe.method == "kto"
+    ):  # a side is a row; the passes without gradients (KL, reference) keep nothing
         return Batch(prompt + max(sides), prompt + max(sides))
     if not shares_prefix(recipe):
         return Batch(2 * (prompt + max(sides)), 2 * (prompt + max(sides)))
@@ -234,7 +275,8 @@ def settings_of(recipe: TrainRecipe) -> dict[str, Any]:
 
 
 def device_memory(*, use_cpu: bool = False) -> tuple[str, float]:
-    """("cuda" or "cpu", bytes): of one GPU, or of this machine (of its container, where that has less)."""
+    """("cuda" or "cpu", bytes): of one GPU, or of this machine (of its container, where that has
+    less)."""
     if models.has_cuda() and not use_cpu:
         import torch
 

@@ -1,10 +1,12 @@
-"""ORPO (arXiv 2403.07691, equation 6) as a loss on TRL's `DPOTrainer`: no reference model, no full logits.
+"""ORPO (arXiv 2403.07691, equation 6) as a loss on TRL's `DPOTrainer`: no reference model, no full
+logits.
 
     trainer = ORPOTrainer(model=..., args=ORPOConfig(beta=0.1, ...), train_dataset=pairs, processing_class=tokenizer)
 
-Loss and gradients are those of `trl.experimental.orpo`, which builds the logits of every position and may vanish; tokens are
-DPOTrainer's, so that a template that ends behind its end-of-turn token gets no second one. As there and in the paper's
-code, the likelihood term covers the prompt of the chosen side too. Settings that belong to DPO are fixed and cannot be given.
+Loss and gradients are those of `trl.experimental.orpo`, which builds the logits of every position
+and may vanish; tokens are DPOTrainer's, so that a template that ends behind its end-of-turn token
+gets no second one. As there and in the paper's code, the likelihood term covers the prompt of the
+chosen side too. Settings that belong to DPO are fixed and cannot be given.
 
 This module imports TRL at its top: import it inside a function.
 """
@@ -22,9 +24,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 @dataclass
 class ORPOConfig(DPOConfig):  # type: ignore[misc]
-    """TRL's `DPOConfig` without the keys of DPO's own loss and reference. `beta` is the paper's lambda."""
+    """TRL's `DPOConfig` without the keys of DPO's own loss and reference. `beta` is the paper's
+    lambda."""
 
-    precompute_ref_log_probs: bool = field(init=False, default=True)  # so that TRL loads no reference model
+    precompute_ref_log_probs: bool = field(
+        init=False, default=True
+    )  # so that TRL loads no reference model
     precompute_ref_batch_size: int | None = field(init=False, default=None)
     padding_free: bool = field(init=False, default=False)
     loss_type: list[str] = field(init=False, default_factory=lambda: ["sigmoid"])
@@ -41,16 +46,23 @@ class ORPOConfig(DPOConfig):  # type: ignore[misc]
 
 
 class ORPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """`DPOTrainer` with ORPO's loss. Full fine-tuning under FSDP loads a reference for a moment and drops it (TRL's rule)."""
+    """`DPOTrainer` with ORPO's loss. Full fine-tuning under FSDP loads a reference for a moment and
+    drops it (TRL's rule)."""
 
     _tag_names: ClassVar = ["trl", "orpo"]
     _name = "ORPO"
-    _paper: ClassVar = {"title": "ORPO: Monolithic Preference Optimization without Reference Model", "id": "2403.07691"}
+    _paper: ClassVar = {
+        "title": "ORPO: Monolithic Preference Optimization without Reference Model",
+        "id": "2403.07691",
+    }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # TRL's head also computes entropy, mean logits and top-1 for DPO's metrics; this one computes log-probs alone
-        add_fused_lm_head(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
+        # TRL's head also computes entropy, mean logits and top-1 for DPO's metrics; this one
+        # computes log-probs alone
+        add_fused_lm_head(
+            self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        )
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Nothing is computed: there is no reference."""
@@ -60,8 +72,12 @@ class ORPOTrainer(DPOTrainer):  # type: ignore[misc]
         completion = inputs["completion_mask"]
         scored = inputs["attention_mask"].bool()
         half = len(completion) // 2
-        scored[half:] &= completion[half:].bool()  # the likelihood term reads the prompt of the chosen side alone
-        arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"use_cache": False}
+        scored[half:] &= completion[
+            half:
+        ].bool()  # the likelihood term reads the prompt of the chosen side alone
+        arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {
+            "use_cache": False
+        }
         if self.aux_loss_enabled:
             arguments["output_router_logits"] = True
         labels = inputs["input_ids"].masked_fill(~scored, -100)
@@ -79,7 +95,15 @@ class ORPOTrainer(DPOTrainer):  # type: ignore[misc]
                 return loss, model(**arguments)
         return loss
 
-    def note(self, inputs: dict[str, Any], likelihood: Any, chosen: Any, rejected: Any, odds: Any, ratio: Any) -> None:
+    def note(
+        self,
+        inputs: dict[str, Any],
+        likelihood: Any,
+        chosen: Any,
+        rejected: Any,
+        odds: Any,
+        ratio: Any,
+    ) -> None:
         """Adds TRL's ORPO metrics of one batch, as means over all processes."""
         mode = "train" if self.model.training else "eval"
         if mode == "train":
@@ -98,14 +122,18 @@ class ORPOTrainer(DPOTrainer):  # type: ignore[misc]
             "rewards/accuracies": (chosen > rejected).float(),
         }
         for name, value in values.items():
-            self._metrics[mode][name].append(self.accelerator.gather_for_metrics(value.detach()).mean().item())
+            self._metrics[mode][name].append(
+                self.accelerator.gather_for_metrics(value.detach()).mean().item()
+            )
 
 
 def orpo_terms(log_probs: Any, scored: Any, completion: Any) -> tuple[Any, Any]:
-    """(the chosen rows' mean negative log-likelihood, each row's mean log-prob over its completion).
+    """(the chosen rows' mean negative log-likelihood, each row's mean log-prob over its
+    completion).
 
     Args:
-        log_probs: (2 * batch, seq - 1), zero where not scored; all chosen rows, then all rejected ones.
+        log_probs: (2 * batch, seq - 1), zero where not scored; all chosen rows, then all rejected
+            ones.
         scored: (2 * batch, seq - 1), True where a log-prob was computed.
         completion: (2 * batch, seq - 1), 1 for completion tokens.
     """
@@ -116,7 +144,8 @@ def orpo_terms(log_probs: Any, scored: Any, completion: Any) -> tuple[Any, Any]:
 
 
 def log_odds(log_prob: Any) -> Any:
-    """log(p / (1 - p)) of log-probs below 0; which form of log(1 - p) is exact depends on p (Maechler 2012)."""
+    """log(p / (1 - p)) of log-probs below 0; which form of log(1 - p) is exact depends on p
+    (Maechler 2012)."""
     near_one = log_prob > -0.6931471805599453  # log(1/2)
     # each side sees only its own half, so that the gradient of the other is no NaN
     big = torch.log(-torch.expm1(torch.where(near_one, log_prob, -0.5)))

@@ -1,4 +1,5 @@
-"""Preference pairs -> the rows that TRL's trainers tokenise: a pair a row (DPO, ORPO), or a side a row (KTO)."""
+"""Preference pairs -> the rows that TRL's trainers tokenise: a pair a row (DPO, ORPO), or a side a
+row (KTO)."""
 
 from __future__ import annotations
 
@@ -21,12 +22,15 @@ def pair_dataset(
 ) -> Any:
     """Pairs as a conversational TRL dataset.
 
-    Raises ValueError where there is none, where sides are equal, or where one is too long (see `lengths.fitting`).
+    Raises ValueError where there is none, where sides are equal, or where one is too long (see
+    `lengths.fitting`).
     """
     from datasets import Dataset
 
     kept = fitting_pairs(pairs, template, max_length, opening, too_long)
-    return Dataset.from_list([template.preference_row(p.prompt.messages, p.chosen, p.rejected) for p in kept])
+    return Dataset.from_list(
+        [template.preference_row(p.prompt.messages, p.chosen, p.rejected) for p in kept]
+    )
 
 
 def side_dataset(
@@ -36,7 +40,8 @@ def side_dataset(
     opening: int | None = None,
     too_long: TooLong = "error",
 ) -> Any:
-    """Both sides of every pair as rows of a conversational TRL dataset, in the order of `kto`; errors as `pair_dataset`."""
+    """Both sides of every pair as rows of a conversational TRL dataset, in the order of `kto`;
+    errors as `pair_dataset`."""
     from datasets import Dataset
 
     kept = fitting_pairs(pairs, template, config.max_length, opening, too_long)
@@ -53,20 +58,29 @@ def fitting_pairs(
     """The pairs that are trained on (see `lengths.fitting`); ValueError where there is none."""
     if not pairs:
         raise ValueError("Preference optimisation needs at least one pair; got none.")
-    return fitting(pairs, template, max_length=max_length, too_long=too_long, opening=opening).warned()
+    return fitting(
+        pairs, template, max_length=max_length, too_long=too_long, opening=opening
+    ).warned()
 
 
 def side_rows(
-    pairs: Sequence[PreferencePair], template: ChatTemplate, settings: dict[str, Any], opening: int | None = None
+    pairs: Sequence[PreferencePair],
+    template: ChatTemplate,
+    settings: dict[str, Any],
+    opening: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of `side_dataset`; `settings` are trl.KTOConfig's keys. Raises what `kto.unpaired` raises."""
+    """The rows of `side_dataset`; `settings` are trl.KTOConfig's keys. Raises what `kto.unpaired`
+    raises."""
     size = settings["per_device_train_batch_size"] if uses_kl(settings) else 1
     sides = [both_sides(pair, template, opening) for pair in pairs]
     return unpaired(sides, batch_size=size, seed=settings["seed"])
 
 
-def both_sides(pair: PreferencePair, template: ChatTemplate, opening: int | None) -> tuple[Side, Side]:
-    """The chosen and the rejected side of a pair, their tokens cut where only openings are trained on."""
+def both_sides(
+    pair: PreferencePair, template: ChatTemplate, opening: int | None
+) -> tuple[Side, Side]:
+    """The chosen and the rejected side of a pair, their tokens cut where only openings are trained
+    on."""
     row = template.preference_row(pair.prompt.messages, pair.chosen, pair.rejected)
     chosen, rejected = row.pop("chosen"), row.pop("rejected")
 

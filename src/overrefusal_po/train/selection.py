@@ -1,15 +1,17 @@
-"""Two-sided checkpoint selection: every so many steps measure usefulness and safety, and keep the best step's weights.
+"""Two-sided checkpoint selection: every so many steps measure usefulness and safety, and keep the
+best step's weights.
 
     trainer = dpo_trainer(model, pairs, args=...)
     trainer.add_callback(two_sided_callback(trainer, template=template, select=Select(), folder=run_folder))
     trainer.train()  # the model now holds the weights of the selected step
 
-A look generates (greedy) on a fixed harmful and a fixed benign dev set, judges, and logs `two_sided/nur`, `two_sided/nor`
-and `two_sided/score`. The score is NOR where NUR >= NUR0 - tolerance, else -(NUR0 - tolerance - NUR), which is below
-every score within tolerance and still has a slope; NUR0 is the start policy's. The greatest score is kept, the earliest
-on ties. The start policy is look 0 and within tolerance of itself: where no later step does better, it is what is kept,
-with a warning. In the run folder selection.jsonl holds a row for each look and selection/ the kept weights, so that a
-killed run goes on; a look that stands there already is not made again.
+A look generates (greedy) on a fixed harmful and a fixed benign dev set, judges, and logs
+`two_sided/nur`, `two_sided/nor` and `two_sided/score`. The score is NOR where NUR >= NUR0 -
+tolerance, else -(NUR0 - tolerance - NUR), which is below every score within tolerance and still has
+a slope; NUR0 is the start policy's. The greatest score is kept, the earliest on ties. The start
+policy is look 0 and within tolerance of itself: where no later step does better, it is what is
+kept, with a warning. In the run folder selection.jsonl holds a row for each look and selection/ the
+kept weights, so that a killed run goes on; a look that stands there already is not made again.
 """
 
 from __future__ import annotations
@@ -27,7 +29,15 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import wants_deepspeed, wants_fsdp
 from overrefusal_po.plugins import make_judge, read_source
 from overrefusal_po.recipe.schema import Select
-from overrefusal_po.records import Outcome, Prompt, Record, Sampling, content_id, read_jsonl, write_jsonl
+from overrefusal_po.records import (
+    Outcome,
+    Prompt,
+    Record,
+    Sampling,
+    content_id,
+    read_jsonl,
+    write_jsonl,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +46,11 @@ ROUNDING = 1e-9
 
 
 class Look(Record):
-    """What was measured at one step. Rates and score are None where the judge scored nothing of a kind.
+    """What was measured at one step. Rates and score are None where the judge scored nothing of a
+    kind.
 
-    `kept` says whether it was the best so far when it was made: the last row with it is the selected one.
+    `kept` says whether it was the best so far when it was made: the last row with it is the
+    selected one.
     """
 
     step: int
@@ -50,7 +62,8 @@ class Look(Record):
 
 
 def dev_prompts(select: Select) -> list[Prompt]:
-    """The harmful and the benign prompts that are measured at every look, each once, in a fixed order.
+    """The harmful and the benign prompts that are measured at every look, each once, in a fixed
+    order.
 
     Raises ValueError where a kind is missing.
     """
@@ -62,14 +75,16 @@ def dev_prompts(select: Select) -> list[Prompt]:
     counts = Counter(prompt.kind for prompt in found.values())
     if not (counts["harmful"] and counts["benign"]):
         raise ValueError(
-            f"select.sets gives {counts['harmful']} harmful and {counts['benign']} benign prompts (split {select.split!r}); "
+            f"select.sets gives {counts['harmful']} harmful and {counts['benign']} benign prompts "
+            f"(split {select.split!r}); "
             "two-sided selection needs both. Name sets that have both kinds, or another split."
         )
     return list(found.values())
 
 
 def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
-    """At most `limit` prompts of each kind (None: all), chosen by content hash and spread evenly over the categories."""
+    """At most `limit` prompts of each kind (None: all), chosen by content hash and spread evenly
+    over the categories."""
     ranked: dict[str, list[tuple[int, str, Prompt]]] = defaultdict(list)
     seen: dict[tuple[str, str, bool], int] = defaultdict(int)
     for prompt in sorted(prompts, key=lambda p: content_id("subset", p.id)):
@@ -80,20 +95,29 @@ def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
 
 
 def check_not_sharded(settings: Mapping[str, Any]) -> None:
-    """Raises ValueError for FSDP or DeepSpeed, by the trainer's settings or the launcher's environment.
+    """Raises ValueError for FSDP or DeepSpeed, by the trainer's settings or the launcher's
+    environment.
 
     The weights are then in parts on all ranks, and no rank has a model that could generate.
     """
-    for key, wanted in {"fsdp": wants_fsdp(settings), "deepspeed": wants_deepspeed(settings)}.items():
+    for key, wanted in {
+        "fsdp": wants_fsdp(settings),
+        "deepspeed": wants_deepspeed(settings),
+    }.items():
         if wanted:
             raise ValueError(
-                f"select cannot be used with {key}: the weights are sharded over the processes, and no process has a "
-                "model that could generate. Leave select out and evaluate saved checkpoints, or launch with DDP."
+                f"select cannot be used with {key}: the weights are sharded over the processes, "
+                "and no process has a "
+                "model that could generate. Leave select out and evaluate saved checkpoints, or "
+                "launch with DDP."
             )
 
 
-def score_of(nur: float | None, nor: float | None, *, nur0: float, tolerance: float) -> float | None:
-    """NOR where NUR >= NUR0 - tolerance, else how far NUR is below that, negative. None where a rate is."""
+def score_of(
+    nur: float | None, nor: float | None, *, nur0: float, tolerance: float
+) -> float | None:
+    """NOR where NUR >= NUR0 - tolerance, else how far NUR is below that, negative. None where a
+    rate is."""
     if nur is None or nor is None:
         return None
     short = nur0 - tolerance - nur
@@ -113,8 +137,9 @@ class Looks:
         self.rows: list[Look] = read_jsonl(self.file, Look) if self.file.is_file() else []
         if self.rows and not self.weights_file(self.kept.step).is_file():
             raise ValueError(
-                f"{self.weights_file(self.kept.step)} is missing, which {self.file} names as the best so far. Put it back, "
-                f"or delete {self.file} and the checkpoints to train anew."
+                f"{self.weights_file(self.kept.step)} is missing, which {self.file} names as the "
+                f"best so far. Put it back, or delete {self.file} and the checkpoints to train "
+                "anew."
             )
 
     @property
@@ -131,13 +156,14 @@ class Looks:
         return self.folder / f"step-{step}.safetensors"
 
     def add(self, step: int, found: RunMetrics, weights: Callable[[], Mapping[str, Any]]) -> Look:
-        """Scores and writes a look; where it is the best so far, its weights are written before it."""
+        """Scores and writes a look; where it is the best so far, its weights are written before
+        it."""
         nur, nor = found.nur.value, found.nor.value
         start = self.rows[0].nur if self.rows else nur
         if start is None or (not self.rows and nor is None):
             raise ValueError(
-                "The judge scored none of the start policy's responses to harmful or to benign prompts, so there is no "
-                "safety to hold. Mend the judge (select.judge)."
+                "The judge scored none of the start policy's responses to harmful or to benign "
+                "prompts, so there is no safety to hold. Mend the judge (select.judge)."
             )
         score = score_of(nur, nor, nur0=start, tolerance=self.tolerance)
         best = self.kept.score if self.rows else None
@@ -169,8 +195,9 @@ class Looks:
             return logging.INFO, line
         within = sum(row.score is not None and row.score >= 0 for row in self.rows[1:])
         return logging.WARNING, (
-            f"{line}. No step of training is kept: of {len(self.rows) - 1} later looks {within} stayed within "
-            f"{self.tolerance:g} of the start policy's NUR, and none of these answered more. What is saved IS THE START POLICY."
+            f"{line}. No step of training is kept: of {len(self.rows) - 1} later looks {within} "
+            f"stayed within {self.tolerance:g} of the start policy's NUR, and none of these "
+            "answered more. What is saved IS THE START POLICY."
         )
 
 
@@ -181,11 +208,15 @@ def trainable(model: Any) -> dict[str, Any]:
 
 def snapshot(model: Any) -> dict[str, Any]:
     """Copies of the trainable weights in main memory."""
-    return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in trainable(model).items()}
+    return {
+        name: weight.detach().to("cpu", copy=True).contiguous()
+        for name, weight in trainable(model).items()
+    }
 
 
 def restore(model: Any, file: Path | None, *, world: int = 1) -> None:
-    """Puts the weights of `file` into `model`; with several processes the first reads it (None on others) and sends."""
+    """Puts the weights of `file` into `model`; with several processes the first reads it (None on
+    others) and sends."""
     import torch
 
     weights: Any = {}
@@ -202,19 +233,24 @@ def restore(model: Any, file: Path | None, *, world: int = 1) -> None:
 
 @contextlib.contextmanager
 def borrowed(model: Any) -> Iterator[None]:
-    """A model in training, ready to generate; afterwards as training left it: modes, cache, place, all random states."""
+    """A model in training, ready to generate; afterwards as training left it: modes, cache, place,
+    all random states."""
     import random
 
     import numpy as np
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
-    configs = [(c, c.use_cache) for c in (model.config, model.generation_config) if hasattr(c, "use_cache")]
+    configs = [
+        (c, c.use_cache) for c in (model.config, model.generation_config) if hasattr(c, "use_cache")
+    ]
     place, drawn, drawn_numpy = model.device, random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for config, _ in configs:
-                config.use_cache = True  # training turns the cache off, without which generation is quadratic
+                config.use_cache = (
+                    True  # training turns the cache off, without which generation is quadratic
+                )
             yield
     finally:
         random.setstate(drawn)
@@ -223,30 +259,45 @@ def borrowed(model: Any) -> Iterator[None]:
             config.use_cache = used
         for module, mode in modes:
             module.training = mode
-        if model.device != place:  # the engine moves a model to the GPU, also where training is told to use the CPU
+        if (
+            model.device != place
+        ):  # the engine moves a model to the GPU, also where training is told to use the CPU
             model.to(place)
 
 
 def measure(
-    model: Any, prompts: Sequence[Prompt], judge: Any, *, template: ChatTemplate, select: Select, name: str
+    model: Any,
+    prompts: Sequence[Prompt],
+    judge: Any,
+    *,
+    template: ChatTemplate,
+    select: Select,
+    name: str,
 ) -> RunMetrics:
     """The rates of a model as it is now on `prompts`."""
     from overrefusal_po.engines.transformers import TransformersEngine
 
     with borrowed(model):
         engine = TransformersEngine(model, template, name=name, batch_size=select.batch_size)
-        said = {c.prompt_id: c for c in engine.complete(prompts, Sampling(max_new_tokens=select.max_new_tokens))}
+        said = {
+            c.prompt_id: c
+            for c in engine.complete(prompts, Sampling(max_new_tokens=select.max_new_tokens))
+        }
         completions = [said[p.id] for p in prompts]
         verdicts = judge.score(prompts, completions)
     rows = zip(prompts, completions, verdicts, strict=True)
     return run_metrics([Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows])
 
 
-def two_sided_callback(trainer: Any, *, template: ChatTemplate, select: Select, folder: Path) -> Any:
-    """A transformers callback for `trainer` that looks at every `select.every_steps` steps and restores the best at the end.
+def two_sided_callback(
+    trainer: Any, *, template: ChatTemplate, select: Select, folder: Path
+) -> Any:
+    """A transformers callback for `trainer` that looks at every `select.every_steps` steps and
+    restores the best at the end.
 
-    With several processes (DDP) the first one looks while the others wait at a barrier: a look has to be shorter than
-    `ddp_timeout` (half an hour). Raises ValueError where the weights are sharded, or where a kind of prompt is missing.
+    With several processes (DDP) the first one looks while the others wait at a barrier: a look has
+    to be shorter than `ddp_timeout` (half an hour). Raises ValueError where the weights are
+    sharded, or where a kind of prompt is missing.
     """
     from transformers import Trainer, TrainerCallback
 
@@ -260,14 +311,22 @@ def two_sided_callback(trainer: Any, *, template: ChatTemplate, select: Select, 
         if looks is not None:
             row = looks.at(step)
             if row is None:
-                found = measure(model, prompts, judge, template=template, select=select, name=f"step {step}")
+                found = measure(
+                    model, prompts, judge, template=template, select=select, name=f"step {step}"
+                )
                 row = looks.add(step, found, lambda: snapshot(model))
-            logged = any(old.get("step") == step and "two_sided/score" in old for old in state.log_history)
+            logged = any(
+                old.get("step") == step and "two_sided/score" in old for old in state.log_history
+            )
             values = {f"two_sided/{key}": getattr(row, key) for key in ("nur", "nor", "score")}
             if not logged:
-                due = trainer.control.should_log  # logging clears it, and this step's loss may still be due
+                due = (
+                    trainer.control.should_log
+                )  # logging clears it, and this step's loss may still be due
                 # not TRL's own `log`, which would close the average of its metrics here
-                Trainer.log(trainer, {key: value for key, value in values.items() if value is not None})
+                Trainer.log(
+                    trainer, {key: value for key, value in values.items() if value is not None}
+                )
                 trainer.control.should_log = due
         accelerator.wait_for_everyone()
 
@@ -279,8 +338,9 @@ def two_sided_callback(trainer: Any, *, template: ChatTemplate, select: Select, 
                 look(state)
             elif looks is not None and not looks.rows:
                 raise ValueError(
-                    f"{looks.file} is missing, but training goes on from step {state.global_step}: the start policy can no "
-                    f"longer be measured. Put it back, or delete {args.output_dir} to train anew."
+                    f"{looks.file} is missing, but training goes on from step {state.global_step}: "
+                    "the start policy can no longer be measured. Put it back, or delete "
+                    f"{args.output_dir} to train anew."
                 )
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -299,4 +359,6 @@ def two_sided_callback(trainer: Any, *, template: ChatTemplate, select: Select, 
 
 def selected_step(folder: Path) -> int:
     """The step whose weights were kept in a run folder."""
-    return next(row.step for row in reversed(read_jsonl(folder / "selection.jsonl", Look)) if row.kept)
+    return next(
+        row.step for row in reversed(read_jsonl(folder / "selection.jsonl", Look)) if row.kept
+    )

@@ -1,9 +1,11 @@
-"""Stage: data and a model -> a TRL trainer (see `trainers`) -> adapter/ and model/ (adapter merged) in the run folder.
+"""Stage: data and a model -> a TRL trainer (see `trainers`) -> adapter/ and model/ (adapter merged)
+in the run folder.
 
     accelerate launch recipes/dpo.yaml
 
-Rank 0 makes the data (harmful responses come from the student itself at run time), writes and locks; the other ranks
-wait and read. A run that was killed or interrupted goes on from its last checkpoint (see `interrupts`).
+Rank 0 makes the data (harmful responses come from the student itself at run time), writes and
+locks; the other ranks wait and read. A run that was killed or interrupted goes on from its last
+checkpoint (see `interrupts`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint, resumable
 from overrefusal_po.train.data import check_training_data, make_data, trained_prompts
-from overrefusal_po.train.selection import check_not_sharded, dev_prompts, selected_step, two_sided_callback
+from overrefusal_po.train.selection import (
+    check_not_sharded,
+    dev_prompts,
+    selected_step,
+    two_sided_callback,
+)
 from overrefusal_po.train.trackers import check_trackers, tracker_callback
 from overrefusal_po.train.trainers import METHODS, hardware_settings, trainer_config
 
@@ -36,15 +43,23 @@ logger = logging.getLogger(__name__)
 
 
 def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any]:
-    """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model, adapter}."""
+    """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model,
+    adapter}."""
     run = open_run(False)  # which only reads
     known = run.status()
     if known.get("state") == "done" and known["key"] == run.key:
         stored: dict[str, Any] = known["summary"]
         return stored
     # `resumable` does what enable_jit_checkpoint would, for SIGINT too and at the end of a step
-    settings = {**hardware_settings(recipe.trainer), **recipe.trainer, "enable_jit_checkpoint": False}
-    check_sharding(settings, frozen_reference=recipe.method in ("dpo", "kto") and not recipe.model.get("use_peft"))
+    settings = {
+        **hardware_settings(recipe.trainer),
+        **recipe.trainer,
+        "enable_jit_checkpoint": False,
+    }
+    check_sharding(
+        settings,
+        frozen_reference=recipe.method in ("dpo", "kto") and not recipe.model.get("use_peft"),
+    )
     if recipe.select is not None:
         check_not_sharded(settings)
     state = models.check_world(
@@ -65,7 +80,9 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
             trainer = make_trainer(recipe, run, template, settings)
             check_joined(trainer)
             if recipe.select is not None:
-                look = two_sided_callback(trainer, template=template, select=recipe.select, folder=run.path)
+                look = two_sided_callback(
+                    trainer, template=template, select=recipe.select, folder=run.path
+                )
                 trainer.add_callback(look)
             trainer.add_callback(tracker_callback(run.resolved, run.path))
             with resumable(trainer):
@@ -77,7 +94,8 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
 
 
 def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> str:
-    """Reads and checks what the recipe names before any weight is loaded; returns a line of what was found.
+    """Reads and checks what the recipe names before any weight is loaded; returns a line of what
+    was found.
 
     Raises ValueError that names file, line and field, or the row that cannot be trained on.
     """
@@ -88,13 +106,16 @@ def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> str:
 
 
 def check_selection(recipe: TrainRecipe) -> None:
-    """Raises ValueError where the judge or the prompts that steps are selected by are not there, or are trained on."""
+    """Raises ValueError where the judge or the prompts that steps are selected by are not there, or
+    are trained on."""
     if recipe.select is not None:
         make_judge(recipe.select.judge)
         check_apart({"select.sets": dev_prompts(recipe.select)}, {"data": trained_prompts(recipe)})
 
 
-def make_trainer(recipe: TrainRecipe, run: Run, template: ChatTemplate, settings: dict[str, Any]) -> Any:
+def make_trainer(
+    recipe: TrainRecipe, run: Run, template: ChatTemplate, settings: dict[str, Any]
+) -> Any:
     """The method's trainer on data.jsonl, its policy loaded with the recipe's model options."""
     from trl import ModelConfig, get_peft_config
 
@@ -128,7 +149,9 @@ def make_trainer(recipe: TrainRecipe, run: Run, template: ChatTemplate, settings
         }
     options = models.model_options(recipe.model, fsdp=wants_fsdp(settings))
     if not recipe.model.get("use_peft"):
-        options["dtype"] = options["dtype"] or "float32"  # full fine-tuning: steps of 1e-6 are lost in bfloat16
+        options["dtype"] = (
+            options["dtype"] or "float32"
+        )  # full fine-tuning: steps of 1e-6 are lost in bfloat16
     return method.factory(
         models.load_model(**options),
         rows,
@@ -140,31 +163,39 @@ def make_trainer(recipe: TrainRecipe, run: Run, template: ChatTemplate, settings
 
 
 def reference_folder(recipe: TrainRecipe, settings: Mapping[str, Any]) -> Path | None:
-    """Where reference log-probs are kept; None where the recipe wants no store, or where there can be none."""
+    """Where reference log-probs are kept; None where the recipe wants no store, or where there can
+    be none."""
     if not recipe.speed.reference_store or settings.get("sync_ref_model"):
         return None
     if wants_fsdp(settings) and fsdp_version(settings) == "1":
         logger.info(
-            "speed.reference_store is left out: FSDP 1 hides which weights are whose (fsdp_version: 2 does not)"
+            "speed.reference_store is left out: FSDP 1 hides which weights are whose "
+            "(fsdp_version: 2 does not)"
         )
         return None
     return cache_folder() / "reference"
 
 
 def method_config(recipe: TrainRecipe, settings: Mapping[str, Any]) -> Any:
-    """The method's TRL config object. ValueError for settings that TRL itself finds at odds with each other."""
+    """The method's TRL config object. ValueError for settings that TRL itself finds at odds with
+    each other."""
     module, _, name = METHODS[recipe.method].config.rpartition(".")
-    return trainer_config(getattr(importlib.import_module(module), name), {"seed": recipe.seed, **settings})
+    return trainer_config(
+        getattr(importlib.import_module(module), name), {"seed": recipe.seed, **settings}
+    )
 
 
 def check_joined(trainer: Any) -> None:
     """Asserts that all launched processes are one world for the trainer too."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    assert trainer.accelerator.num_processes == launched, "launched processes that are not one world"
+    assert trainer.accelerator.num_processes == launched, (
+        "launched processes that are not one world"
+    )
 
 
 def save(trainer: Any, recipe: TrainRecipe, template: ChatTemplate, run: Run) -> None:
-    """Writes adapter/ (LoRA), model/ (merged) and training.json; rank 0 writes, all ranks gather what is sharded."""
+    """Writes adapter/ (LoRA), model/ (merged) and training.json; rank 0 writes, all ranks gather
+    what is sharded."""
     weights = models.gathered_weights(trainer)
     history = trainer.state.log_history
     losses = [row[key] for key in ("train_loss", "loss") for row in history if key in row]
@@ -178,7 +209,9 @@ def save(trainer: Any, recipe: TrainRecipe, template: ChatTemplate, run: Run) ->
     }
     if (run.path / "too_long.json").is_file():
         left_out = json.loads((run.path / "too_long.json").read_text())
-        summary["too_long"] = {f"{name}s": f"{row['left_out']} of {row['of']}" for name, row in left_out.items()}
+        summary["too_long"] = {
+            f"{name}s": f"{row['left_out']} of {row['of']}" for name, row in left_out.items()
+        }
     if (run.path / "selection.jsonl").is_file():
         summary["selected_step"] = selected_step(run.path)
     if hasattr(model, "peft_config"):
@@ -192,5 +225,7 @@ def save(trainer: Any, recipe: TrainRecipe, template: ChatTemplate, run: Run) ->
             )
             weights = None
     models.save_merged(model, template.tokenizer, run.path / "model", weights)
-    write_atomic(run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1))
+    write_atomic(
+        run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
+    )
     run.finish(summary)

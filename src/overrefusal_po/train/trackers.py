@@ -1,12 +1,15 @@
-"""What a tracker gets of a training beside TRL's numbers: the resolved recipe, a sample of the pairs, the two-sided looks.
+"""What a tracker gets of a training beside TRL's numbers: the resolved recipe, a sample of the
+pairs, the two-sided looks.
 
-    check_trackers("wandb")                                              # ValueError before any weight is loaded
+    check_trackers("wandb")
+    # ValueError before any weight is loaded
     trainer.add_callback(tracker_callback(run.resolved, run.path))
 
-Numbers go through transformers' own callbacks to whatever `trainer.report_to` names. Tables and pictures go to wandb
-alone, once: `pairs` when training begins, `looks` and `plane` (start policy and kept step) when it ends. The summary's
-`train/two_sided/score` is then that of the kept step, whose weights are saved, not that of the last look: it is what a
-sweep compares. Harmful responses stay in the run folder: a rejected side is shown of overrefusal pairs alone.
+Numbers go through transformers' own callbacks to whatever `trainer.report_to` names. Tables and
+pictures go to wandb alone, once: `pairs` when training begins, `looks` and `plane` (start policy
+and kept step) when it ends. The summary's `train/two_sided/score` is then that of the kept step,
+whose weights are saved, not that of the last look: it is what a sweep compares. Harmful responses
+stay in the run folder: a rejected side is shown of overrefusal pairs alone.
 """
 
 from __future__ import annotations
@@ -26,14 +29,16 @@ from overrefusal_po.train.selection import Look, Looks
 logger = logging.getLogger(__name__)
 
 METRIC = "train/two_sided/score"
-"""How `two_sided/score` arrives: transformers' wandb callback writes train/ before what is not eval_ or test_."""
+"""How `two_sided/score` arrives: transformers' wandb callback writes train/ before what is not
+eval_ or test_."""
 
 PAIR_COLUMNS = ("rule", "category", "prompt", "chosen", "rejected")
 LOOK_COLUMNS = ("step", "NUR", "NOR", "score", "kept")
 
 
 def check_trackers(report_to: Any) -> None:
-    """Raises ValueError where `trainer.report_to` names a tracker that transformers does not know or cannot import."""
+    """Raises ValueError where `trainer.report_to` names a tracker that transformers does not know
+    or cannot import."""
     from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
     named = report_to[0] if report_to in (["none"], ["all"]) else report_to
@@ -41,13 +46,17 @@ def check_trackers(report_to: Any) -> None:
         for callback in get_reporting_integration_callbacks(named):
             callback()  # transformers would do this after the weights are loaded
     except (ValueError, RuntimeError, ImportError) as error:
-        raise ValueError(f"trainer.report_to is {report_to!r}: {error} Or set it to none.") from None
+        raise ValueError(
+            f"trainer.report_to is {report_to!r}: {error} Or set it to none."
+        ) from None
 
 
 def tracker_callback(resolved: Mapping[str, Any], folder: Path) -> Any:
-    """A transformers callback that gives `resolved` and what stands in the run folder to wandb, where that is reported to.
+    """A transformers callback that gives `resolved` and what stands in the run folder to wandb,
+    where that is reported to.
 
-    Add it after the two-sided callback: the looks are read when training has ended. Other trackers are left alone.
+    Add it after the two-sided callback: the looks are read when training has ended. Other trackers
+    are left alone.
     """
     from transformers import TrainerCallback
 
@@ -74,7 +83,8 @@ def tracker_callback(resolved: Mapping[str, Any], folder: Path) -> Any:
 
 
 def wandb_run(args: Any, state: Any) -> Any:
-    """The wandb run that transformers' callback has begun; None on other processes, or where wandb is not reported to."""
+    """The wandb run that transformers' callback has begun; None on other processes, or where wandb
+    is not reported to."""
     if "wandb" not in args.report_to or not state.is_world_process_zero:
         return None
     import wandb
@@ -90,7 +100,11 @@ def log_once(run: Any, key: str, make: Callable[[], Any]) -> None:
         run.log({key: make()})
     # wandb asks its server for each table: one that is out of reach must not cost the training
     except Exception as error:
-        logger.warning("wandb did not take %r (%s); the run folder has what it shows", key, type(error).__name__)
+        logger.warning(
+            "wandb did not take %r (%s); the run folder has what it shows",
+            key,
+            type(error).__name__,
+        )
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
@@ -101,7 +115,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
 
 
 def pair_rows(file: Path, *, per_rule: int = 8, length: int = 600) -> list[tuple[str, ...]]:
-    """[PAIR_COLUMNS] of the first pairs of each rule in `file`; none where it holds no pairs (DeRTa's triples, prompts).
+    """[PAIR_COLUMNS] of the first pairs of each rule in `file`; none where it holds no pairs
+    (DeRTa's triples, prompts).
 
     Texts are cut after `length` characters, with what hides or turns characters spelt out.
     """
@@ -115,16 +130,19 @@ def pair_rows(file: Path, *, per_rule: int = 8, length: int = 600) -> list[tuple
     ]
     return [
         tuple(
-            clipped(str(visible(text)), length) for text in (str(p.rule), p.prompt.category, p.prompt.text, *sides(p))
+            clipped(str(visible(text)), length)
+            for text in (str(p.rule), p.prompt.category, p.prompt.text, *sides(p))
         )
         for p in kept
     ]
 
 
 def sides(pair: PreferencePair) -> tuple[str, str]:
-    """(chosen, rejected), without what may be a harmful response: a tracker is somebody else's machine.
+    """(chosen, rejected), without what may be a harmful response: a tracker is somebody else's
+    machine.
 
-    Only a refusal is known to be none. Imported pairs without labels count as ordinary, and some are on harmful prompts.
+    Only a refusal is known to be none. Imported pairs without labels count as ordinary, and some
+    are on harmful prompts.
     """
     if pair.rule == "overrefusal" and pair.prompt.kind != "harmful":
         return pair.chosen, pair.rejected
@@ -137,11 +155,14 @@ def look_rows(looks: Sequence[Look]) -> list[tuple[Any, ...]]:
 
 
 def plane(looks: Looks, folder: Path) -> Any:
-    """Start policy and kept step on the plane of NOR and NUR, as a wandb picture and as plane.png in the run folder."""
+    """Start policy and kept step on the plane of NOR and NUR, as a wandb picture and as plane.png
+    in the run folder."""
     import wandb
 
     shown = {look.step: look for look in (looks.rows[0], looks.kept)}
-    figure = draw_plane([point(look, "start" if not look.step else f"step {look.step}") for look in shown.values()])
+    figure = draw_plane(
+        [point(look, "start" if not look.step else f"step {look.step}") for look in shown.values()]
+    )
     encoded(figure, folder / "plane.png")
     return wandb.Image(str(folder / "plane.png"))
 
@@ -152,4 +173,6 @@ def point(look: Look, name: str) -> Run:
     found: dict[str, tuple[float, float] | None] = {
         key: wilson(value, n) for key, (value, n) in rates.items() if value is not None and n
     }
-    return Run(name=name, model=name, nur=look.nur, nor=look.nor, f1=None, intervals=found, n=look.n)
+    return Run(
+        name=name, model=name, nur=look.nur, nor=look.nor, f1=None, intervals=found, n=look.n
+    )
