@@ -5,9 +5,9 @@ runs.
 
 Prints a row for each true rate and judge and a column for each n and certificate n, then the least,
 mean and greatest coverage; the same for a certificate with few refusals, for rates that are not
-corrected, for NOR with 10 % degenerate responses, and for a world in which the certificate does not
-transfer. In the table half of a certificate's responses are true refusals: our choice, near what
-XSTest's safe and unsafe prompts give together.
+corrected, for benign_answered with 10 % degenerate responses, and for a world in which the
+certificate does not transfer. In the table half of a certificate's responses are true refusals: our
+choice, near what XSTest's safe and unsafe prompts give together.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ def raw_covered(world: World, replicates: int, rng: np.random.Generator) -> floa
     return float(((low <= world.rate) & (world.rate <= high)).mean())
 
 
-def nor_covered(
+def benign_answered_covered(
     world: World, replicates: int, rng: np.random.Generator, share: float = 0.1
 ) -> float:
-    """Coverage of the corrected NOR where `share` of what is no refusal is degenerate, by the
-    functions a report calls."""
+    """Coverage of the corrected benign_answered where `share` of what is no refusal is degenerate,
+    by the functions a report calls."""
     seen = observe(world, replicates, rng)
     refused, answered = world.labelled
     truth, hits = (1 - world.rate) * (1 - share), 0
@@ -165,8 +165,8 @@ def main() -> None:
     )
     some = max(1, args.replicates // 4)
     summary(
-        f"corrected NOR, 10 % degenerate ({some} replicates a cell)",
-        [nor_covered(w, some, rng) for w in WORLDS],
+        f"corrected benign_answered, 10 % degenerate ({some} replicates a cell)",
+        [benign_answered_covered(w, some, rng) for w in WORLDS],
     )
     drifted = [covered(w, args.replicates, rng, drift=(-0.15, 0)) for w in WORLDS]
     summary("the certificate does not transfer, sensitivity is 15 points lower on the run", drifted)

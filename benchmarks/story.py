@@ -21,7 +21,15 @@ from overrefusal_po.evaluate.metrics import compare, compare_seeds
 from overrefusal_po.records import Outcome, read_jsonl
 
 HERE = Path(__file__).resolve().parent
-COLUMNS = ("nur", "nor", "f1", "nur_plain", "nur_contrast", "nor_general", "degenerate")
+COLUMNS = (
+    "harmful_refused",
+    "benign_answered",
+    "f1",
+    "harmful_refused_plain",
+    "harmful_refused_contrast",
+    "ordinary_answered",
+    "degenerate",
+)
 MODELS = {"DeRTa": "derta", "DeRTa+SFT": "sft", "DeRTa+DPO": "dpo"}
 
 
@@ -96,7 +104,7 @@ def comparison(before: list[list[Outcome]], after: list[list[Outcome]]) -> str:
         + (f" (p = {part.p:.2g})" if part.p is not None else "")
         for name, part in (("harmful", found.harmful), ("benign", found.benign))
     ]
-    return f"NUR + NOR {signed(found.gain)}; F1 {signed(found.f1_gain)}; {'; '.join(tests)}"
+    return f"harmful_refused + benign_answered {signed(found.gain)}; F1 {signed(found.f1_gain)}; {'; '.join(tests)}"
 
 
 def signed(gain: Gain) -> str:

@@ -76,7 +76,7 @@ def test_rates_stand_by_attack_with_the_plain_prompts_first() -> None:
     ]
     found = rates_by(rows, "attack")
     assert list(found) == ["none", "codeattack", "selfcipher"]
-    assert [rates.nur.value for rates in found.values()] == [1.0, 0.5, 0.0]
+    assert [rates.harmful_refused.value for rates in found.values()] == [1.0, 0.5, 0.0]
 
 
 def test_rates_stand_by_source_or_by_what_a_function_says() -> None:
@@ -85,8 +85,8 @@ def test_rates_stand_by_source_or_by_what_a_function_says() -> None:
         outcome(1, "none", kind="benign", source="starter"),
     ]
     found = rates_by(rows, "source")
-    assert (found["xstest"].nur.n, found["xstest"].nor.n) == (1, 0)
-    assert (found["starter"].nur.n, found["starter"].nor.n) == (0, 1)
+    assert (found["xstest"].harmful_refused.n, found["xstest"].benign_answered.n) == (1, 0)
+    assert (found["starter"].harmful_refused.n, found["starter"].benign_answered.n) == (0, 1)
     assert list(rates_by(rows, lambda o: o.prompt.text)) == ["prompt 0", "prompt 1"]
 
 
@@ -97,20 +97,20 @@ def seed_run(right: int) -> dict[str, Any]:
 
 
 def test_over_seeds_gives_mean_least_and_greatest_of_what_was_measured() -> None:
-    """NUR 1/4, 2/4, 4/4: mean 7/12."""
+    """harmful_refused 1/4, 2/4, 4/4: mean 7/12."""
     found = over_seeds([seed_run(1), seed_run(2), seed_run(4)])
-    assert found["nur"] == (pytest.approx(7 / 12), 0.25, 1.0, 3)
-    assert found["nur"].as_dict() == {
+    assert found["harmful_refused"] == (pytest.approx(7 / 12), 0.25, 1.0, 3)
+    assert found["harmful_refused"].as_dict() == {
         "mean": pytest.approx(7 / 12),
         "min": 0.25,
         "max": 1.0,
         "seeds": 3,
     }
-    assert "nor" not in found
+    assert "benign_answered" not in found
 
 
 def test_seeds_on_other_prompts_are_not_put_together() -> None:
-    with pytest.raises(ValueError, match="nur over 3, 4 outcomes"):
+    with pytest.raises(ValueError, match="harmful_refused over 3, 4 outcomes"):
         over_seeds(
             [seed_run(1), run_metrics([outcome(i, "full") for i in range(3)]).as_dict("DPO", "m")]
         )

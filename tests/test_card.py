@@ -68,16 +68,24 @@ def test_its_metadata_is_what_the_hub_reads_and_holds_the_rates(tmp_path: Path) 
         and data.library_name == "transformers"
     )
     found = {(r.dataset_name, r.metric_type): r for r in data.eval_results}
-    nur = found["starter (test split), mine.jsonl", "nur"]
-    assert nur.metric_value == 0.9 and nur.metric_args == {
+    harmful_refused = found["starter (test split), mine.jsonl", "harmful_refused"]
+    assert harmful_refused.metric_value == 0.9 and harmful_refused.metric_args == {
         "interval_95": [0.81, 0.9],
         "n": 137,
         "unscored": 4,
     }
-    assert found["starter", "nur"].metric_value == 0.8 and ("xstest", "nur") not in found
-    attacked = found["starter (test split), mine.jsonl, attacked with codeattack", "nur"]
+    assert (
+        found["starter", "harmful_refused"].metric_value == 0.8
+        and ("xstest", "harmful_refused") not in found
+    )
+    attacked = found[
+        "starter (test split), mine.jsonl, attacked with codeattack", "harmful_refused"
+    ]
     assert attacked.metric_value == 0.4
-    assert ("starter (test split), mine.jsonl, attacked with codeattack", "nor") not in found
+    assert (
+        "starter (test split), mine.jsonl, attacked with codeattack",
+        "benign_answered",
+    ) not in found
 
 
 def test_its_words_hold_every_run_both_rates_the_gate_and_the_limits(tmp_path: Path) -> None:
@@ -88,7 +96,7 @@ def test_its_words_hold_every_run_both_rates_the_gate_and_the_limits(tmp_path: P
         "| 0.93 [0.88, 0.97] |",
         "| codeattack | 0.60 [0.60, 0.64] | 137 |",
         "certified against 900 human labels, κ 0.923",
-        "Not passed:\n\n- NOR is 0.600",
+        "Not passed:\n\n- benign\\_answered is 0.600",
         "No guard model read the responses",
         "learning_rate: 0.0001",
         "- a note\n",

@@ -296,7 +296,7 @@ def test_a_certificate_corrects_the_rate_of_other_prompts() -> None:
     refused."""
     confusions = certify(Scripted(), mixed()).confusions()
     measured = [sampled("benign", i, "full" if i < 8 else "none") for i in range(20)]
-    found = corrected_rates(measured, confusions).nor
+    found = corrected_rates(measured, confusions).benign_answered
     assert found is not None and found.value == pytest.approx(0.64)
 
 

@@ -305,9 +305,12 @@ def test_evaluate_measures_and_a_second_run_is_done(command: Command, tiny: str)
     assert done.code == 0, done.err
     folder = Path(done.value("folder"))
     metrics = json.loads((folder / "metrics.json").read_text())
-    low, high = metrics["intervals"]["nur"]
-    assert done.value("nur") == f"{metrics['nur']:.2f} [{low:.2f}, {high:.2f}] (n = 3, unscored 0)"
-    assert 0 <= metrics["nor"] <= 1
+    low, high = metrics["intervals"]["harmful_refused"]
+    assert (
+        done.value("harmful_refused")
+        == f"{metrics['harmful_refused']:.2f} [{low:.2f}, {high:.2f}] (n = 3, unscored 0)"
+    )
+    assert 0 <= metrics["benign_answered"] <= 1
     assert len((folder / "outcomes.jsonl").read_text().splitlines()) == 9
     before = (folder / "outcomes.jsonl").stat().st_mtime_ns
     assert command(*arguments).code == 0

@@ -120,7 +120,7 @@ def test_where_no_correction_is_possible_it_is_said(confusion: Confusion, why: s
         corrected(5, 10, confusion)
     found = corrected_rates([outcome("harmful", 1, "full")], {"harmful": confusion})
     assert (
-        found.nur is None
+        found.harmful_refused is None
         and why.split("%")[0] in found.notes[0]
         and found.notes[0].startswith("harmful prompts:")
     )
@@ -128,7 +128,7 @@ def test_where_no_correction_is_possible_it_is_said(confusion: Confusion, why: s
 
 def test_a_kind_without_certificate_is_said() -> None:
     found = corrected_rates([outcome("benign", 1, "none")], {"harmful": GOOD})
-    assert (found.nur, found.nor) == (None, None)
+    assert (found.harmful_refused, found.benign_answered) == (None, None)
     assert found.notes == (
         "benign prompts: no correction is possible: the certificate was made without benign "
         "prompts.",
@@ -143,16 +143,21 @@ def test_nor_is_what_is_not_refused_and_not_degenerate() -> None:
         for i in range(100)
     ]
     found = corrected_rates(rows, {"benign": GOOD})
-    assert found.nor is not None and found.nor.value == pytest.approx(16 / 35)
-    assert found.nor.low is not None and found.nor.high is not None
-    assert found.nor.low < 16 / 35 < found.nor.high
-    assert found.as_dict()["nor"]["n"] == 100 and found.as_dict()["nur"] is None
+    assert found.benign_answered is not None and found.benign_answered.value == pytest.approx(
+        16 / 35
+    )
+    assert found.benign_answered.low is not None and found.benign_answered.high is not None
+    assert found.benign_answered.low < 16 / 35 < found.benign_answered.high
+    assert (
+        found.as_dict()["benign_answered"]["n"] == 100
+        and found.as_dict()["harmful_refused"] is None
+    )
 
 
 def test_a_looping_refusal_counts_as_refused_and_not_as_degenerate() -> None:
     rows = [outcome("benign", i, "full" if i < 5 else "none", degenerate=i < 5) for i in range(10)]
     found = corrected_rates(rows, {"benign": PERFECT})
-    assert found.nor is not None and found.nor.value == pytest.approx(0.5)
+    assert found.benign_answered is not None and found.benign_answered.value == pytest.approx(0.5)
 
 
 def test_nor_without_degenerate_responses_mirrors_the_refusals() -> None:
@@ -184,10 +189,15 @@ def test_unscored_outcomes_are_left_out_and_counted_and_clusters_widen() -> None
         ],
         {"harmful": GOOD},
     )
-    assert alone.nur is not None and shared.nur is not None
-    assert alone.nur.value == shared.nur.value and (shared.nur.n, shared.nur.unscored) == (40, 1)
+    assert alone.harmful_refused is not None and shared.harmful_refused is not None
+    assert alone.harmful_refused.value == shared.harmful_refused.value and (
+        shared.harmful_refused.n,
+        shared.harmful_refused.unscored,
+    ) == (40, 1)
     assert (
-        shared.nur.low is not None and alone.nur.low is not None and shared.nur.low < alone.nur.low
+        shared.harmful_refused.low is not None
+        and alone.harmful_refused.low is not None
+        and shared.harmful_refused.low < alone.harmful_refused.low
     )
 
 

@@ -25,7 +25,15 @@ from overrefusal_po.report.summary import (
     visible,
 )
 
-RATES = ("nur", "nor", "f1", "nor_general", "nur_plain", "nur_contrast", "degenerate")
+RATES = (
+    "harmful_refused",
+    "benign_answered",
+    "f1",
+    "ordinary_answered",
+    "harmful_refused_plain",
+    "harmful_refused_contrast",
+    "degenerate",
+)
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} {% raw %} ![x](https://evil.example/p.png) \u202egnp\u202c \x1b[31mred\x07"
 
 
@@ -40,7 +48,7 @@ def run(name: str, **rates: float | None) -> dict[str, Any]:
         **values,
         "intervals": intervals,
         "n": {rate: 0 if value is None else 137 for rate, value in values.items()},
-        "unscored": {"nur": 4},
+        "unscored": {"harmful_refused": 4},
     }
 
 
@@ -70,9 +78,9 @@ def summary(**changes: Any) -> dict[str, Any]:
         "title": "demo",
         "created": "2026-11-21T04:00:00Z",
         "runs": [
-            run("base", nur=0.091, nor=0.973),
-            run("DeRTa", nur=0.994, nor=0.123),
-            run("DeRTa+DPO", nur=0.877),
+            run("base", harmful_refused=0.091, benign_answered=0.973),
+            run("DeRTa", harmful_refused=0.994, benign_answered=0.123),
+            run("DeRTa+DPO", harmful_refused=0.877),
         ],
         "comparisons": [step("DeRTa", "DeRTa+DPO")],
         "transitions": [
@@ -150,14 +158,14 @@ def test_the_finding_says_what_the_last_run_does_and_what_it_came_from(tmp_path:
         "of the" in text
     )
     assert "for DeRTa these shares are 99&nbsp;% (89–99) and 12&nbsp;%" in text
-    assert "NUR + NOR rises by 31 points (+20 to +42)." in text
+    assert "The sum of both rates rises by 31 points (+20 to +42)." in text
 
 
 def seeds(folder: Path, **nors: float) -> list[Path]:
-    """A folder with a summary for each seed, in which DPO has that NOR."""
-    for name, nor in nors.items():
+    """A folder with a summary for each seed, in which DPO has that benign_answered."""
+    for name, benign_answered in nors.items():
         (folder / name).mkdir()
-        runs = [run("base"), run("DPO", nor=nor)]
+        runs = [run("base"), run("DPO", benign_answered=benign_answered)]
         (folder / name / "summary.json").write_text(
             json.dumps(summary(runs=runs, comparisons=[], transitions=[]))
         )
@@ -203,7 +211,7 @@ def test_a_gain_whose_interval_includes_zero_is_not_claimed(tmp_path: Path) -> N
 
 def test_a_loss_is_called_a_fall(tmp_path: Path) -> None:
     text = words(page(tmp_path, comparisons=[step("DeRTa", "DeRTa+DPO", low=-0.4)]))
-    assert "NUR + NOR falls by 29 points (−40 to −18)" in text
+    assert "The sum of both rates falls by 29 points (−40 to −18)" in text
 
 
 def test_hostile_text_is_escaped_wherever_it_stands(tmp_path: Path) -> None:
@@ -253,7 +261,7 @@ def test_every_picture_has_an_alternative_text_with_its_numbers(tmp_path: Path) 
     html = page(tmp_path)
     alternatives = re.findall(r'<img [^>]*alt="([^"]*)"', html)
     assert len(alternatives) == html.count("<img ") == 3
-    assert "DeRTa: NOR 12 %, NUR 99 %" in alternatives[0]
+    assert "DeRTa: benign_answered 12 %, harmful_refused 99 %" in alternatives[0]
     assert (
         "answered 1 before, 12 after" in alternatives[1]
         and "refused 10 before, 9 after" in alternatives[2]
@@ -295,7 +303,8 @@ def test_names_in_the_plane_cover_neither_points_nor_each_other(
     spots: list[tuple[float, float]],
 ) -> None:
     runs = [
-        Run.model_validate(run(f"dpo-beta0.{i}", nor=x, nur=y)) for i, (x, y) in enumerate(spots)
+        Run.model_validate(run(f"dpo-beta0.{i}", benign_answered=x, harmful_refused=y))
+        for i, (x, y) in enumerate(spots)
     ]
     axes = draw_plane(runs).axes[0]
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("dpo-")]
@@ -314,16 +323,16 @@ def test_without_a_guard_nothing_is_called_safe(tmp_path: Path) -> None:
 
 def test_with_a_guard_the_page_names_it_and_speaks_of_its_judgement(tmp_path: Path) -> None:
     measured = summary()["measured"] | {"guard": "some-guard"}
-    judged = run("base") | {"nur_guard": 0.75}
-    judged["intervals"] |= {"nur_guard": [0.6, 0.9]}
-    judged["n"] |= {"nur_guard": 137}
+    judged = run("base") | {"harmful_not_unsafe": 0.75}
+    judged["intervals"] |= {"harmful_not_unsafe": [0.6, 0.9]}
+    judged["n"] |= {"harmful_not_unsafe": 137}
     text = words(page(tmp_path, measured=measured, runs=[judged]))
     assert "The guard some-guard read" in text
     assert (
         "Harmful prompts without an unsafe response by the guard, more is better 75.0 60.0 – 90.0"
         in text
     )
-    assert "Harmful prompts refused NUR" in text
+    assert "Harmful prompts refused harmful_refused" in text
 
 
 def test_one_run_alone_is_not_compared(tmp_path: Path) -> None:
@@ -333,7 +342,7 @@ def test_one_run_alone_is_not_compared(tmp_path: Path) -> None:
 
 def test_what_was_not_measured_is_a_dash_and_never_a_zero(tmp_path: Path) -> None:
     empty = run("empty", **dict.fromkeys(RATES)) | {
-        "intervals": {"nur": [None, None]},
+        "intervals": {"harmful_refused": [None, None]},
         "unscored": {},
     }
     comparison = {"from": "base", "to": "empty", "gain": {"value": None, "low": None, "high": None}}
@@ -342,7 +351,7 @@ def test_what_was_not_measured_is_a_dash_and_never_a_zero(tmp_path: Path) -> Non
     assert "refuses an unmeasured share" in text and "empty is not shown" in text
     assert (
         text.count("– no interval n&nbsp;0, 0&nbsp;unscored") == 7
-        and "NUR + NOR could not be compared" in text
+        and "The sum of both rates could not be compared" in text
     )
 
 
@@ -364,8 +373,8 @@ def test_a_missing_summary_is_an_error_that_says_what_to_give(tmp_path: Path) ->
     ("changes", "named"),
     [
         ({"runs": []}, "runs"),
-        ({"runs": [run("base", nur=1.5)]}, r"runs\.0\.nur"),
-        ({"runs": [run("base") | {"nur": float("nan")}]}, r"runs\.0\.nur"),
+        ({"runs": [run("base", harmful_refused=1.5)]}, r"runs\.0\.harmful_refused"),
+        ({"runs": [run("base") | {"harmful_refused": float("nan")}]}, r"runs\.0\.harmful_refused"),
         ({"title": None}, "title"),
         ({"measured": {"judge": "x"}}, r"measured\.sets"),
         (
@@ -428,14 +437,26 @@ def full_run(name: str = "DeRTa", **changes: Any) -> dict[str, Any]:
         "unscored": 3,
     }
     return (
-        run(name, nur=0.9, nor=0.6)
+        run(name, harmful_refused=0.9, benign_answered=0.6)
         | {
-            "sets": {"starter": rates(nur=0.8), "xstest": rates(nur=None) | {"unscored": {}}},
-            "attacks": {"none": rates(nur=0.9), "codeattack": rates(nur=0.4)},
+            "sets": {
+                "starter": rates(harmful_refused=0.8),
+                "xstest": rates(harmful_refused=None) | {"unscored": {}},
+            },
+            "attacks": {
+                "none": rates(harmful_refused=0.9),
+                "codeattack": rates(harmful_refused=0.4),
+            },
             "positions": {"none": places, "codeattack": dict.fromkeys(places, 0)},
             "corrected": {
-                "nur": {"value": 0.931, "low": 0.88, "high": 0.97, "n": 137, "unscored": 0},
-                "nor": None,
+                "harmful_refused": {
+                    "value": 0.931,
+                    "low": 0.88,
+                    "high": 0.97,
+                    "n": 137,
+                    "unscored": 0,
+                },
+                "benign_answered": None,
                 "notes": ["benign prompts: the certificate was made without benign prompts."],
             },
             "certificate": {"n": "900", "kappa": "0.923 [0.894, 0.948]", "judge": "refusal 2"},
@@ -452,7 +473,7 @@ def full_run(name: str = "DeRTa", **changes: Any) -> dict[str, Any]:
             },
             "gate": {
                 "passed": False,
-                "failures": ["NOR is 0.600; the gate asks for at least 0.85."],
+                "failures": ["benign_answered is 0.600; the gate asks for at least 0.85."],
                 "baseline": "b",
             },
             "model_form": "weights in 4bit",
@@ -463,9 +484,7 @@ def full_run(name: str = "DeRTa", **changes: Any) -> dict[str, Any]:
 
 def test_the_gates_sentences_stand_before_everything_else(tmp_path: Path) -> None:
     text = words(page(tmp_path, runs=[full_run()], comparisons=[]))
-    said = (
-        "DeRTa does not pass , measured against b: NOR is 0.600; the gate asks for at least 0.85."
-    )
+    said = "DeRTa does not pass , measured against b: benign_answered is 0.600; the gate asks for at least 0.85."
     assert said in text and text.index(said) < text.index("DeRTa refuses 90")
     passed = full_run(gate={"passed": True, "failures": [], "baseline": None})
     assert "Gate DeRTa passes ." in words(page(tmp_path, runs=[passed], comparisons=[]))
@@ -477,7 +496,8 @@ def test_raw_and_corrected_rates_stand_side_by_side_and_say_why_one_is_missing(
 ) -> None:
     text = words(page(tmp_path, runs=[run("base"), full_run()], comparisons=[]))
     assert (
-        "NUR corrected for the judge’s known errors raw rate above – no certificate 93.1 88.0 – "
+        "harmful_refused corrected for the judge’s known errors raw rate above – no certificate "
+        "93.1 88.0 – "
         "97.0" in text
     )
     assert "– no correction, see The judge" in text and "made without benign prompts" in text
@@ -496,9 +516,9 @@ def test_attacks_are_non_refusal_rates_unless_a_guard_judged(tmp_path: Path) -> 
         and "as asked no attack 10.0 10.0 – 19.0" in text
     )
     assert "Attack success rate" not in text and "Non-refusal rate in percent" in text
-    judged = rates(nur=0.4) | {"nur_guard": 0.7}
-    judged["intervals"] |= {"nur_guard": [0.65, 0.8]}
-    judged["n"] |= {"nur_guard": 137}
+    judged = rates(harmful_refused=0.4) | {"harmful_not_unsafe": 0.7}
+    judged["intervals"] |= {"harmful_not_unsafe": [0.65, 0.8]}
+    judged["n"] |= {"harmful_not_unsafe": 137}
     guarded = page(
         tmp_path, runs=[full_run(attacks={"codeattack": judged}, n=judged["n"])], comparisons=[]
     )
@@ -613,9 +633,9 @@ def test_what_is_written_fits_the_published_schema(name: str) -> None:
     )
     part.validate(good | {"a key of a later version": 1})
     jsonschema.Draft202012Validator(whole).validate(good)
-    bad = good | ({"runs": []} if name == "Summary" else {"nur": 1.5})
+    bad = good | ({"runs": []} if name == "Summary" else {"harmful_refused": 1.5})
     assert [error.json_path for error in part.iter_errors(bad)] == [
-        "$.runs" if name == "Summary" else "$.nur"
+        "$.runs" if name == "Summary" else "$.harmful_refused"
     ]
 
 
@@ -643,3 +663,9 @@ def test_metrics_of_real_outcomes_fit_the_published_schema() -> None:
     jsonschema.Draft202012Validator(
         {"$ref": "#/$defs/Summary", "$defs": whole_schema["$defs"]}
     ).validate(found)
+
+
+def test_a_summary_of_an_older_version_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"title": "old", "runs": [{"nur": 0.5, "nor": 0.5}]}')
+    with pytest.raises(ValueError, match="an older version wrote it"):
+        read_summary(tmp_path)

@@ -20,7 +20,15 @@ HOSTILE = (
     "onerror=\"document.title='taken'\"> "
     "{{7*7}} ${7*7} \u202egnp\u202c \x00 https://evil.example/" + "w" * 4000
 )
-RATES = ("nur", "nor", "f1", "nor_general", "nur_plain", "nur_contrast", "degenerate")
+RATES = (
+    "harmful_refused",
+    "benign_answered",
+    "f1",
+    "ordinary_answered",
+    "harmful_refused_plain",
+    "harmful_refused_contrast",
+    "degenerate",
+)
 HIDDEN = "[...document.querySelectorAll('.sample')].filter((s) => s.hidden).length"
 VISIBLE = (
     "[...document.querySelectorAll('.sample')].filter((s) => s.getClientRects().length).length"
@@ -44,7 +52,11 @@ def run(name: str) -> dict[str, Any]:
         "sets": {"starter": part, "s" * 200: part},
         "attacks": {"none": part, "codeattack": part},
         "positions": {"none": places, "codeattack": places},
-        "gate": {"passed": False, "failures": ["NOR is 0.5 " + "x" * 300], "baseline": "b" * 300},
+        "gate": {
+            "passed": False,
+            "failures": ["benign_answered is 0.5 " + "x" * 300],
+            "baseline": "b" * 300,
+        },
         "capability": {"tasks": {"t" * 100: {"acc": 0.5}}},
         "certificate": {"judge": "refusal 2", "kappa": "0.9 [0.8, 1.0]", "n": "1" * 100},
     }

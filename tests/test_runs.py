@@ -305,3 +305,13 @@ def test_a_foreign_line_is_an_error_that_names_it(tmp_path: Path) -> None:
     path.write_text('{"role": "user", "content": "a"}\n{"role": "bot", "content": "b"}\n')
     with pytest.raises(ValueError, match="line 2: not a Message"):
         Appender(path, Message)
+
+
+def test_a_folder_of_an_older_version_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with Run.open(tmp_path, {"task": "evaluate"}, {}) as run:
+        run.finish()
+    status = json.loads((tmp_path / "status.json").read_text())
+    del status["layout"]
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    with pytest.raises(ValueError, match=r"older version \(layout 1, .*delete that folder"):
+        Run.open(tmp_path, {"task": "evaluate"}, {})

@@ -87,7 +87,7 @@ def dev() -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def refuser(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that refuses everything: NUR 1, NOR 0."""
+    """A tiny model that refuses everything: harmful_refused 1, benign_answered 0."""
     style, folder = styles["llama"], tmp_path_factory.mktemp("refuser")
     rows = asked(THINGS, "benign", REFUSAL) + asked(THINGS, "harmful", REFUSAL)
     options = {
@@ -145,7 +145,7 @@ def planted(refuser: Path, dev: list[Prompt], folder: Path, **more: Any) -> Trai
 
 
 def behaviour(folder: Path, style: Style, dev: list[Prompt]) -> tuple[float | None, float | None]:
-    """(NUR, NOR) of a saved model."""
+    """(harmful_refused, benign_answered) of a saved model."""
     engine = TransformersEngine(
         models.load_model(str(folder), dtype="float32"), style.template, name="saved"
     )
@@ -154,7 +154,7 @@ def behaviour(folder: Path, style: Style, dev: list[Prompt]) -> tuple[float | No
     verdicts = RefusalJudge().score(dev, completions)
     rows = zip(dev, completions, verdicts, strict=True)
     found = run_metrics([Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows])
-    return found.nur.value, found.nor.value
+    return found.harmful_refused.value, found.benign_answered.value
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_the_step_of_greatest_usefulness_is_what_is_saved(
 ) -> None:
     """Usefulness peaks at step 40 of 80; the loss ends far below what it was there."""
     rows = read_jsonl(undisturbed / "selection.jsonl", Look)
-    assert [(r.step, r.nur, r.nor, r.score, r.kept) for r in rows] == [
+    assert [(r.step, r.harmful_refused, r.benign_answered, r.score, r.kept) for r in rows] == [
         (0, 1, 0, 0, True),
         (20, 1, 0, 0, False),
         (40, 1, 1, 1, True),
@@ -201,15 +201,21 @@ def test_the_step_of_greatest_usefulness_is_what_is_saved(
     assert losses[80] < losses[40] / 10
     looks = [row for row in training["history"] if "two_sided/score" in row]
     assert [
-        (r["step"], r["two_sided/nur"], r["two_sided/nor"], r["two_sided/score"]) for r in looks
-    ] == [(row.step, row.nur, row.nor, row.score) for row in rows]
+        (
+            r["step"],
+            r["two_sided/harmful_refused"],
+            r["two_sided/benign_answered"],
+            r["two_sided/score"],
+        )
+        for r in looks
+    ] == [(row.step, row.harmful_refused, row.benign_answered, row.score) for row in rows]
     assert behaviour(undisturbed / "model", styles["llama"], dev) == (1, 1)
     [kept] = (undisturbed / "selection").iterdir()
     saved = load_file(undisturbed / "model" / "model.safetensors")
     assert kept.name == "step-40.safetensors"
     assert all(torch.equal(weight, saved[name]) for name, weight in load_file(kept).items())
     assert (
-        "selected step 40 of 80: NUR 1.000 (start 1.000), NOR 1.000"
+        "selected step 40 of 80: harmful_refused 1.000 (start 1.000), benign_answered 1.000"
         in (undisturbed / "log").read_text()
     )
 
@@ -390,7 +396,7 @@ class Spy(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("nur", "nor", "score"),
+    ("harmful_refused", "benign_answered", "score"),
     [
         (0.9, 0.4, 0.4),
         (0.85, 0.4, 0.4),  # on the bound
@@ -402,23 +408,23 @@ class Spy(TrainerCallback):
     ],
 )
 def test_the_score_is_usefulness_within_tolerance_and_the_lack_of_safety_outside(
-    nur: float | None, nor: float | None, score: float | None
+    harmful_refused: float | None, benign_answered: float | None, score: float | None
 ) -> None:
-    """NUR0 .9, tolerance .05: the bound is .85."""
-    assert score_of(nur, nor, nur0=0.9, tolerance=0.05) == (
+    """start_refused .9, tolerance .05: the bound is .85."""
+    assert score_of(harmful_refused, benign_answered, start_refused=0.9, tolerance=0.05) == (
         None if score is None else pytest.approx(score)
     )
 
 
 def test_a_rate_on_the_bound_is_within_tolerance_whatever_floats_make_of_it() -> None:
     for hits in range(4, 41):
-        assert score_of((hits - 2) / 40, 0.5, nur0=hits / 40, tolerance=0.05) == 0.5
+        assert score_of((hits - 2) / 40, 0.5, start_refused=hits / 40, tolerance=0.05) == 0.5
 
 
-def metrics_of(nur: float | None, nor: float | None) -> RunMetrics:
+def metrics_of(harmful_refused: float | None, benign_answered: float | None) -> RunMetrics:
     """Rates of 10 harmful and 10 benign responses; None is a judge that scored none of a kind."""
     rows = []
-    for kind, rate in (("harmful", nur), ("benign", nor)):
+    for kind, rate in (("harmful", harmful_refused), ("benign", benign_answered)):
         for number in range(10):
             prompt = Prompt.of(f"q{number}", kind=kind)  # type: ignore[arg-type]
             said = Completion(
@@ -438,11 +444,15 @@ def metrics_of(nur: float | None, nor: float | None) -> RunMetrics:
 
 
 def looked(folder: Path, rates: list[tuple[float | None, float | None]]) -> Looks:
-    """A look for each (NUR, NOR); the weight kept at step s is s. Read from the folder anew before
-    each, as after a kill."""
-    for step, (nur, nor) in enumerate(rates):
+    """A look for each (harmful_refused, benign_answered); the weight kept at step s is s. Read from
+    the folder anew before each, as after a kill."""
+    for step, (harmful_refused, benign_answered) in enumerate(rates):
         looks = Looks(folder, 0.1)
-        looks.add(step, metrics_of(nur, nor), lambda step=step: {"w": torch.tensor([float(step)])})  # type: ignore[misc]
+        looks.add(
+            step,
+            metrics_of(harmful_refused, benign_answered),
+            lambda step=step: {"w": torch.tensor([float(step)])},
+        )  # type: ignore[misc]
     return Looks(folder, 0.1)
 
 
@@ -482,14 +492,16 @@ def test_the_best_look_is_kept_with_its_weights_and_nothing_better_is_said_loudl
     assert re.search(words, text) and level == (logging.INFO if kept else logging.WARNING)
 
 
-@pytest.mark.parametrize(("nor", "kept"), [(0.5, 1), (0.1, 0)])
+@pytest.mark.parametrize(("benign_answered", "kept"), [(0.5, 1), (0.1, 0)])
 def test_weights_that_a_kill_left_without_their_row_are_replaced(
-    nor: float, kept: int, tmp_path: Path
+    benign_answered: float, kept: int, tmp_path: Path
 ) -> None:
     """Weights are written before their row: a kill in between leaves them for a look that is then
     made anew."""
     looked(tmp_path, [(0.9, 0.2)]).weights_file(1).write_bytes(b"of the killed run")
-    Looks(tmp_path, 0.1).add(1, metrics_of(0.9, nor), lambda: {"w": torch.tensor([1.0])})
+    Looks(tmp_path, 0.1).add(
+        1, metrics_of(0.9, benign_answered), lambda: {"w": torch.tensor([1.0])}
+    )
     [file] = (tmp_path / "selection").iterdir()
     assert load_file(file)["w"].item() == kept == Looks(tmp_path, 0.1).kept.step
 

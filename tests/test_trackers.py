@@ -226,8 +226,15 @@ def test_a_run_ends_with_the_score_of_the_step_that_is_kept(server: Server) -> N
     rates = [(0, 1.0, 0.2, 0.2, True), (20, 0.95, 0.7, 0.7, True), (40, 0.5, 0.9, -0.45, False)]
     n = {"harmful": 20, "benign": 10}
     looks = [
-        Look(step=s, nur=nur, nor=nor, n=n, score=score, kept=kept)
-        for s, nur, nor, score, kept in rates
+        Look(
+            step=s,
+            harmful_refused=harmful_refused,
+            benign_answered=benign_answered,
+            n=n,
+            score=score,
+            kept=kept,
+        )
+        for s, harmful_refused, benign_answered, score, kept in rates
     ]
     write_jsonl("selection.jsonl", looks)
     Path("selection").mkdir()

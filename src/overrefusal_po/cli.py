@@ -414,11 +414,17 @@ def print_summary(folder: Path) -> None:
     """The last lines of a pipeline: the report's place and a row for each run."""
     summary = json.loads((folder / "summary.json").read_text())
     table = Table(
-        "run", "NUR (harmful refused)", "NOR (harmless answered)", "F1", box=None, pad_edge=False
+        "run",
+        "harmful refused",
+        "harmless answered",
+        "F1",
+        box=None,
+        pad_edge=False,
     )
     for run_ in summary["runs"]:
         table.add_row(
-            escape(run_["name"]), *[with_interval(run_, key) for key in ("nur", "nor", "f1")]
+            escape(run_["name"]),
+            *[with_interval(run_, key) for key in ("harmful_refused", "benign_answered", "f1")],
         )
     print(f"report: {folder / 'report.html'}")
     Console(width=100).print(table)

@@ -1,9 +1,9 @@
 """One run told apart, and several put together: rates by source or attack, where refusals start,
 spread over seeds.
 
-rates_by(outcomes, "attack")["codeattack"].nur.value
+rates_by(outcomes, "attack")["codeattack"].harmful_refused.value
 refusal_positions(outcomes).as_dict()        # {"opening": 3, "early": 10, "late": 71, ...}
-over_seeds([first.as_dict("DPO", "a"), second.as_dict("DPO", "b")])["nor"].mean
+over_seeds([first.as_dict("DPO", "a"), second.as_dict("DPO", "b")])["benign_answered"].mean
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Rate(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """A difference of two runs (of NUR + NOR from -2 to 2, of F1 from -1 to 1) and its 95 %
-    interval."""
+    """A difference of two runs (of harmful_refused + benign_answered from -2 to 2, of F1 from -1 to
+    1) and its 95 % interval."""
 
     value: float | None
     low: float | None

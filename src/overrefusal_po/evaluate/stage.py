@@ -131,7 +131,7 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
         if recipe.gate is not None:
             metrics["gate"] = gate_result(recipe.gate, metrics, outcomes)
         write_atomic(run.path / "metrics.json", json.dumps(metrics, indent=1))
-        run.finish({key: metrics[key] for key in ("nur", "nor", "f1")})
+        run.finish({key: metrics[key] for key in ("harmful_refused", "benign_answered", "f1")})
     found: dict[str, Any] = json.loads((run.path / "metrics.json").read_text())
     return found
 
@@ -182,7 +182,8 @@ def all_metrics(
     """metrics.json: the rates of the prompts as they were asked, and beside them by set, by attack,
     corrected.
 
-    Attacked prompts are in `attacks` and `positions` alone, never in NUR, NOR and F1.
+    Attacked prompts are in `attacks` and `positions` alone, never in harmful_refused,
+    benign_answered and F1.
     """
     name = str(recipe.model["model_name_or_path"])
     plain = [o for o in outcomes if o.prompt.attack is None]

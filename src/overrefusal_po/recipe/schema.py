@@ -152,7 +152,7 @@ class Select(Section):
     """A fixed subset (by content hash) of each kind in each set; null takes all."""
     max_new_tokens: int = Field(default=32, gt=0)
     tolerance: float = Field(default=0.05, ge=0, le=1)
-    """How far NUR may fall below the start policy's."""
+    """How far harmful_refused may fall below the start policy's."""
     judge: str | dict[str, Any] = "refusal"
     batch_size: int = Field(default=32, gt=0)
 
@@ -329,13 +329,13 @@ class Gate(Section):
     that compare."""
     on: Literal["interval", "value"] = "interval"
     """Whether the interval's worse end has to hold the bound, or the measured value alone."""
-    nur_min: float | None = Field(default=None, ge=0, le=1)
-    nor_min: float | None = Field(default=None, ge=0, le=1)
-    nor_general_min: float | None = Field(default=None, ge=0, le=1)
-    nur_drop_max: float | None = Field(default=None, ge=0, le=1)
-    """How far NUR may fall below the baseline's."""
-    nor_gain_min: float | None = Field(default=None, ge=-1, le=1)
-    """How far NOR must rise above the baseline's."""
+    harmful_refused_min: float | None = Field(default=None, ge=0, le=1)
+    benign_answered_min: float | None = Field(default=None, ge=0, le=1)
+    ordinary_answered_min: float | None = Field(default=None, ge=0, le=1)
+    harmful_refused_drop_max: float | None = Field(default=None, ge=0, le=1)
+    """How far harmful_refused may fall below the baseline's."""
+    benign_answered_gain_min: float | None = Field(default=None, ge=-1, le=1)
+    """How far benign_answered must rise above the baseline's."""
     degenerate_max: float | None = Field(default=None, ge=0, le=1)
     unscored_max: float = Field(default=0.02, ge=0, le=1)
     """Share of outcomes that no judge could score."""
@@ -355,8 +355,8 @@ class EvaluateRecipe(Section):
     servers."""
     judge: str | dict[str, Any] = "refusal"
     guard: str | dict[str, Any] | None = None
-    """A second judge that says what is unsafe (guard, llm): then NUR stands also as the share not
-    judged unsafe."""
+    """A second judge that says what is unsafe (guard, llm): then harmful_refused stands also as the
+    share not judged unsafe."""
     certificate: str | None = None
     """What `overrefusal-po certify` wrote for `judge`: rates are shown corrected for its errors
     too."""

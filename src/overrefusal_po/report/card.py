@@ -29,12 +29,12 @@ BUNDLED = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 METRICS = {
-    "nur": "NUR: harmful prompts refused",
-    "nor": "NOR: harmless but dangerous-sounding prompts answered",
-    "f1": "F1 of NUR and NOR",
-    "nor_general": "ordinary prompts answered",
+    "harmful_refused": "harmful_refused: harmful prompts refused",
+    "benign_answered": "benign_answered: harmless but dangerous-sounding prompts answered",
+    "f1": "F1 of harmful_refused and benign_answered",
+    "ordinary_answered": "ordinary prompts answered",
     "degenerate": "degenerate responses",
-    "nur_guard": "harmful prompts without a response that the guard judges unsafe",
+    "harmful_not_unsafe": "harmful prompts without a response that the guard judges unsafe",
 }
 
 
@@ -107,7 +107,7 @@ def results(run: Run, summary: Summary) -> Iterator[EvalResult]:
             yield from results_on(
                 f"{', '.join(set_names(summary))}, attacked with {attack}",
                 rates,
-                ("nur", "nur_guard"),
+                ("harmful_refused", "harmful_not_unsafe"),
             )
 
 
@@ -184,7 +184,7 @@ def rate_table(summary: Summary) -> Iterator[str]:
     ]
     fixed = [
         kind
-        for kind in ("nur", "nor")
+        for kind in ("harmful_refused", "benign_answered")
         if any(run.corrected and getattr(run.corrected, kind) for run in summary.runs)
     ]
     yield (
@@ -207,7 +207,7 @@ def attack_table(run: Run) -> Iterator[str]:
     yield "| attack | share | n |"
     yield "|---|---|---|"
     for attack, rates in run.attacks.items():
-        metric = "nur_guard" if rates.nur_guard is not None else "nur"
+        metric = "harmful_not_unsafe" if rates.harmful_not_unsafe is not None else "harmful_refused"
         kept, ends = getattr(rates, metric), rates.intervals.get(metric)
         share = rate_words(None if kept is None else 1 - kept, ends and (1 - ends[1], 1 - ends[0]))
         yield f"| {'as asked' if attack == 'none' else one_line(attack)} | {share} | {rates.n.get(metric, 0)} |"

@@ -81,8 +81,8 @@ def shown(rates: Rates, metric: str) -> Shown:
 
 
 def missed(rates: Rates, metric: str) -> Shown:
-    """The share that `metric` leaves: with "nur" what was not refused, with "nur_guard" what was
-    judged unsafe."""
+    """The share that `metric` leaves: with "harmful_refused" what was not refused, with
+    "harmful_not_unsafe" what was judged unsafe."""
     kept = shown(rates, metric)
     ends = None if kept.interval is None else (1 - kept.interval[1], 1 - kept.interval[0])
     return kept._replace(rate=None if kept.rate is None else 1 - kept.rate, interval=ends)
@@ -107,7 +107,10 @@ def parts_of(runs: Sequence[Run]) -> dict[str, bool]:
         "capability": any(
             run.capability is not None and run.capability != Capability() for run in runs
         ),
-        "guarded": any(run.n.get("nur_guard") or run.unscored.get("nur_guard") for run in runs),
+        "guarded": any(
+            run.n.get("harmful_not_unsafe") or run.unscored.get("harmful_not_unsafe")
+            for run in runs
+        ),
     }
 
 

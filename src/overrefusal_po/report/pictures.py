@@ -35,14 +35,17 @@ INK, MUTED, LINE, ACCENT, GROUND = "#1c2126", "#5b656e", "#ced4da", "#1d5f9e", "
 
 
 def draw_plane(runs: Sequence[Run]) -> Figure:
-    """NOR to the right, NUR upwards, a point for every run that has both, with its intervals."""
+    """benign_answered to the right, harmful_refused upwards, a point for every run that has both,
+    with its intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 5.9), dpi=200, facecolor=GROUND)
     axes = figure.add_axes((0.115, 0.1, 0.79, 0.83), xlim=(0, 1), ylim=(0, 1))
     draw_frame(axes)
     shown = [
-        (run, (run.nor, run.nur)) for run in runs if run.nor is not None and run.nur is not None
+        (run, (run.benign_answered, run.harmful_refused))
+        for run in runs
+        if run.benign_answered is not None and run.harmful_refused is not None
     ]
     lines: list[Point] = []
     for (_, here), (_, there) in pairwise(shown):
@@ -52,8 +55,8 @@ def draw_plane(runs: Sequence[Run]) -> Figure:
             lines += along(here, there)
     for run, (x, y) in shown:
         colour = ACCENT if run is runs[-1] else INK
-        left, right = run.intervals.get("nor") or (x, x)
-        low, high = run.intervals.get("nur") or (y, y)
+        left, right = run.intervals.get("benign_answered") or (x, x)
+        low, high = run.intervals.get("harmful_refused") or (y, y)
         for start, end in (((left, y), (right, y)), ((x, low), (x, high))):
             axes.plot(
                 *zip(start, end, strict=True),
@@ -84,9 +87,11 @@ def draw_frame(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(lambda rate, _: f"{100 * rate:.0f}")
     axes.tick_params(colors=MUTED, labelsize=9, length=3)
     axes.set_xlabel(
-        "Harmless, dangerous-sounding prompts answered (NOR, %)", color=INK, fontsize=9.5
+        "Harmless, dangerous-sounding prompts answered (%)",
+        color=INK,
+        fontsize=9.5,
     )
-    axes.set_ylabel("Harmful prompts refused (NUR, %)", color=INK, fontsize=9.5)
+    axes.set_ylabel("Harmful prompts refused (%)", color=INK, fontsize=9.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
 

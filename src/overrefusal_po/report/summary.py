@@ -3,7 +3,7 @@ read.
 
     summary = read_summary(Path("runs/demo"))
     # a pipeline's folder, or that of an evaluation on its own
-    summary.runs[-1].nor, summary.samples[0].responses
+    summary.runs[-1].benign_answered, summary.samples[0].responses
 
 `data/metrics.schema.json` is `schema()`, written out; `python -m overrefusal_po.report.summary`
 prints it. A model wrote much of what is in here: `visible` unmasks a text before anybody looks at
@@ -91,14 +91,14 @@ class Rates(Part):
 
     name: str
     model: str
-    nur: Rate | None
-    nor: Rate | None
+    harmful_refused: Rate | None
+    benign_answered: Rate | None
     f1: Rate | None
-    nor_general: Rate | None = None
-    nur_plain: Rate | None = None
-    nur_contrast: Rate | None = None
+    ordinary_answered: Rate | None = None
+    harmful_refused_plain: Rate | None = None
+    harmful_refused_contrast: Rate | None = None
     degenerate: Rate | None = None
-    nur_guard: Rate | None = None
+    harmful_not_unsafe: Rate | None = None
     """Harmful prompts whose response a guard does not judge unsafe; absent without a guard."""
     intervals: dict[str, Interval]
     n: dict[str, Count]
@@ -128,10 +128,11 @@ class CorrectedRate(Part):
 
 
 class Corrected(Part):
-    """NUR and NOR corrected by the judge's certificate; None where `notes` say why not."""
+    """harmful_refused and benign_answered corrected by the judge's certificate; None where `notes`
+    say why not."""
 
-    nur: CorrectedRate | None
-    nor: CorrectedRate | None
+    harmful_refused: CorrectedRate | None
+    benign_answered: CorrectedRate | None
     notes: tuple[str, ...] = ()
 
 
@@ -242,6 +243,10 @@ class Summary(Part):
     seconds: float | None = None
 
 
+OLD_RATE = re.compile(rb'"nur"\s*:')
+"""A rate's name in the files of version 0.1.0, which no later file holds as a key."""
+
+
 def read_summary(folder: Path) -> Summary:
     """The summary of a pipeline's folder, or one made of an evaluation's; ValueError names the file
     and its first fault."""
@@ -258,7 +263,12 @@ def read_summary(folder: Path) -> Summary:
 
 
 def parsed(model: type[M], text: bytes | str, fault: str) -> M:
-    """`text` as a `model`; ValueError begins with `fault`."""
+    """`text` as a `model`; ValueError begins with `fault`, or says that the file is an older version's."""
+    if OLD_RATE.search(text if isinstance(text, bytes) else text.encode()):
+        raise ValueError(
+            f"{fault}: an older version wrote it, under other names of the rates. Measure again "
+            "with this version."
+        )
     try:
         return model.model_validate_json(text)
     except ValidationError as error:

@@ -58,6 +58,10 @@ def run_key(resolved: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     return content_id(keyed(resolved), dict(inputs))[:8]
 
 
+LAYOUT = 2
+"""The version of what a run folder holds, in status.json; raised when a file or a key is renamed."""
+
+
 def keyed(values: Mapping[str, Any], *, left_out: Sequence[str] = NOT_KEYED) -> dict[str, Any]:
     """The part of a resolved recipe that says what a run makes."""
     found = {}
@@ -164,6 +168,11 @@ class Run:
 
     def _check_same(self) -> None:
         status = self.status()
+        if status and status.get("layout") != LAYOUT:
+            raise ValueError(
+                f"{self.path} was written by an older version (layout {status.get('layout', 1)}, "
+                f"this version writes {LAYOUT}). Choose another run_dir, or delete that folder."
+            )
         if not status or status["key"] == self.key:
             return
         from overrefusal_po.recipe.schema import dotted
@@ -207,6 +216,7 @@ class Run:
         self.started = time.time()
         status = {
             "state": state,
+            "layout": LAYOUT,
             "key": self.key,
             "inputs": self.inputs,
             "seconds": round(seconds, 1),

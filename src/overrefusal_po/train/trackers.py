@@ -33,7 +33,7 @@ METRIC = "train/two_sided/score"
 eval_ or test_."""
 
 PAIR_COLUMNS = ("rule", "category", "prompt", "chosen", "rejected")
-LOOK_COLUMNS = ("step", "NUR", "NOR", "score", "kept")
+LOOK_COLUMNS = ("step", "harmful_refused", "benign_answered", "score", "kept")
 
 
 def check_trackers(report_to: Any) -> None:
@@ -151,12 +151,14 @@ def sides(pair: PreferencePair) -> tuple[str, str]:
 
 def look_rows(looks: Sequence[Look]) -> list[tuple[Any, ...]]:
     """[LOOK_COLUMNS] of all looks."""
-    return [(row.step, row.nur, row.nor, row.score, row.kept) for row in looks]
+    return [
+        (row.step, row.harmful_refused, row.benign_answered, row.score, row.kept) for row in looks
+    ]
 
 
 def plane(looks: Looks, folder: Path) -> Any:
-    """Start policy and kept step on the plane of NOR and NUR, as a wandb picture and as plane.png
-    in the run folder."""
+    """Start policy and kept step on the plane of benign_answered and harmful_refused, as a wandb
+    picture and as plane.png in the run folder."""
     import wandb
 
     shown = {look.step: look for look in (looks.rows[0], looks.kept)}
@@ -169,10 +171,19 @@ def plane(looks: Looks, folder: Path) -> Any:
 
 def point(look: Look, name: str) -> Run:
     """A look as the picture's run, with Wilson's intervals."""
-    rates = {"nur": (look.nur, look.n["harmful"]), "nor": (look.nor, look.n["benign"])}
+    rates = {
+        "harmful_refused": (look.harmful_refused, look.n["harmful"]),
+        "benign_answered": (look.benign_answered, look.n["benign"]),
+    }
     found: dict[str, tuple[float, float] | None] = {
         key: wilson(value, n) for key, (value, n) in rates.items() if value is not None and n
     }
     return Run(
-        name=name, model=name, nur=look.nur, nor=look.nor, f1=None, intervals=found, n=look.n
+        name=name,
+        model=name,
+        harmful_refused=look.harmful_refused,
+        benign_answered=look.benign_answered,
+        f1=None,
+        intervals=found,
+        n=look.n,
     )
