@@ -354,7 +354,7 @@ def dpo(
     from overrefusal_po.model import load as models
     from overrefusal_po.model.chat import ChatTemplate
     from overrefusal_po.pairs.make import written_pairs
-    from overrefusal_po.plugins import read_source
+    from overrefusal_po.prompts import read_source
     from overrefusal_po.train.rows import pair_dataset
     from overrefusal_po.train.trainers import exact_adapter
 

@@ -310,7 +310,7 @@ def estimated(
     """What `check --data` would say about the widest of the `timed` batches, in bytes."""
     from step_flops import work_of
 
-    from overrefusal_po.recipe.schema import check_body
+    from overrefusal_po.recipe.load import check_body
     from overrefusal_po.train import memory
 
     trainer = {key: getattr(training, key) for key in ("bf16", "gradient_checkpointing")}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from overrefusal_po.pairs.firewall import Duplicate, contamination, duplicates, words_of
-from overrefusal_po.plugins import read_source
+from overrefusal_po.prompts import read_source
 from overrefusal_po.records import Prompt, read_objects
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))

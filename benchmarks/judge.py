@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overrefusal_po.judges.refusal import Judgement, judge_text
-from overrefusal_po.plugins import read_source
+from overrefusal_po.prompts import read_source
 
 CLASSES = {
     "full_compliance": "none",

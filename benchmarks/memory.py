@@ -94,7 +94,7 @@ SETTINGS = [
 
 def recipe_of(setting: Setting, folder: str) -> Any:
     """The setting as a checked recipe."""
-    from overrefusal_po.recipe.schema import check_body
+    from overrefusal_po.recipe.load import check_body
 
     lora = {
         "use_peft": setting.lora,

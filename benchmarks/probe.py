@@ -17,7 +17,7 @@ import numpy as np
 
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.plugins import read_source
+from overrefusal_po.prompts import read_source
 from overrefusal_po.records import Prompt
 
 

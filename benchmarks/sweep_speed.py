@@ -134,7 +134,7 @@ def train(options: argparse.Namespace, trial: Trial) -> dict[str, Any]:
 
     from overrefusal_po.model import load as models
     from overrefusal_po.pairs.make import written_pairs
-    from overrefusal_po.plugins import read_source
+    from overrefusal_po.prompts import read_source
 
     torch.set_num_threads(options.threads)
     pairs = list(written_pairs(read_source("starter", "train")))

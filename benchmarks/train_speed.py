@@ -211,7 +211,7 @@ def make_pairs(options: argparse.Namespace, tokenizer: Any, number: int) -> list
 
 def starter(options: argparse.Namespace, tokenizer: Any, number: int) -> list[tuple[str, str, str]]:
     from overrefusal_po.pairs.make import written_pairs
-    from overrefusal_po.plugins import read_source
+    from overrefusal_po.prompts import read_source
 
     return [
         (p.prompt.text, p.chosen, p.rejected)

@@ -3,7 +3,7 @@
 import pytest
 
 from overrefusal_po.pairs.apart import Overlap, check_apart, marks_of, overlaps
-from overrefusal_po.plugins import read_source
+from overrefusal_po.prompts import read_source
 from overrefusal_po.records import Kind, Prompt
 
 

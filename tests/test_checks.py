@@ -13,7 +13,8 @@ from overrefusal_po.checks import check_stages_apart
 from overrefusal_po.cli import main
 from overrefusal_po.curate.stage import curate
 from overrefusal_po.pairs.make import make_pair
-from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe, check_body
+from overrefusal_po.recipe.load import check_body
+from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
 from overrefusal_po.run.folder import Run
 from overrefusal_po.train.data import check_training_data

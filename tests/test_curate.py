@@ -12,7 +12,8 @@ from openai_server import Answer, Request, Server, says, serving
 from overrefusal_po.curate.overgenerate import stage_of
 from overrefusal_po.model import load as models
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe.schema import CurateRecipe, SftData
+from overrefusal_po.recipe.schema import CurateRecipe
+from overrefusal_po.recipe.sections import SftData
 from overrefusal_po.records import (
     Completion,
     PreferencePair,

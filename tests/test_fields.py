@@ -9,14 +9,9 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.recipe.schema import METHOD_CONFIGS
-from overrefusal_po.recipe.trl_fields import (
-    CONFIGS,
-    cache_folder,
-    check_fields,
-    field_table,
-    unknown_key,
-)
+from overrefusal_po.recipe.methods import METHODS
+from overrefusal_po.recipe.trl_fields import CONFIGS, cache_folder, check_fields, field_table
+from overrefusal_po.recipe.words import unknown_key
 
 DPO = "trl.DPOConfig"
 
@@ -31,7 +26,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_every_method_has_its_table() -> None:
-    assert set(METHOD_CONFIGS.values()) | {"trl.ModelConfig"} == set(CONFIGS)
+    assert {row.config for row in METHODS.values()} | {"trl.ModelConfig"} == set(CONFIGS)
     for config, key in [(DPO, "beta"), ("trl.SFTConfig", "packing"), ("trl.ModelConfig", "lora_r")]:
         assert key in field_table(config)
     assert "beta" in field_table("overrefusal_po.train.orpo.ORPOConfig")

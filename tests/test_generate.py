@@ -19,11 +19,12 @@ from overrefusal_po.engines._openai_session import BudgetSpent
 from overrefusal_po.engines.openai import OpenAIEngine, Settings
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.plugins import make_judge
-from overrefusal_po.recipe.schema import Chat, Generation
+from overrefusal_po.recipe.sections import Chat, Generation, Shard
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, read_jsonl
-from overrefusal_po.run.complete import complete, draw, engine_for, judged, ledger_of, scored
+from overrefusal_po.run.complete import complete, draw, engine_for, ledger_of
 from overrefusal_po.run.folder import Run, keyed, run_key
-from overrefusal_po.run.shards import Shard, in_shard, merge_shards
+from overrefusal_po.run.judged import judged, scored
+from overrefusal_po.run.shards import in_shard, merge_shards
 
 SAMPLING = Sampling(temperature=0.7, seed=5)
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from hub_server import GRANTED, Answer, Repo, ask_hub, card, csv_file, jsonl, parquet, serve
 
-from overrefusal_po.plugins import read_source, settings_of
+from overrefusal_po.plugins import settings_of
+from overrefusal_po.prompts import read_source
 from overrefusal_po.sources import orbench, table
 from overrefusal_po.sources._table import SETS, Labels, PlainSet, described
 

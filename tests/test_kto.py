@@ -19,7 +19,8 @@ from conftest import Style, trainer_settings
 
 from overrefusal_po.cli import main
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.recipe.schema import TrainRecipe, check_body, load_recipe
+from overrefusal_po.recipe.load import check_body, load_recipe
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Completion, PreferencePair, Prompt, read_jsonl, write_jsonl
 from overrefusal_po.run.complete import sampling_of
 from overrefusal_po.run.folder import Run

@@ -15,7 +15,8 @@ from overrefusal_po.checks import check_stage
 from overrefusal_po.cli import main
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe.schema import TrainRecipe, check_body
+from overrefusal_po.recipe.load import check_body
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, Triple, read_jsonl, write_jsonl
 from overrefusal_po.train.lengths import (
     fitting,

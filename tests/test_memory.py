@@ -8,7 +8,8 @@ import pytest
 from conftest import Style
 
 from overrefusal_po.checks import memory_of
-from overrefusal_po.recipe.schema import TrainRecipe, check_body, load_recipe
+from overrefusal_po.recipe.load import check_body, load_recipe
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
 from overrefusal_po.train.memory import (
     Batch,

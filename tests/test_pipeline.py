@@ -13,7 +13,8 @@ from overrefusal_po import cli
 from overrefusal_po.cli import main
 from overrefusal_po.model import load as models
 from overrefusal_po.pipeline import inputs_of, link, stage_bodies
-from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe, load_recipe
+from overrefusal_po.recipe.load import load_recipe
+from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Triple, write_jsonl
 from overrefusal_po.report.summary import samples
 from overrefusal_po.run.folder import file_hash

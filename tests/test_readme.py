@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from overrefusal_po.cli import main
-from overrefusal_po.recipe.schema import load_recipe
+from overrefusal_po.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

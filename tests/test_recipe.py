@@ -11,14 +11,9 @@ import yaml
 import overrefusal_po
 from overrefusal_po.pipeline import stage_bodies
 from overrefusal_po.plugins import check_plugs
-from overrefusal_po.recipe.schema import (
-    PipelineRecipe,
-    TrainRecipe,
-    describe,
-    dotted,
-    load_recipe,
-    parse_overrides,
-)
+from overrefusal_po.recipe.load import describe, load_recipe
+from overrefusal_po.recipe.overrides import dotted, parse_overrides
+from overrefusal_po.recipe.schema import PipelineRecipe, TrainRecipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 DPO = FOLDER / "dpo.yaml"
@@ -193,7 +188,7 @@ def test_quantised_weights_are_trained_with_adapters_alone(
         ("--sed=1", ["sed", "Did you mean seed"]),
         ("--zzz=1", ["zzz", "Known keys", "trainer"]),
         ("--seed=-1", ["seed", "-1", "greater than or equal to 0"]),
-        ("--method=ppo", ["method", "'ppo'", "'sft', 'derta', 'dpo', 'orpo' or 'kto'"]),
+        ("--method=ppo", ["method", "'ppo'", "one of sft, derta, dpo, orpo, kto"]),
         ("--task=trian", ["task", "'trian'", "train, curate, evaluate, pipeline"]),
         ("--task=None", ["task", "None", "train, curate, evaluate, pipeline"]),
     ],

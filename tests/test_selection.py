@@ -23,7 +23,10 @@ from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe.schema import Select, TrainRecipe, check_body
+from overrefusal_po.prompts import dev_prompts
+from overrefusal_po.recipe.load import check_body
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.sections import Select
 from overrefusal_po.records import (
     Completion,
     Outcome,
@@ -37,7 +40,6 @@ from overrefusal_po.train.selection import (
     Look,
     Looks,
     check_not_sharded,
-    dev_prompts,
     score_of,
     selected_step,
     two_sided_callback,

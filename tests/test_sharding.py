@@ -11,7 +11,8 @@ import pytest
 
 from overrefusal_po.model.load import check_world, model_options
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp, zero_3
-from overrefusal_po.recipe.schema import TrainRecipe, check_body
+from overrefusal_po.recipe.load import check_body
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.stage import reference_folder
 
 ZERO_2, ZERO_3 = ({"zero_optimization": {"stage": stage}} for stage in (2, 3))

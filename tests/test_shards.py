@@ -12,9 +12,10 @@ import yaml
 from openai_server import says, serving
 
 from overrefusal_po.cli import main, shard_folder
-from overrefusal_po.recipe.schema import load_recipe
+from overrefusal_po.recipe.load import load_recipe
+from overrefusal_po.recipe.sections import Shard
 from overrefusal_po.records import Prompt
-from overrefusal_po.run.shards import Shard, check_done, in_shard
+from overrefusal_po.run.shards import check_done, in_shard
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

@@ -15,7 +15,9 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb_server import Run, Server, serving
 
 from overrefusal_po.cli import main
-from overrefusal_po.recipe.schema import TrainRecipe, dotted, load_recipe
+from overrefusal_po.recipe.load import load_recipe
+from overrefusal_po.recipe.overrides import dotted
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.trackers import METRIC
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -25,15 +25,10 @@ from hub_server import (
 )
 
 from overrefusal_po.pairs.apart import overlaps
-from overrefusal_po.plugins import (
-    Common,
-    check_plugs,
-    read_pairs,
-    read_source,
-    read_triples,
-    settings_of,
-)
-from overrefusal_po.recipe.schema import DertaData, load_recipe
+from overrefusal_po.plugins import Common, check_plugs, settings_of
+from overrefusal_po.prompts import read_pairs, read_source, read_triples
+from overrefusal_po.recipe.load import load_recipe
+from overrefusal_po.recipe.sections import DertaData
 from overrefusal_po.records import Prompt, Triple, write_jsonl
 from overrefusal_po.sources import (
     alpaca_cleaned,

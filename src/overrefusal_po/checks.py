@@ -11,21 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from overrefusal_po.curate.stage import check_rejects, cleaned, read_prompts
-from overrefusal_po.evaluate.stage import check_evaluation, measured_prompts
+from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.pairs.lint import lint
-from overrefusal_po.plugins import make_judge, read_source
-from overrefusal_po.recipe.schema import (
-    CurateRecipe,
-    DertaData,
-    EvaluateRecipe,
-    PairsData,
-    TrainRecipe,
-)
+from overrefusal_po.plugins import make_judge
+from overrefusal_po.prompts import measured_prompts, read_source
+from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
+from overrefusal_po.recipe.sections import DertaData, PairsData
 from overrefusal_po.records import read_objects
 from overrefusal_po.run.complete import in_process, load_template
 from overrefusal_po.train.data import fitted, loaded_pairs, sft_prompts, trained_prompts

@@ -27,14 +27,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from overrefusal_po import plugins
-from overrefusal_po.recipe.schema import (
-    CurateRecipe,
-    PipelineRecipe,
-    Recipe,
-    describe,
-    load_recipe,
-    parse_overrides,
-)
+from overrefusal_po.recipe.load import Recipe, describe, load_recipe
+from overrefusal_po.recipe.overrides import parse_overrides
+from overrefusal_po.recipe.schema import CurateRecipe, PipelineRecipe
 from overrefusal_po.records import write_atomic
 from overrefusal_po.run.interrupts import terminable
 
@@ -307,7 +302,8 @@ def origins(recipe: Recipe, above: str) -> dict[str, str]:
     known = {k.removeprefix(above): v for k, v in recipe.origin.items() if k.startswith(above)}
     if not above or not isinstance(recipe.body, PipelineRecipe):
         return known
-    from overrefusal_po.recipe.schema import dotted, read_yaml
+    from overrefusal_po.recipe.load import read_yaml
+    from overrefusal_po.recipe.overrides import dotted
 
     given = recipe.body.stages[above.split(".")[1]]
     own = read_yaml(recipe.folder / str(given["recipe"])) if "recipe" in given else {}
@@ -375,8 +371,8 @@ def shard_folder(recipe: Recipe) -> Path | None:
     if not isinstance(recipe.body, CurateRecipe) or recipe.body.shard is None:
         return None
     from overrefusal_po.pipeline import inputs_of
+    from overrefusal_po.recipe.sections import Shard
     from overrefusal_po.run.folder import run_folder
-    from overrefusal_po.run.shards import Shard
 
     whole = run_folder(recipe.name, recipe.resolved(), inputs_of(recipe.body))
     return whole / Shard.of(recipe.body.shard).folder

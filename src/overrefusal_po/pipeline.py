@@ -26,17 +26,9 @@ from typing import Any
 from overrefusal_po.evaluate import metrics
 from overrefusal_po.evaluate.labels import blinded_sample
 from overrefusal_po.plugins import FILE_ENDINGS, built_judge
-from overrefusal_po.recipe.schema import (
-    CurateRecipe,
-    EvaluateRecipe,
-    PipelineRecipe,
-    Recipe,
-    TrainRecipe,
-    check_body,
-    dotted,
-    read_yaml,
-    set_dotted,
-)
+from overrefusal_po.recipe.load import Recipe, check_body, read_yaml
+from overrefusal_po.recipe.overrides import dotted, set_dotted
+from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
 from overrefusal_po.report.summary import samples
 from overrefusal_po.run.folder import Run, environment, file_hash, run_folder
@@ -225,7 +217,7 @@ def inputs_of(body: Stage) -> dict[str, str]:
             found[key] = f"{judge.name} {judge.version}"
     # what an attack makes follows from its files and its code
     if isinstance(body, EvaluateRecipe) and body.data.attacks:
-        from overrefusal_po.evaluate.stage import measured_prompts
+        from overrefusal_po.prompts import measured_prompts
 
         found["attacks"] = content_id(sorted(p.id for p in measured_prompts(body.data)))
     return found

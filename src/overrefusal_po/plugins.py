@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from overrefusal_po.recipe.trl_fields import unknown_key
-from overrefusal_po.records import PreferencePair, Prompt, Split, Triple, content_id, first_fault
+from overrefusal_po.recipe.words import unknown_key
+from overrefusal_po.records import Prompt, first_fault
 
 logger = logging.getLogger(__name__)
 
@@ -152,89 +152,6 @@ def named(room: str, spec: str | Mapping[str, Any]) -> Named:
         )
     except ValidationError as error:
         raise ValueError(f"{room} {name!r}: {first_fault(error)}") from None
-
-
-def read_source(spec: str | Mapping[str, Any], split: Split | None) -> list[Prompt]:
-    """The prompts of a source in one split (sources without splits give all)."""
-    prompts: list[Prompt] = rows_of("prompts", spec, split)
-    return prompts
-
-
-def read_triples(
-    spec: str | Mapping[str, Any], split: Split | None, *, opener: str = "", lead: str | None = None
-) -> list[Triple]:
-    """The triples of a source or of a file. `lead` is put before safe responses that do not begin
-    with `opener`.
-
-    The answers of public sets seldom begin with a refusal, and DeRTa's safe responses must.
-    """
-    triples: list[Triple] = rows_of("triples", spec, split)
-    if lead is None:
-        return triples
-    bare = [not triple.safe_response.startswith(opener) for triple in triples]
-    logger.info("%d of %d safe responses are put behind %r", sum(bare), len(bare), lead)
-    return [
-        t.model_copy(update={"safe_response": f"{lead.rstrip()} {t.safe_response.lstrip()}"})
-        if plain
-        else t
-        for t, plain in zip(triples, bare, strict=True)
-    ]
-
-
-def read_pairs(spec: str | Mapping[str, Any], split: Split | None) -> list[PreferencePair]:
-    """The preference pairs of a source; those of public sets have no rule."""
-    pairs: list[PreferencePair] = rows_of("pairs", spec, split)
-    return pairs
-
-
-def rows_of(maker: str, spec: str | Mapping[str, Any], split: Split | None) -> list[Any]:
-    """What a source's `maker` gives; ValueError where it has none of that name, or nothing in this
-    split."""
-    module, settings, common = named("sources", spec)
-    if not hasattr(module, maker):
-        makers = [name for name in names("sources") if hasattr(plug("sources", name), maker)]
-        raise ValueError(
-            f"The source {spec!r} gives no {maker}; those that do are {', '.join(makers)}."
-        )
-    rows = getattr(module, maker)(settings, split)
-    if common.without_benchmarks:
-        rows = outside_benchmarks(rows, spec)
-    if not rows:
-        raise ValueError(f"The source {spec!r} has no {maker} in split {split!r}.")
-    if common.max is None or len(rows) <= common.max:
-        return list(rows)
-    ranks = [content_id("max", key_of(row)) for row in rows]
-    last = sorted(ranks)[common.max - 1]
-    return [row for row, rank in zip(rows, ranks, strict=True) if rank <= last][: common.max]
-
-
-def outside_benchmarks(rows: list[Any], spec: str | Mapping[str, Any]) -> list[Any]:
-    """The rows whose prompt the benchmark firewall does not know."""
-    from overrefusal_po.pairs.firewall import contamination
-
-    hits = {hit.id for hit in contamination([prompt_in(row) for row in rows])}
-    kept = [row for row in rows if prompt_in(row).id not in hits]
-    logger.info(
-        "%r: %d of %d rows are a benchmark's or nearly, and left out",
-        spec,
-        len(rows) - len(kept),
-        len(rows),
-    )
-    return kept
-
-
-def prompt_in(row: Prompt | Triple | PreferencePair) -> Prompt:
-    """The prompt of a row, which may be one itself."""
-    return row if isinstance(row, Prompt) else row.prompt
-
-
-def key_of(row: Prompt | Triple | PreferencePair) -> str:
-    """What tells a row from the others of its source."""
-    return (
-        content_id(row.prompt.id, row.safe_response, row.harmful_response)
-        if isinstance(row, Triple)
-        else row.id
-    )
 
 
 def engine_note(spec: str | Mapping[str, Any]) -> str:

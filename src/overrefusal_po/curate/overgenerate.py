@@ -17,17 +17,12 @@ from typing import Any, NamedTuple
 
 from overrefusal_po.curate.selectors import Candidate, Selected, fault, selected
 from overrefusal_po.plugins import make_judge
-from overrefusal_po.recipe.schema import CurateRecipe, Generation, Rejects
+from overrefusal_po.recipe.schema import CurateRecipe
+from overrefusal_po.recipe.sections import Generation, Rejects
 from overrefusal_po.records import Completion, Prompt, Verdict
-from overrefusal_po.run.complete import (
-    complete,
-    engine_for,
-    in_process,
-    judged,
-    load_template,
-    sampling_of,
-)
+from overrefusal_po.run.complete import complete, engine_for, in_process, load_template, sampling_of
 from overrefusal_po.run.folder import Run
+from overrefusal_po.run.judged import judged
 
 
 class Judges(NamedTuple):

@@ -35,8 +35,10 @@ from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
 from overrefusal_po.pairs.firewall import contamination, duplicates, words_of
 from overrefusal_po.pairs.lint import control_tokens, judged, lint, row
-from overrefusal_po.plugins import check_engine, read_source
-from overrefusal_po.recipe.schema import CurateData, CurateRecipe
+from overrefusal_po.plugins import check_engine
+from overrefusal_po.prompts import read_source
+from overrefusal_po.recipe.schema import CurateRecipe
+from overrefusal_po.recipe.sections import CurateData
 from overrefusal_po.records import (
     Completion,
     PreferencePair,

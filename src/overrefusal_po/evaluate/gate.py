@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from overrefusal_po.evaluate.intervals import Gain, bootstrap, cluster_sums
 from overrefusal_po.evaluate.metrics import handled, matched
-from overrefusal_po.recipe.schema import Gate
+from overrefusal_po.recipe.sections import Gate
 from overrefusal_po.records import Kind, Outcome, read_jsonl
 
 RESAMPLES = 5000

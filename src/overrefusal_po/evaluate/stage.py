@@ -21,60 +21,15 @@ from overrefusal_po.evaluate.gate import check_gate, gate_result
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.plugins import (
-    engine_note,
-    make_attack,
-    make_judge,
-    read_source,
-    source_note,
-    split_spec,
-)
-from overrefusal_po.recipe.schema import EvaluateData, EvaluateRecipe
+from overrefusal_po.plugins import engine_note, make_judge, source_note, split_spec
+from overrefusal_po.prompts import measured_prompts
+from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Outcome, Prompt, Verdict, write_atomic, write_jsonl
-from overrefusal_po.run.complete import (
-    complete,
-    engine_for,
-    in_process,
-    judged,
-    load_template,
-    sampling_of,
-)
+from overrefusal_po.run.complete import complete, engine_for, in_process, load_template, sampling_of
 from overrefusal_po.run.folder import Run
-from overrefusal_po.train.selection import fixed_subset
+from overrefusal_po.run.judged import judged
 
 logger = logging.getLogger(__name__)
-
-
-def measured_prompts(data: EvaluateData) -> list[Prompt]:
-    """The prompts of all sets, each once. A fixed subset of each kind where the recipe limits
-    them."""
-    found: dict[str, Prompt] = {}
-    for spec in data.sets:
-        prompts = read_source(spec, data.split)
-        for prompt in fixed_subset(prompts, data.max_prompts_per_kind):
-            found.setdefault(prompt.id, prompt)
-    plain = list(found.values())
-    return plain + attacked_prompts(plain, data.attacks)
-
-
-def attacked_prompts(
-    prompts: Sequence[Prompt], attacks: Sequence[str | dict[str, Any]]
-) -> list[Prompt]:
-    """Every attack on every harmful prompt, each form once. ValueError where an attack makes
-    nothing of all of them."""
-    found: dict[str, Prompt] = {}
-    harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
-    for spec in attacks:
-        attack = make_attack(spec)
-        made = [form for prompt in harmful for form in attack(prompt)]
-        if not made:
-            raise ValueError(
-                f"data.attacks: {spec!r} makes no prompt of the {len(harmful)} harmful prompts in "
-                "data.sets. Give sets with "
-                "harmful prompts, or a file of attacks on these prompts."
-            )
-        found |= {form.id: form for form in made}
-    return list(found.values())
 
 
 class Judges(NamedTuple):

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from overrefusal_po.recipe.trl_fields import unknown_key
+from overrefusal_po.recipe.words import unknown_key
 from overrefusal_po.records import content_id
 
 FOLDER = Path(__file__).parent / "prompts"

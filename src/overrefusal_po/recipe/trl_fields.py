@@ -12,26 +12,26 @@ scalar may stand for a list of one.
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from overrefusal_po.records import write_atomic
+from overrefusal_po.recipe.methods import METHODS
+from overrefusal_po.recipe.words import kind_of, unknown_key
+from overrefusal_po.records import content_id, write_atomic
 
-CONFIGS = (
-    "trl.ModelConfig",
-    "trl.SFTConfig",
-    "trl.DPOConfig",
-    "trl.KTOConfig",
-    "overrefusal_po.train.orpo.ORPOConfig",
-)
-LAYOUT = 6
+CONFIGS = ("trl.ModelConfig", *dict.fromkeys(row.config for row in METHODS.values()))
+"""The config classes whose tables are made together, since importing TRL costs seconds."""
+
+LAYOUT = 7
 """Raised when the table's own form changes, so that an old cache is not read."""
 
 
@@ -49,30 +49,47 @@ def field_table(config: str) -> dict[str, dict[str, Any]]:
     """{field: {"schema": JSON schema, "default": value or None}} of a TRL config class (dotted
     name)."""
     versions = "-".join(importlib.metadata.version(p) for p in ("trl", "transformers"))
-    file = cache_folder() / "fields" / f"{versions}-{LAYOUT}.json"
+    listed = config in CONFIGS
+    marks = "all" if listed else content_id(config, source_of(config))
+    file = cache_folder() / "fields" / f"{versions}-{LAYOUT}-{marks}.json"
     if not file.is_file():
-        child = [
-            sys.executable,
-            "-c",
-            "from overrefusal_po.recipe.trl_fields import build_tables; build_tables()",
-        ]
-        quiet = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-        done = subprocess.run(child, capture_output=True, text=True, env=quiet, check=False)
-        if done.returncode:
-            raise RuntimeError(f"TRL's settings could not be read: {done.stderr.strip()[-800:]}")
-        write_atomic(file, done.stdout[done.stdout.index("{") :])
+        write_atomic(file, built_tables(CONFIGS if listed else (config,)))
+    tables: dict[str, dict[str, dict[str, Any]]] = json.loads(file.read_text())
+    return tables[config] if config in tables else built_again(file, config)
+
+
+def built_again(file: Path, config: str) -> dict[str, dict[str, Any]]:
+    """The table of a config that a cache file of another list of methods does not hold."""
+    write_atomic(file, built_tables(CONFIGS))
     table: dict[str, dict[str, Any]] = json.loads(file.read_text())[config]
     return table
 
 
-def build_tables() -> None:
-    """Prints the tables of all CONFIGS as JSON. Imports TRL and torch: run it in a child
-    process."""
+def source_of(config: str) -> str:
+    """The source text of the module of a config class, so that an edit is seen."""
+    found = importlib.util.find_spec(config.rpartition(".")[0])
+    path = Path(found.origin) if found is not None and found.origin else None
+    return path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
+
+
+def built_tables(configs: Sequence[str]) -> str:
+    """The tables of `configs` as JSON, made in a child process that imports TRL."""
+    code = f"from overrefusal_po.recipe.trl_fields import print_tables; print_tables({configs!r})"
+    quiet = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=quiet, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"TRL's settings could not be read: {done.stderr.strip()[-800:]}")
+    return done.stdout[done.stdout.index("{") :]
+
+
+def print_tables(configs: Sequence[str]) -> None:
+    """Prints the tables of `configs` as JSON. Imports TRL and torch: run it in a child process."""
     import dataclasses
-    import importlib
 
     tables: dict[str, Any] = {}
-    for name in CONFIGS:
+    for name in configs:
         module, _, cls = name.rpartition(".")
         fields = dataclasses.fields(getattr(importlib.import_module(module), cls))
         tables[name] = {
@@ -163,36 +180,11 @@ def check_fields(config: str, values: Mapping[str, Any], section: str) -> dict[s
             given = [given]
         if not valid(given):
             raise ValueError(
-                f"{section}.{name} is {value!r} ({_kind(value)}); allowed is "
+                f"{section}.{name} is {value!r} ({kind_of(value)}); allowed is "
                 f"{_allowed(schema, value)}."
             )
         checked[name] = given
     return checked
-
-
-def unknown_key(name: str, known: Iterable[str], section: str, *, owner: str = "") -> str:
-    """The error text for a key that is not known: names the nearest ones."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    where = f"{section}.{name}" if section else name
-    hint = (
-        f"Did you mean {' or '.join(near)}?"
-        if near
-        else f"Known keys: {', '.join(sorted(known)[:40])}."
-    )
-    return f"{where} is not a known key{f' of {owner}' if owner else ''}. {hint}"
-
-
-def _kind(value: Any) -> str:
-    names = {
-        bool: "true/false",
-        int: "whole number",
-        float: "number",
-        str: "text",
-        list: "list",
-        dict: "mapping",
-    }
-    return names.get(type(value), "null")
 
 
 def _is_whole(schema: Mapping[str, Any]) -> bool:

@@ -175,7 +175,7 @@ class Run:
             )
         if not status or status["key"] == self.key:
             return
-        from overrefusal_po.recipe.schema import dotted
+        from overrefusal_po.recipe.overrides import dotted
 
         old = dict(dotted(keyed(yaml.safe_load((self.path / "recipe.yaml").read_text()) or {})))
         new = dict(dotted(keyed(self.resolved)))

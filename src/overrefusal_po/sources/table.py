@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from overrefusal_po.recipe.trl_fields import unknown_key
+from overrefusal_po.recipe.words import unknown_key
 from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._rows import Item, never_train, set_items

@@ -24,8 +24,9 @@ from overrefusal_po.pairs import files as pair_files
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import answer_of, containment_pair, written_pairs
-from overrefusal_po.plugins import read_pairs, read_source, read_triples
-from overrefusal_po.recipe.schema import DertaData, PairsData, SftData, TrainRecipe
+from overrefusal_po.prompts import read_pairs, read_source, read_triples
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.sections import DertaData, PairsData, SftData
 from overrefusal_po.records import (
     Completion,
     PreferencePair,

@@ -24,7 +24,7 @@ and a sampler of our own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from overrefusal_po.records import content_id
@@ -140,45 +140,6 @@ def is_alone(order: Sequence[Side], place: int, prompt: tuple[int, ...], batch_s
         start + k == place or s.prompt != prompt
         for k, s in enumerate(order[start : start + batch_size])
     )
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises ValueError for values of `trl.KTOConfig`'s keys with which TRL would train on
-    something else, or not at all."""
-    if settings["precompute_ref_log_probs"]:
-        raise ValueError(
-            "trainer.precompute_ref_log_probs is true, which is not covered for KTO (our choice: "
-            "TRL's own is not tested here). Take it out: the reference then runs in every step; "
-            "with adapters it takes no memory of its own."
-        )
-    if not uses_kl(settings):
-        return
-    if settings["per_device_train_batch_size"] < 2:
-        raise ValueError(
-            "trainer.per_device_train_batch_size is 1, but KTO holds each response against those "
-            "to the other prompts of its batch. Give at least 2 (accumulated steps do not count)."
-        )
-    if (
-        settings["train_sampling_strategy"] != "sequential"
-        or (settings["dataset_num_proc"] or 1) > 1
-    ):
-        raise ValueError(
-            "KTO's rows are put in order, and paired with other responses, before training: leave "
-            "trainer.train_sampling_strategy at sequential and trainer.dataset_num_proc at null."
-        )
-    if settings["auto_find_batch_size"]:
-        raise ValueError(
-            "trainer.auto_find_batch_size is true, but KTO's rows are paired with other responses "
-            "for one batch size before training, and smaller batches would break the pairs up. "
-            "Take it out, and lower trainer.per_device_train_batch_size where memory does not "
-            "suffice."
-        )
-
-
-def uses_kl(settings: Mapping[str, Any]) -> bool:
-    """Whether the loss estimates a KL term; without one, rows of a batch have nothing to do with
-    each other."""
-    return bool(settings["loss_type"] != "apo_zero_unpaired")
 
 
 def warn_of_cut(rows: Any, max_length: int | None) -> None:

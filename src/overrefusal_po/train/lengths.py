@@ -22,7 +22,7 @@ from itertools import takewhile
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.recipe.schema import TooLong
+from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair, Prompt, Triple, content_id
 from overrefusal_po.train.derta import longest_row, turns
 

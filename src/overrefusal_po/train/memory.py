@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.recipe.schema import METHOD_CONFIGS, TrainRecipe
+from overrefusal_po.recipe.methods import find_method
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.trl_fields import field_table
 from overrefusal_po.records import PreferencePair, Prompt
 from overrefusal_po.train.trainers import hardware_settings
@@ -269,7 +270,7 @@ def row_widths(row: PreferencePair | Prompt, template: ChatTemplate, recipe: Tra
 
 def settings_of(recipe: TrainRecipe) -> dict[str, Any]:
     """The trainer's settings with TRL's defaults and what hardware decides."""
-    table = field_table(METHOD_CONFIGS[recipe.method])
+    table = field_table(find_method(recipe.method).config)
     defaults = {name: row["default"] for name, row in table.items()}
     return {**defaults, **hardware_settings(recipe.trainer), **recipe.trainer}
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.recipe.schema import TooLong
+from overrefusal_po.recipe.methods import uses_kl
+from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair
-from overrefusal_po.train.kto import Side, unpaired, uses_kl
+from overrefusal_po.train.kto import Side, unpaired
 from overrefusal_po.train.lengths import fitting
 
 

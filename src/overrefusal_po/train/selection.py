@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,14 @@ from typing import Any
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import wants_deepspeed, wants_fsdp
-from overrefusal_po.plugins import make_judge, read_source
-from overrefusal_po.recipe.schema import Select
+from overrefusal_po.plugins import make_judge
+from overrefusal_po.prompts import dev_prompts
+from overrefusal_po.recipe.sections import Select
 from overrefusal_po.records import (
     Outcome,
     Prompt,
     Record,
     Sampling,
-    content_id,
     read_jsonl,
     write_jsonl,
 )
@@ -60,39 +59,6 @@ class Look(Record):
     n: dict[str, int]
     score: float | None
     kept: bool
-
-
-def dev_prompts(select: Select) -> list[Prompt]:
-    """The harmful and the benign prompts that are measured at every look, each once, in a fixed
-    order.
-
-    Raises ValueError where a kind is missing.
-    """
-    found: dict[str, Prompt] = {}
-    for spec in select.sets:
-        prompts = [p for p in read_source(spec, select.split) if p.kind != "general"]
-        for prompt in fixed_subset(prompts, select.max_prompts_per_kind):
-            found.setdefault(prompt.id, prompt)
-    counts = Counter(prompt.kind for prompt in found.values())
-    if not (counts["harmful"] and counts["benign"]):
-        raise ValueError(
-            f"select.sets gives {counts['harmful']} harmful and {counts['benign']} benign prompts "
-            f"(split {select.split!r}); "
-            "two-sided selection needs both. Name sets that have both kinds, or another split."
-        )
-    return list(found.values())
-
-
-def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
-    """At most `limit` prompts of each kind (None: all), chosen by content hash and spread evenly
-    over the categories."""
-    ranked: dict[str, list[tuple[int, str, Prompt]]] = defaultdict(list)
-    seen: dict[tuple[str, str, bool], int] = defaultdict(int)
-    for prompt in sorted(prompts, key=lambda p: content_id("subset", p.id)):
-        group = (prompt.kind, prompt.category, prompt.contrast)
-        ranked[prompt.kind].append((seen[group], content_id(prompt.id), prompt))
-        seen[group] += 1
-    return [row[2] for rows in ranked.values() for row in sorted(rows, key=lambda r: r[:2])[:limit]]
 
 
 def check_not_sharded(settings: Mapping[str, Any]) -> None:

@@ -23,19 +23,16 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import check_sharding, fsdp_version, wants_fsdp
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.plugins import make_judge
-from overrefusal_po.recipe.schema import DertaData, PairsData, TrainRecipe
+from overrefusal_po.prompts import dev_prompts
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.sections import DertaData, PairsData
 from overrefusal_po.recipe.trl_fields import cache_folder
 from overrefusal_po.records import PreferencePair, Prompt, Triple, read_jsonl, write_atomic
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint, resumable
 from overrefusal_po.train.data import check_training_data, make_data, trained_prompts
-from overrefusal_po.train.selection import (
-    check_not_sharded,
-    dev_prompts,
-    selected_step,
-    two_sided_callback,
-)
+from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
 from overrefusal_po.train.trackers import check_trackers, tracker_callback
 from overrefusal_po.train.trainers import METHODS, hardware_settings, trainer_config
 

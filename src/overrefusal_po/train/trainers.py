@@ -22,12 +22,14 @@ from overrefusal_po.exact.shared_prefix import share_prefix
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import wants_fsdp
-from overrefusal_po.recipe.schema import TooLong, check_sampling
-from overrefusal_po.recipe.trl_fields import unknown_key
+from overrefusal_po.recipe.load import check_sampling
+from overrefusal_po.recipe.methods import check_kto
+from overrefusal_po.recipe.sections import TooLong
+from overrefusal_po.recipe.words import unknown_key
 from overrefusal_po.records import PreferencePair, Prompt, Triple
 from overrefusal_po.train.derta import DertaCollator, Row, derta_rows, refusal_token, sft_rows
 from overrefusal_po.train.derta_tree import TreeCollator, trees
-from overrefusal_po.train.kto import check_settings, warn_of_cut
+from overrefusal_po.train.kto import warn_of_cut
 from overrefusal_po.train.lengths import fitting, group_by_length
 from overrefusal_po.train.opening import opening_of
 from overrefusal_po.train.rows import pair_dataset, side_dataset
@@ -190,7 +192,7 @@ def kto_trainer(
     from trl import KTOConfig, KTOTrainer
 
     config = trainer_config(KTOConfig, args)
-    check_settings(vars(config))
+    check_kto(vars(config))
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     dataset = side_dataset(pairs, template, config, opening, too_long)
     policy = load_policy(model, peft_config)

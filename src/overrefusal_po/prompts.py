@@ -1,0 +1,178 @@
+"""The one reader of prompts, triples and pairs, and of what a recipe measures or selects by.
+
+prompts = read_source("starter", "test")
+triples = read_triples({"name": "pku_saferlhf", "max": 3000}, "train")
+measured_prompts(recipe.data)      # every set of an evaluation, with attacks
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from overrefusal_po.plugins import (
+    make_attack,
+    named,
+    names,
+    plug,
+)
+from overrefusal_po.recipe.sections import EvaluateData, Select
+from overrefusal_po.records import (
+    PreferencePair,
+    Prompt,
+    Split,
+    Triple,
+    content_id,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def read_source(spec: str | Mapping[str, Any], split: Split | None) -> list[Prompt]:
+    """The prompts of a source in one split (sources without splits give all)."""
+    prompts: list[Prompt] = rows_of("prompts", spec, split)
+    return prompts
+
+
+def read_triples(
+    spec: str | Mapping[str, Any], split: Split | None, *, opener: str = "", lead: str | None = None
+) -> list[Triple]:
+    """The triples of a source or of a file. `lead` is put before safe responses that do not begin
+    with `opener`.
+
+    The answers of public sets seldom begin with a refusal, and DeRTa's safe responses must.
+    """
+    triples: list[Triple] = rows_of("triples", spec, split)
+    if lead is None:
+        return triples
+    bare = [not triple.safe_response.startswith(opener) for triple in triples]
+    logger.info("%d of %d safe responses are put behind %r", sum(bare), len(bare), lead)
+    return [
+        t.model_copy(update={"safe_response": f"{lead.rstrip()} {t.safe_response.lstrip()}"})
+        if plain
+        else t
+        for t, plain in zip(triples, bare, strict=True)
+    ]
+
+
+def read_pairs(spec: str | Mapping[str, Any], split: Split | None) -> list[PreferencePair]:
+    """The preference pairs of a source; those of public sets have no rule."""
+    pairs: list[PreferencePair] = rows_of("pairs", spec, split)
+    return pairs
+
+
+def rows_of(maker: str, spec: str | Mapping[str, Any], split: Split | None) -> list[Any]:
+    """What a source's `maker` gives; ValueError where it has none of that name, or nothing in this
+    split."""
+    module, settings, common = named("sources", spec)
+    if not hasattr(module, maker):
+        makers = [name for name in names("sources") if hasattr(plug("sources", name), maker)]
+        raise ValueError(
+            f"The source {spec!r} gives no {maker}; those that do are {', '.join(makers)}."
+        )
+    rows = getattr(module, maker)(settings, split)
+    if common.without_benchmarks:
+        rows = outside_benchmarks(rows, spec)
+    if not rows:
+        raise ValueError(f"The source {spec!r} has no {maker} in split {split!r}.")
+    if common.max is None or len(rows) <= common.max:
+        return list(rows)
+    ranks = [content_id("max", key_of(row)) for row in rows]
+    last = sorted(ranks)[common.max - 1]
+    return [row for row, rank in zip(rows, ranks, strict=True) if rank <= last][: common.max]
+
+
+def outside_benchmarks(rows: list[Any], spec: str | Mapping[str, Any]) -> list[Any]:
+    """The rows whose prompt the benchmark firewall does not know."""
+    from overrefusal_po.pairs.firewall import contamination
+
+    hits = {hit.id for hit in contamination([prompt_in(row) for row in rows])}
+    kept = [row for row in rows if prompt_in(row).id not in hits]
+    logger.info(
+        "%r: %d of %d rows are a benchmark's or nearly, and left out",
+        spec,
+        len(rows) - len(kept),
+        len(rows),
+    )
+    return kept
+
+
+def prompt_in(row: Prompt | Triple | PreferencePair) -> Prompt:
+    """The prompt of a row, which may be one itself."""
+    return row if isinstance(row, Prompt) else row.prompt
+
+
+def key_of(row: Prompt | Triple | PreferencePair) -> str:
+    """What tells a row from the others of its source."""
+    return (
+        content_id(row.prompt.id, row.safe_response, row.harmful_response)
+        if isinstance(row, Triple)
+        else row.id
+    )
+
+
+def dev_prompts(select: Select) -> list[Prompt]:
+    """The harmful and the benign prompts that are measured at every look, each once, in a fixed
+    order.
+
+    Raises ValueError where a kind is missing.
+    """
+    found: dict[str, Prompt] = {}
+    for spec in select.sets:
+        prompts = [p for p in read_source(spec, select.split) if p.kind != "general"]
+        for prompt in fixed_subset(prompts, select.max_prompts_per_kind):
+            found.setdefault(prompt.id, prompt)
+    counts = Counter(prompt.kind for prompt in found.values())
+    if not (counts["harmful"] and counts["benign"]):
+        raise ValueError(
+            f"select.sets gives {counts['harmful']} harmful and {counts['benign']} benign prompts "
+            f"(split {select.split!r}); "
+            "two-sided selection needs both. Name sets that have both kinds, or another split."
+        )
+    return list(found.values())
+
+
+def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """At most `limit` prompts of each kind (None: all), chosen by content hash and spread evenly
+    over the categories."""
+    ranked: dict[str, list[tuple[int, str, Prompt]]] = defaultdict(list)
+    seen: dict[tuple[str, str, bool], int] = defaultdict(int)
+    for prompt in sorted(prompts, key=lambda p: content_id("subset", p.id)):
+        group = (prompt.kind, prompt.category, prompt.contrast)
+        ranked[prompt.kind].append((seen[group], content_id(prompt.id), prompt))
+        seen[group] += 1
+    return [row[2] for rows in ranked.values() for row in sorted(rows, key=lambda r: r[:2])[:limit]]
+
+
+def measured_prompts(data: EvaluateData) -> list[Prompt]:
+    """The prompts of all sets, each once. A fixed subset of each kind where the recipe limits
+    them."""
+    found: dict[str, Prompt] = {}
+    for spec in data.sets:
+        prompts = read_source(spec, data.split)
+        for prompt in fixed_subset(prompts, data.max_prompts_per_kind):
+            found.setdefault(prompt.id, prompt)
+    plain = list(found.values())
+    return plain + attacked_prompts(plain, data.attacks)
+
+
+def attacked_prompts(
+    prompts: Sequence[Prompt], attacks: Sequence[str | dict[str, Any]]
+) -> list[Prompt]:
+    """Every attack on every harmful prompt, each form once. ValueError where an attack makes
+    nothing of all of them."""
+    found: dict[str, Prompt] = {}
+    harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
+    for spec in attacks:
+        attack = make_attack(spec)
+        made = [form for prompt in harmful for form in attack(prompt)]
+        if not made:
+            raise ValueError(
+                f"data.attacks: {spec!r} makes no prompt of the {len(harmful)} harmful prompts in "
+                "data.sets. Give sets with "
+                "harmful prompts, or a file of attacks on these prompts."
+            )
+        found |= {form.id: form for form in made}
+    return list(found.values())

@@ -1,0 +1,190 @@
+"""The table of training methods: one row here and one file in train/ make a method. No torch.
+
+    find_method("dpo").config       # "trl.DPOConfig"
+    find_method("my_package.grpo")  # the METHOD of a module of your own
+
+A method is found by its name in METHODS, by the name of an entry point in the group
+`overrefusal_po.methods` of an installed package, or by a dotted module name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from overrefusal_po.recipe.sections import DertaData, PairsData, Section, SftData
+
+GROUP = "overrefusal_po.methods"
+"""The group of entry points in which an installed package names its methods."""
+
+
+def accept(settings: Mapping[str, Any]) -> None:
+    """Accepts all settings: what a method without a check of its own uses."""
+
+
+def check_kto(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for values of `trl.KTOConfig`'s keys with which TRL would train on
+    something else, or not at all."""
+    if settings["precompute_ref_log_probs"]:
+        raise ValueError(
+            "trainer.precompute_ref_log_probs is true, which is not covered for KTO (our choice: "
+            "TRL's own is not tested here). Take it out: the reference then runs in every step; "
+            "with adapters it takes no memory of its own."
+        )
+    if not uses_kl(settings):
+        return
+    if settings["per_device_train_batch_size"] < 2:
+        raise ValueError(
+            "trainer.per_device_train_batch_size is 1, but KTO holds each response against those "
+            "to the other prompts of its batch. Give at least 2 (accumulated steps do not count)."
+        )
+    if (
+        settings["train_sampling_strategy"] != "sequential"
+        or (settings["dataset_num_proc"] or 1) > 1
+    ):
+        raise ValueError(
+            "KTO's rows are put in order, and paired with other responses, before training: leave "
+            "trainer.train_sampling_strategy at sequential and trainer.dataset_num_proc at null."
+        )
+    if settings["auto_find_batch_size"]:
+        raise ValueError(
+            "trainer.auto_find_batch_size is true, but KTO's rows are paired with other responses "
+            "for one batch size before training, and smaller batches would break the pairs up. "
+            "Take it out, and lower trainer.per_device_train_batch_size where memory does not "
+            "suffice."
+        )
+
+
+def uses_kl(settings: Mapping[str, Any]) -> bool:
+    """Whether the loss estimates a KL term; without one, rows of a batch have nothing to do with
+    each other."""
+    return bool(settings["loss_type"] != "apo_zero_unpaired")
+
+
+class Method(NamedTuple):
+    """A training method.
+
+    Attributes:
+        name: what a recipe says under `method`.
+        title: a line for `overrefusal-po list` and the model card.
+        config: dotted name of the TRL config class whose keys stand under `trainer`.
+        data: the section that says what it learns from.
+        module: dotted name of its file, which defines what `train.method.MethodModule` says.
+        shares_prefix: whether both sides of a pair go through the model with one prompt.
+        scores_prompt: whether the loss reads the prompt of the chosen side too.
+        sides_apart: whether each side of a pair is a row of its own.
+        needs_reference: whether the loss compares with the start policy.
+        stores_reference: whether the reference log-probs may come from a store.
+        check: raises ValueError for trainer settings (TRL's defaults filled in) it cannot train.
+    """
+
+    name: str
+    title: str
+    config: str
+    data: type[Section]
+    module: str
+    shares_prefix: bool = False
+    scores_prompt: bool = False
+    sides_apart: bool = False
+    needs_reference: bool = False
+    stores_reference: bool = False
+    check: Callable[[Mapping[str, Any]], None] = accept
+
+
+METHODS = {
+    row.name: row
+    for row in (
+        Method(
+            name="sft",
+            title="supervised fine-tuning on reference responses",
+            config="trl.SFTConfig",
+            data=SftData,
+            module="overrefusal_po.train.sft",
+        ),
+        Method(
+            name="derta",
+            title="SFT after which a model can refuse at any position",
+            config="trl.SFTConfig",
+            data=DertaData,
+            module="overrefusal_po.train.derta",
+        ),
+        Method(
+            name="dpo",
+            title="direct preference optimisation against the start policy",
+            config="trl.DPOConfig",
+            data=PairsData,
+            module="overrefusal_po.train.dpo",
+            shares_prefix=True,
+            needs_reference=True,
+            stores_reference=True,
+        ),
+        Method(
+            name="orpo",
+            title="odds-ratio preference optimisation, no reference model",
+            config="overrefusal_po.train.orpo.ORPOConfig",
+            data=PairsData,
+            module="overrefusal_po.train.orpo",
+            shares_prefix=True,
+            scores_prompt=True,
+        ),
+        Method(
+            name="kto",
+            title="each side of a pair by itself against the start policy",
+            config="trl.KTOConfig",
+            data=PairsData,
+            module="overrefusal_po.train.kto",
+            sides_apart=True,
+            needs_reference=True,
+            check=check_kto,
+        ),
+    )
+}
+"""Every method of this package by its name in a recipe."""
+
+
+def installed_methods() -> dict[str, importlib.metadata.EntryPoint]:
+    """{name: entry point} of the methods that other installed packages bring."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def all_methods() -> dict[str, Method]:
+    """Every method of this package and of installed packages by name."""
+    return {**METHODS, **{name: find_method(name) for name in installed_methods()}}
+
+
+def find_method(name: str) -> Method:
+    """The row of a method; ValueError with the nearest names if there is none of this name."""
+    if name in METHODS:
+        return METHODS[name]
+    installed = installed_methods()
+    if name in installed:
+        return checked_row(installed[name].load(), name)
+    if "." not in name:
+        known = [*METHODS, *installed]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"method is {name!r}; allowed is one of {', '.join(known)}, or the dotted name of a "
+            f"module of your own.{hint}"
+        )
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"method: the module {name!r} cannot be imported (there is no {error.name!r}). Install "
+            "its package, or put its folder on PYTHONPATH."
+        ) from None
+    return checked_row(getattr(module, "METHOD", None), name)
+
+
+def checked_row(row: object, name: str) -> Method:
+    """`row` if it is a Method; else ValueError that says what a module has to define."""
+    if not isinstance(row, Method):
+        raise ValueError(
+            f"method: {name!r} gives {type(row).__name__}, not a Method. Define METHOD = "
+            "Method(...) as docs/extend.md shows."
+        )
+    return row

@@ -1,0 +1,78 @@
+"""Command-line overrides, in all the forms that launchers and sweeps emit.
+
+    parse_overrides(["--trainer.beta=0.2", "seed=3"])     # [("trainer.beta", 0.2), ("seed", 3)]
+
+They come as `--a.b=v`, `--a.b v`, bare `--flag`, `a.b=v` or `+a.b=v`; `None` means null.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def parse_overrides(tokens: Sequence[str]) -> list[tuple[str, Any]]:
+    """[(dotted key, value)] of command-line overrides in all their forms."""
+    found = []
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        name, equals, text = token.lstrip("-+").partition("=")
+        if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", name):
+            raise ValueError(
+                f"{token!r} is not an override. Write --section.key=value, for example "
+                "--trainer.seed=1."
+            )
+        if not equals:
+            if not token.startswith("--"):
+                raise ValueError(f"{token!r} has no value. Write {name}=value.")
+            following = rest[0] if rest else "--"
+            is_value = not following.startswith("--") and not re.match(
+                r"\+?[A-Za-z_][\w.-]*=", following
+            )
+            text = rest.pop(0) if is_value else "true"
+        found.append((name, parse_value(name, text)))
+    return found
+
+
+def parse_value(name: str, text: str) -> Any:
+    """An override's text as YAML would read it (`5e-6` is a number, `None` is null)."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    if text.strip() in ("None", "null", "~", ""):
+        return None
+    if text.strip() in ("True", "False"):
+        return text.strip() == "True"
+    try:
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, dict):
+        keys = " ".join(f"--{key}={inner}" for key, inner in dotted(value, name))
+        raise ValueError(
+            f"--{name} got a whole mapping ({text}). Override its keys one by one: {keys}"
+        )
+    # text without quotes is taken as it stands: YAML would cut it at " #"
+    return text if isinstance(value, str) and text.strip()[0] not in "'\"" else value
+
+
+def dotted(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """[("a.b", value)] of all leaves; an empty mapping is a leaf."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        name = f"{above}.{key}" if above else str(key)
+        found += dotted(value, name) if isinstance(value, Mapping) and value else [(name, value)]
+    return found
+
+
+def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets `values["a"]["b"]` for the key "a.b", making mappings on the way."""
+    *above, last = key.split(".")
+    for part in above:
+        inner = values.get(part)
+        if not isinstance(inner, dict):
+            inner = values[part] = {}
+        values = inner
+    values[last] = value
