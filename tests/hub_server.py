@@ -196,11 +196,11 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
 
 ASK = """
 import json, sys
-from overrefusal_po import plugins
+from overrefusal_po import prompts
 answers = []
 for reader, spec, split in json.load(sys.stdin):
     try:
-        answers.append({"prompts": [p.model_dump() for p in getattr(plugins, reader)(spec, split)], "error": None})
+        answers.append({"prompts": [p.model_dump() for p in getattr(prompts, reader)(spec, split)], "error": None})
     except ValueError as error:
         answers.append({"prompts": [], "error": str(error)})
 print(json.dumps(answers))
