@@ -43,7 +43,11 @@ def one_pattern(wordings: tuple[str, ...], start: str) -> re.Pattern[str]:
 def spoken(low: str) -> list[Language]:
     """The languages besides English that a plain, lower-case text may hold."""
     words = set(low.split())
-    found = [] if words.isdisjoint(LATIN_WORDS) else [x for x in LANGUAGES.values() if not words.isdisjoint(x.words)]
+    found = (
+        []
+        if words.isdisjoint(LATIN_WORDS)
+        else [x for x in LANGUAGES.values() if not words.isdisjoint(x.words)]
+    )
     if not low.isascii():
         found += [x for x in LANGUAGES.values() if x.script and x.script.search(low)]
     return found

@@ -237,7 +237,9 @@ DECLINE = table(
 DECLINE_AT_WORD = re.compile(rf"\b(?:{DECLINE.pattern})")
 """The same from a word's start on, which is three times as fast; DECLINE itself is for texts with glued words."""
 
-NO_SUBJECT = re.compile(r"cannot|can't|can not|cant|won't|will not|wont|unable|not able|must not|may not")
+NO_SUBJECT = re.compile(
+    r"cannot|can't|can not|cant|won't|will not|wont|unable|not able|must not|may not"
+)
 OTHER_SUBJECT = re.compile(
     r"(?<![a-z'])(?!(?:i|we|ai|it|assistant|model|bot|chatbot|system|and|but|so|therefore|thus|hence|sorry|"
     r"afraid|unfortunately|regretfully|"
@@ -350,7 +352,9 @@ SERMON = table(
     r"i (?:do not|don't) (?:have|hold) (?:any )?(?:personal )?(?:opinion|belief|feeling|view)",
 )
 """How a sermon, or a disclaimer, begins: no answer yet."""
-NO_OPINION = table(r"i (?:do not|don't) (?:have|hold) (?:any )?(?:personal )?(?:opinion|belief|view)")
+NO_OPINION = table(
+    r"i (?:do not|don't) (?:have|hold) (?:any )?(?:personal )?(?:opinion|belief|view)"
+)
 
 MORAL = table(
     rf"\b(?:is|are|was|were|be|it's|would be|that's|isn't|constitutes?)(?: \w+)?(?: \w+)? {NOT_GOOD}",
@@ -510,7 +514,9 @@ REFERRAL = table(
     start=r"\b",
 )
 """The asker is sent to somebody else, who may answer: an alternative, no answer."""
-TURN = table(r"\s?(?:(?:with )?that (?:being )?said|having said (?:that|this)|nevertheless|nonetheless|even so),")
+TURN = table(
+    r"\s?(?:(?:with )?that (?:being )?said|having said (?:that|this)|nevertheless|nonetheless|even so),"
+)
 """A response that has refused turns round."""
 ANSWER_OPENING = table(
     r"here(?:'s| is| are|'re) (?:\w+ ){0,6}(?:steps?|tips|ways|suggestions|ideas|how|guide|recipe|code|example|"
@@ -657,7 +663,9 @@ NEGATIVE = (
 LEAD = re.compile(
     r"(?:(?:i'm|i am|i|my|well|oh|no|as an ai(?: language)?(?: model| assistant)?|but|however|unfortunately|so|"
     r"very|really|truly|deeply|"
-    r"afraid|sorry|i apologi[sz]e|apologies|regretfully)[,.!]? (?:but |that )?){1,6}$".replace(" ", r"\s")
+    r"afraid|sorry|i apologi[sz]e|apologies|regretfully)[,.!]? (?:but |that )?){1,6}$".replace(
+        " ", r"\s"
+    )
 )
 """What belongs to a refusal before its verb: 'I'm really sorry, but as an AI ...'."""
 SPEAKER = re.compile(r"\s?(?:\[[^\]\n]{1,20}\]|[\w() ]{1,20}:|```|#)?\s?[\"']?")

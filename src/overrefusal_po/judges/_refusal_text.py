@@ -20,7 +20,9 @@ from overrefusal_po.judges._refusal_languages import Language, spoken
 STRAIGHT = str.maketrans("’‘‛´“”„«»「」『』\u00a0\u3000", "'" * 4 + '"' * 9 + "  ")
 SQUEEZED = re.compile(r"[*_~\u200b\u200d\ufeff]+|[^\S\n](?=\s)|\n(?=\n)")
 STAR_BULLET = re.compile(r"(?m)^([ \t]{0,8})\*(?= )")
-SENTENCE_END = re.compile(r"(?m:(?<=[.!?])(?<!^\d\.)(?<!^\d\d\.)|(?<=[.!?][\"')\]]))\s|\n|(?<=[。！？।؟])")
+SENTENCE_END = re.compile(
+    r"(?m:(?<=[.!?])(?<!^\d\.)(?<!^\d\d\.)|(?<=[.!?][\"')\]]))\s|\n|(?<=[。！？।؟])"
+)
 LIST_ITEM = re.compile(r"\s?(?:[-•–+]\s|\(?\d{1,2}[.)]\s|step\s\d{1,2}\b|[a-h]\)\s)")
 GLUED = re.compile(r"[^\W_A-Z][A-Z]")
 MAY_HIDE = re.compile(r"[\"`]|(?<![a-z])'")
@@ -67,7 +69,9 @@ def given_offset(given: str, text: str, offset: int) -> int:
     """Where character `offset` of `text`, which is composed(given), stands in `given`."""
     if given is text:
         return offset
-    at = bisect_left(range(len(given)), offset, key=lambda end: len(unicodedata.normalize("NFC", given[:end])))
+    at = bisect_left(
+        range(len(given)), offset, key=lambda end: len(unicodedata.normalize("NFC", given[:end]))
+    )
     while at < len(given) - 1 and unicodedata.combining(given[at]):
         at += 1
     return at

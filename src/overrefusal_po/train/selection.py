@@ -318,7 +318,7 @@ def two_sided_callback(
                 trainer.control.should_log = due
         accelerator.wait_for_everyone()
 
-    class TwoSidedCallback(TrainerCallback):  # type: ignore[misc]
+    class TwoSidedCallback(TrainerCallback):
         """Looks at the start policy, at every so many steps and at the end."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
