@@ -156,9 +156,10 @@ STEM = re.compile(r"[a-z]{4,}")
 def read_question(prompt: str) -> Question:
     """Reads a prompt; an empty one is unknown, and then nothing is ruled out."""
     low = lower(plain(composed(prompt[:2000])))
+    idle = say.idle_words
     return Question(
         low,
-        frozenset(word[:5] for word in STEM.findall(low) if word not in say.idle_words),
+        frozenset(word[:5] for word in STEM.findall(low) if word not in idle),
         say.yes_no_prompt.match(low) is not None,
         say.why_prompt.match(low) is not None,
         say.norms_prompt.search(low) is not None,

@@ -97,9 +97,9 @@ say = English(FOLDER / "en.yaml")
 
 
 @cache
-def other_languages() -> tuple[Language, ...]:
-    """The languages besides English, in the order in which they are tried."""
-    found = [Language(path) for path in sorted(FOLDER.glob("*.yaml")) if path != say.path]
+def other_languages(folder: Path = FOLDER) -> tuple[Language, ...]:
+    """The languages besides English with a file there, in the order in which they are tried."""
+    found = [Language(path) for path in sorted(folder.glob("*.yaml")) if path.stem != "en"]
     return tuple(sorted(found, key=lambda language: language.file["order"]))
 
 
@@ -114,10 +114,10 @@ def languages_in(low: str) -> list[Language]:
 
     An English text costs one look-up and no regular expression.
     """
-    words = set(low.split())
+    words = low.split()
     found: list[Language] = []
-    if not words.isdisjoint(all_common_words()):
-        found += [x for x in other_languages() if not words.isdisjoint(x.common_words)]
+    if not all_common_words().isdisjoint(words):
+        found += [x for x in other_languages() if not x.common_words.isdisjoint(words)]
     if not low.isascii():
         found += [x for x in other_languages() if x.letters and x.letters.search(low)]
     return found
