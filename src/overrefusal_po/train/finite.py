@@ -1,0 +1,103 @@
+"""A training that leaves the finite numbers stops at that step: nothing is shipped, exit code 1.
+
+    trainer.add_callback(finite_callback(trainer))
+    check_finite(model)              # before the weights are saved
+
+transformers logs a NaN loss as 0.0 and goes on. A loss that is NaN or infinite makes gradients
+that are not finite, so gradients are looked at before each optimiser step, and weights after it.
+With GradScaler (fp16) infinite gradients are normal, and their step is skipped: weights count then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import (
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss, a gradient or a weight is NaN or infinite."""
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all values are finite: one norm of all of them, read once."""
+    import torch
+
+    grouped: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if local.numel():
+            grouped.setdefault(local.device, []).append(local.detach())
+    norms = [
+        torch.stack([n.float() for n in torch._foreach_norm(group, ord=float("inf"))]).sum()
+        for group in grouped.values()
+    ]
+    return all(bool(torch.isfinite(norm)) for norm in norms)
+
+
+def check_finite(model: Module, place: str = "the trained model") -> None:
+    """Raises NotFiniteError if a weight of `model` is NaN or infinite; names the first one."""
+    import torch
+
+    weights = dict(model.named_parameters())
+    if all_finite(weights.values()):
+        return
+    bad = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
+    raise NotFiniteError(
+        f"{place}: {len(bad)} of {len(weights)} weights hold NaN or infinity (the first: "
+        f"{bad[0] if bad else 'unknown'}). Nothing is saved."
+    )
+
+
+def stopped(what: str, step: int) -> NotFiniteError:
+    """The error of a training that leaves the finite numbers."""
+    return NotFiniteError(
+        f"The {what} became NaN or infinite at step {step}, so the training stops and nothing is "
+        "saved. Lower trainer.learning_rate, set trainer.max_grad_norm (1.0), train in float32 or "
+        "bfloat16, or look at the rows of this step (data.jsonl)."
+    )
+
+
+def finite_callback(trainer: Trainer) -> TrainerCallback:
+    """A callback that raises NotFiniteError in all processes at the first step that is not finite."""
+    import torch
+    from transformers import TrainerCallback
+
+    accelerator = trainer.accelerator
+    scaled = accelerator.mixed_precision == "fp16"
+
+    def fails(tensors: Iterable[Tensor]) -> bool:
+        bad = torch.tensor(float(not all_finite(tensors)), device=accelerator.device)
+        return bool(accelerator.reduce(bad, reduction="sum") > 0)
+
+    def trained() -> list[Tensor]:
+        policy: Module = accelerator.unwrap_model(trainer.model)
+        return [weight for weight in policy.parameters() if weight.requires_grad]
+
+    class FiniteCallback(TrainerCallback):
+        """Looks at gradients before each optimiser step and at weights after it."""
+
+        def on_pre_optimizer_step(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        ) -> None:
+            grads = [weight.grad for weight in trained() if weight.grad is not None]
+            if not scaled and fails(grads):
+                raise stopped("loss or its gradient", state.global_step + 1)
+
+        def on_step_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        ) -> None:
+            if fails(trained()):
+                raise stopped("weights", state.global_step)
+
+    return FiniteCallback()
