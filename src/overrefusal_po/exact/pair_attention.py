@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 class PairMask(Tensor):
     """A tensor (1, 1, 1, 1) that stands for the attention mask (1, 1, N, N) of a row of pairs.
 
-    >>> mask = PairMask.of([Pair(first=3, tail=2, common=1), Pair(first=2, tail=1, common=2)], "cpu")
+    >>> mask = PairMask.of([Pair(first=3, tail=2, common=1), Pair(2, 1, 2)], "cpu")
     >>> mask.shape
     torch.Size([1, 1, 1, 1])
     >>> mask.tails[0]   # two tokens of the tail; the common token and the tail itself
@@ -117,26 +117,28 @@ def attend(
     tensor([0., 1., 2., 3.])
     """
     sizes = [size for pair in attn_mask.pairs for size in (pair.first, pair.tail)]  # 2P
-    parts = list(zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True))
+    queries, keys, values = (list(x.split(sizes, dim=2)) for x in (query, key, value))
     found = []
-    for pair, mask, first, tail in zip(
-        attn_mask.pairs, attn_mask.tails, parts[::2], parts[1::2], strict=True
-    ):
+    for at, (pair, mask) in enumerate(zip(attn_mask.pairs, attn_mask.tails, strict=True)):
+        first, tail = 2 * at, 2 * at + 1
         found.append(  # (1, heads, first, size)
             scaled_dot_product_attention(
-                *first, dropout_p=dropout_p, is_causal=True, scale=scale, enable_gqa=enable_gqa
+                queries[first],
+                keys[first],
+                values[first],
+                dropout_p=dropout_p,
+                is_causal=True,
+                scale=scale,
+                enable_gqa=enable_gqa,
             )
         )
         if pair.tail:
-            keys, values = (  # (1, heads, common + tail, size)
-                torch.cat([a[:, :, : pair.common], b], dim=2)
-                for a, b in zip(first[1:], tail[1:], strict=True)
-            )
             found.append(  # (1, heads, tail, size)
                 scaled_dot_product_attention(
-                    tail[0],
-                    keys,
-                    values,
+                    queries[tail],
+                    # (1, heads, common + tail, size) each
+                    torch.cat([keys[first][:, :, : pair.common], keys[tail]], dim=2),
+                    torch.cat([values[first][:, :, : pair.common], values[tail]], dim=2),
                     attn_mask=mask,  # (tail, common + tail)
                     dropout_p=dropout_p,
                     scale=scale,
