@@ -149,7 +149,10 @@ def test_a_process_waits_for_the_others_as_long_as_the_recipe_says() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    code = "from overrefusal_po import models; models.check_world(use_cpu=True, timeout_seconds=1)"
+    code = (
+        "from overrefusal_po.model.load import check_world; "
+        "check_world(use_cpu=True, timeout_seconds=1)"
+    )
     command = [sys.executable, "-c", code]
     done = subprocess.run(
         command,
