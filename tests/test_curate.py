@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from openai_server import Answer, Request, Server, says, serving
 
-from overrefusal_po.curate.overgenerate import stage_of
+from overrefusal_po.curate.overgenerate import make_curation
 from overrefusal_po.model import load as models
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.schema import CurateRecipe
@@ -194,7 +194,10 @@ class Judge:
 
     def score(self, prompts, completions):
         number = lambda c: float(c.text.split("number ")[1].split(".")[0])
-        return [Verdict(completion_id=c.id, judge="number", version="1", reward=number(c)) for c in completions]
+        return [
+            Verdict(completion_id=c.id, judge="number", version="1", reward=number(c))
+            for c in completions
+        ]
 
 def judge(settings):
     return Judge()
@@ -486,7 +489,10 @@ def test_responses_that_share_an_id_are_an_error(server: Server, tmp_path: Path)
 def test_prompts_that_come_twice_or_nearly_are_dropped_and_counted(
     server: Server, tmp_path: Path
 ) -> None:
-    long = "Tell me please how the people of the old town put an end to the fire that burned for three days in the year 1834"
+    long = (
+        "Tell me please how the people of the old town put an end to the fire that burned for "
+        "three days in the year 1834"
+    )
     benign = [*KILL, KILL[0], KILL[0].lower().strip("?"), long, f"{long} again"]
     found = curated(server, tmp_path, benign, [*THEFT, THEFT[1]])
     assert found["hygiene"]["duplicates"] == {"exact": 3, "near": 1}
@@ -673,15 +679,15 @@ def test_another_model_has_none_of_the_students_revision_and_leaves_before_a_gua
         {**values, "guard": server_judge(server, "guard", prompt="strongreject")}
     )
     with Run.open(tmp_path / "run", values, {}) as run:
-        stage = stage_of(recipe, run)
-        sections = [speaker.section for speaker in stage.cast if speaker is not None]
+        curation = make_curation(recipe, run)
+        sections = [model.section for model in curation.models if model is not None]
         assert [section.get("model_revision") for section in sections] == ["v2", None, "v2"]
         asked = [Prompt.of(KILL[0], kind="benign")]
-        answers = stage.cast.student.answers(asked, "student_benign.jsonl")
-        stage.judged(stage.judges.judge, asked, answers)
-        assert "engine" in vars(stage.cast.student)
-        stage.judged(stage.judges.guard, asked, answers)
-        assert "engine" not in vars(stage.cast.student)
+        answers = curation.models.student.answers(asked, "student_benign.jsonl")
+        curation.verdicts(curation.judges.refusal, asked, answers)
+        assert "engine" in vars(curation.models.student)
+        curation.verdicts(curation.judges.guard, asked, answers)
+        assert "engine" not in vars(curation.models.student)
 
 
 def test_rank_0_alone_asks_and_writes(

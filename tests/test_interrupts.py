@@ -18,9 +18,9 @@ from openai_server import Answer, Request, says, serving, slow
 from overrefusal_po.cli import main
 from overrefusal_po.records import Triple, write_jsonl
 from overrefusal_po.run.interrupts import (
-    complete,
     drop_incomplete,
     handling,
+    is_complete,
     last_checkpoint,
     terminable,
 )
@@ -215,7 +215,7 @@ def test_a_checkpoint_that_transformers_marked_as_incomplete_is_none(tmp_path: P
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     drop_incomplete(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
-    assert last_checkpoint(tmp_path / "nowhere") is None and not complete(tmp_path / "nowhere")
+    assert last_checkpoint(tmp_path / "nowhere") is None and not is_complete(tmp_path / "nowhere")
 
 
 # stages that do not train

@@ -26,7 +26,7 @@ from openai_server import (
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.engines._endpoints import Endpoint, Fault, next_endpoint, retry_after
 from overrefusal_po.engines._openai_session import BudgetSpent, ServersGone
-from overrefusal_po.engines.openai import OpenAIEngine, Settings, engine, note, seed_of
+from overrefusal_po.engines.openai import OpenAIEngine, Settings, engine, note, request_seed
 from overrefusal_po.plugins import settings_of
 from overrefusal_po.records import Completion, Message, Prompt, Sampling
 
@@ -85,7 +85,7 @@ def test_a_prompt_is_sent_as_a_conversation_and_its_answer_is_a_completion() -> 
         "max_tokens": 7,
         "temperature": 0.5,
         "top_p": 0.9,
-        "seed": seed_of(3, "p1", 0),
+        "seed": request_seed(3, "p1", 0),
     }
     assert (completion.prompt_id, completion.text, completion.model, completion.engine) == (
         "p1",
@@ -108,15 +108,15 @@ def test_each_sample_is_a_request_of_its_own_with_a_seed_of_its_own() -> None:
     assert [(c.prompt_id, c.sample) for c in found] == [
         (p, n) for p in ("p1", "p2") for n in range(3)
     ]
-    assert [c.text for c in found] == [str(seed_of(0, c.prompt_id, c.sample)) for c in found]
+    assert [c.text for c in found] == [str(request_seed(0, c.prompt_id, c.sample)) for c in found]
     assert len({c.text for c in found}) == 6 and len({c.id for c in found}) == 6
     assert all("n" not in request.body for request in server.requests)
 
 
 def test_a_seed_follows_from_seed_prompt_and_sample_and_fits_31_bits() -> None:
-    seeds = {seed_of(*parts) for parts in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]}
+    seeds = {request_seed(*parts) for parts in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]}
     assert len(seeds) == 4 and all(0 <= seed < 2**31 for seed in seeds)
-    assert seed_of(0, "a", 0) == seed_of(0, "a", 0)
+    assert request_seed(0, "a", 0) == request_seed(0, "a", 0)
 
 
 def test_what_there_is_already_is_not_asked_for() -> None:
@@ -252,7 +252,7 @@ def test_next_comes_the_server_with_the_least_on_its_way_but_not_the_one_that_ju
     one.in_flight, two.in_flight, three.in_flight = 3, 1, 2
     servers = [one, two, three]
     assert next_endpoint(servers, 4, None) is two and next_endpoint(servers, 4, two) is three
-    two.note(Fault("429", "", True, wait_seconds=60.0), 0.5)
+    two.record(Fault("429", "", True, wait_seconds=60.0), 0.5)
     assert next_endpoint(servers, 4, None) is three
     waits = next_endpoint([two], 4, None)
     assert isinstance(waits, float) and 50 < waits <= 60
@@ -265,10 +265,10 @@ def test_a_server_that_is_not_there_is_left_alone_for_longer_each_time() -> None
     server = Endpoint("http://a/v1", None)
     waits = []
     for _ in range(4):
-        server.note(Fault("unreachable", "", True), 1.0)
+        server.record(Fault("unreachable", "", True), 1.0)
         waits.append(next_endpoint([server], 4, None))
     assert waits == pytest.approx([1.0, 2.0, 4.0, 8.0], abs=0.5)
-    server.note(None, 1.0)
+    server.record(None, 1.0)
     assert server.faults_in_row == 0
 
 
@@ -339,7 +339,7 @@ def test_with_a_fifth_of_faults_every_prompt_ends_and_the_ledger_adds_up() -> No
     ]  # all, and none twice
     failed = {c.prompt_id for c in found if c.error}
     assert failed == {"p7", "p47", "p87"}
-    assert all(c.text == str(seed_of(0, c.prompt_id, c.sample)) for c in found if not c.error)
+    assert all(c.text == str(request_seed(0, c.prompt_id, c.sample)) for c in found if not c.error)
     requests = sum(c.requests[proxy.url] for c in costs)
     faults: Counter[str] = Counter()
     for cost in costs:

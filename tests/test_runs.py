@@ -12,16 +12,10 @@ import pytest
 import yaml
 
 from overrefusal_po.records import Message
-from overrefusal_po.run.folder import (
-    Appender,
-    Run,
-    environment,
-    file_hash,
-    git_commit,
-    run_folder,
-    run_key,
-    sample_hash,
-)
+from overrefusal_po.run.appender import Appender
+from overrefusal_po.run.environment import environment, git_commit
+from overrefusal_po.run.folder import Run
+from overrefusal_po.run.keys import file_hash, run_folder, run_key, sample_hash
 
 RECIPE: dict[str, Any] = {
     "task": "evaluate",
@@ -286,7 +280,7 @@ def test_a_torn_last_line_is_cut_off_and_made_again(tmp_path: Path, kept: int) -
 def test_what_was_added_is_there_after_a_kill(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom overrefusal_po.records import Message\n"
-        "from overrefusal_po.run.folder import Appender\nfile = Appender(Path(sys.argv[1]), "
+        "from overrefusal_po.run.appender import Appender\nfile = Appender(Path(sys.argv[1]), "
         "Message)\nfile.add(Message(role='user', content='a'))\nos.kill(os.getpid(), 9)\n"
     )
     path = tmp_path / "rows.jsonl"
