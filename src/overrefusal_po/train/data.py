@@ -37,7 +37,7 @@ from overrefusal_po.records import (
     write_atomic,
     write_jsonl,
 )
-from overrefusal_po.run.complete import complete, engine_for, sampling_of
+from overrefusal_po.run.complete import complete, engine_for, recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.train.derta import refusal_token
 from overrefusal_po.train.lengths import Fitting, fitting, noun, unwritten_length
@@ -344,7 +344,7 @@ def student_answers(
     answers = complete(
         run.path / "student_harmful.jsonl",
         harmful,
-        sampling_of(recipe.generation, recipe.seed),
+        recipe_sampling(recipe.generation, recipe.seed),
         lambda: engine_for(recipe.model, template, recipe.generation, name),
         "student: harmful prompts",
     )
