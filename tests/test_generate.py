@@ -7,18 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from fault_proxy import faulty, share
 from openai_server import Answer, Request, Server, broken_off, fails, raw, says, serving
 
+from overrefusal_po.engines import PLUG_NAMES, check_engine_made, check_engine_plug
 from overrefusal_po.engines._openai_session import BudgetSpent
 from overrefusal_po.engines.openai import OpenAIEngine, Settings
 from overrefusal_po.engines.transformers import TransformersEngine
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.plugins import make_judge, names, plug
 from overrefusal_po.recipe.sections import Chat, Generation, Shard
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, read_jsonl
 from overrefusal_po.run.complete import complete, draw, engine_for
@@ -60,7 +62,7 @@ def contents(path: Path) -> list[str]:
 
 
 def no_engine() -> Any:
-    """A maker of an engine that nobody may need."""
+    """A maker of an engine, for work where nothing is missing."""
     raise AssertionError("nothing is missing")
 
 
@@ -79,7 +81,7 @@ def test_completions_come_in_the_prompts_order_and_a_second_call_asks_for_none(
     assert [c.finish_reason for c in first] == ["stop"] * 6 + ["error"] * 2 + ["stop"] * 12
 
 
-def test_failures_stand_beside_with_their_reason_until_somebody_deletes_them(
+def test_failures_are_in_a_file_beside_with_their_reason_until_somebody_deletes_it(
     tmp_path: Path,
 ) -> None:
     path, asked = tmp_path / "answers.jsonl", prompts_to(5)
@@ -299,7 +301,7 @@ draw(Path(sys.argv[1]), prompts_to(60), SAMPLING, at(sys.argv[2]), samples=2)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Waits until something is so."""
+    """Waits until `condition` holds."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
@@ -415,6 +417,34 @@ def test_a_recipe_names_the_engine_and_its_settings(styles: dict[str, Any], tmp_
         engine_for(section, None, Generation(), engine="openia")
 
 
+class Nameless:
+    """An engine without a name."""
+
+    def complete(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        return iter(())
+
+
+@pytest.mark.parametrize("name", names("engines"))
+def test_every_engine_file_defines_what_an_engine_file_must(name: str) -> None:
+    check_engine_plug(plug("engines", name))
+
+
+@pytest.mark.parametrize("missing", PLUG_NAMES)
+def test_an_engine_file_that_lacks_something_is_refused_by_name(missing: str) -> None:
+    module = ModuleType("my_engine")
+    for name in set(PLUG_NAMES) - {missing}:
+        setattr(module, name, Settings)
+    with pytest.raises(ValueError, match=f"'my_engine' has no {missing}"):
+        check_engine_plug(module)
+
+
+def test_what_is_no_engine_is_refused_when_it_is_made() -> None:
+    module = ModuleType("my_engine")
+    with pytest.raises(ValueError, match=r"returned a Nameless without name"):
+        check_engine_made(Nameless(), module)
+    check_engine_made(at("http://127.0.0.1:1/v1")(), module)
+
+
 # what a run is known by
 
 
@@ -461,7 +491,7 @@ def test_where_and_how_fast_an_engine_works_does_not_make_another_run() -> None:
 
 
 def sharded(folder: Path, count: int, asked: list[Prompt], server: Server) -> None:
-    """All shards' folders, as `count` processes would leave them."""
+    """Makes all shards' folders, as `count` processes would leave them."""
     for number in range(1, count + 1):
         own = shard_prompts(asked, f"{number}/{count}")
         place = folder / Shard(number, count).folder

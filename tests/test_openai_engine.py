@@ -35,7 +35,7 @@ QUICK: dict[str, Any] = {"api_key_env": None, "backoff_seconds": 0.005, "concurr
 
 
 @pytest.fixture(autouse=True)
-def no_key_lies_about(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_CUSTOM_HEADERS", "OPENAI_ADMIN_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -64,7 +64,7 @@ def drawn(
 
 
 def unused_url() -> str:
-    """An address where nobody listens."""
+    """An address without a server."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{other.getsockname()[1]}/v1"
@@ -166,7 +166,7 @@ def test_raw_text_goes_to_plain_completions() -> None:
     assert completion.text == "and so on" and "messages" not in request.body
 
 
-def test_a_begun_answer_is_sent_only_to_servers_that_go_on_with_it() -> None:
+def test_a_begun_answer_is_sent_only_to_servers_that_continue_it() -> None:
     begun = prompt(1, assistant_prefix="Sure, here")
     with serving(lambda request: says(" is how")) as server:
         with pytest.raises(ValueError, match=r"engine\.continue_final_message: true"):
@@ -272,7 +272,7 @@ def test_a_server_that_is_not_there_is_left_alone_for_longer_each_time() -> None
     assert server.faults_in_row == 0
 
 
-def test_the_manifest_can_say_where_completions_came_from_and_that_seeds_are_the_servers() -> None:
+def test_the_manifest_says_where_completions_came_from_and_that_seeds_are_the_servers() -> None:
     assert note(Settings(base_url=("http://a/v1", "http://b/v1"))) == (
         "openai (http://a/v1, http://b/v1; seeds were sent, and what a server makes of them is its "
         "own)"

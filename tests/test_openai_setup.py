@@ -1,5 +1,4 @@
-"""openai_setup.py: what the engine `openai` and the judge `llm` share, told in the words of
-each."""
+"""openai_setup.py: what the engine `openai` and the judge `llm` share, in the words of each."""
 
 import asyncio
 import subprocess
@@ -26,7 +25,7 @@ BOTH = [("engine", EngineSettings), ("judge", JudgeSettings)]
 
 
 @pytest.mark.parametrize(("section", "kind"), BOTH)
-def test_a_wrong_key_is_told_in_the_words_of_the_section(
+def test_a_wrong_key_is_reported_in_the_words_of_the_section(
     section: str, kind: type[ServerSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", f"{KEY} {KEY}")

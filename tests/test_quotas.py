@@ -1,5 +1,4 @@
-"""quotas.py: how many rows are kept of each rule and category, and what the summary says of the
-rest."""
+"""quotas.py: how many rows of each rule and category are kept, and the counts of the others."""
 
 import pytest
 

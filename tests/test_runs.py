@@ -1,5 +1,4 @@
-"""The run folder: keys, resume, lock, torn files, manifest, and what status.json says after a
-fault."""
+"""The run folder: keys, resume, lock, torn files, manifest, and status.json after a fault."""
 
 import json
 import os
@@ -226,7 +225,7 @@ def test_the_manifest_has_versions_hardware_and_commit_but_no_secrets(
         assert "very_secret" not in path.read_text(), path
 
 
-def test_the_commit_is_marked_where_the_checkout_has_changes(
+def test_the_commit_is_marked_if_the_checkout_has_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -4,9 +4,9 @@
     kept = filter_rows(results, faults, Quotas(max_rows=100), seed=0)
     kept.rows, kept.filters["containment"]
 
-The filters, in their order: the rule, the linter, then the quotas (a limit for each category, a
-limit for each rule, a share of harmful prompts). The seed decides which rows are kept. A quota that
-is not filled is reported, and never padded.
+The filters, in their order: the rule, the linter, then the quotas. The quotas are a limit for each
+category, a limit for each rule, and a share of harmful prompts. The seed decides which rows are
+kept. A quota that is not filled is reported, and never padded.
 """
 
 from __future__ import annotations

@@ -88,8 +88,10 @@ def text_completion(prompt: Prompt, text: str) -> Completion:
 
 
 class Contrast(NamedTuple):
-    """A harmful prompt, the chosen refusal, and the completion that may be rejected with its
-    verdicts (None if there is none)."""
+    """A harmful prompt, the chosen refusal, and the completion that may be rejected, with verdicts.
+
+    None means that the source of rejects has no completion.
+    """
 
     prompt: Prompt
     refusal: Selected

@@ -14,9 +14,9 @@ model, the student, the student with a compliant prefix. If no source yields one
 `makes: sft` only overgenerates and selects: sft.jsonl holds every prompt with one answer. `method:
 sft` reads it as `data.prompts` (POROver's studies (a) and (b)).
 
-If refusals and answers of one rule are worded unlike those of the other, DPO learns the wording and
-nothing about prompts. Then let the teacher also give the rejects, and take the student's own
-refusals as chosen: only the prompt distinguishes the rules (numbers in benchmarks/RESULTS.md).
+If refusals and answers of one rule are worded unlike those of the other, DPO learns the wording
+alone, and nothing about prompts. Then let the teacher also give the rejects, and take the student's
+own refusals as chosen. Only the prompt then distinguishes the rules (see benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

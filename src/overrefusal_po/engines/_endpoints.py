@@ -139,7 +139,7 @@ async def send(endpoint: Endpoint, body: Mapping[str, object]) -> object:
 
 
 def fault_from_error(error: APIError, key: SecretStr) -> Fault:
-    """The fault that an error of the client stands for."""
+    """The fault behind an error of the client."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     if isinstance(error, APIConnectionError) and nobody_there(error):

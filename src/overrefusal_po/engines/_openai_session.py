@@ -89,8 +89,7 @@ class Session:
                 run(close(stream))
 
     async def batches(self) -> AsyncGenerator[list[Drawn], None]:
-        """What came since the last look. The loop stands still between looks, so little piles
-        up."""
+        """What came since the last look. The loop rests between looks, so little piles up."""
         async with AsyncExitStack() as stack:
             for url in self.settings.base_url or (OPENAI_URL,):
                 # we retry ourselves: retries are counted, and may go to another server

@@ -1,5 +1,5 @@
-"""The recipe keys of the engine `openai`. No error message repeats an API key that stands in the
-wrong place."""
+"""The recipe keys of the engine `openai`. No error message repeats an API key that is in the wrong
+place."""
 
 from __future__ import annotations
 

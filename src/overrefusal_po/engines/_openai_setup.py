@@ -38,8 +38,8 @@ NO_KEY = SecretStr("none")
 from the environment."""
 
 VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
-"""Names of environment variables. Narrow: a key that stands here by mistake is no name, so no
-error repeats it."""
+"""Names of environment variables. Narrow: a key that is here by mistake is no name, so no error
+repeats it."""
 
 UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 SHOWN = 200
@@ -120,8 +120,9 @@ def is_address(url: str) -> bool:
 def read_api_key(settings: ServerSettings) -> SecretStr:
     """The API key from the environment variable that the settings name.
 
-    Raises ValueError if the openai package is missing, if the variable is not set, or if its value
-    cannot be a key.
+    Raises:
+        ValueError: the openai package is missing, the variable is not set, or its value cannot be
+            a key.
     """
     section, plug = settings.owner.section, settings.owner.plug
     if importlib.util.find_spec("openai") is None:

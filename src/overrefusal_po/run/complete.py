@@ -127,7 +127,7 @@ def draw(
     """Draws `samples` completions of each prompt into `path`, and counts them.
 
     What is in the files already, completed or failed, is not drawn again. Prompts are read as they
-    are needed and only their ids are kept, so there may be more than memory holds.
+    are needed, and only their ids are kept. So there may be more than memory holds.
 
     Args:
         path: the completions file.

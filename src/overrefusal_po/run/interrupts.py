@@ -7,7 +7,7 @@ writes a checkpoint first.
 
 The checkpoint is written at the end of the step. A resumed run takes the next step with the same
 random numbers. transformers' own `enable_jit_checkpoint` is not used: it reacts to SIGTERM alone,
-three seconds late, saves in the middle of a step, and then ends as if training was done.
+three seconds late, and saves in the middle of a step. Then it ends as if training was done.
 """
 
 from __future__ import annotations
@@ -115,67 +115,77 @@ def received_anywhere(trainer: Trainer, received: list[str]) -> Callable[[], boo
     return anywhere
 
 
-def stop_callback(trainer: Trainer, received: list[str]) -> TrainerCallback:
-    """The callback that saves and stops after a signal, and resumes what transformers leaves
-    out.
+class InterruptionEvents:
+    """What a training does after a signal, and after a resume.
 
     `received` holds the names of the signals that this process received.
     """
+
+    def __init__(self, trainer: Trainer, received: list[str]) -> None:
+        self.trainer = trainer
+        self.private: Any = trainer  # private names of transformers' Trainer have no types
+        self.received = received
+        self.must_stop = received_anywhere(trainer, received)
+        self.stopping = False
+        self.loss = 0.0
+
+    def state(self) -> dict[str, object]:
+        """What trainer_state.json keeps: the sums since the last row of the log."""
+        return dict(open_log_row(self.trainer, self.loss))
+
+    # Any in the four events: keyword arguments that transformers passes and nobody reads
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Restores the sums, and ends a training that was killed after its last step."""
+        # transformers annotates the list that it is before training
+        states = cast("dict[str, LogRow]", state.stateful_callbacks)
+        kept = states.setdefault(type(self).__name__, {})
+        if state.global_step and kept:
+            restore_log_row(self.trainer, kept)
+        if state.global_step >= state.max_steps:  # transformers would take one more step
+            self.private._run_epoch = lambda **_: None
+            control.should_training_stop = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Asks for a checkpoint after a signal."""
+        if self.must_stop():
+            self.stopping = control.should_save = True
+        self.on_epoch_end(args, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Notes the loss for `state`. All processes come here; only the first calls `state`."""
+        if control.should_save:
+            loss = self.private._tr_loss.clone()
+            self.loss = self.trainer.accelerator.reduce(loss, reduction="mean").item()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Stops once the checkpoint is written."""
+        if self.stopping:
+            self.trainer.accelerator.wait_for_everyone()
+            step = state.global_step
+            logger.info("interrupted: a checkpoint of step %d is written", step)
+            raise KeyboardInterrupt(
+                f"{' '.join(self.received)} at step {step}, whose checkpoint is written"
+            )
+
+
+def stop_callback(trainer: Trainer, received: list[str]) -> TrainerCallback:
+    """The callback that saves and stops after a signal, and resumes what transformers leaves
+    out."""
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
 
-    private: Any = trainer  # private names of transformers' Trainer have no types
-    must_stop = received_anywhere(trainer, received)
+    class Interruption(InterruptionEvents, TrainerCallback, ExportableState):
+        """The events as transformers takes them; trainer_state.json has the class's name."""
 
-    class Interruption(TrainerCallback, ExportableState):
-        """Its state in trainer_state.json is what was summed up since the last row of the log."""
-
-        stopping = False
-        loss = 0.0
-
-        def state(self) -> dict[str, object]:
-            return dict(open_log_row(trainer, self.loss))
-
-        # Any in the four events: keyword arguments that transformers passes and nobody reads
-        def on_train_begin(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-        ) -> None:
-            # transformers annotates the list that it is before training
-            states = cast("dict[str, LogRow]", state.stateful_callbacks)
-            kept = states.setdefault(type(self).__name__, {})
-            if state.global_step and kept:
-                restore_log_row(trainer, kept)
-            if state.global_step >= state.max_steps:
-                # killed after its last step: transformers would take one more
-                private._run_epoch = lambda **_: None
-                control.should_training_stop = True
-
-        def on_step_end(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-        ) -> None:
-            if must_stop():
-                self.stopping = control.should_save = True
-            self.on_epoch_end(args, state, control)
-
-        def on_epoch_end(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-        ) -> None:
-            if control.should_save:  # all processes come here; only the first calls `state`
-                loss = trainer.accelerator.reduce(private._tr_loss.clone(), reduction="mean")
-                self.loss = loss.item()
-
-        def on_save(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-        ) -> None:
-            if self.stopping:
-                trainer.accelerator.wait_for_everyone()
-                step = state.global_step
-                logger.info("interrupted: a checkpoint of step %d is written", step)
-                raise KeyboardInterrupt(
-                    f"{' '.join(received)} at step {step}, whose checkpoint is written"
-                )
-
-    return Interruption()
+    return Interruption(trainer, received)
 
 
 class LogRow(TypedDict, total=False):

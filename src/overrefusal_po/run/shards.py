@@ -66,9 +66,11 @@ def check_done(folder: Path) -> int:
 def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
     """{file: completions} of the files that were merged from the shards into `folder`.
 
-    With `incomplete`, a file that some shard lacks is left out, and the run makes it. Raises
-    ValueError if a shard or its file is missing or not finished, if two shards hold the same
-    completion, or if a file is in `folder` already.
+    With `incomplete`, a file that some shard lacks is left out, and the run makes it.
+
+    Raises:
+        ValueError: a shard or its file is missing or not finished; two shards hold the same
+            completion; a file is in `folder` already.
     """
     shards = shard_folders(folder)
     names = completions_files(folder, shards)
