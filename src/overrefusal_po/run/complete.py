@@ -19,9 +19,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from overrefusal_po.engines import Engine, SampleKey, check_engine_made
+from overrefusal_po.engines import (
+    Engine,
+    EnginePlug,
+    SampleKey,
+    check_engine_made,
+    check_engine_plug,
+)
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
@@ -85,7 +91,8 @@ def engine_for(
     """
     module, settings = settings_of("engines", engine)
     chat = chat or Chat()
-    made: Engine = module.engine(
+    check_engine_plug(module)
+    made = cast(EnginePlug, module).engine(
         settings,
         section,
         template,
