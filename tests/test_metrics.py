@@ -7,17 +7,9 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.evaluate.intervals import effective_n, rate_of
-from overrefusal_po.evaluate.metrics import (
-    compare,
-    compare_seeds,
-    handled,
-    matched,
-    rate,
-    run_metrics,
-    state,
-    transitions,
-)
+from overrefusal_po.evaluate.comparisons import compare, compare_seeds, matched, transitions
+from overrefusal_po.evaluate.intervals import clustered_rate, effective_n, wilson_rate
+from overrefusal_po.evaluate.metrics import handled, run_metrics, state
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Refusal, Sampling, Verdict
 
 pytestmark = pytest.mark.filterwarnings(
@@ -137,7 +129,7 @@ def test_wilson_for_nine_of_ten() -> None:
     middle = (0.9 + 3.841459 / 20) / 1.384146                                  = 0.788989
     half   = 1.959964 · sqrt(0.9 · 0.1 / 10 + 3.841459 / 400) / 1.384146       = 0.193139
     """
-    found = rate(9, 10, unscored=2)
+    found = wilson_rate(9, 10, unscored=2)
     assert found == (
         pytest.approx(0.9),
         pytest.approx(0.595850, abs=2e-6),
@@ -149,7 +141,7 @@ def test_wilson_for_nine_of_ten() -> None:
 
 def test_wilson_for_none_of_ten_reaches_z_squared_over_n_plus_z_squared() -> None:
     """low = 0, high = z² / (n + z²) = 3.841459 / 13.841459 = 0.277533"""
-    found = rate(0, 10)
+    found = wilson_rate(0, 10)
     assert (found.value, found.low, found.high) == (0.0, 0.0, pytest.approx(0.277533, abs=1e-6))
 
 
@@ -158,13 +150,13 @@ def test_an_interval_holds_its_value_and_stays_between_0_and_1() -> None:
     stands."""
     for n in range(1, 41):
         for hits in range(n + 1):
-            found = rate(hits, n)
+            found = wilson_rate(hits, n)
             assert found.value is not None and found.low is not None and found.high is not None
             assert 0 <= found.low <= found.value <= found.high <= 1
 
 
 def test_a_rate_of_nothing_is_none() -> None:
-    assert rate(0, 0, unscored=3) == (None, None, None, 0, 3)
+    assert wilson_rate(0, 0, unscored=3) == (None, None, None, 0, 3)
 
 
 def test_each_rate_counts_its_own_prompts() -> None:
@@ -461,10 +453,10 @@ def test_outcomes_of_one_question_are_worth_fewer() -> None:
     assert effective_n([2, 2, 0, 0], [2, 2, 2, 2]) == pytest.approx(3)
     assert effective_n([2, 2, 2, 2], [2, 2, 2, 2]) == pytest.approx(4)
     assert effective_n([1, 0, 1, 1], [1, 1, 1, 1]) == 4
-    alone = rate_of([True, False, True], ["a", "b", "c"])
-    assert alone == rate(2, 3)
-    together = rate_of([True] * 4 + [False] * 4, ["a", "a", "b", "b", "c", "c", "d", "d"])
-    independent = rate(4, 8)
+    alone = clustered_rate([True, False, True], ["a", "b", "c"])
+    assert alone == wilson_rate(2, 3)
+    together = clustered_rate([True] * 4 + [False] * 4, ["a", "a", "b", "b", "c", "c", "d", "d"])
+    independent = wilson_rate(4, 8)
     assert together.value == independent.value and together.n == 8
     assert (
         together.low is not None and independent.low is not None and together.low < independent.low
