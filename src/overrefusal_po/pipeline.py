@@ -19,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from overrefusal_po.plugins import FILE_ENDINGS, built_judge
 from overrefusal_po.recipe.load import Recipe, check_body, read_yaml
@@ -44,6 +44,9 @@ OUTPUTS = {
     "outcomes": ("evaluate", "outcomes.jsonl"),
 }
 """What a later stage may name: {output: (task that makes it, its place in the stage's folder)}."""
+
+StageSummary = dict[str, Any]
+"""What a stage returns. Any: each task has keys of its own, and the command line prints them."""
 
 MODEL_KEYS = ("model.model_name_or_path", "chosen.model", "rejects.model")
 """Keys of a recipe whose value may be a folder with a model."""
@@ -256,7 +259,7 @@ def nested_texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
             yield from nested_texts(inner, f"{key}.{name}" if key else str(name))
 
 
-def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> dict[str, object]:
+def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> StageSummary:
     """The stage's summary, after it ran in `folder` (None: the recipe's own run folder)."""
     inputs = stage_inputs(body)
     resolved = body.model_dump(mode="json")

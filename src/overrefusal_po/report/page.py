@@ -164,8 +164,8 @@ def verdict_choices(summary: Summary) -> dict[tuple[str, ...], list[VerdictChoic
 
 def token_words(token: str) -> str:
     """A token's states in words: `s1.full.answer` -> `refused → answered`."""
-    names: dict[str, str] = {**STATE_WORDS, "unscored": "unscored"}
-    return " → ".join(names[state] for state in token.split(".")[1:])
+    names = {str(state): words for state, words in STATE_WORDS.items()}
+    return " → ".join(names.get(state, state) for state in token.split(".")[1:])
 
 
 def seed_spreads(summaries: Sequence[Summary]) -> dict[str, dict[RateName, SeedSpread]]:

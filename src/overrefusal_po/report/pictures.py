@@ -90,8 +90,8 @@ def draw_run(
     low, high = run.intervals.get("harmful_refused") or (y, y)
     lines: list[Point] = []
     for start, end in (((left, y), (right, y)), ((x, low), (x, high))):
-        look = {"lw": 1.3, "alpha": 0.55, "clip_on": False, "zorder": 3}
-        axes.plot(*zip(start, end, strict=True), color=colour, **look)
+        xs, ys = zip(start, end, strict=True)
+        axes.plot(xs, ys, color=colour, lw=1.3, alpha=0.55, clip_on=False, zorder=3)
         lines += points_between(start, end)
     face = GROUND if hollow else colour
     axes.plot(x, y, "o", ms=8, mfc=face, mec=colour, mew=1.6, clip_on=False, zorder=4)
@@ -233,8 +233,8 @@ def draw_bars(
     top, tops = 0.0, {}
     for state, (colour, hatch) in STATE_LOOKS.items():
         share, tops[state] = sums[state] * scale, top
-        look = {"color": colour, "hatch": hatch, "ec": GROUND, "lw": 0}
-        axes.barh(top + share / 2, 0.045, share, 0.955 * right, **look)
+        middle, left = top + share / 2, 0.955 * right
+        axes.barh(middle, 0.045, share, left, color=colour, hatch=hatch, ec=GROUND, lw=0)
         top += share + 0.02 * (share > 0)
     shown = [state for state in STATE_WORDS if sums[state]]
     ys = spaced_heights([tops[state] + sums[state] * scale / 2 for state in shown], 0.115)
