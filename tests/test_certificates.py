@@ -339,11 +339,15 @@ def sampled(
     **of: Any,
 ) -> Outcome:
     prompt = Prompt.of(f"{kind} question {number}", kind=kind)
+    said = text or f"{refusal} {model} {number}"[: -len(model) or None]
     completion = Completion(
-        id=f"{model}{prompt.id}", prompt_id=prompt.id, text=text or f"{refusal} {model} "
-                                                                    f"{number}"[: -len(model) or None],
-        model=model, engine="e", sampling=Sampling(),
-    )  # fmt: skip
+        id=f"{model}{prompt.id}",
+        prompt_id=prompt.id,
+        text=said,
+        model=model,
+        engine="e",
+        sampling=Sampling(),
+    )
     verdict = Verdict(
         completion_id=completion.id, judge="secret-judge", version="1", refusal=refusal, **of
     )
@@ -457,7 +461,15 @@ def test_a_sample_without_its_key_or_its_labels_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["agreement", "certificates", "labels", "corrections", "breakdowns", "comparisons", "intervals"],
+    [
+        "agreement",
+        "certificates",
+        "labels",
+        "corrections",
+        "breakdowns",
+        "comparisons",
+        "intervals",
+    ],
 )
 def test_importing_these_modules_brings_in_no_heavy_library(module: str) -> None:
     heavy = ("torch", "transformers", "numpy", "scipy", "statsmodels", "pandas")
