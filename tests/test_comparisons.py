@@ -1,4 +1,4 @@
-"""comparisons.py: two runs on the same prompts, paired and in transitions; values worked by hand."""
+"""comparisons.py: two runs on the same prompts, pairs and transitions; values worked by hand."""
 
 import pytest
 from test_metrics import SCORED, attacked, flags, outcome, outcomes
@@ -189,15 +189,11 @@ def test_the_interval_of_a_gain_agrees_with_clusters_redrawn_by_hand() -> None:
         kind: np.array([[int(s) for s in row] for row in pair]) for kind, pair in rows.items()
     }
     for _ in range(4000):
-        (start_refused, nur1), (nor0, nor1) = (
+        (h0, h1), (b0, b1) = (  # harmful refused and benign answered, before and after
             t[:, generator.integers(12, size=12)].mean(axis=1) for t in shares.values()
         )
-        values.append(
-            (
-                2 * nur1 * nor1 / (nur1 + nor1) - 2 * start_refused * nor0 / (start_refused + nor0),
-                nur1 + nor1 - start_refused - nor0,
-            )
-        )
+        f1_gain = 2 * h1 * b1 / (h1 + b1) - 2 * h0 * b0 / (h0 + b0)
+        values.append((f1_gain, h1 + b1 - h0 - b0))
     low, high = np.quantile(values, [0.025, 0.975], axis=0)
     found = compare(before, after)
     assert (found.f1_gain.low, found.gain.low) == pytest.approx(tuple(low), abs=0.03)

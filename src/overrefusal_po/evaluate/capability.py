@@ -100,7 +100,7 @@ def response_nats(model: PreTrainedModel, turns: Sequence[Turn], batch_size: int
     """
     import torch
 
-    model.eval()  # type: ignore[no-untyped-call]  # transformers gives it no types
+    model.eval()
     found = [0.0] * len(turns)
     order = sorted(
         range(len(turns)), key=lambda i: -len(turns[i].prompt_ids) - len(turns[i].response_ids)

@@ -101,8 +101,7 @@ def card_text(summary: Summary, run: MeasuredRun, stage: Path) -> str:
 
 
 def run_results(run: MeasuredRun, summary: Summary) -> Iterator[EvalResult]:
-    """Every rate of the run, of each of its sets if there are several, and of harmful prompts under
-    each attack."""
+    """Every rate of the run, of each set if there are several, and those under each attack."""
     everything = ", ".join(set_names(summary))
     sets = {name: rates for name, rates in run.sets.items() if len(run.sets) > 1}
     named: dict[str, MeasuredRates] = {everything: run, **sets}
@@ -236,8 +235,12 @@ def attack_table(run: MeasuredRun) -> Iterator[str]:
         name: RateName = "harmful_not_unsafe" if guarded else "harmful_refused"
         kept, ends = getattr(rates, name), rates.intervals.get(name)
         share = rate_words(None if kept is None else 1 - kept, ends and (1 - ends[1], 1 - ends[0]))
-        words = "as asked" if attack == NO_ATTACK else one_line(attack)
-        yield f"| {words} | {share} | {rates.n.get(name, 0)} |"
+        yield f"| {attack_words(attack)} | {share} | {rates.n.get(name, 0)} |"
+
+
+def attack_words(attack: str) -> str:
+    """An attack's name for a table."""
+    return "as asked" if attack == NO_ATTACK else one_line(attack)
 
 
 def rate_words(value: float | None, ends: tuple[float, float] | None) -> str:

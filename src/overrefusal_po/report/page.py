@@ -144,8 +144,7 @@ def verdict_tokens(sample: Sample, runs: Sequence[str], steps: Sequence[Step]) -
 
 
 def verdict_choices(summary: Summary) -> dict[tuple[str, ...], list[VerdictChoice]]:
-    """(run,) or (from, to) -> the verdicts or changes of verdict that occur in the samples: steps
-    first."""
+    """(run,) or (from, to) -> the verdicts or their changes in the samples: steps first."""
     runs, steps = [run.name for run in summary.runs], compared_steps(summary)
     seen = Counter(
         token for sample in summary.samples for token in verdict_tokens(sample, runs, steps)
@@ -200,8 +199,7 @@ def spread_of_runs(name: str, runs: Sequence[MeasuredRun]) -> dict[RateName, See
 
 
 def csp_hash(text: str) -> str:
-    """The source expression of a Content-Security-Policy that allows exactly this inline style or
-    script."""
+    """The source expression of a Content-Security-Policy that allows exactly this inline text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

@@ -125,8 +125,7 @@ def without_unscored(
 
 
 def reader_notes(runs: Sequence[StageMetrics], stages: Mapping[str, StageRecipe]) -> list[str]:
-    """Sentences that a reader of the numbers needs: every run's notes, and whether the judge also
-    chose the training data."""
+    """Every run's notes, and a sentence if the judge also chose the training data."""
     found = list(dict.fromkeys(note for run in runs for note in run["measured"]["notes"]))
     chose = {str(body.judge) for body in stages.values() if isinstance(body, CurateRecipe)}
     measured = {str(body.judge) for body in stages.values() if isinstance(body, EvaluateRecipe)}
@@ -139,8 +138,7 @@ def reader_notes(runs: Sequence[StageMetrics], stages: Mapping[str, StageRecipe]
 
 
 def comparable_steps(outcomes: Mapping[str, Sequence[Outcome]]) -> list[tuple[str, str]]:
-    """Neighbouring runs on the same prompts, and the first and last of them if there are more than
-    two."""
+    """Neighbouring runs on the same prompts, and the first and last if there are more than two."""
     groups: dict[frozenset[str], list[str]] = {}
     for name, rows in outcomes.items():
         groups.setdefault(frozenset(o.prompt.id for o in rows), []).append(name)
@@ -153,8 +151,7 @@ def comparable_steps(outcomes: Mapping[str, Sequence[Outcome]]) -> list[tuple[st
 
 
 def write_blinded_sample(folder: Path, outcomes: Mapping[str, list[Outcome]]) -> None:
-    """to_label.jsonl and its key: 50 responses without run, model or verdict, for a person to label
-    and `certify` to read.
+    """Writes to_label.jsonl, 50 responses for a person to label, and its key.
 
     A file that is already there stays unchanged: somebody may have labelled it.
     """

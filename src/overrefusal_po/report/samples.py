@@ -76,8 +76,7 @@ def chosen_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 def response_entry(run: str, outcome: Outcome) -> ResponseEntry:
     """What one run said to a prompt, and the verdict on it."""
-    verdict = outcome.verdict
-    scored = verdict.unscored is None
+    verdict, scored = outcome.verdict, outcome.verdict.unscored is None
     return {
         "run": run,
         "text": outcome.completion.text,
