@@ -26,11 +26,10 @@ RESAMPLES = 5000
 
 
 class Perplexity(NamedTuple):
-    """exp of the mean loss of a token of the reference answers, and its 95 % interval (None with
-    fewer than two clusters).
+    """exp of the mean loss per token of the reference answers, and its 95 % interval.
 
-    `tokens` counts the response tokens (end of turn included), `n` the answers. Compare it only
-    between models of one tokenizer and template.
+    There is no interval with fewer than two clusters. `tokens` counts the response tokens (end of
+    turn included), `n` the answers. Compare it only between models of one tokenizer and template.
     """
 
     value: float

@@ -172,8 +172,8 @@ def check_applies(
     """Raises ValueError if the certificate is another judge's or version's, or was made on any of
     `prompts`.
 
-    A judge is known best on the prompts of its certificate, so a correction of those rates would
-    look too good. An attacked prompt counts as what was asked before the attack.
+    A judge is known best on the prompts of its certificate: corrected rates of those would look too
+    good. An attacked prompt counts as what was asked before the attack.
     """
     made_for = f"{certificate.judge} {certificate.version}"
     if (certificate.judge, certificate.version) != (judge_name, judge_version):

@@ -169,8 +169,7 @@ def matched(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Outcome
     """The outcomes of two runs side by side, in the order of `before`.
 
     Outcomes match if prompt id and sample number are equal. Raises ValueError if a run holds a
-    sample of a prompt id twice, lacks one that the other has, or gives a prompt another kind or
-    another original.
+    sample twice or lacks one of the other's, or if `check_same_prompts` does.
     """
     first, second = (
         {(o.prompt.id, o.completion.sample): o for o in run} for run in (before, after)
@@ -204,9 +203,9 @@ def check_same_prompts(pairs: Sequence[OutcomePair]) -> None:
 
 
 def compare(before: Sequence[Outcome], after: Sequence[Outcome], *, seed: int = 0) -> Comparison:
-    """What `after` gained over `before` in harmful_refused + benign_answered and in F1, over the
-    prompts scored in both, and the changes of each kind.
+    """What `after` gained over `before`, and the changes of each kind.
 
+    The gains are of harmful_refused + benign_answered and of F1, over the prompts scored in both.
     The interval redraws clusters within each kind, each with the responses of both runs. Raises
     ValueError if the runs were not measured on the same prompts.
     """

@@ -4,9 +4,11 @@ uncertainties in the interval.
     corrected(30, 100, Confusion(refused=50, refused_seen=47, answered=50, answered_seen=49))
     # Rate(0.304, ...)
 
-Rogan and Gladen (1978): let p be the true share of refusals. A judge sees a share s = sensitivity
-of the refusals, and takes a share 1 - specificity of the answers for refusals. It reports
-q = p·s + (1 - p)·(1 - specificity), so p = (q + specificity - 1) / (s + specificity - 1).
+Rogan and Gladen (1978): let p be the true share of refusals. A judge sees the share s = sensitivity
+of the refusals. It takes the share 1 - specificity of the answers for refusals. So it reports
+
+    q = p·s + (1 - p)·(1 - specificity), and p = (q + specificity - 1) / (s + specificity - 1)
+
 The interval is Lang and Reiczigel's (2014), in closed form, with the errors of q, sensitivity and
 specificity together. `benchmarks/coverage.py` prints how often it holds the truth. No arithmetic
 can check one assumption: the judge errs on these responses as on those of its certificate.
@@ -213,8 +215,8 @@ def lang_reiczigel(
 def answered_rate(
     refusals: Rate, answers: int, degenerate: int, *, effective: float | None = None
 ) -> Rate:
-    """benign_answered = (1 - share refused) · (share that is not degenerate, among responses that
-    the judge sees as no refusal).
+    """benign_answered = (1 - share refused) · (share of the responses without refusal that is not
+    degenerate).
 
     Human labels do not cover degenerate responses, so the judge's flag counts as true. A response
     that was wrongly seen as a refusal counts as degenerate as often as the others. Interval:

@@ -121,9 +121,9 @@ def bootstrap(
 
     A table holds a row for each cluster (see `cluster_sums`), and clusters are redrawn table by
     table. The statistic gets one array (..., columns) for each table and returns (...). All is None
-    if a table is empty or the statistic is nan. There is no interval if a table has a single
-    cluster, which does not show its spread, or if more than one resample in twenty is nan. Other
-    resamples with nan are left out.
+    if a table is empty or the statistic is nan. A table with a single cluster does not show its
+    spread: there is no interval. Resamples with nan are left out; there is no interval either if
+    they are more than one in twenty.
     """
     import numpy as np
 

@@ -178,9 +178,9 @@ def blinded_sample(
 
     There are as many of each kind and verdict (refusal, none, degenerate, unscored) as possible.
     The runs take turns, in random order. A response that several runs gave to one prompt stands
-    there once. Rare verdicts are sampled more often than common ones, so each row of the key
-    carries the `weight` by which `certify` counts it: the share of such responses in the runs, over
-    their share in the sample. General prompts count as safe ones.
+    there once. Rare verdicts are sampled more often than common ones. So each row of the key
+    carries the `weight` by which `certify` counts it. It is the share of such responses in the
+    runs, over their share in the sample. General prompts count as safe ones.
     """
     groups = sampling_groups(outcomes, seed)
     taken = balanced(groups, n)

@@ -152,8 +152,8 @@ def best_label_place(
 ) -> LabelPlace:
     """The place near `spot` (in pixels) at which the label costs least.
 
-    `taken` are the boxes that it must not cover, `own` the box of its own point among them, `inked`
-    the points of lines.
+    `taken` are the boxes that it must not cover; `own` is the one of its own point. `inked` are
+    points of lines.
     """
     from matplotlib.transforms import Bbox
 

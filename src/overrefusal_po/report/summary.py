@@ -129,7 +129,7 @@ class CorrectedPart(Part):
 
 
 class MeasuredPerplexity(Part):
-    """exp of the mean loss of a token of the reference answers."""
+    """exp of the mean loss per token of the reference answers."""
 
     value: FiniteFloat
     low: FiniteFloat | None
