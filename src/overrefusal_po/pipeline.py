@@ -32,7 +32,8 @@ from overrefusal_po.report.pipeline_summary import (
     make_summary,
     write_blinded_sample,
 )
-from overrefusal_po.run.folder import Run, file_hash, run_folder
+from overrefusal_po.run.folder import Run
+from overrefusal_po.run.keys import file_hash, run_folder
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,15 @@ from overrefusal_po.plugins import engine_note, make_judge, source_note, split_s
 from overrefusal_po.prompts import measured_prompts
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, write_atomic, write_jsonl
-from overrefusal_po.run.complete import complete, engine_for, in_process, load_template, sampling_of
+from overrefusal_po.run.complete import (
+    complete,
+    engine_for,
+    in_process,
+    load_template,
+    recipe_sampling,
+)
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import judged
+from overrefusal_po.run.judged import resumable_verdicts
 
 if TYPE_CHECKING:
     from overrefusal_po.judges import Judge
@@ -119,13 +125,13 @@ def make_outcomes(
     completions = complete(
         run.path / "completions.jsonl",
         prompts,
-        sampling_of(recipe.generation, recipe.seed),
+        recipe_sampling(recipe.generation, recipe.seed),
         lambda: engine_for(
             recipe.model, template, recipe.generation, name, engine=recipe.engine, chat=recipe.chat
         ),
         f"{recipe.name}: answering {len(prompts)} prompts",
     )
-    verdicts = judged(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
+    verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
     if judges.guard is not None:
         said = guard_verdicts(run, judges.guard, prompts, completions)
         verdicts = with_guard(verdicts, said)
@@ -141,7 +147,7 @@ def guard_verdicts(
     """The guard's verdicts on the responses to harmful prompts."""
     pairs = zip(prompts, completions, strict=True)
     harmful = [(p, c) for p, c in pairs if p.kind == "harmful"]
-    return judged(
+    return resumable_verdicts(
         run.path / "verdicts.jsonl", guard, [p for p, _ in harmful], [c for _, c in harmful]
     )
 

@@ -10,13 +10,10 @@ from overrefusal_po.records import Completion, Prompt, Verdict
 class Judge(Protocol):
     """What a judge file's `judge(settings)` returns."""
 
-    @property
-    def name(self) -> str:
-        """The judge's name, which stands in its verdicts."""
-
-    @property
-    def version(self) -> str:
-        """The version; another one may give another verdict on the same response."""
+    name: str
+    """Stands in its verdicts."""
+    version: str
+    """Another version may give another verdict on the same response."""
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
         """A verdict for each completion, in their order."""

@@ -21,7 +21,7 @@ from overrefusal_po.evaluate.metrics import State
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Kind, Outcome, write_atomic
 from overrefusal_po.report.samples import SampleEntry, sample_entries
-from overrefusal_po.run.folder import environment
+from overrefusal_po.run.environment import environment
 
 StageRecipe = TrainRecipe | CurateRecipe | EvaluateRecipe
 
