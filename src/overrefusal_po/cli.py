@@ -186,14 +186,14 @@ def certify(
 ) -> None:
     """Compare a judge with human labels: agreement, kappa, precision, recall and bias with
     intervals."""
+    from overrefusal_po.evaluate.certificates import certificate_table
     from overrefusal_po.evaluate.certificates import certify as make
-    from overrefusal_po.evaluate.certificates import read_labels
-    from overrefusal_po.evaluate.certificates import table as rows_of
+    from overrefusal_po.evaluate.labels import read_labels
 
     found = make(
         plugins.make_judge(judge_spec(name, context.args)), read_labels(labels, key), labels=labels
     )
-    head, *rows = rows_of(found)
+    head, *rows = certificate_table(found)
     table = Table(*head, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*[escape(cell) for cell in row])
@@ -370,11 +370,11 @@ def shard_folder(recipe: Recipe) -> Path | None:
     """The folder of a recipe's shard in the run's own; None without a shard."""
     if not isinstance(recipe.body, CurateRecipe) or recipe.body.shard is None:
         return None
-    from overrefusal_po.pipeline import inputs_of
+    from overrefusal_po.pipeline import stage_inputs
     from overrefusal_po.recipe.sections import Shard
-    from overrefusal_po.run.folder import run_folder
+    from overrefusal_po.run.keys import run_folder
 
-    whole = run_folder(recipe.name, recipe.resolved(), inputs_of(recipe.body))
+    whole = run_folder(recipe.name, recipe.resolved(), stage_inputs(recipe.body))
     return whole / Shard.of(recipe.body.shard).folder
 
 
@@ -388,7 +388,7 @@ def refuse_at_gate(failed: dict[str, list[str]], folder: Path) -> NoReturn:
         status, json.dumps({**known, "exit_code": 3, "message": " ".join(lines)}, indent=1)
     )
     for line in lines:
-        print(f"overrefusal-po: the gate says no. {line}", file=sys.stderr)
+        print(f"overrefusal-po: the gate failed. {line}", file=sys.stderr)
     sys.exit(3)
 
 
