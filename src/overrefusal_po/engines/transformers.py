@@ -193,7 +193,7 @@ class TransformersEngine:
     ) -> Completion:
         """The completion of a response's token ids, up to the first stop token; or the failure."""
         stop = next((i for i, token in enumerate(tokens) if token in self.stop_tokens), None)
-        response = self.template.tokenizer.decode(tokens[:stop], skip_special_tokens=True)
+        response = str(self.template.tokenizer.decode(tokens[:stop], skip_special_tokens=True))
         text = "" if error else self.thought_opener(prompt) + response
         return Completion(
             id=content_id(
