@@ -20,6 +20,7 @@ function.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ class Pair(NamedTuple):
 
 
 class PairMask(Tensor):
-    """A tensor (1, 1, 1, 1) that stands for the attention mask (1, 1, N, N) of a row of pairs.
+    """A tensor (1, 1, 1, 1) in place of the attention mask (1, 1, N, N) of a row of pairs.
 
     >>> mask = PairMask.of([Pair(first=3, tail=2, common=1), Pair(2, 1, 2)], "cpu")
     >>> mask.shape
@@ -116,33 +117,20 @@ def attend(
     >>> attend(query, key, value, mask).flatten()   # the last is the mean of 0, 2 and 7
     tensor([0., 1., 2., 3.])
     """
+    attention = functools.partial(
+        scaled_dot_product_attention, dropout_p=dropout_p, scale=scale, enable_gqa=enable_gqa
+    )
     sizes = [size for pair in attn_mask.pairs for size in (pair.first, pair.tail)]  # 2P
-    queries, keys, values = (list(x.split(sizes, dim=2)) for x in (query, key, value))
+    queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
     found = []
     for at, (pair, mask) in enumerate(zip(attn_mask.pairs, attn_mask.tails, strict=True)):
         first, tail = 2 * at, 2 * at + 1
-        found.append(  # (1, heads, first, size)
-            scaled_dot_product_attention(
-                queries[first],
-                keys[first],
-                values[first],
-                dropout_p=dropout_p,
-                is_causal=True,
-                scale=scale,
-                enable_gqa=enable_gqa,
-            )
-        )
+        # (1, heads, first, size)
+        found.append(attention(queries[first], keys[first], values[first], is_causal=True))
         if pair.tail:
-            found.append(  # (1, heads, tail, size)
-                scaled_dot_product_attention(
-                    queries[tail],
-                    # (1, heads, common + tail, size) each
-                    torch.cat([keys[first][:, :, : pair.common], keys[tail]], dim=2),
-                    torch.cat([values[first][:, :, : pair.common], values[tail]], dim=2),
-                    attn_mask=mask,  # (tail, common + tail)
-                    dropout_p=dropout_p,
-                    scale=scale,
-                    enable_gqa=enable_gqa,
-                )
-            )
+            # (1, heads, common + tail, size) each
+            seen_keys = torch.cat([keys[first][:, :, : pair.common], keys[tail]], dim=2)
+            seen_values = torch.cat([values[first][:, :, : pair.common], values[tail]], dim=2)
+            # (1, heads, tail, size)
+            found.append(attention(queries[tail], seen_keys, seen_values, attn_mask=mask))
     return torch.cat(found, dim=2)

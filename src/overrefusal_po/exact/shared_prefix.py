@@ -12,8 +12,8 @@ side (see `pair_attention`). Its position counts on from that beginning.
 Only attention that is proven (tests/test_shared_prefix.py) is replaced. The first batch runs both
 ways in eval mode. If a log-prob differs by more than the tolerance, the training stops.
 
-Shapes: B batch rows, P pairs (B = 2P), T tokens of a padded row, S scored tokens of a batch, H
-hidden, and N tokens of the packed row.
+Shapes: B batch rows, P pairs (B = 2P), T tokens of a padded row, S scored tokens, H hidden. N are
+the tokens of the packed row.
 """
 
 from __future__ import annotations
@@ -261,19 +261,32 @@ def pack(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Packed:
     )
     inside = column < width[:, None]  # (P, W)
     scored = labels[:, 1:] != -100  # (2P, T - 1)
-    rows, columns = scored.nonzero(as_tuple=True)  # (S,) each
-    pair = rows % half  # (S,)
-    moved = (rows >= half) & (columns >= common[pair])  # (S,): predicted from the tail
-    within = torch.where(moved, columns - common[pair] + first[pair], columns)  # (S,)
+    pair, place = predicting_places(scored, first, common)  # (S,) each
     pairs = [Pair(*lengths) for lengths in torch.stack([first, tail, common], dim=1).tolist()]
     return Packed(
         input_ids=ids[inside][None],  # (1, N)
         attention_mask=PairMask.of(pairs, input_ids.device),
         position_ids=source[inside][None],  # (1, N)
-        places=(width.cumsum(0) - width)[pair] + within,  # (S,)
+        places=(width.cumsum(0) - width)[pair] + place,  # (S,)
         labels=labels[:, 1:][scored],  # (S,)
         scored=scored,
     )
+
+
+def predicting_places(scored: Tensor, first: Tensor, common: Tensor) -> tuple[Tensor, Tensor]:
+    """(the pair, the place inside it) of the token that predicts each scored token, (S,) each.
+
+    Args:
+        scored: (2P, T - 1), of the two-row layout.
+        first: (P,), tokens of the first side.
+        common: (P,), tokens with which both sides begin.
+    """
+    import torch
+
+    rows, columns = scored.nonzero(as_tuple=True)  # (S,) each
+    pair = rows % len(first)
+    in_tail = (rows >= len(first)) & (columns >= common[pair])
+    return pair, torch.where(in_tail, columns - common[pair] + first[pair], columns)
 
 
 def shared_length(input_ids: Tensor, attention_mask: Tensor) -> Tensor:

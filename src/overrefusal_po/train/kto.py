@@ -7,7 +7,7 @@ KTO compares a response with how far the policy has moved from the reference. It
 distance on prompts with responses to *other* prompts. TRL 1.16 picks those responses once, before
 training. Among each `per_device_train_batch_size` rows in a row, a prompt gets the response of the
 row before it; the first prompt gets the response of the last row. If TRL makes rows of pairs
-itself, all chosen sides come before all rejected ones, and a batch has one label. The order made
+itself, all chosen sides come before all rejected ones. A batch then has one label. The order made
 here has these properties:
 
 - All prompts of a batch are different, so that no prompt gets a response to itself.
@@ -262,9 +262,9 @@ def interleaved(some: Sequence[Side], others: Sequence[Side]) -> list[Side]:
 def separate_prompts(order: list[Side], batch_size: int) -> None:
     """Swaps rows of one label until no batch has a prompt twice.
 
-    No swap is needed if each prompt has one side of each label and a batch has no more rows than
-    there are prompts. If some prompts have more sides, twice as many prompts were always enough
-    (tried). With fewer prompts an order may exist that is not found: then it raises ValueError.
+    No swap is needed if each prompt has one side of each label. (A batch must not have more rows
+    than there are prompts.) If some prompts have more sides, twice as many prompts were always
+    enough (tried). With fewer prompts an order may exist that is not found: that is a ValueError.
     """
     for i, side in enumerate(order):
         if is_alone(order, i, side.prompt, batch_size):

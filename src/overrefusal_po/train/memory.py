@@ -179,7 +179,7 @@ def is_adapted(name: str, section: ModelSection) -> bool:
 def layer_values(hidden: int, intermediate: int, queries: int, keys: int) -> int:
     """Values that one token leaves for the backward pass in one layer of a Llama.
 
-    They belong to two norms, q, k and v (k and v once for each head), the attention and the MLP.
+    They are two norms, q, k and v (k and v once for each query head), the attention, and the MLP.
     """
     return 6 * hidden + 4 * queries + 2 * keys + 4 * intermediate
 
