@@ -39,3 +39,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(trainers, name)
     raise AttributeError(f"module 'overrefusal_po' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The names of the module, with those that are loaded when they are first used."""
+    return sorted({*globals(), *__all__})
