@@ -27,6 +27,9 @@ Schema = dict[str, Any]
 STAGE_TASKS = tuple(task for task in TASKS if task != "pipeline")
 """What a stage of a pipeline may be."""
 
+TASK = "What this recipe does. Each task has its own keys."
+"""The text of `task`."""
+
 FILE_KEYS: Schema = {
     "base": {"type": "string", "description": BASE},
     "launch": {"type": "string", "description": LAUNCH},
@@ -85,7 +88,7 @@ def by_task(names: Mapping[str, str], shortcut: str) -> Schema:
     unnamed = {"required": [shortcut], "anyOf": [ref(name) for name in names.values()]}
     return {
         "type": "object",
-        "properties": {"task": {"enum": list(names)}},
+        "properties": {"task": {"enum": list(names), "description": TASK}},
         "allOf": [*branches, {"if": {"not": {"required": ["task"]}}, "then": unnamed}],
     }
 

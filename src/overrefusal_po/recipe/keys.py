@@ -17,7 +17,6 @@ from pydantic.fields import FieldInfo
 from overrefusal_po.recipe.faults import section_at
 from overrefusal_po.recipe.methods import METHODS, find_method
 from overrefusal_po.recipe.schema import HARDWARE_KEYS, MANAGED_KEYS, TASKS
-from overrefusal_po.recipe.sections import Section
 from overrefusal_po.recipe.trl_fields import MODEL_CONFIG, field_table
 from overrefusal_po.recipe.words import JsonSchema, allowed
 
@@ -90,7 +89,8 @@ def own_key(field: FieldInfo, schema: JsonSchema, inner: type[BaseModel] | None)
     if inner is None:
         return Key(allowed(schema), default, text)
     null = " or null" if type(None) in get_args(field.annotation) else ""
-    return Key(f"a section{null}", default, text, inner=tuple(inner.model_fields))
+    whole = f"{text}\n{text_of(inner)}"
+    return Key(f"a section{null}", default, whole, inner=tuple(inner.model_fields))
 
 
 def plain_default(field: FieldInfo) -> object:
@@ -125,7 +125,7 @@ def with_auto(key: str, row: Key) -> Key:
     return row._replace(default="the recipe's seed") if key == "trainer.seed" else row
 
 
-def text_of(section: type[Section]) -> str:
+def text_of(section: type[BaseModel]) -> str:
     """The docstring of a section."""
     return unwrapped(inspect.cleandoc(section.__doc__ or ""))
 

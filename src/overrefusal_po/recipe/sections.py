@@ -79,7 +79,8 @@ class PairsData(Section):
     """Train on this many first tokens of each side, where a model decides to refuse. null: on whole
     sides."""
     too_long: TooLong = "error"
-    """What happens to a pair that is longer than trainer.max_length. None is ever cut.
+    """What happens to a pair that is longer than trainer.max_length. No pair is ever
+    cut.
 
     - `error`: the run stops before training and names such pairs.
     - `drop`: they are left out and counted."""
@@ -158,7 +159,7 @@ class Select(Section):
     every_steps: int = Field(default=20, gt=0)
     """Steps between two looks. The start policy and the last step always get a look."""
     sets: tuple[PlugSpec, ...] = Field(default=("starter",), min_length=1)
-    """Sources of harmful and benign prompts. None of these prompts may be trained on."""
+    """Sources of harmful and benign prompts. The training may not use these prompts."""
     split: Literal["train", "dev", "test"] | None = "dev"
     """The split of sources that have splits. null: all splits."""
     max_prompts_per_kind: int | None = Field(default=40, gt=0)
