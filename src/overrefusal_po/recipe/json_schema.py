@@ -135,7 +135,7 @@ def by_method(
 
 def section_schema(section: type[Section], definitions: Schema) -> Schema:
     """The schema of a section; those in it are added to `definitions`."""
-    schema = untitled(section.model_json_schema())
+    schema: Schema = untitled(section.model_json_schema())
     definitions |= schema.pop("$defs", {})
     return schema
 

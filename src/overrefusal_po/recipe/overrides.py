@@ -96,6 +96,8 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
     found = dict(below)
     for key, value in above.items():
         inner = found.get(key)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping) and value
-        found[key] = merged(inner, value) if both else value  # type: ignore[arg-type]
+        if isinstance(inner, Mapping) and isinstance(value, Mapping) and value:
+            found[key] = merged(inner, value)
+        else:
+            found[key] = value
     return found

@@ -171,16 +171,14 @@ def typed_schema(field: Field[Any]) -> dict[str, Any]:
     checks later."""
     from pydantic import TypeAdapter
 
+    kind, default = field.type, field.default
     try:
-        found = TypeAdapter(field.type).json_schema()
+        found = TypeAdapter[Any](kind).json_schema()  # type: ignore[arg-type]  # no text in TRL
     except Exception:  # a type without a schema
         return {}
     schema: dict[str, Any] = inlined(found, found.get("$defs", {}))
-    if (
-        field.type in (int, float)
-        and not isinstance(field.default, bool)
-        and (field.default or 0) >= 0
-    ):
+    counts = isinstance(default, int | float) and not isinstance(default, bool) and default >= 0
+    if kind in (int, float) and (counts or default is None):
         # a count or a rate: upstream marks "unlimited" by a negative default (max_steps = -1)
         whole = field.name.endswith(("batch_size", "accumulation_steps"))
         schema["minimum"] = 1 if whole else 0
