@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from overrefusal_po.curate.stage import check_rejects, cleaned, read_prompts
 from overrefusal_po.evaluate.stage import check_evaluation
@@ -38,7 +37,7 @@ from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_sources
 
 
-def check_file(path: Path) -> tuple[list[dict[str, Any]], bool]:
+def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
     """(every finding about a file of pairs or of prompts, whether one of them stops): linter and
     benchmark firewall."""
     first = next(iter(read_objects(path)))[1]

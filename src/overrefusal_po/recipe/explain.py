@@ -26,6 +26,7 @@ class Context:
     """A task, for `train` with its method, and the keys that it knows."""
 
     def __init__(self, task: str, method: str | None = None) -> None:
+        """`method` for `train` alone."""
         self.task = task
         self.method = method
 

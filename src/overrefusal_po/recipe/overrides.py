@@ -22,7 +22,7 @@ NEXT_OVERRIDE = re.compile(r"\+?[A-Za-z_][\w.-]*=")
 """How an override without `--` begins."""
 
 
-def parse_overrides(tokens: Sequence[str]) -> list[tuple[str, Any]]:
+def parse_overrides(tokens: Sequence[str]) -> list[tuple[str, object]]:
     """[(dotted key, value)] of command-line overrides in all their forms."""
     found = []
     rest = list(tokens)
@@ -47,7 +47,7 @@ def is_value(token: str) -> bool:
     return not token.startswith("--") and not NEXT_OVERRIDE.match(token)
 
 
-def parse_value(name: str, text: str) -> Any:
+def parse_value(name: str, text: str) -> object:
     """An override's text as YAML would read it (`5e-6` is a number, `None` is null)."""
     import yaml
     from omegaconf import OmegaConf
@@ -71,16 +71,16 @@ def parse_value(name: str, text: str) -> Any:
     return text if isinstance(value, str) and text.strip()[0] not in "'\"" else value
 
 
-def dotted(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+def dotted(values: Mapping[str, object], above: str = "") -> list[tuple[str, object]]:
     """[("a.b", value)] of all leaves; an empty mapping is a leaf."""
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
     for key, value in values.items():
         name = f"{above}.{key}" if above else str(key)
         found += dotted(value, name) if isinstance(value, Mapping) and value else [(name, value)]
     return found
 
 
-def set_dotted(values: Values, key: str, value: Any) -> None:
+def set_dotted(values: Values, key: str, value: object) -> None:
     """Sets `values["a"]["b"]` for the key "a.b", making mappings on the way."""
     *above, last = key.split(".")
     for part in above:
@@ -91,7 +91,7 @@ def set_dotted(values: Values, key: str, value: Any) -> None:
     values[last] = value
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
+def merged(below: Mapping[str, object], above: Mapping[str, object]) -> Values:
     """`below` with the keys of `above` over it, mapping by mapping. An empty mapping clears."""
     found = dict(below)
     for key, value in above.items():

@@ -29,7 +29,10 @@ from overrefusal_po.recipe.words import JsonSchema, allowed, kind_of, unknown_ke
 from overrefusal_po.records import content_id, write_atomic
 
 if TYPE_CHECKING:
-    from dataclasses import Field
+    import dataclasses
+
+    AnyField = dataclasses.Field[Any]
+    """A field of any type."""
 
 MODEL_CONFIG = "trl.ModelConfig"
 """The class whose keys stand under `model`."""
@@ -120,13 +123,13 @@ def print_tables(configs: Sequence[str]) -> None:
     print(json.dumps(tables, default=str))
 
 
-def table_row(field: Field[Any]) -> TrlField:
-    """What is known of a dataclass field. `Field[Any]`: a field of any type."""
+def table_row(field: AnyField) -> TrlField:
+    """What is known of a dataclass field."""
     text = " ".join(str(field.metadata.get("help") or "").split())
     return {"schema": schema_of(field), "default": default_of(field), "help": text}
 
 
-def default_of(field: Field[Any]) -> object:
+def default_of(field: AnyField) -> object:
     """A field's default as JSON can hold it; None if it has none."""
     import dataclasses
     import enum
@@ -136,7 +139,7 @@ def default_of(field: Field[Any]) -> object:
     return field.default.value if isinstance(field.default, enum.Enum) else field.default
 
 
-def schema_of(field: Field[Any]) -> dict[str, Any]:
+def schema_of(field: AnyField) -> dict[str, Any]:
     """A field's JSON schema: its type, narrowed by choices and by the sign of its default."""
     import typing
 
@@ -150,7 +153,7 @@ def schema_of(field: Field[Any]) -> dict[str, Any]:
     return typed_schema(field)
 
 
-def choices_of(field: Field[Any]) -> list[object]:
+def choices_of(field: AnyField) -> list[object]:
     """The values that a field may have: of its enum, its metadata or its help text; else empty."""
     import enum
     import typing
@@ -166,7 +169,7 @@ def choices_of(field: Field[Any]) -> list[object]:
     return names if len(names) > 2 else []
 
 
-def typed_schema(field: Field[Any]) -> dict[str, Any]:
+def typed_schema(field: AnyField) -> dict[str, Any]:
     """The JSON schema of a field's type; empty for a type of torch or accelerate, which TRL itself
     checks later."""
     from pydantic import TypeAdapter
