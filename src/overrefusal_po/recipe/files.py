@@ -69,8 +69,9 @@ def base_chain(file: Path) -> dict[Path, Values]:
 
 
 def in_words(chain: Sequence[Path]) -> str:
-    """The files of a chain: `dpo.yaml -> base/qlora.yaml`."""
-    return " -> ".join(str(file) for file in chain)
+    """The files of a chain, the bases relative to the recipe: `recipes/dpo.yaml -> base.yaml`."""
+    recipe, *bases = chain
+    return " -> ".join([str(recipe), *(os.path.relpath(base, recipe.parent) for base in bases)])
 
 
 def moved(values: Values, old: Path, new: Path) -> Values:
