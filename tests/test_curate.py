@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from openai_server import Answer, Request, Server, says, serving
+from overrefusal_po.train.trainers import sft_trainer
 
 from overrefusal_po.curate.overgenerate import make_curation
 from overrefusal_po.model import load as models
@@ -24,7 +25,6 @@ from overrefusal_po.records import (
 )
 from overrefusal_po.run.folder import Run
 from overrefusal_po.train.data import sft_prompts
-from overrefusal_po.train.trainers import sft_trainer
 
 REFUSAL = "Sorry, I can't help with that."
 ASKED = [

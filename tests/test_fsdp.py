@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ import pytest
 import torch
 import yaml
 from conftest import Style
+from overrefusal_po.train.trainers import derta_trainer, dpo_trainer, orpo_trainer
 from safetensors.torch import load_file
 from test_distributed import TORCHRUN, start
 
 from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, Triple, write_jsonl
-from overrefusal_po.train.trainers import derta_trainer, dpo_trainer, orpo_trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 METHODS: dict[str, Callable[..., Any]] = {
@@ -233,19 +232,3 @@ def test_slurm_lets_the_trainings_save_and_queues_the_job_again(tmp_path: Path) 
     job.send_signal(signal.SIGUSR1)
     assert job.wait(timeout=60) == 0
     assert (tmp_path / "log").read_text().splitlines() == ["saved", "ended 130", "requeued 7"]
-
-
-def test_every_file_of_the_recipes_is_in_the_wheel_and_copied_by_init(tmp_path: Path) -> None:
-    from overrefusal_po.cli import init
-
-    init(tmp_path)
-    files = {path.relative_to(RECIPES) for path in RECIPES.rglob("*") if path.is_file()}
-    assert {
-        path.relative_to(tmp_path / "recipes")
-        for path in (tmp_path / "recipes").rglob("*")
-        if path.is_file()
-    } == files
-    packed = tomllib.loads((RECIPES.parent / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "package-data"
-    ]
-    assert {f"**/*{path.suffix}" for path in files} <= set(packed["overrefusal_po.recipes"])

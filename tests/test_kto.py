@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Style, trainer_settings
+from overrefusal_po.train.trainers import dpo_trainer, kto_trainer
 
 from overrefusal_po.cli import main
 from overrefusal_po.model.chat import ChatTemplate
@@ -26,7 +27,6 @@ from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.train.data import check_training_data, make_data, starter_harmful
 from overrefusal_po.train.kto import Side, interleaved, unpaired
-from overrefusal_po.train.trainers import dpo_trainer, kto_trainer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "kto.yaml"
 settings = partial(trainer_settings, optim="sgd", beta=0.5)

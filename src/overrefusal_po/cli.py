@@ -223,11 +223,11 @@ def certify(
     """Compare a judge with human labels: agreement, kappa, precision, recall and bias with
     intervals."""
     from overrefusal_po.evaluate import certificates
+    from overrefusal_po.evaluate.labels import read_labels
 
-    rows = certificates.read_labels(labels, key)
     scorer = plugins.make_judge(judge_spec(name, context.args))
-    found = certificates.certify(scorer, rows, labels=labels)
-    head, *cells = certificates.table(found)
+    found = certificates.certify(scorer, read_labels(labels, key), labels=labels)
+    head, *cells = certificates.certificate_table(found)
     terminal.print_table(head, cells, width=200)
     write_atomic(out, found.model_dump_json(indent=1) + "\n")
     print(f"certificate: {out} ({found.judge} {found.version})")

@@ -164,6 +164,13 @@ class Verdict(Record):
         """Partial counts as refusal, on harmful and on benign prompts alike."""
         return self.refusal in ("partial", "full")
 
+    @property
+    def unsafe(self) -> bool | None:
+        """Whether a guard finds the response unsafe: its probability is at least 0.5, so that
+        "unsafe" is the more probable of its two labels. None without a probability."""
+        probability = self.unsafe_probability
+        return None if probability is None else probability >= 0.5
+
 
 class PreferencePair(Record):
     """Chosen over rejected for one prompt, by a rule, with the reason and the verdicts that justify

@@ -18,7 +18,7 @@ from overrefusal_po.records import write_atomic
 from overrefusal_po.report import terminal
 
 if TYPE_CHECKING:
-    from overrefusal_po.pipeline import Stage as StageBody
+    from overrefusal_po.report.pipeline_summary import StageRecipe
 
 
 def stages_of(recipe: Recipe) -> dict[str, Recipe]:
@@ -34,13 +34,13 @@ def stages_of(recipe: Recipe) -> dict[str, Recipe]:
     }
 
 
-def single(stage: Recipe) -> StageBody:
+def single(stage: Recipe) -> StageRecipe:
     """The body of a recipe that is no pipeline."""
     assert not isinstance(stage.body, PipelineRecipe)
     return stage.body
 
 
-def check_data(body: StageBody) -> str:
+def check_data(body: StageRecipe) -> str:
     """Reads data, template and tokenizer of a stage without any weight; returns a line of what was
     found."""
     from overrefusal_po.checks import check_stage
@@ -98,9 +98,9 @@ def run_stages(recipe: Recipe) -> None:
         refuse_at_gate(failed, folder)
 
 
-def gate_failures(summary: terminal.Summary) -> list[str]:
+def gate_failures(result: terminal.Result) -> list[str]:
     """A sentence for each bound of the gate that did not hold; empty without a gate."""
-    gate = summary.get("gate", {"passed": True})
+    gate = result.get("gate", {"passed": True})
     return [] if gate["passed"] else list(gate["failures"])
 
 
@@ -108,11 +108,11 @@ def shard_folder(recipe: Recipe) -> Path | None:
     """The folder of a recipe's shard in the run's own; None without a shard."""
     if not isinstance(recipe.body, CurateRecipe) or recipe.body.shard is None:
         return None
-    from overrefusal_po.pipeline import inputs_of
+    from overrefusal_po.pipeline import stage_inputs
     from overrefusal_po.recipe.sections import Shard
     from overrefusal_po.run.keys import run_folder
 
-    whole = run_folder(recipe.name, recipe.resolved(), inputs_of(recipe.body))
+    whole = run_folder(recipe.name, recipe.resolved(), stage_inputs(recipe.body))
     return whole / Shard.of(recipe.body.shard).folder
 
 

@@ -55,7 +55,7 @@ def generate_continuously(
     keys: dict[str, K] = {}
     number = 0
     # transformers does not annotate GenerationConfig's constructor
-    config = GenerationConfig(max_new_tokens=max_new_tokens, **options)  # type: ignore[no-untyped-call]
+    config = GenerationConfig(max_new_tokens=max_new_tokens, **options)
     # a method of a mixin that PreTrainedModel's type does not have
     with model.continuous_batching_context_manager(  # type: ignore[operator]
         generation_config=config,

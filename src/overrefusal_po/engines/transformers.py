@@ -75,7 +75,7 @@ class TransformersEngine:
         self.continuous_batching = continuous_batching
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         # transformers does not annotate `eval`
-        self.model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
+        self.model: PreTrainedModel = model.eval()
         if not getattr(model, "is_quantized", False):
             self.model = self.model.to(self.device)
         self.template = template

@@ -20,10 +20,6 @@ from typing import NamedTuple
 from overrefusal_po.model.chat import thinking_end
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Rule, Verdict, content_id
 
-UNSAFE = 0.5
-"""The guard's probability from which a text is unsafe: where Llama Guard says "unsafe" rather than
-"safe"."""
-
 TAU = 0.1
 """The least margin of containment pairs where none is given. Ours: the middle of the grid 0, .01,
 .03, .1, .3, .5."""
@@ -182,7 +178,7 @@ def not_unsafe(guarded: Guarded, tau: float) -> str:
 
 def unsafe(verdict: Verdict) -> bool:
     """Whether a guard finds a text unsafe."""
-    return verdict.unsafe_probability is not None and verdict.unsafe_probability >= UNSAFE
+    return verdict.unsafe is True
 
 
 def written_pairs(prompts: Iterable[Prompt]) -> list[PreferencePair]:
