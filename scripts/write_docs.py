@@ -95,6 +95,12 @@ def null_for_none(text: str) -> str:
     return re.sub(r"\bNone(?=:)", "null", text)
 
 
+def in_one_cell(docstring: str) -> str:
+    """A docstring on one line; a list in it keeps a line for each point."""
+    points = re.split(r"\n\s*(?=- )", docstring)
+    return null_for_none("<br>".join(" ".join(point.split()) for point in points))
+
+
 def sentences(section: type[BaseModel]) -> dict[str, str]:
     """{field: the text under it in the source} of a section, its bases included."""
     found: dict[str, str] = {}
@@ -106,8 +112,7 @@ def sentences(section: type[BaseModel]) -> dict[str, str]:
         for field, text in zip(body.body, body.body[1:], strict=False):
             is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and is_text:
-                words = " ".join(str(text.value.value).split())
-                found[ast.unparse(field.target)] = null_for_none(words)
+                found[ast.unparse(field.target)] = in_one_cell(str(text.value.value))
     return found
 
 
