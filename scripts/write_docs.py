@@ -194,9 +194,14 @@ def default_in_words(field: FieldInfo) -> str:
 # --- tables of keys -------------------------------------------------------------------------------
 
 
+def shown(text: str) -> str:
+    """Text as Markdown shows it: `<name>` outside code is no tag."""
+    return re.sub(r"(`[^`]*`)|<(?!br>)", lambda found: found[1] or "&lt;", text)
+
+
 def cell(text: str) -> str:
     """Text that a cell of a table can hold."""
-    return text.replace("|", "\\|")
+    return shown(text).replace("|", "\\|")
 
 
 def slug(heading: str) -> str:
@@ -225,7 +230,7 @@ def key_table(section: type[BaseModel], links: Mapping[str, str]) -> str:
 def about(section: type[BaseModel]) -> str:
     """The docstring of a section as one paragraph."""
     words = " ".join((section.__doc__ or "").split("\n\n")[0].split())
-    return null_for_none(words)
+    return shown(null_for_none(words))
 
 
 def data_headings() -> dict[type[BaseModel], str]:
@@ -306,7 +311,7 @@ def plugs() -> str:
         parts.append(f"## {room}\n")
         for name in plugins.names(room):
             settings = plugins.plug(room, name).Settings
-            text = f"### {room.removesuffix('s')} {name}\n\n{plugins.summary(room, name)}\n"
+            text = f"### {room.removesuffix('s')} {name}\n\n{shown(plugins.summary(room, name))}\n"
             if settings.model_fields:
                 text += f"\n{about(settings)}\n\n{key_table(settings, {})}"
             parts.append(text)

@@ -222,6 +222,10 @@ def test_a_list_under_a_key_keeps_a_line_for_each_point(write_docs: ModuleType) 
     assert write_docs.in_one_cell(text) == said
 
 
+def test_what_stands_in_angle_brackets_is_shown(write_docs: ModuleType) -> None:
+    assert write_docs.cell("runs/<key> and `a <b>`<br>x|y") == "runs/&lt;key> and `a <b>`<br>x\\|y"
+
+
 # --- examples -------------------------------------------------------------------------------------
 
 
