@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Style, trainer_settings
+from overrefusal_po.train.trainers import METHODS, dpo_trainer, sft_trainer
 
 from overrefusal_po.checks import check_stage
 from overrefusal_po.cli import main
@@ -25,7 +26,6 @@ from overrefusal_po.train.lengths import (
     step_tokens,
     unwritten_length,
 )
-from overrefusal_po.train.trainers import METHODS, dpo_trainer, sft_trainer
 
 LONG = "It is the one that lies by the river. " * 40
 

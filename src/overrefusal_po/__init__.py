@@ -13,15 +13,16 @@ The map of the rooms stands in docs/architecture.md.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from overrefusal_po.cli import launch as launch
-    from overrefusal_po.train.trainers import derta_trainer as derta_trainer
-    from overrefusal_po.train.trainers import dpo_trainer as dpo_trainer
-    from overrefusal_po.train.trainers import kto_trainer as kto_trainer
-    from overrefusal_po.train.trainers import orpo_trainer as orpo_trainer
-    from overrefusal_po.train.trainers import sft_trainer as sft_trainer
+    from overrefusal_po.train.derta import derta_trainer as derta_trainer
+    from overrefusal_po.train.dpo import dpo_trainer as dpo_trainer
+    from overrefusal_po.train.kto import kto_trainer as kto_trainer
+    from overrefusal_po.train.orpo import orpo_trainer as orpo_trainer
+    from overrefusal_po.train.sft import sft_trainer as sft_trainer
 
 __version__ = "0.1.0"
 __all__ = ["derta_trainer", "dpo_trainer", "kto_trainer", "launch", "orpo_trainer", "sft_trainer"]
@@ -35,7 +36,6 @@ def __getattr__(name: str) -> Any:
 
         return launch
     if name in __all__:
-        from overrefusal_po.train import trainers
-
-        return getattr(trainers, name)
+        module = importlib.import_module(f"overrefusal_po.train.{name.removesuffix('_trainer')}")
+        return getattr(module, name)
     raise AttributeError(f"module 'overrefusal_po' has no attribute {name!r}")

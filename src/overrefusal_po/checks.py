@@ -13,7 +13,6 @@ from typing import Any
 from overrefusal_po.curate.stage import check_rejects, cleaned, read_prompts
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.pairs.firewall import contamination
@@ -21,20 +20,21 @@ from overrefusal_po.pairs.lint import lint
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.prompts import measured_prompts, read_source
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
-from overrefusal_po.recipe.sections import DertaData, PairsData
+from overrefusal_po.recipe.sections import DertaData
 from overrefusal_po.records import read_objects
 from overrefusal_po.run.complete import in_process, load_template
-from overrefusal_po.train.data import fitted, loaded_pairs, sft_prompts, trained_prompts
+from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.memory import (
     Batch,
     Memory,
     config_of,
     device_memory,
     estimate,
-    settings_of,
     shape_of,
     widest_batch,
 )
+from overrefusal_po.train.method import method_module
+from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_sources
 
 
@@ -70,7 +70,7 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
             benign, harmful, _ = cleaned(body.data, *read_prompts(body))
             trained[f"stage {name}"] = benign + harmful
         elif not any(str(value).startswith("@") for value in body.data.values()):
-            trained[f"stage {name}"] = trained_prompts(body)
+            trained[f"stage {name}"] = method_module(body.method).read(body).prompts
     check_apart(measured, trained)
 
 
@@ -93,23 +93,22 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         return f"{len(benign)} benign and {len(harmful)} harmful prompts"
     if template is None or any(str(value).startswith("@") for value in body.data.values()):
         return "takes what an earlier stage makes; checked when that is done"
-    return f"{check_sources(body, template)}; memory of a device without sharding: {memory_of(body, template)}"
+    prepared = check_sources(body, template)
+    memory = memory_of(body, prepared)
+    return f"{prepared.line}; memory of a device without sharding: {memory}"
 
 
-def memory_of(recipe: TrainRecipe, template: ChatTemplate) -> Memory:
-    """What a training takes at its peak. DeRTa's rows are taken as long as they may be, since a
-    model may write them yet."""
-    data = recipe.typed_data
-    if isinstance(data, DertaData):
-        settings = settings_of(recipe)
+def memory_of(recipe: TrainRecipe, prepared: Prepared) -> Memory:
+    """What a training takes at its peak.
+
+    DeRTa's rows count as long as they may be, since a model may still write them.
+    """
+    if isinstance(recipe.typed_data, DertaData):
+        settings = full_settings(recipe)
         tokens = settings["per_device_train_batch_size"] * (settings["max_length"] or 1024)
         batch = Batch(tokens, tokens)
-    elif isinstance(data, PairsData):
-        batch = widest_batch(
-            recipe, fitted(recipe, loaded_pairs(data.pairs), template).rows, template
-        )
     else:
-        batch = widest_batch(recipe, fitted(recipe, sft_prompts(data), template).rows, template)
+        batch = widest_batch(recipe, prepared.lengths)
     shape = shape_of(config_of(recipe.model), recipe.model)
     return estimate(
         shape, recipe, batch, *device_memory(use_cpu=bool(recipe.trainer.get("use_cpu")))

@@ -255,11 +255,11 @@ def card(
 @app.command(name="list")
 def list_() -> None:
     """Show methods, sources, engines and judges with a line each."""
-    from overrefusal_po.train.trainers import METHODS
+    from overrefusal_po.recipe.methods import all_methods
 
     table = Table("kind", "name", "what it does", box=None, pad_edge=False)
-    for name, method in METHODS.items():
-        table.add_row("method", name, method.summary)
+    for name, method in all_methods().items():
+        table.add_row("method", name, method.title)
     for room in plugins.ROOMS:
         for name in plugins.names(room):
             table.add_row(room.removesuffix("s"), name, plugins.summary(room, name))

@@ -1,7 +1,9 @@
 """Reference log-probs of preference pairs, computed once and kept for every run that has the same
 reference and rows.
 
-    trainer = StoredDPOTrainer(model=..., args=DPOConfig(precompute_ref_log_probs=True, ...), store=Path("reference"), ...)
+    keys = [row_key(collator([row])) for row in dataset]
+    known = read_parts(store / policy_key(trainer, "sdpa"), set(keys))
+    known[keys[0]].sums(ld_alpha=None)       # (chosen, rejected) log-probs
 
 A sweep over learning rate, beta, loss type, `ld_alpha`, LoRA rank or seed runs the reference over
 its pairs once. TRL's own cache misses there, ignores `ld_alpha` without a max_length, keeps nothing
@@ -19,20 +21,21 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from trl import DPOTrainer
-from trl.models import prepare_deepspeed
 
-from overrefusal_po.exact.shared_prefix import share_prefix
 from overrefusal_po.records import write_atomic
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from trl import DPOTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -64,60 +67,9 @@ class Parts(NamedTuple):
         )
 
 
-class StoredDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """TRL's `DPOTrainer` whose precomputed reference log-probs come from a store where that has
-    them.
-
-    Args:
-        store: folder of the store; None computes them for this run alone.
-        shared_prefix: compute them from shared-prefix rows where that is proven exact.
-    """
-
-    def __init__(
-        self, *args: Any, store: Path | None = None, shared_prefix: bool = True, **kwargs: Any
-    ) -> None:
-        self.store = store
-        self.shared_prefix = shared_prefix
-        super().__init__(*args, **kwargs)
-
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """`dataset` with the columns ref_chosen_logps and ref_rejected_logps. Called by TRL, also
-        for evaluation sets."""
-        if not isinstance(dataset, Dataset):
-            raise ValueError(
-                "Reference log-probs cannot be computed ahead for a streamed dataset. Load it as a "
-                "whole."
-            )
-        if self.shared_prefix:
-            share_prefix(self)
-        policy = policy_key(self) if self.store is not None else ""
-        keys = [row_key(self.data_collator([row])) for row in dataset]
-        known = self.stored(policy, keys)
-        missing = {key: index for index, key in enumerate(keys) if key not in known}
-        logger.info(
-            "reference log-probs (%s): %d pairs, %d to compute", name, len(keys), len(missing)
-        )
-        if missing:
-            found = compute_parts(self, dataset.select(list(missing.values())), batch_size)
-            made = dict(zip(missing, found, strict=True))
-            known |= made
-            if self.store is not None and self.accelerator.is_main_process:
-                write_parts(self.store / policy, made)
-        sums = [known[key].sums(self.ld_alpha) for key in keys]
-        dataset = dataset.add_column("ref_chosen_logps", [chosen for chosen, _ in sums])
-        return dataset.add_column("ref_rejected_logps", [rejected for _, rejected in sums])
-
-    def stored(self, policy: str, keys: Sequence[str]) -> dict[str, Parts]:
-        """What the store of the first process has of `keys`, the same on all processes."""
-        known: dict[str, Parts] = {}
-        if self.store is not None and self.accelerator.is_main_process:
-            known = read_parts(self.store / policy, set(keys))
-        shared = [known]
-        broadcast_object_list(shared, from_process=0)
-        return shared[0]
-
-
-def compute_parts(trainer: Any, dataset: Any, batch_size: int) -> list[Parts]:
+def compute_parts(
+    trainer: DPOTrainer, model: Module, dataset: Dataset, batch_size: int
+) -> list[Parts]:
     """The parts of every pair of `dataset`, in its order; each process computes its share and gets
     all.
 
@@ -126,7 +78,6 @@ def compute_parts(trainer: Any, dataset: Any, batch_size: int) -> list[Parts]:
     loader = trainer.accelerator.prepare(
         DataLoader(dataset, batch_size=batch_size, collate_fn=trainer.data_collator, shuffle=False)
     )
-    model = reference_engine(trainer)
     training, ld_alpha = model.training, trainer.ld_alpha
     model.eval()
     # TRL gives shared + ld_alpha * tail: shared and tail stay apart as real and imaginary part
@@ -149,18 +100,7 @@ def compute_parts(trainer: Any, dataset: Any, batch_size: int) -> list[Parts]:
     return found
 
 
-def reference_engine(trainer: Any) -> Any:
-    """The model that computes reference log-probs; under DeepSpeed an inference engine that places
-    its weights."""
-    if trainer.ref_model is None and trainer.is_deepspeed_enabled:
-        trainer._precompute_engine = trainer._precompute_engine or prepare_deepspeed(
-            trainer.model, trainer.accelerator
-        )
-        return trainer._precompute_engine
-    return trainer.ref_model or trainer.model
-
-
-def policy_key(trainer: Any) -> str:
+def policy_key(trainer: DPOTrainer, attention: str) -> str:
     """A digest of all that a reference log-prob depends on besides the row; the same on all
     processes.
 
@@ -184,7 +124,7 @@ def policy_key(trainer: Any) -> str:
         "config": {
             name: value for name, value in base.config.to_dict().items() if name not in VOLATILE
         },
-        "attention": base.config._attn_implementation,
+        "attention": attention,
         "autocast": trainer.accelerator.mixed_precision,
         "adapter": configs[adapter].to_dict() if adapter else None,
         "weights": weights_digest(base, adapter),

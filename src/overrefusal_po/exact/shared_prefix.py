@@ -2,7 +2,7 @@
 through the model, rows out.
 
     trainer = DPOTrainer(...)
-    share_prefix(trainer)  # True, or False with a log line that says why the plain rows stay
+    share_prefix(trainer, attention_of)  # True, or False with a log line that says why the plain rows stay
 
 The prompt is computed once, nothing is padded, and the LM head sees only positions with a label.
 Loss, gradients and metrics are TRL's: what is patched is the forward that TRL's `add_fused_lm_head`
@@ -19,7 +19,11 @@ from __future__ import annotations
 import functools
 import logging
 import types
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ class Packed(NamedTuple):
     scored: Any
 
 
-def share_prefix(trainer: Any) -> bool:
+def share_prefix(trainer: Trainer, attention: Callable[[PreTrainedModel], str]) -> bool:
     """Patches the policy and the reference of a TRL trainer in place; False (and a log line) where
     not proven.
 
@@ -64,7 +68,7 @@ def share_prefix(trainer: Any) -> bool:
     )
     reason = unproven_options(trainer) or unproven_adapter(trained)
     for model in models:
-        reason = reason or unproven_model(model, trainer.args.max_length)
+        reason = reason or unproven_model(model, trainer.args.max_length, attention(model))
     if reason:
         logger.warning("shared prefix is off, plain rows are used: %s", reason)
         return False
@@ -104,7 +108,7 @@ def unproven_adapter(model: Any) -> str | None:
     return None
 
 
-def unproven_model(model: Any, max_length: int | None) -> str | None:
+def unproven_model(model: PreTrainedModel, max_length: int | None, attention: str) -> str | None:
     """Why a model's attention or dropout is not covered, for rows of at most `max_length`
     tokens."""
     from torch.nn.modules.dropout import _DropoutNd
@@ -112,8 +116,8 @@ def unproven_model(model: Any, max_length: int | None) -> str | None:
     config = model.config.get_text_config()
     if config.model_type not in PROVEN:
         return f"models of type {config.model_type} are not proven (proven are {', '.join(PROVEN)})"
-    if config._attn_implementation != "sdpa":
-        return f"attention is {config._attn_implementation}; only sdpa is proven to take the mask"
+    if attention != "sdpa":
+        return f"attention is {attention}; only sdpa is proven to take the mask"
     window = (
         getattr(config, "sliding_window", None)
         if getattr(config, "use_sliding_window", True)

@@ -29,8 +29,6 @@ SENTINEL = "\u2402content\u2403"
 ZERO_WIDTH_SPACE = "\u200b"
 THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>\s*\Z", re.IGNORECASE)
-VERBATIM = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-"""A chat template for messages that are rendered already."""
 
 
 def thinking_end(response: str) -> int:
@@ -139,52 +137,73 @@ class ChatTemplate:
 
     def prompt_ids(self, messages: Sequence[Message], assistant_prefix: str = "") -> list[int]:
         """Token ids of `prompt_text`."""
-        return self._encode(self.prompt_text(messages, assistant_prefix))["input_ids"]  # type: ignore[no-any-return]
+        return self._encode(self.prompt_text(messages, assistant_prefix))
 
     def turn(self, messages: Sequence[Message], response: str) -> Turn:
-        """The tokens of a whole assistant turn, end of turn included, the template's own rendering.
+        """The tokens of a whole assistant turn, end of turn included, as the template renders it.
 
-        Raises ValueError where the prompt's tokens are not the first tokens of the whole turn.
+        Raises ValueError if the prompt's tokens are not the first tokens of the whole turn.
         """
-        prompt, text = self._sides(messages, response)
+        return self.turns([(messages, response)])[0]
+
+    def turns(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[Turn]:
+        """`turn` of each (messages, response), tokenised together, which is several times faster.
+
+        Raises ValueError if a prompt's tokens are not the first tokens of its whole turn.
+        """
         glue, end = self._frame.glue, self._frame.end
-        prompt_ids = self._encode(prompt)["input_ids"]
-        whole = self._encode(prompt + glue + text + end, offsets=True)
-        if whole["input_ids"][: len(prompt_ids)] != prompt_ids:
-            raise ValueError(
-                "The prompt's tokens change when a response follows (tokens merge across the "
-                "boundary), so a response "
-                f"cannot be told from its prompt, which ends with {(prompt + glue)[-40:]!r}. Use a "
-                "chat template that "
-                "ends the prompt at a token boundary."
-            )
-        start = len(prompt) + len(glue)
-        spans = whole["offset_mapping"][len(prompt_ids) :]
-        offsets = [(max(a - start, 0), min(max(b - start, 0), len(text))) for a, b in spans]
-        return Turn(prompt_ids, whole["input_ids"][len(prompt_ids) :], offsets, text)
+        sides = [self._sides(messages, response) for messages, response in items]
+        prompts = self._encode_all([prompt for prompt, _ in sides])["input_ids"]
+        whole = self._encode_all([p + glue + text + end for p, text in sides], offsets=True)
+        found = []
+        for (prompt, text), prompt_ids, ids, spans in zip(
+            sides, prompts, whole["input_ids"], whole["offset_mapping"], strict=True
+        ):
+            check_prefix(ids[: len(prompt_ids)] == prompt_ids, prompt + glue)
+            start = len(prompt) + len(glue)
+            offsets = [
+                (max(a - start, 0), min(max(b - start, 0), len(text)))
+                for a, b in spans[len(prompt_ids) :]
+            ]
+            found.append(Turn(prompt_ids, ids[len(prompt_ids) :], offsets, text))
+        return found
 
-    def preference_row(
-        self, messages: Sequence[Message], chosen: str, rejected: str
-    ) -> dict[str, Any]:
-        """A row for TRL's preference trainers, which render `prompt`, `chosen` and `rejected` with
-        the same template.
+    def pair_tokens(
+        self, items: Sequence[tuple[Sequence[Message], str, str]]
+    ) -> list[tuple[list[int], list[int], list[int]]]:
+        """(prompt ids, chosen ids, rejected ids) of each (messages, chosen, rejected).
 
-        For a model that thinks the row is rendered here: TRL would have the thinking block in what
-        is scored, or, where the prompt opens it and the template drops it from the turn, not at
-        all.
+        They are the ids that TRL's preference trainers make: prompt with generation prompt, and
+        what the template renders behind it for each side (ChatML's last newline too). A model that
+        thinks is trained behind an empty thinking block, which belongs to the prompt.
+
+        Raises ValueError if a prompt's tokens are not the first tokens of both whole turns.
         """
+        texts = [self._pair_texts(*item) for item in items]
+        ids = self._encode_all([text for three in texts for text in three])["input_ids"]
+        found = []
+        for at, (prompt, _, _) in enumerate(texts):
+            asked, chosen, rejected = ids[3 * at : 3 * at + 3]
+            for side in (chosen, rejected):
+                check_prefix(side[: len(asked)] == asked, prompt)
+            found.append((asked, chosen[len(asked) :], rejected[len(asked) :]))
+        return found
+
+    def _pair_texts(
+        self, messages: Sequence[Message], chosen: str, rejected: str
+    ) -> tuple[str, str, str]:
+        """The prompt, and the prompt with each side, as text."""
         prompt, first = self._sides(messages, chosen)
         second = self._sides(messages, rejected)[1]
-        kwargs = self.template_kwargs
+        if self._frame.thought:  # the template would leave the block out, or put it into the side
+            glue, end = self._frame.glue, self._frame.end
+            return prompt, prompt + glue + first + end, prompt + glue + second + end
         rows = self.messages(messages)
-        if self._frame.thought:
-            rows, kwargs = [{"role": "user", "content": prompt}], {"chat_template": VERBATIM}
-            first, second = (self._frame.glue + side + self._frame.end for side in (first, second))
-        sides = {"chosen": first, "rejected": second}
-        row: dict[str, Any] = {
-            name: [{"role": "assistant", "content": text}] for name, text in sides.items()
-        }
-        return {"prompt": rows, **row, **({"chat_template_kwargs": kwargs} if kwargs else {})}
+        whole = (
+            self._render([*rows, {"role": "assistant", "content": side}])
+            for side in (first, second)
+        )
+        return prompt, *whole  # type: ignore[return-value]  # two sides
 
     def _sides(self, messages: Sequence[Message], response: str) -> tuple[str, str]:
         """(rendered prompt with a closed thinking block, response without one and with control
@@ -204,7 +223,7 @@ class ChatTemplate:
     @cached_property
     def end_of_turn_id(self) -> int | None:
         """The id of the control token that ends a turn; None where it is not a single token."""
-        ids = self._encode(self._frame.end.strip())["input_ids"]
+        ids = self._encode(self._frame.end.strip())
         return ids[0] if len(ids) == 1 else None
 
     @cached_property
@@ -247,7 +266,7 @@ class ChatTemplate:
             )
         return str(self.tokenizer.eos_token)
 
-    def _render(self, rows: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    def _render(self, rows: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
             rows,
             add_generation_prompt=add_generation_prompt,
@@ -255,5 +274,25 @@ class ChatTemplate:
             **self.template_kwargs,
         )
 
-    def _encode(self, text: str, *, offsets: bool = False) -> Any:
-        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=offsets)
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _encode_all(self, texts: list[str], *, offsets: bool = False) -> Mapping[str, list[Any]]:
+        """{"input_ids": [...], "offset_mapping": [...]} of texts, none if there is no text."""
+        if not texts:
+            return {"input_ids": [], "offset_mapping": []}
+        found: Mapping[str, list[Any]] = self.tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=offsets
+        )
+        return found
+
+
+def check_prefix(holds: bool, prompt: str) -> None:
+    """Raises ValueError unless a prompt's tokens are the first tokens of its whole turn."""
+    if not holds:
+        raise ValueError(
+            "The prompt's tokens change when a response follows (tokens merge across the "
+            "boundary), so a response cannot be told from its prompt, which ends with "
+            f"{prompt[-40:]!r}. Use a chat template that ends the prompt at a token boundary."
+        )

@@ -1,221 +1,331 @@
-"""(prompt, safe response, harmful response) -> rows with labels, and the collator that redraws RTO
-dropout.
+"""DeRTa (arXiv 2407.09121, section 3): an SFT stage after which a model can refuse at any position.
 
-    token = refusal_token(template, "Sorry")
-    rows = derta_rows(triples, template, token, seed=0)
-    batch = DertaCollator(pad_token_id=0, rto_dropout=0.95, seed=0)(rows[:8])
+    trainer = derta_trainer("my/model", triples, helpful=prompts, args={"output_dir": "out"})
 
-DeRTa (arXiv 2407.09121, section 3): with q a harmful question, r a safe and h a harmful response, k
-random in 0..|h|,
-
-    L = - E log P(r | q, h_<k)                       prefix rows: the harmful prefix carries no loss
-        - E sum_t log P(refusal token | q, h_<t)     RTO rows: every position of h is labelled with the refusal token
-
-All tokens that carry loss are pooled into one mean cross-entropy. Harmful tokens are never trained
-on. This module imports torch only inside the collator.
+`derta_rows` makes the rows and labels. Triples are loaded, or the student itself writes their
+harmful responses.
 """
 
 from __future__ import annotations
 
 import logging
-import random
-import re
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from overrefusal_po.model.chat import ChatTemplate, Turn
-from overrefusal_po.records import Prompt, Triple, content_id
+import numpy as np
+
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.pairs.make import answer_of
+from overrefusal_po.prompts import read_source, read_triples
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.sections import DertaData, TooLong
+from overrefusal_po.records import Prompt, Triple
+from overrefusal_po.train.data import Prepared, Source, check_firewall, drawn
+from overrefusal_po.train.derta_rows import (
+    DertaCollator,
+    Row,
+    derta_rows,
+    prompt_turns,
+    refusal_token,
+    rows_dataset,
+    sft_row,
+    triple_sides,
+    turn_length,
+)
+from overrefusal_po.train.derta_tree import TreeCollator, trees
+from overrefusal_po.train.lengths import Fitting, fit, group_by_length
+from overrefusal_po.train.policy import tokenizer_and_template
+from overrefusal_po.train.rows_trainer import rows_trainer
+from overrefusal_po.train.settings import full_settings, trainer_config
+from overrefusal_po.train.student import (
+    Answer,
+    check_unwritten,
+    starter_harmful,
+    written_tokens,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
 
 logger = logging.getLogger(__name__)
-
-IGNORED = -100
-"""The label that cross-entropy leaves out (torch's default ignore_index)."""
-
-BENIGN_OPENERS = ("Sure", "Here", "Yes", "To", "The", "I", "Of course", "Certainly", "You", "There")
+PrefixUnit = Literal["words", "tokens"]
 
 
-class Row(NamedTuple):
-    """One training row. `labels[i]` is the label of token i (-100: none); `kind` is rto, prefix or
-    sft."""
-
-    input_ids: list[int]
-    labels: list[int]
-    kind: Literal["rto", "prefix", "sft"]
-    row_id: str
-
-
-def refusal_token(template: ChatTemplate, opener: str = "Sorry") -> int:
-    """The id of `opener`'s first token as it stands first in a response under the chat template.
-
-    Raises ValueError where common openers of helpful answers begin with the same token: RTO would
-    then teach them too.
-    """
-    token, count = template.first_response_token(opener)
-    text = template.tokenizer.convert_ids_to_tokens(token)
-    clash = [o for o in BENIGN_OPENERS if template.first_response_token(o)[0] == token]
-    if clash:
-        raise ValueError(
-            f"The refusal opener {opener!r} begins with the token {text!r}, with which helpful "
-            f"answers begin too ({', '.join(clash)}). Choose an opener whose first token is its "
-            "own (data.refusal_opener)."
-        )
-    if count == 1:
-        logger.info("refusal token: %r (id %d) is the whole opener %r", text, token, opener)
-    else:
-        logger.info(
-            "refusal token: %r (id %d) is the first of %d of the opener %r",
-            text,
-            token,
-            count,
-            opener,
-        )
-    return token
-
-
-def derta_rows(
-    triples: Sequence[Triple],
-    template: ChatTemplate,
-    token: int,
+def derta_trainer(
+    model: PreTrainedModel | str,
+    triples: Sequence[Triple] | Prepared,
     *,
-    seed: int = 0,
-    prefix_unit: Literal["words", "tokens"] = "words",
-) -> list[Row]:
-    """Two rows a triple: RTO over the whole harmful response, and the safe response behind a
-    harmful prefix.
+    args: SFTConfig | Mapping[str, Any] | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    ref_model: PreTrainedModel | None = None,
+    peft_config: PeftConfig | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    template: ChatTemplate | None = None,
+    helpful: Sequence[Prompt] = (),
+    refusal_opener: str = "Sorry",
+    prefix_unit: PrefixUnit = "words",
+    rto_dropout: float = 0.95,
+    too_long: TooLong = "error",
+    tree: bool = False,
+) -> SFTTrainer:
+    """TRL's `SFTTrainer` on DeRTa rows, mixed with helpful rows.
 
-    However long they are: see `lengths.fitting`.
+    Args as for `dpo_trainer`; `args` is `trl.SFTConfig` or a mapping of its keys, and further:
+        triples: each becomes one RTO row and one prefix row; or rows that are prepared already.
+        helpful: prompts with a reference response, learned by ordinary SFT.
+        refusal_opener: its first token is the label of RTO; safe responses must begin with it.
+        prefix_unit: "words" as in the released code, "tokens" as in the paper.
+        rto_dropout: share of RTO positions without loss, drawn again at each pass (release: 0.95
+            full, 0 LoRA).
+        tree: run both rows of a question as one (see `derta_tree`); a batch then counts questions.
+
+    Raises:
+        ValueError: no triples, a safe response that does not begin with the opener, an opener that
+            common answers begin with too.
     """
-    rows = []
-    for triple in triples:
-        key = content_id(triple.prompt.id, triple.harmful_response)
-        harmful, safe = turns(triple, template)
-        rows.append(rto_row(harmful, token, key))
-        cut = prefix_length(harmful, harmful.text, prefix_unit, random.Random(f"{seed} {key}"))
-        rows.append(prefix_row(harmful, safe, cut, key))
-    return rows
+    from trl import SFTConfig
+
+    from overrefusal_po.train.trl_private import shared_prefix_on
+
+    config = trainer_config(SFTConfig, args)
+    tokenizer, template = tokenizer_and_template(model, processing_class, template)
+    if not isinstance(triples, Prepared):
+        triples = prepared_triples(
+            triples,
+            helpful,
+            template,
+            max_length=config.max_length,
+            refusal_opener=refusal_opener,
+            prefix_unit=prefix_unit,
+            too_long=too_long,
+            seed=config.seed,
+            tree=tree,
+        )
+    make = TreeCollator if tree else DertaCollator
+    collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
+    trainer = rows_trainer(
+        model, triples, config, tokenizer, collator, ref_model, peft_config, callbacks
+    )
+    if isinstance(collator, TreeCollator):
+        collator.paired = shared_prefix_on(trainer)
+    group_by_length(trainer)
+    return trainer
 
 
-def turns(triple: Triple, template: ChatTemplate) -> tuple[Turn, Turn]:
-    """The harmful response and the safe one as turns behind the prompt."""
-    messages = triple.prompt.messages
-    return template.turn(messages, triple.harmful_response), template.turn(
-        messages, triple.safe_response
+def prepared_triples(
+    triples: Sequence[Triple],
+    helpful: Sequence[Prompt],
+    template: ChatTemplate,
+    *,
+    max_length: int | None,
+    refusal_opener: str,
+    prefix_unit: PrefixUnit,
+    too_long: TooLong,
+    seed: int,
+    tree: bool,
+) -> Prepared:
+    """Triples and helpful prompts as rows, in their order; raises what `derta_trainer` raises."""
+    if not triples:
+        raise ValueError(
+            "DeRTa needs at least one (prompt, safe response, harmful response) triple; got none."
+        )
+    check_openers([(t.prompt.id, t.safe_response) for t in triples], refusal_opener)
+    token = refusal_token(template, refusal_opener)
+    sides = triple_sides(triples, template)
+    lengths = [both.longest for both in sides]
+    kept = fit(triples, lengths, max_length=max_length, too_long=too_long).warned()
+    used = [triples[at] for at in kept]
+    rows = derta_rows(used, [sides[at] for at in kept], token, seed=seed, prefix_unit=prefix_unit)
+    answered, fitting = helpful_rows(helpful, template, max_length=max_length, too_long=too_long)
+    return Prepared(
+        tree_or_rows([*rows, *answered], tree),
+        used,
+        helpful=[helpful[at] for at in fitting.kept],
+        lengths=np.array([[lengths[at]] for at in kept], dtype=np.int64).reshape(-1, 1),
     )
 
 
-def longest_row(harmful: Turn, safe: Turn) -> int:
-    """The tokens of the longest row that can be drawn: the safe response behind all of the harmful
-    one but its end.
+def tree_or_rows(rows: Sequence[Row], tree: bool) -> Dataset:
+    """Rows as a dataset, or as trees of both rows of a question (see `derta_tree`)."""
+    from datasets import Dataset
 
-    Whether a triple fits does not depend on the seed.
+    return Dataset.from_list(trees(rows)) if tree else rows_dataset(rows)
+
+
+def helpful_rows(
+    prompts: Sequence[Prompt],
+    template: ChatTemplate,
+    *,
+    max_length: int | None,
+    too_long: TooLong,
+) -> tuple[list[Row], Fitting]:
+    """The rows of the helpful prompts that fit, and which those are."""
+    turns = prompt_turns(prompts, template)
+    lengths = [turn_length(turn) for turn in turns]
+    fitting = fit(prompts, lengths, max_length=max_length, too_long=too_long)
+    return [sft_row(prompts[at], turns[at]) for at in fitting.warned()], fitting
+
+
+def check_openers(safe: Iterable[tuple[str, str]], opener: str) -> None:
+    """Raises ValueError for the first (prompt id, safe response) without the refusal opener."""
+    stray = next(((key, text) for key, text in safe if not text.startswith(opener)), None)
+    if stray is not None:
+        raise ValueError(
+            f"Safe responses must begin with the refusal opener {opener!r} (data.refusal_opener), "
+            f"which RTO teaches at every position; the one for prompt {stray[0]} begins with "
+            f"{stray[1][:30]!r}. Change the opener or the response."
+        )
+
+
+def read(recipe: TrainRecipe) -> Source:
+    """Loaded triples, or the prompts whose harmful responses the student writes; helpful prompts.
+
+    A helpful prompt of several sources comes once.
     """
-    return len(harmful.prompt_ids) + len(harmful.response_ids) - 1 + len(safe.response_ids)
+    data = derta_section(recipe)
+    helpful = {
+        p.id: p
+        for spec in data.helpful_from
+        for p in read_source(spec, "train")
+        if p.kind in data.helpful and p.reference
+    }
+    if data.triples == "starter":
+        return Source((), helpful=list(helpful.values()), asked=starter_harmful())
+    triples = read_triples(data.triples, "train", opener=data.refusal_opener, lead=data.safe_lead)
+    return Source(triples, helpful=list(helpful.values()))
 
 
-def rto_row(harmful: Turn, token: int, row_id: str) -> Row:
-    """Harmful response in, refusal token as the label of every position of it, its end-of-turn
-    position too."""
-    prompt, response = harmful.prompt_ids, harmful.response_ids
-    return Row(prompt + response, [IGNORED] * len(prompt) + [token] * len(response), "rto", row_id)
+def derta_section(recipe: TrainRecipe) -> DertaData:
+    """The recipe's data section."""
+    data = recipe.typed_data
+    assert isinstance(data, DertaData), "the table of methods names another section"
+    return data
 
 
-def prefix_row(harmful: Turn, safe: Turn, cut: int, row_id: str) -> Row:
-    """Prompt, the first `cut` tokens of the harmful response (no loss), then the safe response
-    (loss)."""
-    prefix = harmful.response_ids[:cut]
-    ids = safe.prompt_ids + prefix + safe.response_ids
-    labels = [IGNORED] * (len(safe.prompt_ids) + len(prefix)) + safe.response_ids
-    return Row(ids, labels, "prefix", row_id)
+def prepare(
+    recipe: TrainRecipe,
+    source: Source,
+    template: ChatTemplate,
+    said: Sequence[Answer] | None = None,
+) -> Prepared:
+    """The triples and helpful prompts to train on, those that fit, drawn, in training order.
 
-
-def prefix_length(
-    harmful: Turn, text: str, unit: Literal["words", "tokens"], rng: random.Random
-) -> int:
-    """k in tokens of the harmful response.
-
-    "tokens" is the paper's draw: k uniform in 0..|h|. "words" is the released code's: k = 0 for
-    every third row, else 1..n-2 whole words; the third is drawn by chance from the row's own seed,
-    so that order does not change the data.
+    Raises ValueError for an opener that common answers begin with, safe responses without it, rows
+    that are too long, benchmark prompts, and a student that refuses everything.
     """
-    ends = [b for a, b in harmful.offsets if b > a]
-    # tokens before the response's first character (the space of Mistral's "[/INST] To"): part of
-    # every prefix but none
-    glue = next((i for i, (a, b) in enumerate(harmful.offsets) if b > a), 0)
-    if unit == "tokens":
-        kept = rng.randint(0, len(ends))
-    elif rng.random() < 1 / 3:
-        kept = 0
-    else:
-        words = [match.end() for match in re.finditer(r"\S+", text)]
-        whole = rng.randint(1, max(1, len(words) - 2))
-        last = words[min(whole, len(words)) - 1] if words else 0
-        kept = sum(1 for end in ends if end <= last)
-    return glue + kept if kept else 0
+    data, settings = derta_section(recipe), full_settings(recipe)
+    limit: int | None = settings["max_length"]
+    if source.asked and said is None:
+        return checked_before_answers(recipe, source, template, limit)
+    triples = own_triples(said) if said is not None else list(source.records)
+    known = [t for t in triples if isinstance(t, Triple)]
+    check_openers([(t.prompt.id, t.safe_response) for t in known], data.refusal_opener)
+    token = refusal_token(template, data.refusal_opener)
+    sides = triple_sides(known, template)
+    lengths = [both.longest for both in sides]
+    fitting = fit(known, lengths, max_length=limit, too_long=data.too_long)
+    place = {id(known[at]): at for at in fitting.warned()}
+    used = drawn([known[at] for at in place.values()], data.max_triples, recipe.seed)
+    rows = derta_rows(
+        used,
+        [sides[place[id(triple)]] for triple in used],
+        token,
+        seed=settings["seed"],
+        prefix_unit=data.prefix_unit,
+    )
+    answered, fit_helpful, helpful = drawn_helpful(recipe, source.helpful, template, limit)
+    check_firewall([*(t.prompt for t in used), *helpful])
+    return Prepared(
+        tree_or_rows([*rows, *answered], recipe.speed.tree),
+        used,
+        helpful=helpful,
+        lengths=np.array([[lengths[place[id(t)]]] for t in used], dtype=np.int64).reshape(-1, 1),
+        line=described(data, len(known), len(helpful)) + f"{fitting}{fit_helpful}",
+        left_out={**fit_helpful.note, **fitting.note},
+    )
 
 
-def sft_rows(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Row]:
-    """Ordinary SFT rows from prompts with a reference response. Raises ValueError for a prompt
-    without one."""
-    rows = []
-    for prompt in prompts:
-        if prompt.reference is None:
-            raise ValueError(
-                f"Prompt {prompt.id} ({prompt.text[:60]!r}) has no reference response to learn "
-                "from."
-            )
-        turn = template.turn(prompt.messages, prompt.reference)
-        labels = [IGNORED] * len(turn.prompt_ids) + turn.response_ids
-        rows.append(Row(turn.prompt_ids + turn.response_ids, labels, "sft", prompt.id))
-    return rows
+def described(data: DertaData, harmful: int, helpful: int) -> str:
+    """A line of what was found."""
+    opener = repr(data.refusal_opener)
+    return f"{harmful} harmful prompts, refusal opener {opener}, {helpful} helpful prompts"
 
 
-class DertaCollator:
-    """Rows -> padded batch; on RTO rows a fresh draw of the positions that keep their label.
+def drawn_helpful(
+    recipe: TrainRecipe, prompts: Sequence[Prompt], template: ChatTemplate, limit: int | None
+) -> tuple[list[Row], Fitting, list[Prompt]]:
+    """(rows, which prompts fit, the prompts) of at most `max_helpful` helpful prompts a kind."""
+    data = derta_section(recipe)
+    rows, fitting = helpful_rows(prompts, template, max_length=limit, too_long=data.too_long)
+    by_id = {row.row_id: row for row in rows}
+    kept = [prompts[at] for at in fitting.kept]
+    helpful = [
+        prompt
+        for kind in data.helpful
+        for prompt in drawn([p for p in kept if p.kind == kind], data.max_helpful, recipe.seed)
+    ]
+    return [by_id[prompt.id] for prompt in helpful], fitting, helpful
 
-    The released full fine-tuning script drops 95 % of them, anew at every pass; the LoRA script
-    drops none. The draw comes from (seed, row id, epoch), so that order and world size do not
-    change it. `epoch` is set by `EpochCallback`.
 
-    Args:
-        pad_token_id: id for padding (attention mask 0, label -100).
-        rto_dropout: share of RTO positions without loss, in [0, 1).
-        min_kept: RTO positions that every row keeps at least (ours; the release has no such floor).
-        seed: base of the draw.
-    """
+def checked_before_answers(
+    recipe: TrainRecipe, source: Source, template: ChatTemplate, limit: int | None
+) -> Prepared:
+    """What can be said before the student has written its harmful responses; without rows."""
+    data, new = derta_section(recipe), recipe.generation.max_new_tokens
+    refusal_token(template, data.refusal_opener)
+    if data.too_long != "drop":
+        stand_in = [
+            Triple(prompt=p, safe_response=str(p.reference), harmful_response="x")
+            for p in source.asked
+        ]
+        lengths = [
+            (both.longest + written_tokens(t.prompt, template, new), t.prompt.id)
+            for t, both in zip(stand_in, triple_sides(stand_in, template), strict=True)
+        ]
+        check_unwritten(lengths, limit=limit, new_tokens=new)
+    check_openers([(p.id, str(p.reference)) for p in source.asked], data.refusal_opener)
+    _, fitting, helpful = drawn_helpful(recipe, source.helpful, template, limit)
+    check_firewall([*source.asked, *helpful])
+    line = described(data, len(source.asked), len(helpful)) + str(fitting)
+    return Prepared(rows=None, line=line)
 
-    def __init__(
-        self, *, pad_token_id: int, rto_dropout: float = 0.95, min_kept: int = 1, seed: int = 0
-    ) -> None:
-        if not 0 <= rto_dropout < 1:
-            raise ValueError(
-                f"rto_dropout is {rto_dropout}; allowed is 0 (keep all) up to but not including 1."
-            )
-        self.pad_token_id = pad_token_id
-        self.rto_dropout = rto_dropout
-        self.min_kept = min_kept
-        self.seed = seed
-        self.epoch = 0
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Tensors input_ids, attention_mask and labels, all (batch, seq)."""
-        import torch
+def own_triples(said: Sequence[Answer]) -> list[Triple]:
+    """Triples whose harmful responses the student wrote; ValueError if it refuses everything."""
+    triples = [
+        Triple(prompt=p, safe_response=str(p.reference), harmful_response=answer_of(completion))
+        for p, completion, verdict in said
+        if verdict.refusal == "none" and not verdict.degenerate
+    ]
+    if not triples:
+        raise ValueError(
+            f"The student refuses all {len(said)} harmful prompts, so it gives no harmful "
+            "responses for DeRTa. Load triples instead (data.triples: FILE.jsonl with prompt, "
+            "safe_response, harmful_response)."
+        )
+    logger.info("%d of %d harmful prompts gave a harmful response", len(triples), len(said))
+    return triples
 
-        width = max(len(row["input_ids"]) for row in rows)
-        batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-        for row in rows:
-            ids, gap = list(row["input_ids"]), width - len(row["input_ids"])
-            labels = self.drop(row) if row["kind"] == "rto" else list(row["labels"])
-            batch["input_ids"].append(ids + [self.pad_token_id] * gap)
-            batch["attention_mask"].append([1] * len(ids) + [0] * gap)
-            batch["labels"].append(labels + [IGNORED] * gap)
-        return {name: torch.tensor(value) for name, value in batch.items()}
 
-    def drop(self, row: dict[str, Any]) -> list[int]:
-        """The labels of an RTO row with the dropped positions set to -100."""
-        rng = random.Random(f"{self.seed} {row['row_id']} {self.epoch}")
-        positions = [i for i, label in enumerate(row["labels"]) if label != IGNORED]
-        kept = {i for i in positions if rng.random() >= self.rto_dropout}
-        short = min(self.min_kept, len(positions)) - len(kept)
-        if short > 0:
-            kept |= set(rng.sample([i for i in positions if i not in kept], short))
-        return [label if i in kept else IGNORED for i, label in enumerate(row["labels"])]
+def recipe_trainer(
+    model: PreTrainedModel,
+    prepared: Prepared,
+    *,
+    recipe: TrainRecipe,
+    args: SFTConfig,
+    template: ChatTemplate,
+    peft_config: PeftConfig | None,
+) -> SFTTrainer:
+    """The trainer of a recipe (see `method.MethodModule`)."""
+    return derta_trainer(
+        model,
+        prepared,
+        args=args,
+        template=template,
+        peft_config=peft_config,
+        rto_dropout=derta_section(recipe).rto_dropout,
+        tree=recipe.speed.tree,
+    )

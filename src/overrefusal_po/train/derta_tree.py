@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from overrefusal_po.train.derta import IGNORED, DertaCollator, Row
+from overrefusal_po.train.derta_rows import IGNORED, DertaCollator, Row
 
 
 def trees(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -1,10 +1,9 @@
-"""Sides of pairs -> rows for TRL's `KTOTrainer`, in an order in which its KL term is estimated as
-KTO says.
+"""KTO (arXiv 2402.01306, equation 7) by TRL's `KTOTrainer`: sides of pairs as rows of their own.
 
-    rows = unpaired([(chosen, rejected), ...], batch_size=4, seed=0)
-    # [{"prompt": ..., "completion": ..., "label": ...}]
+    trainer = kto_trainer("my/model", pairs, args={"per_device_train_batch_size": 4})
+    sides = unpaired([(chosen, rejected), ...], batch_size=4, seed=0)     # in training order
 
-KTO (arXiv 2402.01306, equation 7) holds a response against how far the policy has gone from the
+KTO holds a response against how far the policy has gone from the
 reference on prompts with responses to *other* prompts. TRL 1.16 gets these once, before training:
 among each `per_device_train_batch_size` consecutive rows a prompt gets the response of the row
 before it, the first that of the last. Where TRL itself unpairs, all chosen sides come before all
@@ -24,27 +23,167 @@ and a sampler of our own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from overrefusal_po.records import content_id
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.recipe.methods import check_kto, uses_kl
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.sections import TooLong
+from overrefusal_po.records import PreferencePair, content_id
+from overrefusal_po.train import preference
+from overrefusal_po.train.data import Prepared, Source, as_dataset
+from overrefusal_po.train.policy import frozen_copy, load_policy, tokenizer_and_template, trains_all
+from overrefusal_po.train.preference import finished
+from overrefusal_po.train.preference import read as read
+from overrefusal_po.train.rows import COLUMNS, fit_pairs, pair_table, side_lengths
+from overrefusal_po.train.settings import trainer_config
+from overrefusal_po.train.student import Answer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl import KTOConfig, KTOTrainer
 
 logger = logging.getLogger(__name__)
 
 
+def kto_trainer(
+    model: PreTrainedModel | str,
+    pairs: Sequence[PreferencePair] | Prepared,
+    *,
+    args: KTOConfig | Mapping[str, Any] | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    ref_model: PreTrainedModel | None = None,
+    peft_config: PeftConfig | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    template: ChatTemplate | None = None,
+    opening: int | None = None,
+    too_long: TooLong = "error",
+) -> KTOTrainer:
+    """TRL's `KTOTrainer` on the sides of pairs as rows of their own, in the order of this module.
+
+    Arguments as for `dpo_trainer`; `args` is `trl.KTOConfig` or a mapping of its keys. A batch
+    counts sides, not pairs, and holds at least 2.
+
+    Raises:
+        ValueError: as for `dpo_trainer`, and if the prompts of a batch cannot all be different.
+    """
+    from trl import KTOConfig
+
+    from overrefusal_po.train.trl_private import ReadyKTOTrainer
+
+    config = trainer_config(KTOConfig, args)
+    check_kto(vars(config))
+    tokenizer, template = tokenizer_and_template(model, processing_class, template)
+    if not isinstance(pairs, Prepared):
+        table = pair_table(pairs, template, opening)
+        kept = fit_pairs(pairs, table, max_length=config.max_length, too_long=too_long).warned()
+        used = [pairs[at] for at in kept]
+        pairs = side_rows(used, table.take(kept), vars(config), opening)
+    warn_of_cut(pairs.rows, config.max_length)
+    policy = load_policy(model, peft_config)
+    if ref_model is None and trains_all(policy, peft_config):
+        ref_model = frozen_copy(policy)
+    return finished(
+        ReadyKTOTrainer(
+            model=policy,
+            ref_model=ref_model,
+            args=config,
+            train_dataset=pairs.rows,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            callbacks=list(callbacks),
+        )
+    )
+
+
+def prepare(
+    recipe: TrainRecipe,
+    source: Source,
+    template: ChatTemplate,
+    said: Sequence[Answer] | None = None,
+) -> Prepared:
+    """The sides to train on (see `preference.prepare`), in this module's order."""
+    return preference.prepare(recipe, source, template, said, make_rows=side_rows)
+
+
+def recipe_trainer(
+    model: PreTrainedModel,
+    prepared: Prepared,
+    *,
+    recipe: TrainRecipe,
+    args: KTOConfig,
+    template: ChatTemplate,
+    peft_config: PeftConfig | None,
+) -> KTOTrainer:
+    """The trainer of a recipe (see `method.MethodModule`)."""
+    return kto_trainer(model, prepared, args=args, template=template, peft_config=peft_config)
+
+
 class Side(NamedTuple):
-    """One side of a pair: its tokens, and the row from which TRL makes the same tokens."""
+    """The token ids of one side of a pair, and whether it is the chosen one."""
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     desirable: bool
-    row: dict[str, Any]
 
 
-def unpaired(
-    pairs: Sequence[tuple[Side, Side]], *, batch_size: int, seed: int
-) -> list[dict[str, Any]]:
-    """The rows of all sides in the order to train in, a side that stands in several pairs once.
+def side_rows(
+    pairs: Sequence[PreferencePair],
+    table: pa.Table,
+    settings: Mapping[str, Any],
+    opening: int | None,
+) -> Prepared:
+    """Both sides of pairs as rows in training order; `settings` are trl.KTOConfig's keys.
+
+    With a KL term each row holds the completion that its prompt is compared with, as TRL pairs
+    them: that of the row before it in its batch, the first that of the last.
+    """
+    import pyarrow as pa
+
+    size = int(settings["per_device_train_batch_size"])
+    sides = unpaired(
+        sides_of_pairs(table),
+        batch_size=size if uses_kl(settings) else 1,
+        seed=int(settings["seed"]),
+    )
+    kind = pa.list_(pa.int32())
+    columns = {
+        "prompt_ids": pa.array([side.prompt for side in sides], kind),
+        "completion_ids": pa.array([side.completion for side in sides], kind),
+        "label": pa.array([side.desirable for side in sides]),
+    }
+    if uses_kl(settings):
+        others = [sides[compared_with(at, len(sides), size)].completion for at in range(len(sides))]
+        columns["KL_completion_ids"] = pa.array(others, kind)
+    return Prepared(as_dataset(pa.table(columns)), pairs, lengths=side_lengths(table))
+
+
+def compared_with(place: int, rows: int, batch_size: int) -> int:
+    """The place of the row whose completion stands in for another answer to the prompt of `place`.
+
+    >>> [compared_with(at, 5, 3) for at in range(5)]
+    [2, 0, 1, 4, 3]
+    """
+    start = place - place % batch_size
+    end = min(start + batch_size, rows)
+    return end - 1 if place == start else place - 1
+
+
+def sides_of_pairs(table: pa.Table) -> list[tuple[Side, Side]]:
+    """(chosen, rejected) of every pair of a table of token ids."""
+    prompts, chosen, rejected = (table[name].to_pylist() for name in COLUMNS)
+    return [
+        (Side(tuple(p), tuple(c), True), Side(tuple(p), tuple(r), False))
+        for p, c, r in zip(prompts, chosen, rejected, strict=True)
+    ]
+
+
+def unpaired(pairs: Sequence[tuple[Side, Side]], *, batch_size: int, seed: int) -> list[Side]:
+    """All sides in the order to train in, a side that stands in several pairs once.
 
     Left out, with a count: pairs whose sides have the same tokens, and a row that would be a batch
     by itself. Counted too: responses that one pair of a prompt chooses and another rejects.
@@ -55,11 +194,13 @@ def unpaired(
         raise ValueError(
             f"The sides of all {len(pairs)} pairs have the same tokens. Raise data.opening."
         )
-    if alike := len(pairs) - len(given) // 2:
+    if equal := len(pairs) - len(given) // 2:
         logger.warning(
-            "%d of %d pairs begin alike on both sides and are left out", alike, len(pairs)
+            "%d of %d pairs begin with the same tokens on both sides and are left out",
+            equal,
+            len(pairs),
         )
-    known = list({side[:3]: side for side in given}.values())
+    known = list(dict.fromkeys(given))
     if again := len(given) - len(known):
         logger.warning(
             "%d of %d sides stand in another pair too; each is one row", again, len(given)
@@ -73,11 +214,11 @@ def unpaired(
     order = interleaved(
         *(in_rounds([s for s in known if s.desirable is label], seed) for label in (True, False))
     )
-    part_prompts(order, batch_size)
+    separate_prompts(order, batch_size)
     if len(order) % batch_size == 1 < batch_size:
         order.pop()
         logger.warning("1 of %d rows would be a batch by itself and is left out", len(order) + 1)
-    return [side.row for side in order]
+    return order
 
 
 def in_rounds(sides: Sequence[Side], seed: int) -> list[Side]:
@@ -106,7 +247,7 @@ def interleaved(some: Sequence[Side], others: Sequence[Side]) -> list[Side]:
     return [side for _, side in sorted(places, key=lambda place: place[0])]
 
 
-def part_prompts(order: list[Side], batch_size: int) -> None:
+def separate_prompts(order: list[Side], batch_size: int) -> None:
     """Swaps rows of one label until no batch has a prompt twice.
 
     Nothing is to be done where each prompt has one side of each label and there are as many prompts
@@ -142,12 +283,17 @@ def is_alone(order: Sequence[Side], place: int, prompt: tuple[int, ...], batch_s
     )
 
 
-def warn_of_cut(rows: Any, max_length: int | None) -> None:
-    """Counts the prompts whose responses to other prompts TRL cuts at `max_length`: their KL is
-    that of a beginning."""
+def warn_of_cut(rows: Dataset, max_length: int | None) -> None:
+    """Warns of rows whose comparison response TRL cuts at `max_length`: their KL is partial."""
+    import pyarrow.compute as pc
+
     if max_length is None or "KL_completion_ids" not in rows.column_names:
         return
-    cut = sum(len(row["prompt_ids"]) + len(row["KL_completion_ids"]) > max_length for row in rows)
+    lengths = [
+        pc.list_value_length(rows.data[name]).to_numpy()
+        for name in ("prompt_ids", "KL_completion_ids")
+    ]
+    cut = int((lengths[0] + lengths[1] > max_length).sum())
     if cut:
         logger.warning(
             "%d of %d prompts with another one's response are cut at max_length (KL)",

@@ -2,7 +2,7 @@
 it. No weights.
 
     shape = shape_of(config_of(recipe.model), recipe.model)
-    found = estimate(shape, recipe, widest_batch(recipe, pairs, template), *device_memory())
+    found = estimate(shape, recipe, widest_batch(recipe, prepared.lengths), *device_memory())
     str(found)       # '5.1 of 24.0 GB: fits (weights 0.5, reference 0, gradients 0, ...)'
 
 The counts are exact, from the model's own classes without weights; the constants of activations and
@@ -13,17 +13,19 @@ is). No GPU has been measured.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
 
 from overrefusal_po.model import load as models
-from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
-from overrefusal_po.recipe.trl_fields import field_table
-from overrefusal_po.records import PreferencePair, Prompt
-from overrefusal_po.train.trainers import hardware_settings
+from overrefusal_po.train.settings import full_settings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 OVERHEAD = {"cpu": 0.76e9, "cuda": 1.5e9}
 """Bytes of a process that trains nothing: Python and libraries on a CPU (measured), the CUDA
@@ -179,7 +181,8 @@ def estimate(
 
     Sharding over several devices (FSDP, ZeRO) is not counted.
     """
-    section, trainer = recipe.model, settings_of(recipe)
+    section, trainer = recipe.model, full_settings(recipe)
+    method = find_method(recipe.method)
     lora = bool(section.get("use_peft"))
     weights = weight_bytes(shape, section)
     trained = shape.adapter * section.get("lora_r", 16) if lora else shape.weights
@@ -194,7 +197,7 @@ def estimate(
     return Memory(
         weights=weights + (4.0 * trained if lora else 0.0),
         reference=weights
-        if not lora and (recipe.method == "kto" or (recipe.method == "dpo" and not stored))
+        if not lora and method.needs_reference and not (method.stores_reference and stored)
         else 0.0,
         gradients=4.0 * trained,
         optimiser=float(OPTIMISER_BYTES.get(str(trainer["optim"]), 8) * trained),
@@ -225,54 +228,41 @@ def width_of(section: Mapping[str, Any]) -> int:
     return 4 if (section.get("dtype") or left_open) == "float32" else 2
 
 
-def widest_batch(
-    recipe: TrainRecipe, rows: Sequence[PreferencePair | Prompt], template: ChatTemplate
-) -> Batch:
-    """The batch of the rows that take most: padded to the widest, or with a shared prefix one
-    behind the other."""
-    widths = [row_widths(row, template, recipe) for row in rows]
-    size: int = settings_of(recipe)["per_device_train_batch_size"]
-    columns = [sorted(column, reverse=True)[:size] for column in zip(*widths, strict=True)]
+def widest_batch(recipe: TrainRecipe, lengths: NDArray[np.int64]) -> Batch:
+    """The batch of the rows that take most memory.
+
+    Rows are padded to the widest, or with a shared prefix one behind the other. `lengths` are those
+    of `data.Prepared`: (rows, 3) of pairs, (rows, 1) of whole rows.
+    """
+    widths = row_widths(recipe, lengths)
+    size: int = full_settings(recipe)["per_device_train_batch_size"]
+    widest = np.sort(widths, axis=0)[::-1][:size]
     if shares_prefix(recipe):
-        return Batch(*map(sum, columns))
-    return Batch(*(size * column[0] for column in columns))
+        return Batch(*map(int, widest.sum(axis=0)))
+    return Batch(*(size * int(most) for most in widest[0]))
 
 
 def shares_prefix(recipe: TrainRecipe) -> bool:
-    """Whether pairs go through the model without padding (see `shared_prefix.pack`), where that is
-    proven."""
-    return recipe.method in ("dpo", "orpo") and recipe.speed.shared_prefix
+    """Whether pairs go through the model without padding, if that is proven exact."""
+    return find_method(recipe.method).shares_prefix and recipe.speed.shared_prefix
 
 
-def row_widths(row: PreferencePair | Prompt, template: ChatTemplate, recipe: TrainRecipe) -> Batch:
-    """The tokens of one row, or of both rows of a pair (of their openings, where these alone are
-    trained on).
+def row_widths(recipe: TrainRecipe, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(rows, 2): the tokens and the scored tokens of one row, or of both rows of a pair.
 
-    Without a shared prefix the head sees them all (on CPUs).
+    Without a shared prefix the head sees all tokens (on CPUs).
     """
-    if isinstance(row, Prompt):
-        turn = template.turn(row.messages, row.reference or "")
-        length = len(turn.prompt_ids) + len(turn.response_ids)
-        return Batch(length, length)
-    turns = [template.turn(row.prompt.messages, side) for side in (row.chosen, row.rejected)]
-    prompt, sides = (
-        len(turns[0].prompt_ids),
-        [len(turn.response_ids[: recipe.data.get("opening")]) for turn in turns],
-    )
-    if (
-        recipe.method == "kto"
-    ):  # a side is a row; the passes without gradients (KL, reference) keep nothing
-        return Batch(prompt + max(sides), prompt + max(sides))
+    if lengths.shape[1] == 1:
+        return np.repeat(lengths, 2, axis=1)
+    method = find_method(recipe.method)
+    prompt, sides = lengths[:, 0], lengths[:, 1:]
+    padded = prompt + sides.max(axis=1)
+    if method.sides_apart:  # passes without gradients (KL, reference) keep nothing
+        return np.stack([padded, padded], axis=1)
     if not shares_prefix(recipe):
-        return Batch(2 * (prompt + max(sides)), 2 * (prompt + max(sides)))
-    return Batch(prompt + sum(sides), sum(sides) + (prompt if recipe.method == "orpo" else 0))
-
-
-def settings_of(recipe: TrainRecipe) -> dict[str, Any]:
-    """The trainer's settings with TRL's defaults and what hardware decides."""
-    table = field_table(find_method(recipe.method).config)
-    defaults = {name: row["default"] for name, row in table.items()}
-    return {**defaults, **hardware_settings(recipe.trainer), **recipe.trainer}
+        return np.stack([2 * padded, 2 * padded], axis=1)
+    scored = sides.sum(axis=1) + (prompt if method.scores_prompt else 0)
+    return np.stack([prompt + sides.sum(axis=1), scored], axis=1)
 
 
 def device_memory(*, use_cpu: bool = False) -> tuple[str, float]:

@@ -1,58 +1,52 @@
-"""Preference training on how responses begin: both sides of a pair cut after their first tokens,
-without an end of turn.
+"""Preference training on how responses begin: both sides of a pair cut after their first tokens.
 
-    trainer = opening_of(DPOTrainer, 8)(model=..., train_dataset=pairs, ...)
+    cut_sides(table, 8)      # without an end of turn, unless a side is shorter
 
-Whether a model refuses is decided in the first tokens of a response (Qi et al., arXiv 2406.05946,
-section 2). In DPO's sum over whole responses they are a few of many: the words of the answers,
-which say nothing about refusing, soon make the margin and with it take away the gradient. On
-openings the decision is what is learned, in a fraction of the time.
+A model decides whether to refuse in the first tokens of a response (Qi et al., arXiv 2406.05946,
+section 2). In DPO's sum over whole responses they are a few of many. The words of the answers say
+nothing about refusing, but they soon make the margin and take away the gradient. On openings the
+model learns the decision, in a fraction of the time.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
 SIDES = ("chosen_ids", "rejected_ids")
-KTO_SIDES = ("completion_ids", "KL_completion_ids")
-"""What KTO's rows have instead: a side, and what it is compared with."""
 
 
-def opening_of(trainer_class: Any, tokens: int | None) -> Any:
-    """A class of TRL preference trainer that trains on the first `tokens` of each side (None: the
-    class as it is).
+def cut_sides(table: pa.Table, tokens: int | None) -> pa.Table:
+    """`table` with the first `tokens` ids of both sides (None: all of them)."""
+    import pyarrow.compute as pc
 
-    Pairs whose sides begin alike are left out, with a count. ValueError where none is left.
+    for name in SIDES if tokens is not None else ():
+        column = pc.list_slice(table[name].combine_chunks(), 0, tokens)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def without_equal(table: pa.Table, tokens: int) -> tuple[pa.Table, list[int]]:
+    """The pairs whose cut sides differ, and their places; the others are counted in a warning.
+
+    Raises ValueError if none is left.
     """
-    if tokens is None:
-        return trainer_class
-
-    class OpeningTrainer(trainer_class):  # type: ignore[misc]
-        """Cuts the tokenised rows, before TRL computes any reference on them."""
-
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            rows = super()._prepare_dataset(dataset, *args, **kwargs)
-            columns = [name for name in SIDES + KTO_SIDES if name in rows.column_names]
-            cut = rows.map(lambda row: {name: row[name][:tokens] for name in columns})
-            if (
-                KTO_SIDES[0] in columns
-            ):  # sides that begin alike were left out before they were parted (see `kto`)
-                return cut
-            kept = cut.filter(lambda row: row[SIDES[0]] != row[SIDES[1]])
-            if not len(kept):
-                raise ValueError(
-                    f"The sides of all {len(rows)} pairs begin with the same {tokens} tokens. "
-                    "Raise data.opening."
-                )
-            if len(kept) < len(rows):
-                logger.warning(
-                    "%d of %d pairs begin alike on both sides and are left out",
-                    len(rows) - len(kept),
-                    len(rows),
-                )
-            return kept
-
-    return OpeningTrainer
+    sides = zip(*(table[name].to_pylist() for name in SIDES), strict=True)
+    kept = [at for at, (chosen, rejected) in enumerate(sides) if chosen != rejected]
+    if not kept:
+        raise ValueError(
+            f"The sides of all {len(table)} pairs begin with the same {tokens} tokens. Raise "
+            "data.opening."
+        )
+    if len(kept) < len(table):
+        logger.warning(
+            "%d of %d pairs begin with the same tokens on both sides and are left out",
+            len(table) - len(kept),
+            len(table),
+        )
+    return table.take(kept), kept

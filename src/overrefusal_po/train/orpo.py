@@ -13,17 +13,39 @@ This module imports TRL at its top: import it inside a function.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import logsigmoid
-from trl import DPOConfig, DPOTrainer
-from trl.trainer.utils import add_fused_lm_head
+from trl import DPOConfig
+
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.sections import TooLong
+from overrefusal_po.records import PreferencePair
+from overrefusal_po.train.data import Prepared
+from overrefusal_po.train.policy import load_policy, tokenizer_and_template
+from overrefusal_po.train.preference import finished
+from overrefusal_po.train.preference import prepare as prepare
+from overrefusal_po.train.preference import read as read
+from overrefusal_po.train.rows import prepared_pairs
+from overrefusal_po.train.settings import trainer_config
+from overrefusal_po.train.trl_private import (
+    ReadyDPOTrainer,
+    add_log_prob_head,
+    shared_prefix_on,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
 @dataclass
-class ORPOConfig(DPOConfig):  # type: ignore[misc]
+class ORPOConfig(DPOConfig):
     """TRL's `DPOConfig` without the keys of DPO's own loss and reference. `beta` is the paper's
     lambda."""
 
@@ -45,7 +67,7 @@ class ORPOConfig(DPOConfig):  # type: ignore[misc]
     ref_model_sync_steps: int = field(init=False, default=512)
 
 
-class ORPOTrainer(DPOTrainer):  # type: ignore[misc]
+class ORPOTrainer(ReadyDPOTrainer):
     """`DPOTrainer` with ORPO's loss. Full fine-tuning under FSDP loads a reference for a moment and
     drops it (TRL's rule)."""
 
@@ -60,9 +82,7 @@ class ORPOTrainer(DPOTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         # TRL's head also computes entropy, mean logits and top-1 for DPO's metrics; this one
         # computes log-probs alone
-        add_fused_lm_head(
-            self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        )
+        add_log_prob_head(self.model)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Nothing is computed: there is no reference."""
@@ -127,7 +147,68 @@ class ORPOTrainer(DPOTrainer):  # type: ignore[misc]
             )
 
 
-def orpo_terms(log_probs: Any, scored: Any, completion: Any) -> tuple[Any, Any]:
+def orpo_trainer(
+    model: PreTrainedModel | str,
+    pairs: Sequence[PreferencePair] | Prepared,
+    *,
+    args: ORPOConfig | Mapping[str, Any] | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    ref_model: PreTrainedModel | None = None,
+    peft_config: PeftConfig | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    template: ChatTemplate | None = None,
+    opening: int | None = None,
+    too_long: TooLong = "error",
+    shared_prefix: bool = True,
+) -> ORPOTrainer:
+    """ORPO on preference pairs. There is no reference: `ref_model` must be None.
+
+    Arguments and errors as for `dpo_trainer`; `args` is `ORPOConfig` or a mapping of its keys.
+    """
+    if ref_model is not None:
+        raise ValueError(
+            "ORPO has no reference model; ref_model must be None. Use dpo_trainer to train against "
+            "one."
+        )
+    config = trainer_config(ORPOConfig, args)
+    tokenizer, template = tokenizer_and_template(model, processing_class, template)
+    prepared = prepared_pairs(
+        pairs, template, max_length=config.max_length, opening=opening, too_long=too_long
+    )
+    trainer = ORPOTrainer(
+        model=load_policy(model, peft_config),
+        args=config,
+        train_dataset=prepared.rows,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        callbacks=list(callbacks),
+    )
+    if shared_prefix:
+        shared_prefix_on(trainer)
+    return finished(trainer)
+
+
+def recipe_trainer(
+    model: PreTrainedModel,
+    prepared: Prepared,
+    *,
+    recipe: TrainRecipe,
+    args: ORPOConfig,
+    template: ChatTemplate,
+    peft_config: PeftConfig | None,
+) -> ORPOTrainer:
+    """The trainer of a recipe (see `method.MethodModule`)."""
+    return orpo_trainer(
+        model,
+        prepared,
+        args=args,
+        template=template,
+        peft_config=peft_config,
+        shared_prefix=recipe.speed.shared_prefix,
+    )
+
+
+def orpo_terms(log_probs: Tensor, scored: Tensor, completion: Tensor) -> tuple[Tensor, Tensor]:
     """(the chosen rows' mean negative log-likelihood, each row's mean log-prob over its
     completion).
 
@@ -143,7 +224,7 @@ def orpo_terms(log_probs: Any, scored: Any, completion: Any) -> tuple[Any, Any]:
     return likelihood, (log_probs * completion).sum(1) / completion.sum(1)
 
 
-def log_odds(log_prob: Any) -> Any:
+def log_odds(log_prob: Tensor) -> Tensor:
     """log(p / (1 - p)) of log-probs below 0; which form of log(1 - p) is exact depends on p
     (Maechler 2012)."""
     near_one = log_prob > -0.6931471805599453  # log(1/2)

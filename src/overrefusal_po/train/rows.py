@@ -1,93 +1,125 @@
-"""Preference pairs -> the rows that TRL's trainers tokenise: a pair a row (DPO, ORPO), or a side a
-row (KTO)."""
+"""Preference pairs -> the token rows that DPO and ORPO train on.
+
+    table = pair_table(pairs, template, opening=8)     # prompt_ids, chosen_ids, rejected_ids
+    side_lengths(table)                                # (pairs, 3) tokens
+    prepared_pairs(pairs, template, max_length=512).rows[0]
+
+Both sides are rendered and tokenised in batches, once, to the ids that TRL itself would make
+(`ChatTemplate.pair_tokens`). The ids lie in Arrow memory as 32-bit numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.recipe.methods import uses_kl
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair
-from overrefusal_po.train.kto import Side, unpaired
-from overrefusal_po.train.lengths import fitting
+from overrefusal_po.train.data import Prepared, as_dataset
+from overrefusal_po.train.lengths import Fitting, fit
+from overrefusal_po.train.opening import cut_sides, without_equal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+BATCH = 256
+"""Pairs that are tokenised together: enough to keep all cores busy, few enough for memory."""
 
 
-def pair_dataset(
-    pairs: Sequence[PreferencePair],
-    template: ChatTemplate,
-    max_length: int | None,
-    opening: int | None = None,
-    too_long: TooLong = "error",
-) -> Any:
-    """Pairs as a conversational TRL dataset.
+def pair_table(
+    pairs: Sequence[PreferencePair], template: ChatTemplate, opening: int | None = None
+) -> pa.Table:
+    """The token ids of pairs, sides cut to their first `opening` tokens (None: whole).
 
-    Raises ValueError where there is none, where sides are equal, or where one is too long (see
-    `lengths.fitting`).
+    Raises ValueError if sides are equal, and what `ChatTemplate.pair_tokens` raises.
     """
-    from datasets import Dataset
+    import pyarrow as pa
 
-    kept = fitting_pairs(pairs, template, max_length, opening, too_long)
-    return Dataset.from_list(
-        [template.preference_row(p.prompt.messages, p.chosen, p.rejected) for p in kept]
-    )
-
-
-def side_dataset(
-    pairs: Sequence[PreferencePair],
-    template: ChatTemplate,
-    config: Any,
-    opening: int | None = None,
-    too_long: TooLong = "error",
-) -> Any:
-    """Both sides of every pair as rows of a conversational TRL dataset, in the order of `kto`;
-    errors as `pair_dataset`."""
-    from datasets import Dataset
-
-    kept = fitting_pairs(pairs, template, config.max_length, opening, too_long)
-    return Dataset.from_list(side_rows(kept, template, vars(config), opening))
+    check_sides(pairs)
+    kind = pa.list_(pa.int32())
+    schema = pa.schema([(name, kind) for name in COLUMNS])
+    batches = [
+        pa.record_batch([pa.array(column, kind) for column in columns], schema=schema)
+        for columns in token_columns(pairs, template)
+    ]
+    return cut_sides(pa.Table.from_batches(batches, schema=schema), opening)
 
 
-def fitting_pairs(
-    pairs: Sequence[PreferencePair],
-    template: ChatTemplate,
-    max_length: int | None,
-    opening: int | None,
-    too_long: TooLong,
-) -> list[PreferencePair]:
-    """The pairs that are trained on (see `lengths.fitting`); ValueError where there is none."""
+def token_columns(
+    pairs: Sequence[PreferencePair], template: ChatTemplate
+) -> Iterator[tuple[list[list[int]], ...]]:
+    """(prompt ids, chosen ids, rejected ids) of one batch of pairs after the other."""
+    for first in range(0, len(pairs), BATCH):
+        part = pairs[first : first + BATCH]
+        rows = template.pair_tokens([(p.prompt.messages, p.chosen, p.rejected) for p in part])
+        yield tuple([row[at] for row in rows] for at in range(len(COLUMNS)))
+
+
+def check_sides(pairs: Sequence[PreferencePair]) -> None:
+    """Raises ValueError if there is no pair, or one whose sides are equal."""
     if not pairs:
         raise ValueError("Preference optimisation needs at least one pair; got none.")
-    return fitting(
-        pairs, template, max_length=max_length, too_long=too_long, opening=opening
-    ).warned()
+    for pair in pairs:
+        if pair.chosen.strip() == pair.rejected.strip():
+            raise ValueError(
+                f"Pair {pair.id}: chosen equals rejected ({pair.chosen[:60]!r}); there is nothing "
+                "to prefer. Delete the pair."
+            )
 
 
-def side_rows(
+def side_lengths(table: pa.Table) -> NDArray[np.int64]:
+    """(pairs, 3): tokens of the prompt, the chosen side and the rejected side."""
+    import pyarrow.compute as pc
+
+    columns = [pc.list_value_length(table[name]).to_numpy() for name in COLUMNS]
+    return np.stack(columns, axis=1).astype(np.int64)
+
+
+def longest_rows(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(pairs,): tokens of the prompt with the longer side."""
+    found: NDArray[np.int64] = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+    return found
+
+
+def fit_pairs(
     pairs: Sequence[PreferencePair],
+    table: pa.Table,
+    *,
+    max_length: int | None,
+    too_long: TooLong = "error",
+) -> Fitting:
+    """Which pairs fit into `max_length` tokens; raises what `lengths.fit` raises."""
+    longest = longest_rows(side_lengths(table)).tolist()
+    return fit(pairs, longest, max_length=max_length, too_long=too_long)
+
+
+def prepared_pairs(
+    pairs: Sequence[PreferencePair] | Prepared,
     template: ChatTemplate,
-    settings: dict[str, Any],
+    *,
+    max_length: int | None,
     opening: int | None = None,
-) -> list[dict[str, Any]]:
-    """The rows of `side_dataset`; `settings` are trl.KTOConfig's keys. Raises what `kto.unpaired`
-    raises."""
-    size = settings["per_device_train_batch_size"] if uses_kl(settings) else 1
-    sides = [both_sides(pair, template, opening) for pair in pairs]
-    return unpaired(sides, batch_size=size, seed=settings["seed"])
+    too_long: TooLong = "error",
+) -> Prepared:
+    """What DPO and ORPO train on, in the pairs' order; a `Prepared` is returned unchanged.
+
+    Raises ValueError for no pair, equal sides, and a pair that is too long (see `lengths.fit`).
+    """
+    if isinstance(pairs, Prepared):
+        return pairs
+    table = pair_table(pairs, template, opening)
+    kept = fit_pairs(pairs, table, max_length=max_length, too_long=too_long).warned()
+    return pair_rows([pairs[at] for at in kept], table.take(kept), opening)
 
 
-def both_sides(
-    pair: PreferencePair, template: ChatTemplate, opening: int | None
-) -> tuple[Side, Side]:
-    """The chosen and the rejected side of a pair, their tokens cut where only openings are trained
-    on."""
-    row = template.preference_row(pair.prompt.messages, pair.chosen, pair.rejected)
-    chosen, rejected = row.pop("chosen"), row.pop("rejected")
-
-    def side(text: str, completion: Any, desirable: bool) -> Side:
-        turn = template.turn(pair.prompt.messages, text)
-        tokens = tuple(turn.prompt_ids), tuple(turn.response_ids[:opening])
-        return Side(*tokens, desirable, {**row, "completion": completion, "label": desirable})
-
-    return side(pair.chosen, chosen, True), side(pair.rejected, rejected, False)
+def pair_rows(pairs: Sequence[PreferencePair], table: pa.Table, opening: int | None) -> Prepared:
+    """Pairs and their tokens as rows; openings that are equal on both sides are left out."""
+    lengths = side_lengths(table)
+    if opening is not None:
+        table, _ = without_equal(table, opening)
+    return Prepared(as_dataset(table), pairs, lengths=lengths)

@@ -1,185 +1,196 @@
-"""Stage: data and a model -> a TRL trainer (see `trainers`) -> adapter/ and model/ (adapter merged)
-in the run folder.
+"""Stage: data and a model -> a TRL trainer -> adapter/ and model/ (adapter merged) in the run folder.
 
     accelerate launch recipes/dpo.yaml
 
-Rank 0 makes the data (harmful responses come from the student itself at run time), writes and
-locks; the other ranks wait and read. A run that was killed or interrupted goes on from its last
-checkpoint (see `interrupts`).
+The first process reads, checks and tokenises the data, writes and locks; the others wait and read.
+A run that was killed or interrupted goes on from its last checkpoint (see `run.interrupts`).
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.model.sharding import check_sharding, fsdp_version, wants_fsdp
+from overrefusal_po.model.sharding import check_sharding, wants_fsdp
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.prompts import dev_prompts
+from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
-from overrefusal_po.recipe.sections import DertaData, PairsData
-from overrefusal_po.recipe.trl_fields import cache_folder
-from overrefusal_po.records import PreferencePair, Prompt, Triple, read_jsonl, write_atomic
+from overrefusal_po.records import Prompt, write_atomic
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint, resumable
-from overrefusal_po.train.data import check_training_data, make_data, trained_prompts
+from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
+from overrefusal_po.train.method import method_module
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
+from overrefusal_po.train.settings import hardware_settings, method_config
+from overrefusal_po.train.student import student_answers
 from overrefusal_po.train.trackers import check_trackers, tracker_callback
-from overrefusal_po.train.trainers import METHODS, hardware_settings, trainer_config
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from transformers import Trainer, TrainingArguments
+
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
 def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any]:
-    """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model,
-    adapter}."""
+    """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model, ...}."""
     run = open_run(False)  # which only reads
     known = run.status()
     if known.get("state") == "done" and known["key"] == run.key:
         stored: dict[str, Any] = known["summary"]
         return stored
-    # `resumable` does what enable_jit_checkpoint would, for SIGINT too and at the end of a step
-    settings = {
-        **hardware_settings(recipe.trainer),
-        **recipe.trainer,
-        "enable_jit_checkpoint": False,
-    }
-    check_sharding(
-        settings,
-        frozen_reference=recipe.method in ("dpo", "kto") and not recipe.model.get("use_peft"),
-    )
-    if recipe.select is not None:
-        check_not_sharded(settings)
+    settings = checked_settings(recipe)
     state = models.check_world(
         use_cpu=bool(settings.get("use_cpu")),
         fsdp=wants_fsdp(settings),
         timeout_seconds=settings.get("ddp_timeout", 1800),
     )
-    method_config(recipe, {**settings, "output_dir": "unused"})
+    config = method_config(recipe, {**settings, "output_dir": str(run.path / "checkpoints")})
     template = load_template(recipe.model, recipe.chat)
-    found = check_sources(recipe, template)
+    check_trackers(recipe.trainer.get("report_to"))
+    made = in_first_process(state, lambda: first_data(recipe, run, template))
     with open_run(state.is_main_process) as run:
         if not run.done:
-            if state.is_main_process:
-                logger.info("data: %s", found)
-                make_data(recipe, run, template)
-                drop_incomplete(run.path / "checkpoints")
-            state.wait_for_everyone()
-            trainer = make_trainer(recipe, run, template, settings)
+            in_first_process(state, lambda: write_data(recipe, run, template, made))
+            trainer = make_trainer(recipe, load_rows(run.path), config, template)
             check_joined(trainer)
-            if recipe.select is not None:
-                look = two_sided_callback(
-                    trainer, template=template, select=recipe.select, folder=run.path
-                )
-                trainer.add_callback(look)
-            trainer.add_callback(tracker_callback(run.resolved, run.path))
-            with resumable(trainer):
-                trainer.train(resume_from_checkpoint=last_checkpoint(run.path / "checkpoints"))
+            run_training(recipe, trainer, run, template)
             save(trainer, recipe, template, run)
             state.wait_for_everyone()
         summary: dict[str, Any] = json.loads((run.path / "training.json").read_text())["summary"]
     return summary
 
 
-def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> str:
-    """Reads and checks what the recipe names before any weight is loaded; returns a line of what
-    was found.
+def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
+    """The trainer's settings; ValueError for sharding that would end in empty weights."""
+    # `resumable` does what enable_jit_checkpoint would, for SIGINT too and at the end of a step
+    hardware = hardware_settings(recipe.trainer)
+    settings = {**hardware, **recipe.trainer, "enable_jit_checkpoint": False}
+    method = find_method(recipe.method)
+    check_sharding(
+        settings,
+        frozen_reference=method.needs_reference and not recipe.model.get("use_peft"),
+    )
+    if recipe.select is not None:
+        check_not_sharded(settings)
+    return settings
+
+
+def in_first_process(state: PartialState, make: Callable[[], T]) -> T | None:
+    """What `make` returns in the first process, None in the others, which wait for it.
+
+    A ValueError of the first process ends all of them with the same words.
+    """
+    made, fault = None, None
+    if state.is_main_process:
+        try:
+            made = make()
+        except ValueError as error:
+            if state.num_processes == 1:
+                raise
+            fault = str(error)
+    if state.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        fault = broadcast_object_list([fault], from_process=0)[0]
+    if fault is not None:
+        raise ValueError(fault)
+    return made
+
+
+class FirstData(NamedTuple):
+    """What was read and checked before the run folder was opened."""
+
+    source: Source
+    prepared: Prepared
+
+
+def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstData | None:
+    """What the recipe names, read and checked; None if the run folder holds the data already.
 
     Raises ValueError that names file, line and field, or the row that cannot be trained on.
     """
+    if is_saved(run.path):
+        return None
+    source, prepared = read_and_prepare(recipe, template)
+    logger.info("data: %s", prepared.line)
+    return FirstData(source, prepared)
+
+
+def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Source, Prepared]:
+    """The recipe's records and what is made of them, before any weight is loaded."""
+    module = method_module(recipe.method)
+    source = module.read(recipe)
+    prepared = module.prepare(recipe, source, template, None)
+    check_selection(recipe, source.prompts)
+    return source, prepared
+
+
+def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
+    """`read_and_prepare` with the trackers checked: what `check --data` shows."""
     check_trackers(recipe.trainer.get("report_to"))
-    found = check_training_data(recipe, template)
-    check_selection(recipe)
-    return found
+    return read_and_prepare(recipe, template)[1]
 
 
-def check_selection(recipe: TrainRecipe) -> None:
-    """Raises ValueError where the judge or the prompts that steps are selected by are not there, or
-    are trained on."""
+def check_selection(recipe: TrainRecipe, trained: Sequence[Prompt]) -> None:
+    """Raises ValueError if steps are selected by a missing judge or by prompts trained on."""
     if recipe.select is not None:
         make_judge(recipe.select.judge)
-        check_apart({"select.sets": dev_prompts(recipe.select)}, {"data": trained_prompts(recipe)})
+        check_apart({"select.sets": dev_prompts(recipe.select)}, {"data": trained})
+
+
+def write_data(
+    recipe: TrainRecipe, run: Run, template: ChatTemplate, made: FirstData | None
+) -> None:
+    """Writes the data of the run unless they are there; the student answers first if it must."""
+    drop_incomplete(run.path / "checkpoints")
+    if made is None:
+        return
+    source, prepared = made
+    if source.asked:
+        said = student_answers(recipe, run, template, source.asked)
+        prepared = method_module(recipe.method).prepare(recipe, source, template, said)
+        logger.info("data, with what the student said: %s", prepared.line)
+    prepared.save(run.path)
 
 
 def make_trainer(
-    recipe: TrainRecipe, run: Run, template: ChatTemplate, settings: dict[str, Any]
-) -> Any:
-    """The method's trainer on data.jsonl, its policy loaded with the recipe's model options."""
+    recipe: TrainRecipe, prepared: Prepared, config: TrainingArguments, template: ChatTemplate
+) -> Trainer:
+    """The method's trainer on prepared rows, its policy loaded with the recipe's model options."""
     from trl import ModelConfig, get_peft_config
 
-    method = METHODS[recipe.method]
-    config = method_config(recipe, {**settings, "output_dir": str(run.path / "checkpoints")})
+    options = models.model_options(recipe.model, fsdp=wants_fsdp(vars(config)))
+    if not recipe.model.get("use_peft"):  # full fine-tuning: bfloat16 loses steps of 1e-6
+        options["dtype"] = options["dtype"] or "float32"
     section = {k: v for k, v in recipe.model.items() if k != "trust_remote_code"}
-    extra: dict[str, Any] = {}
-    rows: Sequence[Any]
-    if method.eats == "pairs":
-        rows = read_jsonl(run.path / "data.jsonl", PreferencePair)
-        data = recipe.typed_data
-        assert isinstance(data, PairsData)
-        extra = {"opening": data.opening}
-        if recipe.method != "kto":  # whose rows share no prompt
-            extra["shared_prefix"] = recipe.speed.shared_prefix
-        if recipe.method == "dpo":
-            extra["reference_store"] = reference_folder(recipe, settings)
-    elif method.eats == "prompts":
-        rows = read_jsonl(run.path / "data.jsonl", Prompt)
-    else:
-        data = recipe.typed_data
-        assert isinstance(data, DertaData)
-        rows = read_jsonl(run.path / "data.jsonl", Triple)
-        helpful = run.path / "helpful.jsonl"
-        extra = {
-            "helpful": read_jsonl(helpful, Prompt) if helpful.stat().st_size else (),
-            "refusal_opener": data.refusal_opener,
-            "prefix_unit": data.prefix_unit,
-            "rto_dropout": data.rto_dropout,
-            "tree": recipe.speed.tree,
-        }
-    options = models.model_options(recipe.model, fsdp=wants_fsdp(settings))
-    if not recipe.model.get("use_peft"):
-        options["dtype"] = (
-            options["dtype"] or "float32"
-        )  # full fine-tuning: steps of 1e-6 are lost in bfloat16
-    return method.factory(
+    return method_module(recipe.method).recipe_trainer(
         models.load_model(**options),
-        rows,
+        prepared,
+        recipe=recipe,
         args=config,
-        peft_config=get_peft_config(ModelConfig(**section)),
         template=template,
-        **extra,
+        peft_config=get_peft_config(ModelConfig(**section)),
     )
 
 
-def reference_folder(recipe: TrainRecipe, settings: Mapping[str, Any]) -> Path | None:
-    """Where reference log-probs are kept; None where the recipe wants no store, or where there can
-    be none."""
-    if not recipe.speed.reference_store or settings.get("sync_ref_model"):
-        return None
-    if wants_fsdp(settings) and fsdp_version(settings) == "1":
-        logger.info(
-            "speed.reference_store is left out: FSDP 1 hides which weights are whose "
-            "(fsdp_version: 2 does not)"
-        )
-        return None
-    return cache_folder() / "reference"
-
-
-def method_config(recipe: TrainRecipe, settings: Mapping[str, Any]) -> Any:
-    """The method's TRL config object. ValueError for settings that TRL itself finds at odds with
-    each other."""
-    module, _, name = METHODS[recipe.method].config.rpartition(".")
-    return trainer_config(
-        getattr(importlib.import_module(module), name), {"seed": recipe.seed, **settings}
-    )
+def run_training(recipe: TrainRecipe, trainer: Trainer, run: Run, template: ChatTemplate) -> None:
+    """Trains from the last checkpoint, with two-sided looks and trackers as the recipe asks."""
+    if recipe.select is not None:
+        look = two_sided_callback(trainer, template=template, select=recipe.select, folder=run.path)
+        trainer.add_callback(look)
+    trainer.add_callback(tracker_callback(run.resolved, run.path))
+    with resumable(trainer):
+        trainer.train(resume_from_checkpoint=last_checkpoint(run.path / "checkpoints"))
 
 
 def check_joined(trainer: Any) -> None:

@@ -1,0 +1,261 @@
+"""(prompt, safe response, harmful response) -> rows with labels, and the collator that redraws RTO
+dropout.
+
+    token = refusal_token(template, "Sorry")
+    rows = derta_rows(triples, triple_sides(triples, template), token, seed=0)
+    batch = DertaCollator(pad_token_id=0, rto_dropout=0.95, seed=0)(rows[:8])
+
+DeRTa (arXiv 2407.09121, section 3): with q a harmful question, r a safe and h a harmful response, k
+random in 0..|h|,
+
+    L = - E log P(r | q, h_<k)                       prefix rows: the harmful prefix carries no loss
+        - E sum_t log P(refusal token | q, h_<t)     RTO rows: every position of h is labelled with the refusal token
+
+All tokens that carry loss are pooled into one mean cross-entropy. Harmful tokens are never trained
+on. This module imports torch only inside the collator.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from overrefusal_po.model.chat import ChatTemplate, Turn
+from overrefusal_po.records import Message, Prompt, Triple, content_id
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+"""The label that cross-entropy leaves out (torch's default ignore_index)."""
+
+BENIGN_OPENERS = ("Sure", "Here", "Yes", "To", "The", "I", "Of course", "Certainly", "You", "There")
+
+
+class Row(NamedTuple):
+    """One training row. `labels[i]` is the label of token i (-100: none); `kind` is rto, prefix or
+    sft."""
+
+    input_ids: list[int]
+    labels: list[int]
+    kind: Literal["rto", "prefix", "sft"]
+    row_id: str
+
+
+def refusal_token(template: ChatTemplate, opener: str = "Sorry") -> int:
+    """The id of `opener`'s first token as it stands first in a response under the chat template.
+
+    Raises ValueError where common openers of helpful answers begin with the same token: RTO would
+    then teach them too.
+    """
+    token, count = template.first_response_token(opener)
+    text = template.tokenizer.convert_ids_to_tokens(token)
+    clash = [o for o in BENIGN_OPENERS if template.first_response_token(o)[0] == token]
+    if clash:
+        raise ValueError(
+            f"The refusal opener {opener!r} begins with the token {text!r}, with which helpful "
+            f"answers begin too ({', '.join(clash)}). Choose an opener whose first token is its "
+            "own (data.refusal_opener)."
+        )
+    if count == 1:
+        logger.info("refusal token: %r (id %d) is the whole opener %r", text, token, opener)
+    else:
+        logger.info(
+            "refusal token: %r (id %d) is the first of %d of the opener %r",
+            text,
+            token,
+            count,
+            opener,
+        )
+    return token
+
+
+class Sides(NamedTuple):
+    """Both responses of a triple as turns behind its prompt."""
+
+    harmful: Turn
+    safe: Turn
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest row that can be drawn.
+
+        That is the safe response behind all of the harmful one but its end. So the seed never
+        decides whether a triple fits.
+        """
+        prompt, harmful, safe = self.harmful.prompt_ids, self.harmful, self.safe
+        return len(prompt) + len(harmful.response_ids) - 1 + len(safe.response_ids)
+
+
+BATCH = 256
+"""Conversations that are tokenised together."""
+
+
+def triple_sides(triples: Sequence[Triple], template: ChatTemplate) -> list[Sides]:
+    """Both responses of each triple as turns, tokenised in batches."""
+    items = [
+        (triple.prompt.messages, response)
+        for triple in triples
+        for response in (triple.harmful_response, triple.safe_response)
+    ]
+    turns = batched_turns(items, template)
+    return [Sides(*two) for two in zip(turns[::2], turns[1::2], strict=True)]
+
+
+def prompt_turns(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Turn]:
+    """The reference response of each prompt as a turn; ValueError for a prompt without one."""
+    items = []
+    for prompt in prompts:
+        if prompt.reference is None:
+            raise ValueError(
+                f"Prompt {prompt.id} ({prompt.text[:60]!r}) has no reference response to learn "
+                "from."
+            )
+        items.append((prompt.messages, prompt.reference))
+    return batched_turns(items, template)
+
+
+def batched_turns(
+    items: Sequence[tuple[Sequence[Message], str]], template: ChatTemplate
+) -> list[Turn]:
+    """The turn of each (messages, response), tokenised in batches."""
+    starts = range(0, len(items), BATCH)
+    return [turn for start in starts for turn in template.turns(items[start : start + BATCH])]
+
+
+def turn_length(turn: Turn) -> int:
+    """The tokens of a prompt with its response."""
+    return len(turn.prompt_ids) + len(turn.response_ids)
+
+
+def derta_rows(
+    triples: Sequence[Triple],
+    sides: Sequence[Sides],
+    token: int,
+    *,
+    seed: int = 0,
+    prefix_unit: Literal["words", "tokens"] = "words",
+) -> list[Row]:
+    """Two rows a triple: RTO over the whole harmful response, and the safe response behind a
+    harmful prefix.
+
+    `sides` are the triples' turns. Rows may have any length: see `lengths.fit`.
+    """
+    rows = []
+    for triple, (harmful, safe) in zip(triples, sides, strict=True):
+        key = content_id(triple.prompt.id, triple.harmful_response)
+        rows.append(rto_row(harmful, token, key))
+        cut = prefix_length(harmful, harmful.text, prefix_unit, random.Random(f"{seed} {key}"))
+        rows.append(prefix_row(harmful, safe, cut, key))
+    return rows
+
+
+def rto_row(harmful: Turn, token: int, row_id: str) -> Row:
+    """Harmful response in, refusal token as the label of every position of it, its end-of-turn
+    position too."""
+    prompt, response = harmful.prompt_ids, harmful.response_ids
+    return Row(prompt + response, [IGNORED] * len(prompt) + [token] * len(response), "rto", row_id)
+
+
+def prefix_row(harmful: Turn, safe: Turn, cut: int, row_id: str) -> Row:
+    """Prompt, the first `cut` tokens of the harmful response (no loss), then the safe response
+    (loss)."""
+    prefix = harmful.response_ids[:cut]
+    ids = safe.prompt_ids + prefix + safe.response_ids
+    labels = [IGNORED] * (len(safe.prompt_ids) + len(prefix)) + safe.response_ids
+    return Row(ids, labels, "prefix", row_id)
+
+
+def prefix_length(
+    harmful: Turn, text: str, unit: Literal["words", "tokens"], rng: random.Random
+) -> int:
+    """k in tokens of the harmful response.
+
+    "tokens" is the paper's draw: k uniform in 0..|h|. "words" is the released code's: k = 0 for
+    every third row, else 1..n-2 whole words; the third is drawn by chance from the row's own seed,
+    so that order does not change the data.
+    """
+    ends = [b for a, b in harmful.offsets if b > a]
+    # tokens before the response's first character (the space of Mistral's "[/INST] To"): part of
+    # every prefix but none
+    glue = next((i for i, (a, b) in enumerate(harmful.offsets) if b > a), 0)
+    if unit == "tokens":
+        kept = rng.randint(0, len(ends))
+    elif rng.random() < 1 / 3:
+        kept = 0
+    else:
+        words = [match.end() for match in re.finditer(r"\S+", text)]
+        whole = rng.randint(1, max(1, len(words) - 2))
+        last = words[min(whole, len(words)) - 1] if words else 0
+        kept = sum(1 for end in ends if end <= last)
+    return glue + kept if kept else 0
+
+
+def sft_row(prompt: Prompt, turn: Turn) -> Row:
+    """An ordinary SFT row: loss on the response alone."""
+    labels = [IGNORED] * len(turn.prompt_ids) + turn.response_ids
+    return Row(turn.prompt_ids + turn.response_ids, labels, "sft", prompt.id)
+
+
+def rows_dataset(rows: Sequence[Row]) -> Dataset:
+    """Rows as a dataset with the columns of `Row`."""
+    from datasets import Dataset
+
+    return Dataset.from_list([row._asdict() for row in rows])
+
+
+class DertaCollator:
+    """Rows -> padded batch; on RTO rows a fresh draw of the positions that keep their label.
+
+    The released full fine-tuning script drops 95 % of them, anew at every pass; the LoRA script
+    drops none. The draw comes from (seed, row id, epoch), so that order and world size do not
+    change it. `epoch` is set by `EpochCallback`.
+
+    Args:
+        pad_token_id: id for padding (attention mask 0, label -100).
+        rto_dropout: share of RTO positions without loss, in [0, 1).
+        min_kept: RTO positions that every row keeps at least (ours; the release has no such floor).
+        seed: base of the draw.
+    """
+
+    def __init__(
+        self, *, pad_token_id: int, rto_dropout: float = 0.95, min_kept: int = 1, seed: int = 0
+    ) -> None:
+        if not 0 <= rto_dropout < 1:
+            raise ValueError(
+                f"rto_dropout is {rto_dropout}; allowed is 0 (keep all) up to but not including 1."
+            )
+        self.pad_token_id = pad_token_id
+        self.rto_dropout = rto_dropout
+        self.min_kept = min_kept
+        self.seed = seed
+        self.epoch = 0
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Tensors input_ids, attention_mask and labels, all (batch, seq)."""
+        import torch
+
+        width = max(len(row["input_ids"]) for row in rows)
+        batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+        for row in rows:
+            ids, gap = list(row["input_ids"]), width - len(row["input_ids"])
+            labels = self.drop(row) if row["kind"] == "rto" else list(row["labels"])
+            batch["input_ids"].append(ids + [self.pad_token_id] * gap)
+            batch["attention_mask"].append([1] * len(ids) + [0] * gap)
+            batch["labels"].append(labels + [IGNORED] * gap)
+        return {name: torch.tensor(value) for name, value in batch.items()}
+
+    def drop(self, row: dict[str, Any]) -> list[int]:
+        """The labels of an RTO row with the dropped positions set to -100."""
+        rng = random.Random(f"{self.seed} {row['row_id']} {self.epoch}")
+        positions = [i for i, label in enumerate(row["labels"]) if label != IGNORED]
+        kept = {i for i in positions if rng.random() >= self.rto_dropout}
+        short = min(self.min_kept, len(positions)) - len(kept)
+        if short > 0:
+            kept |= set(rng.sample([i for i in positions if i not in kept], short))
+        return [label if i in kept else IGNORED for i, label in enumerate(row["labels"])]

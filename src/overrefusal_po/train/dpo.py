@@ -1,0 +1,145 @@
+"""DPO (arXiv 2305.18290, equation 7) by TRL's `DPOTrainer`.
+
+from overrefusal_po import dpo_trainer
+trainer = dpo_trainer("my/model", pairs, args={"learning_rate": 5e-6, "output_dir": "out"})
+trainer.train()
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.sharding import fsdp_version, wants_fsdp
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.sections import TooLong
+from overrefusal_po.recipe.trl_fields import cache_folder
+from overrefusal_po.records import PreferencePair
+from overrefusal_po.train.data import Prepared
+from overrefusal_po.train.policy import frozen_copy, load_policy, tokenizer_and_template, trains_all
+from overrefusal_po.train.preference import finished
+from overrefusal_po.train.preference import prepare as prepare
+from overrefusal_po.train.preference import read as read
+from overrefusal_po.train.rows import prepared_pairs
+from overrefusal_po.train.settings import trainer_config
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def dpo_trainer(
+    model: PreTrainedModel | str,
+    pairs: Sequence[PreferencePair] | Prepared,
+    *,
+    args: DPOConfig | Mapping[str, Any] | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    ref_model: PreTrainedModel | None = None,
+    peft_config: PeftConfig | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    template: ChatTemplate | None = None,
+    opening: int | None = None,
+    too_long: TooLong = "error",
+    shared_prefix: bool = True,
+    reference_store: str | Path | None = None,
+) -> DPOTrainer:
+    """A TRL `DPOTrainer` on preference pairs, with DPO's own loss unless `loss_type` differs.
+
+    Args:
+        model: a loaded model, or a name or path (`bundled:...` too). Its state now is the
+            reference.
+        pairs: preference pairs with at least one row, or rows that are prepared already.
+        args: `trl.DPOConfig`, or a mapping of its keys, or None for TRL's defaults.
+        processing_class: the tokenizer; None loads the model's own.
+        ref_model: another reference than the start policy.
+        peft_config: a peft config; None trains all weights.
+        callbacks: transformers callbacks.
+        template: chat options (system prompt, template kwargs); None uses the tokenizer's template.
+        opening: train on this many first tokens of each side (see `opening`); None: on whole sides.
+        too_long: "drop" leaves out, and counts, pairs longer than `max_length`; none is ever cut.
+        shared_prefix: compute the prompt of a pair once, if that is proven exact.
+        reference_store: a folder that keeps reference log-probs from run to run. It turns
+            `precompute_ref_log_probs` on. No reference model is then held, except under FSDP.
+
+    Raises:
+        ValueError: no pairs, a tokenizer without chat template, a pair longer than `max_length`.
+    """
+    from trl import DPOConfig
+
+    from overrefusal_po.train.trl_private import (
+        ReadyDPOTrainer,
+        StoredDPOTrainer,
+        shared_prefix_on,
+    )
+
+    config = trainer_config(DPOConfig, args)
+    if reference_store is not None:
+        config = copy.copy(config)  # the caller's own object stays unchanged
+        config.precompute_ref_log_probs = True
+    tokenizer, template = tokenizer_and_template(model, processing_class, template)
+    prepared = prepared_pairs(
+        pairs, template, max_length=config.max_length, opening=opening, too_long=too_long
+    )
+    policy = load_policy(model, peft_config)
+    stores = bool(config.precompute_ref_log_probs)
+    sharded = wants_fsdp(vars(config))  # TRL then wants a model even to compute log-probs ahead
+    if ref_model is None and trains_all(policy, peft_config) and (sharded or not stores):
+        ref_model = frozen_copy(policy)
+    store = Path(reference_store) if reference_store is not None else None
+    make: Callable[..., DPOTrainer] = ReadyDPOTrainer
+    if stores:
+        make = partial(StoredDPOTrainer, store=store, shared_prefix=shared_prefix)
+    trainer = make(
+        model=policy,
+        ref_model=ref_model,
+        args=config,
+        train_dataset=prepared.rows,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        callbacks=list(callbacks),
+    )
+    if shared_prefix and not stores:  # the other one shared it before its reference pass
+        shared_prefix_on(trainer)
+    return finished(trainer)
+
+
+def recipe_trainer(
+    model: PreTrainedModel,
+    prepared: Prepared,
+    *,
+    recipe: TrainRecipe,
+    args: DPOConfig,
+    template: ChatTemplate,
+    peft_config: PeftConfig | None,
+) -> DPOTrainer:
+    """The trainer of a recipe (see `method.MethodModule`)."""
+    return dpo_trainer(
+        model,
+        prepared,
+        args=args,
+        template=template,
+        peft_config=peft_config,
+        shared_prefix=recipe.speed.shared_prefix,
+        reference_store=store_folder(recipe, vars(args)),
+    )
+
+
+def store_folder(recipe: TrainRecipe, settings: Mapping[str, Any]) -> Path | None:
+    """Where reference log-probs are kept; None if the recipe wants no store or can have none."""
+    if not recipe.speed.reference_store or settings.get("sync_ref_model"):
+        return None
+    if wants_fsdp(settings) and fsdp_version(settings) == "1":
+        logger.info(
+            "speed.reference_store is left out: FSDP 1 hides which weights are whose "
+            "(fsdp_version: 2 does not)"
+        )
+        return None
+    return cache_folder() / "reference"

@@ -1,0 +1,82 @@
+"""The model that is trained, its tokenizer, and the reference that it is compared with.
+
+tokenizer, template = tokenizer_and_template("my/model", None, None)
+policy = load_policy("my/model", peft_config=None)      # float32 without an adapter
+reference = frozen_copy(policy)
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import ChatTemplate
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def tokenizer_and_template(
+    model: PreTrainedModel | str,
+    processing_class: PreTrainedTokenizerBase | None,
+    template: ChatTemplate | None,
+) -> tuple[PreTrainedTokenizerBase, ChatTemplate]:
+    """The tokenizer with a pad token, and its chat template.
+
+    The tokenizer is the template's, or the one given, or the model's own.
+    """
+    if template is None:
+        if processing_class is None:
+            name = model if isinstance(model, str) else str(model.config.name_or_path)
+            processing_class = models.load_tokenizer(name)
+        template = ChatTemplate(processing_class)
+    tokenizer: PreTrainedTokenizerBase = template.tokenizer
+    if tokenizer.pad_token is None:  # TRL does the same after the collator has asked for its id
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, template
+
+
+def load_policy(model: PreTrainedModel | str, peft_config: PeftConfig | None) -> PreTrainedModel:
+    """A loaded model unchanged, a name or path loaded; in training mode.
+
+    Without an adapter the weights themselves are trained. They are then loaded in float32 (TRL's
+    default), since bfloat16 loses steps of 1e-6.
+    """
+    loaded: PreTrainedModel
+    if isinstance(model, str):
+        loaded = models.load_model(model, dtype="float32" if peft_config is None else None)
+    else:
+        loaded = model
+    loaded.train()
+    return loaded
+
+
+def trains_all(policy: PreTrainedModel, peft_config: PeftConfig | None) -> bool:
+    """Whether all weights are trained, so that only a copy still holds the start policy."""
+    return peft_config is None and not hasattr(policy, "peft_config")
+
+
+def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the start policy. TRL would reload the model's name or path, which may be another."""
+    reference = copy.deepcopy(policy)
+    reference.eval()
+    reference.requires_grad_(False)
+    return reference
+
+
+def exact_adapter(model: Any) -> None:
+    """Trains the adapter of a quantised model in float32, as peft does over other bases.
+
+    TRL rounds it to bfloat16, and three things go wrong. Steps of 1e-6 are lost. A policy that
+    comes with an adapter is no longer its own reference (TRL does not round its copy `ref`). After
+    a resume peft reads it in float32, and losses differ. `model` is any torch module.
+    """
+    if not getattr(model, "is_quantized", False):
+        return
+    known = dict(model.named_parameters())
+    for name, weight in known.items():
+        if weight.requires_grad:
+            source = known.get(name.replace(".default.", ".ref."), weight)
+            weight.data = source.data.float().clone()

@@ -1,0 +1,219 @@
+"""What DPO, ORPO and KTO share: pairs read, checked and tokenised, and TRL's trainer around them.
+
+source = read(recipe)
+prepared = prepare(recipe, source, template, None)
+prepared.line             # "267 pairs, longest row 187 tokens; linter: length 1"
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.pairs import files as pair_files
+from overrefusal_po.pairs.firewall import contamination
+from overrefusal_po.pairs.lint import Lint, lint
+from overrefusal_po.pairs.make import written_pairs
+from overrefusal_po.prompts import read_pairs, read_source
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.sections import PairsData
+from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.train.data import Prepared, Source, draw_order
+from overrefusal_po.train.lengths import group_by_length
+from overrefusal_po.train.policy import exact_adapter
+from overrefusal_po.train.rows import (
+    fit_pairs,
+    longest_rows,
+    pair_rows,
+    pair_table,
+    side_lengths,
+)
+from overrefusal_po.train.settings import full_settings
+from overrefusal_po.train.student import (
+    Answer,
+    check_unwritten,
+    own_containment,
+    starter_harmful,
+    written_tokens,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import Trainer
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T", bound="Trainer")
+MakeRows = Callable[
+    [Sequence[PreferencePair], "pa.Table", Mapping[str, Any], "int | None"], Prepared
+]
+
+
+def read(recipe: TrainRecipe) -> Source:
+    """The pairs of a file, a source or the starter set, and the prompts the student answers."""
+    data = pairs_section(recipe)
+    asks = data.pairs == "starter" and data.containment == "student"
+    return Source(read_any_pairs(data.pairs), asked=starter_harmful() if asks else ())
+
+
+def pairs_section(recipe: TrainRecipe) -> PairsData:
+    """The recipe's data section."""
+    data = recipe.typed_data
+    assert isinstance(data, PairsData), "the table of methods names another section"
+    return data
+
+
+def read_any_pairs(spec: str | Mapping[str, Any]) -> list[PreferencePair]:
+    """The pairs that the starter set carries, of a file, or of a source."""
+    if spec == "starter":
+        return written_pairs(read_source("starter", "train"))
+    if isinstance(spec, str) and spec.endswith(".jsonl"):
+        return pair_files.read_pairs(spec)
+    return read_pairs(spec, "train")
+
+
+def pair_side_rows(
+    pairs: Sequence[PreferencePair],
+    table: pa.Table,
+    settings: Mapping[str, Any],
+    opening: int | None,
+) -> Prepared:
+    """A row a pair: what DPO and ORPO read."""
+    return pair_rows(pairs, table, opening)
+
+
+def prepare(
+    recipe: TrainRecipe,
+    source: Source,
+    template: ChatTemplate,
+    said: Sequence[Answer] | None = None,
+    make_rows: MakeRows = pair_side_rows,
+) -> Prepared:
+    """The pairs to train on: tokenised, those that fit, linted, drawn, in training order.
+
+    Raises ValueError for equal sides, rows that are too long, the linter's errors, benchmark
+    prompts, and pairs that hold no harmful prompt.
+    """
+    data, settings = pairs_section(recipe), full_settings(recipe)
+    pending = bool(source.asked) and said is None
+    pairs = [p for p in source.records if isinstance(p, PreferencePair)]
+    pairs += own_containment(said or ())
+    table = pair_table(pairs, template, data.opening)
+    fitting = fit_pairs(pairs, table, max_length=settings["max_length"], too_long=data.too_long)
+    places = fitting.warned()
+    kept = [pairs[at] for at in places]
+    found = checked_pairs(kept, data, anchored=pending)
+    used = [places[at] for at in used_places(kept, data.max_pairs, recipe.seed)]
+    chosen = [pairs[at] for at in used]
+    rows = table.take(used)
+    if pending:
+        check_student_rows(source.asked, template, data, recipe)
+        prepared = Prepared(rows=None, lengths=side_lengths(rows))
+    else:
+        check_anchor(chosen, data)
+        warn_of_no_containment(chosen, data)
+        prepared = make_rows(chosen, rows, settings, data.opening)
+    counts = ", ".join(f"{check} {count}" for check, count in found.counts().items())
+    line = f"{len(kept)} pairs, longest row {fitting.longest} tokens{fitting}"
+    return prepared._replace(
+        findings=found, left_out=fitting.note, line=line + (f"; linter: {counts}" if counts else "")
+    )
+
+
+def used_places(pairs: Sequence[PreferencePair], limit: int | None, seed: int) -> list[int]:
+    """Places of at most `limit` pairs of each rule (None: all), in drawn order."""
+    order = np.argsort(draw_order(pairs, seed), kind="stable").tolist()
+    taken: dict[str | None, int] = {}
+    used = []
+    for at in order:
+        rule = pairs[at].rule
+        taken[rule] = taken.get(rule, 0) + 1
+        if limit is None or taken[rule] <= limit:
+            used.append(at)
+    return used
+
+
+def checked_pairs(pairs: Sequence[PreferencePair], data: PairsData, *, anchored: bool) -> Lint:
+    """What the linter finds. Raises ValueError for its errors, benchmark prompts, and no anchor.
+
+    `anchored`: containment pairs are still to be made. `fit_pairs` counts tokens.
+    """
+    if not anchored:
+        check_anchor(pairs, data)
+    found = lint(pairs, RefusalJudge(), waive=data.waive)
+    hits = contamination([pair.prompt for pair in pairs])
+    if found.errors or hits:
+        first = found.errors[0] if found.errors else hits[0]
+        raise ValueError(
+            f"{len(found.errors)} faults in the pairs stop a training, and {len(hits)} of their "
+            f"prompts are a benchmark's. The first: {' '.join(map(str, first))}. Fix or delete the "
+            "rows (`overrefusal-po check PAIRS.jsonl` lists all), or waive one with a reason: "
+            "data.waive: {id: reason}. Benchmark prompts cannot be waived."
+        )
+    return found
+
+
+def check_anchor(pairs: Sequence[PreferencePair], data: PairsData) -> None:
+    """Raises ValueError if no pair is about a harmful prompt, unless the recipe allows it."""
+    if not (data.allow_no_anchor or any(p.prompt.kind == "harmful" for p in pairs)):
+        raise ValueError(
+            f"None of the {len(pairs)} pairs is about a harmful prompt, so nothing would hold the "
+            "model where it is safe. Add containment pairs (curate makes them; data.containment: "
+            "student with starter pairs), or set data.allow_no_anchor: true if you know what you "
+            "do."
+        )
+
+
+def warn_of_no_containment(pairs: Sequence[PreferencePair], data: PairsData) -> None:
+    """Warns if the user's own pairs hold none that keeps harmful prompts refused."""
+    if data.pairs != "starter" and not any(p.rule == "containment" for p in pairs):
+        logger.warning(
+            "%s holds no containment pairs: nothing in it keeps harmful prompts refused",
+            data.pairs,
+        )
+
+
+def check_student_rows(
+    asked: Sequence[Prompt], template: ChatTemplate, data: PairsData, recipe: TrainRecipe
+) -> None:
+    """Raises ValueError if pairs that the student has yet to write may be too long."""
+    if data.too_long == "drop":
+        return
+    new = recipe.generation.max_new_tokens
+    lengths = unwritten_lengths(asked, template, new, opening=data.opening)
+    limit: int | None = full_settings(recipe)["max_length"]
+    check_unwritten(
+        list(zip(lengths, [p.id for p in asked], strict=True)), limit=limit, new_tokens=new
+    )
+
+
+def unwritten_lengths(
+    prompts: Sequence[Prompt], template: ChatTemplate, new_tokens: int, *, opening: int | None
+) -> list[int]:
+    """The tokens that a pair of each prompt may take once the student has written one side."""
+
+    def longest(side: str | None, cut: int | None) -> list[int]:
+        pairs = [
+            PreferencePair(id=p.id, prompt=p, chosen=side or str(p.reference), rejected="x")
+            for p in prompts
+        ]
+        found: list[int] = longest_rows(side_lengths(pair_table(pairs, template, cut))).tolist()
+        return found
+
+    known, stand_in, asked = longest(None, opening), longest("y", None), longest("y", 0)
+    found = []
+    for prompt, own, short, alone in zip(prompts, known, stand_in, asked, strict=True):
+        whole = short + written_tokens(prompt, template, new_tokens)
+        found.append(max(own, min(whole, alone + (opening or whole))))
+    return found
+
+
+def finished(trainer: T) -> T:
+    """A preference trainer with what is ours around its steps (the shared prefix comes before)."""
+    exact_adapter(trainer.model)
+    group_by_length(trainer)  # by what a step computes, which a shared prefix changes
+    return trainer

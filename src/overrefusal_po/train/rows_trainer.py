@@ -1,0 +1,81 @@
+"""TRL's `SFTTrainer` on rows that carry their labels: what DeRTa and plain SFT share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from overrefusal_po.train.data import Prepared
+from overrefusal_po.train.derta_rows import DertaCollator
+from overrefusal_po.train.policy import exact_adapter, load_policy
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+    from trl import SFTConfig, SFTTrainer
+
+
+def rows_trainer(
+    model: PreTrainedModel | str,
+    prepared: Prepared,
+    config: SFTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    collator: DertaCollator,
+    ref_model: PreTrainedModel | None,
+    peft_config: PeftConfig | None,
+    callbacks: Sequence[TrainerCallback],
+) -> SFTTrainer:
+    """An `SFTTrainer` on ready rows: TRL prepares and drops nothing.
+
+    Raises ValueError for a reference model, packing and padding_free.
+    """
+    from trl import SFTTrainer
+
+    if ref_model is not None:
+        raise ValueError("Supervised fine-tuning has no reference model; ref_model must be None.")
+    if config.packing or config.padding_free:
+        raise ValueError(
+            "packing and padding_free cannot be used with these rows (their labels are drawn at "
+            "each pass)."
+        )
+    config = copy.copy(config)  # the caller's own object stays unchanged
+    config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}
+    config.remove_unused_columns = False
+    trainer = SFTTrainer(
+        model=load_policy(model, peft_config),
+        args=config,
+        data_collator=collator,
+        train_dataset=prepared.rows,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        callbacks=[*callbacks, epoch_callback(collator)],
+    )
+    exact_adapter(trainer.model)
+    return trainer
+
+
+def epoch_callback(collator: DertaCollator) -> TrainerCallback:
+    """A callback that tells the collator which pass over the data has begun."""
+    from transformers import TrainerCallback
+
+    class EpochCallback(TrainerCallback):
+        """Sets `collator.epoch`, so that RTO dropout is drawn again at each pass."""
+
+        def on_epoch_begin(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            **kwargs: Any,  # transformers' own signature
+        ) -> None:
+            collator.epoch = int(state.epoch or 0)
+
+    return EpochCallback()

@@ -1,0 +1,83 @@
+"""The trainer's settings: TRL's config object from a mapping or a recipe.
+
+    trainer_config(DPOConfig, {"learning_rate": 5e-6})     # what hardware decides is filled in
+    full_settings(recipe)["per_device_train_batch_size"]   # TRL's defaults filled in, no TRL import
+
+TRL's keys are passed through: they are never renamed or given other defaults here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from overrefusal_po.model.load import has_bf16, has_cuda
+from overrefusal_po.recipe.load import check_sampling
+from overrefusal_po.recipe.methods import find_method
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.trl_fields import field_table
+from overrefusal_po.recipe.words import unknown_key
+
+C = TypeVar("C")
+Settings = Mapping[str, Any]
+"""Keys of a TRL config; `Any`, since TRL's dataclasses type each of some 150 keys."""
+
+
+def trainer_config(cls: type[C], args: C | Settings | None) -> C:
+    """`args` as a TRL config object; what a mapping leaves open and hardware decides is filled in.
+
+    Raises ValueError for another type, an unknown key, or a sampling strategy that is refused.
+    """
+    if isinstance(args, cls):
+        check_sampling(getattr(args, "train_sampling_strategy", None))
+        return args
+    if args is not None and not isinstance(args, Mapping):
+        wanted = f"{cls.__module__}.{cls.__name__}"
+        raise ValueError(
+            f"args must be a {wanted}, a mapping of its keys or None; got {type(args).__name__}."
+        )
+    given = dict(args or {})
+    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    for name in given:
+        if name not in known:
+            raise ValueError(unknown_key(name, known, "", owner=cls.__name__))
+    check_sampling(given.get("train_sampling_strategy"))
+    return cls(**{**hardware_settings(given), **given})
+
+
+def hardware_settings(given: Settings) -> dict[str, bool]:
+    """The trainer keys that hardware decides; TRL's own defaults raise on a CPU."""
+    if has_cuda() and not given.get("use_cpu"):
+        return {"bf16": has_bf16(), "gradient_checkpointing": True}
+    return {
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+    }
+
+
+def full_settings(recipe: TrainRecipe) -> dict[str, Any]:
+    """Every trainer setting of a recipe: its own, what hardware decides, and TRL's defaults."""
+    table = field_table(find_method(recipe.method).config)
+    defaults = {name: row["default"] for name, row in table.items()}
+    own = {**hardware_settings(recipe.trainer), **recipe.trainer}
+    return {**defaults, "seed": recipe.seed, **own}
+
+
+def max_length(recipe: TrainRecipe) -> int | None:
+    """The most tokens that a row may have; None means no limit."""
+    limit: int | None = full_settings(recipe)["max_length"]
+    return limit
+
+
+def method_config(recipe: TrainRecipe, settings: Settings) -> Any:
+    """The config object of the recipe's method, of the class that its row names.
+
+    Raises ValueError for settings that TRL itself refuses together.
+    """
+    module, _, name = find_method(recipe.method).config.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    return trainer_config(cls, {"seed": recipe.seed, **settings})

@@ -1,0 +1,166 @@
+"""Plain supervised fine-tuning on reference responses by TRL's `SFTTrainer`.
+
+    trainer = sft_trainer("my/model", prompts, args={"learning_rate": 2e-5, "output_dir": "out"})
+
+Loss stands on the response alone. The prompts have references, or are the chosen sides of pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.prompts import read_source
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.sections import SftData, TooLong
+from overrefusal_po.records import Prompt
+from overrefusal_po.train.data import Prepared, Source, check_firewall, drawn
+from overrefusal_po.train.derta_rows import (
+    DertaCollator,
+    prompt_turns,
+    rows_dataset,
+    sft_row,
+    turn_length,
+)
+from overrefusal_po.train.lengths import fit, group_by_length
+from overrefusal_po.train.policy import tokenizer_and_template
+from overrefusal_po.train.preference import read_any_pairs
+from overrefusal_po.train.rows_trainer import rows_trainer
+from overrefusal_po.train.settings import full_settings, trainer_config
+from overrefusal_po.train.student import Answer
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+
+def sft_trainer(
+    model: PreTrainedModel | str,
+    prompts: Sequence[Prompt] | Prepared,
+    *,
+    args: SFTConfig | Mapping[str, Any] | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    ref_model: PreTrainedModel | None = None,
+    peft_config: PeftConfig | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    template: ChatTemplate | None = None,
+    too_long: TooLong = "error",
+) -> SFTTrainer:
+    """TRL's `SFTTrainer` on prompts with reference responses, loss on the response only.
+
+    Arguments as for `dpo_trainer`; `args` is `trl.SFTConfig` or a mapping of its keys. `ref_model`
+    must be None.
+
+    Raises:
+        ValueError: no prompt, one without a reference, a row longer than `max_length`.
+    """
+    from trl import SFTConfig
+
+    config = trainer_config(SFTConfig, args)
+    tokenizer, template = tokenizer_and_template(model, processing_class, template)
+    if not isinstance(prompts, Prepared):
+        prompts = prepared_prompts(
+            prompts, template, max_length=config.max_length, too_long=too_long
+        )
+    collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
+    trainer = rows_trainer(
+        model, prompts, config, tokenizer, collator, ref_model, peft_config, callbacks
+    )
+    group_by_length(trainer)
+    return trainer
+
+
+def prepared_prompts(
+    prompts: Sequence[Prompt],
+    template: ChatTemplate,
+    *,
+    max_length: int | None,
+    too_long: TooLong = "error",
+    limit: int | None = None,
+    seed: int | None = None,
+) -> Prepared:
+    """Prompts with references as rows; with a seed in drawn order, at most `limit` of them.
+
+    Raises ValueError for no prompt, one without a reference, and what `lengths.fit` raises.
+    """
+    if not prompts:
+        raise ValueError("SFT needs at least one prompt with a reference response; got none.")
+    turns = prompt_turns(prompts, template)
+    lengths = [turn_length(turn) for turn in turns]
+    fitting = fit(prompts, lengths, max_length=max_length, too_long=too_long)
+    places = {id(prompts[at]): at for at in fitting.warned()}
+    kept = [prompts[at] for at in places.values()]
+    used = kept if seed is None else drawn(kept, limit, seed)
+    rows = [sft_row(prompt, turns[places[id(prompt)]]) for prompt in used]
+    return Prepared(
+        rows_dataset(rows),
+        used,
+        lengths=np.array([[lengths[places[id(prompt)]]] for prompt in used], dtype=np.int64),
+        line=f"{len(used)} prompts with a reference{fitting}",
+        left_out=fitting.note,
+    )
+
+
+def read(recipe: TrainRecipe) -> Source:
+    """Prompts with references, or the chosen sides of pairs as references."""
+    data = sft_section(recipe)
+    if (data.prompts is None) == (data.pairs is None):
+        raise ValueError(
+            "data: give either `prompts` (with references) or `pairs` (their chosen sides)."
+        )
+    if data.pairs is not None:
+        pairs = read_any_pairs(data.pairs)
+        return Source([p.prompt.model_copy(update={"reference": p.chosen}) for p in pairs])
+    assert data.prompts is not None
+    prompts = [p for p in read_source(data.prompts, "train") if p.kind in data.kinds]
+    prompts = [p for p in prompts if p.reference]
+    if not prompts:
+        raise ValueError(
+            f"data.prompts: {data.prompts!r} has no prompt of kind {' or '.join(data.kinds)} with "
+            "a reference."
+        )
+    return Source(prompts)
+
+
+def sft_section(recipe: TrainRecipe) -> SftData:
+    """The recipe's data section."""
+    data = recipe.typed_data
+    assert isinstance(data, SftData), "the table of methods names another section"
+    return data
+
+
+def prepare(
+    recipe: TrainRecipe,
+    source: Source,
+    template: ChatTemplate,
+    said: Sequence[Answer] | None = None,
+) -> Prepared:
+    """The prompts to train on; raises ValueError for rows too long and benchmark prompts."""
+    data = sft_section(recipe)
+    prepared = prepared_prompts(
+        [p for p in source.records if isinstance(p, Prompt)],
+        template,
+        max_length=full_settings(recipe)["max_length"],
+        too_long=data.too_long,
+        limit=data.max_prompts,
+        seed=recipe.seed,
+    )
+    check_firewall([p for p in prepared.records if isinstance(p, Prompt)])
+    return prepared
+
+
+def recipe_trainer(
+    model: PreTrainedModel,
+    prepared: Prepared,
+    *,
+    recipe: TrainRecipe,
+    args: SFTConfig,
+    template: ChatTemplate,
+    peft_config: PeftConfig | None,
+) -> SFTTrainer:
+    """The trainer of a recipe (see `method.MethodModule`)."""
+    return sft_trainer(model, prepared, args=args, template=template, peft_config=peft_config)

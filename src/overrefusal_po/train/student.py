@@ -1,0 +1,96 @@
+"""What the student has to say itself before its training data are whole.
+
+    said = student_answers(recipe, run, template)           # harmful prompts of the starter set
+    own_containment(said)                                   # pairs that reject where it complied
+
+Harmful responses come from the start policy at run time. They stay in the run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.pairs.make import containment_pair
+from overrefusal_po.prompts import read_source
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.records import Completion, PreferencePair, Prompt, Verdict
+from overrefusal_po.run.complete import complete, engine_for, sampling_of
+from overrefusal_po.run.folder import Run
+
+FILE = "student_harmful.jsonl"
+"""What the student said to harmful prompts, in a run folder."""
+
+
+class Answer(NamedTuple):
+    """What the student said to one prompt, and the judge's verdict."""
+
+    prompt: Prompt
+    completion: Completion
+    verdict: Verdict
+
+
+def starter_harmful() -> list[Prompt]:
+    """The starter set's harmful prompts to train on."""
+    return [p for p in read_source("starter", "train") if p.kind == "harmful"]
+
+
+def student_answers(
+    recipe: TrainRecipe, run: Run, template: ChatTemplate, prompts: Sequence[Prompt]
+) -> list[Answer]:
+    """What the start policy says to `prompts`, judged; a killed run goes on where it stopped."""
+    name = str(recipe.model["model_name_or_path"])
+    answers = complete(
+        run.path / FILE,
+        prompts,
+        sampling_of(recipe.generation, recipe.seed),
+        lambda: engine_for(recipe.model, template, recipe.generation, name),
+        "student: harmful prompts",
+    )
+    verdicts = RefusalJudge().score(prompts, answers)
+    return [Answer(*three) for three in zip(prompts, answers, verdicts, strict=True)]
+
+
+def own_containment(said: Sequence[Answer]) -> list[PreferencePair]:
+    """Containment pairs: the reference refusal over what the start policy said if it complied."""
+    made = [
+        containment_pair(p, str(p.reference), completion, verdict).pair
+        for p, completion, verdict in said
+    ]
+    return [pair for pair in made if pair is not None]
+
+
+def check_unwritten(
+    lengths: Sequence[tuple[int, str]], *, limit: int | None, new_tokens: int
+) -> None:
+    """Raises ValueError if what the student has yet to write may make a row too long.
+
+    Once it is written it is too late: other settings make another run, which asks the student for
+    everything again.
+
+    Args:
+        lengths: (tokens that the row may take, prompt id) of each prompt.
+        limit: tokens of a row; None means no limit.
+        new_tokens: the most tokens that the student writes.
+    """
+    longest, name = max(lengths, default=(0, ""))
+    if limit is not None and longest > limit:
+        over = sum(length > limit for length, _ in lengths)
+        raise ValueError(
+            f"Prompt {name}: with what the student is yet to write (generation.max_new_tokens "
+            f"{new_tokens}) its row may be {longest} tokens, more than max_length {limit} (as "
+            f"{over} of {len(lengths)} such rows), and no row is cut. Raise trainer.max_length, "
+            "lower generation.max_new_tokens, or leave such rows out (data.too_long: drop)."
+        )
+
+
+def written_tokens(prompt: Prompt, template: ChatTemplate, new_tokens: int) -> int:
+    """How many tokens longer a row with the stand-in "x" may get once the student has written.
+
+    The student writes at most `new_tokens`. Reading them again may take more, since control tokens
+    in them are broken up.
+    """
+    offsets = template.turn(prompt.messages, "x").offsets
+    return new_tokens - max(i for i, (a, b) in enumerate(offsets, 1) if b > a)
