@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from overrefusal_po.plugins import make_attack, source_note
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.methods import METHODS, find_method
 from overrefusal_po.records import Outcome, Prompt, read_jsonl
+from overrefusal_po.train.method import method_module
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
 FILES = dict(
@@ -56,6 +58,14 @@ def overrefusal_po(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def check_named(run: Path) -> None:
+    """Asserts that docs/files.md names all that lies in a run folder."""
+    page = (PAGE.parent / "files.md").read_text()
+    for file in run.iterdir():
+        name = f"{file.name}/" if file.is_dir() else file.name
+        assert f"`{name}`" in page, f"docs/files.md does not name {name}"
+
+
 def test_the_page_has_a_file_for_each_kind_of_plug() -> None:
     kinds = ("source", "attack", "engine", "judge", "method")
     assert {f"my_plugs/my_{kind}.py" for kind in kinds} <= FILES.keys()
@@ -91,6 +101,17 @@ def test_the_attack_changes_the_words_and_keeps_the_question() -> None:
 def test_the_method_is_found_by_its_module() -> None:
     row = find_method("my_plugs.my_method")
     assert (row.name, row.config) == ("my_method", METHODS["dpo"].config)
+    assert method_module("my_plugs.my_method").read is method_module("dpo").read
+
+
+def test_the_method_trains(plugs: Path, styles: dict[str, Any]) -> None:
+    model = f"--model.model_name_or_path={styles['llama'].folder}"
+    overrefusal_po(plugs, "my_training.yaml", model, "--run_dir=trained")
+    made = json.loads((plugs / "trained" / "training.json").read_text())
+    assert made["summary"]["steps"] == 1
+    # IPO's loss of a policy that is its own reference: (0 - 1 / (2 beta))^2 at beta 0.1
+    assert made["summary"]["loss"] == pytest.approx(25.0, abs=0.1)
+    check_named(plugs / "trained")
 
 
 def test_the_judge_scores_a_file_from_the_command_line(plugs: Path) -> None:
@@ -105,9 +126,7 @@ def test_the_judge_scores_a_file_from_the_command_line(plugs: Path) -> None:
     assert json.loads(said.splitlines()[2])["refusal_start"] == 2
 
 
-def test_the_engine_answers_in_an_evaluation_and_the_page_of_files_names_all_it_leaves(
-    plugs: Path,
-) -> None:
+def test_the_engine_answers_in_an_evaluation(plugs: Path) -> None:
     overrefusal_po(plugs, "my_evaluation.yaml", "--run_dir=run")
     run = plugs / "run"
     said = {o.prompt.text: o.verdict.refusal for o in read_jsonl(run / "outcomes.jsonl", Outcome)}
@@ -115,6 +134,4 @@ def test_the_engine_answers_in_an_evaluation_and_the_page_of_files_names_all_it_
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["benign_answered"] == 0.5
     assert metrics["measured"]["engine"].startswith("a table of answers")
-    page = (PAGE.parent / "files.md").read_text()
-    for file in run.iterdir():
-        assert f"`{file.name}`" in page, f"docs/files.md does not name {file.name}"
+    check_named(run)
