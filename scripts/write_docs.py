@@ -25,8 +25,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from overrefusal_po import plugins
-from overrefusal_po.recipe.load import HARDWARE_KEYS, MANAGED_KEYS, TASKS
 from overrefusal_po.recipe.methods import METHODS
+from overrefusal_po.recipe.schema import HARDWARE_KEYS, MANAGED_KEYS, TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "overrefusal_po"

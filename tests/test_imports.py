@@ -16,7 +16,17 @@ PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 PLUG_ROOMS = ("sources", "attacks", "engines", "judges")
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
 LIGHT_ROOMS = ("recipe", "pairs", "evaluate", "report", "sources", "attacks")
-LIGHT = {"records", "plugins", "prompts", "cli", "checks", "pipeline", "stages", "__init__", "run.folder"}
+LIGHT = {
+    "records",
+    "plugins",
+    "prompts",
+    "cli",
+    "checks",
+    "pipeline",
+    "stages",
+    "__init__",
+    "run.folder",
+}
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
