@@ -16,7 +16,17 @@ PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 PLUG_ROOMS = ("sources", "attacks", "engines", "judges")
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
 LIGHT_ROOMS = ("recipe", "pairs", "evaluate", "report", "sources", "attacks")
-LIGHT = {"records", "plugins", "prompts", "cli", "checks", "pipeline", "__init__", "run.folder"}
+LIGHT = {
+    "records",
+    "plugins",
+    "prompts",
+    "cli",
+    "checks",
+    "pipeline",
+    "stages",
+    "__init__",
+    "run.folder",
+}
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -95,7 +105,7 @@ def test_no_import_runs_up_or_to_another_room_of_the_same_floor(name: str) -> No
         assert down or front or room(target) == room(name), f"{name} imports {target}, not below"
 
 
-FRONT_ORDER = ("checks", "pipeline", "cli", "__main__", "__init__")
+FRONT_ORDER = ("checks", "pipeline", "stages", "cli", "__main__", "__init__")
 """A module of the front imports from those before it."""
 
 

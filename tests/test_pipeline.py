@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import overrefusal_po
-from overrefusal_po import cli
+from overrefusal_po import stages
 from overrefusal_po.cli import main
 from overrefusal_po.model import load as models
 from overrefusal_po.pipeline import linked_stage, stage_bodies, stage_inputs
@@ -104,7 +104,7 @@ def test_a_pipeline_measures_trains_and_measures_and_a_second_run_does_nothing(
     files = [p for p in out.rglob("*") if p.is_file() and p.name not in ("log", ".lock")]
     before = {p: p.stat().st_mtime_ns for p in files}
     read: list[Any] = []
-    monkeypatch.setattr(cli, "check_data", read.append)
+    monkeypatch.setattr(stages, "check_data", read.append)
     assert run(path) == 0
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert not read, "data is read again"

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from overrefusal_po.plugins import FILE_ENDINGS, built_judge
-from overrefusal_po.recipe.load import Recipe, check_body, read_yaml
+from overrefusal_po.recipe.files import read_recipe
+from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.overrides import dotted, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
@@ -100,7 +101,7 @@ def stage_values(recipe: Recipe, name: str, given: Mapping[str, object]) -> dict
     body = pipeline_body(recipe)
     values: dict[str, object] = {}
     if "recipe" in given:
-        values = read_yaml(recipe.folder / str(given["recipe"]))
+        values = read_recipe(recipe.folder / str(given["recipe"])).values
     for key, value in dotted(given):
         if key != "recipe":
             set_dotted(values, key, value)
