@@ -1,7 +1,7 @@
 """The trainer factories by method, what each eats, and pairs as the conversations that TRL reads.
 
-    trainer = FACTORIES["dpo"](model, data[EATS["dpo"]], args=settings)
-    DPOTrainer(model, train_dataset=conversations(pairs, template), ...)   # TRL's own token ids
+trainer = FACTORIES["dpo"](model, data[EATS["dpo"]], args=settings)
+DPOTrainer(model, train_dataset=conversations(pairs, template), ...)   # TRL's own token ids
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from overrefusal_po import derta_trainer, dpo_trainer, kto_trainer, orpo_trainer, sft_trainer
 from overrefusal_po.model.chat import ChatTemplate, thinking_end
-from overrefusal_po.records import PreferencePair
+from overrefusal_po.records import PreferencePair, Triple
 
 FACTORIES: dict[str, Callable[..., Any]] = {
     "sft": sft_trainer,
@@ -82,3 +82,17 @@ def weights(model: Any) -> Any:
     import torch
 
     return torch.cat([p.detach().float().flatten() for p in model.parameters()])
+
+
+def row_lengths(records: Sequence[Any], template: ChatTemplate, opening: Any = None) -> list[int]:
+    """Tokens of the longest row that each pair, triple or prompt may become."""
+    from overrefusal_po.train.derta_rows import prompt_turns, triple_sides, turn_length
+    from overrefusal_po.train.rows import longest_rows, pair_table, side_lengths
+
+    if isinstance(records[0], PreferencePair):
+        lengths = side_lengths(pair_table(records, template, opening))
+        found: list[int] = longest_rows(lengths).tolist()
+        return found
+    if isinstance(records[0], Triple):
+        return [both.longest for both in triple_sides(records, template)]
+    return [turn_length(turn) for turn in prompt_turns(records, template)]

@@ -143,7 +143,7 @@ def prepared_triples(
     return Prepared(
         tree_or_rows([*rows, *answered], tree),
         used,
-        helpful=[helpful[at] for at in fitting.kept],
+        helpful=[helpful[at] for at in fitting.warned()],
         lengths=np.array([[lengths[at]] for at in kept], dtype=np.int64).reshape(-1, 1),
     )
 
@@ -166,7 +166,7 @@ def helpful_rows(
     turns = prompt_turns(prompts, template)
     lengths = [turn_length(turn) for turn in turns]
     fitting = fit(prompts, lengths, max_length=max_length, too_long=too_long)
-    return [sft_row(prompts[at], turns[at]) for at in fitting.warned()], fitting
+    return [sft_row(prompts[at], turns[at]) for at in fitting.kept], fitting
 
 
 def check_openers(safe: Iterable[tuple[str, str]], opener: str) -> None:
@@ -227,7 +227,7 @@ def prepare(
     sides = triple_sides(known, template)
     lengths = [both.longest for both in sides]
     fitting = fit(known, lengths, max_length=limit, too_long=data.too_long)
-    place = {id(known[at]): at for at in fitting.warned()}
+    place = {id(known[at]): at for at in fitting.kept}
     used = drawn([known[at] for at in place.values()], data.max_triples, recipe.seed)
     rows = derta_rows(
         used,
