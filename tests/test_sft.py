@@ -87,3 +87,14 @@ def test_a_conversation_of_several_turns_trains(
     labels = trainer.train_dataset[0]["labels"]
     assert llama.tokenizer.decode([i for i in labels if i != -100]) == "Yes, it is.<|eot_id|>"
     trainer.train()
+
+
+def test_a_prompt_that_is_given_twice_is_two_rows(
+    styles: dict[str, Style], helpful: list[Prompt], settings: dict[str, Any]
+) -> None:
+    qwen = styles["qwen"]
+    trainer = sft_trainer(
+        qwen.make_model(), helpful[:2] * 3, args=settings, processing_class=qwen.tokenizer
+    )
+    ids = [row["row_id"] for row in trainer.train_dataset]
+    assert ids == [prompt.id for prompt in helpful[:2]] * 3
