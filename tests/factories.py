@@ -1,15 +1,21 @@
-"""The trainer factories by method, what each eats, and pairs as the conversations that TRL reads.
+"""The trainer factories by method, what each eats, and settings for a step or two.
 
 trainer = FACTORIES["dpo"](model, data[EATS["dpo"]], args=settings)
 DPOTrainer(model, train_dataset=conversations(pairs, template), ...)   # TRL's own token ids
 """
 
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from overrefusal_po import derta_trainer, dpo_trainer, kto_trainer, orpo_trainer, sft_trainer
-from overrefusal_po.model.chat import ChatTemplate, thinking_end
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import PreferencePair, Triple
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from trl_rows import conversation as conversation
+from trl_rows import conversations as conversations
 
 FACTORIES: dict[str, Callable[..., Any]] = {
     "sft": sft_trainer,
@@ -19,38 +25,6 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     "kto": kto_trainer,
 }
 EATS = {"sft": "prompts", "derta": "triples", "dpo": "pairs", "orpo": "pairs", "kto": "pairs"}
-
-VERBATIM = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-"""A chat template for messages that are rendered already."""
-
-MARK = "\u2402"
-
-
-def conversation(template: ChatTemplate, pair: PreferencePair) -> dict[str, Any]:
-    """A pair as a conversational row, with the template's options; TRL renders and tokenises it.
-
-    A model that thinks is trained behind an empty block, which TRL cannot put into the prompt. Its
-    row is rendered here, from what `prompt_text` puts before a begun answer.
-    """
-    said = {
-        side: template.neutral(text[thinking_end(text) :].strip())
-        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
-    }
-    prompt, kwargs = template.messages(pair.prompt.messages), template.template_kwargs
-    begun = template.prompt_text(pair.prompt.messages, MARK).removesuffix(MARK)
-    if begun.rstrip().endswith("</think>"):
-        prompt, kwargs = [{"role": "user", "content": begun}], {"chat_template": VERBATIM}
-        end = template.tokenizer.convert_ids_to_tokens(template.end_of_turn_id)
-        said = {side: text + end for side, text in said.items()}
-    row = {side: [{"role": "assistant", "content": text}] for side, text in said.items()}
-    return {"prompt": prompt, **row, **({"chat_template_kwargs": kwargs} if kwargs else {})}
-
-
-def conversations(pairs: Sequence[PreferencePair], template: ChatTemplate) -> Any:
-    """Pairs as a dataset of such rows."""
-    from datasets import Dataset
-
-    return Dataset.from_list([conversation(template, pair) for pair in pairs])
 
 
 def two_steps(folder: Any) -> dict[str, Any]:

@@ -177,9 +177,7 @@ def test_the_longest_row_is_as_long_as_one_that_may_be_drawn(
         for harmful, safe in sides
     ]
     assert [both.longest for both in sides] == lengths
-    make = partial(
-        derta_rows, triples, sides, refusal_token(style.template), prefix_unit="tokens"
-    )
+    make = partial(derta_rows, triples, sides, refusal_token(style.template), prefix_unit="tokens")
     rows = [make(seed=seed) for seed in range(100)]
     drawn = [
         max(len(row.input_ids) for both in rows for row in both[2 * i : 2 * i + 2])

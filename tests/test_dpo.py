@@ -18,8 +18,6 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     return two_steps(tmp_path)
 
 
-
-
 def first_rewards(trainer: Any) -> tuple[float, float]:
     """(chosen, rejected) reward at the first step: beta times policy minus reference
     log-probability."""
