@@ -122,9 +122,7 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
     """
     if is_saved(run.path):
         return None
-    source, prepared = read_and_prepare(recipe, template)
-    logger.info("data: %s", prepared.line)
-    return FirstData(source, prepared)
+    return FirstData(*read_and_prepare(recipe, template))
 
 
 def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Source, Prepared]:
@@ -157,6 +155,7 @@ def write_data(
     if made is None:
         return
     source, prepared = made
+    logger.info("data: %s", prepared.line)
     if source.asked:
         said = student_answers(recipe, run, template, source.asked)
         prepared = method_module(recipe.method).prepare(recipe, source, template, said)
