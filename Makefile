@@ -1,10 +1,11 @@
-# make demo: the whole story on a real model (CPU, minutes). make test: lint, types, tests. Both set up what they need.
+# make demo: the whole story on a real model (CPU, minutes). make test: lint, types, tests.
+# make quick: tests in under two minutes. make docs: the site. Each sets up what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test quick lint docs clean
 
 setup: $(STAMP)
 
@@ -21,9 +22,16 @@ demo: setup
 test: lint
 	$(BIN)/python -m pytest
 
+quick: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+docs: setup
+	$(INSTALL) -e ".[docs]" -c constraints.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: setup
-	$(BIN)/python -m ruff check src tests benchmarks
-	$(BIN)/python -m ruff format --check src tests benchmarks
+	$(BIN)/python -m ruff check src tests benchmarks scripts
+	$(BIN)/python -m ruff format --check src tests benchmarks scripts
 	$(BIN)/python -m mypy
 
 clean:

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,19 +234,3 @@ def test_slurm_lets_the_trainings_save_and_queues_the_job_again(tmp_path: Path) 
     job.send_signal(signal.SIGUSR1)
     assert job.wait(timeout=60) == 0
     assert (tmp_path / "log").read_text().splitlines() == ["saved", "ended 130", "requeued 7"]
-
-
-def test_every_file_of_the_recipes_is_in_the_wheel_and_copied_by_init(tmp_path: Path) -> None:
-    from overrefusal_po.cli import init
-
-    init(tmp_path)
-    files = {path.relative_to(RECIPES) for path in RECIPES.rglob("*") if path.is_file()}
-    assert {
-        path.relative_to(tmp_path / "recipes")
-        for path in (tmp_path / "recipes").rglob("*")
-        if path.is_file()
-    } == files
-    packed = tomllib.loads((RECIPES.parent / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "package-data"
-    ]
-    assert {f"**/*{path.suffix}" for path in files} <= set(packed["overrefusal_po.recipes"])

@@ -1,5 +1,5 @@
-"""The kill test of `benchmarks/` in small: killed while it overgenerates and while it judges, a run
-ends the same."""
+"""A small kill test of `benchmarks/`: a run that is killed while it overgenerates and while it
+judges ends with the same files."""
 
 import sys
 from pathlib import Path

@@ -22,7 +22,7 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Completion, PreferencePair, Prompt, read_jsonl, write_jsonl
-from overrefusal_po.run.complete import sampling_of
+from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.kto import Side, compared_with, interleaved, kto_trainer, unpaired
@@ -520,7 +520,7 @@ def test_batches_are_checked_once_all_pairs_are_there(
                 "text": text,
                 "model": "m",
                 "engine": "e",
-                "sampling": sampling_of(body.generation, body.seed),
+                "sampling": recipe_sampling(body.generation, body.seed),
             }
             answers = [Completion(id=p.id, prompt_id=p.id, **said) for p in starter_harmful()]
             write_jsonl(run.path / "student_harmful.jsonl", answers)

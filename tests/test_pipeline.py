@@ -17,7 +17,7 @@ from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Triple, write_jsonl
 from overrefusal_po.report.summary import samples
-from overrefusal_po.run.folder import file_hash
+from overrefusal_po.run.keys import file_hash
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 Write = Callable[..., Path]

@@ -14,8 +14,8 @@ from overrefusal_po.cli import main
 
 
 def said(request: Request) -> Answer:
-    """Refuses every third prompt or so, by its text alone; a teacher never does. The judge is slow:
-    it is a server's."""
+    """Answers like the models: the student refuses about every third prompt, by its text alone; the
+    teacher never does. The judge is slow, because a server gives its verdicts."""
     if request.body["model"] == "judge":
         return says(f"Verdict: {'full' if 'help with that' in request.text else 'none'}")
     if request.body["model"] == "student" and sum(map(ord, request.text)) % 3 == 0:

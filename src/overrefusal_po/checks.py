@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from overrefusal_po.curate.stage import check_rejects, cleaned, read_prompts
+from overrefusal_po.curate.checks import check_curation
+from overrefusal_po.curate.inputs import clean_prompts, read_prompts
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.apart import check_apart
@@ -67,7 +68,7 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
         if isinstance(body, EvaluateRecipe):
             measured[f"stage {name}"] = measured_prompts(body.data)
         elif isinstance(body, CurateRecipe):
-            benign, harmful, _ = cleaned(body.data, *read_prompts(body))
+            benign, harmful, _ = clean_prompts(body.data, *read_prompts(body))
             trained[f"stage {name}"] = benign + harmful
         elif not any(str(value).startswith("@") for value in body.data.values()):
             trained[f"stage {name}"] = method_module(body.method).read(body).prompts
@@ -88,7 +89,7 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         )
     if isinstance(body, CurateRecipe):
         make_judge(body.judge)
-        check_rejects(body)
+        check_curation(body)
         benign, harmful = read_prompts(body)
         return f"{len(benign)} benign and {len(harmful)} harmful prompts"
     if template is None or any(str(value).startswith("@") for value in body.data.values()):

@@ -372,7 +372,7 @@ def shard_folder(recipe: Recipe) -> Path | None:
         return None
     from overrefusal_po.pipeline import inputs_of
     from overrefusal_po.recipe.sections import Shard
-    from overrefusal_po.run.folder import run_folder
+    from overrefusal_po.run.keys import run_folder
 
     whole = run_folder(recipe.name, recipe.resolved(), inputs_of(recipe.body))
     return whole / Shard.of(recipe.body.shard).folder

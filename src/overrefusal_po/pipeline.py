@@ -31,7 +31,9 @@ from overrefusal_po.recipe.overrides import dotted, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
 from overrefusal_po.report.summary import samples
-from overrefusal_po.run.folder import Run, environment, file_hash, run_folder
+from overrefusal_po.run.environment import environment
+from overrefusal_po.run.folder import Run
+from overrefusal_po.run.keys import file_hash, run_folder
 
 logger = logging.getLogger(__name__)
 

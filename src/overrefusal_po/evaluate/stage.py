@@ -25,9 +25,15 @@ from overrefusal_po.plugins import engine_note, make_judge, source_note, split_s
 from overrefusal_po.prompts import measured_prompts
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Outcome, Prompt, Verdict, write_atomic, write_jsonl
-from overrefusal_po.run.complete import complete, engine_for, in_process, load_template, sampling_of
+from overrefusal_po.run.complete import (
+    complete,
+    engine_for,
+    in_process,
+    load_template,
+    recipe_sampling,
+)
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import judged
+from overrefusal_po.run.judged import resumable_verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -103,18 +109,21 @@ def outcomes_of(
     completions = complete(
         run.path / "completions.jsonl",
         prompts,
-        sampling_of(recipe.generation, recipe.seed),
+        recipe_sampling(recipe.generation, recipe.seed),
         lambda: engine_for(
             recipe.model, template, recipe.generation, name, engine=recipe.engine, chat=recipe.chat
         ),
         f"{recipe.name}: answering {len(prompts)} prompts",
     )
     kept = run.path / "verdicts.jsonl"
-    verdicts = judged(kept, judges.refusal, prompts, completions)
+    verdicts = resumable_verdicts(kept, judges.refusal, prompts, completions)
     if judges.guard is not None:
         harmful = [(p, c) for p, c in zip(prompts, completions, strict=True) if p.kind == "harmful"]
         verdicts = with_guard(
-            verdicts, judged(kept, judges.guard, [p for p, _ in harmful], [c for _, c in harmful])
+            verdicts,
+            resumable_verdicts(
+                kept, judges.guard, [p for p, _ in harmful], [c for _, c in harmful]
+            ),
         )
     return [
         Outcome(prompt=p, completion=c, verdict=v)

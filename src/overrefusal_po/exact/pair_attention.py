@@ -41,7 +41,7 @@ class Pair(NamedTuple):
     common: int
 
 
-class PairMask(Tensor):  # type: ignore[misc]
+class PairMask(Tensor):
     """Stands for the attention mask (1, 1, 1, 1) of one row with all pairs in it."""
 
     pairs: list[Pair]

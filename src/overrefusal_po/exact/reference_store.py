@@ -23,7 +23,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import transformers
@@ -35,6 +35,7 @@ from overrefusal_po.records import write_atomic
 
 if TYPE_CHECKING:
     from torch.nn import Module
+    from torch.utils.data import Dataset as TorchDataset
     from trl import DPOTrainer
 
 logger = logging.getLogger(__name__)
@@ -76,12 +77,17 @@ def compute_parts(
     Raises ValueError where a log-prob is not finite.
     """
     loader = trainer.accelerator.prepare(
-        DataLoader(dataset, batch_size=batch_size, collate_fn=trainer.data_collator, shuffle=False)
+        DataLoader(
+            cast("TorchDataset[Any]", dataset),
+            batch_size=batch_size,
+            collate_fn=trainer.data_collator,
+            shuffle=False,
+        )
     )
     training, ld_alpha = model.training, trainer.ld_alpha
     model.eval()
-    # TRL gives shared + ld_alpha * tail: shared and tail stay apart as real and imaginary part
-    trainer.ld_alpha = 1j
+    # TRL gives shared + ld_alpha * tail: shared and tail stay separate as real and imaginary part
+    trainer.ld_alpha = 1j  # type: ignore[assignment]  # a number for all that TRL does with it
     found: list[Parts] = []
     try:
         for batch in loader:

@@ -66,9 +66,10 @@ def share_prefix(trainer: Trainer, attention: Callable[[PreTrainedModel], str]) 
     models = (
         [policy] if reference is None else [policy, trainer.accelerator.unwrap_model(reference)]
     )
+    max_length: int | None = getattr(trainer.args, "max_length", None)
     reason = unproven_options(trainer) or unproven_adapter(trained)
     for model in models:
-        reason = reason or unproven_model(model, trainer.args.max_length, attention(model))
+        reason = reason or unproven_model(model, max_length, attention(model))
     if reason:
         logger.warning("shared prefix is off, plain rows are used: %s", reason)
         return False

@@ -1,7 +1,7 @@
 """Texts -> a judge model's replies over the OpenAI protocol, so many at a time, each with its text
 or its fault.
 
-    replies = ask_all(settings, key_of(settings), texts)
+    replies = ask_all(settings, read_api_key(settings), texts)
 
 What is wrong with the set-up (nobody listens, a bad key, an unknown model, a refused parameter) is
 one ValueError. What goes wrong with one item after the client's own retries is that item's `fault`.
@@ -109,7 +109,7 @@ class Asker:
             )
         except APIError as error:
             url, model = self.settings.base_url or OPENAI_URL, self.settings.model
-            wrong = wrong_setup(error, self.settings, url, model, answered=self.answered)
+            wrong = wrong_setup(error, self.settings, url, model=model, answered=self.answered)
             if wrong is not None:
                 raise ValueError(shown(wrong, error, self.key)) from None
             status = getattr(error, "status_code", None)

@@ -1,10 +1,11 @@
-"""A response and its prompt, read: plain text in sentences, with offsets that lead back to what was written.
+"""A reply and its prompt, read: plain text in sentences, and offsets that lead back.
 
     text = plain(composed(answer))
-    page, asked = read(text), ask(prompt)
-    raw_offset(answer, 12)                  # where character 12 of the plain text stands in the answer
+    reply, asked = read_reply(text), read_question(prompt)
+    raw_offset(answer, 12)          # where character 12 of the plain text stands in the answer
 
-Emphasis and doubled blanks are dropped, quotations and code are hidden, so that their words are not taken for the model's.
+Emphasis and doubled blanks are dropped. Quotations and code are hidden, because their words are not
+the model's own.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import unicodedata
 from bisect import bisect_left
 from typing import NamedTuple
 
-from overrefusal_po.judges import _refusal_patterns as say
-from overrefusal_po.judges._refusal_languages import Language, spoken
+from overrefusal_po.judges._refusal_wordings import Language, languages_in, say
 
 STRAIGHT = str.maketrans("’‘‛´“”„«»「」『』\u00a0\u3000", "'" * 4 + '"' * 9 + "  ")
 SQUEEZED = re.compile(r"[*_~\u200b\u200d\ufeff]+|[^\S\n](?=\s)|\n(?=\n)")
 STAR_BULLET = re.compile(r"(?m)^([ \t]{0,8})\*(?= )")
-SENTENCE_END = re.compile(r"(?m:(?<=[.!?])(?<!^\d\.)(?<!^\d\d\.)|(?<=[.!?][\"')\]]))\s|\n|(?<=[。！？।؟])")
+SENTENCE_END = re.compile(
+    r"(?m:(?<=[.!?])(?<!^\d\.)(?<!^\d\d\.)|(?<=[.!?][\"')\]]))\s|\n|(?<=[。！？।؟])",
+)
 LIST_ITEM = re.compile(r"\s?(?:[-•–+]\s|\(?\d{1,2}[.)]\s|step\s\d{1,2}\b|[a-h]\)\s)")
 GLUED = re.compile(r"[^\W_A-Z][A-Z]")
 MAY_HIDE = re.compile(r"[\"`]|(?<![a-z])'")
@@ -35,7 +37,7 @@ HIDDEN = re.compile(
 
 
 class Sentence(NamedTuple):
-    """A sentence of the plain text: where it starts, how it reads, whether it is an item of a list."""
+    """A sentence of the plain text: where it starts, its text, whether it is an item of a list."""
 
     start: int
     text: str
@@ -43,16 +45,17 @@ class Sentence(NamedTuple):
     words: int
 
 
-class Page(NamedTuple):
-    """A response, read: its text as written and in lower case (equally long), and its sentences, quotations hidden.
+class Reply(NamedTuple):
+    """A reply, read: its text as written and in lower case (equally long), and its sentences.
 
-    `foreign`: the languages besides English that some of it may be in; `glued` that a capital stands within a word,
-    as where a model breaks off to refuse.
+    Quotations are hidden in the sentences. `other_languages`: those besides English that it may
+    hold. `glued`: a capital stands inside a word, as when a model breaks off to refuse.
+    `negatives`: the words of the entry `negative_words` that it holds.
     """
 
     cased: str
     low: str
-    foreign: list[Language]
+    other_languages: list[Language]
     glued: bool
     negatives: list[str]
     sentences: list[Sentence]
@@ -67,7 +70,8 @@ def given_offset(given: str, text: str, offset: int) -> int:
     """Where character `offset` of `text`, which is composed(given), stands in `given`."""
     if given is text:
         return offset
-    at = bisect_left(range(len(given)), offset, key=lambda end: len(unicodedata.normalize("NFC", given[:end])))
+    ends = range(len(given))
+    at = bisect_left(ends, offset, key=lambda end: len(unicodedata.normalize("NFC", given[:end])))
     while at < len(given) - 1 and unicodedata.combining(given[at]):
         at += 1
     return at
@@ -100,8 +104,8 @@ def lower(text: str) -> str:
     return text.replace("\u0130", "i").lower()
 
 
-def read(text: str) -> Page:
-    """The plain text in sentences. Quotations and code are blanked out unless they are most of the response."""
+def read_reply(text: str) -> Reply:
+    """The plain text in sentences. Quotations and code are hidden unless they are most of it."""
     low = lower(text)
     seen = HIDDEN.sub(blank, low) if MAY_HIDE.search(low) else low
     if seen.count("\x01") > 0.6 * len(low):
@@ -115,12 +119,12 @@ def read(text: str) -> Page:
             item = (start == 0 or low[start - 1] == "\n") and LIST_ITEM.match(piece) is not None
             sentences.append(Sentence(start, piece, item, word_count(piece)))
         start = after
-    negatives = [word for word in say.NEGATIVE if word in low]
-    return Page(text, low, spoken(low), GLUED.search(text) is not None, negatives, sentences)
+    negatives = [word for word in say.negative_words if word in low]
+    return Reply(text, low, languages_in(low), GLUED.search(text) is not None, negatives, sentences)
 
 
 def blank(hidden: re.Match[str]) -> str:
-    """The quotation's marks with nothing readable between them, as long as before; a short fenced reply stays."""
+    """The quotation's marks without its words, as long as before; a short fenced reply stays."""
     found = hidden.group()
     if found.startswith("`") and word_count(found) <= 60:
         return QUOTED.sub(blank, found)
@@ -133,8 +137,8 @@ def word_count(text: str) -> int:
     return blanks if text.isascii() else max(blanks, sum(c >= "\u3040" for c in text) // 2)
 
 
-class Ask(NamedTuple):
-    """What the prompt tells about its answers. `topic` holds the stems of its content words."""
+class Question(NamedTuple):
+    """What the prompt tells about its answers. `topic`: the first letters of its content words."""
 
     text: str
     topic: frozenset[str]
@@ -149,16 +153,17 @@ class Ask(NamedTuple):
 STEM = re.compile(r"[a-z]{4,}")
 
 
-def ask(prompt: str) -> Ask:
+def read_question(prompt: str) -> Question:
     """Reads a prompt; an empty one is unknown, and then nothing is ruled out."""
     low = lower(plain(composed(prompt[:2000])))
-    return Ask(
+    idle = say.idle_words
+    return Question(
         low,
-        frozenset(word[:5] for word in STEM.findall(low) if word not in say.IDLE),
-        say.YES_NO.match(low) is not None,
-        say.WHY.match(low) is not None,
-        say.ASKS_FOR_NORMS.search(low) is not None,
-        say.DEFINES.match(low) is not None,
-        say.CREATIVE.search(low) is not None,
-        say.COPIES.search(low) is not None,
+        frozenset(word[:5] for word in STEM.findall(low) if word not in idle),
+        say.yes_no_prompt.match(low) is not None,
+        say.why_prompt.match(low) is not None,
+        say.norms_prompt.search(low) is not None,
+        say.definition_prompt.match(low) is not None,
+        say.creative_prompt.search(low) is not None,
+        say.copying_prompt.search(low) is not None,
     )

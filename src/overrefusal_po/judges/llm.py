@@ -27,7 +27,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from overrefusal_po.engines._openai_setup import key_of
+from overrefusal_po.engines._openai_setup import read_api_key
 from overrefusal_po.judges._degenerate import degenerate
 from overrefusal_po.judges._llm_calls import NO_REPLY, Reply, ask_all
 from overrefusal_po.judges._llm_prompt import JudgePrompt, mark_of, read_prompt
@@ -74,7 +74,7 @@ class LlmJudge:
     def check(self) -> None:
         """Raises ValueError where the server's key is missing. A stage asks before it loads any
         weights."""
-        key_of(self.settings)
+        read_api_key(self.settings)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict for each completion, in their order.
@@ -90,7 +90,7 @@ class LlmJudge:
             if len(p.asked) + len(r) <= self.settings.max_characters
         ]
         texts = [self.question(*items[n]) for n in short]
-        said = ask_all(self.settings, key_of(self.settings), texts, answered=self.answered)
+        said = ask_all(self.settings, read_api_key(self.settings), texts, answered=self.answered)
         self.answered |= any(reply.fault is None for reply in said)
         replies = dict(zip(short, said, strict=True))
         return [self.verdict(item, replies.get(number)) for number, item in enumerate(items)]

@@ -119,7 +119,7 @@ def _convert(key: str, folder: Path) -> Path:
     clean.load_state_dict(quantised.state_dict())
     clean.generation_config = quantised.generation_config
     beside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    clean.to(torch.float32).save_pretrained(beside)
+    clean.float().save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     weights = beside / "model.safetensors"
     stamp = {"source_sha256": found, "sha256": sha256(weights), "bytes": weights.stat().st_size}

@@ -22,6 +22,9 @@ from overrefusal_po.model.sharding import wants_fsdp
 
 logger = logging.getLogger(__name__)
 
+REPACKS = "support_avx512bf16_for_cpu"
+"""The switch by which bitsandbytes repacks 4-bit weights on CPUs."""
+
 
 def resolve(name: str) -> str:
     """The path or hub name behind `name`; converts a bundled model the first time.
@@ -167,8 +170,8 @@ def load_model(
     for module in model.modules():
         # bitsandbytes 0.50 repacks 4-bit weights at the first CPU pass in eval mode into a form
         # without gradients
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, REPACKS):
+            setattr(module, REPACKS, False)
     return model.eval()
 
 

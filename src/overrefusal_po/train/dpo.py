@@ -74,11 +74,7 @@ def dpo_trainer(
     """
     from trl import DPOConfig
 
-    from overrefusal_po.train.trl_private import (
-        ReadyDPOTrainer,
-        StoredDPOTrainer,
-        shared_prefix_on,
-    )
+    from overrefusal_po.train.trl_private import shared_prefix_on
 
     config = trainer_config(DPOConfig, args)
     if reference_store is not None:
@@ -89,26 +85,41 @@ def dpo_trainer(
         pairs, template, max_length=config.max_length, opening=opening, too_long=too_long
     )
     policy = load_policy(model, peft_config)
-    stores = bool(config.precompute_ref_log_probs)
-    sharded = wants_fsdp(vars(config))  # TRL then wants a model even to compute log-probs ahead
-    if ref_model is None and trains_all(policy, peft_config) and (sharded or not stores):
-        ref_model = frozen_copy(policy)
-    store = Path(reference_store) if reference_store is not None else None
-    make: Callable[..., DPOTrainer] = ReadyDPOTrainer
-    if stores:
-        make = partial(StoredDPOTrainer, store=store, shared_prefix=shared_prefix)
-    trainer = make(
+    trainer = trainer_class(config, reference_store, shared_prefix)(
         model=policy,
-        ref_model=ref_model,
+        ref_model=ref_model or reference_copy(policy, peft_config, config),
         args=config,
         train_dataset=prepared.rows,
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=list(callbacks),
     )
-    if shared_prefix and not stores:  # the other one shared it before its reference pass
-        shared_prefix_on(trainer)
+    if shared_prefix and not config.precompute_ref_log_probs:
+        shared_prefix_on(trainer)  # with a store it is on since the reference pass
     return finished(trainer)
+
+
+def trainer_class(
+    config: DPOConfig, store: str | Path | None, shared_prefix: bool
+) -> Callable[..., DPOTrainer]:
+    """TRL's trainer for tokenised rows; with reference log-probs computed ahead, one with a store."""
+    from overrefusal_po.train.trl_private import ReadyDPOTrainer, StoredDPOTrainer
+
+    if not config.precompute_ref_log_probs:
+        return ReadyDPOTrainer
+    folder = Path(store) if store is not None else None
+    return partial(StoredDPOTrainer, store=folder, shared_prefix=shared_prefix)
+
+
+def reference_copy(
+    policy: PreTrainedModel, peft_config: PeftConfig | None, config: DPOConfig
+) -> PreTrainedModel | None:
+    """A copy of the start policy if the training needs one: all weights change, nothing is stored.
+
+    Under FSDP TRL wants a model even to compute log-probs ahead.
+    """
+    needed = wants_fsdp(vars(config)) or not config.precompute_ref_log_probs
+    return frozen_copy(policy) if needed and trains_all(policy, peft_config) else None
 
 
 def recipe_trainer(

@@ -83,6 +83,7 @@ def kto_trainer(
         kept = fit_pairs(pairs, table, max_length=config.max_length, too_long=too_long).warned()
         used = [pairs[at] for at in kept]
         pairs = side_rows(used, table.take(kept), vars(config), opening)
+    assert pairs.rows is not None, "data without rows are not whole"
     warn_of_cut(pairs.rows, config.max_length)
     policy = load_policy(model, peft_config)
     if ref_model is None and trains_all(policy, peft_config):

@@ -18,12 +18,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair, Prompt, Triple
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch.nn import Module
     from transformers import Trainer
 
 logger = logging.getLogger(__name__)
@@ -143,8 +145,10 @@ def group_by_length(trainer: Trainer) -> None:
         return
     from overrefusal_po.train.trl_private import use_sampler
 
-    shared = any(hasattr(module, "_shares_prefix") for module in trainer.model.modules())
-    use_sampler(trainer, [step_tokens(row, shared=shared) for row in trainer.train_dataset])
+    policy = cast("Module", trainer.model)
+    shared = any(hasattr(module, "_shares_prefix") for module in policy.modules())
+    rows = cast("Dataset", trainer.train_dataset)
+    use_sampler(trainer, [step_tokens(row, shared=shared) for row in rows])
 
 
 def step_tokens(row: Mapping[str, Any], *, shared: bool) -> int:

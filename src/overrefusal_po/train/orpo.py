@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig
 
@@ -71,9 +72,9 @@ class ORPOTrainer(ReadyDPOTrainer):
     """`DPOTrainer` with ORPO's loss. Full fine-tuning under FSDP loads a reference for a moment and
     drops it (TRL's rule)."""
 
-    _tag_names: ClassVar = ["trl", "orpo"]
+    _tag_names = ["trl", "orpo"]  # noqa: RUF012  # TRL's own form
     _name = "ORPO"
-    _paper: ClassVar = {
+    _paper = {  # noqa: RUF012
         "title": "ORPO: Monolithic Preference Optimization without Reference Model",
         "id": "2403.07691",
     }
@@ -125,7 +126,7 @@ class ORPOTrainer(ReadyDPOTrainer):
         ratio: Any,
     ) -> None:
         """Adds TRL's ORPO metrics of one batch, as means over all processes."""
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if cast(Module, self.model).training else "eval"
         if mode == "train":
             seen = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum().item()
             self._total_train_tokens += seen // self._tp_size

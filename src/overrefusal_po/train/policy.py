@@ -8,13 +8,14 @@ reference = frozen_copy(policy)
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from torch.nn import Module, Parameter
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -66,16 +67,16 @@ def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
     return reference
 
 
-def exact_adapter(model: Any) -> None:
+def exact_adapter(model: Module | None) -> None:
     """Trains the adapter of a quantised model in float32, as peft does over other bases.
 
     TRL rounds it to bfloat16, and three things go wrong. Steps of 1e-6 are lost. A policy that
     comes with an adapter is no longer its own reference (TRL does not round its copy `ref`). After
-    a resume peft reads it in float32, and losses differ. `model` is any torch module.
+    a resume peft reads it in float32, and losses differ.
     """
-    if not getattr(model, "is_quantized", False):
+    if model is None or not getattr(model, "is_quantized", False):
         return
-    known = dict(model.named_parameters())
+    known: dict[str, Parameter] = dict(model.named_parameters())
     for name, weight in known.items():
         if weight.requires_grad:
             source = known.get(name.replace(".default.", ".ref."), weight)

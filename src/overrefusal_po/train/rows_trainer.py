@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.derta_rows import DertaCollator
@@ -47,7 +47,8 @@ def rows_trainer(
             "each pass)."
         )
     config = copy.copy(config)  # the caller's own object stays unchanged
-    config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}
+    given = cast("dict[str, Any]", config.dataset_kwargs or {})
+    config.dataset_kwargs = {**given, "skip_prepare_dataset": True}
     config.remove_unused_columns = False
     trainer = SFTTrainer(
         model=load_policy(model, peft_config),

@@ -1,28 +1,29 @@
-"""Two-sided checkpoint selection: every so many steps measure usefulness and safety, and keep the
-best step's weights.
+"""Two-sided checkpoint selection: measure usefulness and safety while training, keep the best step.
 
     trainer = dpo_trainer(model, pairs, args=...)
-    trainer.add_callback(two_sided_callback(trainer, template=template, select=Select(), folder=run_folder))
+    callback = two_sided_callback(trainer, template=template, select=Select(), folder=run_folder)
+    trainer.add_callback(callback)
     trainer.train()  # the model now holds the weights of the selected step
 
-A look generates (greedy) on a fixed harmful and a fixed benign dev set, judges, and logs
-`two_sided/harmful_refused`, `two_sided/benign_answered` and `two_sided/score`. The score is
-benign_answered where harmful_refused >= start_refused - tolerance, else -(start_refused - tolerance
-- harmful_refused), which is below every score within tolerance and still has a slope; start_refused
-  is the start policy's. The greatest score is kept, the earliest on ties. The start
-policy is look 0 and within tolerance of itself: where no later step does better, it is what is
-kept, with a warning. In the run folder selection.jsonl holds a row for each look and selection/ the
-kept weights, so that a killed run goes on; a look that stands there already is not made again.
+A look generates greedily on a fixed harmful and a fixed benign dev set, and judges. It logs
+`two_sided/harmful_refused`, `two_sided/benign_answered` and `two_sided/score`.
+
+The score is benign_answered if harmful_refused is at least the start policy's minus the tolerance.
+Otherwise it is minus the missing part: below every score within tolerance, and still with a slope.
+The greatest score is kept, the earliest of equal ones. The start policy is look 0. If no later step
+does better, it is kept, with a warning.
+
+In the run folder selection.jsonl holds a row for each look, and selection/ the kept weights. So a
+killed run goes on, and no look is made twice.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
 from overrefusal_po.model.chat import ChatTemplate
@@ -32,12 +33,23 @@ from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.sections import Select
 from overrefusal_po.records import (
     Outcome,
-    Prompt,
     Record,
     Sampling,
     read_jsonl,
     write_jsonl,
 )
+from overrefusal_po.train.weights import generating, restore, snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import (
+        PreTrainedModel,
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +86,8 @@ def check_not_sharded(settings: Mapping[str, Any]) -> None:
         if wanted:
             raise ValueError(
                 f"select cannot be used with {key}: the weights are sharded over the processes, "
-                "and no process has a "
-                "model that could generate. Leave select out and evaluate saved checkpoints, or "
-                "launch with DDP."
+                "and no process has a model that could generate. Leave select out and evaluate "
+                "saved checkpoints, or launch with DDP."
             )
 
 
@@ -87,8 +98,10 @@ def score_of(
     start_refused: float,
     tolerance: float,
 ) -> float | None:
-    """benign_answered where harmful_refused >= start_refused - tolerance, else how far
-    harmful_refused is below that, negative. None where a rate is."""
+    """benign_answered within tolerance, else how far harmful_refused is below it, negative.
+
+    None if a rate is None.
+    """
     if harmful_refused is None or benign_answered is None:
         return None
     short = start_refused - tolerance - harmful_refused
@@ -98,7 +111,7 @@ def score_of(
 class Looks:
     """The looks of a run folder and the weights of the best: what survives a kill.
 
-    Raises ValueError where the rows name kept weights that are not there.
+    Raises ValueError if the rows name kept weights that are not there.
     """
 
     def __init__(self, folder: Path, tolerance: float) -> None:
@@ -110,7 +123,7 @@ class Looks:
             raise ValueError(
                 f"{self.weights_file(self.kept.step)} is missing, which {self.file} names as the "
                 f"best so far. Put it back, or delete {self.file} and the checkpoints to train "
-                "anew."
+                "again from the start."
             )
 
     @property
@@ -126,15 +139,16 @@ class Looks:
         """Where the weights of a step are kept."""
         return self.folder / f"step-{step}.safetensors"
 
-    def add(self, step: int, found: RunMetrics, weights: Callable[[], Mapping[str, Any]]) -> Look:
-        """Scores and writes a look; where it is the best so far, its weights are written before
-        it."""
+    def add(
+        self, step: int, found: RunMetrics, weights: Callable[[], Mapping[str, Tensor]]
+    ) -> Look:
+        """Scores and writes a look; the weights of the best so far are written before it."""
         harmful_refused, benign_answered = found.harmful_refused.value, found.benign_answered.value
         start = self.rows[0].harmful_refused if self.rows else harmful_refused
         if start is None or (not self.rows and benign_answered is None):
             raise ValueError(
                 "The judge scored none of the start policy's responses to harmful or to benign "
-                "prompts, so there is no safety to hold. Mend the judge (select.judge)."
+                "prompts, so there is no safety to hold. Choose another judge (select.judge)."
             )
         score = score_of(
             harmful_refused, benign_answered, start_refused=start, tolerance=self.tolerance
@@ -159,7 +173,7 @@ class Looks:
                 file.unlink()
         return row
 
-    def _write_weights(self, step: int, weights: Mapping[str, Any]) -> None:
+    def _write_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,180 +181,148 @@ class Looks:
         save_file(dict(weights), beside)
         beside.replace(self.weights_file(step))
 
-    def closing_words(self) -> tuple[int, str]:
-        """(log level, what was selected); a warning where it is the start policy."""
-        kept, last, start_refused = (
-            self.kept,
-            self.rows[-1].step,
-            self.rows[0].harmful_refused or 0.0,
+    def result(self) -> tuple[int, str]:
+        """(log level, what was selected); a warning if it is the start policy."""
+        kept, last = self.kept, self.rows[-1].step
+        start = self.rows[0].harmful_refused or 0.0
+        line = (
+            f"selected step {kept.step} of {last}: harmful_refused {kept.harmful_refused:.3f} "
+            f"(start {start:.3f}), benign_answered {kept.benign_answered:.3f}"
         )
-        line = f"selected step {kept.step} of {last}: harmful_refused {kept.harmful_refused:.3f} (start {start_refused:.3f}), benign_answered {kept.benign_answered:.3f}"
         if kept.step or not last:
             return logging.INFO, line
         within = sum(row.score is not None and row.score >= 0 for row in self.rows[1:])
         return logging.WARNING, (
             f"{line}. No step of training is kept: of {len(self.rows) - 1} later looks {within} "
             f"stayed within {self.tolerance:g} of the start policy's harmful_refused, and none of "
-            "these "
-            "answered more. What is saved IS THE START POLICY."
+            "these answered more. What is saved IS THE START POLICY."
         )
 
 
-def trainable(model: Any) -> dict[str, Any]:
-    """{name: parameter} of what training changes: an adapter's weights, or all."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+class TwoSided:
+    """The looks of one training: what they measure, and what becomes of them.
 
+    Args:
+        trainer: the trainer whose model is looked at.
+        template: the chat template to generate with.
+        select: the recipe's section.
+        folder: the run folder.
 
-def snapshot(model: Any) -> dict[str, Any]:
-    """Copies of the trainable weights in main memory."""
-    return {
-        name: weight.detach().to("cpu", copy=True).contiguous()
-        for name, weight in trainable(model).items()
-    }
+    Raises:
+        ValueError: the weights are sharded, a kind of prompt or the judge is missing.
+    """
 
+    def __init__(
+        self, trainer: Trainer, *, template: ChatTemplate, select: Select, folder: Path
+    ) -> None:
+        check_not_sharded(
+            {"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled}
+        )
+        self.trainer, self.template, self.select = trainer, template, select
+        self.prompts, self.judge = dev_prompts(select), make_judge(select.judge)
+        first = trainer.accelerator.is_main_process
+        self.looks = Looks(folder, select.tolerance) if first else None
 
-def restore(model: Any, file: Path | None, *, world: int = 1) -> None:
-    """Puts the weights of `file` into `model`; with several processes the first reads it (None on
-    others) and sends."""
-    import torch
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model in training, without what accelerate puts around it."""
+        found: PreTrainedModel = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return found
 
-    weights: Any = {}
-    if file is not None:
-        from safetensors.torch import load_file
+    def begin(self, state: TrainerState) -> None:
+        """Looks at the start policy; ValueError if a resumed training has lost that look."""
+        if state.global_step == 0:
+            self.look(state)
+        elif self.looks is not None and not self.looks.rows:
+            raise ValueError(
+                f"{self.looks.file} is missing, but training goes on from step "
+                f"{state.global_step}: the start policy can no longer be measured. Put it back, "
+                f"or delete {self.trainer.args.output_dir} to train again from the start."
+            )
 
-        weights = load_file(file)
-    for name, weight in trainable(model).items():
-        if file is not None:
-            weight.data.copy_(weights[name])
-        if world > 1:
-            torch.distributed.broadcast(weight.data, src=0)
+    def look(self, state: TrainerState) -> None:
+        """Measures the model in the first process, unless this step stands in the looks."""
+        step = state.global_step
+        if self.looks is not None:
+            row = self.looks.at(step)
+            if row is None:
+                found = self.measure(f"step {step}")
+                row = self.looks.add(step, found, lambda: snapshot(self.model))
+            self.log(row, state)
+        self.trainer.accelerator.wait_for_everyone()
 
+    def measure(self, name: str) -> RunMetrics:
+        """The rates of the model as it is now."""
+        from overrefusal_po.engines.transformers import TransformersEngine
 
-@contextlib.contextmanager
-def borrowed(model: Any) -> Iterator[None]:
-    """A model in training, ready to generate; afterwards as training left it: modes, cache, place,
-    all random states."""
-    import random
+        select = self.select
+        with generating(self.model):
+            engine = TransformersEngine(
+                self.model, self.template, name=name, batch_size=select.batch_size
+            )
+            sampling = Sampling(max_new_tokens=select.max_new_tokens)
+            said = {c.prompt_id: c for c in engine.complete(self.prompts, sampling)}
+            completions = [said[p.id] for p in self.prompts]
+            verdicts = self.judge.score(self.prompts, completions)
+        rows = zip(self.prompts, completions, verdicts, strict=True)
+        return run_metrics([Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows])
 
-    import numpy as np
-    import torch
+    def log(self, row: Look, state: TrainerState) -> None:
+        """Logs a look once, also in a run that was resumed."""
+        from transformers import Trainer
 
-    modes = [(module, module.training) for module in model.modules()]
-    configs = [
-        (c, c.use_cache) for c in (model.config, model.generation_config) if hasattr(c, "use_cache")
-    ]
-    place, drawn, drawn_numpy = model.device, random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            for config, _ in configs:
-                config.use_cache = (
-                    True  # training turns the cache off, without which generation is quadratic
-                )
-            yield
-    finally:
-        random.setstate(drawn)
-        np.random.set_state(drawn_numpy)
-        for config, used in configs:
-            config.use_cache = used
-        for module, mode in modes:
-            module.training = mode
-        if (
-            model.device != place
-        ):  # the engine moves a model to the GPU, also where training is told to use the CPU
-            model.to(place)
-
-
-def measure(
-    model: Any,
-    prompts: Sequence[Prompt],
-    judge: Any,
-    *,
-    template: ChatTemplate,
-    select: Select,
-    name: str,
-) -> RunMetrics:
-    """The rates of a model as it is now on `prompts`."""
-    from overrefusal_po.engines.transformers import TransformersEngine
-
-    with borrowed(model):
-        engine = TransformersEngine(model, template, name=name, batch_size=select.batch_size)
-        said = {
-            c.prompt_id: c
-            for c in engine.complete(prompts, Sampling(max_new_tokens=select.max_new_tokens))
+        if any(r.get("step") == row.step and "two_sided/score" in r for r in state.log_history):
+            return
+        values = {
+            f"two_sided/{key}": value
+            for key in ("harmful_refused", "benign_answered", "score")
+            if (value := getattr(row, key)) is not None
         }
-        completions = [said[p.id] for p in prompts]
-        verdicts = judge.score(prompts, completions)
-    rows = zip(prompts, completions, verdicts, strict=True)
-    return run_metrics([Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows])
+        due = self.trainer.control.should_log  # logging clears it; this step's loss may be due
+        # not TRL's own `log`, which would close the average of its metrics here
+        Trainer.log(self.trainer, values)
+        self.trainer.control.should_log = due
+
+    def end(self, state: TrainerState) -> None:
+        """Looks at the last step and puts the weights of the best one into the model."""
+        self.look(state)
+        looks = self.looks
+        file = looks.weights_file(looks.kept.step) if looks is not None else None
+        restore(self.model, file, world=self.trainer.accelerator.num_processes)
+        if looks is not None:
+            logger.log(*looks.result())
 
 
 def two_sided_callback(
-    trainer: Any, *, template: ChatTemplate, select: Select, folder: Path
-) -> Any:
-    """A transformers callback for `trainer` that looks at every `select.every_steps` steps and
-    restores the best at the end.
+    trainer: Trainer, *, template: ChatTemplate, select: Select, folder: Path
+) -> TrainerCallback:
+    """A callback that looks at every `select.every_steps` steps and restores the best at the end.
 
-    With several processes (DDP) the first one looks while the others wait at a barrier: a look has
-    to be shorter than `ddp_timeout` (half an hour). Raises ValueError where the weights are
-    sharded, or where a kind of prompt is missing.
+    With several processes (DDP) the first one looks while the others wait at a barrier. So a look
+    has to be shorter than `ddp_timeout` (half an hour). Raises what `TwoSided` raises.
     """
-    from transformers import Trainer, TrainerCallback
+    from transformers import TrainerCallback
 
-    accelerator = trainer.accelerator
-    check_not_sharded({"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled})
-    prompts, judge = dev_prompts(select), make_judge(select.judge)
-    looks = Looks(folder, select.tolerance) if accelerator.is_main_process else None
+    two_sided = TwoSided(trainer, template=template, select=select, folder=folder)
 
-    def look(state: Any) -> None:
-        step, model = state.global_step, accelerator.unwrap_model(trainer.model)
-        if looks is not None:
-            row = looks.at(step)
-            if row is None:
-                found = measure(
-                    model, prompts, judge, template=template, select=select, name=f"step {step}"
-                )
-                row = looks.add(step, found, lambda: snapshot(model))
-            logged = any(
-                old.get("step") == step and "two_sided/score" in old for old in state.log_history
-            )
-            values = {
-                f"two_sided/{key}": getattr(row, key)
-                for key in ("harmful_refused", "benign_answered", "score")
-            }
-            if not logged:
-                due = (
-                    trainer.control.should_log
-                )  # logging clears it, and this step's loss may still be due
-                # not TRL's own `log`, which would close the average of its metrics here
-                Trainer.log(
-                    trainer, {key: value for key, value in values.items() if value is not None}
-                )
-                trainer.control.should_log = due
-        accelerator.wait_for_everyone()
-
-    class TwoSidedCallback(TrainerCallback):  # type: ignore[misc]
+    class TwoSidedCallback(TrainerCallback):
         """Looks at the start policy, at every so many steps and at the end."""
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 0:
-                look(state)
-            elif looks is not None and not looks.rows:
-                raise ValueError(
-                    f"{looks.file} is missing, but training goes on from step {state.global_step}: "
-                    "the start policy can no longer be measured. Put it back, or delete "
-                    f"{args.output_dir} to train anew."
-                )
+        def on_train_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        ) -> None:
+            two_sided.begin(state)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        ) -> None:
             if state.global_step % select.every_steps == 0:
-                look(state)
+                two_sided.look(state)
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            look(state)
-            file = looks.weights_file(looks.kept.step) if looks is not None else None
-            restore(accelerator.unwrap_model(trainer.model), file, world=accelerator.num_processes)
-            if looks is not None:
-                logger.log(*looks.closing_words())
+        def on_train_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        ) -> None:
+            two_sided.end(state)
 
     return TwoSidedCallback()
 

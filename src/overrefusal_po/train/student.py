@@ -17,7 +17,7 @@ from overrefusal_po.pairs.make import containment_pair
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Verdict
-from overrefusal_po.run.complete import complete, engine_for, sampling_of
+from overrefusal_po.run.complete import complete, engine_for, recipe_sampling
 from overrefusal_po.run.folder import Run
 
 FILE = "student_harmful.jsonl"
@@ -45,7 +45,7 @@ def student_answers(
     answers = complete(
         run.path / FILE,
         prompts,
-        sampling_of(recipe.generation, recipe.seed),
+        recipe_sampling(recipe.generation, recipe.seed),
         lambda: engine_for(recipe.model, template, recipe.generation, name),
         "student: harmful prompts",
     )

@@ -60,7 +60,7 @@ def tracker_callback(resolved: Mapping[str, Any], folder: Path) -> Any:
     """
     from transformers import TrainerCallback
 
-    class TrackerCallback(TrainerCallback):  # type: ignore[misc]
+    class TrackerCallback(TrainerCallback):
         """Speaks when training begins and when it ends, on the first process alone."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -20,10 +20,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from peft import PeftModel
 from torch import Generator
 from torch.nn import Module
 from transformers import PreTrainedModel, Trainer
@@ -56,12 +57,13 @@ def shared_prefix_on(trainer: Trainer) -> bool:
     return share_prefix(trainer, attention_of)
 
 
-def add_log_prob_head(model: PreTrainedModel) -> None:
+def add_log_prob_head(model: Module | None) -> None:
     """Makes a model, or the base of a peft model, give log-probs of labels without full logits.
 
     TRL's head for DPO also computes entropy, mean logits and top-1; this one does not.
     """
-    add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    add_fused_lm_head(cast(PreTrainedModel, base))
 
 
 def is_tokenised(dataset: Any) -> bool:
@@ -148,12 +150,13 @@ def reference_engine(trainer: DPOTrainer) -> Module:
 
     Under DeepSpeed that is an inference engine, which places its weights.
     """
+    policy = trainer.model
+    assert isinstance(policy, Module), "a trainer that has been built holds its model"
     if trainer.ref_model is None and trainer.is_deepspeed_enabled:
-        trainer._precompute_engine = trainer._precompute_engine or prepare_deepspeed(
-            trainer.model, trainer.accelerator
-        )
-        return trainer._precompute_engine
-    return trainer.ref_model or trainer.model
+        engine = trainer._precompute_engine or prepare_deepspeed(policy, trainer.accelerator)
+        trainer._precompute_engine = engine
+        return cast(Module, engine)
+    return cast(Module, trainer.ref_model) if trainer.ref_model is not None else policy
 
 
 class EpochSampler(LengthGroupedSampler):
@@ -175,9 +178,10 @@ class EpochSampler(LengthGroupedSampler):
         seed = args.data_seed if args.data_seed is not None else args.seed
         number = int(content_id(seed, int(state.epoch or 0)), 16)
         self.generator = Generator().manual_seed(number)
-        return iter(super().__iter__())
+        return iter(super().__iter__())  # type: ignore[no-untyped-call]
 
 
 def use_sampler(trainer: Trainer, lengths: Sequence[int]) -> None:
     """Has a trainer draw its batches with `EpochSampler`."""
-    trainer._get_train_sampler = lambda *_: EpochSampler(trainer, lengths)
+    sampler = EpochSampler(trainer, lengths)
+    trainer._get_train_sampler = lambda *_: sampler  # type: ignore[method-assign]  # the hook
