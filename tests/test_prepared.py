@@ -224,8 +224,7 @@ def test_check_and_train_print_the_same_line(
     """With a pair left out and a warning of the linter in it."""
     monkeypatch.chdir(tmp_path)
     long = safe_pairs(2)[0].model_copy(update={"id": "long", "chosen": "Fold it. " * 200})
-    twice = safe_pairs(2)[0].model_copy(update={"id": "twice"})
-    write_jsonl("pairs.jsonl", [*safe_pairs(5), long, twice])
+    write_jsonl("pairs.jsonl", [*safe_pairs(5), long, safe_pairs(5)[0]])
     data = {"pairs": "pairs.jsonl", "too_long": "drop"}
     body = recipe_of(styles["llama"].folder, Path("pairs.jsonl"), data=data)
     values = {"run_dir": "here", **body.model_dump(mode="json", exclude={"run_dir"})}
