@@ -13,6 +13,7 @@ import difflib
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from overrefusal_po.recipe.sections import DertaData, PairsData, Section, SftData
@@ -69,10 +70,11 @@ class Method(NamedTuple):
 
     Attributes:
         name: what a recipe says under `method`.
-        title: a line for `overrefusal-po list` and the model card.
+        title: a line for `overrefusal-po list`.
         config: dotted name of the TRL config class whose keys stand under `trainer`.
         data: the section that says what it learns from.
         module: dotted name of its file, which defines what `train.method.MethodModule` says.
+        label: how a text spells its name, for example "DeRTa"; empty means the name itself.
         shares_prefix: whether both sides of a pair go through the model with one prompt.
         scores_prompt: whether the loss reads the prompt of the chosen side too.
         sides_apart: whether each side of a pair is a row of its own.
@@ -86,6 +88,7 @@ class Method(NamedTuple):
     config: str
     data: type[Section]
     module: str
+    label: str = ""
     shares_prefix: bool = False
     scores_prompt: bool = False
     sides_apart: bool = False
@@ -103,6 +106,7 @@ METHODS = {
             config="trl.SFTConfig",
             data=SftData,
             module="overrefusal_po.train.sft",
+            label="SFT",
         ),
         Method(
             name="derta",
@@ -110,6 +114,7 @@ METHODS = {
             config="trl.SFTConfig",
             data=DertaData,
             module="overrefusal_po.train.derta",
+            label="DeRTa",
         ),
         Method(
             name="dpo",
@@ -117,6 +122,7 @@ METHODS = {
             config="trl.DPOConfig",
             data=PairsData,
             module="overrefusal_po.train.dpo",
+            label="DPO",
             shares_prefix=True,
             needs_reference=True,
             stores_reference=True,
@@ -127,6 +133,7 @@ METHODS = {
             config="overrefusal_po.train.orpo.ORPOConfig",
             data=PairsData,
             module="overrefusal_po.train.orpo",
+            label="ORPO",
             shares_prefix=True,
             scores_prompt=True,
         ),
@@ -136,6 +143,7 @@ METHODS = {
             config="trl.KTOConfig",
             data=PairsData,
             module="overrefusal_po.train.kto",
+            label="KTO",
             sides_apart=True,
             needs_reference=True,
             check=check_kto,
@@ -161,8 +169,8 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     installed = installed_methods()
     if name in installed:
-        return checked_row(installed[name].load(), name)
-    if "." not in name:
+        return checked_row(loaded(name, installed[name].load), name)
+    if not (name.isascii() and "." in name and all(map(str.isidentifier, name.split(".")))):
         known = [*METHODS, *installed]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -170,14 +178,24 @@ def find_method(name: str) -> Method:
             f"method is {name!r}; allowed is one of {', '.join(known)}, or the dotted name of a "
             f"module of your own.{hint}"
         )
+    return checked_row(getattr(method_file(name, name), "METHOD", None), name)
+
+
+def method_file(place: str, name: str) -> ModuleType:
+    """The module `place` of the method `name`; ValueError if it cannot be imported."""
+    found: ModuleType = loaded(name, lambda: importlib.import_module(place))
+    return found
+
+
+def loaded(name: str, load: Callable[[], Any]) -> Any:
+    """What `load` returns for the method `name`; ValueError if a module or a name is missing."""
     try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
+        return load()
+    except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"method: the module {name!r} cannot be imported (there is no {error.name!r}). Install "
-            "its package, or put its folder on PYTHONPATH."
+            f"method: the module of {name!r} cannot be imported ({error}). Install its package, "
+            "or put its folder on PYTHONPATH."
         ) from None
-    return checked_row(getattr(module, "METHOD", None), name)
 
 
 def checked_row(row: object, name: str) -> Method:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from overrefusal_po.recipe.methods import METHODS
 from overrefusal_po.records import write_atomic
 from overrefusal_po.report.summary import Rates, Run, Summary, read_summary, visible
 
@@ -136,14 +137,21 @@ def results_on(
             )
 
 
+def method_words(recipe: Mapping[str, Any]) -> str:
+    """What the card calls the method of a training recipe; "training" without a recipe.
+
+    The card may be written where a package with a method of its own is not installed.
+    """
+    name = recipe.get("method")
+    return METHODS[name].label if name in METHODS else one_line(str(name or "training"))
+
+
 def body(summary: Summary, run: Run, recipe: Mapping[str, Any], base: str | None) -> Iterator[str]:
     """The card's Markdown, a part at a time."""
     yield f"# {one_line(summary.title)}: {one_line(run.name)}"
-    method = {"derta": "DeRTa", "dpo": "DPO", "orpo": "ORPO", "kto": "KTO", "sft": "SFT"}.get(
-        str(recipe.get("method")), "training"
-    )
     yield (
-        f"Trained from {f'`{base}`' if base else 'another model'} by {method} with overrefusal-po, "
+        f"Trained from {f'`{base}`' if base else 'another model'} by {method_words(recipe)} with "
+        "overrefusal-po, "
         "to answer what only sounds "
         "dangerous and still refuse what is harmful; the table says how far it does."
     )
