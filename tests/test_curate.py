@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 from openai_server import Answer, Request, Server, says, serving
-from overrefusal_po.train.trainers import sft_trainer
 
 from overrefusal_po.curate.overgenerate import make_curation
 from overrefusal_po.model import load as models
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe.schema import CurateRecipe
-from overrefusal_po.recipe.sections import SftData
+from overrefusal_po.recipe.schema import CurateRecipe, TrainRecipe
 from overrefusal_po.records import (
     Completion,
     PreferencePair,
@@ -24,7 +22,7 @@ from overrefusal_po.records import (
     write_jsonl,
 )
 from overrefusal_po.run.folder import Run
-from overrefusal_po.train.data import sft_prompts
+from overrefusal_po.train import sft
 
 REFUSAL = "Sorry, I can't help with that."
 ASKED = [
@@ -62,7 +60,7 @@ def taught(says: str, style, folder: Path) -> Path:
         "save_strategy": "no",
     }
     args = {**options, "output_dir": str(folder / "out"), "report_to": "none", "disable_tqdm": True}
-    trainer = sft_trainer(style.make_model(), prompts, args=args, template=style.template)
+    trainer = sft.sft_trainer(style.make_model(), prompts, args=args, template=style.template)
     trainer.train()
     return models.save_merged(trainer.model, style.tokenizer, folder / "model")
 
@@ -333,10 +331,14 @@ def test_the_sft_sets_of_overgeneration_come_out_of_the_same_stage(
         3,
         2,
     )
-    data = SftData(prompts=str(tmp_path / "run" / "sft.jsonl"))
-    assert {(p.text, p.reference) for p in sft_prompts(data)} == {
-        (p.text, p.reference) for p in rows
+    body = {
+        "task": "train",
+        "method": "sft",
+        "model": {"model_name_or_path": "m"},
+        "data": {"prompts": str(tmp_path / "run" / "sft.jsonl")},
     }
+    source = sft.read(TrainRecipe.model_validate(body))
+    assert {(p.text, p.reference) for p in source.prompts} == {(p.text, p.reference) for p in rows}
 
 
 def test_a_model_overgenerates_for_itself_and_a_set_of_nothing_is_an_error(

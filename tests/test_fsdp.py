@@ -19,12 +19,14 @@ import pytest
 import torch
 import yaml
 from conftest import Style
-from overrefusal_po.train.trainers import derta_trainer, dpo_trainer, orpo_trainer
 from safetensors.torch import load_file
 from test_distributed import TORCHRUN, start
 
 from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, Triple, write_jsonl
+from overrefusal_po.train.derta import derta_trainer
+from overrefusal_po.train.dpo import dpo_trainer
+from overrefusal_po.train.orpo import orpo_trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 METHODS: dict[str, Callable[..., Any]] = {
@@ -68,7 +70,7 @@ AcceleratorState.__init__ = with_fsdp_on_cpus
 
 from transformers import TrainerCallback
 from overrefusal_po.model import load as models
-from overrefusal_po.train import trainers
+import overrefusal_po
 from overrefusal_po.records import PreferencePair, Triple, read_jsonl
 
 held = []
@@ -88,7 +90,7 @@ for method in ("dpo", "orpo", "derta"):
     extra = {"rto_dropout": 0} if method == "derta" else {}
     for checkpoint in (None, f"{method}/checkpoint-1"):
         args = {**settings, "output_dir": method, "per_device_train_batch_size": 1}
-        trainer = trainers.METHODS[method].factory(folder, rows, args=args, callbacks=[Spy()], **extra)
+        trainer = getattr(overrefusal_po, f"{method}_trainer")(folder, rows, args=args, callbacks=[Spy()], **extra)
         trainer.train(resume_from_checkpoint=checkpoint)
         name = f"{method}-{'resumed' if checkpoint else 'whole'}"
         found[name] = [row["loss"] for row in trainer.state.log_history if "loss" in row]

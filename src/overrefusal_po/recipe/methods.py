@@ -13,6 +13,7 @@ import difflib
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from overrefusal_po.recipe.sections import DertaData, PairsData, Section, SftData
@@ -71,7 +72,7 @@ class Method(NamedTuple):
 
     Attributes:
         name: what a recipe says under `method`.
-        title: a line for `overrefusal-po list` and the model card.
+        title: a line for `overrefusal-po list`.
         config: dotted name of the TRL config class whose keys stand under `trainer`.
         data: the section that says what it learns from.
         module: dotted name of its file. It defines the functions of `train.method.MethodModule`.
@@ -163,37 +164,32 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     installed = installed_methods()
     if name in installed:
-        return checked_row(loaded(installed[name]), name)
-    if "." in name:
-        return checked_row(own_row(name), name)
-    known = [*METHODS, *installed]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ValueError(
-        f"method is {name!r}; allowed is one of {', '.join(known)}, or the dotted name of a "
-        f"module of your own.{hint}"
-    )
+        return checked_row(loaded(name, installed[name].load), name)
+    if not (name.isascii() and "." in name and all(map(str.isidentifier, name.split(".")))):
+        known = [*METHODS, *installed]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"method is {name!r}; allowed is one of {', '.join(known)}, or the dotted name of a "
+            f"module of your own.{hint}"
+        )
+    return checked_row(getattr(method_file(name, name), "METHOD", None), name)
 
 
-def loaded(point: importlib.metadata.EntryPoint) -> object:
-    """What an entry point names; ValueError if it cannot be imported."""
+def method_file(place: str, name: str) -> ModuleType:
+    """The module `place` of the method `name`; ValueError if it cannot be imported."""
+    found: ModuleType = loaded(name, lambda: importlib.import_module(place))
+    return found
+
+
+def loaded(name: str, load: Callable[[], Any]) -> Any:
+    """What `load` returns for the method `name`; ValueError if a module or a name is missing."""
     try:
-        return point.load()
+        return load()
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"method {point.name!r} of an installed package cannot be loaded from {point.value}: "
-            f"{error}. Repair that package, or remove it."
-        ) from None
-
-
-def own_row(name: str) -> object:
-    """METHOD of a user's module, None if it has none; ValueError if there is no such module."""
-    try:
-        return getattr(importlib.import_module(name), "METHOD", None)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"method: the module {name!r} cannot be imported (there is no {error.name!r}). Install "
-            "its package, or put its folder on PYTHONPATH."
+            f"method: the module of {name!r} cannot be imported ({error}). Install its package, "
+            "or put its folder on PYTHONPATH."
         ) from None
 
 

@@ -132,10 +132,15 @@ def draw_order(records: Iterable[Record], seed: int) -> list[float]:
     ]
 
 
+def drawn_places(records: Sequence[Record], limit: int | None, seed: int) -> list[int]:
+    """Places of at most `limit` records (None: all) in the order that they are drawn in."""
+    found: list[int] = np.argsort(draw_order(records, seed), kind="stable")[:limit].tolist()
+    return found
+
+
 def drawn(records: Sequence[R], limit: int | None, seed: int) -> list[R]:
     """At most `limit` records (None: all) in an order that follows from seed and content alone."""
-    order = np.argsort(draw_order(records, seed), kind="stable")[:limit]
-    return [records[at] for at in order]
+    return [records[at] for at in drawn_places(records, limit, seed)]
 
 
 def check_firewall(prompts: Sequence[Prompt]) -> None:

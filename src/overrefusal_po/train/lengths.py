@@ -55,15 +55,11 @@ class Fitting(NamedTuple):
         """`; 3 of 135 pairs left out as too long (a, b, c)`, or nothing if all fit."""
         if not self.left_out:
             return ""
-        more = ", ..." if len(self.left_out) > SHOWN_IDS else ""
-        ids = ", ".join(self.left_out[:SHOWN_IDS]) + more
-        number = len(self.kept) + len(self.left_out)
-        return f"; {len(self.left_out)} of {number} {self.name}s left out as too long ({ids})"
+        return f"; {left_out_text(self.name, self.left_out, len(self.kept) + len(self.left_out))}"
 
     def warned(self) -> list[int]:
         """The places of what fits, after a warning that counts what does not."""
-        if self.left_out:
-            logger.warning("max_length is %s%s", self.max_length, self)
+        warn_of_left_out(self.note)
         return self.kept
 
     @property
@@ -78,6 +74,19 @@ class Fitting(NamedTuple):
             "ids": self.left_out,
         }
         return {self.name: counts}
+
+
+def left_out_text(name: str, ids: Sequence[str], number: int) -> str:
+    """`3 of 135 pairs left out as too long (a, b, c)`."""
+    shown = ", ".join(ids[:SHOWN_IDS]) + (", ..." if len(ids) > SHOWN_IDS else "")
+    return f"{len(ids)} of {number} {name}s left out as too long ({shown})"
+
+
+def warn_of_left_out(notes: Mapping[str, Mapping[str, Any]]) -> None:
+    """A warning for each kind of record in `Fitting.note`."""
+    for name, note in notes.items():
+        text = left_out_text(name, note["ids"], note["of"])
+        logger.warning("max_length is %s; %s", note["max_length"], text)
 
 
 def fit(

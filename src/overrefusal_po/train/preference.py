@@ -104,7 +104,7 @@ def prepare(
     pairs += own_containment(said or ())
     table = pair_table(pairs, template, data.opening)
     fitting = fit_pairs(pairs, table, max_length=settings["max_length"], too_long=data.too_long)
-    places = fitting.warned()
+    places = fitting.kept
     kept = [pairs[at] for at in places]
     found = checked_pairs(kept, data, anchored=pending)
     used = [places[at] for at in used_places(kept, data.max_pairs, recipe.seed)]

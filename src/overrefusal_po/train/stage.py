@@ -27,6 +27,7 @@ from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint, resumable
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
+from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
@@ -159,6 +160,7 @@ def write_data(
         said = student_answers(recipe, run, template, source.asked)
         prepared = method_module(recipe.method).prepare(recipe, source, template, said)
         logger.info("data, with what the student said: %s", prepared.line)
+    warn_of_left_out(prepared.left_out)
     prepared.save(run.path)
 
 
