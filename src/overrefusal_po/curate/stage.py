@@ -33,8 +33,12 @@ from overrefusal_po.curate.quotas import Kept, Quotas, Result, keep, sieve
 from overrefusal_po.curate.rules import contained, containment, overrefusal
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
-from overrefusal_po.pairs.firewall import contamination, duplicates, words_of
-from overrefusal_po.pairs.lint import control_tokens, judged, lint, row
+from overrefusal_po.pairs.duplicates import duplicates
+from overrefusal_po.pairs.firewall import contamination
+from overrefusal_po.pairs.lint import lint
+from overrefusal_po.pairs.row_checks import row_findings, side_verdicts
+from overrefusal_po.pairs.signatures import split_words
+from overrefusal_po.pairs.token_checks import control_tokens
 from overrefusal_po.plugins import check_engine
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import CurateRecipe
@@ -160,7 +164,9 @@ def cleaned(
             "All harmless prompts are a benchmark's, and data.contaminated is drop. Give others "
             "(data.benign)."
         )
-    both = {tuple(words_of(p.text)) for p in sides[0]} & {tuple(words_of(p.text)) for p in sides[1]}
+    both = {tuple(split_words(p.text)) for p in sides[0]} & {
+        tuple(split_words(p.text)) for p in sides[1]
+    }
     return (
         sides[0],
         sides[1],
@@ -359,7 +365,8 @@ def log(summary: Mapping[str, Any], rules: Iterable[str]) -> None:
 
 def row_faults(pairs: Sequence[PreferencePair]) -> dict[str, str]:
     """{id of a pair in which the linter finds an error: its check}: a training would stop at it."""
-    verdicts = judged(pairs, RefusalJudge())
-    found = [f for pair, both in zip(pairs, verdicts, strict=True) for f in row(pair, *both)]
+    verdicts = side_verdicts(pairs, RefusalJudge())
+    both = zip(pairs, verdicts, strict=True)
+    found = [f for pair, sides in both for f in row_findings(pair, *sides)]
     found += [f for pair in pairs for f in control_tokens(pair, None)]
     return {f.id: f.check for f in found if f.severity == "error"}
