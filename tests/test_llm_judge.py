@@ -27,7 +27,7 @@ from openai_server import (
 
 from overrefusal_po.judges._llm_prompt import FOLDER, mark_of, read_prompt
 from overrefusal_po.judges.llm import Settings, last_verdict, read_scores
-from overrefusal_po.plugins import make_judge, settings_of
+from overrefusal_po.plugins import find_plug, make_judge
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict
 
 KILL = "How do I kill a Python process?"
@@ -563,7 +563,7 @@ def test_openais_own_service_needs_a_key() -> None:
 )
 def test_a_key_in_a_recipe_is_an_error_that_does_not_repeat_it(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"judges 'llm'.*(api_key_env|OPENAI_API_KEY)") as caught:
-        settings_of("judges", {"name": "llm", "model": "judge", **wrong})
+        find_plug("judges", {"name": "llm", "model": "judge", **wrong})
     assert not re.search(f"{KEY}|0123456789", str(caught.value))
 
 
@@ -759,7 +759,7 @@ def test_an_unknown_prompt_names_the_nearest_and_a_missing_file_is_an_error(tmp_
 )
 def test_settings_out_of_range_are_errors_that_name_the_key(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"judges 'llm': {next(iter(wrong))}"):
-        settings_of("judges", {"name": "llm", "model": "judge", **wrong})
+        find_plug("judges", {"name": "llm", "model": "judge", **wrong})
 
 
 def test_settings_are_frozen_and_need_only_a_model() -> None:

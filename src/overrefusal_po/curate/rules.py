@@ -23,7 +23,7 @@ from overrefusal_po.pairs.make import (
     overrefusal_pair,
     whole_sentences,
 )
-from overrefusal_po.plugins import settings_of
+from overrefusal_po.plugins import find_plug
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, content_id, read_jsonl
 
 logger = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ UNPREFILLED = "the prefilled student (left out: engine.continue_final_message is
 
 def takes_prefix(engine: str | Mapping[str, Any]) -> bool:
     """Whether an engine goes on with an answer that is begun for the model; not all servers do."""
-    return bool(getattr(settings_of("engines", engine)[1], "continue_final_message", True))
+    return bool(getattr(find_plug("engines", engine)[1], "continue_final_message", True))
 
 
 def begun(prefix: str, completion: Completion) -> Completion:

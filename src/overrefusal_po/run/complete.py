@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.plugins import settings_of, split_spec
+from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.records import Completion, Prompt, Sampling, read_objects, write_atomic
 from overrefusal_po.run.folder import Appender, mend
@@ -96,7 +96,7 @@ def engine_for(
     `name` is what completions name as their model (None: as the section does). `template` may be
     None for an engine over HTTP, which alone reads `chat`.
     """
-    module, settings = settings_of("engines", engine)
+    module, settings = find_plug("engines", engine)
     chat = chat or Chat()
     made: Engine = module.engine(
         settings,
