@@ -286,8 +286,8 @@ def make_attack(spec: PlugSpec) -> Attack:
 
 
 def make_judge(spec: PlugSpec) -> Judge:
-    """The judge behind a recipe's `judge:`, ready to score. ValueError if something that it needs is
-    missing."""
+    """The judge behind a recipe's `judge:`, ready to score. ValueError if something that it needs
+    is missing."""
     found = built_judge(spec)
     if hasattr(found, "check"):
         found.check()
@@ -309,8 +309,8 @@ def checked_judge(judge: Judge, module: str) -> Judge:
     lacks += [] if callable(getattr(judge, "score", None)) else ["score"]
     if lacks:
         raise ValueError(
-            f"judges: what judge(settings) of {module!r} returns has no {' and no '.join(lacks)}. A "
-            "judge has name and version, which are texts, and score(prompts, completions); "
+            f"judges: what judge(settings) of {module!r} returns has no {' and no '.join(lacks)}. "
+            "A judge has name and version, which are texts, and score(prompts, completions); "
             "docs/extend.md shows one."
         )
     return judge

@@ -153,9 +153,14 @@ def load_firewall(path: Path | None = None) -> Firewall:
         columns = stored["keys"]
         wide = np.concatenate([np.zeros((len(columns), 8 - KEY_BYTES), np.uint8), columns], axis=1)
         keys = np.ascontiguousarray(wide).view(">u8").ravel().astype(np.uint64)
-        rest = (stored[name] for name in ("key_owners", "sketches", "sketch_owners"))
-        longest = np.uint64(stored.get("longest", ANY_LENGTH))
-        return Firewall(tuple(map(str, stored["names"])), keys, *rest, longest)
+        return Firewall(
+            names=tuple(map(str, stored["names"])),
+            keys=keys,
+            key_owners=stored["key_owners"],
+            sketches=stored["sketches"],
+            sketch_owners=stored["sketch_owners"],
+            longest=np.uint64(stored.get("longest", ANY_LENGTH)),
+        )
 
 
 def missing(firewall: Firewall) -> list[str]:

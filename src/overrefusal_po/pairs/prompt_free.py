@@ -172,8 +172,8 @@ def fitted(
     from sklearn.linear_model import LogisticRegression
 
     size = len(grams.codes)
-    sides = (side[train].indices for side in (grams.chosen, grams.rejected))
-    learned = sum(np.bincount(columns, minlength=size) for columns in sides) >= RAREST
+    columns = [side[train].indices for side in (grams.chosen, grams.rejected)]
+    learned = np.bincount(np.concatenate(columns), minlength=size) >= RAREST
     strength = np.zeros(size)
     if not learned.any():
         return Fitted(np.zeros(len(test)), strength)
