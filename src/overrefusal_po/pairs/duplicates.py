@@ -8,6 +8,7 @@ Words and word pairs are compared. MinHash finds the candidates, the sets themse
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ from overrefusal_po.records import Prompt
 
 DUPLICATE = 0.7
 """Jaccard similarity of words and word pairs from which a prompt is a near-duplicate."""
+
+PROMPTS_AT_ONCE = 1000
 
 BANDS, BAND_WIDTH = 32, 4
 """Of the MinHash signature. Two texts of similarity 0.7 meet in a band with probability 0.9998, of
@@ -37,16 +40,32 @@ def duplicates(prompts: Iterable[Prompt], threshold: float = DUPLICATE) -> list[
     """Prompts that come earlier already in the same or nearly the same words, each with the earlier
     one most like it."""
     rows = list(prompts)
-    texts = [split_words(prompt.text) or [""] for prompt in rows]
+
+    @cache
+    def words(row: int) -> list[str]:
+        # split anew for candidates: the words of all prompts at once would fill the memory
+        return split_words(rows[row].text) or [""]
+
     best: dict[int, tuple[float, int]] = {}
-    for later, earlier in candidates(minhashes(texts, BANDS * BAND_WIDTH, {})):
-        similarity = jaccard(texts[later], texts[earlier])
+    for later, earlier in candidates(signatures(rows)):
+        similarity = jaccard(words(later), words(earlier))
         if similarity >= threshold:
             best[later] = max(best.get(later, (0.0, 0)), (similarity, -earlier))
     return [
         Duplicate(rows[at].id, rows[-back].id, round(similarity, 2))
         for at, (similarity, back) in sorted(best.items())
     ]
+
+
+def signatures(prompts: Sequence[Prompt]) -> NDArray[np.uint32]:
+    """(prompts, 128): the MinHash signature of each prompt's words and word pairs."""
+    known: dict[str, int] = {}
+    found = [np.empty((0, BANDS * BAND_WIDTH), dtype=np.uint32)]
+    for first in range(0, len(prompts), PROMPTS_AT_ONCE):
+        some = prompts[first : first + PROMPTS_AT_ONCE]
+        texts = [split_words(prompt.text) or [""] for prompt in some]
+        found.append(minhashes(texts, BANDS * BAND_WIDTH, known))
+    return np.concatenate(found)
 
 
 def candidates(values: NDArray[np.uint32]) -> Iterator[tuple[int, int]]:

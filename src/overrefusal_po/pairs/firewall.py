@@ -42,9 +42,9 @@ this project were kept apart by the same measure and value."""
 MOST_BITS_APART = int((1 - NEAR) / 2 * SKETCH_BITS)
 """Bits in which the sketches of two texts of similarity NEAR differ at most."""
 
-PROMPTS_AT_ONCE = 1000
+PROMPTS_AT_ONCE = 250
 SKETCHES_AT_ONCE = 64
-"""Texts that are compared at a time: keeps the memory small."""
+"""What is looked at in one go: keeps the memory small."""
 
 ANY_LENGTH = 2**32
 """`longest` of a file that does not say it."""
