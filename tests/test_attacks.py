@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from overrefusal_po.attacks.completing import opening
-from overrefusal_po.plugins import make_attack, names, settings_of, summary
+from overrefusal_po.plugins import find_plug, make_attack, names, summary
 from overrefusal_po.records import Message, Prompt
 
 ASKED = Prompt.of(
@@ -95,7 +95,7 @@ def what_the_model_reads(prompt: Prompt) -> tuple[Any, ...]:
 def test_every_attack_says_what_it_is_cites_its_paper_and_closes_its_settings(name: str) -> None:
     assert summary("attacks", name).endswith((".", ":"))
     assert "arXiv" in (
-        settings_of("attacks", {"name": name, **({"path": "x"} if name == "logged" else {})})[
+        find_plug("attacks", {"name": name, **({"path": "x"} if name == "logged" else {})})[
             0
         ].__doc__
     )

@@ -99,10 +99,16 @@ def test_the_page_lists_no_room_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_import_runs_up_or_to_another_room_of_the_same_floor(name: str) -> None:
-    for target in own_imports(NAMES[name]):
+    for target in own_imports(NAMES[name]) - set(PLUG_ROOMS):
         down = floor(target) > floor(name)
         front = not floor(target) and not floor(name)
         assert down or front or room(target) == room(name), f"{name} imports {target}, not below"
+
+
+@pytest.mark.parametrize("name", PLUG_ROOMS)
+def test_a_plug_rooms_own_file_may_be_imported_anywhere_since_it_imports_no_room(name: str) -> None:
+    """It says what a plug of the room is: protocols over records."""
+    assert own_imports(NAMES[name]) <= {"records"}
 
 
 FRONT_ORDER = ("checks", "pipeline", "stages", "cli", "__main__", "__init__")

@@ -95,7 +95,7 @@ def test_a_malformed_line_is_named_by_file_line_and_column(tmp_path: Path) -> No
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n\n{"a": 1 "b": 2}\n')
     with pytest.raises(
-        ValueError, match=r"rows\.jsonl, line 3, column 9: this is not JSON \(.*delimiter.*mend"
+        ValueError, match=r"rows\.jsonl, line 3, column 9: this is not JSON \(.*delimiter.*fix"
     ):
         list(read_objects(file))
 

@@ -28,8 +28,8 @@ INSTRUCTION = (
     "in solve() with the steps that fulfil this task. Each step is a string of several detailed "
     "sentences. Write out the whole code."
 )
-TAKE = {"stack": "pop()", "queue": "popleft()"}
-"""What takes the next word from each structure."""
+TAKE_NEXT = {"stack": "pop()", "queue": "popleft()"}
+"""The call that takes the next word from each structure."""
 
 
 class Spelling(NamedTuple):
@@ -76,12 +76,11 @@ def as_string(question: str) -> Spelling:
 
 
 def as_words(question: str, variant: str) -> Spelling:
-    """Word by word, or by characters where there is no space: in order, or in reverse for a
-    stack."""
+    """Word by word, or by characters if there is no space: in order, or in reverse for a stack."""
     words, between = (question.split(" "), " ") if " " in question else (list(question), "")
     pushed = words[::-1] if variant == "stack" else words
     name = f"my_{variant}"
-    take = ["words = []", f"while {name}:", f"    words.append({name}.{TAKE[variant]})"]
+    take = ["words = []", f"while {name}:", f"    words.append({name}.{TAKE_NEXT[variant]})"]
     return Spelling(
         [*take, f"return {literal(between)}.join(words)"],
         [f"{name} = deque()", *(f"{name}.append({literal(word)})" for word in pushed)],

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from overrefusal_po.attacks._common import Text, as_asked, derive, stamp
+from overrefusal_po.attacks._common import Text, as_asked, derive, file_stamp
 from overrefusal_po.records import Prompt, read_jsonl
 
 PLACEHOLDER = "[QUESTION]"
@@ -75,7 +75,7 @@ class Settings(BaseModel):
 def attacked(settings: Settings, prompt: Prompt) -> list[Prompt]:
     """The prompt in every template, named `jailbreakchat-<template's name>`."""
     question, path = as_asked(prompt), settings.templates
-    templates = SHIPPED if path is None else read_templates(path, stamp(path))
+    templates = SHIPPED if path is None else read_templates(path, file_stamp(path))
     return [
         derive(
             prompt,

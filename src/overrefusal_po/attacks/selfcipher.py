@@ -20,7 +20,7 @@ from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
 
-from overrefusal_po.attacks._common import Text, as_asked, derive, own, stamp
+from overrefusal_po.attacks._common import Text, as_asked, derive, file_stamp, variant_name
 from overrefusal_po.records import Prompt, read_jsonl
 
 ROLE = (
@@ -55,12 +55,12 @@ class Settings(BaseModel):
 
 
 def attacked(settings: Settings, prompt: Prompt) -> list[Prompt]:
-    """The prompt with role and demonstrations before its last user message. A user's own file is
-    told apart by name."""
+    """The prompt with role and demonstrations before its last user message. A user's own file has
+    a hash in the name."""
     question, path = as_asked(prompt), settings.demonstrations
-    shown = DEMONSTRATIONS if path is None else read_demonstrations(path, stamp(path))
+    shown = DEMONSTRATIONS if path is None else read_demonstrations(path, file_stamp(path))
     listed = "\n".join(f"{number}. {text}" for number, text in enumerate(shown, 1))
-    name = "selfcipher" if shown == DEMONSTRATIONS else own("selfcipher", shown)
+    name = "selfcipher" if shown == DEMONSTRATIONS else variant_name("selfcipher", shown)
     return [
         derive(
             prompt, name, text=f"{ROLE}\n\n{listed}\n\nMy message in The Cipher Code:\n{question}"
