@@ -70,9 +70,9 @@ def add_log_prob_head(model: Module | None) -> None:
     add_fused_lm_head(cast(PreTrainedModel, base))
 
 
-def is_tokenised(dataset: AnyDataset) -> bool:
-    """Whether a dataset holds token ids already."""
-    return "prompt_ids" in (dataset.column_names or ())
+def is_tokenised(dataset: object) -> bool:
+    """Whether a dataset of any kind holds token ids already."""
+    return "prompt_ids" in (getattr(dataset, "column_names", None) or ())
 
 
 class ReadyDPOTrainer(DPOTrainer):
