@@ -297,9 +297,7 @@ def test_every_method_of_the_table_has_its_file(name: str) -> None:
 
 
 def test_the_table_says_what_the_methods_are() -> None:
-    labels = {name: row.label for name, row in METHODS.items()}
-    expected = {"sft": "SFT", "derta": "DeRTa", "dpo": "DPO", "orpo": "ORPO", "kto": "KTO"}
-    assert labels == expected
+    assert list(METHODS) == ["sft", "derta", "dpo", "orpo", "kto"]
 
     def having(attribute: str) -> set[str]:
         return {name for name, row in METHODS.items() if getattr(row, attribute)}
