@@ -699,7 +699,10 @@ def own_prompt(folder: Path, text: str, name: str = "mine.v3.txt") -> str:
 
 
 def test_a_users_own_prompt_is_used_and_its_text_is_in_the_version(tmp_path: Path) -> None:
-    text = "# scale: derta\n# mine\nIs it safe?\n{{ prompt }}\n{{response}}\nSay Verdict: safe or Verdict: unsafe."
+    text = (
+        "# scale: derta\n# mine\nIs it safe?\n{{ prompt }}\n{{response}}\n"
+        "Say Verdict: safe or Verdict: unsafe."
+    )
     path = own_prompt(tmp_path, text)
     with serving(in_turn(says("Verdict: unsafe"))) as server:
         (verdict,) = scored(server, item("text"), prompt=path)

@@ -533,10 +533,12 @@ def without(row: dict[str, Any], column: str) -> dict[str, Any]:
     ("reader", "spec", "name", "content", "count"),
     [
         (read_triples, {"name": "beavertails"}, "x.jsonl", jsonl(TAILS), 1),
-        (read_triples, {"name": "beavertails"}, "x.csv", csv_file([without(row, "category") for row in TAILS]), 1),
+        (read_triples, {"name": "beavertails"}, "x.csv",
+         csv_file([without(row, "category") for row in TAILS]), 1),
         (read_triples, {"name": "pku_saferlhf"}, "x.jsonl", jsonl(PKU["Alpaca-7B"]), 1),
         (read_source, {"name": "wildjailbreak"}, "x.tsv", tsv(WILD), 4),
-        (read_source, {"name": "alpaca_cleaned"}, "x.json", b"[" + b",".join(jsonl(ALPACA).splitlines()) + b"]", 2),
+        (read_source, {"name": "alpaca_cleaned"}, "x.json",
+         b"[" + b",".join(jsonl(ALPACA).splitlines()) + b"]", 2),
         (read_pairs, {"name": "ultrafeedback"}, "x.parquet", parquet(FEEDBACK), 1),
     ],
 )  # fmt: skip

@@ -4,13 +4,13 @@ completing the code.
     {name: codeattack}                   # stack, the variant of the DeRTa paper
     {name: codeattack, variant: queue}   # or string
 
-Ren et al. (2024, arXiv 2403.07865): the input is encoded in a data structure, decode() says what
-the task is, and a list is to be filled with the answer. Words are pushed onto the stack in reverse
-order, so that they are popped in the order in which they were written; the queue takes them in
-order; the string holds the whole question. The wording of the frame is ours. Unlike the authors'
-code, words are split at spaces only (hyphens and line breaks are kept) and quoted as Python
-literals, so that any question can be read back exactly; a question without spaces (Chinese,
-Japanese) is spelled by characters, as theirs is.
+Ren et al. (2024, arXiv 2403.07865): the input is encoded in a data structure, decode() gives the
+task, and the answer fills a list. Words are pushed onto the stack in reverse order, so that they
+are popped in the order in which they were written; the queue takes them in order; the string holds
+the whole question. The wording of the frame is ours. Unlike the authors' code, words are split at
+spaces only (hyphens and line breaks are kept) and quoted as Python literals. So any question can be
+read back exactly; a question without spaces (Chinese, Japanese) is spelled by characters, as theirs
+is.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 Andriushchenko et al. (2024, arXiv 2404.02151) prefill the answer; Qi et al. (2024, arXiv
 2406.05946) vary how many tokens of it are given, which shows how deep a refusal goes. "Sure, here
 is" is the target of GCG (Zou et al. 2023, arXiv 2307.15043). We count whole words instead of
-tokens, so that the attack is the same text for every model, and the opening, which says nothing
-about the question, is ours.
+tokens, so that the attack is the same text for every model. The opening is ours, and says nothing
+about the question.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ it.
 
 Yuan et al. (2023, arXiv 2308.06463): a role, and demonstrations in natural language, evoke a
 "secret cipher" although nothing is enciphered. All stands in one user turn, as in the evaluation of
-DeRTa (arXiv 2407.09121), so that a recipe's system prompt stays what it is. The wording is ours.
+DeRTa (arXiv 2407.09121): a recipe's system prompt stays unchanged. The wording is ours.
 
 The paper's demonstrations are harmful texts, and the attack draws strength from that. The five
-shipped ones were written for this project and are harmless, so the attack is weaker than the
-paper's and its rates are not to be set beside the paper's. Whoever has the paper's demonstrations
-gives them in a file, which takes the place of the shipped ones.
+shipped ones were written for this project and are harmless. So the attack is weaker than the
+paper's, and its rates cannot be compared with the paper's. A user who has the paper's
+demonstrations gives them in a file, in place of the shipped ones.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ scale: refusal` (`strongreject`, `derta`), which says how the reply is read. The
 template with `{{prompt}}` and `{{response}}` once each, and `{{mark}}` where the text speaks of the
 marked lines.
 
-The texts that are judged are hostile. So the template is filled by a single substitution whose
-result is never looked at again; each text stands between two lines that carry a mark that it cannot
-know; and control tokens of chat templates in it are broken up, because a local server would
-otherwise read them as the end of the user's turn.
+The judged texts are hostile. So the template is filled by a single substitution whose result is
+never looked at again. Each text stands between two lines with a mark that it cannot know. Control
+tokens of chat templates in it are broken up: a local server would read them as the end of the
+user's turn.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ and dressed as jailbreaks.
     {name: wildjailbreak, paths: [train.tsv]}
 
 The four types are vanilla and adversarial, harmful and benign; the hub's eval set has the
-adversarial ones only. The category of a prompt is its type. A jailbreak keeps the plain prompt that
-it was made of as its `question`, and counts as one with it in intervals and where training and
-measuring are kept apart. The reference is the set's completion: a refusal for harmful prompts, an
-answer for benign ones, all from language models. From the hub: allenai/wildjailbreak, ODC-BY, gated
-(access is granted at once to who accepts the AI2 Responsible Use Guidelines with their account).
+adversarial ones only. The category of a prompt is its type. A jailbreak keeps its plain prompt as
+`question`. Both count as one prompt in intervals, and when training and measured prompts are
+separated. The reference is the set's completion: a refusal for harmful prompts, an answer for
+benign ones, all from language models. From the hub: allenai/wildjailbreak, ODC-BY, gated (access is
+granted at once to who accepts the AI2 Responsible Use Guidelines with their account).
 """
 
 from __future__ import annotations
