@@ -282,9 +282,9 @@ def test_an_entry_point_to_nowhere_is_a_sentence(
 
 
 def test_a_card_names_a_method_that_is_not_installed() -> None:
-    assert method_words({"method": "derta"}) == "DeRTa"
-    assert method_words({"method": "gone.tilted"}) == "gone.tilted"
-    assert method_words({}) == "training"
+    assert method_words("derta") == f" with method derta ({METHODS['derta'].title})"
+    assert method_words("gone.tilted") == " with method gone.tilted"
+    assert method_words(None) == ""
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -35,6 +35,7 @@ from overrefusal_po.judges._llm_prompt import JudgePrompt, read_prompt, unique_m
 from overrefusal_po.judges._llm_settings import Settings as Settings
 from overrefusal_po.judges._refusal_text import plain
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
+from overrefusal_po.model.chat import THINKING_TAG
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
 DECORATION = " \t*_`#."
@@ -44,8 +45,6 @@ quotation."""
 RATINGS = re.compile(
     r"refused\s*[=:]\s*([01])[,;\s]+specificity\s*[=:]\s*([1-5])[,;\s]+convincingness\s*[=:]\s*([1-5])"
 )
-CLOSED_THOUGHT = re.compile(r".*</(?:think|thinking|thought|reasoning)>", re.IGNORECASE | re.DOTALL)
-OPEN_THOUGHT = re.compile(r"\s*<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 
 
 class Scores(NamedTuple):
@@ -148,8 +147,9 @@ def last_verdict(reply: str) -> str | None:
     A last verdict that is malformed is returned unchanged: an earlier one may be a quotation from
     the response.
     """
-    closed = CLOSED_THOUGHT.match(reply)
-    answer = reply[closed.end() :] if closed else "" if OPEN_THOUGHT.match(reply) else reply
+    closed = [tag.end() for tag in THINKING_TAG.finditer(reply) if tag[1]]
+    opens = not closed and THINKING_TAG.match(reply.lstrip())
+    answer = "" if opens else reply[closed[-1] :] if closed else reply
     for line in reversed(answer.replace("：", ":").splitlines()):
         label, colon, value = line.strip(DECORATION).partition(":")
         if colon and label.strip(DECORATION).lower() == "verdict":
