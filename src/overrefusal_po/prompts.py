@@ -1,7 +1,7 @@
 """The one reader of prompts, triples and pairs, and of what a recipe measures or selects by.
 
 prompts = read_source("starter", "test")
-triples = read_triples({"name": "pku_saferlhf", "max": 3000, "without_benchmarks": True}, "train")
+triples = read_triples({"name": "pku_saferlhf", "max": 3000}, "train")
 measured_prompts(recipe.data)      # every set of an evaluation, with attacks
 """
 
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from overrefusal_po.plugins import PlugSpec, find_source, make_attack, names, plug
 from overrefusal_po.recipe.sections import EvaluateData, Select
@@ -59,7 +62,44 @@ def read_pairs(spec: PlugSpec, split: Split | None) -> list[PreferencePair]:
     return source_rows(PreferencePair, spec, split)
 
 
+# Any: rows of the record that the key names
+_known: ContextVar[dict[str, list[Any]] | None] = ContextVar("known", default=None)
+
+
+@contextmanager
+def sources_read_once() -> Iterator[None]:
+    """Within, a source that is asked twice in the same way is read once.
+
+    A file that changed is read again. A pipeline runs in it, since its stages share their sources.
+    """
+    token = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
 def source_rows(record: type[R], spec: PlugSpec, split: Split | None) -> list[R]:
+    """`fresh_rows`, or a copy of them within `sources_read_once`."""
+    known = _known.get()
+    if known is None:
+        return fresh_rows(record, spec, split)
+    key = source_key(record, spec, split)
+    if key not in known:
+        known[key] = fresh_rows(record, spec, split)
+    return list(known[key])
+
+
+def source_key(record: type[R], spec: PlugSpec, split: Split | None) -> str:
+    """What a source is asked, and the state of its file if it is one."""
+    named = spec if isinstance(spec, str) else str(spec.get("path", ""))
+    file = Path(named)
+    state = file.stat() if len(named) < 1000 and file.is_file() else None
+    stamp = (state.st_mtime_ns, state.st_size) if state is not None else None
+    return content_id(record.__name__, spec, split, stamp)
+
+
+def fresh_rows(record: type[R], spec: PlugSpec, split: Split | None) -> list[R]:
     """The rows of this kind that a source gives; ValueError if it has no function for them, gives
     something else, or has nothing in this split."""
     module, settings, common = find_source(spec)
