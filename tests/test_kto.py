@@ -438,9 +438,9 @@ REFUSED = [
     ({"per_device_train_batch_size": 1}, "per_device_train_batch_size is 1.*Give at least 2"),
     (
         {"precompute_ref_log_probs": True},
-        "precompute_ref_log_probs is true.*not covered.*Take it out",
+        "precompute_ref_log_probs is true.*does not test for KTO.*Take it out",
     ),
-    ({"train_sampling_strategy": "random"}, "leave trainer.train_sampling_strategy at sequential"),
+    ({"train_sampling_strategy": "random"}, "Leave trainer.train_sampling_strategy at sequential"),
     ({"dataset_num_proc": 2}, "trainer.dataset_num_proc at null"),
     ({"auto_find_batch_size": True}, "auto_find_batch_size is true.*Take it out"),
 ]

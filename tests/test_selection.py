@@ -492,7 +492,7 @@ def test_the_best_look_is_kept_with_its_weights_and_nothing_better_is_said_loudl
     assert looks.kept.step == kept == selected_step(tmp_path)
     assert [file.name for file in looks.folder.iterdir()] == [f"step-{kept}.safetensors"]
     assert load_file(looks.weights_file(kept))["w"].item() == kept
-    level, text = looks.closing_words()
+    level, text = looks.result()
     assert re.search(words, text) and level == (logging.INFO if kept else logging.WARNING)
 
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,7 +31,6 @@ from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers._typing import GenerativePreTrainedModel
 
 VERSION = "1"
 """Bumped whenever a verdict can change."""
@@ -129,7 +128,7 @@ class GuardJudge:
             return scores
 
         with torch.inference_mode():
-            output = cast("GenerativePreTrainedModel", loaded.model).generate(
+            output = loaded.model.generate(  # type: ignore[operator]  # causal models have it
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 do_sample=False,

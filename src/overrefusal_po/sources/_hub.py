@@ -50,7 +50,7 @@ def load(wanted: HubSet) -> Dataset:
     if wanted.tabs:
         reading = {"delimiter": "\t", "keep_default_na": False}
     try:
-        return load_dataset(
+        found: Dataset = load_dataset(
             wanted.repo,
             wanted.config,
             data_files=files,
@@ -59,6 +59,7 @@ def load(wanted: HubSet) -> Dataset:
             verification_mode="no_checks",
             **reading,
         )
+        return found
     except Exception as error:
         # `from None`: a server may echo the request, and a chained traceback would show it with the
         # token

@@ -25,10 +25,11 @@ from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Prompt, write_atomic
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint, resumable
+from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.method import method_module
+from overrefusal_po.train.resume import resumable
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
 from overrefusal_po.train.student import student_answers
