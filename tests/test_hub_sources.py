@@ -450,6 +450,7 @@ def test_every_line_of_the_table_says_its_licence_paper_and_standing(name: str) 
 # what may be trained on, and what may not
 
 
+@pytest.mark.slow
 def test_a_set_with_a_train_split_gives_it_apart_and_both_where_no_split_is_asked(
     tmp_path: Path,
 ) -> None:

@@ -64,7 +64,8 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def own_imports(path: Path) -> set[str]:
-    """What a module imports of ours, without the package's name: {`model.chat`, `judges.refusal`}."""
+    """What a module imports of ours, without the package's name: {`model.chat`,
+    `judges.refusal`}."""
     names = set(imported(ast.parse(path.read_text())))
     return {n.removeprefix("overrefusal_po.") for n in names if n.startswith("overrefusal_po.")}
 
@@ -145,7 +146,8 @@ def test_plug_files_import_no_stage_and_no_other_plug(path: Path) -> None:
 def test_an_arrow_that_runs_up_would_be_seen(tmp_path: Path) -> None:
     upward = tmp_path / "chat.py"
     upward.write_text(
-        "def f():\n    from overrefusal_po import cli\n    from overrefusal_po.train.stage import train\n"
+        "def f():\n    from overrefusal_po import cli\n    from overrefusal_po.train.stage import "
+        "train\n"
     )
     assert own_imports(upward) == {"cli", "train.stage"}
     assert floor("cli") < floor("train.stage") < floor("model.chat")

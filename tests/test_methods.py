@@ -139,6 +139,7 @@ def command(folder: Path, path: Path, *arguments: str) -> subprocess.CompletedPr
 # ------------------------------------------------------------------------------ methods of others
 
 
+@pytest.mark.slow
 def test_a_module_of_the_users_own_is_checked_and_trained_with(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -165,6 +166,7 @@ def test_a_module_of_the_users_own_is_checked_and_trained_with(
     assert json.loads((tmp_path / "here" / "status.json").read_text())["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_method_of_an_installed_package_is_listed_and_trained_with_by_its_name(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -314,7 +316,8 @@ def test_the_table_says_what_the_methods_are() -> None:
     }
 
 
-# ------------------------------------------------------------------------------ one table of methods
+# ------------------------------------------------------------------------------ one table of
+# methods
 
 OTHER_SUBJECTS = ("makes", "scale")
 """What is compared with such a word and is no method: what a curation makes, a judge's scale."""

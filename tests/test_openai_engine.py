@@ -326,6 +326,7 @@ def test_a_prompt_that_fails_each_time_ends_with_its_reason_and_holds_nobody_up(
     assert by_prompt["p3"].requests == {server.url: 1}  # another try would not help
 
 
+@pytest.mark.slow
 def test_with_a_fifth_of_faults_every_prompt_ends_and_the_ledger_adds_up() -> None:
     def script(request: Request) -> Answer:
         return fails(500, "always") if "poison" in request.text else says(f"{request.body['seed']}")

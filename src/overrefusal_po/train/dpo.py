@@ -102,7 +102,8 @@ def dpo_trainer(
 def trainer_class(
     config: DPOConfig, store: str | Path | None, shared_prefix: bool
 ) -> Callable[..., DPOTrainer]:
-    """TRL's trainer for tokenised rows; with reference log-probs computed ahead, one with a store."""
+    """TRL's trainer for tokenised rows; with reference log-probs computed ahead, one with a
+    store."""
     from overrefusal_po.train.trl_private import ReadyDPOTrainer, StoredDPOTrainer
 
     if not config.precompute_ref_log_probs:

@@ -1,4 +1,5 @@
-"""Stage: data and a model -> a TRL trainer -> adapter/ and model/ (adapter merged) in the run folder.
+"""Stage: data and a model -> a TRL trainer -> adapter/ and model/ (adapter merged) in the run
+folder.
 
     accelerate launch recipes/dpo.yaml
 
@@ -44,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 
 def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any]:
-    """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model, ...}."""
+    """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model,
+    ...}."""
     run = open_run(False)  # which only reads
     known = run.status()
     if known.get("state") == "done" and known["key"] == run.key:

@@ -11,7 +11,8 @@ what broke.
 | `DPOTrainer._name`, `_tag_names`, `_paper` | the model card of ORPO |
 | `trl.trainer.utils.add_fused_lm_head`, its `fused_lm_head` argument | log-probs without logits |
 | `Trainer._get_train_sampler`, `LengthGroupedSampler` | batches of similar length |
-| `Trainer._tr_loss`, `_globalstep_last_logged`, `_initial_global_step`, `_run_epoch` | exact resume |
+| `Trainer._tr_loss`, `_globalstep_last_logged`, `_initial_global_step` | exact resume |
+| `Trainer._run_epoch` | a training that was killed after its last step |
 | `config._attn_implementation` | the name of a model's attention |
 
 This module imports TRL at its top: import it inside a function.
