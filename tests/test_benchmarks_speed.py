@@ -20,6 +20,8 @@ import step_flops
 import step_profile
 import sweep_speed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def swept(styles: dict[str, Style]) -> dict[str, Any]:

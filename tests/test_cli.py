@@ -283,6 +283,7 @@ def test_check_data_reads_data_and_template_without_weights(
 # stages on a tiny model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
@@ -482,6 +483,7 @@ def test_a_row_that_is_no_pair_is_named_by_file_line_and_field(command: Command,
 # interrupted runs
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_130_and_says_that_it_goes_on(
     command: Command, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,6 +501,7 @@ def test_an_interrupted_run_ends_with_130_and_says_that_it_goes_on(
     assert status("here")["state"] == "interrupted" and status("here")["exit_code"] == 130
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(
     command: Command, tiny: str
 ) -> None:

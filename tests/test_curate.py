@@ -314,6 +314,7 @@ def test_the_best_of_n_is_an_answer_that_passes_by_the_criterion(
         assert judges == ["refusal", "llm"] + ["number"] * (select == "reward")
 
 
+@pytest.mark.slow
 def test_the_sft_sets_of_overgeneration_come_out_of_the_same_stage(
     server: Server, tmp_path: Path
 ) -> None:
@@ -357,6 +358,7 @@ def test_a_model_overgenerates_for_itself_and_a_set_of_nothing_is_an_error(
     assert {r.body["model"] for r in server.requests} == {"student"}
 
 
+@pytest.mark.slow
 def test_the_tau_grid_reports_every_row_and_writes_its_pairs(
     server: Server, tmp_path: Path
 ) -> None:
@@ -382,6 +384,7 @@ def test_the_tau_grid_reports_every_row_and_writes_its_pairs(
     ) == 3
 
 
+@pytest.mark.slow
 def test_a_tau_that_nothing_reaches_beside_a_grid_that_yields_is_none(
     server: Server, tmp_path: Path
 ) -> None:
@@ -582,6 +585,7 @@ def test_a_rule_of_which_the_linter_leaves_nothing_is_an_error(
         curated(server, tmp_path, KILL, [], data=data, rejects={"tau_grid": [0.12]})
 
 
+@pytest.mark.slow
 def test_a_harmful_prompt_without_a_written_refusal_takes_the_students(
     server: Server, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_the_method_is_found_by_its_module() -> None:
     assert method_module("my_plugs.my_method").read is method_module("dpo").read
 
 
+@pytest.mark.slow
 def test_the_method_trains(plugs: Path, styles: dict[str, Any]) -> None:
     model = f"--model.model_name_or_path={styles['llama'].folder}"
     overrefusal_po(plugs, "my_training.yaml", model, "--run_dir=trained")
@@ -126,6 +127,7 @@ def test_the_judge_scores_a_file_from_the_command_line(plugs: Path) -> None:
     assert json.loads(said.splitlines()[2])["refusal_start"] == 2
 
 
+@pytest.mark.slow
 def test_the_engine_answers_in_an_evaluation(plugs: Path) -> None:
     overrefusal_po(plugs, "my_evaluation.yaml", "--run_dir=run")
     run = plugs / "run"

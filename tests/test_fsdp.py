@@ -126,6 +126,7 @@ def alone(
     return losses, {name: weight.detach() for name, weight in trainer.model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_sharded_training_is_what_one_process_trains(
     styles: dict[str, Style], pairs: list[PreferencePair], triples: list[Triple], tmp_path: Path
 ) -> None:

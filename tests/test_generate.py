@@ -234,6 +234,7 @@ def test_a_slow_judge_is_asked_once_and_its_verdicts_come_in_the_completions_ord
     assert len(read_jsonl(path, Verdict)) == 2 * 19
 
 
+@pytest.mark.slow
 def test_a_judge_that_was_stopped_goes_on_behind_its_last_whole_chunk(tmp_path: Path) -> None:
     path, (asked, said) = tmp_path / "verdicts.jsonl", answered(40)
     with serving(lambda r: fails(401, "expired") if r.number == 20 else by_word(r)) as server:
@@ -319,6 +320,7 @@ def killed_draw(path: Path, server: Server, rows: int) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_after_a_kill_nothing_is_lost_but_what_was_on_its_way_and_nothing_is_asked_twice(
     tmp_path: Path,
 ) -> None:

@@ -134,6 +134,7 @@ def killed(whole: str, folder: str, last: int) -> Path:
 # training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "method"), [(signal.SIGTERM, "derta"), (signal.SIGINT, "dpo")])
 def test_a_signal_ends_a_training_with_130_and_the_same_command_goes_on_exactly(
     recipe: dict[str, Any], sent: signal.Signals, method: str
@@ -158,6 +159,7 @@ def test_a_signal_ends_a_training_with_130_and_the_same_command_goes_on_exactly(
     assert weights("run") == weights("whole")
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_changes_nothing(recipe: dict[str, Any]) -> None:
     """After step 3 and 9 within an epoch and between two rows of the log, after 12 between two
     epochs, after 22 at the end."""
@@ -175,6 +177,7 @@ def test_a_kill_at_any_step_changes_nothing(recipe: dict[str, Any]) -> None:
         assert found["steps"] == STEPS and found["loss"] == history("whole")[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_costs_that_checkpoint_alone(
     recipe: dict[str, Any],
 ) -> None:
@@ -231,6 +234,7 @@ HARMFUL = [
 ]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_each_stage_of_a_pipeline_with_130_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import kill_test
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_that_was_killed_twice_ends_with_the_files_of_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

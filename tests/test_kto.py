@@ -462,6 +462,7 @@ def test_the_recipe_may_leave_the_batch_size_open() -> None:
     assert isinstance(check_body(body, "here"), TrainRecipe)
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_and_knows_what_it_takes(
     styles: dict[str, Style],
     tmp_path: Path,
@@ -488,6 +489,7 @@ def test_the_recipe_trains_and_knows_what_it_takes(
     assert Path("here/model/config.json").is_file() and Path("here/adapter").is_dir()
 
 
+@pytest.mark.slow
 def test_batches_are_checked_once_all_pairs_are_there(
     styles: dict[str, Style], tmp_path: Path
 ) -> None:
@@ -578,6 +580,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_order_and_one_kl_term(
     styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:

@@ -296,6 +296,7 @@ def test_what_the_student_has_yet_to_write_is_counted_to_the_token(
     assert found == row_lengths([made], template, opening)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "data"),
     [
@@ -422,6 +423,7 @@ def test_a_row_is_as_long_as_what_a_step_computes_of_it() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["dpo", "tree"])
 def test_a_resumed_run_goes_on_with_the_same_batches(
     case: str, styles: dict[str, Style], rows: dict[str, list[Any]], tmp_path: Path

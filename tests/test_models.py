@@ -136,6 +136,7 @@ def test_a_merged_adapter_says_what_the_adapted_model_said(
     assert models.load_tokenizer(str(folder)).chat_template == style.tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_a_process_waits_for_the_others_as_long_as_the_recipe_says() -> None:
     """One process of two is started: the wait for the other ends after a second, not after torch's
     own half hour."""

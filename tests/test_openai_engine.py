@@ -27,7 +27,7 @@ from overrefusal_po.engines._costs import Cost
 from overrefusal_po.engines._endpoints import Endpoint, Fault, next_endpoint, retry_after
 from overrefusal_po.engines._openai_session import BudgetSpent, ServersGone
 from overrefusal_po.engines.openai import OpenAIEngine, Settings, engine, note, request_seed
-from overrefusal_po.plugins import settings_of
+from overrefusal_po.plugins import find_plug
 from overrefusal_po.records import Completion, Message, Prompt, Sampling
 
 KEY = "sk-test-0123456789abcdef"
@@ -326,6 +326,7 @@ def test_a_prompt_that_fails_each_time_ends_with_its_reason_and_holds_nobody_up(
     assert by_prompt["p3"].requests == {server.url: 1}  # another try would not help
 
 
+@pytest.mark.slow
 def test_with_a_fifth_of_faults_every_prompt_ends_and_the_ledger_adds_up() -> None:
     def script(request: Request) -> Answer:
         return fails(500, "always") if "poison" in request.text else says(f"{request.body['seed']}")
@@ -473,7 +474,7 @@ def test_wrong_settings_are_named_and_no_key_is_repeated(
     values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        settings_of("engines", {"name": "openai", **values})
+        find_plug("engines", {"name": "openai", **values})
     assert KEY not in str(caught.value)
 
 

@@ -18,7 +18,7 @@ from overrefusal_po.engines._openai_setup import (
     shown,
 )
 from overrefusal_po.judges._llm_settings import Settings as JudgeSettings
-from overrefusal_po.plugins import settings_of
+from overrefusal_po.plugins import find_plug
 
 KEY = "sk-test-0123456789abcdef"
 BOTH = [("engine", EngineSettings), ("judge", JudgeSettings)]
@@ -62,14 +62,14 @@ def test_a_key_in_a_wrong_place_is_not_repeated(
     room: str, name: str, wrong: dict[str, object]
 ) -> None:
     with pytest.raises(ValueError, match=r"api_key_env") as error:
-        settings_of(room, {"name": name, "model": "m", **wrong})
+        find_plug(room, {"name": name, "model": "m", **wrong})
     assert KEY not in str(error.value)
 
 
 @pytest.mark.parametrize(("room", "name"), [("engines", "openai"), ("judges", "llm")])
 def test_an_address_that_is_no_text_is_an_error_that_says_so(room: str, name: str) -> None:
     with pytest.raises(ValueError, match="base_url: Input should be a valid"):
-        settings_of(room, {"name": name, "model": "m", "base_url": 5})
+        find_plug(room, {"name": name, "model": "m", "base_url": 5})
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,7 @@ def test_a_fixed_folder_of_another_pipeline_is_left_alone(
     assert "derta.trainer.max_steps (2 there, 3 now)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_named_in_both_folders(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:

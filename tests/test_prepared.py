@@ -75,6 +75,7 @@ def prepared_of(method: str, rows: list[Any], style: Style, settings: dict[str, 
     return derta(rows, (), template, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FACTORIES)
 def test_factories_take_records_and_prepared_rows_alike(
     method: str, styles: dict[str, Style], data: dict[str, list[Any]], tmp_path: Path
@@ -273,6 +274,7 @@ Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 """
 
 
+@pytest.mark.slow
 def test_one_process_reads_and_all_get_its_rows_or_its_fault(
     styles: dict[str, Style], tmp_path: Path
 ) -> None:

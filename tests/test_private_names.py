@@ -28,14 +28,8 @@ OTHERS = {
     ("exact/pair_attention.py", "torch._C"),  # torch, which has no public name for it
 }
 
-ALLOWED = {
-    "train/orpo.py": {"_compute_loss", "_precompute_ref_logps", "_metrics", "_total_train_tokens"}
-    | {"_tp_size", "_tag_names", "_name", "_paper"},  # a subclass of TRL's trainer
-    "run/interrupts.py": {"_tr_loss", "_globalstep_last_logged", "_initial_global_step"}
-    | {"_metrics", "_total_train_tokens", "_run_epoch"},  # what a resume puts back
-}
-"""Private names of these libraries outside of HOME: a loss has to be a subclass, and run/ stands
-below train/ and cannot import it."""
+ALLOWED: dict[str, set[str]] = {}
+"""Private names of these libraries outside of HOME, by file: there are none."""
 
 
 def is_private(name: object) -> bool:

@@ -146,6 +146,7 @@ def run(*arguments: str) -> None:
     assert not end.value.code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["full", "lora", "qlora"])
 def test_dpo_after_derta_starts_at_the_policy_that_derta_made(
     case: str,

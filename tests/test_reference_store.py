@@ -378,6 +378,7 @@ with open(f"rank-{rank}.json", "w") as file:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_agree(
     make: Callable[..., Any], styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:

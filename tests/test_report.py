@@ -514,6 +514,7 @@ def test_a_judge_without_certificate_is_called_uncertified(tmp_path: Path) -> No
     assert "Uncertified. Nobody has compared refusal 1 with human labels" in words(page(tmp_path))
 
 
+@pytest.mark.slow
 def test_attacks_are_non_refusal_rates_unless_a_guard_judged(tmp_path: Path) -> None:
     text = words(page(tmp_path, runs=[full_run()], comparisons=[]))
     assert (
@@ -535,6 +536,7 @@ def test_attacks_are_non_refusal_rates_unless_a_guard_judged(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_sets_positions_and_capability_stand_in_tables_of_their_own(tmp_path: Path) -> None:
     text = words(page(tmp_path, runs=[run("base"), full_run()], comparisons=[]))
     assert "starter harmful prompts refused – not measured 80.0 72.0 – 80.0" in text

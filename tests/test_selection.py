@@ -185,6 +185,7 @@ def own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("own_plugs.drawing")
 
 
+@pytest.mark.slow
 def test_the_step_of_greatest_usefulness_is_what_is_saved(
     undisturbed: Path, dev: list[Prompt], styles: dict[str, Style]
 ) -> None:
@@ -235,6 +236,7 @@ Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_look_as_one_and_select_what_one_process_selects(
     refuser: Path, dev: list[Prompt], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -262,6 +264,7 @@ def test_two_processes_look_as_one_and_select_what_one_process_selects(
     assert all(torch.allclose(weight, saved[name], atol=1e-3) for name, weight in alone.items())
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_selects_the_same(
     refuser: Path, dev: list[Prompt], undisturbed: Path, tmp_path: Path, own_judge: Any
 ) -> None:

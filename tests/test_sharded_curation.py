@@ -52,6 +52,7 @@ def run(*arguments: object) -> None:
     assert not end.value.code
 
 
+@pytest.mark.slow
 def test_two_shards_merged_are_the_run_without_shards(tmp_path: Path) -> None:
     with serving(said) as server:
         recipe = recipe_at(server.url, tmp_path)

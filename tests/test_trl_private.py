@@ -35,7 +35,8 @@ def names_of(function: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-# ------------------------------------------------------------------------------------------ canaries
+# ------------------------------------------------------------------------------------------
+# canaries
 
 METHODS: list[tuple[Any, str, list[str], str]] = [
     *(

@@ -57,8 +57,8 @@ def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
 
 
 def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
-    """Raises ValueError if a stage of a pipeline measures prompts that another one curates or trains
-    on.
+    """Raises ValueError if a stage of a pipeline measures prompts that another one curates or
+    trains on.
 
     What an earlier stage makes (`@...`) comes from prompts that this earlier stage has read.
     """

@@ -67,7 +67,8 @@ def run_recipe(recipe: Recipe) -> None:
     """Runs a loaded recipe; prints its result on rank 0."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # rows are tokenised in batches on all cores; no child process tokenises
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     first = os.environ.get("RANK", "0") == "0"
     terminal.set_up_logging(first)
     if isinstance(recipe.body, PipelineRecipe):
@@ -85,11 +86,13 @@ def run_recipe(recipe: Recipe) -> None:
 def run_stages(recipe: Recipe) -> None:
     """Runs a pipeline; prints its summary, if one of its stages measured."""
     from overrefusal_po.pipeline import is_finished, run_pipeline
+    from overrefusal_po.prompts import sources_read_once
     from overrefusal_po.report.page import write_report
 
-    if not is_finished(recipe):
-        check_stages(recipe)
-    folder = run_pipeline(recipe, write_report)
+    with sources_read_once():
+        if not is_finished(recipe):
+            check_stages(recipe)
+        folder = run_pipeline(recipe, write_report)
     if not (folder / "summary.json").is_file():
         return
     terminal.print_summary(folder)

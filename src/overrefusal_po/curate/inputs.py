@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from overrefusal_po.curate.quotas import FilterCounts, filter_counts
-from overrefusal_po.pairs.firewall import Hit, contamination, duplicates, words_of
+from overrefusal_po.pairs.duplicates import duplicates
+from overrefusal_po.pairs.firewall import Hit, contamination
+from overrefusal_po.pairs.signatures import split_words
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import CurateData
@@ -84,7 +86,7 @@ def clean_prompts(
             "All harmless prompts are a benchmark's, and data.contaminated is drop. Give others "
             "(data.benign)."
         )
-    texts = [{tuple(words_of(p.text)) for p in side.prompts} for side in (one, other)]
+    texts = [{tuple(split_words(p.text)) for p in side.prompts} for side in (one, other)]
     hygiene: Hygiene = {
         "duplicates": dict(one.duplicates + other.duplicates),
         "contaminated": dict(Counter(hit.benchmark for hit in hits)),

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from overrefusal_po.curate.selectors import Candidate, Selected, select_answer, why_not_chosen
 from overrefusal_po.engines import Engine
+from overrefusal_po.judges import Judge
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import Engine as EngineSpec
@@ -30,7 +31,7 @@ from overrefusal_po.run.complete import (
     recipe_sampling,
 )
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import Judge, SlowJudge, resumable_verdicts
+from overrefusal_po.run.judged import SlowJudge, resumable_verdicts
 
 
 class CurationJudges(NamedTuple):

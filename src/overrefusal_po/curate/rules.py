@@ -24,7 +24,7 @@ from overrefusal_po.pairs.make import (
     overrefusal_pair,
     whole_sentences,
 )
-from overrefusal_po.plugins import settings_of
+from overrefusal_po.plugins import find_plug
 from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.records import (
     Completion,
@@ -220,7 +220,7 @@ def reject_sources(
 
 def continues_prefix(engine: EngineSpec) -> bool:
     """Whether an engine continues an answer that the prompt begins. Not all servers do."""
-    return bool(getattr(settings_of("engines", engine)[1], "continue_final_message", True))
+    return bool(getattr(find_plug("engines", engine)[1], "continue_final_message", True))
 
 
 def with_prefix(prefix: str, completion: Completion) -> Completion:

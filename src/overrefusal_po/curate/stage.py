@@ -50,7 +50,9 @@ from overrefusal_po.curate.rules import (
     overrefusal_results,
 )
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.pairs.lint import control_tokens, judged, lint, row
+from overrefusal_po.pairs.lint import lint
+from overrefusal_po.pairs.row_checks import row_findings, side_verdicts
+from overrefusal_po.pairs.token_checks import control_tokens
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import PreferencePair, Prompt, write_atomic, write_jsonl
 from overrefusal_po.run.folder import Run
@@ -231,7 +233,9 @@ def lint_faults(results: Iterable[Sequence[Result[PreferencePair]]]) -> dict[str
     """{id of a pair with an error of the linter: its check}. A training would stop at that pair."""
     found = [result.row for one in results for result in one if result.row is not None]
     pairs = list({pair.id: pair for pair in found}.values())
-    verdicts = judged(pairs, RefusalJudge())
-    findings = [f for pair, both in zip(pairs, verdicts, strict=True) for f in row(pair, *both)]
+    verdicts = side_verdicts(pairs, RefusalJudge())
+    findings = [
+        f for pair, both in zip(pairs, verdicts, strict=True) for f in row_findings(pair, *both)
+    ]
     findings += [f for pair in pairs for f in control_tokens(pair, None)]
     return {f.id: f.check for f in findings if f.severity == "error"}

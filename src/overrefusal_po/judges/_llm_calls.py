@@ -1,11 +1,11 @@
-"""Texts -> a judge model's replies over the OpenAI protocol, so many at a time, each with its text
+"""Texts -> a judge model's replies over the OpenAI protocol, several at a time, each with its text
 or its fault.
 
     replies = ask_all(settings, read_api_key(settings), texts)
 
-What is wrong with the set-up (nobody listens, a bad key, an unknown model, a refused parameter) is
-one ValueError. What goes wrong with one item after the client's own retries is that item's `fault`.
-The first item is asked alone, so that a wrong set-up is found by one request.
+A wrong set-up (nobody listens, a bad key, an unknown model, a refused parameter) is one ValueError.
+If one item fails after the client's own retries, that is the item's `fault`. The first item is
+asked alone, so that a wrong set-up is found by one request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from overrefusal_po.engines._openai_setup import (
 from overrefusal_po.judges._llm_settings import Settings
 
 NO_REPLY = "the judge gave no reply"
-"""How a fault begins that may be gone at the next try."""
+"""The beginning of a fault that may be gone at the next try."""
 
 
 class Reply(NamedTuple):
@@ -41,10 +41,10 @@ class Reply(NamedTuple):
 def ask_all(
     settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool = False
 ) -> list[Reply]:
-    """One reply for each text, in their order. Also where an event loop runs already, as in a
+    """One reply for each text, in their order. Works too if an event loop runs already, as in a
     notebook.
 
-    `answered` says that this set-up has been found right before.
+    `answered`: this set-up has worked before.
     """
     if not texts:
         return []
@@ -56,7 +56,7 @@ def ask_all(
 async def ask_concurrently(
     settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool
 ) -> list[Reply]:
-    """The first text alone where nothing is `answered`, then the others, `concurrency` at a time; a
+    """The first text alone if nothing is `answered`, then the others, `concurrency` at a time; a
     wrong set-up stops all."""
     replies: dict[int, Reply] = {}
     retries, seconds = settings.max_retries, settings.timeout_seconds
@@ -84,6 +84,7 @@ async def ask_concurrently(
 class Asker:
     """Sends one text at a time and remembers whether the server has ever answered."""
 
+    # Any: the types of openai's client do not take options that are known at run time only
     def __init__(self, client: Any, settings: Settings, key: SecretStr, *, answered: bool) -> None:
         self.client = client
         self.settings = settings
@@ -99,7 +100,7 @@ class Asker:
         self.options = {name: value for name, value in options.items() if value is not None}
 
     async def ask(self, text: str) -> Reply:
-        """The reply to one text; ValueError where the set-up is wrong."""
+        """The reply to one text; ValueError if the set-up is wrong."""
         from openai import APIError
 
         messages = [{"role": "user", "content": text}]
@@ -128,8 +129,8 @@ class Asker:
         return read_reply(found)
 
 
-def read_reply(found: Any) -> Reply:
-    """The text of a chat completion, or why there is none; a server may leave out anything."""
+def read_reply(found: object) -> Reply:
+    """The text of a chat completion, or why there is none; a server may send anything."""
     first = first_choice(found)
     message = getattr(first, "message", None)
     if message is None:

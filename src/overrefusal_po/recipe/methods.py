@@ -164,7 +164,9 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     installed = installed_methods()
     if name in installed:
-        return checked_row(loaded(name, installed[name].load), name)
+        point = installed[name]
+        named = f"; its entry point is {point.value}"
+        return checked_row(loaded(name, point.load, named), name)
     if not (name.isascii() and "." in name and all(map(str.isidentifier, name.split(".")))):
         known = [*METHODS, *installed]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -182,14 +184,17 @@ def method_file(place: str, name: str) -> ModuleType:
     return found
 
 
-def loaded(name: str, load: Callable[[], Any]) -> Any:
-    """What `load` returns for the method `name`; ValueError if a module or a name is missing."""
+def loaded(name: str, load: Callable[[], Any], named: str = "") -> Any:
+    """What `load` returns for the method `name`; ValueError if a module or a name is missing.
+
+    `named` says where the module was named. `Any`, since a module may define anything.
+    """
     try:
         return load()
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"method: the module of {name!r} cannot be imported ({error}). Install its package, "
-            "or put its folder on PYTHONPATH."
+            f"method: the module of {name!r} cannot be imported ({error}{named}). Install its "
+            "package, or put its folder on PYTHONPATH."
         ) from None
 
 

@@ -31,7 +31,7 @@ from overrefusal_po.engines import (
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.plugins import settings_of, split_spec
+from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.records import Completion, Prompt, Sampling, write_atomic
@@ -89,7 +89,7 @@ def engine_for(
         engine: the recipe's `engine:`.
         chat: the recipe's `chat:`, for an engine over HTTP.
     """
-    module, settings = settings_of("engines", engine)
+    module, settings = find_plug("engines", engine)
     chat = chat or Chat()
     check_engine_plug(module)
     made = cast(EnginePlug, module).engine(

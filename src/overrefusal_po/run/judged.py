@@ -12,18 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from overrefusal_po.judges import Judge
 from overrefusal_po.records import Completion, Prompt, Verdict
 from overrefusal_po.run.appender import Appender, rows_if_any
-
-
-class Judge(Protocol):
-    """What is asked of a judge here. (`judges` is no floor below, so its types stay there.)"""
-
-    name: str
-    version: str
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict for each completion, in their order."""
 
 
 @runtime_checkable

@@ -1,9 +1,9 @@
 """The plain sets: one line of facts each, read by `table.py`.
 
-A set belongs here when a hub id, a column for the prompt and a kind (or a column of labels) say all
-there is to say. `verified` is True where the hub id, columns, licence and gating were read on the
-set's page or in code that loads it (stored public copies, looked at in November 2026, not the live
-hub); the note says what was not.
+A set belongs here if it needs no more than a hub id, a column for the prompt, and a kind (or a
+column of labels). `verified`: hub id, columns, licence and gating were read on the set's page or in
+code that loads it (stored public copies, looked at in November 2026, not the live hub); the note
+says what was not.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    from overrefusal_po.pairs.lint import Lint
+    from overrefusal_po.pairs.findings import Lint
 
 Record = PreferencePair | Prompt | Triple
 R = TypeVar("R", PreferencePair, Prompt, Triple)

@@ -16,8 +16,9 @@ import numpy as np
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs import files as pair_files
+from overrefusal_po.pairs.findings import Lint
 from overrefusal_po.pairs.firewall import contamination
-from overrefusal_po.pairs.lint import Lint, lint
+from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import written_pairs
 from overrefusal_po.prompts import read_pairs, read_source
 from overrefusal_po.recipe.schema import TrainRecipe

@@ -1,4 +1,5 @@
-"""Stage: data and a model -> a TRL trainer -> adapter/ and model/ (adapter merged) in the run folder.
+"""Stage: data and a model -> a TRL trainer -> adapter/ and model/ (adapter merged) in the run
+folder.
 
     accelerate launch recipes/dpo.yaml
 
@@ -25,10 +26,11 @@ from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Prompt, write_atomic
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint, resumable
+from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.method import method_module
+from overrefusal_po.train.resume import resumable
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
 from overrefusal_po.train.student import student_answers
@@ -43,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 
 def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any]:
-    """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model, ...}."""
+    """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model,
+    ...}."""
     run = open_run(False)  # which only reads
     known = run.status()
     if known.get("state") == "done" and known["key"] == run.key:

@@ -11,6 +11,8 @@ what broke.
 | `DPOTrainer._name`, `_tag_names`, `_paper` | the model card of ORPO |
 | `trl.trainer.utils.add_fused_lm_head`, its `fused_lm_head` argument | log-probs without logits |
 | `Trainer._get_train_sampler`, `LengthGroupedSampler` | batches of similar length |
+| `Trainer._tr_loss`, `_globalstep_last_logged`, `_initial_global_step` | exact resume |
+| `Trainer._run_epoch` | a training that was killed after its last step |
 | `config._attn_implementation` | the name of a model's attention |
 
 This module imports TRL at its top: import it inside a function.
@@ -21,7 +23,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -45,6 +47,11 @@ from overrefusal_po.exact.reference_store import (
 )
 from overrefusal_po.exact.shared_prefix import share_prefix
 from overrefusal_po.records import content_id
+
+if TYPE_CHECKING:
+    from transformers import (
+        Trainer,
+    )
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +77,9 @@ def add_log_prob_head(model: Module | None) -> None:
     add_fused_lm_head(cast(PreTrainedModel, base))
 
 
-def is_tokenised(dataset: AnyDataset) -> bool:
-    """Whether a dataset holds token ids already."""
-    return "prompt_ids" in (dataset.column_names or ())
+def is_tokenised(dataset: object) -> bool:
+    """Whether a dataset of any kind holds token ids already."""
+    return "prompt_ids" in (getattr(dataset, "column_names", None) or ())
 
 
 class ReadyDPOTrainer(DPOTrainer):
@@ -263,3 +270,55 @@ def use_sampler(trainer: Trainer, lengths: Sequence[int]) -> None:
     """Makes a trainer draw its batches with `EpochSampler`."""
     sampler = EpochSampler(trainer, lengths)
     trainer._get_train_sampler = lambda *_: sampler  # type: ignore[method-assign]  # the hook
+
+
+class LogRow(TypedDict, total=False):
+    """The unfinished next row of the log; empty before training."""
+
+    loss: float
+    """The sum of the losses over the row's steps."""
+    last_logged: int
+    """The step of the last row."""
+    metrics: dict[str, list[float]]
+    """TRL's metrics."""
+    tokens: int
+    """TRL's count of tokens."""
+
+
+def open_log_row(trainer: Trainer, loss: float) -> LogRow:
+    """The unfinished next row of the log.
+
+    `loss` is the sum of the losses at the end of the step, before a due row reset it.
+    """
+    private: Any = trainer  # private names of transformers' and TRL's trainers have no types
+    if not hasattr(trainer, "_globalstep_last_logged"):  # before training
+        return {}
+    return {
+        "loss": loss if private._globalstep_last_logged < trainer.state.global_step else 0.0,
+        "last_logged": private._globalstep_last_logged,
+        "metrics": dict(private._metrics["train"]),
+        "tokens": private._total_train_tokens,
+    }
+
+
+def restore_log_row(trainer: Trainer, kept: LogRow) -> None:
+    """Puts `open_log_row` back. The first row after a resume is then that of an undisturbed run."""
+    private: Any = trainer  # private names of transformers' and TRL's trainers have no types
+    private._tr_loss += kept["loss"]
+    # the mean over the whole training includes these steps, too
+    private._globalstep_last_logged = private._initial_global_step = kept["last_logged"]
+    private._metrics["train"].update(kept["metrics"])
+    private._total_train_tokens = kept["tokens"]
+
+
+def loss_sum(trainer: Trainer) -> Tensor:
+    """A copy of the sum of the losses since the last row of the log."""
+    private: Any = trainer  # private names of transformers' trainer have no types
+    total: Tensor = private._tr_loss.clone()
+    return total
+
+
+def skip_epochs(trainer: Trainer) -> None:
+    """Has `train()` take no step: transformers would take one more after the last."""
+    private: Any = trainer  # private names of transformers' trainer have no types
+    private._run_epoch = lambda **_: None
