@@ -16,11 +16,6 @@ SOURCE = Path(overrefusal_po.__file__).parent
 LIBRARIES = {"trl", "transformers", "accelerate", "peft", "datasets"}
 HOME = "train/trl_private.py"
 
-OWN = {
-    "_shares_prefix": {"exact/shared_prefix.py", "train/lengths.py"},  # our mark on a model
-}
-"""Marks of our own on objects of these libraries, and the files that use them."""
-
 TUPLES = {"_asdict", "_replace", "_fields", "_make"}
 """What every NamedTuple has: documented, in spite of the underscore."""
 
@@ -97,7 +92,6 @@ def private_imports(tree: ast.AST) -> Iterator[str]:
 def found_in(file: str, tree: ast.AST) -> list[str]:
     """Uses of a file that neither we nor Python own and that are not allowed there."""
     allowed = ALLOWED.get(file, set()) | TUPLES
-    allowed |= {name for name, files in OWN.items() if file in files}
     found = [
         text for text, name in uses(tree) if name not in allowed and (file, text) not in OTHERS
     ]
@@ -118,10 +112,9 @@ def test_what_is_allowed_is_used() -> None:
     for file, names in ALLOWED.items():
         used = {name for _, name in uses(ast.parse(FILES[file].read_text()))}
         assert names <= used, f"no longer used in {file}: {names - used}"
-    for name, files in OWN.items():
-        for file in files:
-            used = {found for _, found in uses(ast.parse(FILES[file].read_text()))}
-            assert name in used, f"{file} no longer has {name}"
+    for file, text in OTHERS:
+        texts = {found for found, _ in uses(ast.parse(FILES[file].read_text()))}
+        assert text in texts, f"{text} is no longer used in {file}"
 
 
 @pytest.mark.parametrize(

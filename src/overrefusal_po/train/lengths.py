@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from overrefusal_po.exact.shared_prefix import CHECKED
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair, Prompt, Triple
 
@@ -146,7 +147,7 @@ def group_by_length(trainer: Trainer) -> None:
     from overrefusal_po.train.trl_private import use_sampler
 
     policy = cast("Module", trainer.model)
-    shared = any(hasattr(module, "_shares_prefix") for module in policy.modules())
+    shared = any(hasattr(module, CHECKED) for module in policy.modules())
     rows = cast("Dataset", trainer.train_dataset)
     use_sampler(trainer, [step_tokens(row, shared=shared) for row in rows])
 
