@@ -26,7 +26,12 @@ from overrefusal_po.pairs.findings import (
     without_waived,
 )
 from overrefusal_po.pairs.prompt_free import Sides, prompt_free
-from overrefusal_po.pairs.row_checks import contradictions, row_findings, side_verdicts
+from overrefusal_po.pairs.row_checks import (
+    SideVerdicts,
+    contradictions,
+    row_findings,
+    side_verdicts,
+)
 from overrefusal_po.pairs.set_checks import set_findings
 from overrefusal_po.pairs.shortcuts import lengths, rule_or_kind
 from overrefusal_po.pairs.token_checks import (
@@ -48,12 +53,17 @@ def lint(
     template: ChatTemplate | None = None,
     max_length: int | None = None,
     waive: Mapping[str, str] | None = None,
+    verdicts: Sequence[SideVerdicts] | None = None,
 ) -> Lint:
     """All findings. `judge` scores completions; `max_length` in tokens needs the template.
-    ValueError without pairs."""
+
+    `verdicts` are those of `row_checks.side_verdicts`, if they are known already. ValueError
+    without pairs.
+    """
     if not pairs:
         raise ValueError("There is no pair to check. Give at least one.")
-    verdicts = side_verdicts(pairs, judge)
+    if verdicts is None:
+        verdicts = side_verdicts(pairs, judge)
     found = [
         finding
         for pair, both in zip(pairs, verdicts, strict=True)

@@ -31,7 +31,11 @@ REFUSAL_WORDS = re.compile(
 """What nearly every refusal says somewhere in its first 200 characters."""
 
 
-def side_verdicts(pairs: Sequence[PreferencePair], judge: Judge) -> list[tuple[Verdict, Verdict]]:
+SideVerdicts = tuple[Verdict, Verdict]
+"""The verdicts on the chosen and the rejected side of a pair."""
+
+
+def side_verdicts(pairs: Sequence[PreferencePair], judge: Judge) -> list[SideVerdicts]:
     """The judge's verdicts on (chosen, rejected) of each pair."""
     greedy = Sampling()
     said = [
