@@ -11,7 +11,7 @@ from overrefusal_po.pipeline import stage_bodies
 from overrefusal_po.recipe.describe import describe
 from overrefusal_po.recipe.files import read_recipe, read_yaml
 from overrefusal_po.recipe.load import load_recipe
-from overrefusal_po.recipe.overrides import dotted, merged
+from overrefusal_po.recipe.overrides import dotted, merged_values
 from overrefusal_po.recipe.schema import TrainRecipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -96,7 +96,7 @@ def test_check_shows_the_base(write: Write, capsys: pytest.CaptureFixture[str]) 
 def test_a_mapping_is_merged_and_a_list_is_replaced() -> None:
     below = {"a": {"x": 1, "y": {"z": 2}}, "b": [1, 2], "c": "text", "d": {"k": 1}}
     above = {"a": {"y": {"w": 3}}, "b": [3], "c": {"name": "n"}, "d": {}, "e.f": 1}
-    assert merged(below, above) == {
+    assert merged_values(below, above) == {
         "a": {"x": 1, "y": {"z": 2, "w": 3}},
         "b": [3],
         "c": {"name": "n"},

@@ -14,7 +14,7 @@ from hub_server import GRANTED, Answer, Repo, ask_hub, card, csv_file, jsonl, pa
 from overrefusal_po.plugins import find_plug
 from overrefusal_po.prompts import read_source
 from overrefusal_po.sources import orbench, table
-from overrefusal_po.sources._table import SETS, Labels, PlainSet, described
+from overrefusal_po.sources._table import SETS, PlainSet, TableLabels, described
 
 Rows = Sequence[dict[str, Any]]
 Prompts = list[tuple[str, str, str]]
@@ -351,7 +351,7 @@ def declared_rows(facts: PlainSet) -> Rows:
     rows: list[dict[str, Any]] = [
         {column: f"{column} {number}" for column in form.columns} for number in (1, 2)
     ]
-    if isinstance(facts.kind, Labels):
+    if isinstance(facts.kind, TableLabels):
         taken = [label for label, kind in facts.kind.kinds.items() if kind]
         rows = [{**row, facts.kind.column: taken[n % len(taken)]} for n, row in enumerate(rows)]
     if facts.keep:

@@ -199,7 +199,7 @@ def find_plug(room: Room, spec: PlugSpec) -> FoundPlug:
         return FoundPlug(cast(ModuleType, module), settings)
     name, values = split_spec(spec, room)
     found = plug(room, name)
-    return FoundPlug(found, checked_settings(found.Settings, values, f"{room} {name!r}"))
+    return FoundPlug(found, checked_plug_settings(found.Settings, values, f"{room} {name!r}"))
 
 
 def find_source(spec: PlugSpec) -> FoundSource:
@@ -211,11 +211,11 @@ def find_source(spec: PlugSpec) -> FoundSource:
     own = {key: value for key, value in values.items() if key not in shared}
     common = {key: value for key, value in values.items() if key in shared}
     where = f"sources {name!r}"
-    settings = checked_settings(module.Settings, own, where)
-    return FoundSource(module, settings, checked_settings(Common, common, where))
+    settings = checked_plug_settings(module.Settings, own, where)
+    return FoundSource(module, settings, checked_plug_settings(Common, common, where))
 
 
-def checked_settings(settings: type[S], values: Mapping[str, object], where: str) -> S:
+def checked_plug_settings(settings: type[S], values: Mapping[str, object], where: str) -> S:
     """`values` as settings; ValueError names `where` and the first fault."""
     try:
         return settings.model_validate(values)

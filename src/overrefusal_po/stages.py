@@ -72,7 +72,7 @@ def run_recipe(recipe: Recipe) -> None:
     first = os.environ.get("RANK", "0") == "0"
     terminal.set_up_logging(first)
     if isinstance(recipe.body, PipelineRecipe):
-        run_stages(recipe)
+        run_pipeline_recipe(recipe)
         return
     from overrefusal_po.pipeline import run_stage
 
@@ -83,7 +83,7 @@ def run_recipe(recipe: Recipe) -> None:
         terminal.print_result(found)
 
 
-def run_stages(recipe: Recipe) -> None:
+def run_pipeline_recipe(recipe: Recipe) -> None:
     """Runs a pipeline; prints its summary, if one of its stages measured."""
     from overrefusal_po.pipeline import is_finished, run_pipeline
     from overrefusal_po.prompts import sources_read_once
@@ -101,7 +101,7 @@ def run_stages(recipe: Recipe) -> None:
         refuse_at_gate(failed, folder)
 
 
-def gate_failures(result: terminal.Result) -> list[str]:
+def gate_failures(result: terminal.StageResult) -> list[str]:
     """A sentence for each bound of the gate that did not hold; empty without a gate."""
     gate = result.get("gate", {"passed": True})
     return [] if gate["passed"] else list(gate["failures"])

@@ -5,7 +5,7 @@ check_curation(recipe)      # ValueError for what a user can fix
 
 from __future__ import annotations
 
-from overrefusal_po.curate.overgenerate import make_judges
+from overrefusal_po.curate.overgenerate import make_curation_judges
 from overrefusal_po.model import load as models
 from overrefusal_po.plugins import check_engine
 from overrefusal_po.recipe.schema import CurateRecipe
@@ -17,7 +17,7 @@ def check_curation(recipe: CurateRecipe) -> None:
     """Raises ValueError if rejects, models or judges are missing, or if settings contradict each
     other. Loads no weights."""
     check_settings(recipe)
-    make_judges(recipe)
+    make_curation_judges(recipe)
     check_given_rejects(recipe.rejects.completions)
     if recipe.makes == "pairs" or recipe.chosen.model is None:  # else the student never answers
         check_engine(recipe.engine)

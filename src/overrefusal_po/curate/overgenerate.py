@@ -42,7 +42,7 @@ class CurationJudges(NamedTuple):
     reward: Judge | None = None
 
 
-def make_judges(recipe: CurateRecipe) -> CurationJudges:
+def make_curation_judges(recipe: CurateRecipe) -> CurationJudges:
     """The judges of a recipe. They load their weights when they score. ValueError if one cannot be
     made."""
     guard, reward = (
@@ -177,7 +177,7 @@ class Curation(NamedTuple):
 
 def make_curation(recipe: CurateRecipe, run: Run) -> Curation:
     """A recipe's models and judges, none of them loaded."""
-    return Curation(recipe, run, make_models(recipe, run), make_judges(recipe))
+    return Curation(recipe, run, make_models(recipe, run), make_curation_judges(recipe))
 
 
 def best_answers(

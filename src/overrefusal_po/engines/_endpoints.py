@@ -30,7 +30,7 @@ STOP_REASONS = ("stop", "eos_token", "eos", "stop_sequence", "end_turn", None)
 """Servers' finish reasons for a response that ended by itself."""
 
 
-class Answer(NamedTuple):
+class ServerAnswer(NamedTuple):
     """A server's text, and the tokens that it read and wrote (None if it does not report them)."""
 
     text: str
@@ -99,7 +99,7 @@ async def ask(
     *,
     key: SecretStr,
     answered: bool,
-) -> Answer | Fault:
+) -> ServerAnswer | Fault:
     """The result of one request. ValueError if the set-up is wrong.
 
     `answered`: whether any server has answered before.
@@ -175,7 +175,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return None if math.isnan(seconds) else min(max(seconds, 0.0), LONGEST_WAIT_SECONDS)
 
 
-def read_answer(reply: object) -> Answer | Fault:
+def read_answer(reply: object) -> ServerAnswer | Fault:
     """The text of a (chat) completion, or why there is none. A server may leave out or add
     anything."""
     read, written = usage_count(reply, "prompt_tokens"), usage_count(reply, "completion_tokens")
@@ -193,7 +193,7 @@ def read_answer(reply: object) -> Answer | Fault:
         return Fault("malformed", f"the server sent {what}", True, None, read or 0, written or 0)
     # half of a surrogate pair is no text and could not be written to a file
     whole = text.encode("utf-8", "replace").decode()
-    return Answer(whole, "length" if finish == "length" else "stop", read, written)
+    return ServerAnswer(whole, "length" if finish == "length" else "stop", read, written)
 
 
 def choice_text(choice: object, finish: object) -> str | None:

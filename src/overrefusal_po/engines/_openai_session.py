@@ -10,7 +10,14 @@ from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from overrefusal_po.engines._costs import Cost
-from overrefusal_po.engines._endpoints import Answer, Endpoint, Fault, ask, backoff, next_endpoint
+from overrefusal_po.engines._endpoints import (
+    Endpoint,
+    Fault,
+    ServerAnswer,
+    ask,
+    backoff,
+    next_endpoint,
+)
 from overrefusal_po.engines._openai_settings import Settings
 from overrefusal_po.engines._openai_setup import OPENAI_URL, make_client, own_loop, read_api_key
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
@@ -171,12 +178,12 @@ class Session:
         body = self.make_body(prompt, self.sampling, sample)
         counter = CostCounter()
         endpoint: Endpoint | None = None
-        result: Answer | Fault
+        result: ServerAnswer | Fault
         for tries in range(self.settings.max_retries + 1):
             endpoint = await self.free_endpoint(avoid=endpoint)
             result = await self.request(endpoint, body)
             counter.add(endpoint.url, result)
-            if isinstance(result, Answer) or not result.retryable:
+            if isinstance(result, ServerAnswer) or not result.retryable:
                 break
             if tries < self.settings.max_retries:
                 await asyncio.sleep(self.pause(result, tries))
@@ -199,7 +206,7 @@ class Session:
         found.in_flight += 1
         return found
 
-    async def request(self, endpoint: Endpoint, body: Mapping[str, object]) -> Answer | Fault:
+    async def request(self, endpoint: Endpoint, body: Mapping[str, object]) -> ServerAnswer | Fault:
         """One request to a server that `free_endpoint` gave."""
         try:
             result = await ask(endpoint, body, self.settings, key=self.key, answered=self.answered)
@@ -208,13 +215,13 @@ class Session:
         endpoint.record(
             result if isinstance(result, Fault) else None, self.settings.backoff_seconds
         )
-        if isinstance(result, Answer):
+        if isinstance(result, ServerAnswer):
             self.answered = True
             self.check_usage(endpoint, result)
         self.tokens += (result.prompt_tokens or 0) + (result.completion_tokens or 0)
         return result
 
-    def check_usage(self, endpoint: Endpoint, answer: Answer) -> None:
+    def check_usage(self, endpoint: Endpoint, answer: ServerAnswer) -> None:
         """Raises ValueError if there is a budget and the server does not report its tokens."""
         unknown = None in (answer.prompt_tokens, answer.completion_tokens)
         if self.settings.token_budget is not None and unknown:
@@ -224,11 +231,11 @@ class Session:
             )
 
     def drawn(
-        self, prompt: Prompt, sample: int, result: Answer | Fault, *, counter: CostCounter
+        self, prompt: Prompt, sample: int, result: ServerAnswer | Fault, *, counter: CostCounter
     ) -> Drawn:
         """The completion, or the failure with its reason."""
-        text = result.text if isinstance(result, Answer) else ""
-        error = None if isinstance(result, Answer) else result.reason
+        text = result.text if isinstance(result, ServerAnswer) else ""
+        error = None if isinstance(result, ServerAnswer) else result.reason
         completion = Completion(
             id=content_id(
                 prompt.id, self.name, None, self.sampling.model_dump(), sample, error or text
@@ -239,7 +246,7 @@ class Session:
             engine="openai",
             sampling=self.sampling,
             sample=sample,
-            finish_reason=result.finish_reason if isinstance(result, Answer) else "error",
+            finish_reason=result.finish_reason if isinstance(result, ServerAnswer) else "error",
             error=error,
         )
         retryable = isinstance(result, Fault) and result.retryable
@@ -255,12 +262,12 @@ class CostCounter:
         self.answered_by: str | None = None
         self.prompt_tokens = self.completion_tokens = 0
 
-    def add(self, url: str, result: Answer | Fault) -> None:
+    def add(self, url: str, result: ServerAnswer | Fault) -> None:
         """Counts one request and how it ended."""
         self.requests[url] = self.requests.get(url, 0) + 1
         self.prompt_tokens += result.prompt_tokens or 0
         self.completion_tokens += result.completion_tokens or 0
-        if isinstance(result, Answer):
+        if isinstance(result, ServerAnswer):
             self.answered_by = url
         else:
             kinds = self.faults.setdefault(url, {})

@@ -31,7 +31,7 @@ NO_ATTACK = "none"
 OPENING_WORDS, EARLY_WORDS = 5, 30
 """Bounds of DeRTa's figure (arXiv 2407.09121), which counts tokens; we count words."""
 
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+SPOKEN_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 """A kana or Chinese character is a word of its own: nothing there separates words, and a token is
 about that long."""
 
@@ -93,7 +93,7 @@ def words_before(text: str, start: int) -> int:
 
     A word that `start` cuts counts. A thinking block does not.
     """
-    return len(WORD.findall(text[thinking_end(text[:start]) : start]))
+    return len(SPOKEN_WORD.findall(text[thinking_end(text[:start]) : start]))
 
 
 def refusal_positions(outcomes: Iterable[Outcome], kind: Kind = "harmful") -> Positions:

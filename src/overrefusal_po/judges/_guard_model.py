@@ -22,7 +22,7 @@ Content = str | list[dict[str, str]]
 """A message's content, as chat templates take it: a text, or a list of parts."""
 
 
-class Answer(NamedTuple):
+class GuardAnswer(NamedTuple):
     """A guard's answer: its text, its token ids, and for each token the logits of the labels
     (tokens, labels)."""
 
@@ -101,10 +101,10 @@ class LoadedGuard:
         text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         return str(text)
 
-    def answer(self, ids: list[int], logits: list[list[float]]) -> Answer:
+    def answer(self, ids: list[int], logits: list[list[float]]) -> GuardAnswer:
         """An answer from what was generated, up to the token that ends it."""
         end = next((i for i, token in enumerate(ids) if token in self.stop_tokens), len(ids))
-        return Answer(self._decode(ids[:end]), ids[:end], logits[:end])
+        return GuardAnswer(self._decode(ids[:end]), ids[:end], logits[:end])
 
     def token_at(self, ids: list[int], character: int) -> int:
         """The place among `ids` of the token that writes a character of their text."""

@@ -31,7 +31,7 @@ NO_REPLY = "the judge gave no reply"
 """The beginning of a fault that may be gone at the next try."""
 
 
-class Reply(NamedTuple):
+class JudgeReply(NamedTuple):
     """What the judge model wrote, or why that cannot be used."""
 
     text: str
@@ -40,7 +40,7 @@ class Reply(NamedTuple):
 
 def ask_all(
     settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool = False
-) -> list[Reply]:
+) -> list[JudgeReply]:
     """One reply for each text, in their order. Works too if an event loop runs already, as in a
     notebook.
 
@@ -49,16 +49,16 @@ def ask_all(
     if not texts:
         return []
     with own_loop() as run:
-        replies: list[Reply] = run(ask_concurrently(settings, key, texts, answered=answered))
+        replies: list[JudgeReply] = run(ask_concurrently(settings, key, texts, answered=answered))
     return replies
 
 
 async def ask_concurrently(
     settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool
-) -> list[Reply]:
+) -> list[JudgeReply]:
     """The first text alone if nothing is `answered`, then the others, `concurrency` at a time; a
     wrong set-up stops all."""
-    replies: dict[int, Reply] = {}
+    replies: dict[int, JudgeReply] = {}
     retries, seconds = settings.max_retries, settings.timeout_seconds
     async with make_client(
         settings.base_url or OPENAI_URL, key, timeout_seconds=seconds, max_retries=retries
@@ -99,7 +99,7 @@ class Asker:
         }
         self.options = {name: value for name, value in options.items() if value is not None}
 
-    async def ask(self, text: str) -> Reply:
+    async def ask(self, text: str) -> JudgeReply:
         """The reply to one text; ValueError if the set-up is wrong."""
         from openai import APIError
 
@@ -115,7 +115,7 @@ class Asker:
                 raise ValueError(shown(wrong, error, self.key)) from None
             status = getattr(error, "status_code", None)
             may_pass = status is None or status in (408, 409, 429) or status >= 500
-            return Reply(
+            return JudgeReply(
                 "",
                 shown(
                     NO_REPLY if may_pass else "the judge's server refuses this item",
@@ -124,25 +124,25 @@ class Asker:
                 ),
             )
         except (json.JSONDecodeError, UnicodeDecodeError):
-            return Reply("", f"{NO_REPLY} (its server sent a body that is not JSON)")
+            return JudgeReply("", f"{NO_REPLY} (its server sent a body that is not JSON)")
         self.answered = True
-        return read_reply(found)
+        return read_judge_reply(found)
 
 
-def read_reply(found: object) -> Reply:
+def read_judge_reply(found: object) -> JudgeReply:
     """The text of a chat completion, or why there is none; a server may send anything."""
     first = first_choice(found)
     message = getattr(first, "message", None)
     if message is None:
-        return Reply("", "the judge's server sent something that is no chat completion")
+        return JudgeReply("", "the judge's server sent something that is no chat completion")
     finish = getattr(first, "finish_reason", None)
     if finish == "length":
-        return Reply("", "the judge's reply was cut off at max_tokens; raise judge.max_tokens")
+        return JudgeReply("", "the judge's reply was cut off at max_tokens; raise judge.max_tokens")
     if finish == "content_filter":
-        return Reply("", "the judge's reply was withheld by its server's content filter")
+        return JudgeReply("", "the judge's reply was withheld by its server's content filter")
     if getattr(message, "refusal", None):
-        return Reply("", "the judge model refused to judge")
+        return JudgeReply("", "the judge model refused to judge")
     text = getattr(message, "content", None)
     if not isinstance(text, str) or not text.strip():
-        return Reply("", "the judge's reply is empty")
-    return Reply(text)
+        return JudgeReply("", "the judge's reply is empty")
+    return JudgeReply(text)

@@ -29,8 +29,8 @@ from overrefusal_po.records import content_id
 
 FOLDER = Path(__file__).parent / "prompts"
 SCALES = ("refusal", "strongreject", "derta")
-NEEDED = ("prompt", "response")
-PLACEHOLDER = re.compile(r"\{\{\s*(\w*)\s*\}\}")
+NEEDED_FIELDS = ("prompt", "response")
+PROMPT_FIELD = re.compile(r"\{\{\s*(\w*)\s*\}\}")
 FILE_NAME = re.compile(r"(?P<name>.+?)(?:\.v(?P<version>\d+))?\.txt")
 ZERO_WIDTH_SPACE = "\u200b"  # as in chat.py: breaks a control token up and cannot be seen
 
@@ -66,7 +66,7 @@ class JudgePrompt(NamedTuple):
             "prompt": fenced("request", asked, mark),
             "response": fenced("response", response, mark),
         }
-        return PLACEHOLDER.sub(lambda found: values[found[1]], self.template)
+        return PROMPT_FIELD.sub(lambda found: values[found[1]], self.template)
 
 
 def fenced(what: str, text: str, mark: str) -> str:
@@ -153,11 +153,11 @@ def checked(text: str, where: str) -> tuple[str, str]:
             f"{', '.join(SCALES)}; it says how the reply is read."
         )
     template = "\n".join(lines[notes:]).strip() + "\n"
-    names = PLACEHOLDER.findall(template)
-    unknown = sorted(set(names) - {*NEEDED, "mark"})
+    names = PROMPT_FIELD.findall(template)
+    unknown = sorted(set(names) - {*NEEDED_FIELDS, "mark"})
     wrong = [
         f"{{{{{name}}}}} stands in it {names.count(name)} times"
-        for name in NEEDED
+        for name in NEEDED_FIELDS
         if names.count(name) != 1
     ]
     if unknown or wrong:

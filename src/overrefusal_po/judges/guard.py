@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.judges._guard_formats import FORMATS, named_format
-from overrefusal_po.judges._guard_model import Answer, LoadedGuard
+from overrefusal_po.judges._guard_model import GuardAnswer, LoadedGuard
 from overrefusal_po.judges._texts import EMPTY, judged_texts
 from overrefusal_po.judges._weights import Origin, context_length
 from overrefusal_po.model import load as models
@@ -112,7 +112,7 @@ class GuardJudge:
             )
         return ids, None
 
-    def _answers(self, rows: list[list[int]]) -> list[Answer]:
+    def _answers(self, rows: list[list[int]]) -> list[GuardAnswer]:
         """The guard's greedy answers to a batch of prompts (token ids), padded on the left."""
         import torch
         from transformers import LogitsProcessorList
@@ -146,7 +146,7 @@ class GuardJudge:
             for ids, row in zip(output[:, width:].tolist(), logits, strict=True)
         ]
 
-    def _read(self, completion: Completion, answer: Answer) -> Verdict:
+    def _read(self, completion: Completion, answer: GuardAnswer) -> Verdict:
         reading = self.format.read(answer.text)
         if reading is None:
             return self._verdict(

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from overrefusal_po.engines._openai_setup import read_api_key
 from overrefusal_po.judges._degenerate import degenerate
-from overrefusal_po.judges._llm_calls import NO_REPLY, Reply, ask_all
+from overrefusal_po.judges._llm_calls import NO_REPLY, JudgeReply, ask_all
 from overrefusal_po.judges._llm_prompt import JudgePrompt, read_prompt, unique_mark
 from overrefusal_po.judges._llm_settings import Settings as Settings
 from overrefusal_po.judges._refusal_text import plain
@@ -100,12 +100,12 @@ class LlmJudge:
         mark = unique_mark(self.settings.seed or 0, completion.id, (prompt.asked, response))
         return self.prompt.filled(mark, asked=prompt.asked, response=response)
 
-    def verdict(self, item: tuple[Completion, Prompt, str], reply: Reply | None) -> Verdict:
+    def verdict(self, item: tuple[Completion, Prompt, str], reply: JudgeReply | None) -> Verdict:
         """The verdict on one item; without a reply the item was too long to be asked."""
         completion, prompt, response = item
         if reply is None:
             limit = self.settings.max_characters
-            reply = Reply(
+            reply = JudgeReply(
                 "",
                 f"prompt and response have {len(prompt.asked) + len(response)} characters, the "
                 f"judge reads {limit}",

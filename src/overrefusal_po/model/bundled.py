@@ -81,14 +81,14 @@ def bundled_folder(key: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # two ranks may come here at once
         if (folder / "converted.json").is_file():
-            if is_whole(folder):
+            if is_converted(folder):
                 return folder
             logger.warning("%s is damaged; converting the bundled model again", folder)
         hash_once.cache_clear()
         return convert(key, folder)
 
 
-def is_whole(folder: Path) -> bool:
+def is_converted(folder: Path) -> bool:
     """Whether the weights of a converted model are those that were written.
 
     The size is compared at each start. The hash takes half a second: once for each process.

@@ -11,7 +11,7 @@ from overrefusal_po.pairs.shortcuts import Length
 
 Severity = Literal["error", "warning"]
 ResponseSide = Literal["chosen", "rejected"]
-Side = Literal["chosen", "rejected", "prompt", "both"]
+SideName = Literal["chosen", "rejected", "prompt", "both"]
 
 RESPONSE_SIDES: tuple[ResponseSide, ...] = ("chosen", "rejected")
 
@@ -22,7 +22,7 @@ class Finding(NamedTuple):
     id: str
     check: str
     severity: Severity
-    side: Side
+    side: SideName
     message: str
 
 

@@ -65,7 +65,7 @@ def make_pair(
     return Made(pair, reason)
 
 
-SENTENCE_END = re.compile(r"[.!?。！？…][\"'”’)\]]*(?=\s|$|[A-Z])")
+CUT_END = re.compile(r"[.!?。！？…][\"'”’)\]]*(?=\s|$|[A-Z])")
 """A capital may follow at once: a refusal taught by RTO is glued to the text before it."""
 
 ITEM_NUMBER = re.compile(r"(^|\n)\W*\d+$")
@@ -88,7 +88,7 @@ def whole_sentences(completion: Completion) -> str:
         return text
     ends = [
         match.end()
-        for match in SENTENCE_END.finditer(text)
+        for match in CUT_END.finditer(text)
         if not ITEM_NUMBER.search(text[: match.start()])
     ]
     return text[: ends[-1]].rstrip() if ends else ""

@@ -40,9 +40,9 @@ FOLDS = 5
 FEWEST = 20
 """Pairs of each rule below which accuracies say nothing."""
 
-MOST = 4000
-"""Pairs that are looked at, spread over the set. The standard error of an accuracy is then below
-0.01."""
+MOST = 2000
+"""Pairs that are looked at, spread over the set. The standard error of an accuracy is then at most
+0.012."""
 
 RAREST = 2
 """Sides of the training part in which a word must stand to be learned."""
@@ -104,7 +104,7 @@ def prompt_free(
 
 
 def sampled(pairs: Sequence[PreferencePair]) -> list[int]:
-    """Places of at most 4,000 pairs, spread over the set in the order of their ids; a rule with
+    """Places of at most 2,000 pairs, spread over the set in the order of their ids; a rule with
     fewer than 20 among them is taken whole."""
     step = -(-len(pairs) // MOST)
     order = sorted(range(len(pairs)), key=lambda i: pairs[i].id)

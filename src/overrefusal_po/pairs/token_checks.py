@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding, ResponseSide, Severity, Side
+from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding, ResponseSide, Severity, SideName
 from overrefusal_po.pairs.prompt_free import OPENING, Sides
 from overrefusal_po.records import PreferencePair
 
@@ -41,7 +41,7 @@ class RenderedSides(NamedTuple):
 def control_tokens(pair: PreferencePair, template: ChatTemplate | None) -> Iterator[Finding]:
     """Control tokens written out in the texts. The template breaks them up, so a prompt stays safe,
     but a side is spoiled."""
-    texts: list[tuple[Side, str]] = [("chosen", pair.chosen), ("rejected", pair.rejected)]
+    texts: list[tuple[SideName, str]] = [("chosen", pair.chosen), ("rejected", pair.rejected)]
     texts += [("prompt", m.content) for m in pair.prompt.messages]
     for side, text in texts:
         usual = CONTROL.search(text)

@@ -12,16 +12,16 @@ from overrefusal_po.recipe.overrides import dotted
 from overrefusal_po.recipe.schema import HARDWARE_KEYS, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.trl_fields import field_table
 
-Row = tuple[str, object, str]
+KeyRow = tuple[str, object, str]
 """(dotted key, value, origin)."""
 
 
-def describe(recipe: Recipe, *, everything: bool = False) -> list[Row]:
+def describe(recipe: Recipe, *, everything: bool = False) -> list[KeyRow]:
     """[(dotted key, value, origin)]; the origin is file, base, override, default or auto.
 
     `everything` adds all of TRL's keys.
     """
-    rows: list[Row] = [
+    rows: list[KeyRow] = [
         (key, value, recipe.origin.get(key, "default")) for key, value in dotted(recipe.resolved())
     ]
     if isinstance(recipe.body, TrainRecipe):
@@ -35,9 +35,9 @@ def describe(recipe: Recipe, *, everything: bool = False) -> list[Row]:
     return rows
 
 
-def left_open(body: TrainRecipe) -> list[Row]:
+def left_open(body: TrainRecipe) -> list[KeyRow]:
     """The trainer keys that the recipe leaves to the hardware and to its seed."""
-    rows: list[Row] = [
+    rows: list[KeyRow] = [
         (f"trainer.{key}", "auto", "auto (hardware)")
         for key in HARDWARE_KEYS
         if key not in body.trainer
@@ -47,7 +47,7 @@ def left_open(body: TrainRecipe) -> list[Row]:
     return rows
 
 
-def upstream_defaults(body: TrainRecipe) -> list[Row]:
+def upstream_defaults(body: TrainRecipe) -> list[KeyRow]:
     """Every trainer key with TRL's default."""
     table = field_table(find_method(body.method).config)
     return [(f"trainer.{key}", row["default"], "default (TRL)") for key, row in table.items()]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from overrefusal_po.recipe.overrides import Values, dotted, merged
+from overrefusal_po.recipe.overrides import Values, dotted, merged_values
 
 
 class Given(NamedTuple):
@@ -39,7 +39,9 @@ def read_recipe(file: Path) -> Given:
     origin: dict[str, str] = {}
     for place, own in reversed(files.items()):
         path = os.path.relpath(place, file.parent)
-        values = merged(values, own if place == file else moved(own, place.parent, file.parent))
+        values = merged_values(
+            values, own if place == file else moved(own, place.parent, file.parent)
+        )
         said = "file" if place == file else f"base ({path})"
         origin |= {key: said for key, _ in dotted(own)}
     return Given(values, origin, tuple(files))

@@ -91,13 +91,13 @@ def set_dotted(values: Values, key: str, value: object) -> None:
     values[last] = value
 
 
-def merged(below: Mapping[str, object], above: Mapping[str, object]) -> Values:
+def merged_values(below: Mapping[str, object], above: Mapping[str, object]) -> Values:
     """`below` with the keys of `above` over it, mapping by mapping. An empty mapping clears."""
     found = dict(below)
     for key, value in above.items():
         inner = found.get(key)
         if isinstance(inner, Mapping) and isinstance(value, Mapping) and value:
-            found[key] = merged(inner, value)
+            found[key] = merged_values(inner, value)
         else:
             found[key] = value
     return found

@@ -46,7 +46,7 @@ LAYOUT = 8
 CHOICES_IN_HELP = re.compile(r"(?:Possible|Supported) values are:?(.*?)(?:\. |\.$|$)", re.DOTALL)
 """Where TRL's help text lists what is allowed."""
 
-QUOTED = re.compile(r"[\"'`](\w+)[\"'`]")
+QUOTED_CHOICE = re.compile(r"[\"'`](\w+)[\"'`]")
 """One of the listed choices."""
 
 
@@ -165,7 +165,7 @@ def choices_of(field: AnyField) -> list[object]:
     if given := list(field.metadata.get("choices") or []):
         return given
     listed = CHOICES_IN_HELP.search(str(field.metadata.get("help")))
-    names: list[object] = list(QUOTED.findall(listed[1])) if listed else []
+    names: list[object] = list(QUOTED_CHOICE.findall(listed[1])) if listed else []
     return names if len(names) > 2 else []
 
 
@@ -225,7 +225,7 @@ def checked_value(schema: JsonSchema, value: object, key: str) -> object:
 
     valid = jsonschema.Draft202012Validator(schema).is_valid
     given = value
-    if isinstance(value, float) and value.is_integer() and is_whole(schema):
+    if isinstance(value, float) and value.is_integer() and is_whole_number(schema):
         given = int(value)
     if given is False and "no" in schema.get("enum", ()):
         given = "no"  # save_strategy: no
@@ -238,7 +238,7 @@ def checked_value(schema: JsonSchema, value: object, key: str) -> object:
     return given
 
 
-def is_whole(schema: JsonSchema) -> bool:
+def is_whole_number(schema: JsonSchema) -> bool:
     """Whether a number must be whole here (a sweep may say 2.0, which would break a range in the
     trainer)."""
     kinds = {part.get("type") for part in schema.get("anyOf", [schema])}

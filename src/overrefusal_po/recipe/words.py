@@ -34,7 +34,7 @@ BOUND_WORDS = {
 }
 """The bounds of JSON schemas in words."""
 
-KIND_WORDS = {
+VALUE_WORDS: dict[type, str] = {
     bool: "true/false",
     int: "whole number",
     float: "number",
@@ -60,7 +60,7 @@ def unknown_key(name: str, known: Iterable[str], section: str, *, owner: str = "
 
 def kind_of(value: object) -> str:
     """The kind of a value in words: `true/false`, `whole number`, ..., or `null`."""
-    return KIND_WORDS.get(type(value), "null")
+    return VALUE_WORDS.get(type(value), "null")
 
 
 def allowed(schema: JsonSchema, given: object = None) -> str:

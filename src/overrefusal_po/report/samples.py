@@ -18,7 +18,7 @@ to load on a phone."""
 
 
 class ResponseEntry(TypedDict):
-    """A `summary.Response`, as JSON holds it."""
+    """A `summary.SampleResponse`, as JSON holds it."""
 
     run: str
     text: str

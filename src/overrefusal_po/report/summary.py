@@ -49,7 +49,7 @@ STATE_WORDS: dict[ScoredState, str] = {
 }
 
 
-class Part(BaseModel):
+class RatePart(BaseModel):
     """A part of the two files. Keys that nobody here reads are ignored: a newer evaluation may
     write more."""
 
@@ -58,7 +58,7 @@ class Part(BaseModel):
     )
 
 
-class MeasuredStep(Part):
+class MeasuredStep(RatePart):
     """What the run `to` gained over the run `from`, on the same prompts; p is McNemar's, exact."""
 
     before: str = Field(alias="from")
@@ -77,7 +77,7 @@ MeasuredTransition = TypedDict(
 )
 
 
-class MeasuredRates(Part):
+class MeasuredRates(RatePart):
     """Shares, 0 to 1, of some responses of one run; a rate and its interval are None if its n is
     0."""
 
@@ -97,7 +97,7 @@ class MeasuredRates(Part):
     unscored: dict[str, Count] = {}
 
 
-class MeasuredPositions(Part):
+class MeasuredPositions(RatePart):
     """How many refusals of harmful prompts start within the first 5 words, in words 6 to 30, beyond
     word 30."""
 
@@ -109,7 +109,7 @@ class MeasuredPositions(Part):
     unscored: Count
 
 
-class CorrectedRate(Part):
+class CorrectedRate(RatePart):
     """A rate without the judge's known errors."""
 
     value: Share | None
@@ -119,7 +119,7 @@ class CorrectedRate(Part):
     unscored: Count = 0
 
 
-class CorrectedPart(Part):
+class CorrectedPart(RatePart):
     """harmful_refused and benign_answered corrected by the judge's certificate; None where `notes`
     give the reason."""
 
@@ -128,7 +128,7 @@ class CorrectedPart(Part):
     notes: tuple[str, ...] = ()
 
 
-class MeasuredPerplexity(Part):
+class MeasuredPerplexity(RatePart):
     """exp of the mean loss per token of the reference answers."""
 
     value: FiniteFloat
@@ -139,14 +139,14 @@ class MeasuredPerplexity(Part):
     n: Count
 
 
-class MeasuredCapability(Part):
+class MeasuredCapability(RatePart):
     """What else the model can do."""
 
     perplexity: MeasuredPerplexity | None = None
     tasks: dict[str, dict[str, FiniteFloat]] = {}
 
 
-class GateResult(Part):
+class GateResult(RatePart):
     """Whether the run passed its gate, and a sentence for every bound that failed."""
 
     passed: bool
@@ -154,7 +154,7 @@ class GateResult(Part):
     baseline: str | None = None
 
 
-class Measured(Part):
+class Measured(RatePart):
     """What was measured how, in words."""
 
     judge: str
@@ -186,7 +186,7 @@ class Metrics(MeasuredRun):
     measured: Measured
 
 
-class Response(Part):
+class SampleResponse(RatePart):
     """What one run said, and the judge's verdict; `refusal` None is unscored."""
 
     run: str
@@ -205,17 +205,17 @@ class Response(Part):
         return "degenerate" if self.degenerate else "answer"
 
 
-class Sample(Part):
+class Sample(RatePart):
     """A prompt and what every run said to it."""
 
     kind: Kind
     category: str
     attack: str | None = None
     prompt: str
-    responses: tuple[Response, ...]
+    responses: tuple[SampleResponse, ...]
 
 
-class Summary(Part):
+class Summary(RatePart):
     """summary.json: several runs side by side."""
 
     title: str

@@ -35,7 +35,7 @@ SHOWN_COUNTS = (
 
 
 # Any: a result holds numbers, texts, lists and mappings, as JSON does
-Result = Mapping[str, Any]
+StageResult = Mapping[str, Any]
 """What a stage returns: its rates and counts, with intervals where they are measured."""
 
 
@@ -67,7 +67,7 @@ def print_keys(rows: Iterable[tuple[str, object, str]], above: str = "") -> None
     Console(soft_wrap=True, highlight=False).print(table)
 
 
-def print_result(found: Result) -> None:
+def print_result(found: StageResult) -> None:
     """Prints the summary of a stage: rates with their intervals, and the counts."""
     for key, value in found.items():
         if key in found.get("intervals", ()):
@@ -86,7 +86,7 @@ def print_summary(folder: Path) -> None:
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
 
 
-def with_interval(run: Result, key: str) -> str:
+def with_interval(run: StageResult, key: str) -> str:
     """`0.97 [0.92, 0.99]`, or n/a."""
     if run[key] is None:
         return "n/a"

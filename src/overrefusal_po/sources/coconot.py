@@ -23,8 +23,8 @@ from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._rows import Form, never_train, set_items
 
-Part = Literal["original", "contrast"]
-KIND_OF_PART: dict[Part, Kind] = {"original": "harmful", "contrast": "benign"}
+CoconotPart = Literal["original", "contrast"]
+KIND_OF_PART: dict[CoconotPart, Kind] = {"original": "harmful", "contrast": "benign"}
 SAFETY = "Requests with safety concerns"
 """The one of CoCoNot's five categories that is about harm."""
 
@@ -36,7 +36,7 @@ class Settings(BaseModel):
     named."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    part: Part | Literal["both"] = "both"
+    part: CoconotPart | Literal["both"] = "both"
     categories: Literal["safety", "all"] = "safety"
     paths: tuple[str, ...] = ()
     repo: str = "allenai/coconot"
@@ -56,11 +56,13 @@ class Settings(BaseModel):
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     """Harmful originals, then benign contrasts; the train split is an error."""
     never_train("CoCoNot (its evaluation parts)", split)
-    parts: list[Part] = ["original", "contrast"] if settings.part == "both" else [settings.part]
+    parts: list[CoconotPart] = (
+        ["original", "contrast"] if settings.part == "both" else [settings.part]
+    )
     return [prompt for part in parts for prompt in read_part(settings, part)]
 
 
-def read_part(settings: Settings, part: Part) -> Iterator[Prompt]:
+def read_part(settings: Settings, part: CoconotPart) -> Iterator[Prompt]:
     """The prompts of one part whose category is asked for."""
     wanted = HubSet(settings.repo, part, "test", settings.revision)
     for item in set_items(settings.paths, wanted, FORMS):

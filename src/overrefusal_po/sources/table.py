@@ -20,7 +20,7 @@ from overrefusal_po.recipe.words import unknown_key
 from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._rows import Item, never_train, set_items
-from overrefusal_po.sources._table import SETS, Labels, PlainSet, described
+from overrefusal_po.sources._table import SETS, PlainSet, TableLabels, described
 
 
 class Settings(BaseModel):
@@ -85,7 +85,7 @@ def read_hub_split(
         )
 
 
-def row_kind(item: Item, kind: Kind | Labels) -> Kind | None:
+def row_kind(item: Item, kind: Kind | TableLabels) -> Kind | None:
     """The kind of a row, None if its label says to leave it out; ValueError on a label that is
     not known."""
     if isinstance(kind, str):

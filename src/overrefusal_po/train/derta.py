@@ -38,7 +38,7 @@ from overrefusal_po.train.policy import tokenizer_and_template
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
 from overrefusal_po.train.student import (
-    Answer,
+    StudentAnswer,
     check_unwritten,
     starter_harmful,
     written_tokens,
@@ -209,7 +209,7 @@ def prepare(
     recipe: TrainRecipe,
     source: Source,
     template: ChatTemplate,
-    said: Sequence[Answer] | None = None,
+    said: Sequence[StudentAnswer] | None = None,
 ) -> Prepared:
     """The triples and helpful prompts to train on, those that fit, drawn, in training order.
 
@@ -245,12 +245,12 @@ def prepare(
         used,
         helpful=helpful,
         lengths=np.array([[lengths[at]] for at in places], dtype=np.int64).reshape(-1, 1),
-        line=described(data, len(known), len(helpful)) + f"{fitting}{fit_helpful}",
+        line=data_line(data, len(known), len(helpful)) + f"{fitting}{fit_helpful}",
         left_out={**fit_helpful.note, **fitting.note},
     )
 
 
-def described(data: DertaData, harmful: int, helpful: int) -> str:
+def data_line(data: DertaData, harmful: int, helpful: int) -> str:
     """A line of what was found."""
     opener = repr(data.refusal_opener)
     return f"{harmful} harmful prompts, refusal opener {opener}, {helpful} helpful prompts"
@@ -291,11 +291,11 @@ def checked_before_answers(
     check_openers([(p.id, str(p.reference)) for p in source.asked], data.refusal_opener)
     _, fitting, helpful = drawn_helpful(recipe, source.helpful, template, limit)
     check_firewall([*source.asked, *helpful])
-    line = described(data, len(source.asked), len(helpful)) + str(fitting)
+    line = data_line(data, len(source.asked), len(helpful)) + str(fitting)
     return Prepared(rows=None, line=line)
 
 
-def own_triples(said: Sequence[Answer]) -> list[Triple]:
+def own_triples(said: Sequence[StudentAnswer]) -> list[Triple]:
     """Triples whose harmful responses the student wrote; ValueError if it refuses everything."""
     triples = [
         Triple(prompt=p, safe_response=str(p.reference), harmful_response=answer_of(completion))

@@ -39,7 +39,7 @@ from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import read as read
 from overrefusal_po.train.rows import COLUMNS, fit_pairs, pair_table, side_lengths
 from overrefusal_po.train.settings import Settings, trainer_config
-from overrefusal_po.train.student import Answer
+from overrefusal_po.train.student import StudentAnswer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,7 +106,7 @@ def prepare(
     recipe: TrainRecipe,
     source: Source,
     template: ChatTemplate,
-    said: Sequence[Answer] | None = None,
+    said: Sequence[StudentAnswer] | None = None,
 ) -> Prepared:
     """The sides to train on (see `preference.prepare`), in this module's order."""
     return preference.prepare(recipe, source, template, said, make_rows=side_rows)

@@ -17,7 +17,7 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.recipe.methods import find_method, method_file
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.data import Prepared, Source
-from overrefusal_po.train.student import Answer
+from overrefusal_po.train.student import StudentAnswer
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -35,7 +35,7 @@ class MethodModule(Protocol):
         recipe: TrainRecipe,
         source: Source,
         template: ChatTemplate,
-        said: Sequence[Answer] | None,
+        said: Sequence[StudentAnswer] | None,
     ) -> Prepared:
         """The rows to train on, checked; raises ValueError for what cannot be trained on.
 

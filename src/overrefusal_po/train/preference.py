@@ -39,7 +39,7 @@ from overrefusal_po.train.rows import (
 )
 from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.student import (
-    Answer,
+    StudentAnswer,
     check_unwritten,
     own_containment,
     starter_harmful,
@@ -94,7 +94,7 @@ def prepare(
     recipe: TrainRecipe,
     source: Source,
     template: ChatTemplate,
-    said: Sequence[Answer] | None = None,
+    said: Sequence[StudentAnswer] | None = None,
     make_rows: MakeRows = pair_side_rows,
 ) -> Prepared:
     """The pairs to train on: tokenised, those that fit, linted, drawn, in training order.

@@ -30,7 +30,7 @@ from overrefusal_po.train.policy import tokenizer_and_template
 from overrefusal_po.train.preference import read_any_pairs
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
-from overrefusal_po.train.student import Answer
+from overrefusal_po.train.student import StudentAnswer
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -138,7 +138,7 @@ def prepare(
     recipe: TrainRecipe,
     source: Source,
     template: ChatTemplate,
-    said: Sequence[Answer] | None = None,
+    said: Sequence[StudentAnswer] | None = None,
 ) -> Prepared:
     """The prompts to train on; raises ValueError for rows too long and benchmark prompts."""
     data = sft_section(recipe)

@@ -24,7 +24,7 @@ FILE = "student_harmful.jsonl"
 """What the student said to harmful prompts, in a run folder."""
 
 
-class Answer(NamedTuple):
+class StudentAnswer(NamedTuple):
     """What the student said to one prompt, and the judge's verdict."""
 
     prompt: Prompt
@@ -39,7 +39,7 @@ def starter_harmful() -> list[Prompt]:
 
 def student_answers(
     recipe: TrainRecipe, run: Run, template: ChatTemplate, prompts: Sequence[Prompt]
-) -> list[Answer]:
+) -> list[StudentAnswer]:
     """What the start policy says to `prompts`, judged; a killed run goes on where it stopped."""
     name = str(recipe.model["model_name_or_path"])
     answers = complete(
@@ -50,10 +50,10 @@ def student_answers(
         "student: harmful prompts",
     )
     verdicts = RefusalJudge().score(prompts, answers)
-    return [Answer(*three) for three in zip(prompts, answers, verdicts, strict=True)]
+    return [StudentAnswer(*three) for three in zip(prompts, answers, verdicts, strict=True)]
 
 
-def own_containment(said: Sequence[Answer]) -> list[PreferencePair]:
+def own_containment(said: Sequence[StudentAnswer]) -> list[PreferencePair]:
     """Containment pairs: the reference refusal over what the start policy said if it complied."""
     made = [
         containment_pair(p, str(p.reference), completion, verdict).pair

@@ -68,7 +68,7 @@ def tracker_callback(resolved: Mapping[str, Any], folder: Path) -> Any:
             run = wandb_run(args, state)
             if run is not None:
                 run.config.update({"recipe": dict(resolved)}, allow_val_change=True)
-                if rows := pair_rows(folder / "data.jsonl"):
+                if rows := shown_pairs(folder / "data.jsonl"):
                     log_once(run, "pairs", lambda: table(PAIR_COLUMNS, rows))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -115,7 +115,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
 
 
-def pair_rows(file: Path, *, per_rule: int = 8, length: int = 600) -> list[tuple[str, ...]]:
+def shown_pairs(file: Path, *, per_rule: int = 8, length: int = 600) -> list[tuple[str, ...]]:
     """[PAIR_COLUMNS] of the first pairs of each rule in `file`; none where it holds no pairs
     (DeRTa's triples, prompts).
 
