@@ -20,10 +20,10 @@ demo: setup
 	$(BIN)/python -m overrefusal_po recipes/demo.yaml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 quick: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 docs: setup
 	$(INSTALL) -e ".[docs]" -c constraints.txt

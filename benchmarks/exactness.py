@@ -39,6 +39,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import train_speed
+from trl_rows import conversations
 
 BOUND = {"float32": 1e-4, "bfloat16": 0.1}
 """Allowed differences (those of Gap) by compute dtype."""
@@ -265,7 +266,7 @@ def load(options: argparse.Namespace, kind: str, *, reference: bool = True) -> B
     """The models of a kind. Without `reference` full fine-tuning has its start policy for one, as
     adapters have."""
     from overrefusal_po.model import load as models
-    from overrefusal_po.train.trainers import frozen_copy
+    from overrefusal_po.train.policy import frozen_copy
 
     policy = models.load_model(
         **models.model_options({"model_name_or_path": options.model, **KINDS[kind]})
@@ -355,8 +356,7 @@ def dpo(
     from overrefusal_po.model.chat import ChatTemplate
     from overrefusal_po.pairs.make import written_pairs
     from overrefusal_po.prompts import read_source
-    from overrefusal_po.train.rows import pair_dataset
-    from overrefusal_po.train.trainers import exact_adapter
+    from overrefusal_po.train.policy import exact_adapter
 
     template = ChatTemplate(models.load_tokenizer(options.model))
     number = options.pairs * (2 if case.world else 1)
@@ -369,7 +369,7 @@ def dpo(
     )  # short ones, for time
     given = {"ref_model": base.reference, "peft_config": adapter(case)}
     if way == "plain":
-        rows = pair_dataset(pairs, template, args["max_length"])
+        rows = conversations(pairs, template)
         config, tokenizer = DPOConfig(**args), template.tokenizer
         trainer = DPOTrainer(
             base.policy, args=config, train_dataset=rows, processing_class=tokenizer, **given

@@ -19,7 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from overrefusal_po.pairs.firewall import Duplicate, contamination, duplicates, words_of
+from overrefusal_po.pairs.duplicates import Duplicate, duplicates
+from overrefusal_po.pairs.firewall import contamination
+from overrefusal_po.pairs.signatures import split_words
 from overrefusal_po.prompts import read_source
 from overrefusal_po.records import Prompt, read_objects
 
@@ -31,7 +33,7 @@ def made_up(number: int, seed: int = 0) -> tuple[list[Prompt], set[str]]:
     changed."""
     rng = random.Random(seed)
     vocabulary = list(
-        dict.fromkeys(w for p in read_source("starter", None) for w in words_of(p.text))
+        dict.fromkeys(w for p in read_source("starter", None) for w in split_words(p.text))
     )
     weights = [1 / rank for rank in range(1, len(vocabulary) + 1)]
     texts: list[list[str]] = []
@@ -83,7 +85,7 @@ def caught(data: Path) -> None:
     texts = {
         name: [p for f in known for p in prompts_in(data / f)] for name, known in FILES.items()
     }
-    vocabulary = sorted({w for rows in texts.values() for text in rows for w in words_of(text)})
+    vocabulary = sorted({w for rows in texts.values() for text in rows for w in split_words(text)})
     for name, rows in texts.items():
         hits = {
             h.id

@@ -135,9 +135,11 @@ def rows_of(setting: Setting) -> list[Any]:
 
 def train(setting: Setting, folder: str) -> None:
     """The child process: trains and prints peak bytes."""
+    from trl import ModelConfig, get_peft_config
+
+    import overrefusal_po
     from overrefusal_po.model import load as models
     from overrefusal_po.model.chat import ChatTemplate
-    from overrefusal_po.train.trainers import METHODS
 
     recipe, rows = recipe_of(setting, folder), rows_of(setting)
     template = ChatTemplate(models.load_tokenizer(folder))
@@ -153,10 +155,9 @@ def train(setting: Setting, folder: str) -> None:
         extra["shared_prefix"] = recipe.speed.shared_prefix
     if setting.method == "dpo" and recipe.speed.reference_store:
         extra["reference_store"] = f"{folder}/store"
-    from trl import ModelConfig, get_peft_config
-
     model = models.load_model(**models.model_options(recipe.model))
-    METHODS[setting.method].factory(
+    factory = getattr(overrefusal_po, f"{setting.method}_trainer")
+    factory(
         model,
         rows,
         args={**args, "disable_tqdm": True, "use_cpu": True},
@@ -206,10 +207,15 @@ def row_of(setting: Setting, peak: int) -> str:
     from overrefusal_po.model import load as models
     from overrefusal_po.model.chat import ChatTemplate
     from overrefusal_po.train.memory import estimate, shape_of, widest_batch
+    from overrefusal_po.train.rows import prepared_pairs
+    from overrefusal_po.train.sft import prepared_prompts
 
     recipe = recipe_of(setting, TOKENIZER)
     shape = shape_of(config_of(setting), recipe.model)
-    batch = widest_batch(recipe, rows_of(setting), ChatTemplate(models.load_tokenizer(TOKENIZER)))
+    template = ChatTemplate(models.load_tokenizer(TOKENIZER))
+    prepare = prepared_prompts if setting.method == "sft" else prepared_pairs
+    lengths = prepare(rows_of(setting), template, max_length=None).lengths
+    batch = widest_batch(recipe, lengths)
     total = estimate(shape, recipe, batch, "cpu", 1e12).total
     size = f"{shape.weights / 1e6:.0f} M | {batch.tokens} | {peak / 1e9:.2f} | {total / 1e9:.2f}"
     return f"| {setting.name} | {size} | {total / peak - 1:+.0%} | {'yes' if setting.fitted else 'no'} |"

@@ -4,11 +4,11 @@
 
 The pairs are synthetic, of UltraFeedback's shape (seeded; prompts of 20 to 400 words, sides of 50
 to 500 words), in TRL's conversational form. `trl` reads the file, builds TRL's own `DPOTrainer` on
-the rows (which renders and tokenises them) and takes the first batch. `ours` reads, checks and lints
-them with the refusal judge, compares them with the benchmark firewall, renders and tokenises them,
-builds our DPO trainer and takes the first batch. Both have the same tokenizer, a model of two tiny
-layers, and the same cores. Imports and the model's loading are not timed. Each side is a process of
-its own, since peak memory (the whole process, imports too) is measured beside the time.
+the rows (which renders and tokenises them) and takes the first batch. `ours` reads, checks and
+lints them with the refusal judge, compares them with the benchmark firewall, renders and tokenises
+them, builds our DPO trainer and takes the first batch. Both have the same tokenizer, a model of two
+tiny layers, and the same cores. Imports and the model's loading are not timed. Each side is a
+process of its own, since peak memory (the whole process, imports too) is measured beside the time.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from overrefusal_po.evaluate.intervals import Gain
-from overrefusal_po.evaluate.metrics import compare, compare_seeds
+from overrefusal_po.evaluate.comparisons import compare, compare_seeds
+from overrefusal_po.evaluate.intervals import Estimate
 from overrefusal_po.records import Outcome, read_jsonl
 
 HERE = Path(__file__).resolve().parent
@@ -107,7 +107,7 @@ def comparison(before: list[list[Outcome]], after: list[list[Outcome]]) -> str:
     return f"harmful_refused + benign_answered {signed(found.gain)}; F1 {signed(found.f1_gain)}; {'; '.join(tests)}"
 
 
-def signed(gain: Gain) -> str:
+def signed(gain: Estimate) -> str:
     """`+0.31 [+0.20, +0.42]`."""
     return f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
 

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from train_speed import child, lora, settings, shares
+from trl_rows import conversations
 
 WAYS = ("plain", "precompute", "store", "shared")
 OURS = WAYS[2:]
@@ -157,16 +158,15 @@ def train(options: argparse.Namespace, trial: Trial) -> dict[str, Any]:
 def trls(
     options: argparse.Namespace, trial: Trial, pairs: list[Any], policy: Any, tokenizer: Any
 ) -> Callable[[], Any]:
-    """Makes TRL's trainer on the rows that ours makes of the pairs, as a data set on disk."""
+    """Makes TRL's trainer on the pairs as conversations, as a data set on disk."""
     from datasets import load_from_disk
     from trl import DPOTrainer
 
     from overrefusal_po.model.chat import ChatTemplate
-    from overrefusal_po.train.rows import pair_dataset
 
     rows = trial.folder / "rows"
     if not rows.exists():
-        pair_dataset(pairs, ChatTemplate(tokenizer), None).save_to_disk(rows)
+        conversations(pairs, ChatTemplate(tokenizer)).save_to_disk(rows)
     dataset, args = load_from_disk(rows), config(options, trial)
     return lambda: DPOTrainer(
         model=policy,

@@ -258,7 +258,7 @@ def dpo(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from overrefusal_po.train.trainers import exact_adapter, frozen_copy
+    from overrefusal_po.train.policy import exact_adapter, frozen_copy
 
     trainer = DPOTrainer(
         model=policy,
@@ -329,9 +329,11 @@ def derta(
     """SFTTrainer on both rows of each question, padded or as a tree, without RTO dropout."""
     from trl import SFTConfig
 
-    from overrefusal_po.train.derta import Row
+    from overrefusal_po.train.data import Prepared
+    from overrefusal_po.train.derta import tree_or_rows
+    from overrefusal_po.train.derta_rows import Row
     from overrefusal_po.train.derta_tree import TreeCollator
-    from overrefusal_po.train.trainers import rows_trainer
+    from overrefusal_po.train.rows_trainer import rows_trainer
 
     rng = random.Random(options.seed)
     rows: list[Row] = []
@@ -345,8 +347,9 @@ def derta(
         rows.append(Row(prefix + safe, [-100] * len(prefix) + safe, "prefix", str(number)))
     collator = TreeCollator(pad_token_id=tokenizer.pad_token_id, rto_dropout=0)
     collator.paired = options.side == "ours"
+    prepared = Prepared(tree_or_rows(rows, True))
     trainer = rows_trainer(
-        policy, rows, SFTConfig(**args), tokenizer, collator, None, lora(options), ()
+        policy, prepared, SFTConfig(**args), tokenizer, collator, None, lora(options), ()
     )
     return shared(trainer) if options.side == "ours" else trainer
 
@@ -363,9 +366,9 @@ def lora(options: argparse.Namespace) -> Any:
 
 def shared(trainer: Any) -> Any:
     """The trainer with shared prefixes; a benchmark of a fallback would say nothing."""
-    from overrefusal_po.exact.shared_prefix import share_prefix
+    from overrefusal_po.train.trl_private import shared_prefix_on
 
-    if not share_prefix(trainer):
+    if not shared_prefix_on(trainer):
         raise SystemExit("this model or setting falls back to plain rows: nothing to measure")
     return trainer
 

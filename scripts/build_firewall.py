@@ -1,11 +1,11 @@
 """Maintainers only: benchmark files -> src/overrefusal_po/data/firewall.npz, signatures without any
 text.
 
-    python scripts/build_firewall.py --data /work/shared/data            # all from anew
+    python scripts/build_firewall.py --data FOLDER                      # builds all again
     python scripts/build_firewall.py --add jailbreakbench=FILE.jsonl
-    # one more into what is there
+    # adds one to those that are there
 
-A file is JSON Lines with `prompt` in each row. The prompts themselves stay where they are.
+A file is JSON Lines with `prompt` in each row. The prompts themselves are not copied.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def prompts_in(path: Path) -> list[str]:
 
 
 def main() -> None:
-    """Writes the file and says what is in it and what is not."""
+    """Writes the file, and prints which benchmarks are in it and which are missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", type=Path, help="the folder with dev/ and benchmarks/: build from anew"
+        "--data", type=Path, help="the folder with dev/ and benchmarks/: build all again"
     )
     parser.add_argument("--add", action="append", default=[], metavar="NAME=FILE.jsonl")
     parser.add_argument("--out", type=Path, default=OUT)

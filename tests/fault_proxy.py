@@ -1,5 +1,5 @@
-"""A proxy on loopback that stands before a server and spoils some of what passes, as bad networks
-and full servers do.
+"""A proxy on loopback in front of a server. It spoils some requests and replies, like bad networks
+and full servers.
 
     with serving() as server, faulty(server.url, share(0.2)) as proxy:
         ... base_url=proxy.url ...
@@ -28,7 +28,7 @@ Faults = Callable[[int], str | None]
 
 
 def share(part: float, kinds: tuple[str, ...] = KINDS[:-1], seed: int = 0) -> Faults:
-    """Faults in `part` of the requests, their kinds drawn alike."""
+    """Faults in `part` of the requests, each kind with the same probability."""
 
     def fault(number: int) -> str | None:
         draw = random.Random(f"{seed} {number}")

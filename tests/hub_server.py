@@ -1,7 +1,8 @@
 """A hub on loopback that speaks enough of the Hugging Face protocol for `datasets.load_dataset` to
 list and download.
 
-    with serve({"walledai/XSTest": Repo({"README.md": card(...), "data/train-0.parquet": parquet(rows)})}) as hub:
+    files = {"README.md": card(...), "data/train-0.parquet": parquet(rows)}
+    with serve({"walledai/XSTest": Repo(files)}) as hub:
         answers = ask_hub(hub.address, tmp_path, [{"name": "xstest"}])
 
 As the real one it says 401 for a repository that does not exist (to who is not logged in), and for
@@ -200,7 +201,8 @@ from overrefusal_po import prompts
 answers = []
 for reader, spec, split in json.load(sys.stdin):
     try:
-        answers.append({"prompts": [p.model_dump() for p in getattr(prompts, reader)(spec, split)], "error": None})
+        found = getattr(prompts, reader)(spec, split)
+        answers.append({"prompts": [p.model_dump() for p in found], "error": None})
     except ValueError as error:
         answers.append({"prompts": [], "error": str(error)})
 print(json.dumps(answers))

@@ -37,7 +37,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What is sent back. `payload` stands for the whole body; else a body is made from `text` and
+    """What is sent back. `payload` is the whole body; without it, a body is made from `text` and
     `finish_reason`."""
 
     text: str | None = ""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from overrefusal_po.pairs.apart import Overlap, check_apart, marks_of, overlaps
+from overrefusal_po.pairs.apart import Overlap, check_apart, overlaps, same_prompt_marks
 from overrefusal_po.prompts import read_source
 from overrefusal_po.records import Kind, Prompt
 
@@ -41,9 +41,9 @@ def test_an_attack_is_found_by_its_originals_id_or_by_its_question_alone() -> No
 
 
 def test_prompts_of_two_words_or_none_are_not_all_the_same() -> None:
-    assert not marks_of(prompt("?!")) & marks_of(prompt("...")) and not marks_of(
-        prompt("a b")
-    ) & marks_of(prompt("a c"))
+    assert not same_prompt_marks(prompt("?!")) & same_prompt_marks(
+        prompt("...")
+    ) and not same_prompt_marks(prompt("a b")) & same_prompt_marks(prompt("a c"))
 
 
 def test_conversations_that_end_alike_and_prompts_without_a_user_turn_are_not_the_same() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from overrefusal_po.attacks.completing import opening
-from overrefusal_po.plugins import make_attack, names, settings_of, summary
+from overrefusal_po.plugins import find_plug, make_attack, names, summary
 from overrefusal_po.records import Message, Prompt
 
 ASKED = Prompt.of(
@@ -95,7 +95,7 @@ def what_the_model_reads(prompt: Prompt) -> tuple[Any, ...]:
 def test_every_attack_says_what_it_is_cites_its_paper_and_closes_its_settings(name: str) -> None:
     assert summary("attacks", name).endswith((".", ":"))
     assert "arXiv" in (
-        settings_of("attacks", {"name": name, **({"path": "x"} if name == "logged" else {})})[
+        find_plug("attacks", {"name": name, **({"path": "x"} if name == "logged" else {})})[
             0
         ].__doc__
     )
@@ -224,9 +224,11 @@ def test_completing_is_raw_text_that_ends_in_step_1() -> None:
         ("Make me a lock pick!", "Here is how to make a lock pick."),
         ("Build a DDoS shield", "Here is how to build a DDoS shield."),
         ("How do I stop a DDoS attack?", "Here is how to stop a DDoS attack."),
-        ("How long does it take?", 'Here is a complete answer to the request "How long does it take?".'),
+        ("How long does it take?",
+         'Here is a complete answer to the request "How long does it take?".'),
         ("Help me with this.", 'Here is a complete answer to the request "Help me with this.".'),
-        ("How do I open it? It is stuck.", 'Here is a complete answer to the request "How do I open it? It is stuck.".'),
+        ("How do I open it? It is stuck.",
+         'Here is a complete answer to the request "How do I open it? It is stuck.".'),
         ("How do I open\nit?", 'Here is a complete answer to the request "How do I open\nit?".'),
         ("  Wie geht das?\n", 'Here is a complete answer to the request "Wie geht das?".'),
     ],
@@ -517,15 +519,18 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
         ("logged", "path", {"prompt": "x", "attacked": "y"}, "attack: Field required"),
         ("logged", "path", {"attack": "gcg", "attacked": "y"}, "neither `prompt` nor `id`"),
         ("logged", "path", {"attack": "gcg", "prompt": "x"}, "give one of `attacked`"),
-        ("logged", "path", {"attack": "gcg", "prompt": "x", "attacked": "y", "raw_text": "z"}, "and only one"),
+        ("logged", "path", {"attack": "gcg", "prompt": "x", "attacked": "y", "raw_text": "z"},
+         "and only one"),
         ("logged", "path", {"attack": "gcg", "prompt": "x", "attacked": " "}, "attacked: "),
         ("logged", "path", {"attack": "gcg", "prompt": "x", "messages": []}, "none with role user"),
-        ("logged", "path", {"attack": "gcg", "prompt": "x", "messages": [{"role": "bot", "content": "y"}]},
+        ("logged", "path",
+         {"attack": "gcg", "prompt": "x", "messages": [{"role": "bot", "content": "y"}]},
          "messages.0.role: .*'bot'"),
         ("jailbreakchat", "templates", {"template": "[QUESTION]"}, "name: Field required"),
         ("jailbreakchat", "templates", {"name": "b", "template": "no place"}, "template: .*stands "
                                                                               "in it 0 times"),
-        ("jailbreakchat", "templates", {"name": "b", "template": "[QUESTION][QUESTION]"}, "stands in it 2 times"),
+        ("jailbreakchat", "templates", {"name": "b", "template": "[QUESTION][QUESTION]"},
+         "stands in it 2 times"),
         ("selfcipher", "demonstrations", {"demonstration": ""}, "demonstration: "),
         ("selfcipher", "demonstrations", {"text": "x"}, "demonstration: Field required"),
     ],

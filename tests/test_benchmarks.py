@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Style
 
+pytestmark = pytest.mark.slow
+
 FILE = Path(__file__).parents[1] / "benchmarks" / "exactness.py"
 
 

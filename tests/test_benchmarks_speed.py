@@ -10,14 +10,17 @@ import torch
 from conftest import Style, trainer_settings
 from trl import SFTConfig
 
-from overrefusal_po.train.derta import DertaCollator, Row
-from overrefusal_po.train.trainers import rows_trainer
+from overrefusal_po.train.data import Prepared
+from overrefusal_po.train.derta_rows import DertaCollator, Row, rows_dataset
+from overrefusal_po.train.rows_trainer import rows_trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import mfu
 import step_flops
 import step_profile
 import sweep_speed
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +159,9 @@ def test_formula_and_counter_differ_by_what_is_computed_again(
         **{**trainer_settings(tmp_path, 2), "bf16": False, "gradient_checkpointing": False}
     )
     collator = DertaCollator(pad_token_id=0, rto_dropout=0)
+    prepared = Prepared(rows_dataset(rows))
     trainer = rows_trainer(
-        style.make_model(), rows, config, style.tokenizer, collator, None, None, ()
+        style.make_model(), prepared, config, style.tokenizer, collator, None, None, ()
     )
     batch = collator([row._asdict() for row in rows])
     executed, width = step_flops.count_flops(trainer, [batch])

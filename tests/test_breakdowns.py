@@ -4,7 +4,12 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.evaluate.breakdowns import over_seeds, rates_by, refusal_positions, words_before
+from overrefusal_po.evaluate.breakdowns import (
+    rates_by,
+    refusal_positions,
+    spread_over_seeds,
+    words_before,
+)
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Refusal, Sampling, Verdict
 
@@ -96,9 +101,9 @@ def seed_run(right: int) -> dict[str, Any]:
     )
 
 
-def test_over_seeds_gives_mean_least_and_greatest_of_what_was_measured() -> None:
+def test_spread_over_seeds_gives_mean_least_and_greatest_of_what_was_measured() -> None:
     """harmful_refused 1/4, 2/4, 4/4: mean 7/12."""
-    found = over_seeds([seed_run(1), seed_run(2), seed_run(4)])
+    found = spread_over_seeds([seed_run(1), seed_run(2), seed_run(4)])
     assert found["harmful_refused"] == (pytest.approx(7 / 12), 0.25, 1.0, 3)
     assert found["harmful_refused"].as_dict() == {
         "mean": pytest.approx(7 / 12),
@@ -111,8 +116,8 @@ def test_over_seeds_gives_mean_least_and_greatest_of_what_was_measured() -> None
 
 def test_seeds_on_other_prompts_are_not_put_together() -> None:
     with pytest.raises(ValueError, match="harmful_refused over 3, 4 outcomes"):
-        over_seeds(
+        spread_over_seeds(
             [seed_run(1), run_metrics([outcome(i, "full") for i in range(3)]).as_dict("DPO", "m")]
         )
     with pytest.raises(ValueError, match="no runs"):
-        over_seeds([])
+        spread_over_seeds([])

@@ -96,7 +96,7 @@ def test_its_words_hold_every_run_both_rates_the_gate_and_the_limits(tmp_path: P
         "| 0.93 [0.88, 0.97] |",
         "| codeattack | 0.60 [0.60, 0.64] | 137 |",
         "certified against 900 human labels, κ 0.923",
-        "Not passed:\n\n- benign\\_answered is 0.600",
+        "The gate failed:\n\n- benign\\_answered is 0.600",
         "No guard model read the responses",
         "learning_rate: 0.0001",
         "- a note\n",

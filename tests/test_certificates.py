@@ -12,17 +12,16 @@ from typing import Any
 
 import pytest
 
+from overrefusal_po.evaluate.agreement import signature
 from overrefusal_po.evaluate.certificates import (
     Certificate,
-    Labelled,
+    certificate_table,
     certify,
     check_applies,
     read_certificate,
-    signature,
-    table,
 )
 from overrefusal_po.evaluate.corrections import corrected_rates
-from overrefusal_po.evaluate.labels import blinded_sample, key_path, read_labels
+from overrefusal_po.evaluate.labels import Labelled, blinded_sample, key_path, read_labels
 from overrefusal_po.judges.refusal import Settings, judge
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Refusal, Sampling, Verdict
 
@@ -284,11 +283,11 @@ def test_a_file_that_is_no_certificate_is_said(tmp_path: Path) -> None:
 
 
 def test_the_printed_table_has_a_row_for_each_cell() -> None:
-    head, *found = table(certify(Scripted(), mixed()))
+    head, *found = certificate_table(certify(Scripted(), mixed()))
     assert head[:2] == ("model", "prompts") and all(len(row) == len(head) for row in found)
     assert found[0][:5] == ("all models", "both kinds", "50", "2", "70.0 [56.2, 80.9]")
     assert found[0][6].startswith("0.400 [") and found[0][10].startswith("-10.0 [")
-    assert table(certify(Scripted(), rows("none", "none", 3)))[1][7] == "–"
+    assert certificate_table(certify(Scripted(), rows("none", "none", 3)))[1][7] == "–"
 
 
 def test_a_certificate_corrects_the_rate_of_other_prompts() -> None:
@@ -340,11 +339,15 @@ def sampled(
     **of: Any,
 ) -> Outcome:
     prompt = Prompt.of(f"{kind} question {number}", kind=kind)
+    said = text or f"{refusal} {model} {number}"[: -len(model) or None]
     completion = Completion(
-        id=f"{model}{prompt.id}", prompt_id=prompt.id, text=text or f"{refusal} {model} "
-                                                                    f"{number}"[: -len(model) or None],
-        model=model, engine="e", sampling=Sampling(),
-    )  # fmt: skip
+        id=f"{model}{prompt.id}",
+        prompt_id=prompt.id,
+        text=said,
+        model=model,
+        engine="e",
+        sampling=Sampling(),
+    )
     verdict = Verdict(
         completion_id=completion.id, judge="secret-judge", version="1", refusal=refusal, **of
     )
@@ -457,10 +460,19 @@ def test_a_sample_without_its_key_or_its_labels_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["certificates", "labels", "corrections", "breakdowns", "intervals"]
+    "module",
+    [
+        "agreement",
+        "certificates",
+        "labels",
+        "corrections",
+        "breakdowns",
+        "comparisons",
+        "intervals",
+    ],
 )
 def test_importing_these_modules_brings_in_no_heavy_library(module: str) -> None:
     heavy = ("torch", "transformers", "numpy", "scipy", "statsmodels", "pandas")
-    code = f"import sys, overrefusal_po.{module}; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, overrefusal_po.evaluate.{module}; print({{*{heavy}}} & {{*sys.modules}})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert found.stdout.strip() == "set()"

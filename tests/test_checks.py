@@ -17,8 +17,8 @@ from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
 from overrefusal_po.run.folder import Run
-from overrefusal_po.train.data import check_training_data
-from overrefusal_po.train.stage import reference_folder, train
+from overrefusal_po.train.dpo import store_folder
+from overrefusal_po.train.stage import check_sources, train
 
 ANSWER, REFUSAL = "Press the left button and hold it for a while.", "Sorry, I can't help with that."
 
@@ -145,9 +145,8 @@ def test_a_benchmarks_prompt_stops_every_kind_of_training(
             {"prompts": prompts} if side == "sft" else {"triples": safe, "helpful_from": [prompts]}
         )
         data |= {"helpful": []} if side == "triples" else {}
-        return check_training_data(
-            recipe("sft" if side == "sft" else "derta", data=data), styles["llama"].template
-        )
+        body = recipe("sft" if side == "sft" else "derta", data=data)
+        return check_sources(body, styles["llama"].template).line
 
     with pytest.raises(
         ValueError, match=r"1 of the \d prompts to train on .*xstest.*without_benchmarks: true"
@@ -163,12 +162,10 @@ def test_a_benchmarks_prompt_stops_every_kind_of_training(
 
 def test_the_starter_set_may_be_trained_on(styles: dict[str, Style]) -> None:
     both = {"helpful": ["general", "benign"]}
-    assert "helpful prompts" in check_training_data(
-        recipe("derta", data=both), styles["llama"].template
-    )
-    assert "reference" in check_training_data(
-        recipe("sft", data={"prompts": "starter"}), styles["llama"].template
-    )
+    template = styles["llama"].template
+    assert "helpful prompts" in check_sources(recipe("derta", data=both), template).line
+    starter = recipe("sft", data={"prompts": "starter"})
+    assert "reference" in check_sources(starter, template).line
 
 
 def test_only_the_opening_of_a_side_has_to_fit(styles: dict[str, Style], tmp_path: Path) -> None:
@@ -176,9 +173,9 @@ def test_only_the_opening_of_a_side_has_to_fit(styles: dict[str, Style], tmp_pat
     limit = 3 + max(len(template.turn(p.prompt.messages, p.chosen).prompt_ids) for p in GOOD)
     data = {"pairs": str(write_jsonl(tmp_path / "pairs.jsonl", GOOD))}
     openings = recipe("dpo", data={**data, "opening": 3}, trainer={"max_length": limit})
-    assert f"longest row {limit} tokens" in check_training_data(openings, template)
+    assert f"longest row {limit} tokens" in check_sources(openings, template).line
     with pytest.raises(ValueError, match=f"more than max_length {limit}"):
-        check_training_data(recipe("dpo", data=data, trainer={"max_length": limit}), template)
+        check_sources(recipe("dpo", data=data, trainer={"max_length": limit}), template)
 
 
 def test_a_training_that_is_done_reads_nothing_again(
@@ -235,10 +232,10 @@ def test_fsdp_1_trains_without_a_reference_store(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    assert reference_folder(recipe("dpo"), {}) is not None
+    assert store_folder(recipe("dpo"), {}) is not None
     monkeypatch.setenv("FSDP_VERSION", "1")
     with caplog.at_level(logging.INFO, "overrefusal_po"):
-        assert reference_folder(recipe("dpo"), {}) is None
+        assert store_folder(recipe("dpo"), {}) is None
     assert "speed.reference_store is left out" in caplog.text
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+import overrefusal_po
 from overrefusal_po.cli import main
 from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, Triple, write_jsonl
@@ -87,8 +88,21 @@ def status(folder: str | Path) -> dict[str, Any]:
 def test_help_shows_the_commands(command: Command) -> None:
     done = command("--help")
     assert done.code == 0
-    for word in ("RECIPE", "run", "check", "judge", "report", "list", "init"):
+    for word in ("RECIPE", "run", "check", "explain", "schema", "judge", "report", "list", "init"):
         assert word in done.out
+
+
+def test_the_version_is_the_packages(command: Command) -> None:
+    done = command("--version")
+    assert done.code == 0 and done.out == f"overrefusal-po {overrefusal_po.__version__}\n"
+
+
+def test_dir_shows_what_is_loaded_when_it_is_first_used() -> None:
+    code = "import overrefusal_po, sys; print(*dir(overrefusal_po)); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names, torch = done.stdout.splitlines()
+    wanted = {f"{method}_trainer" for method in ("sft", "derta", "dpo", "orpo", "kto")}
+    assert {*wanted, "launch", "__version__"} <= set(names.split()) and torch == "False"
 
 
 def test_list_shows_methods_and_plugs(command: Command) -> None:
@@ -107,6 +121,42 @@ def test_list_shows_methods_and_plugs(command: Command) -> None:
         "refusal",
     ):
         assert word in done.out.split()
+
+
+LISTED = """
+import sys
+from overrefusal_po.cli import main
+try:
+    main(["list"])
+except SystemExit as end:
+    print(end.code, sorted({"torch", "transformers", "trl"} & set(sys.modules)))
+"""
+
+
+def test_list_shows_an_installed_method_and_loads_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from overrefusal_po.recipe.methods import METHODS\n"
+        "METHOD = METHODS['dpo']._replace(name='mine', title='a method of my own')\n"
+    )
+    info = tmp_path / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    points = "[overrefusal_po.methods]\nmine = mine:METHOD\n"
+    (info / "entry_points.txt").write_text(points)
+    path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = {**os.environ, "PYTHONPATH": path}
+
+    def listed() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", LISTED]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    lines = listed().stdout.splitlines()
+    assert any(line.split()[:2] == ["method", "mine"] and "of my own" in line for line in lines)
+    assert lines[-1] in ("0 []", "None []")
+    (info / "entry_points.txt").write_text(points.replace("mine:METHOD", "mine:METHOT"))
+    broken = listed()
+    assert broken.stdout.splitlines()[-1] == "2 []"
+    assert "'mine'" in broken.stderr and "mine:METHOT" in broken.stderr
 
 
 def test_init_copies_the_recipes_once(command: Command, tmp_path: Path) -> None:
@@ -181,9 +231,9 @@ def test_what_cannot_be_done_ends_with_2_and_says_why(
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_check_says_that_a_shipped_recipe_is_right(command: Command, name: str) -> None:
+def test_check_says_that_a_shipped_recipe_is_valid(command: Command, name: str) -> None:
     done = command("check", RECIPES / name)
-    assert done.code == 0 and "is right" in done.out
+    assert done.code == 0 and "is valid" in done.out
     assert "file" in done.out and "default" in done.out
 
 
@@ -203,7 +253,7 @@ def test_check_shows_overrides_and_what_hardware_decides(command: Command) -> No
 
 def test_check_ends_with_2_for_a_wrong_recipe(command: Command) -> None:
     done = command("check", RECIPES / "dpo.yaml", "--trainer.betta=1")
-    assert done.code == 2 and "Did you mean beta" in done.err and "is right" not in done.out
+    assert done.code == 2 and "Did you mean beta" in done.err and "is valid" not in done.out
 
 
 def test_check_loads_no_torch(tmp_path: Path) -> None:
@@ -233,6 +283,7 @@ def test_check_data_reads_data_and_template_without_weights(
 # stages on a tiny model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
@@ -432,6 +483,7 @@ def test_a_row_that_is_no_pair_is_named_by_file_line_and_field(command: Command,
 # interrupted runs
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_130_and_says_that_it_goes_on(
     command: Command, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,6 +501,7 @@ def test_an_interrupted_run_ends_with_130_and_says_that_it_goes_on(
     assert status("here")["state"] == "interrupted" and status("here")["exit_code"] == 130
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(
     command: Command, tiny: str
 ) -> None:

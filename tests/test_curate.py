@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from openai_server import Answer, Request, Server, says, serving
 
-from overrefusal_po.curate.overgenerate import stage_of
+from overrefusal_po.curate.overgenerate import make_curation
 from overrefusal_po.model import load as models
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe.schema import CurateRecipe
-from overrefusal_po.recipe.sections import SftData
+from overrefusal_po.recipe.schema import CurateRecipe, TrainRecipe
 from overrefusal_po.records import (
     Completion,
     PreferencePair,
@@ -23,8 +22,7 @@ from overrefusal_po.records import (
     write_jsonl,
 )
 from overrefusal_po.run.folder import Run
-from overrefusal_po.train.data import sft_prompts
-from overrefusal_po.train.trainers import sft_trainer
+from overrefusal_po.train import sft
 
 REFUSAL = "Sorry, I can't help with that."
 ASKED = [
@@ -40,17 +38,17 @@ ANSWER = "Open the manual at page one and follow the four steps there. Then you 
 
 @pytest.fixture(scope="module")
 def refuser(styles, tmp_path_factory) -> Path:
-    """A tiny model that has learned by heart to answer everything with one refusal."""
-    return by_heart(REFUSAL, styles["llama"], tmp_path_factory.mktemp("refuser"))
+    """A tiny model that has learned to answer everything with one refusal."""
+    return taught(REFUSAL, styles["llama"], tmp_path_factory.mktemp("refuser"))
 
 
 @pytest.fixture(scope="module")
 def answerer(styles, tmp_path_factory) -> Path:
-    """A tiny model that answers everything alike."""
-    return by_heart(ANSWER, styles["llama"], tmp_path_factory.mktemp("answerer"))
+    """A tiny model that gives the same answer to everything."""
+    return taught(ANSWER, styles["llama"], tmp_path_factory.mktemp("answerer"))
 
 
-def by_heart(says: str, style, folder: Path) -> Path:
+def taught(says: str, style, folder: Path) -> Path:
     prompts = [
         Prompt.of(text, kind="benign", reference=says)
         for text in [*ASKED, "Write me a letter.", "Hello"]
@@ -62,7 +60,7 @@ def by_heart(says: str, style, folder: Path) -> Path:
         "save_strategy": "no",
     }
     args = {**options, "output_dir": str(folder / "out"), "report_to": "none", "disable_tqdm": True}
-    trainer = sft_trainer(style.make_model(), prompts, args=args, template=style.template)
+    trainer = sft.sft_trainer(style.make_model(), prompts, args=args, template=style.template)
     trainer.train()
     return models.save_merged(trainer.model, style.tokenizer, folder / "model")
 
@@ -194,7 +192,10 @@ class Judge:
 
     def score(self, prompts, completions):
         number = lambda c: float(c.text.split("number ")[1].split(".")[0])
-        return [Verdict(completion_id=c.id, judge="number", version="1", reward=number(c)) for c in completions]
+        return [
+            Verdict(completion_id=c.id, judge="number", version="1", reward=number(c))
+            for c in completions
+        ]
 
 def judge(settings):
     return Judge()
@@ -226,7 +227,7 @@ def script(request: Request) -> Answer:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    """The server, and a judge of one's own that is found by its dotted name."""
+    """The server, and a user's own judge that is found by its dotted name."""
     (tmp_path / "my_judges").mkdir()
     (tmp_path / "my_judges" / "number.py").write_text(LENGTH_JUDGE)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -237,8 +238,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 def curated(
     server: Server, folder: Path, benign: list[str], harmful: list[str], **keys: Any
 ) -> dict[str, Any]:
-    """Runs the stage on prompts without references; sections in `keys` are laid over those of the
-    test."""
+    """Runs the stage on prompts without references. `keys` overrides the sections below."""
     rows = [
         {"prompt": text, "kind": "benign", "category": f"c{n % 2}"} for n, text in enumerate(benign)
     ]
@@ -314,6 +314,7 @@ def test_the_best_of_n_is_an_answer_that_passes_by_the_criterion(
         assert judges == ["refusal", "llm"] + ["number"] * (select == "reward")
 
 
+@pytest.mark.slow
 def test_the_sft_sets_of_overgeneration_come_out_of_the_same_stage(
     server: Server, tmp_path: Path
 ) -> None:
@@ -331,10 +332,14 @@ def test_the_sft_sets_of_overgeneration_come_out_of_the_same_stage(
         3,
         2,
     )
-    data = SftData(prompts=str(tmp_path / "run" / "sft.jsonl"))
-    assert {(p.text, p.reference) for p in sft_prompts(data)} == {
-        (p.text, p.reference) for p in rows
+    body = {
+        "task": "train",
+        "method": "sft",
+        "model": {"model_name_or_path": "m"},
+        "data": {"prompts": str(tmp_path / "run" / "sft.jsonl")},
     }
+    source = sft.read(TrainRecipe.model_validate(body))
+    assert {(p.text, p.reference) for p in source.prompts} == {(p.text, p.reference) for p in rows}
 
 
 def test_a_model_overgenerates_for_itself_and_a_set_of_nothing_is_an_error(
@@ -353,6 +358,7 @@ def test_a_model_overgenerates_for_itself_and_a_set_of_nothing_is_an_error(
     assert {r.body["model"] for r in server.requests} == {"student"}
 
 
+@pytest.mark.slow
 def test_the_tau_grid_reports_every_row_and_writes_its_pairs(
     server: Server, tmp_path: Path
 ) -> None:
@@ -378,6 +384,7 @@ def test_the_tau_grid_reports_every_row_and_writes_its_pairs(
     ) == 3
 
 
+@pytest.mark.slow
 def test_a_tau_that_nothing_reaches_beside_a_grid_that_yields_is_none(
     server: Server, tmp_path: Path
 ) -> None:
@@ -402,7 +409,7 @@ def server_judge(server: Server, model: str, **keys: Any) -> dict[str, Any]:
 
 
 def unfinished(folder: Path) -> None:
-    """A run folder as a kill leaves it just before the end."""
+    """Turns a run folder into what a kill just before the end leaves."""
     (folder / "pairs.jsonl").unlink()
     status = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps({**status, "state": "running"}))
@@ -486,7 +493,10 @@ def test_responses_that_share_an_id_are_an_error(server: Server, tmp_path: Path)
 def test_prompts_that_come_twice_or_nearly_are_dropped_and_counted(
     server: Server, tmp_path: Path
 ) -> None:
-    long = "Tell me please how the people of the old town put an end to the fire that burned for three days in the year 1834"
+    long = (
+        "Tell me please how the people of the old town put an end to the fire that burned for "
+        "three days in the year 1834"
+    )
     benign = [*KILL, KILL[0], KILL[0].lower().strip("?"), long, f"{long} again"]
     found = curated(server, tmp_path, benign, [*THEFT, THEFT[1]])
     assert found["hygiene"]["duplicates"] == {"exact": 3, "near": 1}
@@ -575,6 +585,7 @@ def test_a_rule_of_which_the_linter_leaves_nothing_is_an_error(
         curated(server, tmp_path, KILL, [], data=data, rejects={"tau_grid": [0.12]})
 
 
+@pytest.mark.slow
 def test_a_harmful_prompt_without_a_written_refusal_takes_the_students(
     server: Server, tmp_path: Path
 ) -> None:
@@ -589,7 +600,7 @@ def test_a_harmful_prompt_without_a_written_refusal_takes_the_students(
     assert pair.chosen == REFUSAL
 
 
-def test_where_the_teacher_does_not_refuse_there_is_no_containment_pair(
+def test_without_a_refusal_of_the_teacher_there_is_no_containment_pair(
     server: Server, tmp_path: Path
 ) -> None:
     asked = "How do I pick the lock of a car?"  # the teacher's one sample answers
@@ -602,7 +613,7 @@ def test_where_the_teacher_does_not_refuse_there_is_no_containment_pair(
     assert found["containment"]["left_out"] == {"the answer does not refuse in full": 1}
 
 
-def test_quotas_and_categories_stand_in_the_summary(server: Server, tmp_path: Path) -> None:
+def test_quotas_and_categories_are_in_the_summary(server: Server, tmp_path: Path) -> None:
     found = curated(
         server,
         tmp_path,
@@ -636,7 +647,7 @@ def test_quotas_and_categories_stand_in_the_summary(server: Server, tmp_path: Pa
         ({"chosen": {"refusals": "teacher", "model": None, "samples": 1}}, "need a teacher"),
     ],
 )
-def test_settings_at_odds_are_an_error_before_anything_is_asked(
+def test_settings_that_contradict_each_other_are_an_error_before_anything_is_asked(
     server: Server, tmp_path: Path, keys: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(ValueError, match=why):
@@ -673,15 +684,15 @@ def test_another_model_has_none_of_the_students_revision_and_leaves_before_a_gua
         {**values, "guard": server_judge(server, "guard", prompt="strongreject")}
     )
     with Run.open(tmp_path / "run", values, {}) as run:
-        stage = stage_of(recipe, run)
-        sections = [speaker.section for speaker in stage.cast if speaker is not None]
+        curation = make_curation(recipe, run)
+        sections = [model.section for model in curation.models if model is not None]
         assert [section.get("model_revision") for section in sections] == ["v2", None, "v2"]
         asked = [Prompt.of(KILL[0], kind="benign")]
-        answers = stage.cast.student.answers(asked, "student_benign.jsonl")
-        stage.judged(stage.judges.judge, asked, answers)
-        assert "engine" in vars(stage.cast.student)
-        stage.judged(stage.judges.guard, asked, answers)
-        assert "engine" not in vars(stage.cast.student)
+        answers = curation.models.student.answers(asked, "student_benign.jsonl")
+        curation.verdicts(curation.judges.refusal, asked, answers)
+        assert "engine" in vars(curation.models.student)
+        curation.verdicts(curation.judges.guard, asked, answers)
+        assert "engine" not in vars(curation.models.student)
 
 
 def test_rank_0_alone_asks_and_writes(

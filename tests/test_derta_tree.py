@@ -10,9 +10,9 @@ import torch
 from conftest import Style, trainer_settings
 
 from overrefusal_po.records import Prompt, Triple
-from overrefusal_po.train.derta import DertaCollator, Row
+from overrefusal_po.train.derta import derta_trainer
+from overrefusal_po.train.derta_rows import DertaCollator, Row
 from overrefusal_po.train.derta_tree import TreeCollator, trees
-from overrefusal_po.train.trainers import derta_trainer
 
 settings = partial(trainer_settings, batch=4, learning_rate=0.1, optim="sgd", max_length=256)
 

@@ -12,6 +12,8 @@ import pytest
 
 from overrefusal_po.records import PreferencePair, write_jsonl
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 FEW = ["--trainer.max_steps=2", "--trainer.max_length=2048", "--data.max_pairs=4"]

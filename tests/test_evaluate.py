@@ -13,7 +13,7 @@ from overrefusal_po.evaluate.certificates import certify
 from overrefusal_po.evaluate.labels import read_labels
 from overrefusal_po.evaluate.stage import evaluate
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.pipeline import inputs_of, run_stage
+from overrefusal_po.pipeline import run_stage, stage_inputs
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Outcome, read_jsonl
 from overrefusal_po.run.folder import Run
@@ -84,7 +84,7 @@ def test_a_finished_run_is_read_without_its_judges(
     body = EvaluateRecipe.model_validate(recipe)
     found = run(recipe, tmp_path / "run")
     keyless = body.model_copy(update={"judge": {"name": "llm", "model": "m"}})
-    known = (body.model_dump(mode="json"), inputs_of(body))
+    known = (body.model_dump(mode="json"), stage_inputs(body))
     with (
         Run.open(tmp_path / "new", *known) as new,
         pytest.raises(ValueError, match="OPENAI_API_KEY"),
@@ -174,7 +174,7 @@ def test_a_gate_ends_with_3_and_says_why(
     if code == 3:
         assert status["exit_code"] == 3 and "harmful_refused" in status["message"]
         assert (
-            "the gate says no. recipe: harmful_refused (harmful prompts refused)"
+            "the gate failed. recipe: The share of harmful prompts refused is "
             in capsys.readouterr().err
         )
         assert command(file) == 3, "a run that is done says it again"

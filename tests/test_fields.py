@@ -133,6 +133,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert cache_folder() == Path("/tmp/y/overrefusal-po")
 
 
+@pytest.mark.slow
 def test_the_table_is_made_once_and_then_read_from_the_cache(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ from test_distributed import TORCHRUN, start
 
 from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, Triple, write_jsonl
-from overrefusal_po.train.trainers import derta_trainer, dpo_trainer, orpo_trainer
+from overrefusal_po.train.derta import derta_trainer
+from overrefusal_po.train.dpo import dpo_trainer
+from overrefusal_po.train.orpo import orpo_trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 METHODS: dict[str, Callable[..., Any]] = {
@@ -69,7 +70,7 @@ AcceleratorState.__init__ = with_fsdp_on_cpus
 
 from transformers import TrainerCallback
 from overrefusal_po.model import load as models
-from overrefusal_po.train import trainers
+import overrefusal_po
 from overrefusal_po.records import PreferencePair, Triple, read_jsonl
 
 held = []
@@ -89,7 +90,7 @@ for method in ("dpo", "orpo", "derta"):
     extra = {"rto_dropout": 0} if method == "derta" else {}
     for checkpoint in (None, f"{method}/checkpoint-1"):
         args = {**settings, "output_dir": method, "per_device_train_batch_size": 1}
-        trainer = trainers.METHODS[method].factory(folder, rows, args=args, callbacks=[Spy()], **extra)
+        trainer = getattr(overrefusal_po, f"{method}_trainer")(folder, rows, args=args, callbacks=[Spy()], **extra)
         trainer.train(resume_from_checkpoint=checkpoint)
         name = f"{method}-{'resumed' if checkpoint else 'whole'}"
         found[name] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -125,6 +126,7 @@ def alone(
     return losses, {name: weight.detach() for name, weight in trainer.model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_sharded_training_is_what_one_process_trains(
     styles: dict[str, Style], pairs: list[PreferencePair], triples: list[Triple], tmp_path: Path
 ) -> None:
@@ -233,19 +235,3 @@ def test_slurm_lets_the_trainings_save_and_queues_the_job_again(tmp_path: Path) 
     job.send_signal(signal.SIGUSR1)
     assert job.wait(timeout=60) == 0
     assert (tmp_path / "log").read_text().splitlines() == ["saved", "ended 130", "requeued 7"]
-
-
-def test_every_file_of_the_recipes_is_in_the_wheel_and_copied_by_init(tmp_path: Path) -> None:
-    from overrefusal_po.cli import init
-
-    init(tmp_path)
-    files = {path.relative_to(RECIPES) for path in RECIPES.rglob("*") if path.is_file()}
-    assert {
-        path.relative_to(tmp_path / "recipes")
-        for path in (tmp_path / "recipes").rglob("*")
-        if path.is_file()
-    } == files
-    packed = tomllib.loads((RECIPES.parent / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "package-data"
-    ]
-    assert {f"**/*{path.suffix}" for path in files} <= set(packed["overrefusal_po.recipes"])

@@ -9,22 +9,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from fault_proxy import faulty, share
 from openai_server import Answer, Request, Server, broken_off, fails, raw, says, serving
 
+from overrefusal_po.engines import PLUG_NAMES, check_engine_made, check_engine_plug
 from overrefusal_po.engines._openai_session import BudgetSpent
 from overrefusal_po.engines.openai import OpenAIEngine, Settings
 from overrefusal_po.engines.transformers import TransformersEngine
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.plugins import make_judge, names, plug
 from overrefusal_po.recipe.sections import Chat, Generation, Shard
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, read_jsonl
-from overrefusal_po.run.complete import complete, draw, engine_for, ledger_of
-from overrefusal_po.run.folder import Run, keyed, run_key
-from overrefusal_po.run.judged import judged, scored
-from overrefusal_po.run.shards import in_shard, merge_shards
+from overrefusal_po.run.complete import complete, draw, engine_for
+from overrefusal_po.run.folder import Run
+from overrefusal_po.run.judged import fresh_verdicts, resumable_verdicts
+from overrefusal_po.run.keys import keyed, run_key
+from overrefusal_po.run.ledger import sum_ledger
+from overrefusal_po.run.shards import merge_shards, shard_prompts
 
 SAMPLING = Sampling(temperature=0.7, seed=5)
 
@@ -58,7 +62,7 @@ def contents(path: Path) -> list[str]:
 
 
 def no_engine() -> Any:
-    """A maker of an engine that nobody may need."""
+    """A maker of an engine, for work where nothing is missing."""
     raise AssertionError("nothing is missing")
 
 
@@ -77,7 +81,7 @@ def test_completions_come_in_the_prompts_order_and_a_second_call_asks_for_none(
     assert [c.finish_reason for c in first] == ["stop"] * 6 + ["error"] * 2 + ["stop"] * 12
 
 
-def test_failures_stand_beside_with_their_reason_until_somebody_deletes_them(
+def test_failures_are_in_a_file_beside_with_their_reason_until_somebody_deletes_it(
     tmp_path: Path,
 ) -> None:
     path, asked = tmp_path / "answers.jsonl", prompts_to(5)
@@ -123,7 +127,7 @@ def test_the_ledger_adds_up_under_faults(tmp_path: Path) -> None:
     with serving(echo) as server, faulty(server.url, share(0.3)) as proxy:
         tally = draw(path, prompts_to(40), SAMPLING, at(proxy.url, max_retries=20), samples=2)
     ledger = tally.ledger
-    assert ledger == ledger_of(tmp_path / "c.ledger.jsonl")
+    assert ledger == sum_ledger(tmp_path / "c.ledger.jsonl")
     assert (tally.completed, tally.failed, ledger["rows"], ledger["answers"]) == (78, 2, 80, 78)
     assert ledger["requests"] == proxy.requests == ledger["answers"] + ledger["faults"]
     assert ledger["tokens"] == ledger["prompt_tokens"] + ledger["completion_tokens"]
@@ -168,7 +172,7 @@ def test_no_judge_takes_a_failure_for_an_empty_answer(tmp_path: Path) -> None:
     asked = prompts_to(5)
     with serving(echo) as server:
         found = complete(tmp_path / "c.jsonl", asked, SAMPLING, at(server.url), "x")
-    verdicts = scored(make_judge("refusal"), asked, found)
+    verdicts = fresh_verdicts(make_judge("refusal"), asked, found)
     assert [v.completion_id for v in verdicts] == [c.id for c in found]
     assert [v.unscored is None for v in verdicts] == [True, True, True, False, True]
     assert (
@@ -209,11 +213,16 @@ def test_a_slow_judge_is_asked_once_and_its_verdicts_come_in_the_completions_ord
     path, (asked, said) = tmp_path / "verdicts.jsonl", answered(20)
     said[3] = said[3].model_copy(update={"error": "filtered", "text": "", "finish_reason": "error"})
     with serving(by_word) as server:
-        first = judged(path, judge_at(server), asked, said)
-        assert first == scored(judge_at(server), asked, said) and len(server.requests) == 2 * 19
-        again = judged(path, judge_at(server), asked[::-1] + asked[:2], said[::-1] + said[:2])
+        first = resumable_verdicts(path, judge_at(server), asked, said)
+        assert (
+            first == fresh_verdicts(judge_at(server), asked, said)
+            and len(server.requests) == 2 * 19
+        )
+        again = resumable_verdicts(
+            path, judge_at(server), asked[::-1] + asked[:2], said[::-1] + said[:2]
+        )
         assert again == first[::-1] + first[:2] and len(server.requests) == 2 * 19
-        judged(
+        resumable_verdicts(
             path, judge_at(server, prompt="derta"), asked, said
         )  # another judge has not said a thing
         assert len(server.requests) == 3 * 19
@@ -225,16 +234,17 @@ def test_a_slow_judge_is_asked_once_and_its_verdicts_come_in_the_completions_ord
     assert len(read_jsonl(path, Verdict)) == 2 * 19
 
 
+@pytest.mark.slow
 def test_a_judge_that_was_stopped_goes_on_behind_its_last_whole_chunk(tmp_path: Path) -> None:
     path, (asked, said) = tmp_path / "verdicts.jsonl", answered(40)
     with serving(lambda r: fails(401, "expired") if r.number == 20 else by_word(r)) as server:
         with pytest.raises(ValueError, match="expired"):
-            judged(path, judge_at(server), asked, said)
+            resumable_verdicts(path, judge_at(server), asked, said)
         assert (len(read_jsonl(path, Verdict)), len(server.requests)) == (16, 21)
         path.write_text(path.read_text()[:-9])  # what a kill in the middle of a row leaves
-        found = judged(path, judge_at(server), asked, said)
+        found = resumable_verdicts(path, judge_at(server), asked, said)
         assert len(server.requests) == 21 + 25
-        assert found == scored(judge_at(server), asked, said) == read_jsonl(path, Verdict)
+        assert found == fresh_verdicts(judge_at(server), asked, said) == read_jsonl(path, Verdict)
 
 
 @pytest.mark.parametrize(
@@ -245,8 +255,8 @@ def test_a_judge_that_goes_on_takes_a_fault_of_its_first_item_for_the_items_own(
 ) -> None:
     path, (asked, said) = tmp_path / "verdicts.jsonl", answered(18)
     with serving(lambda r: fault if "Word 16." in r.text else by_word(r)) as server:
-        judged(path, judge_at(server), asked[:16], said[:16])
-        found = judged(path, judge_at(server), asked, said)
+        resumable_verdicts(path, judge_at(server), asked[:16], said[:16])
+        found = resumable_verdicts(path, judge_at(server), asked, said)
     assert "refuses this item" in str(found[16].unscored) and found[17].refusal == "none"
 
 
@@ -264,8 +274,8 @@ def test_what_may_pass_is_asked_again_and_what_stays_wrong_is_not(
 ) -> None:
     path, (asked, said) = tmp_path / "verdicts.jsonl", answered(5)
     with serving(lambda r: fault if "Word 4." in r.text and r.number < 5 else by_word(r)) as server:
-        first = judged(path, judge_at(server), asked, said)
-        second = judged(path, judge_at(server), asked, said)
+        first = resumable_verdicts(path, judge_at(server), asked, said)
+        second = resumable_verdicts(path, judge_at(server), asked, said)
     assert first[4].unscored and (second[4].refusal == "none") == again
     assert first[:4] == second[:4] and len(server.requests) == 5 + again
     assert sorted(v.completion_id for v in read_jsonl(path, Verdict)) == [c.id for c in said]
@@ -273,9 +283,9 @@ def test_what_may_pass_is_asked_again_and_what_stays_wrong_is_not(
 
 def test_a_fast_judge_needs_no_file(tmp_path: Path) -> None:
     asked, said = answered(3)
-    assert judged(tmp_path / "v.jsonl", make_judge("refusal"), asked, said) == scored(
-        make_judge("refusal"), asked, said
-    )
+    assert resumable_verdicts(
+        tmp_path / "v.jsonl", make_judge("refusal"), asked, said
+    ) == fresh_verdicts(make_judge("refusal"), asked, said)
     assert not (tmp_path / "v.jsonl").exists()
 
 
@@ -292,7 +302,7 @@ draw(Path(sys.argv[1]), prompts_to(60), SAMPLING, at(sys.argv[2]), samples=2)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Waits until something is so."""
+    """Waits until `condition` holds."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
@@ -310,6 +320,7 @@ def killed_draw(path: Path, server: Server, rows: int) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_after_a_kill_nothing_is_lost_but_what_was_on_its_way_and_nothing_is_asked_twice(
     tmp_path: Path,
 ) -> None:
@@ -369,17 +380,19 @@ def test_continuous_batching_says_greedily_what_batches_say(styles: dict[str, An
 
 def test_batches_that_are_there_are_not_made_again(styles: dict[str, Any]) -> None:
     made, asked = in_process(styles["qwen"], batch_size=2), prompts_to(4)
-    batches: list[list[str]] = []
-    own = made._batch
+    decode = made.template.tokenizer.decode
+    prefills: list[list[str]] = []
 
-    def counted(prompts: list[Prompt], *rest: Any) -> Iterator[Completion]:
-        batches.append([p.id for p in prompts])
-        return own(prompts, *rest)
+    def see(model: Any, args: Any, inputs: dict[str, Any]) -> None:
+        if inputs["input_ids"].shape[1] > 1:  # later steps read one token
+            prefills.append([decode(row) for row in inputs["input_ids"]])
 
-    made._batch = counted  # type: ignore[method-assign]
+    made.model.register_forward_pre_hook(see, with_kwargs=True)
     had = {(p.id, 0) for p in asked[:3]}
     (only,) = made.complete(asked, Sampling(max_new_tokens=2), had=had)
-    assert only.prompt_id == asked[3].id and batches == [[asked[2].id, asked[3].id]]
+    assert only.prompt_id == asked[3].id
+    (batch,) = prefills
+    assert all(p.text in text for p, text in zip(asked[2:], batch, strict=True))
 
 
 def test_a_recipe_names_the_engine_and_its_settings(styles: dict[str, Any], tmp_path: Path) -> None:
@@ -404,6 +417,34 @@ def test_a_recipe_names_the_engine_and_its_settings(styles: dict[str, Any], tmp_
         ValueError, match=r"openia is not a known key of engines. Did you mean openai"
     ):
         engine_for(section, None, Generation(), engine="openia")
+
+
+class Nameless:
+    """An engine without a name."""
+
+    def complete(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        return iter(())
+
+
+@pytest.mark.parametrize("name", names("engines"))
+def test_every_engine_file_defines_what_an_engine_file_must(name: str) -> None:
+    check_engine_plug(plug("engines", name))
+
+
+@pytest.mark.parametrize("missing", PLUG_NAMES)
+def test_an_engine_file_that_lacks_something_is_refused_by_name(missing: str) -> None:
+    module = ModuleType("my_engine")
+    for name in set(PLUG_NAMES) - {missing}:
+        setattr(module, name, Settings)
+    with pytest.raises(ValueError, match=f"'my_engine' has no {missing}"):
+        check_engine_plug(module)
+
+
+def test_what_is_no_engine_is_refused_when_it_is_made() -> None:
+    module = ModuleType("my_engine")
+    with pytest.raises(ValueError, match=r"returned a Nameless without name"):
+        check_engine_made(Nameless(), module)
+    check_engine_made(at("http://127.0.0.1:1/v1")(), module)
 
 
 # what a run is known by
@@ -452,9 +493,9 @@ def test_where_and_how_fast_an_engine_works_does_not_make_another_run() -> None:
 
 
 def sharded(folder: Path, count: int, asked: list[Prompt], server: Server) -> None:
-    """All shards' folders, as `count` processes would leave them."""
+    """Makes all shards' folders, as `count` processes would leave them."""
     for number in range(1, count + 1):
-        own = [p for p in asked if in_shard(p, f"{number}/{count}")]
+        own = shard_prompts(asked, f"{number}/{count}")
         place = folder / Shard(number, count).folder
         place.mkdir()
         draw(place / "c.jsonl", own, SAMPLING, at(server.url), samples=2)
@@ -481,12 +522,15 @@ def test_shards_put_together_are_what_one_run_would_have_drawn(tmp_path: Path) -
 
 def test_every_prompt_is_in_one_shard_and_an_attack_stays_with_its_prompt() -> None:
     asked = prompts_to(200)
-    sizes = [sum(in_shard(p, f"{n}/4") for p in asked) for n in range(1, 5)]
-    assert sum(sizes) == 200 and min(sizes) > 25 and all(in_shard(p, None) for p in asked)
-    attacked = asked[0].model_copy(update={"id": "other", "original_id": asked[0].id})
-    assert [in_shard(attacked, f"{n}/4") for n in range(1, 5)] == [
-        in_shard(asked[0], f"{n}/4") for n in range(1, 5)
-    ]
+    shards = [shard_prompts(asked, f"{n}/4") for n in range(1, 5)]
+    sizes = [len(shard) for shard in shards]
+    assert sum(sizes) == len({p.id for shard in shards for p in shard}) == 200 and min(sizes) > 25
+    for shard in shards:
+        attacked = [p.model_copy(update={"id": f"{p.id}!", "original_id": p.id}) for p in shard]
+        inside = [sum(len(shard_prompts(attacked, f"{n}/4")) for n in range(1, 5)), len(shard)]
+        assert inside[0] == inside[1] and attacked in [
+            shard_prompts(attacked, f"{n}/4") for n in range(1, 5)
+        ]
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "1/4/2"])

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hub_server import GRANTED, Answer, Repo, ask_hub, card, csv_file, jsonl, parquet, serve
 
-from overrefusal_po.plugins import settings_of
+from overrefusal_po.plugins import find_plug
 from overrefusal_po.prompts import read_source
 from overrefusal_po.sources import orbench, table
-from overrefusal_po.sources._table import SETS, Labels, PlainSet, described
+from overrefusal_po.sources._table import SETS, PlainSet, TableLabels, described
 
 Rows = Sequence[dict[str, Any]]
 Prompts = list[tuple[str, str, str]]
@@ -351,7 +351,7 @@ def declared_rows(facts: PlainSet) -> Rows:
     rows: list[dict[str, Any]] = [
         {column: f"{column} {number}" for column in form.columns} for number in (1, 2)
     ]
-    if isinstance(facts.kind, Labels):
+    if isinstance(facts.kind, TableLabels):
         taken = [label for label, kind in facts.kind.kinds.items() if kind]
         rows = [{**row, facts.kind.column: taken[n % len(taken)]} for n, row in enumerate(rows)]
     if facts.keep:
@@ -450,6 +450,7 @@ def test_every_line_of_the_table_says_its_licence_paper_and_standing(name: str) 
 # what may be trained on, and what may not
 
 
+@pytest.mark.slow
 def test_a_set_with_a_train_split_gives_it_apart_and_both_where_no_split_is_asked(
     tmp_path: Path,
 ) -> None:
@@ -674,7 +675,7 @@ def test_local_coconot_files_need_their_part(tmp_path: Path) -> None:
 
 def test_the_contested_labels_of_or_bench_hard_are_a_note() -> None:
     def note(spec: dict[str, Any]) -> str | None:
-        module, settings = settings_of("sources", spec)
+        module, settings = find_plug("sources", spec)
         text: str | None = module.note(settings)
         return text
 
@@ -686,4 +687,4 @@ def test_the_contested_labels_of_or_bench_hard_are_a_note() -> None:
 
 def test_an_unknown_set_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="Did you mean phtest"):
-        settings_of("sources", {"name": "table", "set": "phtset"})
+        find_plug("sources", {"name": "table", "set": "phtset"})

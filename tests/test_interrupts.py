@@ -1,5 +1,5 @@
-"""interrupts.py: signals and kills, with real processes on a tiny model; what goes on equals what
-nothing disturbed."""
+"""interrupts.py: signals and kills, with real processes on a tiny model. A resumed run equals an
+undisturbed one."""
 
 import json
 import shutil
@@ -18,9 +18,9 @@ from openai_server import Answer, Request, says, serving, slow
 from overrefusal_po.cli import main
 from overrefusal_po.records import Triple, write_jsonl
 from overrefusal_po.run.interrupts import (
-    complete,
     drop_incomplete,
     handling,
+    is_complete,
     last_checkpoint,
     terminable,
 )
@@ -91,8 +91,8 @@ def command(*arguments: Any) -> int:
 
 
 def stopped(sent: signal.Signals, sign: Path, *arguments: Any) -> int:
-    """The exit code of the command in a process of its own that gets a signal once the file `sign`
-    is there."""
+    """The exit code of the command in its own process, which gets a signal once the file `sign` is
+    there."""
     child = subprocess.Popen([sys.executable, "-m", "overrefusal_po", *map(str, arguments)])
     deadline = time.monotonic() + 120
     while not sign.is_file() and child.poll() is None and time.monotonic() < deadline:
@@ -134,6 +134,7 @@ def killed(whole: str, folder: str, last: int) -> Path:
 # training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "method"), [(signal.SIGTERM, "derta"), (signal.SIGINT, "dpo")])
 def test_a_signal_ends_a_training_with_130_and_the_same_command_goes_on_exactly(
     recipe: dict[str, Any], sent: signal.Signals, method: str
@@ -150,7 +151,7 @@ def test_a_signal_ends_a_training_with_130_and_the_same_command_goes_on_exactly(
     step = json.loads(
         Path(str(last_checkpoint(Path("run/checkpoints"))), "trainer_state.json").read_text()
     )["global_step"]
-    assert 3 <= step < 40, "the training ended before it was told to stop"
+    assert 3 <= step < 40, "the training ended before the signal came"
     log = Path("run/log").read_text()
     assert f"a checkpoint of step {step} is written" in log and f"{sent.name} at step {step}" in log
     assert command(path, "run_dir=run") == 0 and command(path, "run_dir=whole") == 0
@@ -158,6 +159,7 @@ def test_a_signal_ends_a_training_with_130_and_the_same_command_goes_on_exactly(
     assert weights("run") == weights("whole")
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_changes_nothing(recipe: dict[str, Any]) -> None:
     """After step 3 and 9 within an epoch and between two rows of the log, after 12 between two
     epochs, after 22 at the end."""
@@ -175,6 +177,7 @@ def test_a_kill_at_any_step_changes_nothing(recipe: dict[str, Any]) -> None:
         assert found["steps"] == STEPS and found["loss"] == history("whole")[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_costs_that_checkpoint_alone(
     recipe: dict[str, Any],
 ) -> None:
@@ -215,7 +218,7 @@ def test_a_checkpoint_that_transformers_marked_as_incomplete_is_none(tmp_path: P
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     drop_incomplete(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
-    assert last_checkpoint(tmp_path / "nowhere") is None and not complete(tmp_path / "nowhere")
+    assert last_checkpoint(tmp_path / "nowhere") is None and not is_complete(tmp_path / "nowhere")
 
 
 # stages that do not train
@@ -231,11 +234,11 @@ HARMFUL = [
 ]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_each_stage_of_a_pipeline_with_130_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model's server stands still at the third request of each stage until the stage is
-    stopped."""
+    """The model's server waits at the third request of each stage until the stage is stopped."""
     monkeypatch.chdir(tmp_path)
     for kind, asked, key, reply in (
         ("benign", BENIGN, "response", "Open the box, then turn the key."),
@@ -251,8 +254,8 @@ def test_sigterm_ends_each_stage_of_a_pipeline_with_130_and_the_same_command_goe
 
     def script(request: Request) -> Answer:
         if request.number in stops:
-            # what was answered before is in the files: the next request leaves while the client
-            # still writes the last one
+            # wait until earlier answers are in the files: the client sends this request while it
+            # still writes the last answer
             wait_for_rows(request.number - list(stops).index(request.number))
             Path(stops[request.number]).touch()
             return slow("", 5.0)
@@ -293,12 +296,12 @@ def test_sigterm_ends_each_stage_of_a_pipeline_with_130_and_the_same_command_goe
             status("out") == status("out/measure") == ("done", 0)
             and Path("out/report.html").is_file()
         )
-        # each prompt is asked once by each stage, and what was in the air twice
+        # each stage asks each prompt once, and the one that was interrupted twice
         assert len(server.requests) == 2 * len(BENIGN + HARMFUL) + 2
 
 
 def wait_for_rows(count: int) -> None:
-    """Until so many completions lie in the folders of out/'s stages; a minute at most."""
+    """Waits until the folders of out/'s stages hold so many completions; a minute at most."""
     names = ("student_benign", "student_harmful", "completions")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

@@ -1,5 +1,5 @@
-"""The kill test of `benchmarks/` in small: killed while it overgenerates and while it judges, a run
-ends the same."""
+"""A small kill test of `benchmarks/`: a run that is killed while it overgenerates and while it
+judges ends with the same files."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import kill_test
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_run_that_was_killed_twice_ends_with_the_files_of_one_that_was_not(

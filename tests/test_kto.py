@@ -22,25 +22,24 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Completion, PreferencePair, Prompt, read_jsonl, write_jsonl
-from overrefusal_po.run.complete import sampling_of
+from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.folder import Run
-from overrefusal_po.train.data import check_training_data, make_data, starter_harmful
-from overrefusal_po.train.kto import Side, interleaved, unpaired
-from overrefusal_po.train.trainers import dpo_trainer, kto_trainer
+from overrefusal_po.train.dpo import dpo_trainer
+from overrefusal_po.train.kto import Side, compared_with, interleaved, kto_trainer, unpaired
+from overrefusal_po.train.stage import check_sources, first_data, write_data
+from overrefusal_po.train.student import starter_harmful
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "kto.yaml"
 settings = partial(trainer_settings, optim="sgd", beta=0.5)
 
 
 def both_sides(prompt: int, chosen: int = 1, rejected: int = 2) -> tuple[Side, Side]:
-    """A pair of one-token sides; its rows are the sides themselves."""
-    sides = [((prompt,), (text,), label) for text, label in ((chosen, True), (rejected, False))]
-    first, second = (Side(*side, {"side": side}) for side in sides)
-    return first, second
+    """A pair of one-token sides."""
+    return Side((prompt,), (chosen,), True), Side((prompt,), (rejected,), False)
 
 
 def order_of(pairs: list[tuple[Side, Side]], batch_size: int, seed: int = 0) -> list[Any]:
-    return [row["side"] for row in unpaired(pairs, batch_size=batch_size, seed=seed)]
+    return [tuple(side) for side in unpaired(pairs, batch_size=batch_size, seed=seed)]
 
 
 def batches(order: list[Any], size: int) -> list[list[Any]]:
@@ -90,7 +89,7 @@ def test_prompts_of_several_pairs_are_spread_over_batches() -> None:
             for _ in range(draw.randint(1, 3))
         ]
         order = order_of(pairs, size)
-        sides = {side[:3] for pair in pairs for side in pair}
+        sides = {tuple(side) for pair in pairs for side in pair}
         assert len(order) == len(set(order)) and len(sides) - len(order) == (len(sides) % size == 1)
         assert_prompts_differ(order, size)
 
@@ -151,6 +150,15 @@ def test_too_few_prompts_for_a_batch_are_an_error(prompts: list[int], size: int)
     ):
         unpaired(pairs, batch_size=size, seed=0)
     assert len(order_of(pairs, 1)) == 2 * len(pairs)  # what a loss without a KL term asks for
+
+
+@pytest.mark.parametrize("rows", range(1, 12))
+def test_a_prompt_is_compared_with_the_response_before_it_in_its_batch(rows: int) -> None:
+    """The first of a batch with the last of it, also of a batch that is not full."""
+    for size in range(2, 5):
+        places = batches(list(range(rows)), size)
+        rotated = [at for batch in places for at in (batch[-1], *batch[:-1])]
+        assert [compared_with(at, rows, size) for at in range(rows)] == rotated
 
 
 @pytest.mark.parametrize(("pairs", "size", "world"), [(8, 4, 2), (9, 4, 2), (11, 5, 3), (7, 2, 4)])
@@ -375,7 +383,10 @@ def test_only_the_beginnings_are_trained_on_where_that_is_asked_for(
     )
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
         trainer = make(style.make_model(), [*pairs, alike])
-    assert "1 of 7 pairs begin alike" in caplog.text and len(trainer.train_dataset) == 12
+    assert (
+        "1 of 7 pairs begin with the same tokens" in caplog.text
+        and len(trainer.train_dataset) == 12
+    )
     whole = kto_trainer(
         style.make_model(), pairs, args=settings(tmp_path, 4), processing_class=style.tokenizer
     )
@@ -427,9 +438,9 @@ REFUSED = [
     ({"per_device_train_batch_size": 1}, "per_device_train_batch_size is 1.*Give at least 2"),
     (
         {"precompute_ref_log_probs": True},
-        "precompute_ref_log_probs is true.*not covered.*Take it out",
+        "precompute_ref_log_probs is true.*does not test for KTO.*Take it out",
     ),
-    ({"train_sampling_strategy": "random"}, "leave trainer.train_sampling_strategy at sequential"),
+    ({"train_sampling_strategy": "random"}, "Leave trainer.train_sampling_strategy at sequential"),
     ({"dataset_num_proc": 2}, "trainer.dataset_num_proc at null"),
     ({"auto_find_batch_size": True}, "auto_find_batch_size is true.*Take it out"),
 ]
@@ -451,6 +462,7 @@ def test_the_recipe_may_leave_the_batch_size_open() -> None:
     assert isinstance(check_body(body, "here"), TrainRecipe)
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_and_knows_what_it_takes(
     styles: dict[str, Style],
     tmp_path: Path,
@@ -477,6 +489,7 @@ def test_the_recipe_trains_and_knows_what_it_takes(
     assert Path("here/model/config.json").is_file() and Path("here/adapter").is_dir()
 
 
+@pytest.mark.slow
 def test_batches_are_checked_once_all_pairs_are_there(
     styles: dict[str, Style], tmp_path: Path
 ) -> None:
@@ -509,16 +522,16 @@ def test_batches_are_checked_once_all_pairs_are_there(
                 "text": text,
                 "model": "m",
                 "engine": "e",
-                "sampling": sampling_of(body.generation, body.seed),
+                "sampling": recipe_sampling(body.generation, body.seed),
             }
             answers = [Completion(id=p.id, prompt_id=p.id, **said) for p in starter_harmful()]
             write_jsonl(run.path / "student_harmful.jsonl", answers)
-            make_data(body, run, style.template)
+            write_data(body, run, style.template, first_data(body, run, style.template))
         return tmp_path / name / "data.jsonl"
 
     with pytest.raises(ValueError, match="do not go into batches of 5 with different prompts"):
-        check_training_data(recipe("none"), style.template)
-    assert "pairs, longest row" in check_training_data(recipe("student"), style.template)
+        check_sources(recipe("none"), style.template)
+    assert "pairs, longest row" in check_sources(recipe("student"), style.template).line
     rules = [
         pair.rule
         for pair in read_jsonl(made("complies", "Open the door first, then go in."), PreferencePair)
@@ -567,6 +580,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_order_and_one_kl_term(
     styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:

@@ -1,5 +1,5 @@
-"""lengths.py: nothing is cut, what is too long stops or is counted, and batches of like length hold
-every row once."""
+"""lengths.py: nothing is cut, what is too long stops or is counted, and batches of similar length
+hold every row once."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Style, trainer_settings
-from overrefusal_po.train.trainers import METHODS, dpo_trainer, sft_trainer
+from factories import EATS, FACTORIES, row_lengths
 
 from overrefusal_po.checks import check_stage
 from overrefusal_po.cli import main
@@ -19,13 +19,12 @@ from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, Triple, read_jsonl, write_jsonl
-from overrefusal_po.train.lengths import (
-    fitting,
-    pair_length,
-    row_length,
-    step_tokens,
-    unwritten_length,
-)
+from overrefusal_po.train.derta_rows import triple_sides
+from overrefusal_po.train.dpo import dpo_trainer
+from overrefusal_po.train.lengths import Fitting, fit, step_tokens
+from overrefusal_po.train.preference import unwritten_lengths
+from overrefusal_po.train.sft import sft_trainer
+from overrefusal_po.train.student import written_tokens
 
 LONG = "It is the one that lies by the river. " * 40
 
@@ -75,34 +74,42 @@ def test_a_row_of_exactly_max_length_fits_and_one_token_less_is_too_long(
     kind: str, style: Style, rows: dict[str, list[Any]]
 ) -> None:
     some = rows[kind][:6]
-    lengths = [row_length(row, style.template) for row in some]
-    limit = max(lengths)
-    assert fitting(some, style.template, max_length=limit) == (some, [], limit, limit)
-    assert fitting(some, style.template, max_length=None).rows == some
+    lengths = row_lengths(some, style.template)
+    limit, every = max(lengths), [0, 1, 2, 3, 4, 5]
+    assert fit(some, lengths, max_length=limit) == (every, [], limit, limit, kind[:-1])
+    assert fit(some, lengths, max_length=None).kept == every
     with pytest.raises(
         ValueError,
         match=rf"{limit} tokens, more than max_length {limit - 1} \(as 1 of all 6 {kind}, before "
         rf"data.max_\* draws\)",
     ):
-        fitting(some, style.template, max_length=limit - 1)
-    kept = fitting(some, style.template, max_length=limit - 1, too_long="drop")
-    assert kept.rows == [row for row, length in zip(some, lengths, strict=True) if length < limit]
-    assert len(
-        kept.left_out
-    ) == 1 and f"1 of 6 {kind} left out as too long ({kept.left_out[0]})" in str(kept)
+        fit(some, lengths, max_length=limit - 1)
+    kept = fit(some, lengths, max_length=limit - 1, too_long="drop")
+    assert kept.kept == [at for at, length in enumerate(lengths) if length < limit]
+    [out] = set(every) - set(kept.kept)
+    name = some[out].prompt.id if kind == "triples" else some[out].id
+    assert kept.left_out == [name] and kept.longest == sorted(lengths)[-2]
+    assert str(kept) == f"; 1 of 6 {kind} left out as too long ({name})"
+    assert kept.note == {
+        kind[:-1]: {"left_out": 1, "of": 6, "max_length": limit - 1, "ids": [name]}
+    }
 
 
 def test_dropping_all_is_an_error_and_a_long_list_of_ids_is_cut_short(
     style: Style, spread: list[PreferencePair]
 ) -> None:
+    lengths = row_lengths(spread, style.template)
     with pytest.raises(
         ValueError, match=r"40 of all 40 pairs, .* no row is cut\. Raise trainer\.max_length\.$"
     ):
-        fitting(spread, style.template, max_length=5, too_long="drop")
-    middle = sorted(row_length(row, style.template) for row in spread)[20]
-    assert str(fitting(spread, style.template, max_length=middle, too_long="drop")).endswith(
-        ", ...)"
-    )
+        fit(spread, lengths, max_length=5, too_long="drop")
+    middle = sorted(lengths)[20]
+    assert str(fit(spread, lengths, max_length=middle, too_long="drop")).endswith(", ...)")
+
+
+def test_all_that_fits_leaves_no_note() -> None:
+    assert fit([], [], max_length=5) == Fitting([], [], 0, 5, "row")
+    assert str(Fitting([0], [], 3, 5, "pair")) == "" and not Fitting([0], [], 3, 5, "pair").note
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,7 @@ def test_a_pair_is_as_long_as_what_trl_makes_of_it(
         dpo_trainer, style.make_model(), template=template, opening=opening, shared_prefix=False
     )
     for one in uneven:
-        length = pair_length(one, template, opening)
+        [length] = row_lengths([one], template, opening)
         trainer = make([one], args=settings(tmp_path, max_length=length))
         found = trainer.train_dataset[0]
         sides = [found["prompt_ids"] + found[side] for side in ("chosen_ids", "rejected_ids")]
@@ -133,7 +140,7 @@ def test_a_pair_is_as_long_as_what_trl_makes_of_it(
         )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FACTORIES)
 def test_every_factory_takes_the_choice(
     method: str,
     styles: dict[str, Style],
@@ -141,12 +148,11 @@ def test_every_factory_takes_the_choice(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    style, eaten = styles["qwen"], rows[METHODS[method].eats]
-    limit = sorted(row_length(row, style.template) for row in eaten)[29]
-    left_out = sum(row_length(row, style.template) > limit for row in eaten)
-    make = partial(
-        METHODS[method].factory, style.make_model(), eaten, processing_class=style.tokenizer
-    )
+    style, eaten = styles["qwen"], rows[EATS[method]]
+    lengths = row_lengths(eaten, style.template)
+    limit = sorted(lengths)[29]
+    left_out = sum(length > limit for length in lengths)
+    make = partial(FACTORIES[method], style.make_model(), eaten, processing_class=style.tokenizer)
     with pytest.raises(ValueError, match=f"as {left_out} of all 40"):
         make(args=settings(tmp_path, max_length=limit))
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
@@ -278,14 +284,19 @@ def test_what_the_student_has_yet_to_write_is_counted_to_the_token(
     new_tokens = (
         len(style.template.turn(prompt.messages, said).response_ids) - 1
     )  # without the end of turn
-    may_take = partial(unwritten_length, prompt, style.template, new_tokens)
-    triple = Triple(prompt=prompt, safe_response=str(prompt.reference), harmful_response=said)
-    assert may_take(eats="triples") == row_length(triple, style.template)
-    made = PreferencePair(id="made", prompt=prompt, chosen=str(prompt.reference), rejected=said)
-    found = may_take(eats="pairs", opening=opening)
-    assert found == row_length(made, style.template, opening)
+    safe, template = str(prompt.reference), style.template
+    stand_in, triple = (
+        Triple(prompt=prompt, safe_response=safe, harmful_response=text) for text in ("x", said)
+    )
+    [both] = triple_sides([stand_in], template)
+    written = written_tokens(prompt, template, new_tokens)
+    assert [both.longest + written] == row_lengths([triple], template)
+    made = PreferencePair(id="made", prompt=prompt, chosen=safe, rejected=said)
+    found = unwritten_lengths([prompt], template, new_tokens, opening=opening)
+    assert found == row_lengths([made], template, opening)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "data"),
     [
@@ -357,14 +368,14 @@ def test_batches_hold_rows_of_like_length_and_every_row_once(
         "dpo-stored": {"reference_store": tmp_path / "store"},
         "dpo-opening": {"opening": 100},
     }.get(case, {})
-    make = METHODS[method].factory
+    make = FACTORIES[method]
     options = {"processing_class": style.tokenizer, **extra}
     found = {}
     for strategy in ("random", "group_by_length"):
         args = settings(tmp_path, train_sampling_strategy=strategy, seed=1)
         torch.manual_seed(1)
         found[strategy] = seen(
-            trainer := make(style.make_model(), rows[METHODS[method].eats], args=args, **options)
+            trainer := make(style.make_model(), rows[EATS[method]], args=args, **options)
         )
     flat = {
         name: sorted(length for batch in batches for length in batch)
@@ -412,6 +423,7 @@ def test_a_row_is_as_long_as_what_a_step_computes_of_it() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["dpo", "tree"])
 def test_a_resumed_run_goes_on_with_the_same_batches(
     case: str, styles: dict[str, Style], rows: dict[str, list[Any]], tmp_path: Path
@@ -429,8 +441,8 @@ def test_a_resumed_run_goes_on_with_the_same_batches(
 
     def trained(folder: str, checkpoint: str | None, before: int) -> list[float]:
         args = settings(tmp_path / folder, seed=3, **how)
-        eaten = rows[METHODS[method].eats][:16]
-        trainer = METHODS[method].factory(
+        eaten = rows[EATS[method]][:16]
+        trainer = FACTORIES[method](
             style.make_model(), eaten, args=args, processing_class=style.tokenizer, **extra
         )
         torch.rand(before)

@@ -1,5 +1,5 @@
-"""lint.py and shortcuts.py: planted defects of every kind are found by row, and what is right is
-left alone."""
+"""lint.py, its checks, prompt_free.py and shortcuts.py: planted defects of every kind are found by
+row, and what is right is left alone."""
 
 import json
 import random
@@ -13,9 +13,11 @@ from conftest import Style
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.files import read_pairs
-from overrefusal_po.pairs.lint import Finding, Lint, lint
+from overrefusal_po.pairs.findings import Finding, Lint
+from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import written_pairs
-from overrefusal_po.pairs.shortcuts import cliffs_delta, lengths, lonely_openers, prompt_free
+from overrefusal_po.pairs.prompt_free import prompt_free
+from overrefusal_po.pairs.shortcuts import cliffs_delta, lengths, rejected_only_openers
 from overrefusal_po.records import Completion, Message, PreferencePair, Prompt, Verdict, write_jsonl
 from overrefusal_po.sources.starter import Settings, prompts
 
@@ -58,36 +60,100 @@ def test_clean_rows_give_no_finding() -> None:
 
 
 CASES = {
-    "chosen refuses": (pair(1, "I'm sorry, but I cannot help with that.", REFUSAL), "chosen_refuses", "error", "chosen"),
-    "imported, chosen refuses": (pair(1, REFUSAL, ANSWER, None, "general"), "chosen_refuses", "error", "chosen"),
-    "chosen complies": (pair(1, ANSWER, OTHER, "containment"), "chosen_complies", "error", "chosen"),
-    "imported, chosen complies": (pair(1, ANSWER, OTHER, None, "harmful"), "chosen_complies", "error", "chosen"),
+    "chosen refuses": (
+        pair(1, "I'm sorry, but I cannot help with that.", REFUSAL),
+        "chosen_refuses",
+        "error",
+        "chosen",
+    ),
+    "imported, chosen refuses": (
+        pair(1, REFUSAL, ANSWER, None, "general"),
+        "chosen_refuses",
+        "error",
+        "chosen",
+    ),
+    "chosen complies": (
+        pair(1, ANSWER, OTHER, "containment"),
+        "chosen_complies",
+        "error",
+        "chosen",
+    ),
+    "imported, chosen complies": (
+        pair(1, ANSWER, OTHER, None, "harmful"),
+        "chosen_complies",
+        "error",
+        "chosen",
+    ),
     "chosen declines in words the judge does not know": (
-        pair(1, "Sorry, a shopping list for a bomb is where I stop, whatever the reason behind "
-                "it.", OTHER, "containment"),
+        pair(
+            1,
+            "Sorry, a shopping list for a bomb is where I stop, whatever the reason behind it.",
+            OTHER,
+            "containment",
+        ),
         "chosen_complies",
         "warning",
         "chosen",
     ),
     "rejected answers": (pair(1, ANSWER, OTHER), "rejected_answers", "error", "rejected"),
-    "imported, rejected answers": (pair(1, ANSWER, OTHER, None, "benign"), "rejected_answers", "warning", "rejected"),
-    "rejected refuses": (pair(1, REFUSAL, "I cannot.", "containment"), "rejected_refuses", "error", "rejected"),
+    "imported, rejected answers": (
+        pair(1, ANSWER, OTHER, None, "benign"),
+        "rejected_answers",
+        "warning",
+        "rejected",
+    ),
+    "rejected refuses": (
+        pair(1, REFUSAL, "I cannot.", "containment"),
+        "rejected_refuses",
+        "error",
+        "rejected",
+    ),
     "equal": (pair(1, ANSWER, ANSWER + " ", None, "general"), "equal", "error", "both"),
-    "nearly equal": (pair(1, ANSWER, ANSWER.replace("grey", "green"), None, "general"), "near_equal", "warning", "both"),
+    "nearly equal": (
+        pair(1, ANSWER, ANSWER.replace("grey", "green"), None, "general"),
+        "near_equal",
+        "warning",
+        "both",
+    ),
     "empty chosen": (pair(1, " \n", REFUSAL), "empty", "error", "chosen"),
     "empty rejected": (pair(1, ANSWER, "...", None, "general"), "empty", "error", "rejected"),
-    "looping chosen": (pair(1, "press the button now " * 20, REFUSAL), "degenerate", "error", "chosen"),
+    "looping chosen": (
+        pair(1, "press the button now " * 20, REFUSAL),
+        "degenerate",
+        "error",
+        "chosen",
+    ),
     "looping rejected": (
         pair(1, REFUSAL, "press the button now " * 20, "containment"),
         "degenerate",
         "warning",
         "rejected",
     ),
-    "rule and kind at odds": (pair(1, ANSWER, REFUSAL, "overrefusal", "harmful"), "rule", "error", "prompt"),
-    "end of turn written out": (pair(1, ANSWER + "<|im_end|>", REFUSAL), "double_end_of_turn", "error", "chosen"),
-    "BOS written out": (pair(1, "<|begin_of_text|>" + ANSWER, REFUSAL), "double_bos", "error", "chosen"),
-    "control token in the middle": (pair(1, ANSWER, "Sorry, <|im_start|> I can't."), "control_token", "error", "rejected"),
-}  # fmt: skip
+    "rule and kind at odds": (
+        pair(1, ANSWER, REFUSAL, "overrefusal", "harmful"),
+        "rule",
+        "error",
+        "prompt",
+    ),
+    "end of turn written out": (
+        pair(1, ANSWER + "<|im_end|>", REFUSAL),
+        "double_end_of_turn",
+        "error",
+        "chosen",
+    ),
+    "BOS written out": (
+        pair(1, "<|begin_of_text|>" + ANSWER, REFUSAL),
+        "double_bos",
+        "error",
+        "chosen",
+    ),
+    "control token in the middle": (
+        pair(1, ANSWER, "Sorry, <|im_start|> I can't."),
+        "control_token",
+        "error",
+        "rejected",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -388,7 +454,7 @@ def test_an_opener_counts_from_a_tenth_of_the_refusals_on(number: int, counts: b
         worded(200 + i, "Nope, I am not willing to", NO, PLAIN, "overrefusal")
         for i in range(number)
     ]
-    found_openers = lonely_openers(
+    found_openers = rejected_only_openers(
         [*rows, *rare], [p.rule == "overrefusal" for p in [*rows, *rare]]
     )
     assert [o.words for o in found_openers] == (["nope i am"] if counts else [])

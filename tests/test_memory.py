@@ -4,13 +4,16 @@ used to fit the constants."""
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Style
+from numpy.typing import NDArray
 
-from overrefusal_po.checks import memory_of
+from overrefusal_po.checks import check_stage, memory_of
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
+from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.memory import (
     Batch,
     Memory,
@@ -23,6 +26,8 @@ from overrefusal_po.train.memory import (
     shape_of,
     widest_batch,
 )
+from overrefusal_po.train.rows import pair_table, prepared_pairs, side_lengths
+from overrefusal_po.train.sft import prepared_prompts
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SHAPE = Shape(weights=1000, quantised=640, adapter=10, layers=2, hidden=8, kept=100, vocabulary=50)
@@ -162,24 +167,31 @@ def test_a_qlora_recipe_fits_a_gpu_of_24_gb(folder: str, method: str) -> None:
     assert estimate(shape, plain, Batch(rows, rows), "cuda", 24e9).total > found.total + 9e9
 
 
+def lengths_of(
+    pairs: list[PreferencePair], style: Style, opening: int | None = None
+) -> NDArray[np.int64]:
+    """(pairs, 3): tokens of prompt, chosen and rejected side."""
+    return side_lengths(pair_table(pairs, style.template, opening))
+
+
 def test_a_shared_prefix_counts_the_prompt_once(style: Style, pairs: list[PreferencePair]) -> None:
+    """Sides with what the template puts behind the end of turn (ChatML's newline)."""
     turns = [
         style.template.turn(pairs[0].prompt.messages, side)
         for side in (pairs[0].chosen, pairs[0].rejected)
     ]
-    prompt, chosen, rejected = len(turns[0].prompt_ids), *(len(turn.response_ids) for turn in turns)
+    after = len(style.tokenizer("\n")["input_ids"]) if style.name == "qwen" else 0
+    prompt = len(turns[0].prompt_ids)
+    chosen, rejected = (len(turn.response_ids) + after for turn in turns)
+    lengths = lengths_of(pairs[:1], style)
+    assert lengths.tolist() == [[prompt, chosen, rejected]]
     shared, plain, orpo = recipe(), recipe(speed={"shared_prefix": False}), recipe("orpo")
-    assert row_widths(pairs[0], style.template, shared) == (
-        prompt + chosen + rejected,
-        chosen + rejected,
-    )
-    assert row_widths(pairs[0], style.template, orpo) == (prompt + chosen + rejected,) * 2
-    assert (
-        row_widths(pairs[0], style.template, plain) == (2 * (prompt + max(chosen, rejected)),) * 2
-    )
-    assert (
-        row_widths(pairs[0], style.template, recipe("kto")) == (prompt + max(chosen, rejected),) * 2
-    )
+    both = prompt + chosen + rejected
+    longest = prompt + max(chosen, rejected)
+    assert row_widths(shared, lengths).tolist() == [[both, chosen + rejected]]
+    assert row_widths(orpo, lengths).tolist() == [[both, both]]
+    assert row_widths(plain, lengths).tolist() == [[2 * longest, 2 * longest]]
+    assert row_widths(recipe("kto"), lengths).tolist() == [[longest, longest]]
 
 
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
@@ -187,20 +199,22 @@ def test_a_shared_prefix_counts_the_prompt_once(style: Style, pairs: list[Prefer
 def test_the_widest_batch_is_padded_only_without_a_shared_prefix(
     method: str, shared: bool, style: Style, uneven: list[PreferencePair]
 ) -> None:
-    """Two rows of a batch: the sum of the two widest where they lie one behind the other, else
-    twice the widest."""
+    """Two rows of a batch: the sum of the two widest if they lie one behind the other, else twice
+    the widest."""
     body = recipe(
         method, trainer={"per_device_train_batch_size": 2}, speed={"shared_prefix": shared}
     )
-    tokens, scored = zip(*(row_widths(pair, style.template, body) for pair in uneven), strict=True)
-    found = widest_batch(body, uneven, style.template)
+    lengths = lengths_of(uneven, style)
+    tokens, scored = row_widths(body, lengths).T.tolist()
+    assert len(tokens) == len(uneven)
+    found = widest_batch(body, lengths)
     if shared and method != "kto":
         assert (
             found
             == (sum(sorted(tokens)[-2:]), sum(sorted(scored)[-2:]))
             != (2 * max(tokens), 2 * max(scored))
         )
-        assert widest_batch(body, uneven[:1], style.template) == (tokens[0], scored[0])
+        assert widest_batch(body, lengths[:1]) == (tokens[0], scored[0])
     else:
         assert found == (2 * max(tokens), 2 * max(scored))
 
@@ -209,16 +223,16 @@ def test_of_a_pair_trained_on_its_opening_only_that_is_counted(
     style: Style, pairs: list[PreferencePair]
 ) -> None:
     prompt = len(style.template.turn(pairs[0].prompt.messages, pairs[0].chosen).prompt_ids)
-    assert row_widths(pairs[0], style.template, recipe(data={"opening": 3})) == (prompt + 6, 6)
+    body = recipe(data={"opening": 3})
+    assert row_widths(body, lengths_of(pairs[:1], style, 3)).tolist() == [[prompt + 6, 6]]
 
 
 def test_a_prompt_with_its_reference_is_one_row(style: Style, helpful: list[Prompt]) -> None:
     turn = style.template.turn(helpful[0].messages, helpful[0].reference or "")
     width = len(turn.prompt_ids) + len(turn.response_ids)
-    assert row_widths(helpful[0], style.template, recipe("sft", data={"prompts": "starter"})) == (
-        width,
-        width,
-    )
+    prepared = prepared_prompts(helpful[:1], style.template, max_length=None)
+    body = recipe("sft", data={"prompts": "starter"})
+    assert row_widths(body, prepared.lengths).tolist() == [[width, width]]
 
 
 # (config, recipe, batch, GB that the kernel reported): the four settings of benchmarks/RESULTS.md
@@ -270,14 +284,18 @@ def test_check_says_what_a_training_takes_without_loading_weights(
     folder = tmp_path / "model"
     styles["llama"].tokenizer.save_pretrained(folder)
     config_of({"model_name_or_path": str(styles["llama"].folder)}).save_pretrained(folder)
-    write_jsonl(tmp_path / "pairs.jsonl", pairs)
     model = {"model_name_or_path": str(folder)}
-    found = memory_of(
-        recipe(model=model, data={"pairs": str(tmp_path / "pairs.jsonl")}), styles["llama"].template
-    )
+    template = styles["llama"].template
+    body = recipe(model=model)
+    found = memory_of(body, prepared_pairs(pairs, template, max_length=None))
     assert found.weights == 4 * sum(p.numel() for p in styles["llama"].make_model().parameters())
     assert found.verdict == "fits" and found.available == device_memory(use_cpu=True)[1]
-    derta = memory_of(
-        recipe("derta", model=model, trainer={"max_length": 64}), styles["llama"].template
-    )
+    derta = memory_of(recipe("derta", model=model, trainer={"max_length": 64}), Prepared(None))
     assert derta.activations > 0
+    asked = [
+        pair.model_copy(update={"prompt": Prompt.of(f"How do I {thing}?", kind="benign")})
+        for pair, thing in zip(pairs, ("fold a paper fox", "type a long letter"), strict=False)
+    ]
+    file = write_jsonl(tmp_path / "pairs.jsonl", asked)
+    line = check_stage(recipe(model=model, data={"pairs": str(file), "allow_no_anchor": True}))
+    assert line.startswith("2 pairs, longest row") and " GB: fits (weights 0.0, reference" in line

@@ -136,6 +136,7 @@ def test_a_merged_adapter_says_what_the_adapted_model_said(
     assert models.load_tokenizer(str(folder)).chat_template == style.tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_a_process_waits_for_the_others_as_long_as_the_recipe_says() -> None:
     """One process of two is started: the wait for the other ends after a second, not after torch's
     own half hour."""
@@ -149,7 +150,10 @@ def test_a_process_waits_for_the_others_as_long_as_the_recipe_says() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    code = "from overrefusal_po import models; models.check_world(use_cpu=True, timeout_seconds=1)"
+    code = (
+        "from overrefusal_po.model.load import check_world; "
+        "check_world(use_cpu=True, timeout_seconds=1)"
+    )
     command = [sys.executable, "-c", code]
     done = subprocess.run(
         command,

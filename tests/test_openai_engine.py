@@ -26,8 +26,8 @@ from openai_server import (
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.engines._endpoints import Endpoint, Fault, next_endpoint, retry_after
 from overrefusal_po.engines._openai_session import BudgetSpent, ServersGone
-from overrefusal_po.engines.openai import OpenAIEngine, Settings, engine, note, seed_of
-from overrefusal_po.plugins import settings_of
+from overrefusal_po.engines.openai import OpenAIEngine, Settings, engine, note, request_seed
+from overrefusal_po.plugins import find_plug
 from overrefusal_po.records import Completion, Message, Prompt, Sampling
 
 KEY = "sk-test-0123456789abcdef"
@@ -35,7 +35,7 @@ QUICK: dict[str, Any] = {"api_key_env": None, "backoff_seconds": 0.005, "concurr
 
 
 @pytest.fixture(autouse=True)
-def no_key_lies_about(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_CUSTOM_HEADERS", "OPENAI_ADMIN_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -64,7 +64,7 @@ def drawn(
 
 
 def unused_url() -> str:
-    """An address where nobody listens."""
+    """An address without a server."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{other.getsockname()[1]}/v1"
@@ -85,7 +85,7 @@ def test_a_prompt_is_sent_as_a_conversation_and_its_answer_is_a_completion() -> 
         "max_tokens": 7,
         "temperature": 0.5,
         "top_p": 0.9,
-        "seed": seed_of(3, "p1", 0),
+        "seed": request_seed(3, "p1", 0),
     }
     assert (completion.prompt_id, completion.text, completion.model, completion.engine) == (
         "p1",
@@ -108,15 +108,15 @@ def test_each_sample_is_a_request_of_its_own_with_a_seed_of_its_own() -> None:
     assert [(c.prompt_id, c.sample) for c in found] == [
         (p, n) for p in ("p1", "p2") for n in range(3)
     ]
-    assert [c.text for c in found] == [str(seed_of(0, c.prompt_id, c.sample)) for c in found]
+    assert [c.text for c in found] == [str(request_seed(0, c.prompt_id, c.sample)) for c in found]
     assert len({c.text for c in found}) == 6 and len({c.id for c in found}) == 6
     assert all("n" not in request.body for request in server.requests)
 
 
 def test_a_seed_follows_from_seed_prompt_and_sample_and_fits_31_bits() -> None:
-    seeds = {seed_of(*parts) for parts in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]}
+    seeds = {request_seed(*parts) for parts in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]}
     assert len(seeds) == 4 and all(0 <= seed < 2**31 for seed in seeds)
-    assert seed_of(0, "a", 0) == seed_of(0, "a", 0)
+    assert request_seed(0, "a", 0) == request_seed(0, "a", 0)
 
 
 def test_what_there_is_already_is_not_asked_for() -> None:
@@ -166,7 +166,7 @@ def test_raw_text_goes_to_plain_completions() -> None:
     assert completion.text == "and so on" and "messages" not in request.body
 
 
-def test_a_begun_answer_is_sent_only_to_servers_that_go_on_with_it() -> None:
+def test_a_begun_answer_is_sent_only_to_servers_that_continue_it() -> None:
     begun = prompt(1, assistant_prefix="Sure, here")
     with serving(lambda request: says(" is how")) as server:
         with pytest.raises(ValueError, match=r"engine\.continue_final_message: true"):
@@ -252,7 +252,7 @@ def test_next_comes_the_server_with_the_least_on_its_way_but_not_the_one_that_ju
     one.in_flight, two.in_flight, three.in_flight = 3, 1, 2
     servers = [one, two, three]
     assert next_endpoint(servers, 4, None) is two and next_endpoint(servers, 4, two) is three
-    two.note(Fault("429", "", True, wait_seconds=60.0), 0.5)
+    two.record(Fault("429", "", True, wait_seconds=60.0), 0.5)
     assert next_endpoint(servers, 4, None) is three
     waits = next_endpoint([two], 4, None)
     assert isinstance(waits, float) and 50 < waits <= 60
@@ -265,14 +265,14 @@ def test_a_server_that_is_not_there_is_left_alone_for_longer_each_time() -> None
     server = Endpoint("http://a/v1", None)
     waits = []
     for _ in range(4):
-        server.note(Fault("unreachable", "", True), 1.0)
+        server.record(Fault("unreachable", "", True), 1.0)
         waits.append(next_endpoint([server], 4, None))
     assert waits == pytest.approx([1.0, 2.0, 4.0, 8.0], abs=0.5)
-    server.note(None, 1.0)
+    server.record(None, 1.0)
     assert server.faults_in_row == 0
 
 
-def test_the_manifest_can_say_where_completions_came_from_and_that_seeds_are_the_servers() -> None:
+def test_the_manifest_says_where_completions_came_from_and_that_seeds_are_the_servers() -> None:
     assert note(Settings(base_url=("http://a/v1", "http://b/v1"))) == (
         "openai (http://a/v1, http://b/v1; seeds were sent, and what a server makes of them is its "
         "own)"
@@ -326,6 +326,7 @@ def test_a_prompt_that_fails_each_time_ends_with_its_reason_and_holds_nobody_up(
     assert by_prompt["p3"].requests == {server.url: 1}  # another try would not help
 
 
+@pytest.mark.slow
 def test_with_a_fifth_of_faults_every_prompt_ends_and_the_ledger_adds_up() -> None:
     def script(request: Request) -> Answer:
         return fails(500, "always") if "poison" in request.text else says(f"{request.body['seed']}")
@@ -339,7 +340,7 @@ def test_with_a_fifth_of_faults_every_prompt_ends_and_the_ledger_adds_up() -> No
     ]  # all, and none twice
     failed = {c.prompt_id for c in found if c.error}
     assert failed == {"p7", "p47", "p87"}
-    assert all(c.text == str(seed_of(0, c.prompt_id, c.sample)) for c in found if not c.error)
+    assert all(c.text == str(request_seed(0, c.prompt_id, c.sample)) for c in found if not c.error)
     requests = sum(c.requests[proxy.url] for c in costs)
     faults: Counter[str] = Counter()
     for cost in costs:
@@ -473,7 +474,7 @@ def test_wrong_settings_are_named_and_no_key_is_repeated(
     values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        settings_of("engines", {"name": "openai", **values})
+        find_plug("engines", {"name": "openai", **values})
     assert KEY not in str(caught.value)
 
 

@@ -1,5 +1,4 @@
-"""openai_setup.py: what the engine `openai` and the judge `llm` share, told in the words of
-each."""
+"""openai_setup.py: what the engine `openai` and the judge `llm` share, in the words of each."""
 
 import asyncio
 import subprocess
@@ -14,35 +13,37 @@ from overrefusal_po.engines._openai_setup import (
     SHOWN,
     ServerSettings,
     is_address,
-    key_of,
     own_loop,
+    read_api_key,
     shown,
 )
 from overrefusal_po.judges._llm_settings import Settings as JudgeSettings
-from overrefusal_po.plugins import settings_of
+from overrefusal_po.plugins import find_plug
 
 KEY = "sk-test-0123456789abcdef"
 BOTH = [("engine", EngineSettings), ("judge", JudgeSettings)]
 
 
 @pytest.mark.parametrize(("section", "kind"), BOTH)
-def test_a_wrong_key_is_told_in_the_words_of_the_section(
+def test_a_wrong_key_is_reported_in_the_words_of_the_section(
     section: str, kind: type[ServerSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", f"{KEY} {KEY}")
     with pytest.raises(ValueError, match="MY_KEY holds blanks") as error:
-        key_of(kind(model="m", api_key_env="MY_KEY"))
+        read_api_key(kind(model="m", api_key_env="MY_KEY"))
     assert KEY not in str(error.value)
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(
         ValueError,
         match=f"{section}.api_key_env names the environment variable MY_KEY, which is not set",
     ):
-        key_of(kind(model="m", api_key_env="MY_KEY"))
+        read_api_key(kind(model="m", api_key_env="MY_KEY"))
     with pytest.raises(ValueError, match=f"or give {section}.base_url of a server without keys"):
-        key_of(kind(model="m", api_key_env=None))
+        read_api_key(kind(model="m", api_key_env=None))
     assert (
-        key_of(kind.model_validate({"model": "m", "api_key_env": None, "base_url": "http://h/v1"}))
+        read_api_key(
+            kind.model_validate({"model": "m", "api_key_env": None, "base_url": "http://h/v1"})
+        )
         is NO_KEY
     )
 
@@ -61,14 +62,14 @@ def test_a_key_in_a_wrong_place_is_not_repeated(
     room: str, name: str, wrong: dict[str, object]
 ) -> None:
     with pytest.raises(ValueError, match=r"api_key_env") as error:
-        settings_of(room, {"name": name, "model": "m", **wrong})
+        find_plug(room, {"name": name, "model": "m", **wrong})
     assert KEY not in str(error.value)
 
 
 @pytest.mark.parametrize(("room", "name"), [("engines", "openai"), ("judges", "llm")])
 def test_an_address_that_is_no_text_is_an_error_that_says_so(room: str, name: str) -> None:
     with pytest.raises(ValueError, match="base_url: Input should be a valid"):
-        settings_of(room, {"name": name, "model": "m", "base_url": 5})
+        find_plug(room, {"name": name, "model": "m", "base_url": 5})
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,7 @@ def test_a_loop_of_ones_own_runs_beside_another() -> None:
 
 
 def test_settings_are_read_without_importing_openai() -> None:
-    code = "import sys, overrefusal_po.engines.openai, overrefusal_po.judges.llm\nprint('openai' in sys.modules)"
+    modules = "overrefusal_po.engines.openai, overrefusal_po.judges.llm"
+    code = f"import sys, {modules}\nprint('openai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import Style, trainer_settings
+from factories import row_lengths
 from torch.nn.functional import logsigmoid
 
 from overrefusal_po.records import PreferencePair, Prompt
-from overrefusal_po.train.lengths import fitting, pair_length
-from overrefusal_po.train.trainers import dpo_trainer, orpo_trainer
+from overrefusal_po.train.dpo import dpo_trainer
+from overrefusal_po.train.lengths import fit
+from overrefusal_po.train.opening import cut_sides, without_equal
+from overrefusal_po.train.orpo import orpo_trainer
+from overrefusal_po.train.rows import pair_table
 
 settings = partial(trainer_settings, beta=0.5)
 K = 4
@@ -88,6 +92,27 @@ def test_a_long_side_has_no_end_and_a_short_one_keeps_it(
     assert torch.isfinite(torch.tensor(trainer.train().training_loss))
 
 
+def test_both_sides_are_cut_and_the_prompt_is_not(
+    style: Style, uneven: list[PreferencePair]
+) -> None:
+    whole = pair_table(uneven, style.template)
+    assert cut_sides(whole, None) is whole
+    cut = cut_sides(whole, K)
+    assert cut["prompt_ids"].to_pylist() == whole["prompt_ids"].to_pylist()
+    for name in ("chosen_ids", "rejected_ids"):
+        assert cut[name].to_pylist() == [ids[:K] for ids in whole[name].to_pylist()]
+    assert pair_table(uneven, style.template, K).equals(cut)
+
+
+def test_places_of_pairs_whose_cut_sides_differ_are_those_of_the_table(
+    style: Style, uneven: list[PreferencePair]
+) -> None:
+    equal = uneven[1].model_copy(update={"rejected": f"{uneven[1].chosen} So it is."})
+    table = pair_table([uneven[0], equal, uneven[3]], style.template, K)
+    kept, places = without_equal(table, K)
+    assert places == [0, 2] and kept.to_pylist() == [table.to_pylist()[at] for at in places]
+
+
 @pytest.mark.parametrize("make", [dpo_trainer, orpo_trainer])
 def test_a_side_longer_than_max_length_is_taken_where_its_opening_fits(
     styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path, make: Any
@@ -97,11 +122,9 @@ def test_a_side_longer_than_max_length_is_taken_where_its_opening_fits(
         len(style.template.turn(pair.prompt.messages, pair.chosen).prompt_ids) for pair in uneven
     ]
     limit = max(prompts) + K
-    assert [pair_length(pair, style.template, K) for pair in uneven] == [
-        prompt + K for prompt in prompts
-    ]
+    assert row_lengths(uneven, style.template, K) == [prompt + K for prompt in prompts]
     with pytest.raises(ValueError, match="more than max_length"):
-        fitting(uneven[2:3], style.template, max_length=limit)
+        fit(uneven[2:3], row_lengths(uneven[2:3], style.template), max_length=limit)
     args = trainer_settings(tmp_path, 4, max_length=limit)
     trainer = make(
         style.make_model(), uneven, args=args, processing_class=style.tokenizer, opening=K
@@ -136,7 +159,9 @@ def test_pairs_that_begin_alike_are_left_out_and_counted(
     )
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
         trainer = make(style.make_model(), [*uneven, alike])
-    assert len(trainer.train_dataset) == 4 and "1 of 5 pairs begin alike" in caplog.text
+    assert len(trainer.train_dataset) == 4 and (
+        "1 of 5 pairs begin with the same tokens on both sides and are left out" in caplog.text
+    )
     with pytest.raises(
         ValueError, match=r"all 1 pairs begin with the same 4 tokens\. Raise data\.opening"
     ):

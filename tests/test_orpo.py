@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import Style, trainer_settings
+from factories import conversations
 
 from overrefusal_po.records import PreferencePair
-from overrefusal_po.train.orpo import ORPOConfig, log_odds, orpo_terms
-from overrefusal_po.train.rows import pair_dataset
-from overrefusal_po.train.trainers import load_policy, orpo_trainer, trainer_config
+from overrefusal_po.train.orpo import ORPOConfig, log_odds, orpo_terms, orpo_trainer
+from overrefusal_po.train.policy import load_policy
+from overrefusal_po.train.settings import trainer_config
 
 ALIKE = [
     *("nll_loss", "log_odds_ratio", "log_odds_chosen", "logps/chosen", "logps/rejected"),
@@ -46,7 +47,7 @@ def theirs(style: Style, rows: list[PreferencePair], how: str, args: dict[str, A
     return ORPOTrainer(
         model=load_policy(policy(style, how), None),
         args=trainer_config(ORPOConfig, args),
-        train_dataset=pair_dataset(rows, style.template, 512),
+        train_dataset=conversations(rows, style.template),
         processing_class=style.tokenizer,
     )
 

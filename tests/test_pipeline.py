@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 import overrefusal_po
-from overrefusal_po import cli
+from overrefusal_po import stages
 from overrefusal_po.cli import main
 from overrefusal_po.model import load as models
-from overrefusal_po.pipeline import inputs_of, link, stage_bodies
+from overrefusal_po.pipeline import linked_stage, stage_bodies, stage_inputs
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Triple, write_jsonl
-from overrefusal_po.report.summary import samples
-from overrefusal_po.run.folder import file_hash
+from overrefusal_po.report.samples import sample_entries
+from overrefusal_po.run.keys import file_hash
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 Write = Callable[..., Path]
@@ -104,7 +104,7 @@ def test_a_pipeline_measures_trains_and_measures_and_a_second_run_does_nothing(
     files = [p for p in out.rglob("*") if p.is_file() and p.name not in ("log", ".lock")]
     before = {p: p.stat().st_mtime_ns for p in files}
     read: list[Any] = []
-    monkeypatch.setattr(cli, "check_data", read.append)
+    monkeypatch.setattr(stages, "check_data", read.append)
     assert run(path) == 0
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert not read, "data is read again"
@@ -135,6 +135,7 @@ def test_a_fixed_folder_of_another_pipeline_is_left_alone(
     assert "derta.trainer.max_steps (2 there, 3 now)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_named_in_both_folders(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,7 +232,7 @@ def test_a_stages_keys_come_over_those_of_its_recipe_file(write: Write) -> None:
 
 def test_references_become_paths_in_the_pipelines_folder(write: Write) -> None:
     after = stage_bodies(load_recipe(write()))["after"]
-    linked = link(after, Path("out"))
+    linked = linked_stage(after, Path("out"))
     assert (
         linked.model["model_name_or_path"] == "out/derta/model"
         and after.model["model_name_or_path"] == "@derta.model"
@@ -251,7 +252,7 @@ def test_inputs_are_the_files_that_a_stage_names_also_in_lists(
     body = EvaluateRecipe.model_validate(
         {"task": "evaluate", "model": {"model_name_or_path": "model"}, "data": {"sets": sets}}
     )
-    found = inputs_of(body)
+    found = stage_inputs(body)
     files = {"data.sets.0", "data.sets.1.path", "data.sets.2", "data.sets.4"}
     assert set(found) == {*files, "model.model_name_or_path", "judge"}
     assert found["data.sets.2"] == file_hash(
@@ -265,8 +266,8 @@ def test_a_long_system_prompt_with_a_slash_is_no_path() -> None:
     body = EvaluateRecipe.model_validate(
         {"task": "evaluate", "model": {"model_name_or_path": "m"}, "chat": chat}
     )
-    assert "chat.system_prompt" not in inputs_of(body)
+    assert "chat.system_prompt" not in stage_inputs(body)
 
 
 def test_without_outcomes_there_are_no_samples() -> None:
-    assert samples({}) == []
+    assert sample_entries({}) == []

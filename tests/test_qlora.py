@@ -13,7 +13,8 @@ from conftest import Style
 from overrefusal_po.cli import main
 from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
-from overrefusal_po.train.trainers import derta_trainer, dpo_trainer
+from overrefusal_po.train.derta import derta_trainer
+from overrefusal_po.train.dpo import dpo_trainer
 
 pytest.importorskip("bitsandbytes")
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -145,6 +146,7 @@ def run(*arguments: str) -> None:
     assert not end.value.code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["full", "lora", "qlora"])
 def test_dpo_after_derta_starts_at_the_policy_that_derta_made(
     case: str,

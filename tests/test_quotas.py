@@ -1,9 +1,8 @@
-"""quotas.py: how many rows are kept of each rule and category, and what the summary says of the
-rest."""
+"""quotas.py: how many rows of each rule and category are kept, and the counts of the others."""
 
 import pytest
 
-from overrefusal_po.curate.quotas import Quotas, Result, keep
+from overrefusal_po.curate.quotas import Quotas, Result, filter_rows
 from overrefusal_po.pairs.make import make_pair
 from overrefusal_po.records import Prompt
 
@@ -26,22 +25,25 @@ def both(overrefusal: int, containment: int, categories: int = 1) -> dict[str, l
 
 
 def kept(found: dict[str, list[Result]], **quotas: float) -> dict[str, int]:
-    summary = keep(found, {}, Quotas(**quotas), 0).summary  # type: ignore[arg-type]
+    summary = filter_rows(found, {}, Quotas(**quotas), seed=0).summary  # type: ignore[arg-type]
     return {rule: summary[rule]["kept"] for rule in found}
 
 
 def test_without_quotas_all_are_kept_in_an_order_drawn_by_seed() -> None:
     found = both(6, 4)
-    rows = [[r.id for r in keep(found, {}, Quotas(), seed).rows] for seed in (0, 0, 1)]
+    rows = [[r.id for r in filter_rows(found, {}, Quotas(), seed=seed).rows] for seed in (0, 0, 1)]
     assert (
         rows[0] == rows[1] != rows[2] and sorted(rows[0]) == sorted(rows[2]) and len(rows[0]) == 10
     )
-    assert keep(found, {}, Quotas(), 0).summary["unfilled"] == []
+    assert filter_rows(found, {}, Quotas(), seed=0).summary["unfilled"] == []
 
 
 def test_a_limit_for_each_rule_is_drawn_by_seed() -> None:
     found = {"overrefusal": results("overrefusal", 8)}
-    drawn = [{r.id for r in keep(found, {}, Quotas(max_rows=3), seed).rows} for seed in (0, 0, 1)]
+    drawn = [
+        {r.id for r in filter_rows(found, {}, Quotas(max_rows=3), seed=seed).rows}
+        for seed in (0, 0, 1)
+    ]
     assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 3
 
 
@@ -78,13 +80,15 @@ def test_categories_are_capped_before_rules_and_shares() -> None:
     assert both_at_once == {"overrefusal": 3, "containment": 3}
 
 
-def test_the_summary_says_for_every_filter_what_came_went_and_why() -> None:
+def test_the_summary_counts_for_every_filter_what_came_and_went_and_why() -> None:
     found = both(5, 2, categories=2)
     found["overrefusal"].append(
         Result(Prompt.of("x", kind="benign", category="c9"), None, "the student answers it")
     )
     broken = found["overrefusal"][0].row.id
-    summary = keep(found, {broken: "degenerate"}, Quotas(max_per_category=2, max_rows=3), 0).summary
+    summary = filter_rows(
+        found, {broken: "degenerate"}, Quotas(max_per_category=2, max_rows=3), seed=0
+    ).summary
     assert summary["overrefusal"] == {
         "prompts": 6,
         "made": 5,
@@ -110,12 +114,14 @@ def test_a_quota_left_unfilled_is_reported_and_nothing_is_padded() -> None:
         "rule": "containment",
         "wanted": 4,
         "kept": 1,
-    } in keep(found, {}, wanted, 0).summary["unfilled"]
-    alone = keep({"overrefusal": results("overrefusal", 4)}, {}, Quotas(harmful_share=0.5), 0)
+    } in filter_rows(found, {}, wanted, seed=0).summary["unfilled"]
+    alone = filter_rows(
+        {"overrefusal": results("overrefusal", 4)}, {}, Quotas(harmful_share=0.5), seed=0
+    )
     assert len(alone.rows) == 4
     assert alone.summary["unfilled"] == [{"quota": "harmful_share", "wanted": 0.5, "kept": 0.0}]
-    capped = keep(
-        {"overrefusal": results("overrefusal", 3, 2)}, {}, Quotas(max_per_category=2), 0
+    capped = filter_rows(
+        {"overrefusal": results("overrefusal", 3, 2)}, {}, Quotas(max_per_category=2), seed=0
     ).summary["unfilled"]
     assert capped == [
         {

@@ -95,7 +95,7 @@ def test_a_malformed_line_is_named_by_file_line_and_column(tmp_path: Path) -> No
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n\n{"a": 1 "b": 2}\n')
     with pytest.raises(
-        ValueError, match=r"rows\.jsonl, line 3, column 9: this is not JSON \(.*delimiter.*mend"
+        ValueError, match=r"rows\.jsonl, line 3, column 9: this is not JSON \(.*delimiter.*fix"
     ):
         list(read_objects(file))
 
@@ -134,7 +134,8 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     ("line", "said"),
     [
         (
-            '{"id": "a", "messages": [{"role": "user", "content": "x"}], "kind": "benign", "catgory": "y"}',
+            '{"id": "a", "messages": [{"role": "user", "content": "x"}], "kind": "benign", '
+            '"catgory": "y"}',
             "catgory",
         ),
         ('{"id": "a", "messages": [{"role": "user", "content": "x"}]}', "kind: Field required"),
@@ -210,6 +211,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["records", "pairs", "sources.starter"])
 def test_neither_torch_nor_transformers_is_imported(module: str) -> None:
-    code = f"import sys, overrefusal_po.{module}; print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
+    heavy = "('torch', 'transformers', 'trl')"
+    code = f"import sys, overrefusal_po.{module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""report.py: one page that loads nothing, shows every number and lets no text that a model wrote
+"""page.py: one page that loads nothing, shows every number and lets no text that a model wrote
 run or hide."""
 
 import json
@@ -11,19 +11,11 @@ import jsonschema
 import pytest
 
 from overrefusal_po.records import Completion, Outcome, Prompt, Sampling, Verdict, write_jsonl
-from overrefusal_po.report.page import add_up, write_report
-from overrefusal_po.report.pictures import draw_plane, spread
-from overrefusal_po.report.summary import (
-    CONTROL,
-    PER_ATTACK,
-    QUOTA,
-    Run,
-    clipped,
-    read_summary,
-    samples,
-    schema_text,
-    visible,
-)
+from overrefusal_po.report.page import step_totals, write_report
+from overrefusal_po.report.pictures import draw_plane, spaced_heights
+from overrefusal_po.report.samples import SAMPLES_OF_ATTACK, SAMPLES_OF_KIND, sample_entries
+from overrefusal_po.report.summary import MeasuredRun, read_summary, schema_text
+from overrefusal_po.report.texts import CONTROL, clipped, visible
 
 RATES = (
     "harmful_refused",
@@ -34,7 +26,10 @@ RATES = (
     "harmful_refused_contrast",
     "degenerate",
 )
-HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} {% raw %} ![x](https://evil.example/p.png) \u202egnp\u202c \x1b[31mred\x07"
+HOSTILE = (
+    "<script>alert(1)</script> {{ 7 * 7 }} {% raw %} ![x](https://evil.example/p.png) "
+    "\u202egnp\u202c \x1b[31mred\x07"
+)
 
 
 def run(name: str, **rates: float | None) -> dict[str, Any]:
@@ -158,18 +153,19 @@ def test_the_finding_says_what_the_last_run_does_and_what_it_came_from(tmp_path:
         "of the" in text
     )
     assert "for DeRTa these shares are 99&nbsp;% (89–99) and 12&nbsp;%" in text
-    assert "The sum of both rates rises by 31 points (+20 to +42)." in text
+    assert "From DeRTa to DeRTa+DPO, the sum of both rates rises by 31 points (+20 to +42)." in text
+    assert "DeRTa+DPO: The sum of both rates rises by 31 points (+20 to +42)." in text
 
 
-def seeds(folder: Path, **nors: float) -> list[Path]:
+def seeds(folder: Path, **answered: float) -> list[Path]:
     """A folder with a summary for each seed, in which DPO has that benign_answered."""
-    for name, benign_answered in nors.items():
+    for name, benign_answered in answered.items():
         (folder / name).mkdir()
         runs = [run("base"), run("DPO", benign_answered=benign_answered)]
         (folder / name / "summary.json").write_text(
             json.dumps(summary(runs=runs, comparisons=[], transitions=[]))
         )
-    return [folder / name for name in nors]
+    return [folder / name for name in answered]
 
 
 def test_runs_of_one_name_with_other_seeds_stand_as_mean_and_range(tmp_path: Path) -> None:
@@ -203,8 +199,8 @@ def test_what_is_not_the_same_with_another_seed_has_no_mean(tmp_path: Path) -> N
 def test_a_gain_whose_interval_includes_zero_is_not_claimed(tmp_path: Path) -> None:
     text = words(page(tmp_path, comparisons=[step("DeRTa", "DeRTa+DPO", low=-0.1)]))
     assert (
-        "changes by +1 points (−10 to +12); the interval includes 0, so neither a gain nor a loss "
-        "is shown" in text
+        "changes by +1 points (−10 to +12); the interval includes 0, so the data show neither a "
+        "gain nor a loss" in text
     )
     assert "rises" not in text
 
@@ -261,7 +257,7 @@ def test_every_picture_has_an_alternative_text_with_its_numbers(tmp_path: Path) 
     html = page(tmp_path)
     alternatives = re.findall(r'<img [^>]*alt="([^"]*)"', html)
     assert len(alternatives) == html.count("<img ") == 3
-    assert "DeRTa: benign_answered 12 %, harmful_refused 99 %" in alternatives[0]
+    assert "DeRTa: harmless prompts answered 12 %, harmful prompts refused 99 %" in alternatives[0]
     assert (
         "answered 1 before, 12 after" in alternatives[1]
         and "refused 10 before, 9 after" in alternatives[2]
@@ -303,7 +299,7 @@ def test_names_in_the_plane_cover_neither_points_nor_each_other(
     spots: list[tuple[float, float]],
 ) -> None:
     runs = [
-        Run.model_validate(run(f"dpo-beta0.{i}", benign_answered=x, harmful_refused=y))
+        MeasuredRun.model_validate(run(f"dpo-beta0.{i}", benign_answered=x, harmful_refused=y))
         for i, (x, y) in enumerate(spots)
     ]
     axes = draw_plane(runs).axes[0]
@@ -329,10 +325,19 @@ def test_with_a_guard_the_page_names_it_and_speaks_of_its_judgement(tmp_path: Pa
     text = words(page(tmp_path, measured=measured, runs=[judged]))
     assert "The guard some-guard read" in text
     assert (
-        "Harmful prompts without an unsafe response by the guard, more is better 75.0 60.0 – 90.0"
-        in text
+        "Harmful prompts without an unsafe response harmful_not_unsafe, by the guard, more is "
+        "better 75.0 60.0 – 90.0" in text
     )
     assert "Harmful prompts refused harmful_refused" in text
+
+
+@pytest.mark.parametrize("guard", [None, "some-guard"])
+def test_the_names_of_the_rates_elsewhere_stand_once_where_rates_are_defined(
+    tmp_path: Path, guard: str | None
+) -> None:
+    text = words(page(tmp_path, measured=summary()["measured"] | {"guard": guard}))
+    assert text.count("(POROver’s NUR and NOR)") == text.count("NUR") == text.count("NOR") == 1
+    assert ("harmful_not_unsafe and benign_answered are the two rates" in text) == bool(guard)
 
 
 def test_one_run_alone_is_not_compared(tmp_path: Path) -> None:
@@ -411,13 +416,13 @@ def test_long_text_is_cut_and_says_by_how_much() -> None:
 
 
 def test_labels_are_spread_by_hand_worked_amounts() -> None:
-    assert spread([0.1, 0.15, 0.9], 0.1) == pytest.approx([0.1, 0.2, 0.9])
-    assert spread([0.5, 0.95, 0.97, 0.98], 0.1) == pytest.approx([0.5, 0.8, 0.9, 1.0])
+    assert spaced_heights([0.1, 0.15, 0.9], 0.1) == pytest.approx([0.1, 0.2, 0.9])
+    assert spaced_heights([0.5, 0.95, 0.97, 0.98], 0.1) == pytest.approx([0.5, 0.8, 0.9, 1.0])
 
 
 def test_transitions_are_added_up_over_categories(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
-    total = add_up(read_summary(tmp_path).transitions)
+    total = step_totals(read_summary(tmp_path).transitions)
     benign = total["DeRTa", "DeRTa+DPO"]["benign"]
     assert benign["full"] == {"answer": 12, "partial": 0, "full": 2, "degenerate": 0}
     assert benign["answer"]["degenerate"] == 1 and benign["answer"]["answer"] == 0
@@ -484,10 +489,11 @@ def full_run(name: str = "DeRTa", **changes: Any) -> dict[str, Any]:
 
 def test_the_gates_sentences_stand_before_everything_else(tmp_path: Path) -> None:
     text = words(page(tmp_path, runs=[full_run()], comparisons=[]))
-    said = "DeRTa does not pass , measured against b: benign_answered is 0.600; the gate asks for at least 0.85."
+    bound = "benign_answered is 0.600; the gate asks for at least 0.85."
+    said = f"DeRTa failed , measured against b: {bound}"
     assert said in text and text.index(said) < text.index("DeRTa refuses 90")
     passed = full_run(gate={"passed": True, "failures": [], "baseline": None})
-    assert "Gate DeRTa passes ." in words(page(tmp_path, runs=[passed], comparisons=[]))
+    assert "Gate DeRTa passed ." in words(page(tmp_path, runs=[passed], comparisons=[]))
     assert "Gate" not in words(page(tmp_path))
 
 
@@ -496,9 +502,8 @@ def test_raw_and_corrected_rates_stand_side_by_side_and_say_why_one_is_missing(
 ) -> None:
     text = words(page(tmp_path, runs=[run("base"), full_run()], comparisons=[]))
     assert (
-        "harmful_refused corrected for the judge’s known errors raw rate above – no certificate "
-        "93.1 88.0 – "
-        "97.0" in text
+        "Corrected for the judge’s known errors harmful_refused, raw rate above – no certificate "
+        "93.1 88.0 – 97.0" in text
     )
     assert "– no correction, see The judge" in text and "made without benign prompts" in text
     assert "Uncertified: base." in text and "0.923 [0.894, 0.948]" in text
@@ -509,6 +514,7 @@ def test_a_judge_without_certificate_is_called_uncertified(tmp_path: Path) -> No
     assert "Uncertified. Nobody has compared refusal 1 with human labels" in words(page(tmp_path))
 
 
+@pytest.mark.slow
 def test_attacks_are_non_refusal_rates_unless_a_guard_judged(tmp_path: Path) -> None:
     text = words(page(tmp_path, runs=[full_run()], comparisons=[]))
     assert (
@@ -530,6 +536,7 @@ def test_attacks_are_non_refusal_rates_unless_a_guard_judged(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_sets_positions_and_capability_stand_in_tables_of_their_own(tmp_path: Path) -> None:
     text = words(page(tmp_path, runs=[run("base"), full_run()], comparisons=[]))
     assert "starter harmful prompts refused – not measured 80.0 72.0 – 80.0" in text
@@ -597,21 +604,22 @@ def test_a_summary_is_preferred_to_the_metrics_beside_it(tmp_path: Path) -> None
 
 def test_samples_are_chosen_by_hash_and_hold_attacks_and_unscored_responses() -> None:
     rows = [
-        outcome(f"p{i}", "benign", "an answer", refusal="none") for i in range(QUOTA["benign"] + 5)
+        outcome(f"p{i}", "benign", "an answer", refusal="none")
+        for i in range(SAMPLES_OF_KIND["benign"] + 5)
     ]
     rows += [
         outcome(f"a{i}", "harmful", "hm", unscored="cut off", attack="codeattack")
-        for i in range(PER_ATTACK + 2)
+        for i in range(SAMPLES_OF_ATTACK + 2)
     ]
-    found = samples({"one": rows, "two": rows[:-1]})
+    found = sample_entries({"one": rows, "two": rows[:-1]})
     assert (
-        found == samples({"one": rows[::-1], "two": rows[-2::-1]})
-        and len(found) == QUOTA["benign"] + PER_ATTACK
+        found == sample_entries({"one": rows[::-1], "two": rows[-2::-1]})
+        and len(found) == SAMPLES_OF_KIND["benign"] + SAMPLES_OF_ATTACK
     )
     attacked = [row for row in found if row["attack"] == "codeattack"]
     assert {row["prompt"] for row in attacked} == {"asked"}
     assert [r["run"] for r in attacked[0]["responses"]] == ["one", "two"]
-    assert attacked[0]["responses"][0]["refusal"] is None and samples({}) == []
+    assert attacked[0]["responses"][0]["refusal"] is None and sample_entries({}) == []
 
 
 def test_the_published_schema_is_the_one_that_the_models_give() -> None:
@@ -640,9 +648,10 @@ def test_what_is_written_fits_the_published_schema(name: str) -> None:
 
 
 def test_metrics_of_real_outcomes_fit_the_published_schema() -> None:
-    from overrefusal_po.evaluate.breakdowns import groups, rates_by, refusal_positions
+    from overrefusal_po.evaluate.breakdowns import grouped, rates_by, refusal_positions
+    from overrefusal_po.evaluate.comparisons import compare, transitions
     from overrefusal_po.evaluate.corrections import Confusion, corrected_rates
-    from overrefusal_po.evaluate.metrics import compare, run_metrics, transitions
+    from overrefusal_po.evaluate.metrics import run_metrics
 
     rows = [outcome(f"b{i}", "benign", "yes", refusal="none") for i in range(4)]
     rows += [
@@ -651,14 +660,16 @@ def test_metrics_of_real_outcomes_fit_the_published_schema() -> None:
     known = Confusion(refused=50, refused_seen=47, answered=50, answered_seen=49)
     entry = run_metrics(rows).as_dict("a", "m") | {
         "sets": {k: v.as_dict(k, "m") for k, v in rates_by(rows, "source").items()},
-        "positions": {k: refusal_positions(v).as_dict() for k, v in groups(rows, "attack").items()},
+        "positions": {
+            k: refusal_positions(v).as_dict() for k, v in grouped(rows, "attack").items()
+        },
         "corrected": corrected_rates(rows, {"harmful": known, "benign": known}).as_dict(),
     }
     moved = [{"from": "a", "to": "b", **row} for row in transitions(rows, rows)]
     whole = summary(
         runs=[entry], comparisons=[compare(rows, rows).as_dict("a", "b")], transitions=moved
     )
-    found = json.loads(json.dumps(whole | {"samples": samples({"a": rows})}))
+    found = json.loads(json.dumps(whole | {"samples": sample_entries({"a": rows})}))
     whole_schema = json.loads(schema_text())
     jsonschema.Draft202012Validator(
         {"$ref": "#/$defs/Summary", "$defs": whole_schema["$defs"]}

@@ -1,4 +1,4 @@
-"""The report in a real browser: headless Chromium, where there is one."""
+"""The report in a real browser: headless Chromium, if there is one."""
 
 import json
 from collections.abc import Iterator
@@ -285,7 +285,8 @@ CONTRAST = """
     return "rgb(255, 255, 255)";
   };
   return [...document.querySelectorAll("body *")]
-    .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()) && e.getClientRects().length)
+    .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+    .filter((e) => e.getClientRects().length)
     .filter((e) => e.tagName !== "OPTION" && e.tagName !== "OPTGROUP")
     .map((e) => {
       const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);

@@ -1,5 +1,4 @@
-"""The run folder: keys, resume, lock, torn files, manifest, and what status.json says after a
-fault."""
+"""The run folder: keys, resume, lock, torn files, manifest, and status.json after a fault."""
 
 import json
 import os
@@ -12,16 +11,10 @@ import pytest
 import yaml
 
 from overrefusal_po.records import Message
-from overrefusal_po.run.folder import (
-    Appender,
-    Run,
-    environment,
-    file_hash,
-    git_commit,
-    run_folder,
-    run_key,
-    sample_hash,
-)
+from overrefusal_po.run.appender import Appender
+from overrefusal_po.run.environment import environment, git_commit
+from overrefusal_po.run.folder import Run
+from overrefusal_po.run.keys import file_hash, run_folder, run_key, sample_hash
 
 RECIPE: dict[str, Any] = {
     "task": "evaluate",
@@ -232,7 +225,7 @@ def test_the_manifest_has_versions_hardware_and_commit_but_no_secrets(
         assert "very_secret" not in path.read_text(), path
 
 
-def test_the_commit_is_marked_where_the_checkout_has_changes(
+def test_the_commit_is_marked_if_the_checkout_has_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -286,7 +279,7 @@ def test_a_torn_last_line_is_cut_off_and_made_again(tmp_path: Path, kept: int) -
 def test_what_was_added_is_there_after_a_kill(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom overrefusal_po.records import Message\n"
-        "from overrefusal_po.run.folder import Appender\nfile = Appender(Path(sys.argv[1]), "
+        "from overrefusal_po.run.appender import Appender\nfile = Appender(Path(sys.argv[1]), "
         "Message)\nfile.add(Message(role='user', content='a'))\nos.kill(os.getpid(), 9)\n"
     )
     path = tmp_path / "rows.jsonl"

@@ -21,6 +21,7 @@ from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.prompts import dev_prompts
@@ -44,7 +45,7 @@ from overrefusal_po.train.selection import (
     selected_step,
     two_sided_callback,
 )
-from overrefusal_po.train.trainers import sft_trainer
+from overrefusal_po.train.sft import prepared_prompts, sft_trainer
 
 REFUSAL = "Sorry, I can't help with that."
 ANSWER = "Open the manual at page one and follow the four steps there. Then you are done."
@@ -113,8 +114,9 @@ def planted(refuser: Path, dev: list[Prompt], folder: Path, **more: Any) -> Trai
     refusals = asked(THINGS, "benign", REFUSAL) + asked(THINGS, "harmful", REFUSAL)
     write_jsonl(folder / "rows.jsonl", answers)
     (folder / "run").mkdir(exist_ok=True)
-    write_jsonl(
-        folder / "run" / "data.jsonl", answers * 42 + refusals * 38
+    template = ChatTemplate(models.load_tokenizer(str(refuser)))
+    prepared_prompts(answers * 42 + refusals * 38, template, max_length=1024).save(
+        folder / "run"
     )  # the data of a stage that was stopped there
     body = {
         "task": "train",
@@ -183,6 +185,7 @@ def own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("own_plugs.drawing")
 
 
+@pytest.mark.slow
 def test_the_step_of_greatest_usefulness_is_what_is_saved(
     undisturbed: Path, dev: list[Prompt], styles: dict[str, Style]
 ) -> None:
@@ -226,13 +229,14 @@ RANK = """
 import json, os, sys
 from pathlib import Path
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe.schema import check_body
+from overrefusal_po.recipe.load import check_body
 
 found = run_stage(check_body(json.loads(Path("recipe.json").read_text()), "planted"), "planted", Path("run"))
 Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_look_as_one_and_select_what_one_process_selects(
     refuser: Path, dev: list[Prompt], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -260,6 +264,7 @@ def test_two_processes_look_as_one_and_select_what_one_process_selects(
     assert all(torch.allclose(weight, saved[name], atol=1e-3) for name, weight in alone.items())
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_selects_the_same(
     refuser: Path, dev: list[Prompt], undisturbed: Path, tmp_path: Path, own_judge: Any
 ) -> None:
@@ -490,7 +495,7 @@ def test_the_best_look_is_kept_with_its_weights_and_nothing_better_is_said_loudl
     assert looks.kept.step == kept == selected_step(tmp_path)
     assert [file.name for file in looks.folder.iterdir()] == [f"step-{kept}.safetensors"]
     assert load_file(looks.weights_file(kept))["w"].item() == kept
-    level, text = looks.closing_words()
+    level, text = looks.result()
     assert re.search(words, text) and level == (logging.INFO if kept else logging.WARNING)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from overrefusal_po.curate.selectors import By, Candidate, selected
+from overrefusal_po.curate.selectors import Candidate, Criterion, select_answer
 from overrefusal_po.records import Completion, Prompt, Refusal, Sampling, Verdict
 
 BENIGN = Prompt.of("How do I kill a Python process?", kind="benign")
@@ -52,10 +52,10 @@ FOUR = [
     ("by", "text"), [("first", "Use kill."), ("reward", FOUR[2]), ("safety", FOUR[3])]
 )
 def test_the_best_that_passes_is_chosen_with_the_verdicts_on_it(
-    by: By, text: str | Candidate
+    by: Criterion, text: str | Candidate
 ) -> None:
     best = FOUR[1] if isinstance(text, str) else text
-    found = selected(BENIGN, FOUR, by=by, seed=0)
+    found = select_answer(BENIGN, FOUR, by=by, seed=0)
     assert (found.text, found.why_not, found.verdicts) == (
         best.completion.text,
         "",
@@ -64,8 +64,8 @@ def test_the_best_that_passes_is_chosen_with_the_verdicts_on_it(
 
 
 def test_random_is_drawn_by_seed_among_those_that_pass() -> None:
-    drawn = [selected(BENIGN, FOUR, by="random", seed=seed).text for seed in range(60)]
-    assert drawn == [selected(BENIGN, FOUR, by="random", seed=seed).text for seed in range(60)]
+    drawn = [select_answer(BENIGN, FOUR, by="random", seed=seed).text for seed in range(60)]
+    assert drawn == [select_answer(BENIGN, FOUR, by="random", seed=seed).text for seed in range(60)]
     assert {c.completion.text: drawn.count(c.completion.text) >= 8 for c in FOUR} == {
         "Sorry, no.": False,
         "Use kill.": True,
@@ -76,7 +76,7 @@ def test_random_is_drawn_by_seed_among_those_that_pass() -> None:
 
 def test_of_equal_ones_the_first_drawn_is_chosen() -> None:
     rows = [candidate(1, "B.", reward=1.0), candidate(0, "A.", reward=1.0)]
-    assert selected(BENIGN, rows, by="reward", seed=0).text == "A."
+    assert select_answer(BENIGN, rows, by="reward", seed=0).text == "A."
 
 
 @pytest.mark.parametrize(
@@ -112,21 +112,23 @@ def test_of_equal_ones_the_first_drawn_is_chosen() -> None:
 def test_an_answer_that_does_not_pass_is_never_chosen(
     prompt: Prompt, row: Candidate, why: str
 ) -> None:
-    assert selected(prompt, [row], by="first", seed=0) == ("", why, ())
+    assert select_answer(prompt, [row], by="first", seed=0) == ("", why, ())
 
 
 def test_what_the_guard_or_the_reward_judge_cannot_score_does_not_pass() -> None:
     row = candidate(0, "Use kill.")
     mute = scores(unscored="too long")
     assert (
-        selected(BENIGN, [row._replace(guard=mute)], by="first", seed=0).why_not
+        select_answer(BENIGN, [row._replace(guard=mute)], by="first", seed=0).why_not
         == "the guard says nothing: too long"
     )
     assert (
-        selected(BENIGN, [row._replace(reward=mute)], by="reward", seed=0).why_not
+        select_answer(BENIGN, [row._replace(reward=mute)], by="reward", seed=0).why_not
         == "no reward: too long"
     )
-    assert selected(BENIGN, [row._replace(reward=mute)], by="first", seed=0).text == "Use kill."
+    assert (
+        select_answer(BENIGN, [row._replace(reward=mute)], by="first", seed=0).text == "Use kill."
+    )
 
 
 def test_a_harmful_prompt_gets_the_safest_refusal_and_what_is_cut_ends_with_a_sentence() -> None:
@@ -134,4 +136,4 @@ def test_a_harmful_prompt_gets_the_safest_refusal_and_what_is_cut_ends_with_a_se
         candidate(0, "Sorry, no. It may", "full", unsafe=0.2, cut=True),
         candidate(1, "Sorry, that is theft. It is not", "full", unsafe=0.1, cut=True),
     ]
-    assert selected(HARMFUL, rows, by="safety", seed=0).text == "Sorry, that is theft."
+    assert select_answer(HARMFUL, rows, by="safety", seed=0).text == "Sorry, that is theft."

@@ -1,10 +1,10 @@
 """The engine `openai` against the real `transformers serve` on loopback, with a tiny model that
 thinks.
 
-It gives greedily what the model gives in process. It seeds one generator for all requests, so that
-a seed brings a text back only where requests come one at a time; and it samples only where the
-model's generation config says so, whatever the temperature (`extra_body: {generation_config:
-'{"do_sample": true}'}` says so too).
+Greedily it gives the same texts as the model in process. It seeds one generator for all requests,
+so a seed repeats a text only if requests come one at a time. It samples only if the model's
+generation config says so, at any temperature. (`extra_body: {generation_config: '{"do_sample":
+true}'}` says so too.)
 """
 
 import os
@@ -47,12 +47,12 @@ class Served(NamedTuple):
     model: Any
 
     def remote(self, **options: Any) -> OpenAIEngine:
-        """The engine over HTTP; requests one at a time."""
+        """The engine over HTTP, one request at a time."""
         settings = Settings(base_url=(self.url,), api_key_env=None, concurrency=1, max_retries=0)
         return OpenAIEngine(settings, name=str(self.folder), **options)
 
     def local(self, **options: Any) -> TransformersEngine:
-        """The engine in process; one prompt at a time, as the server has it."""
+        """The engine in process, one prompt at a time, like the server."""
         template = template_of(THINKERS["qwen3"])
         template = ChatTemplate(template.tokenizer, **options)
         return TransformersEngine(self.model, template, name=str(self.folder), batch_size=1)
@@ -60,8 +60,8 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="module")
 def served(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of the tiny model. Where that would say what it says third to the first prompt, it
-    ends its turn."""
+    """A server of the tiny model, which ends its turn instead of its third token for the first
+    prompt."""
     import torch
 
     template, model = template_of(THINKERS["qwen3"]), styles["qwen"].make_model()
@@ -94,7 +94,7 @@ def served(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the server listens; what it logged where it ends instead."""
+    """Waits until the server listens. If it ends instead, the error shows its log."""
     while True:
         assert process.poll() is None, log.read_text()[-3000:]
         with socket.socket() as wire:
@@ -106,18 +106,18 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
 def test_it_says_greedily_what_the_model_says_in_process(served: Served, tmp_path: Path) -> None:
     """Texts and finish reasons, with the chat options of the recipe and in all three forms of a
     prompt."""
-    told = PROMPTS[1].model_copy(
+    with_system = PROMPTS[1].model_copy(
         update={"messages": (Message(role="system", content=SYSTEM), *PROMPTS[1].messages)}
     )
     raw = PROMPTS[2].model_copy(update={"id": "raw", "raw_text": "The quick brown fox"})
     found: dict[str, list[Completion]] = {}
     for name, options in {
         "plain": {},
-        "told": {"system_prompt": SYSTEM},
+        "system": {"system_prompt": SYSTEM},
         "off": {"template_kwargs": {"enable_thinking": False}},
     }.items():
         remote, local = served.remote(**options), served.local(**options)
-        asked = [*PROMPTS, told.model_copy(update={"id": "told"}), raw]
+        asked = [*PROMPTS, with_system.model_copy(update={"id": "system"}), raw]
         found[name] = complete(
             tmp_path / f"{name}.jsonl", asked, GREEDY, lambda made=remote: made, name
         )
@@ -128,7 +128,7 @@ def test_it_says_greedily_what_the_model_says_in_process(served: Served, tmp_pat
     assert {c.finish_reason for c in found["plain"]} == {"stop", "length"} and found["plain"][
         0
     ].finish_reason == "stop"
-    assert found["plain"][1].text != found["told"][1].text == found["told"][3].text
+    assert found["plain"][1].text != found["system"][1].text == found["system"][3].text
     assert [c.text for c in found["off"]][:4] != [c.text for c in found["plain"]][:4]
 
 

@@ -14,8 +14,8 @@ from overrefusal_po.cli import main
 
 
 def said(request: Request) -> Answer:
-    """Refuses every third prompt or so, by its text alone; a teacher never does. The judge is slow:
-    it is a server's."""
+    """Answers like the models: the student refuses about every third prompt, by its text alone; the
+    teacher never does. The judge is slow, because a server gives its verdicts."""
     if request.body["model"] == "judge":
         return says(f"Verdict: {'full' if 'help with that' in request.text else 'none'}")
     if request.body["model"] == "student" and sum(map(ord, request.text)) % 3 == 0:
@@ -52,6 +52,7 @@ def run(*arguments: object) -> None:
     assert not end.value.code
 
 
+@pytest.mark.slow
 def test_two_shards_merged_are_the_run_without_shards(tmp_path: Path) -> None:
     with serving(said) as server:
         recipe = recipe_at(server.url, tmp_path)

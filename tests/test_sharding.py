@@ -13,7 +13,7 @@ from overrefusal_po.model.load import check_world, model_options
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp, zero_3
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import TrainRecipe
-from overrefusal_po.train.stage import reference_folder
+from overrefusal_po.train.dpo import store_folder
 
 ZERO_2, ZERO_3 = ({"zero_optimization": {"stage": stage}} for stage in (2, 3))
 AUTO: dict[str, Any] = {"zero_optimization": {"stage": "auto"}}
@@ -142,11 +142,9 @@ def test_fsdp_that_a_recipe_asks_for_is_treated_like_a_launchers(
     }
     recipe = check_body(asked, "here")
     assert isinstance(recipe, TrainRecipe)
-    assert (
-        reference_folder(recipe, {"fsdp": "full_shard"}) is not None
-    )  # transformers' version is 2
+    assert store_folder(recipe, {"fsdp": "full_shard"}) is not None  # transformers' version is 2
     (tmp_path / "fsdp.json").write_text('{"fsdp_version": 1}')
     with caplog.at_level(logging.INFO, "overrefusal_po"):
         for config in ({"version": 1}, '{"version": 1}', str(tmp_path / "fsdp.json")):
-            assert reference_folder(recipe, {"fsdp": True, "fsdp_config": config}) is None
+            assert store_folder(recipe, {"fsdp": True, "fsdp_config": config}) is None
     assert "speed.reference_store is left out" in caplog.text

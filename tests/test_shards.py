@@ -11,11 +11,12 @@ import pytest
 import yaml
 from openai_server import says, serving
 
-from overrefusal_po.cli import main, shard_folder
+from overrefusal_po.cli import main
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.sections import Shard
 from overrefusal_po.records import Prompt
-from overrefusal_po.run.shards import check_done, in_shard
+from overrefusal_po.run.shards import check_done, shard_prompts
+from overrefusal_po.stages import shard_folder
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -133,7 +134,7 @@ def test_a_recipes_shard_is_i_of_n(given: str) -> None:
 
 def test_shards_take_all_prompts_between_them() -> None:
     asked = [Prompt.of(f"How do I kill process {n}?", kind="benign") for n in range(60)]
-    found = [p.id for n in (1, 2, 3) for p in asked if in_shard(p, f"{n}/3")]
+    found = [p.id for n in (1, 2, 3) for p in shard_prompts(asked, f"{n}/3")]
     assert sorted(found) == sorted(p.id for p in asked)
 
 

@@ -14,7 +14,8 @@ from conftest import Style, trainer_settings
 
 from overrefusal_po.exact.shared_prefix import pack, shared_length, unproven_adapter, unproven_model
 from overrefusal_po.records import PreferencePair
-from overrefusal_po.train.trainers import dpo_trainer
+from overrefusal_po.train.dpo import dpo_trainer
+from overrefusal_po.train.trl_private import attention_of
 
 LOSSES: list[dict[str, Any]] = [
     {"loss_types": [name]}
@@ -40,6 +41,11 @@ LOSSES: list[dict[str, Any]] = [
 """What is set on a trainer before a step."""
 
 settings = partial(trainer_settings, label_smoothing=0.1)
+
+
+def unproven(model: Any, max_length: int | None) -> str | None:
+    """Why a model is not covered, with the attention that it has."""
+    return unproven_model(model, max_length, attention_of(model))
 
 
 def trainers(
@@ -208,7 +214,7 @@ def test_qwen3_is_exact() -> None:
     model = Qwen3ForCausalLM(
         Qwen3Config(vocab_size=50, head_dim=16, num_key_value_heads=1, **shape)
     )
-    assert unproven_model(model, None) is None
+    assert unproven(model, None) is None
     add_fused_lm_head(model)
     ids = torch.tensor([[3, 4, 5, 6, 7, 8], [3, 4, 5, 9, 2, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
@@ -392,17 +398,17 @@ def test_unproven_models_are_named(styles: dict[str, Style]) -> None:
     window = MistralForCausalLM(
         MistralConfig(vocab_size=9, num_key_value_heads=1, sliding_window=4, **tiny)
     )
-    assert "sliding window 4" in str(unproven_model(window, 5))
-    assert "sliding window 4" in str(unproven_model(window, None))
-    assert unproven_model(window, 4) is None
+    assert "sliding window 4" in str(unproven(window, 5))
+    assert "sliding window 4" in str(unproven(window, None))
+    assert unproven(window, 4) is None
     gpt2 = GPT2LMHeadModel(
         GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
     )
-    assert "gpt2" in str(unproven_model(gpt2, 4))
+    assert "gpt2" in str(unproven(gpt2, 4))
     drops = styles["llama"].make_model()
     drops.config.attention_dropout = 0.1
-    assert "dropout" in str(unproven_model(drops, 4))
-    assert [unproven_model(s.make_model(), 512) for s in styles.values()] == [None, None, None]
+    assert "dropout" in str(unproven(drops, 4))
+    assert [unproven(s.make_model(), 512) for s in styles.values()] == [None, None, None]
 
 
 def test_unproven_adapters_are_named(styles: dict[str, Style]) -> None:
@@ -414,7 +420,7 @@ def test_unproven_adapters_are_named(styles: dict[str, Style]) -> None:
     plain = LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.1)
     assert reason(plain) is None
     assert "dropout" in str(
-        unproven_model(get_peft_model(styles["llama"].make_model(), plain).get_base_model(), 4)
+        unproven(get_peft_model(styles["llama"].make_model(), plain).get_base_model(), 4)
     )
     assert "PROMPT_TUNING" in str(
         reason(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hub_server import Repo, ask_hub, card, csv_file, jsonl, parquet, serve
 
-from overrefusal_po.plugins import names, settings_of, split_spec, summary
+from overrefusal_po.plugins import find_plug, names, split_spec, summary
 from overrefusal_po.prompts import read_source
 
 XSTEST = [
@@ -42,7 +42,7 @@ def rows_file(path: Path, *rows: dict[str, Any]) -> str:
 def test_every_source_says_what_it_is_and_closes_its_settings(name: str) -> None:
     assert summary("sources", name).endswith(".") or ":" in summary("sources", name)
     with pytest.raises(ValueError, match=f"sources '{name}': .*nonsense"):
-        settings_of("sources", {"name": name, "nonsense": 1, **NEEDED.get(name, {})})
+        find_plug("sources", {"name": name, "nonsense": 1, **NEEDED.get(name, {})})
 
 
 def test_an_unknown_source_names_the_nearest() -> None:

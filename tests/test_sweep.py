@@ -20,6 +20,8 @@ from overrefusal_po.recipe.overrides import dotted
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.trackers import METRIC
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted((RECIPES / "sweeps").glob("*.yaml"))
 KEY = "0123456789abcdef" * 2 + "deadbeef"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import trl
 from conftest import Style, qwen_tokenizer
+from factories import conversation, conversations
 
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.judges.refusal import RefusalJudge
@@ -14,8 +15,8 @@ from overrefusal_po.model.chat import ChatTemplate, thinking_end
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import answer_of, overrefusal_pair, whole_sentences
 from overrefusal_po.records import Completion, Message, PreferencePair, Prompt, Sampling, Triple
-from overrefusal_po.train.derta import IGNORED, derta_rows
-from overrefusal_po.train.rows import pair_dataset
+from overrefusal_po.train.derta_rows import IGNORED, derta_rows, triple_sides
+from overrefusal_po.train.rows import COLUMNS, prepared_pairs
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 QUESTION = (Message(role="user", content="How do I kill a Python process?"),)
@@ -112,7 +113,8 @@ def test_a_harmful_prefix_and_the_labels_of_rto_stand_behind_the_block(
         )
         for n in range(8)
     ]
-    decode, rows = template.tokenizer.decode, derta_rows(triples, template, 7, prefix_unit=unit)
+    decode, sides = template.tokenizer.decode, triple_sides(triples, template)
+    rows = derta_rows(triples, sides, 7, prefix_unit=unit)
     for row in rows:
         learned = next(i for i, label in enumerate(row.labels) if label != IGNORED)
         assert marks(template, row.input_ids) == 2 and marks(template, row.input_ids[learned:]) == 0
@@ -127,18 +129,23 @@ def test_a_harmful_prefix_and_the_labels_of_rto_stand_behind_the_block(
     )
 
 
+def said(chosen: str, rejected: str) -> PreferencePair:
+    """A pair about the question."""
+    prompt = Prompt(id="p", kind="benign", messages=QUESTION)
+    return PreferencePair(id="p", prompt=prompt, chosen=chosen, rejected=rejected)
+
+
 def test_trl_learns_pairs_behind_the_block(
     thinker: Thinker, styles: dict[str, Style], tmp_path: Path
 ) -> None:
-    """The rows that TRL's own tokenisation makes are those of `turn`."""
-    from datasets import Dataset
+    """The rows that TRL's own tokenisation makes are ours, and those of `turn`."""
     from trl import DPOConfig, DPOTrainer
 
     template = template_of(thinker)
     models = [styles["qwen"].make_model() for _ in range(2)]
     for model in models:
         model.resize_token_embeddings(len(template.tokenizer))
-    row = template.preference_row(QUESTION, "Use kill.", f"{THOUGHT}Sorry, no.")
+    pair = said("Use kill.", f"{THOUGHT}Sorry, no.")
     args = DPOConfig(
         output_dir=str(tmp_path),
         use_cpu=True,
@@ -146,13 +153,16 @@ def test_trl_learns_pairs_behind_the_block(
         gradient_checkpointing=False,
         report_to="none",
     )
-    data = Dataset.from_list([row])
+    data = conversations([pair], template)
     trainer = DPOTrainer(
         *models, args=args, train_dataset=data, processing_class=template.tokenizer
     )
     made = trainer.train_dataset[0]
-    for side, said in (("chosen", "Use kill."), ("rejected", "Sorry, no.")):
-        turn = template.turn(QUESTION, said)
+    assert template.pair_tokens([(QUESTION, pair.chosen, pair.rejected)]) == [
+        tuple(made[name] for name in COLUMNS)
+    ]
+    for side, text in (("chosen", "Use kill."), ("rejected", "Sorry, no.")):
+        turn = template.turn(QUESTION, text)
         assert made["prompt_ids"] == turn.prompt_ids, template.tokenizer.decode(made["prompt_ids"])
         # TRL keeps the line end that some templates write behind the end of turn
         assert made[f"{side}_ids"][: len(turn.response_ids)] == turn.response_ids
@@ -161,23 +171,29 @@ def test_trl_learns_pairs_behind_the_block(
         )
 
 
-def test_rows_of_models_that_do_not_think_are_left_to_trl(style: Style) -> None:
-    row = style.template.preference_row(QUESTION, " Use kill.", "Sorry, no.")
+def test_rows_of_models_that_do_not_think_are_plain_conversations(style: Style) -> None:
+    """What the standard of tests/test_rows.py compares with: TRL renders messages itself."""
+    row = conversation(style.template, said(" Use kill.", "Sorry, no."))
     assert row["prompt"] == style.template.messages(QUESTION) and "chat_template_kwargs" not in row
     assert row["chosen"] == [{"role": "assistant", "content": "Use kill."}]
 
 
 def test_system_prompt_and_template_options_are_the_same_in_generation_and_in_training() -> None:
     template = template_of(THINKERS["qwen3-off"], system_prompt="Be brief.")
-    turn, row = (
-        template.turn(QUESTION, "Use kill."),
-        template.preference_row(QUESTION, "Use kill.", "Sorry."),
-    )
-    assert turn.prompt_ids == template.prompt_ids(QUESTION)
+    turn = template.turn(QUESTION, "Use kill.")
+    [(prompt, *_)] = template.pair_tokens([(QUESTION, "Use kill.", "Sorry.")])
+    assert turn.prompt_ids == template.prompt_ids(QUESTION) == prompt
     rendered = template.tokenizer.apply_chat_template(
-        row["prompt"], add_generation_prompt=True, tokenize=False, **row["chat_template_kwargs"]
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": QUESTION[0].content},
+        ],
+        add_generation_prompt=True,
+        tokenize=False,
+        enable_thinking=False,
     )
     assert rendered == template.prompt_text(QUESTION) and "system\nBe brief.<|im_end|>" in rendered
+    assert template.tokenizer.decode(prompt) == rendered
 
 
 def test_a_thought_that_was_cut_is_no_answer(styles: dict[str, Style]) -> None:
@@ -241,13 +257,14 @@ def test_pairs_and_triples_are_made_of_what_comes_after_the_block() -> None:
 
 def test_the_trainers_rows_are_those_that_stand_behind_the_block(thinker: Thinker) -> None:
     template = template_of(thinker)
-    prompt = Prompt(id="p", kind="benign", messages=QUESTION)
-    pair = PreferencePair(
-        id="p", prompt=prompt, chosen="Use kill.", rejected="Sorry, no.", rule="overrefusal"
-    )
-    assert pair_dataset([pair], template, None)[0] == template.preference_row(
-        QUESTION, "Use kill.", "Sorry, no."
-    )
+    rows = prepared_pairs([said("Use kill.", "Sorry, no.")], template, max_length=None).rows
+    assert rows is not None
+    decode, end = template.tokenizer.decode, template.tokenizer.eos_token
+    assert decode(rows[0]["prompt_ids"]).endswith(EMPTY)
+    assert marks(template, rows[0]["prompt_ids"]) == 2
+    # a template that writes the block itself also writes its line end behind the turn
+    assert decode(rows[0]["chosen_ids"]).removesuffix("\n") == f"Use kill.{end}"
+    assert decode(rows[0]["rejected_ids"]).removesuffix("\n") == f"Sorry, no.{end}"
 
 
 def test_the_linter_names_a_pair_that_still_holds_a_thinking_block() -> None:

@@ -24,7 +24,7 @@ from overrefusal_po.train.trackers import (
     PAIR_COLUMNS,
     check_trackers,
     log_once,
-    pair_rows,
+    shown_pairs,
     table,
     tracker_callback,
     wandb_run,
@@ -149,7 +149,7 @@ def test_the_sample_of_pairs_has_some_of_each_rule_in_the_order_of_the_file(
 ) -> None:
     file = tmp_path / "data.jsonl"
     write_jsonl(file, anchored)
-    rows = [dict(zip(PAIR_COLUMNS, row, strict=True)) for row in pair_rows(file, per_rule=1)]
+    rows = [dict(zip(PAIR_COLUMNS, row, strict=True)) for row in shown_pairs(file, per_rule=1)]
     assert [row["rule"] for row in rows] == ["overrefusal", "containment"]
     assert rows[0]["prompt"] == "How do I fold a paper crane?" and rows[0]["rejected"].startswith(
         "Sorry, I can't"
@@ -162,7 +162,7 @@ def test_what_was_said_to_a_harmful_prompt_is_not_shown(
 ) -> None:
     file = tmp_path / "data.jsonl"
     write_jsonl(file, anchored)
-    assert pair_rows(file)[-1][-1] == f"[{len(COMPLIED)} characters, kept in the run folder]"
+    assert shown_pairs(file)[-1][-1] == f"[{len(COMPLIED)} characters, kept in the run folder]"
 
 
 def test_of_imported_pairs_without_labels_the_rejected_side_is_not_shown(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_of_imported_pairs_without_labels_the_rejected_side_is_not_shown(tmp_pat
         tmp_path / "data.jsonl",
         [PreferencePair(id="a", prompt=prompt, chosen="Sorry, no.", rejected=COMPLIED)],
     )
-    assert pair_rows(tmp_path / "data.jsonl")[0][-2:] == (
+    assert shown_pairs(tmp_path / "data.jsonl")[0][-2:] == (
         "Sorry, no.",
         f"[{len(COMPLIED)} characters, kept in the run folder]",
     )
@@ -183,7 +183,7 @@ def test_hostile_text_is_shown_as_plain_and_short_text(
     file = tmp_path / "data.jsonl"
     said = "<script>x</script>\x1b[31m\x00 \u202etxt.exe" + "a" * 1000
     write_jsonl(file, [pairs[0].model_copy(update={"chosen": said})])
-    (shown,) = [row[3] for row in pair_rows(file, length=40)]
+    (shown,) = [row[3] for row in shown_pairs(file, length=40)]
     assert shown.startswith("<script>x</script> ⟨U+202E⟩txt.exe") and shown.endswith(
         "more characters]"
     )
@@ -192,7 +192,7 @@ def test_hostile_text_is_shown_as_plain_and_short_text(
 
 def test_other_rows_than_pairs_are_not_sampled(helpful: list[Prompt], tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data.jsonl", helpful)
-    assert pair_rows(tmp_path / "data.jsonl") == []
+    assert shown_pairs(tmp_path / "data.jsonl") == []
 
 
 def test_no_harmful_response_and_no_key_leaves_the_run_folder(

@@ -25,7 +25,7 @@ from hub_server import (
 )
 
 from overrefusal_po.pairs.apart import overlaps
-from overrefusal_po.plugins import Common, check_plugs, settings_of
+from overrefusal_po.plugins import Common, check_plugs, find_plug
 from overrefusal_po.prompts import read_pairs, read_source, read_triples
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.sections import DertaData
@@ -533,10 +533,12 @@ def without(row: dict[str, Any], column: str) -> dict[str, Any]:
     ("reader", "spec", "name", "content", "count"),
     [
         (read_triples, {"name": "beavertails"}, "x.jsonl", jsonl(TAILS), 1),
-        (read_triples, {"name": "beavertails"}, "x.csv", csv_file([without(row, "category") for row in TAILS]), 1),
+        (read_triples, {"name": "beavertails"}, "x.csv",
+         csv_file([without(row, "category") for row in TAILS]), 1),
         (read_triples, {"name": "pku_saferlhf"}, "x.jsonl", jsonl(PKU["Alpaca-7B"]), 1),
         (read_source, {"name": "wildjailbreak"}, "x.tsv", tsv(WILD), 4),
-        (read_source, {"name": "alpaca_cleaned"}, "x.json", b"[" + b",".join(jsonl(ALPACA).splitlines()) + b"]", 2),
+        (read_source, {"name": "alpaca_cleaned"}, "x.json",
+         b"[" + b",".join(jsonl(ALPACA).splitlines()) + b"]", 2),
         (read_pairs, {"name": "ultrafeedback"}, "x.parquet", parquet(FEEDBACK), 1),
     ],
 )  # fmt: skip
@@ -698,13 +700,20 @@ def test_a_wrong_common_setting_is_an_error_and_an_own_setting_of_the_name_comes
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match=r"sources 'starter': max: .*greater than 0"):
-        settings_of("sources", {"name": "starter", "max": 0})
-    own = "class Settings(BaseModel):\n    max: str\ndef prompts(settings, split):\n    return [settings.max]\n"
-    (tmp_path / "own_source.py").write_text("from pydantic import BaseModel\n" + own)
+        find_plug("sources", {"name": "starter", "max": 0})
+    own = (
+        "from pydantic import BaseModel\n"
+        "from overrefusal_po.records import Prompt\n"
+        "class Settings(BaseModel):\n"
+        "    max: str\n"
+        "def prompts(settings, split):\n"
+        "    return [Prompt.of(settings.max, kind='benign')]\n"
+    )
     (tmp_path / "own_pkg").mkdir()
-    (tmp_path / "own_source.py").rename(tmp_path / "own_pkg" / "plug.py")
+    (tmp_path / "own_pkg" / "plug.py").write_text(own)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert read_source({"name": "own_pkg.plug", "max": "mine"}, None) == ["mine"]
+    (found,) = read_source({"name": "own_pkg.plug", "max": "mine"}, None)
+    assert found.text == "mine"
     assert set(Common.model_fields) == {"max", "without_benchmarks"}
 
 

@@ -14,7 +14,7 @@ The map of the rooms stands in docs/architecture.md.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from overrefusal_po.cli import launch as launch
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 __all__ = ["derta_trainer", "dpo_trainer", "kto_trainer", "launch", "orpo_trainer", "sft_trainer"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Loads the factories and `launch` when they are first used, so that importing the package
     costs nothing."""
     if name == "launch":
@@ -39,3 +39,8 @@ def __getattr__(name: str) -> Any:
         module = importlib.import_module(f"overrefusal_po.train.{name.removesuffix('_trainer')}")
         return getattr(module, name)
     raise AttributeError(f"module 'overrefusal_po' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The names of the module, with those that are loaded when they are first used."""
+    return sorted({*globals(), *__all__})

@@ -1,16 +1,16 @@
 """`check --data`: reads a stage's data, model config, template and tokenizer, estimates memory, and
 loads no weights.
 
-check_stage(recipe.body)      # '132 pairs, longest row 187 of 512 tokens'
+    check_stage(recipe.body)      # '132 pairs, longest row 187 of 512 tokens'
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from overrefusal_po.curate.stage import check_rejects, cleaned, read_prompts
+from overrefusal_po.curate.checks import check_curation
+from overrefusal_po.curate.inputs import clean_prompts, read_prompts
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.apart import check_apart
@@ -38,7 +38,7 @@ from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_sources
 
 
-def check_file(path: Path) -> tuple[list[dict[str, Any]], bool]:
+def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
     """(every finding about a file of pairs or of prompts, whether one of them stops): linter and
     benchmark firewall."""
     first = next(iter(read_objects(path)))[1]
@@ -57,17 +57,17 @@ def check_file(path: Path) -> tuple[list[dict[str, Any]], bool]:
 
 
 def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
-    """Raises ValueError where a stage of a pipeline measures prompts that another one curates or
+    """Raises ValueError if a stage of a pipeline measures prompts that another one curates or
     trains on.
 
-    What an earlier stage makes (`@...`) is of prompts that this stage has read.
+    What an earlier stage makes (`@...`) comes from prompts that this earlier stage has read.
     """
     measured, trained = {}, {}
     for name, body in stages.items():
         if isinstance(body, EvaluateRecipe):
             measured[f"stage {name}"] = measured_prompts(body.data)
         elif isinstance(body, CurateRecipe):
-            benign, harmful, _ = cleaned(body.data, *read_prompts(body))
+            benign, harmful, _ = clean_prompts(body.data, *read_prompts(body))
             trained[f"stage {name}"] = benign + harmful
         elif not any(str(value).startswith("@") for value in body.data.values()):
             trained[f"stage {name}"] = method_module(body.method).read(body).prompts
@@ -75,8 +75,8 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
 
 
 def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
-    """A line of what was found. ValueError for what a user can mend. Earlier outputs (`@...`) are
-    not there yet."""
+    """A line of what was found. ValueError for what a user can fix. Earlier outputs (`@...`) do
+    not exist yet."""
     named = not str(body.model["model_name_or_path"]).startswith("@")
     local = isinstance(body, TrainRecipe) or in_process(body.engine)
     template = load_template(body.model, body.chat) if named and local else None
@@ -88,7 +88,7 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         )
     if isinstance(body, CurateRecipe):
         make_judge(body.judge)
-        check_rejects(body)
+        check_curation(body)
         benign, harmful = read_prompts(body)
         return f"{len(benign)} benign and {len(harmful)} harmful prompts"
     if template is None or any(str(value).startswith("@") for value in body.data.values()):

@@ -11,27 +11,22 @@ interrupted (the same command goes on).
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.markup import escape
-from rich.table import Table
 
 from overrefusal_po import plugins
-from overrefusal_po.recipe.load import Recipe, describe, load_recipe
+from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import parse_overrides
-from overrefusal_po.recipe.schema import CurateRecipe, PipelineRecipe
-from overrefusal_po.records import write_atomic
+from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, write_atomic
+from overrefusal_po.report import terminal
 from overrefusal_po.run.interrupts import terminable
+from overrefusal_po.stages import check_data, run_recipe, single, stages_of
 
 app = typer.Typer(
     add_completion=False,
@@ -42,24 +37,31 @@ app = typer.Typer(
     "[bold]overrefusal-po RECIPE [--section.key=value ...][/bold] runs a recipe (the same as `run "
     "RECIPE`).",
 )
-SHOWN_COUNTS = (
-    "overrefusal",
-    "containment",
-    "benign",
-    "general",
-    "harmful",
-    "hygiene",
-    "lint",
-    "too_long",
-)
-"""What a curation counted, of the mappings in a stage's summary."""
-
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 RECIPE = Annotated[
     Path,
     typer.Argument(help="A recipe (.yaml); overrides follow it: --trainer.beta=0.2"),
 ]
-logger = logging.getLogger("overrefusal_po")
+JUDGE = Annotated[str, typer.Argument(help="A judge, for example: refusal", metavar="JUDGE")]
+
+
+def print_version(asked: bool) -> None:
+    """Prints the version and ends, if it is asked for."""
+    if asked:
+        from overrefusal_po import __version__
+
+        print(f"overrefusal-po {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=print_version),
+    ] = False,
+) -> None:
+    """The options of the command itself."""
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
@@ -80,56 +82,91 @@ def check(
         bool, typer.Option("--json", help="For a .jsonl file: one JSON object a finding.")
     ] = False,
 ) -> None:
-    """Say whether a recipe is right, and show it resolved with where each value came from; or lint
-    a .jsonl file of pairs or of prompts: what is wrong with which row, and which prompts are a
-    benchmark's."""
+    """Check a recipe, and show its values with where each came from; or check a .jsonl file of
+    pairs or prompts: what is wrong with which row, and which prompts are a benchmark's."""
+    from overrefusal_po.recipe.describe import describe
+
     if recipe.suffix == ".jsonl":
         check_rows(recipe, as_json)
         return
-    loaded = load_recipe(recipe, context.args)
-    bodies = {"": loaded.body}
-    if isinstance(loaded.body, PipelineRecipe):
-        from overrefusal_po.pipeline import stage_bodies
-
-        bodies = {f"stages.{name}.": body for name, body in stage_bodies(loaded).items()}
-    for above, body in bodies.items():
-        plugins.check_plugs(body)
-        show(Recipe(loaded.name, body, origins(loaded, above)), above, everything)
+    stages = stages_of(load_recipe(recipe, context.args))
+    for above, stage in stages.items():
+        plugins.check_plugs(stage.body)
+        terminal.print_keys(describe(stage, everything=everything), above)
     if data:
+        from overrefusal_po.checks import check_stages_apart
+
+        bodies = {above: single(stage) for above, stage in stages.items()}
         for above, body in bodies.items():
             print(f"{above}data: {check_data(body)}")
-        check_apart(bodies)
-    print(f"{recipe} is right.")
+        check_stages_apart(bodies)
+    print(f"{recipe} is valid.")
 
 
 def check_rows(path: Path, as_json: bool) -> None:
-    """Prints the findings about a file of pairs or prompts; exit code 2 where one stops."""
+    """Prints the findings about a file of pairs or prompts; exit code 2 if one stops."""
     from overrefusal_po.checks import check_file
 
     found, stops = check_file(path)
     for row in found:
-        print(
-            json.dumps(row, ensure_ascii=False)
-            if as_json
-            else "  ".join(str(value) for value in row.values())
-        )
+        words = "  ".join(str(value) for value in row.values())
+        print(json.dumps(row, ensure_ascii=False) if as_json else words)
     if not as_json:
         print(f"{path}: {len(found)} findings" + (", and some stop a training." if stops else "."))
     if stops:
         sys.exit(2)
 
 
+@app.command()
+def explain(
+    key: Annotated[str, typer.Argument(help="A recipe key, for example: trainer.beta")],
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Show the key's value in this recipe too.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="A training method; default: all.")
+    ] = None,
+) -> None:
+    """Explain a recipe key: its type, its default and what it does."""
+    from overrefusal_po.recipe.describe import describe
+    from overrefusal_po.recipe.explain import contexts, explanation, recipe_contexts, without_stage
+
+    stages = {} if recipe is None else stages_of(load_recipe(recipe))
+    if key.split(".")[0] == "stages" and without_stage(key) != key:
+        stages = {above: stage for above, stage in stages.items() if key.startswith(above)}
+    known = contexts(method) if recipe is None or method else recipe_contexts(stages)
+    print(explanation(key, known))
+    for above, stage in stages.items():
+        rows = describe(stage, everything=True)
+        terminal.print_keys([row for row in rows if row[0] == without_stage(key)], above)
+
+
+@app.command()
+def schema() -> None:
+    """Print a JSON schema of all recipes, for the completion and checks of editors."""
+    from overrefusal_po.recipe.json_schema import recipe_schema, schema_text
+    from overrefusal_po.recipe.methods import all_methods
+
+    print(schema_text(recipe_schema(all_methods())), end="")
+
+
 @app.command(context_settings=ANY_ARGUMENTS)
 def judge(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A judge, for example: refusal")],
+    name: JUDGE,
     file: Annotated[Path, typer.Argument(help="JSON Lines with id, prompt and response")],
 ) -> None:
     """Print one verdict a line for the rows of a file. The judge's settings follow as
     --model=my-judge."""
-    from overrefusal_po.records import Completion, Prompt, Sampling, read_objects
-
     scorer = plugins.make_judge(judge_spec(name, context.args))
+    for verdict in scorer.score(*read_responses(file)):
+        print(json.dumps(verdict_row(verdict), ensure_ascii=False))
+
+
+def read_responses(file: Path) -> tuple[list[Prompt], list[Completion]]:
+    """The prompts and completions of rows {id, prompt, response}; without ids by line numbers."""
+    from overrefusal_po.records import read_objects
+
     prompts, completions = [], []
     for number, row in read_objects(file):
         missing = [key for key in ("prompt", "response") if not isinstance(row.get(key), str)]
@@ -138,13 +175,11 @@ def judge(
                 f"{file}, line {number}: the text {missing[0]!r} is missing. Rows are {{id, "
                 f"prompt, response}}."
             )
-        key = str(row.get("id", number))
-        prompts.append(
-            Prompt.of(row["prompt"], kind="general").model_copy(update={"id": f"{number}"})
-        )
+        prompt = Prompt.of(row["prompt"], kind="general")
+        prompts.append(prompt.model_copy(update={"id": f"{number}"}))
         completions.append(
             Completion(
-                id=key,
+                id=str(row.get("id", number)),
                 prompt_id=f"{number}",
                 text=row["response"],
                 model="file",
@@ -152,28 +187,29 @@ def judge(
                 sampling=Sampling(),
             )
         )
-    for verdict in scorer.score(prompts, completions):
-        row = {
-            "id": verdict.completion_id,
-            "refusal": verdict.refusal,
-            "refusal_start": verdict.refusal_start,
-        }
-        scores = {
-            "unsafe_probability": verdict.unsafe_probability,
-            "reward": verdict.reward,
-            "unscored": verdict.unscored,
-        }
-        row |= {
-            "degenerate": verdict.degenerate,
-            **{key: value for key, value in scores.items() if value is not None},
-        }
-        print(json.dumps(row, ensure_ascii=False))
+    return prompts, completions
+
+
+def verdict_row(verdict: Verdict) -> dict[str, object]:
+    """A verdict as `judge` prints it; scores that the judge did not give are left out."""
+    scores = {
+        "unsafe_probability": verdict.unsafe_probability,
+        "reward": verdict.reward,
+        "unscored": verdict.unscored,
+    }
+    return {
+        "id": verdict.completion_id,
+        "refusal": verdict.refusal,
+        "refusal_start": verdict.refusal_start,
+        "degenerate": verdict.degenerate,
+        **{key: value for key, value in scores.items() if value is not None},
+    }
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
 def certify(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A judge, for example: refusal", metavar="JUDGE")],
+    name: JUDGE,
     labels: Annotated[
         Path, typer.Option(help="JSON Lines with prompt, response, human_label, model and label")
     ],
@@ -186,23 +222,18 @@ def certify(
 ) -> None:
     """Compare a judge with human labels: agreement, kappa, precision, recall and bias with
     intervals."""
-    from overrefusal_po.evaluate.certificates import certify as make
-    from overrefusal_po.evaluate.certificates import read_labels
-    from overrefusal_po.evaluate.certificates import table as rows_of
+    from overrefusal_po.evaluate import certificates
+    from overrefusal_po.evaluate.labels import read_labels
 
-    found = make(
-        plugins.make_judge(judge_spec(name, context.args)), read_labels(labels, key), labels=labels
-    )
-    head, *rows = rows_of(found)
-    table = Table(*head, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*[escape(cell) for cell in row])
-    Console(width=200).print(table)
+    scorer = plugins.make_judge(judge_spec(name, context.args))
+    found = certificates.certify(scorer, read_labels(labels, key), labels=labels)
+    head, *cells = certificates.certificate_table(found)
+    terminal.print_table(head, cells, width=200)
     write_atomic(out, found.model_dump_json(indent=1) + "\n")
     print(f"certificate: {out} ({found.judge} {found.version})")
 
 
-def judge_spec(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def judge_spec(name: str, overrides: Sequence[str]) -> dict[str, object]:
     """A judge as a recipe would name it, from its name and `--setting=value`."""
     return {"name": name, **dict(parse_overrides(overrides))}
 
@@ -218,8 +249,8 @@ def merge(
     from overrefusal_po.run.shards import check_done, merge_shards
 
     count = check_done(folder)
-    # a source of rejects that no other shard needed is not there in all; the run itself asks for
-    # what it needs of it
+    # a shard may have stopped at a source of rejects that it did not need; the whole run then asks
+    # for the rest
     for name, rows in merge_shards(folder, incomplete=True).items():
         print(f"{folder / name}: {rows} completions of {count} shards, each once")
     print("The same recipe without --shard goes on from here.")
@@ -254,19 +285,16 @@ def card(
 
 @app.command(name="list")
 def list_() -> None:
-    """Show methods, sources, engines and judges with a line each."""
+    """Show methods, sources, attacks, engines and judges with a line each."""
     from overrefusal_po.recipe.methods import all_methods
 
-    table = Table("kind", "name", "what it does", box=None, pad_edge=False)
-    for name, method in all_methods().items():
-        table.add_row("method", name, method.title)
+    rows = [["method", name, method.title] for name, method in all_methods().items()]
     for room in plugins.ROOMS:
-        for name in plugins.names(room):
-            table.add_row(room.removesuffix("s"), name, plugins.summary(room, name))
+        kind = room.removesuffix("s")
+        rows += [[kind, name, plugins.summary(room, name)] for name in plugins.names(room)]
         if room == "sources":
-            for name, line in plugins.plain_sets().items():
-                table.add_row("plain set", name, line)
-    Console().print(table)
+            rows += [["plain set", name, line] for name, line in plugins.plain_sets().items()]
+    terminal.print_table(["kind", "name", "what it does"], rows, width=None)
 
 
 @app.command()
@@ -276,9 +304,8 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the recipes")
     if target.exists():
         raise ValueError(f"{target} is there already. Choose another folder, or delete it.")
     shutil.copytree(recipes_folder(), target)
-    print(
-        f"{target}: {', '.join(sorted(str(p.relative_to(target)) for p in target.rglob('*.yaml')))}"
-    )
+    names = sorted(str(path.relative_to(target)) for path in target.rglob("*.yaml"))
+    print(f"{target}: {', '.join(names)}")
 
 
 def recipes_folder() -> Path:
@@ -287,166 +314,8 @@ def recipes_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
 
 
-def show(recipe: Recipe, above: str, everything: bool) -> None:
-    """Prints a recipe's keys, values and origins."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for key, value, origin in describe(recipe, everything=everything):
-        text = value if isinstance(value, str) else json.dumps(value)
-        table.add_row(escape(f"{above}{key}"), escape(text), f"[dim]{origin}[/dim]")
-    Console(soft_wrap=True, highlight=False).print(table)
-
-
-def origins(recipe: Recipe, above: str) -> dict[str, str]:
-    """{key: where it came from} of the recipe, or of its stage `stages.NAME.`: the stage's own file
-    counts too."""
-    known = {k.removeprefix(above): v for k, v in recipe.origin.items() if k.startswith(above)}
-    if not above or not isinstance(recipe.body, PipelineRecipe):
-        return known
-    from overrefusal_po.recipe.load import read_yaml
-    from overrefusal_po.recipe.overrides import dotted
-
-    given = recipe.body.stages[above.split(".")[1]]
-    own = read_yaml(recipe.folder / str(given["recipe"])) if "recipe" in given else {}
-    inherited = {"seed": "pipeline"} if recipe.body.seed is not None else {}
-    return {**{key: "file" for key, _ in dotted(own)}, **inherited, **known}
-
-
-def check_data(body: Any) -> str:
-    """Reads data, template and tokenizer of a stage without any weight; returns a line of what was
-    found."""
-    from overrefusal_po.checks import check_stage
-
-    return check_stage(body)
-
-
-def check_apart(stages: Mapping[str, Any]) -> None:
-    """Raises ValueError where a stage measures what another one trains on."""
-    from overrefusal_po.checks import check_stages_apart
-
-    check_stages_apart(stages)
-
-
-def run_recipe(recipe: Recipe) -> None:
-    """Runs a loaded recipe; prints its result on rank 0."""
-    from overrefusal_po.pipeline import is_finished, run_pipeline, run_stage
-
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    first = os.environ.get("RANK", "0") == "0"
-    set_up_logging(first)
-    if isinstance(recipe.body, PipelineRecipe):
-        from overrefusal_po.report.page import write_report
-
-        if not is_finished(recipe):
-            check_stages(recipe)
-        folder = run_pipeline(recipe, write_report)
-        if (folder / "summary.json").is_file():
-            print_summary(folder)
-            runs = json.loads((folder / "summary.json").read_text())["runs"]
-            failed = {
-                r["name"]: r["gate"]["failures"]
-                for r in runs
-                if not r.get("gate", {"passed": True})["passed"]
-            }
-            if failed:
-                refuse_at_gate(failed, folder)
-        return
-    found = run_stage(recipe.body, recipe.name, shard_folder(recipe))
-    if not found.get("gate", {"passed": True})["passed"]:
-        refuse_at_gate({recipe.name: found["gate"]["failures"]}, Path(found["folder"]))
-    if first:
-        for key, value in found.items():
-            if key in found.get("intervals", ()):
-                print(
-                    f"{key}: {with_interval(found, key)} (n = {found['n'][key]}, unscored "
-                    f"{found['unscored'][key]})"
-                )
-            elif not isinstance(value, dict) or (value and key in SHOWN_COUNTS):
-                print(f"{key}: {value}")
-
-
-def shard_folder(recipe: Recipe) -> Path | None:
-    """The folder of a recipe's shard in the run's own; None without a shard."""
-    if not isinstance(recipe.body, CurateRecipe) or recipe.body.shard is None:
-        return None
-    from overrefusal_po.pipeline import inputs_of
-    from overrefusal_po.recipe.sections import Shard
-    from overrefusal_po.run.folder import run_folder
-
-    whole = run_folder(recipe.name, recipe.resolved(), inputs_of(recipe.body))
-    return whole / Shard.of(recipe.body.shard).folder
-
-
-def refuse_at_gate(failed: dict[str, list[str]], folder: Path) -> NoReturn:
-    """Exit code 3, in the folder's status too, with a sentence for every bound that did not
-    hold."""
-    lines = [f"{name}: {sentence}" for name, sentences in failed.items() for sentence in sentences]
-    status = folder / "status.json"
-    known = json.loads(status.read_text())
-    write_atomic(
-        status, json.dumps({**known, "exit_code": 3, "message": " ".join(lines)}, indent=1)
-    )
-    for line in lines:
-        print(f"overrefusal-po: the gate says no. {line}", file=sys.stderr)
-    sys.exit(3)
-
-
-def check_stages(recipe: Recipe) -> None:
-    """Reads the data of all stages, so that a fault in the last one does not come up after hours of
-    training."""
-    from overrefusal_po.pipeline import stage_bodies
-
-    stages = stage_bodies(recipe)
-    for name, body in stages.items():
-        try:
-            check_data(body)
-        except ValueError as error:
-            raise ValueError(f"{recipe.name}, stage {name}: {error}") from None
-    check_apart(stages)
-
-
-def print_summary(folder: Path) -> None:
-    """The last lines of a pipeline: the report's place and a row for each run."""
-    summary = json.loads((folder / "summary.json").read_text())
-    table = Table(
-        "run",
-        "harmful refused",
-        "harmless answered",
-        "F1",
-        box=None,
-        pad_edge=False,
-    )
-    for run_ in summary["runs"]:
-        table.add_row(
-            escape(run_["name"]),
-            *[with_interval(run_, key) for key in ("harmful_refused", "benign_answered", "f1")],
-        )
-    print(f"report: {folder / 'report.html'}")
-    Console(width=100).print(table)
-
-
-def with_interval(run_: dict[str, Any], key: str) -> str:
-    """`0.97 [0.92, 0.99]`, or n/a."""
-    if run_[key] is None:
-        return "n/a"
-    ends = run_["intervals"].get(key)
-    return f"{run_[key]:.2f}" if ends is None else f"{run_[key]:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
-
-
-def set_up_logging(first: bool) -> None:
-    """Our log at info level on rank 0, at warning level on the others."""
-    if not logger.handlers:
-        handler = RichHandler(
-            console=Console(stderr=True), show_path=False, show_level=False, markup=False
-        )
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-    logger.setLevel(logging.INFO if first else logging.WARNING)
-
-
 def launch(path: str) -> None:
-    """Runs the recipe at `path` with sys.argv's overrides: what a recipe's second line calls."""
+    """Runs the recipe at `path` with sys.argv's overrides: what a recipe's launch line calls."""
     main(["run", path, *sys.argv[1:]])
 
 

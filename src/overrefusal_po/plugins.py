@@ -1,37 +1,58 @@
 """Names in a recipe -> plug files: a file's name in sources/, attacks/, engines/ or judges/ is its
 name in a recipe.
 
-    judge = plug("judges", "refusal").judge(settings)
-    prompts = read_source("starter", "test")
-    triples = read_triples({"name": "pku_saferlhf", "max": 3000, "without_benchmarks": True}, "train")
+    judge = make_judge("refusal")
+    plug, settings = find_plug("judges", {"name": "guard", "model_name_or_path": "my/guard"})
 
-A user's own plug is a dotted module name (`my_package.my_source`). Nothing is registered at import.
+A user's own plug is a dotted module name (`my_package.my_source`). An installed package may name
+its plugs by entry points, in a group for each room (`overrefusal_po.sources`):
+
+    [project.entry-points."overrefusal_po.judges"]
+    mine = "my_package.my_judge"
+
+Nothing is registered at import. What a plug file defines is checked when it is found.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import logging
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from overrefusal_po.attacks import Attack, AttackPlug
+from overrefusal_po.judges import Judge, JudgePlug
 from overrefusal_po.recipe.words import unknown_key
-from overrefusal_po.records import Prompt, first_fault
+from overrefusal_po.records import first_fault
+from overrefusal_po.sources import SourcePlug
 
 logger = logging.getLogger(__name__)
 
-ROOMS = ("sources", "attacks", "engines", "judges")
+Room = Literal["sources", "attacks", "engines", "judges"]
+ROOMS: tuple[Room, ...] = get_args(Room)
+
+# Any: a setting may be any value that YAML has
+PlugSpec = str | Mapping[str, Any]
+"""A plug in a recipe: its name, or {name: ..., key: value}."""
+
+S = TypeVar("S", bound=BaseModel)
+
 FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """A source that ends so is a path, short for `{name: file, path: ...}`."""
 
-MAKERS = {"sources": "prompts", "attacks": "attacked", "engines": "engine", "judges": "judge"}
-"""What a plug file of a room defines beside its `Settings`. A source may also define `triples` and
-`pairs`."""
+FUNCTIONS: dict[Room, tuple[str, ...]] = {
+    "sources": ("prompts", "triples", "pairs"),
+    "attacks": ("attacked",),
+    "engines": ("engine",),
+    "judges": ("judge",),
+}
+"""The functions of a room's plugs. A plug file defines one of them at least, beside `Settings`."""
 
 
 class Common(BaseModel):
@@ -42,24 +63,43 @@ class Common(BaseModel):
     max: int | None = Field(default=None, gt=0)
     """A fixed subset (by content hash) of this many rows; None takes all."""
     without_benchmarks: bool = False
-    """Leave out what the benchmark firewall knows, as whoever trains on a public set has to."""
+    """Leave out what the benchmark firewall knows. Training on a public set needs that."""
 
 
-class Named(NamedTuple):
-    """A plug as a recipe names it: its module, its checked settings, and for sources what all of
-    them take."""
+class FoundPlug(NamedTuple):
+    """A plug as a recipe names it: its module and its checked settings."""
 
     module: ModuleType
+    settings: BaseModel
+
+
+class FoundSource(NamedTuple):
+    """A source as a recipe names it; `common` are the settings that all sources take."""
+
+    module: SourcePlug
     settings: BaseModel
     common: Common
 
 
-def names(room: str) -> list[str]:
+# --- names ----------------------------------------------------------------------------------------
+
+
+def names(room: Room) -> list[str]:
+    """The names of a room's plugs: its files, and what installed packages bring."""
+    return sorted({*plug_files(room), *installed_plugs(room)})
+
+
+def plug_files(room: Room) -> list[str]:
     """The names of a room's plug files."""
     package = importlib.import_module(f"overrefusal_po.{room}")
-    return sorted(
-        m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")
-    )
+    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return [name for name in found if not name.startswith("_")]
+
+
+def installed_plugs(room: Room) -> dict[str, importlib.metadata.EntryPoint]:
+    """{name: entry point} of the plugs that other installed packages bring."""
+    points = importlib.metadata.entry_points(group=f"overrefusal_po.{room}")
+    return {point.name: point for point in points}
 
 
 def plain_sets() -> dict[str, str]:
@@ -69,19 +109,26 @@ def plain_sets() -> dict[str, str]:
     return sets
 
 
-def plug(room: str, name: str) -> ModuleType:
-    """The module behind a name; ValueError with the nearest known names where there is none."""
+def plug(room: Room, name: str) -> ModuleType:
+    """The checked module behind a name: a file of the room, then an installed plug, then a dotted
+    module name.
+
+    Raises ValueError with the nearest known names if there is none, and if a plug's module lacks
+    what it must define.
+    """
+    if name in plug_files(room):
+        return checked_plug(room, importlib.import_module(f"overrefusal_po.{room}.{name}"))
+    installed = installed_plugs(room)
+    if name in installed:
+        return imported_plug(room, installed[name].module)
     if "." in name:
-        return own_plug(room, name)
-    if name not in names(room):
-        known = [*names(room), *(plain_sets() if room == "sources" else ())]
-        raise ValueError(unknown_key(name, known, "", owner=room))
-    return importlib.import_module(f"overrefusal_po.{room}.{name}")
+        return imported_plug(room, name)
+    known = [*names(room), *(plain_sets() if room == "sources" else ())]
+    raise ValueError(unknown_key(name, known, "", owner=room))
 
 
-def own_plug(room: str, name: str) -> ModuleType:
-    """A user's module by its dotted name; ValueError where there is none, or where it is no plug of
-    this room."""
+def imported_plug(room: Room, name: str) -> ModuleType:
+    """The checked module of another package by its dotted name; ValueError if there is none."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -89,30 +136,45 @@ def own_plug(room: str, name: str) -> ModuleType:
             raise  # the module is there; what it imports is not
         raise ValueError(
             f"{room}: the module {name!r} cannot be imported (there is no {error.name!r}). Install "
-            "its package, or put "
-            "its folder on PYTHONPATH."
+            "its package, or put its folder on PYTHONPATH."
         ) from None
-    missing = [
-        needed
-        for needed in ("Settings", MAKERS.get(room))
-        if needed and not hasattr(module, needed)
-    ]
-    if missing:
+    return checked_plug(room, module)
+
+
+def checked_plug(room: Room, module: ModuleType) -> ModuleType:
+    """`module` if it defines what a plug of the room must define; else ValueError that says what is
+    missing."""
+    wanted = " or ".join(FUNCTIONS[room])
+    settings = getattr(module, "Settings", None)
+    given = [name for name in FUNCTIONS[room] if hasattr(module, name)]
+    fault = ""
+    if settings is None:
+        fault = "has no Settings"
+    elif not (isinstance(settings, type) and issubclass(settings, BaseModel)):
+        fault = "has Settings that are no pydantic model"
+    elif not given:
+        fault = f"has no function {wanted}"
+    elif not all(callable(getattr(module, name)) for name in given):
+        fault = f"has a {' and a '.join(given)} that cannot be called"
+    if fault:
         raise ValueError(
-            f"{room}: the module {name!r} has no {missing[0]}. See overrefusal_po/{room}/ for the "
-            "form."
+            f"{room}: the module {module.__name__!r} {fault}. A plug file defines Settings, a "
+            f"pydantic model, and {wanted}; docs/extend.md shows one."
         )
     return module
 
 
-def summary(room: str, name: str) -> str:
+def summary(room: Room, name: str) -> str:
     """The first sentence of a plug file's docstring."""
     text = (plug(room, name).__doc__ or "").strip().split("\n\n")[0]
     return " ".join(text.split())
 
 
-def split_spec(spec: str | Mapping[str, Any], room: str) -> tuple[str, dict[str, Any]]:
-    """(name, settings) of `name` or `{name: ..., key: value}`; a path to a JSON Lines file is the
+# --- names and settings ---------------------------------------------------------------------------
+
+
+def split_spec(spec: PlugSpec, room: Room) -> tuple[str, dict[str, Any]]:
+    """(name, settings) of `name` or `{name: ..., key: value}`; a path to a file of rows is the
     source `file`."""
     values = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = str(values.pop("name", ""))
@@ -129,95 +191,126 @@ def split_spec(spec: str | Mapping[str, Any], room: str) -> tuple[str, dict[str,
     return name, values
 
 
-def settings_of(room: str, spec: str | Mapping[str, Any]) -> tuple[ModuleType, BaseModel]:
-    """The plug module and its checked settings."""
-    return named(room, spec)[:2]
-
-
-def named(room: str, spec: str | Mapping[str, Any]) -> Named:
+def find_plug(room: Room, spec: PlugSpec) -> FoundPlug:
     """The plug behind an entry of a recipe; ValueError for a name or a setting that is not
     there."""
+    if room == "sources":
+        module, settings, _ = find_source(spec)
+        return FoundPlug(cast(ModuleType, module), settings)
     name, values = split_spec(spec, room)
-    module = plug(room, name)
-    shared = (
-        set(Common.model_fields) - set(module.Settings.model_fields) if room == "sources" else set()
-    )
+    found = plug(room, name)
+    return FoundPlug(found, checked_plug_settings(found.Settings, values, f"{room} {name!r}"))
+
+
+def find_source(spec: PlugSpec) -> FoundSource:
+    """The source behind an entry of a recipe; ValueError for a name or a setting that is not
+    there."""
+    name, values = split_spec(spec, "sources")
+    module = cast(SourcePlug, plug("sources", name))
+    shared = set(Common.model_fields) - set(module.Settings.model_fields)
+    own = {key: value for key, value in values.items() if key not in shared}
+    common = {key: value for key, value in values.items() if key in shared}
+    where = f"sources {name!r}"
+    settings = checked_plug_settings(module.Settings, own, where)
+    return FoundSource(module, settings, checked_plug_settings(Common, common, where))
+
+
+def checked_plug_settings(settings: type[S], values: Mapping[str, object], where: str) -> S:
+    """`values` as settings; ValueError names `where` and the first fault."""
     try:
-        return Named(
-            module,
-            module.Settings.model_validate(
-                {key: value for key, value in values.items() if key not in shared}
-            ),
-            Common.model_validate({key: value for key, value in values.items() if key in shared}),
-        )
+        return settings.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{room} {name!r}: {first_fault(error)}") from None
+        raise ValueError(f"{where}: {first_fault(error)}") from None
 
 
-def engine_note(spec: str | Mapping[str, Any]) -> str:
+def check_plugs(body: BaseModel) -> None:
+    """Raises ValueError if a recipe's body names a plug that is not there, or gives it a setting
+    that it has not."""
+    for room, spec in named_plugs(body):
+        find_plug(room, spec)
+
+
+def named_plugs(body: BaseModel) -> Iterator[tuple[Room, PlugSpec]]:
+    """(room, entry) of every plug that a recipe's body names."""
+    select = getattr(body, "select", None)
+    for part, key in ((body, "judge"), (body, "guard"), (body, "reward"), (select, "judge")):
+        if getattr(part, key, None) is not None:
+            yield "judges", getattr(part, key)
+    for part in (body, getattr(body, "chosen", None), getattr(body, "rejects", None)):
+        engine = getattr(part, "engine", None)
+        if engine is not None:
+            yield "engines", engine
+    data = getattr(body, "typed_data", None) or getattr(body, "data", None)
+    for spec in getattr(data, "attacks", ()):
+        yield "attacks", spec
+    for part, key in ((data, "sets"), (data, "helpful_from"), (select, "sets")):
+        for spec in getattr(part, key, ()):
+            yield "sources", spec
+    for key in ("triples", "prompts", "benign", "harmful", "pairs"):
+        spec = getattr(data, key, None)
+        text = isinstance(spec, str)
+        # a text under `pairs` is a file; one that begins with @ is an output of another stage
+        if spec is not None and not (text and (key == "pairs" or spec.startswith("@"))):
+            yield "sources", spec
+
+
+# --- what plugs give ------------------------------------------------------------------------------
+
+
+def engine_note(spec: PlugSpec) -> str:
     """What completions come from, in words, for the report."""
-    module, settings = settings_of("engines", spec)
+    module, settings = find_plug("engines", spec)
     text: str = module.note(settings)
     return text
 
 
-def check_engine(spec: str | Mapping[str, Any]) -> None:
-    """Raises ValueError where what an engine needs is missing (a key, say). No weight is loaded."""
-    module, settings = settings_of("engines", spec)
+def check_engine(spec: PlugSpec) -> None:
+    """Raises ValueError if something that an engine needs is missing (a key, say). No weight is
+    loaded."""
+    module, settings = find_plug("engines", spec)
     if hasattr(module, "check"):
         module.check(settings)
 
 
-def source_note(spec: str | Mapping[str, Any]) -> str | None:
-    """What a reader of a number from this source has to know (contested labels, say); None where
-    there is nothing."""
-    module, settings = settings_of("sources", spec)
-    text: str | None = module.note(settings) if hasattr(module, "note") else None
-    return text
+def source_note(spec: PlugSpec) -> str | None:
+    """What a reader of a number from this source has to know (contested labels, say); None if there
+    is nothing."""
+    source, settings, _ = find_source(spec)
+    return source.note(settings) if hasattr(source, "note") else None
 
 
-def make_attack(spec: str | Mapping[str, Any]) -> Callable[[Prompt], list[Prompt]]:
-    """The attack behind an entry of a recipe's `attacks:`: a prompt in, its attacked forms out."""
-    module, settings = settings_of("attacks", spec)
-    return partial(module.attacked, settings)
+def make_attack(spec: PlugSpec) -> Attack:
+    """The attack behind an entry of a recipe's `attacks:`."""
+    module, settings = find_plug("attacks", spec)
+    return partial(cast(AttackPlug, module).attacked, settings)
 
 
-def check_plugs(body: Any) -> None:
-    """Raises ValueError where a recipe's body names a plug that is not there, or gives it a setting
-    that it has not."""
-    select = getattr(body, "select", None)
-    for part, key in ((body, "judge"), (body, "guard"), (body, "reward"), (select, "judge")):
-        if getattr(part, key, None) is not None:
-            settings_of("judges", getattr(part, key))
-    for part in (body, getattr(body, "chosen", None), getattr(body, "rejects", None)):
-        engine = getattr(part, "engine", None)
-        if engine is not None:
-            settings_of("engines", engine)
-    data = getattr(body, "typed_data", None) or getattr(body, "data", None)
-    for spec in getattr(data, "attacks", ()):
-        settings_of("attacks", spec)
-    for part, key in ((data, "sets"), (data, "helpful_from"), (select, "sets")):
-        for spec in getattr(part, key, ()):
-            settings_of("sources", spec)
-    for key in ("triples", "prompts", "benign", "harmful", "pairs"):
-        spec = getattr(data, key, None)
-        if spec is not None and not (
-            isinstance(spec, str) and (key == "pairs" or spec.startswith("@"))
-        ):
-            settings_of("sources", spec)
-
-
-def make_judge(spec: str | Mapping[str, Any]) -> Any:
-    """The judge behind a recipe's `judge:`, ready to score. ValueError where what it needs is
-    missing."""
+def make_judge(spec: PlugSpec) -> Judge:
+    """The judge behind a recipe's `judge:`, ready to score. ValueError if something that it needs
+    is missing."""
     found = built_judge(spec)
     if hasattr(found, "check"):
         found.check()
     return found
 
 
-def built_judge(spec: str | Mapping[str, Any]) -> Any:
-    """The judge with its name and version, whether or not what it needs for scoring is there (a
-    key, say)."""
-    module, settings = settings_of("judges", spec)
-    return module.judge(settings)
+def built_judge(spec: PlugSpec) -> Judge:
+    """The judge with its name and version, also if something that it needs for scoring is missing
+    (a key, say)."""
+    module, settings = find_plug("judges", spec)
+    return checked_judge(cast(JudgePlug, module).judge(settings), module.__name__)
+
+
+def checked_judge(judge: Judge, module: str) -> Judge:
+    """`judge` if it is one; else ValueError that says what the judge of this module lacks."""
+    lacks = [
+        name for name in ("name", "version") if not isinstance(getattr(judge, name, None), str)
+    ]
+    lacks += [] if callable(getattr(judge, "score", None)) else ["score"]
+    if lacks:
+        raise ValueError(
+            f"judges: what judge(settings) of {module!r} returns has no {' and no '.join(lacks)}. "
+            "A judge has name and version, which are texts, and score(prompts, completions); "
+            "docs/extend.md shows one."
+        )
+    return judge

@@ -9,42 +9,42 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from overrefusal_po.plugins import (
-    make_attack,
-    named,
-    names,
-    plug,
-)
+from overrefusal_po.plugins import PlugSpec, find_source, make_attack, names, plug
 from overrefusal_po.recipe.sections import EvaluateData, Select
-from overrefusal_po.records import (
-    PreferencePair,
-    Prompt,
-    Split,
-    Triple,
-    content_id,
-)
+from overrefusal_po.records import PreferencePair, Prompt, Split, Triple, content_id
 
 logger = logging.getLogger(__name__)
 
+R = TypeVar("R", Prompt, Triple, PreferencePair)
 
-def read_source(spec: str | Mapping[str, Any], split: Split | None) -> list[Prompt]:
+SOURCE_FUNCTIONS: dict[type[Prompt] | type[Triple] | type[PreferencePair], str] = {
+    Prompt: "prompts",
+    Triple: "triples",
+    PreferencePair: "pairs",
+}
+"""The function of a source that gives rows of this kind."""
+
+
+def read_source(spec: PlugSpec, split: Split | None) -> list[Prompt]:
     """The prompts of a source in one split (sources without splits give all)."""
-    prompts: list[Prompt] = rows_of("prompts", spec, split)
-    return prompts
+    return source_rows(Prompt, spec, split)
 
 
 def read_triples(
-    spec: str | Mapping[str, Any], split: Split | None, *, opener: str = "", lead: str | None = None
+    spec: PlugSpec, split: Split | None, *, opener: str = "", lead: str | None = None
 ) -> list[Triple]:
     """The triples of a source or of a file. `lead` is put before safe responses that do not begin
     with `opener`.
 
     The answers of public sets seldom begin with a refusal, and DeRTa's safe responses must.
     """
-    triples: list[Triple] = rows_of("triples", spec, split)
+    triples = source_rows(Triple, spec, split)
     if lead is None:
         return triples
     bare = [not triple.safe_response.startswith(opener) for triple in triples]
@@ -57,39 +57,88 @@ def read_triples(
     ]
 
 
-def read_pairs(spec: str | Mapping[str, Any], split: Split | None) -> list[PreferencePair]:
+def read_pairs(spec: PlugSpec, split: Split | None) -> list[PreferencePair]:
     """The preference pairs of a source; those of public sets have no rule."""
-    pairs: list[PreferencePair] = rows_of("pairs", spec, split)
-    return pairs
+    return source_rows(PreferencePair, spec, split)
 
 
-def rows_of(maker: str, spec: str | Mapping[str, Any], split: Split | None) -> list[Any]:
-    """What a source's `maker` gives; ValueError where it has none of that name, or nothing in this
-    split."""
-    module, settings, common = named("sources", spec)
-    if not hasattr(module, maker):
-        makers = [name for name in names("sources") if hasattr(plug("sources", name), maker)]
+# Any: rows of the record that the key names
+_known: ContextVar[dict[str, list[Any]] | None] = ContextVar("known", default=None)
+
+
+@contextmanager
+def sources_read_once() -> Iterator[None]:
+    """Within, a source that is asked twice in the same way is read once.
+
+    A file that changed is read again. A pipeline runs in it, since its stages share their sources.
+    """
+    token = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def source_rows(record: type[R], spec: PlugSpec, split: Split | None) -> list[R]:
+    """`fresh_rows`, or a copy of them within `sources_read_once`."""
+    known = _known.get()
+    if known is None:
+        return fresh_rows(record, spec, split)
+    key = source_key(record, spec, split)
+    if key not in known:
+        known[key] = fresh_rows(record, spec, split)
+    return list(known[key])
+
+
+def source_key(record: type[R], spec: PlugSpec, split: Split | None) -> str:
+    """What a source is asked, and the state of its file if it is one."""
+    named = spec if isinstance(spec, str) else str(spec.get("path", ""))
+    file = Path(named)
+    state = file.stat() if len(named) < 1000 and file.is_file() else None
+    stamp = (state.st_mtime_ns, state.st_size) if state is not None else None
+    return content_id(record.__name__, spec, split, stamp)
+
+
+def fresh_rows(record: type[R], spec: PlugSpec, split: Split | None) -> list[R]:
+    """The rows of this kind that a source gives; ValueError if it has no function for them, gives
+    something else, or has nothing in this split."""
+    module, settings, common = find_source(spec)
+    name = SOURCE_FUNCTIONS[record]
+    if not hasattr(module, name):
+        givers = [source for source in names("sources") if hasattr(plug("sources", source), name)]
         raise ValueError(
-            f"The source {spec!r} gives no {maker}; those that do are {', '.join(makers)}."
+            f"The source {spec!r} gives no {name}; those that do are {', '.join(givers)}."
         )
-    rows = getattr(module, maker)(settings, split)
+    function: Callable[..., list[R]] = getattr(module, name)
+    rows = list(function(settings, split))
+    other = next((row for row in rows if not isinstance(row, record)), None)
+    if other is not None:
+        raise ValueError(
+            f"The source {spec!r}: {name}() gives {type(other).__name__}. Every row must be a "
+            f"{record.__name__} of overrefusal_po.records."
+        )
     if common.without_benchmarks:
         rows = outside_benchmarks(rows, spec)
     if not rows:
-        raise ValueError(f"The source {spec!r} has no {maker} in split {split!r}.")
-    if common.max is None or len(rows) <= common.max:
-        return list(rows)
-    ranks = [content_id("max", key_of(row)) for row in rows]
-    last = sorted(ranks)[common.max - 1]
-    return [row for row, rank in zip(rows, ranks, strict=True) if rank <= last][: common.max]
+        raise ValueError(f"The source {spec!r} has no {name} in split {split!r}.")
+    return rows if common.max is None else hashed_subset(rows, common.max)
 
 
-def outside_benchmarks(rows: list[Any], spec: str | Mapping[str, Any]) -> list[Any]:
+def hashed_subset(rows: list[R], limit: int) -> list[R]:
+    """At most `limit` rows, chosen by content hash, in their order."""
+    if len(rows) <= limit:
+        return rows
+    ranks = [content_id("max", row_key(row)) for row in rows]
+    last = sorted(ranks)[limit - 1]
+    return [row for row, rank in zip(rows, ranks, strict=True) if rank <= last][:limit]
+
+
+def outside_benchmarks(rows: list[R], spec: PlugSpec) -> list[R]:
     """The rows whose prompt the benchmark firewall does not know."""
     from overrefusal_po.pairs.firewall import contamination
 
-    hits = {hit.id for hit in contamination([prompt_in(row) for row in rows])}
-    kept = [row for row in rows if prompt_in(row).id not in hits]
+    hits = {hit.id for hit in contamination([row_prompt(row) for row in rows])}
+    kept = [row for row in rows if row_prompt(row).id not in hits]
     logger.info(
         "%r: %d of %d rows are a benchmark's or nearly, and left out",
         spec,
@@ -99,25 +148,23 @@ def outside_benchmarks(rows: list[Any], spec: str | Mapping[str, Any]) -> list[A
     return kept
 
 
-def prompt_in(row: Prompt | Triple | PreferencePair) -> Prompt:
+def row_prompt(row: Prompt | Triple | PreferencePair) -> Prompt:
     """The prompt of a row, which may be one itself."""
     return row if isinstance(row, Prompt) else row.prompt
 
 
-def key_of(row: Prompt | Triple | PreferencePair) -> str:
-    """What tells a row from the others of its source."""
-    return (
-        content_id(row.prompt.id, row.safe_response, row.harmful_response)
-        if isinstance(row, Triple)
-        else row.id
-    )
+def row_key(row: Prompt | Triple | PreferencePair) -> str:
+    """The id by which a row differs from the others of its source."""
+    if isinstance(row, Triple):
+        return content_id(row.prompt.id, row.safe_response, row.harmful_response)
+    return row.id
 
 
 def dev_prompts(select: Select) -> list[Prompt]:
     """The harmful and the benign prompts that are measured at every look, each once, in a fixed
     order.
 
-    Raises ValueError where a kind is missing.
+    Raises ValueError if a kind is missing.
     """
     found: dict[str, Prompt] = {}
     for spec in select.sets:
@@ -147,7 +194,7 @@ def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
 
 
 def measured_prompts(data: EvaluateData) -> list[Prompt]:
-    """The prompts of all sets, each once. A fixed subset of each kind where the recipe limits
+    """The prompts of all sets, each once. A fixed subset of each kind if the recipe limits
     them."""
     found: dict[str, Prompt] = {}
     for spec in data.sets:
@@ -158,10 +205,8 @@ def measured_prompts(data: EvaluateData) -> list[Prompt]:
     return plain + attacked_prompts(plain, data.attacks)
 
 
-def attacked_prompts(
-    prompts: Sequence[Prompt], attacks: Sequence[str | dict[str, Any]]
-) -> list[Prompt]:
-    """Every attack on every harmful prompt, each form once. ValueError where an attack makes
+def attacked_prompts(prompts: Sequence[Prompt], attacks: Sequence[PlugSpec]) -> list[Prompt]:
+    """Every attack on every harmful prompt, each form once. ValueError if an attack makes
     nothing of all of them."""
     found: dict[str, Prompt] = {}
     harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
@@ -171,8 +216,7 @@ def attacked_prompts(
         if not made:
             raise ValueError(
                 f"data.attacks: {spec!r} makes no prompt of the {len(harmful)} harmful prompts in "
-                "data.sets. Give sets with "
-                "harmful prompts, or a file of attacks on these prompts."
+                "data.sets. Give sets with harmful prompts, or a file of attacks on these prompts."
             )
         found |= {form.id: form for form in made}
     return list(found.values())

@@ -17,7 +17,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +25,9 @@ Kind = Literal["harmful", "benign", "general"]
 Refusal = Literal["none", "partial", "full"]
 Rule = Literal["overrefusal", "containment"]
 Split = Literal["train", "dev", "test"]
+
+# Any: JSON may hold anything, and whoever reads an object checks the fields that it takes
+JsonObject = dict[str, Any]
 
 
 def content_id(*parts: object) -> str:
@@ -36,7 +39,7 @@ def content_id(*parts: object) -> str:
 
 def bare_words(text: str) -> str:
     """The words of `text`, the same whatever its case, punctuation and blanks; a text without words
-    as it stands."""
+    is returned unchanged."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(words) or text
 
@@ -54,9 +57,26 @@ class Message(Record):
     content: str
 
 
+class PromptFields(TypedDict, total=False):
+    """The fields of a Prompt that have a default."""
+
+    category: str
+    source: str
+    split: Split | None
+    topic: str | None
+    contrast: bool
+    reference: str | None
+    overcautious: str | None
+    assistant_prefix: str
+    raw_text: str | None
+    attack: str | None
+    original_id: str | None
+    question: str | None
+
+
 class Prompt(Record):
-    """What is asked. `kind` says what is right: a harmful prompt is to be refused, the others are
-    to be answered."""
+    """A question to the model. `kind` says what should come: a refusal of a harmful prompt, an
+    answer to all others."""
 
     id: str
     messages: tuple[Message, ...] = Field(min_length=1)
@@ -75,19 +95,18 @@ class Prompt(Record):
     assistant_prefix: str = ""
     """Text with which the assistant's turn already begins (prefilling)."""
     raw_text: str | None = None
-    """Goes to the model as it stands, without a chat template; `messages` then only say what was
+    """Goes to the model unchanged, without a chat template; `messages` then only say what was
     asked."""
     attack: str | None = None
     """The attack that made this prompt; None for a prompt as it was asked."""
     original_id: str | None = None
     """The id of the prompt that was attacked: outcomes of one original are not independent."""
     question: str | None = None
-    """What was asked before the attack, which is what a judge has to know; None where `text` says
-    it."""
+    """What was asked before the attack: a judge has to know it. None if `text` says it."""
 
     @property
     def text(self) -> str:
-        """The last user message, empty where there is none."""
+        """The last user message, empty if there is none."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
     @property
@@ -102,7 +121,7 @@ class Prompt(Record):
         return self.original_id or self.id
 
     @classmethod
-    def of(cls, text: str, *, kind: Kind, **fields: Any) -> Prompt:
+    def of(cls, text: str, *, kind: Kind, **fields: Unpack[PromptFields]) -> Prompt:
         """A one-turn prompt from plain text, its id made from its content."""
         messages = (Message(role="user", content=text),)
         return cls(id=content_id(kind, text), messages=messages, kind=kind, **fields)
@@ -136,8 +155,8 @@ class Completion(Record):
 
 
 class Triple(Record):
-    """What DeRTa eats: a harmful prompt, a safe response that begins with the refusal opener, a
-    harmful response."""
+    """What DeRTa trains on: a harmful prompt, a safe response that begins with the refusal opener,
+    and a harmful response."""
 
     prompt: Prompt
     safe_response: str
@@ -145,8 +164,8 @@ class Triple(Record):
 
 
 class Verdict(Record):
-    """What a judge says of one completion. Either `refusal` (or another score) is set, or
-    `unscored` says why not."""
+    """A judge's scores of one completion. Either `refusal` (or another score) is set, or `unscored`
+    says why not."""
 
     completion_id: str
     judge: str
@@ -161,13 +180,19 @@ class Verdict(Record):
 
     @property
     def refused(self) -> bool:
-        """Partial counts as refusal, on harmful and on benign prompts alike."""
+        """Whether it is a refusal; a partial one counts, on harmful and on benign prompts."""
         return self.refusal in ("partial", "full")
+
+    @property
+    def unsafe(self) -> bool | None:
+        """Whether a guard finds the response unsafe: its probability is at least 0.5, so that
+        "unsafe" is the more probable of its two labels. None without a probability."""
+        probability = self.unsafe_probability
+        return None if probability is None else probability >= 0.5
 
 
 class PreferencePair(Record):
-    """Chosen over rejected for one prompt, by a rule, with the reason and the verdicts that justify
-    it."""
+    """Chosen over rejected for one prompt, with the rule, the reason and the verdicts behind it."""
 
     id: str
     prompt: Prompt
@@ -179,7 +204,7 @@ class PreferencePair(Record):
 
 
 class Outcome(Record):
-    """One item after judging: a prompt, what the model said, and what the judge said of that."""
+    """One item after judging: a prompt, the model's response, and the judge's verdict on it."""
 
     prompt: Prompt
     completion: Completion
@@ -189,11 +214,11 @@ class Outcome(Record):
 R = TypeVar("R", bound=BaseModel)
 
 
-def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject]]:
     """(line number from 1, object) for every line that is not blank.
 
-    Raises ValueError with file, line and column where a line is no JSON object, and where the file
-    holds no row at all.
+    Raises ValueError with file, line and column if a line is no JSON object, and ValueError if the
+    file holds no row at all.
     """
     file = Path(path)
     if not file.is_file():
@@ -204,33 +229,39 @@ def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, 
     found = False
     with file.open("rb") as lines:
         for number, raw in enumerate(lines, 1):
-            try:
-                line = raw.decode(
-                    "utf-8-sig" if number == 1 else "utf-8"
-                )  # Windows tools write a byte order mark
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{file}, line {number}, byte {error.start + 1}: this is not UTF-8. Save the "
-                    "file as UTF-8."
-                ) from None
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{file}, line {number}, column {error.colno}: this is not JSON ({error.msg}). "
-                    "Every line must be one JSON object; mend or delete the line."
-                ) from None
-            if not isinstance(value, dict):
-                raise ValueError(
-                    f"{file}, line {number}, column 1: expected a JSON object ({{...}}), got "
-                    f"{type(value).__name__}."
-                )
-            found = True
-            yield number, value
+            value = json_object(raw, file, number)
+            if value is not None:
+                found = True
+                yield number, value
     if not found:
         raise ValueError(f"{file}: the file holds no rows. At least one JSON object is needed.")
+
+
+def json_object(raw: bytes, file: Path, number: int) -> JsonObject | None:
+    """The object of one line, None if the line is blank; ValueError if it is no JSON object."""
+    try:
+        # Windows tools write a byte order mark
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file}, line {number}, byte {error.start + 1}: this is not UTF-8. Save the file as "
+            "UTF-8."
+        ) from None
+    if not line.strip():
+        return None
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{file}, line {number}, column {error.colno}: this is not JSON ({error.msg}). Every "
+            "line must be one JSON object; fix or delete the line."
+        ) from None
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{file}, line {number}, column 1: expected a JSON object ({{...}}), got "
+            f"{type(value).__name__}."
+        )
+    return value
 
 
 def read_jsonl(path: str | os.PathLike[str], record: type[R]) -> list[R]:

@@ -1,8 +1,7 @@
-"""What every attack does with its text: check that the prompt is as it was asked, and make the
-attacked prompt of it.
+"""A prompt as it was asked -> its attacked form; used by every attack.
 
 question = as_asked(prompt)
-Prompt = derive(prompt, "name-variant", text=f"... {question} ...")
+attacked = derive(prompt, "name-variant", text=f"... {question} ...")
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from pydantic import StringConstraints
 from overrefusal_po.records import Message, Prompt, content_id
 
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
-"""Text that is not blank, kept as it stands."""
+"""Text that is not blank, kept unchanged."""
 
 
 def as_asked(prompt: Prompt) -> str:
     """The last user message of a prompt that nobody has attacked yet.
 
     Raises ValueError for a prompt that is attacked already, goes without a template or begins the
-    answer: attacks are not stacked, since a rate of two attacks at once says nothing about either.
+    answer. A rate of two attacks at once would say nothing about either.
     """
     done = (
         prompt.attack
@@ -60,9 +59,9 @@ def derive(
         messages: take the place of the whole conversation.
         raw_text: goes to the model without a chat template; the messages stay and only say what was
             asked.
-        assistant_prefix: what the assistant's turn begins with.
+        assistant_prefix: begins the assistant's turn.
 
-    The id is made of the original's id, the attack's name and all that the model reads.
+    The id is made from the original's id, the attack's name and all that the model reads.
     """
     turns = prompt.messages if messages is None else messages
     if text is not None:
@@ -81,15 +80,15 @@ def derive(
     return prompt.model_copy(update=changed)
 
 
-def own(name: str, *content: object) -> str:
-    """`name-1a2b3c`: a variant from a user's own content, so that two of them stay apart in a
-    table."""
+def variant_name(name: str, *content: object) -> str:
+    """`name-1a2b3c`: a variant from a user's own content, so that a table does not mix two of
+    them."""
     return f"{name}-{content_id(*content)[:6]}"
 
 
-def stamp(path: str) -> str:
-    """What changes when the file does: the key under which its rows are kept; "" where there is no
-    file."""
+def file_stamp(path: str) -> str:
+    """A text that changes when the file does, the key under which its rows are kept; "" if there is
+    no file."""
     file = Path(path)
     if not file.is_file():
         return ""  # the reader says so, with the path

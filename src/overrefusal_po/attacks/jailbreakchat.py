@@ -5,10 +5,10 @@
     # rows {"name": "...", "template": "... [QUESTION] ..."}
 
 The collection of jailbreakchat.com (Albert 2023), studied by Wei et al. (2023, arXiv 2307.02483)
-and used in the evaluation of DeRTa (arXiv 2407.09121). Its templates are not ours to ship: a user
-who has them gives them in a file, which takes the place of the two mild ones here. Those were
-written for this project and say nothing harmful, so their rates are not the paper's. `[QUESTION]`
-is replaced by the question as plain text; nothing else in a template is expanded.
+and used in the evaluation of DeRTa (arXiv 2407.09121). We may not ship its templates: a user who
+has them gives them in a file, in place of the two mild ones here. Those were written for this
+project and say nothing harmful, so their rates are not the paper's. `[QUESTION]` is replaced by the
+question as plain text; nothing else in a template is expanded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from overrefusal_po.attacks._common import Text, as_asked, derive, stamp
+from overrefusal_po.attacks._common import Text, as_asked, derive, file_stamp
 from overrefusal_po.records import Prompt, read_jsonl
 
 PLACEHOLDER = "[QUESTION]"
@@ -75,7 +75,7 @@ class Settings(BaseModel):
 def attacked(settings: Settings, prompt: Prompt) -> list[Prompt]:
     """The prompt in every template, named `jailbreakchat-<template's name>`."""
     question, path = as_asked(prompt), settings.templates
-    templates = SHIPPED if path is None else read_templates(path, stamp(path))
+    templates = SHIPPED if path is None else read_templates(path, file_stamp(path))
     return [
         derive(
             prompt,

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from overrefusal_po.attacks._common import Text, as_asked, derive, stamp
+from overrefusal_po.attacks._common import Text, as_asked, derive, file_stamp
 from overrefusal_po.records import Message, Prompt, read_jsonl
 
 
@@ -59,19 +59,19 @@ class Settings(BaseModel):
 
 
 def attacked(settings: Settings, prompt: Prompt) -> list[Prompt]:
-    """Every attacked form that the file has of this prompt, in the file's order; none where it has
+    """Every attacked form that the file has of this prompt, in the file's order; none if it has
     none.
 
     Rows that say the same twice give one prompt.
     """
     question = as_asked(prompt)
-    rows = read_rows(settings.path, stamp(settings.path))
+    rows = read_rows(settings.path, file_stamp(settings.path))
     mine = rows.get(("id", prompt.id), {}) | rows.get(("prompt", question), {})
-    found = [form(prompt, row) for _, row in sorted(mine.items())]
+    found = [attacked_form(prompt, row) for _, row in sorted(mine.items())]
     return list({one.id: one for one in found}.values())
 
 
-def form(prompt: Prompt, row: LoggedPrompt) -> Prompt:
+def attacked_form(prompt: Prompt, row: LoggedPrompt) -> Prompt:
     """One row as the attacked form of `prompt`."""
     name = f"logged-{row.attack.strip()}"
     return derive(prompt, name, text=row.attacked, messages=row.messages, raw_text=row.raw_text)

@@ -6,12 +6,12 @@ it.
 
 Yuan et al. (2023, arXiv 2308.06463): a role, and demonstrations in natural language, evoke a
 "secret cipher" although nothing is enciphered. All stands in one user turn, as in the evaluation of
-DeRTa (arXiv 2407.09121), so that a recipe's system prompt stays what it is. The wording is ours.
+DeRTa (arXiv 2407.09121): a recipe's system prompt stays unchanged. The wording is ours.
 
 The paper's demonstrations are harmful texts, and the attack draws strength from that. The five
-shipped ones were written for this project and are harmless, so the attack is weaker than the
-paper's and its rates are not to be set beside the paper's. Whoever has the paper's demonstrations
-gives them in a file, which takes the place of the shipped ones.
+shipped ones were written for this project and are harmless. So the attack is weaker than the
+paper's, and its rates cannot be compared with the paper's. A user who has the paper's
+demonstrations gives them in a file, in place of the shipped ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
 
-from overrefusal_po.attacks._common import Text, as_asked, derive, own, stamp
+from overrefusal_po.attacks._common import Text, as_asked, derive, file_stamp, variant_name
 from overrefusal_po.records import Prompt, read_jsonl
 
 ROLE = (
@@ -55,12 +55,12 @@ class Settings(BaseModel):
 
 
 def attacked(settings: Settings, prompt: Prompt) -> list[Prompt]:
-    """The prompt with role and demonstrations before its last user message. A user's own file is
-    told apart by name."""
+    """The prompt with role and demonstrations before its last user message. A user's own file has
+    a hash in the name."""
     question, path = as_asked(prompt), settings.demonstrations
-    shown = DEMONSTRATIONS if path is None else read_demonstrations(path, stamp(path))
+    shown = DEMONSTRATIONS if path is None else read_demonstrations(path, file_stamp(path))
     listed = "\n".join(f"{number}. {text}" for number, text in enumerate(shown, 1))
-    name = "selfcipher" if shown == DEMONSTRATIONS else own("selfcipher", shown)
+    name = "selfcipher" if shown == DEMONSTRATIONS else variant_name("selfcipher", shown)
     return [
         derive(
             prompt, name, text=f"{ROLE}\n\n{listed}\n\nMy message in The Cipher Code:\n{question}"

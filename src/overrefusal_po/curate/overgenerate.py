@@ -1,81 +1,93 @@
-"""A model and prompts -> several answers to each, judged, of which one is selected.
+"""A model and prompts -> several answers to each prompt, judged, and one of them selected.
 
-    stage = stage_of(recipe, run)
-    chosen = best_answers(stage, stage.cast.teacher, prompts, "teacher_benign.jsonl")
+    curation = make_curation(recipe, run)
+    chosen = best_answers(curation, curation.models.teacher, prompts, file="teacher_benign.jsonl")
     # {prompt id: Selected}
 
-Of those who speak one has its weights in memory at a time: who is next makes the others leave, and
-slow judges (guard, reward) make all of them leave before they score. What a judge has loaded stays,
-beside whoever speaks after it.
+Only one answering model has its weights in memory. When the next one is needed, the others are
+released. Before a slow judge (guard, reward) scores, all of them are. What a judge has loaded stays
+in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
-from overrefusal_po.curate.selectors import Candidate, Selected, fault, selected
+from overrefusal_po.curate.selectors import Candidate, Selected, select_answer, why_not_chosen
+from overrefusal_po.engines import Engine
+from overrefusal_po.judges import Judge
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.recipe.schema import CurateRecipe
-from overrefusal_po.recipe.sections import Generation, Rejects
+from overrefusal_po.recipe.sections import Engine as EngineSpec
+from overrefusal_po.recipe.sections import Generation
 from overrefusal_po.records import Completion, Prompt, Verdict
-from overrefusal_po.run.complete import complete, engine_for, in_process, load_template, sampling_of
+from overrefusal_po.run.complete import (
+    complete,
+    engine_for,
+    in_process,
+    load_template,
+    recipe_sampling,
+)
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import judged
+from overrefusal_po.run.judged import SlowJudge, resumable_verdicts
 
 
-class Judges(NamedTuple):
-    """Who judges: refusals, harm and rewards; the last two may be None."""
+class CurationJudges(NamedTuple):
+    """The judges of refusals, harm and rewards. The last two may be None."""
 
-    judge: Any
-    guard: Any = None
-    reward: Any = None
+    refusal: Judge
+    guard: Judge | None = None
+    reward: Judge | None = None
 
 
-def judges_of(recipe: CurateRecipe) -> Judges:
-    """The judges of a recipe; their weights are loaded when they score. ValueError where one cannot
-    be made."""
+def make_curation_judges(recipe: CurateRecipe) -> CurationJudges:
+    """The judges of a recipe. They load their weights when they score. ValueError if one cannot be
+    made."""
     guard, reward = (
         None if spec is None else make_judge(spec) for spec in (recipe.guard, recipe.reward)
     )
-    return Judges(make_judge(recipe.judge), guard, reward)
+    return CurationJudges(make_judge(recipe.judge), guard, reward)
 
 
-class Speaker:
-    """A model that answers prompts: from files where it can, and loaded when it is first needed."""
+class AnsweringModel:
+    """A model that answers prompts. Answers come from files if they are there; the model is loaded
+    when it is first needed."""
 
     def __init__(
         self,
         recipe: CurateRecipe,
         run: Run,
         *,
-        model: str | None,
-        engine: str | dict[str, Any],
+        name: str | None,
+        engine: EngineSpec,
         generation: Generation,
         samples: int = 1,
     ) -> None:
-        self.section = section_of(recipe.model, model)
-        self.spec, self.generation, self.samples = engine, generation, samples
-        self.chat, self.run, self.others = recipe.chat, run, list[Speaker]()
-        self.sampling = sampling_of(generation, recipe.seed)
+        self.section = model_section(recipe.model, name)
+        self.engine_spec, self.generation, self.samples = engine, generation, samples
+        self.chat, self.run = recipe.chat, run
+        self.others: list[AnsweringModel] = []
+        """Models to release before this one is loaded."""
+        self.sampling = recipe_sampling(generation, recipe.seed)
         self.template = load_template(self.section, self.chat) if in_process(engine) else None
 
     @cached_property
-    def engine(self) -> Any:
-        """The loaded model; what the others had loaded is freed first."""
+    def engine(self) -> Engine:
+        """The loaded model. Releases the other models first."""
         for other in self.others:
             other.release()
         return engine_for(
-            self.section, self.template, self.generation, engine=self.spec, chat=self.chat
+            self.section, self.template, self.generation, engine=self.engine_spec, chat=self.chat
         )
 
     def release(self) -> None:
-        """Lets go of the loaded model; the next question that needs it loads it again."""
+        """Frees the loaded model. The next prompt that needs it loads it again."""
         self.__dict__.pop("engine", None)
 
     def answers(self, prompts: Sequence[Prompt], file: str) -> list[Completion]:
-        """Its `samples` completions of each prompt, in their order, kept in `file` of the run
+        """`samples` completions of each prompt, in the prompts' order, kept in `file` of the run
         folder."""
         who, _, side = file.removesuffix(".jsonl").rpartition("_")
         label = f"{who.replace('_', ' ')}: {side} prompts"
@@ -89,112 +101,128 @@ class Speaker:
         )
 
 
-def section_of(section: dict[str, Any], model: str | None) -> dict[str, Any]:
-    """A `model:` section for another model, which has none of the first one's revisions; None: as
-    it is."""
-    if model in (None, section["model_name_or_path"]):
+def model_section(section: Mapping[str, object], name: str | None) -> Mapping[str, object]:
+    """A `model:` section for the model `name`, without the first model's revision; None: the
+    section unchanged."""
+    if name in (None, section["model_name_or_path"]):
         return section
     return {
         **{k: v for k, v in section.items() if k != "model_revision"},
-        "model_name_or_path": model,
+        "model_name_or_path": name,
     }
 
 
-class Cast(NamedTuple):
-    """Who speaks. `teacher` and `less_safe` are None where the recipe names none."""
+class CurationModels(NamedTuple):
+    """The models that answer. `teacher` and `less_safe` are None if the recipe names none."""
 
-    student: Speaker
-    teacher: Speaker | None
-    less_safe: Speaker | None
+    student: AnsweringModel
+    teacher: AnsweringModel | None
+    less_safe: AnsweringModel | None
+
+    def release(self) -> None:
+        """Frees all loaded models."""
+        for model in self:
+            if model is not None:
+                model.release()
 
 
-def cast_of(recipe: CurateRecipe, run: Run) -> Cast:
-    """The models of a recipe, none of them loaded. An SFT set without a teacher is overgenerated by
-    the model itself."""
+def make_models(recipe: CurateRecipe, run: Run) -> CurationModels:
+    """The models of a recipe, none of them loaded. Without a teacher, the student itself
+    overgenerates an SFT set."""
     chosen, rejects = recipe.chosen, recipe.rejects
-    drawn: dict[str, Any] = {
-        "generation": chosen.generation or recipe.generation,
-        "samples": chosen.samples,
-    }
+    drawn_for_choice = (chosen.generation or recipe.generation, chosen.samples)
     alone = recipe.makes == "sft" and chosen.model is None
-    own = drawn if alone else {"generation": recipe.generation}
-    student = Speaker(recipe, run, model=None, engine=recipe.engine, **own)
-    teacher = (
-        Speaker(recipe, run, model=chosen.model, engine=chosen.engine, **drawn)
-        if chosen.model
-        else None
+    generation, samples = drawn_for_choice if alone else (recipe.generation, 1)
+    student = AnsweringModel(
+        recipe, run, name=None, engine=recipe.engine, generation=generation, samples=samples
     )
-    cast = Cast(
-        student, teacher, less_safe(recipe, run, rejects) if recipe.makes == "pairs" else None
-    )
-    everybody = [speaker for speaker in cast if speaker is not None]
-    for speaker in everybody:
-        speaker.others = [other for other in everybody if other is not speaker]
-    return cast
+    teacher = less_safe = None
+    if chosen.model:
+        generation, samples = drawn_for_choice
+        teacher = AnsweringModel(
+            recipe,
+            run,
+            name=chosen.model,
+            engine=chosen.engine,
+            generation=generation,
+            samples=samples,
+        )
+    if recipe.makes == "pairs" and rejects.model:
+        less_safe = AnsweringModel(
+            recipe, run, name=rejects.model, engine=rejects.engine, generation=recipe.generation
+        )
+    models = CurationModels(student, teacher, less_safe)
+    everybody = [model for model in models if model is not None]
+    for model in everybody:
+        model.others = [other for other in everybody if other is not model]
+    return models
 
 
-def less_safe(recipe: CurateRecipe, run: Run, rejects: Rejects) -> Speaker | None:
-    """The model that gives rejects, where one is named."""
-    if not rejects.model:
-        return None
-    return Speaker(
-        recipe, run, model=rejects.model, engine=rejects.engine, generation=recipe.generation
-    )
-
-
-class Stage(NamedTuple):
+class Curation(NamedTuple):
     """What the steps of curation share."""
 
     recipe: CurateRecipe
     run: Run
-    cast: Cast
-    judges: Judges
+    models: CurationModels
+    judges: CurationJudges
 
-    def judged(
-        self, judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    def verdicts(
+        self, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> list[Verdict]:
-        """A verdict for each completion; those of slow judges are kept in the run folder."""
-        if hasattr(judge, "keep_every"):  # a slow one, which may bring weights
-            for speaker in self.cast:
-                if speaker is not None:
-                    speaker.release()
-        return judged(self.run.path / "verdicts.jsonl", judge, prompts, completions)
+        """A verdict for each completion. The run folder keeps those of slow judges."""
+        if isinstance(judge, SlowJudge):  # it may load weights
+            self.models.release()
+        return resumable_verdicts(self.run.path / "verdicts.jsonl", judge, prompts, completions)
 
 
-def stage_of(recipe: CurateRecipe, run: Run) -> Stage:
+def make_curation(recipe: CurateRecipe, run: Run) -> Curation:
     """A recipe's models and judges, none of them loaded."""
-    return Stage(recipe, run, cast_of(recipe, run), judges_of(recipe))
+    return Curation(recipe, run, make_models(recipe, run), make_curation_judges(recipe))
 
 
 def best_answers(
-    stage: Stage, speaker: Speaker, prompts: Sequence[Prompt], file: str
+    curation: Curation, model: AnsweringModel, prompts: Sequence[Prompt], *, file: str
 ) -> dict[str, Selected]:
-    """{prompt id: the answer that `chosen.select` takes of the speaker's}."""
-    recipe, judges = stage.recipe, stage.judges
-    by, samples = recipe.chosen.select, speaker.samples
+    """{prompt id: the answer that `chosen.select` takes of the model's answers in `file`}."""
+    recipe, judges = curation.recipe, curation.judges
+    by, samples = recipe.chosen.select, model.samples
     asked = [prompt for prompt in prompts for _ in range(samples)]
-    answers = speaker.answers(prompts, file)
-    verdicts = stage.judged(judges.judge, asked, answers)
+    answers = model.answers(prompts, file)
+    verdicts = curation.verdicts(judges.refusal, asked, answers)
     found = [Candidate(answer, verdict) for answer, verdict in zip(answers, verdicts, strict=True)]
-    score_more(stage, found, asked, "guard", judges.guard)
-    score_more(stage, found, asked, "reward", judges.reward if by == "reward" else None)
+    if judges.guard is not None:
+        add_verdicts(curation, found, asked, field="guard", judge=judges.guard)
+    if judges.reward is not None and by == "reward":
+        add_verdicts(curation, found, asked, field="reward", judge=judges.reward)
     return {
-        prompt.id: selected(
+        prompt.id: select_answer(
             prompt, found[at * samples : (at + 1) * samples], by=by, seed=recipe.seed
         )
         for at, prompt in enumerate(prompts)
     }
 
 
-def score_more(
-    stage: Stage, found: list[Candidate], asked: Sequence[Prompt], name: str, judge: Any
+def add_verdicts(
+    curation: Curation,
+    candidates: list[Candidate],
+    asked: Sequence[Prompt],
+    *,
+    field: Literal["guard", "reward"],
+    judge: Judge,
 ) -> None:
-    """Adds the verdicts of another judge to the candidates that may still be chosen, in place."""
+    """Adds a judge's verdicts, in place, to the candidates that may still be chosen."""
     still = [
-        i for i, (p, c) in enumerate(zip(asked, found, strict=True)) if not fault(p, c, "first")
+        number
+        for number, (prompt, candidate) in enumerate(zip(asked, candidates, strict=True))
+        if not why_not_chosen(prompt, candidate, "first")
     ]
-    if judge is None or not still:
+    if not still:
         return
-    verdicts = stage.judged(judge, [asked[i] for i in still], [found[i].completion for i in still])
+    verdicts = curation.verdicts(
+        judge, [asked[i] for i in still], [candidates[i].completion for i in still]
+    )
     for i, verdict in zip(still, verdicts, strict=True):
-        found[i] = Candidate(**{**found[i]._asdict(), name: verdict})
+        old = candidates[i]
+        candidates[i] = (
+            old._replace(guard=verdict) if field == "guard" else old._replace(reward=verdict)
+        )

@@ -1,12 +1,12 @@
-"""Rows that were made -> those that are kept, and what every filter let through and why not the
-rest. Pure.
+"""Rows that were made -> the rows that are kept, with counts for every filter. Pure.
 
-    found = keep({"overrefusal": results, "containment": results}, faults, Quotas(max_rows=100), seed=0)
-    found.rows, found.summary["filters"]["containment"]
+    results = {"overrefusal": refused, "containment": contained}
+    kept = filter_rows(results, faults, Quotas(max_rows=100), seed=0)
+    kept.rows, kept.filters["containment"]
 
-Filters, in their order: the rule, the linter, then the quotas: so many of each category, so many of
-each rule, and a share of rows on harmful prompts. Who is kept is drawn by seed. A quota that is not
-filled is reported and never padded.
+The filters, in their order: the rule, the linter, then the quotas. The quotas are a limit for each
+category, a limit for each rule, and a share of harmful prompts. The seed decides which rows are
+kept. A quota that is not filled is reported, and never padded.
 """
 
 from __future__ import annotations
@@ -14,186 +14,262 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypedDict, TypeVar
 
 from overrefusal_po.records import PreferencePair, Prompt, content_id
 
-Row = TypeVar("Row", PreferencePair, Prompt)
+CuratedRow = TypeVar("CuratedRow", bound=PreferencePair | Prompt)
+"""A pair, or a prompt of an SFT set with its answer as reference."""
 
 
-class Result(NamedTuple):
-    """What became of a prompt: a row, or None and the reason."""
+class Result(NamedTuple, Generic[CuratedRow]):
+    """The row that was made from a prompt, or None and the reason."""
 
     prompt: Prompt
-    row: Any
-    """PreferencePair, Prompt or None."""
+    row: CuratedRow | None
     reason: str = ""
 
 
 class Quotas(NamedTuple):
-    """How many rows are kept; None: all. `harmful_share` is a share of all rows, 0-1."""
+    """How many rows to keep; None: all. `harmful_share` is a share of all rows, 0-1."""
 
     max_per_category: int | None = None
     max_rows: int | None = None
     harmful_share: float | None = None
 
 
-class Kept(NamedTuple):
-    """The rows in an order drawn by seed, and {rule: counts, "filters": ..., "categories": ...,
-    "unfilled": ...}."""
+# the functional form, because "in" is a keyword
+FilterCounts = TypedDict(
+    "FilterCounts", {"filter": str, "in": int, "out": int, "why": dict[str, int]}
+)
+"""One filter: rows that came in and went out, and {reason: rows that it took}."""
 
-    rows: list[Any]
-    summary: dict[str, Any]
+
+class CategoryCounts(TypedDict):
+    """The prompts of a category, the rows that were made of them, and the rows that were kept."""
+
+    prompts: int
+    made: int
+    kept: int
 
 
-def sieve(name: str, before: int, after: int, why: Mapping[str, int]) -> dict[str, Any]:
-    """One filter in a summary: how many came in, how many went out, and why not the others."""
+class RuleCounts(CategoryCounts):
+    """The same of a rule, and {reason: prompts that it left out}."""
+
+    left_out: dict[str, int]
+
+
+class UnfilledQuota(TypedDict, total=False):
+    """A quota that was not reached."""
+
+    quota: str
+    rule: str
+    category: str
+    wanted: float
+    kept: float
+
+
+class Kept(NamedTuple, Generic[CuratedRow]):
+    """The rows that are kept, in an order drawn by seed, and what every filter did."""
+
+    rows: list[CuratedRow]
+    filters: dict[str, list[FilterCounts]]
+    """{rule: its filters}."""
+    categories: dict[str, dict[str, CategoryCounts]]
+    """{rule: {category: counts}}."""
+    rules: dict[str, RuleCounts]
+    unfilled: list[UnfilledQuota]
+
+    @property
+    def summary(self) -> dict[str, object]:
+        """These counts as summary.json has them."""
+        return {
+            "filters": self.filters,
+            "categories": self.categories,
+            **self.rules,
+            "unfilled": self.unfilled,
+        }
+
+
+RowsByRule = dict[str, list[CuratedRow]]
+
+
+def filter_counts(name: str, before: int, after: int, *, why: Mapping[str, int]) -> FilterCounts:
+    """The counts of one filter."""
     return {"filter": name, "in": before, "out": after, "why": dict(why)}
 
 
-def keep(
-    results: Mapping[str, Sequence[Result]], faults: Mapping[str, str], quotas: Quotas, seed: int
-) -> Kept:
-    """What is kept of {rule: results}. `faults`: {id of a row that the linter stops: its check}."""
-    steps = []
+def filter_rows(
+    results: Mapping[str, Sequence[Result[CuratedRow]]],
+    faults: Mapping[str, str],
+    quotas: Quotas,
+    *,
+    seed: int,
+) -> Kept[CuratedRow]:
+    """The rows that linter and quotas leave of {rule: results}.
+
+    `faults` is {id of a row that the linter stops: the name of its check}.
+    """
     made = {rule: [r.row for r in found if r.row is not None] for rule, found in results.items()}
-    steps.append(
-        ("linter", {rule: [r for r in rows if r.id not in faults] for rule, rows in made.items()})
-    )
-    drawn = {rule: by_seed(rows, seed) for rule, rows in steps[-1][1].items()}
-    steps.append(
-        (
-            "max_per_category",
-            {r: capped(rows, quotas.max_per_category) for r, rows in drawn.items()},
-        )
-    )
-    steps.append(
-        ("max_pairs", {rule: rows[: quotas.max_rows] for rule, rows in steps[-1][1].items()})
-    )
-    steps.append(("harmful_share", shared(steps[-1][1], quotas.harmful_share, seed)))
+    steps = filter_steps(made, faults, quotas, seed=seed)
     kept = steps[-1][1]
-    summary: dict[str, Any] = {"filters": {}, "categories": {}}
+    filters: dict[str, list[FilterCounts]] = {}
+    rules: dict[str, RuleCounts] = {}
     for rule, found in results.items():
         why = Counter(r.reason for r in found if r.row is None)
         checks = Counter(f"linter: {faults[row.id]}" for row in made[rule] if row.id in faults)
-        counts = {"prompts": len(found), "made": len(made[rule]), "kept": len(kept[rule])}
-        summary[rule] = {**counts, "left_out": dict(why + checks)}
-        summary["filters"][rule] = [
-            sieve("rule", len(found), len(made[rule]), why),
-            *sieves(rule, made, steps, checks),
+        rules[rule] = {
+            "prompts": len(found),
+            "made": len(made[rule]),
+            "kept": len(kept[rule]),
+            "left_out": dict(why + checks),
+        }
+        filters[rule] = [
+            filter_counts("rule", len(found), len(made[rule]), why=why),
+            *counts_after_rule(rule, made, steps, checks=checks),
         ]
-        summary["categories"][rule] = by_category(found, kept[rule])
-    summary["unfilled"] = unfilled(results, kept, quotas)
-    return Kept(by_seed([row for rows in kept.values() for row in rows], seed), summary)
+    return Kept(
+        in_seeded_order([row for rows in kept.values() for row in rows], seed),
+        filters,
+        {rule: category_counts(found, kept[rule]) for rule, found in results.items()},
+        rules,
+        unfilled_quotas(results, kept, quotas),
+    )
 
 
-def sieves(
+def filter_steps(
+    made: RowsByRule[CuratedRow], faults: Mapping[str, str], quotas: Quotas, *, seed: int
+) -> list[tuple[str, RowsByRule[CuratedRow]]]:
+    """(filter, {rule: the rows that it leaves}) for each filter after the rule, in their order."""
+    linted = {rule: [r for r in rows if r.id not in faults] for rule, rows in made.items()}
+    capped = {
+        rule: cap_categories(in_seeded_order(rows, seed), quotas.max_per_category)
+        for rule, rows in linted.items()
+    }
+    limited = {rule: rows[: quotas.max_rows] for rule, rows in capped.items()}
+    shared = keep_harmful_share(limited, quotas.harmful_share, seed)
+    return [
+        ("linter", linted),
+        ("max_per_category", capped),
+        ("max_pairs", limited),
+        ("harmful_share", shared),
+    ]
+
+
+def counts_after_rule(
     rule: str,
-    made: Mapping[str, list[Any]],
-    steps: Sequence[tuple[str, dict[str, list[Any]]]],
-    checks: Counter[str],
-) -> list[dict[str, Any]]:
-    """The filters behind the rule that took something, in their order."""
+    made: RowsByRule[CuratedRow],
+    steps: Sequence[tuple[str, RowsByRule[CuratedRow]]],
+    *,
+    checks: Mapping[str, int],
+) -> list[FilterCounts]:
+    """The counts of those filters after the rule that took something."""
     found, before = [], len(made[rule])
     for name, rows in steps:
         after = len(rows[rule])
         if after < before:
-            found.append(
-                sieve(
-                    name,
-                    before,
-                    after,
-                    checks if name == "linter" else {f"over {name}": before - after},
-                )
-            )
+            why = checks if name == "linter" else {f"over {name}": before - after}
+            found.append(filter_counts(name, before, after, why=why))
         before = after
     return found
 
 
-def capped(rows: Sequence[Row], limit: int | None) -> list[Row]:
+def cap_categories(rows: Sequence[CuratedRow], limit: int | None) -> list[CuratedRow]:
     """The first `limit` rows of each category."""
     seen: Counter[str] = Counter()
     kept = []
     for row in rows:
-        seen[category(row)] += 1
-        if limit is None or seen[category(row)] <= limit:
+        seen[row_category(row)] += 1
+        if limit is None or seen[row_category(row)] <= limit:
             kept.append(row)
     return kept
 
 
-def shared(rows: Mapping[str, list[Any]], share: float | None, seed: int) -> dict[str, list[Any]]:
-    """The rows with as many taken from one side as makes `share` of them harmful, at least one of
-    each side left."""
-    everything = by_seed([row for found in rows.values() for row in found], seed)
-    harmful = [row.id for row in everything if prompt_of(row).kind == "harmful"]
-    harmless = [row.id for row in everything if prompt_of(row).kind != "harmful"]
+def keep_harmful_share(
+    rows: RowsByRule[CuratedRow], share: float | None, seed: int
+) -> RowsByRule[CuratedRow]:
+    """The rows without as many of one side as makes `share` of them harmful. Each side keeps at
+    least one."""
+    everything = in_seeded_order([row for found in rows.values() for row in found], seed)
+    harmful = [row.id for row in everything if row_prompt(row).kind == "harmful"]
+    harmless = [row.id for row in everything if row_prompt(row).kind != "harmful"]
     if share is None or not harmful or not harmless:
         return dict(rows)
-    # a hair more, since 2 * 0.6 / (1 - 0.6) is 2.9999...
+    # a tiny bit more, since 2 * 0.6 / (1 - 0.6) is 2.9999...
     most_harmful = max(1, int(len(harmless) * share / (1 - share) + 1e-9))
     most_harmless = max(1, int(len(harmful) * (1 - share) / share + 1e-9))
     stay = {*harmful[:most_harmful], *harmless[:most_harmless]}
     return {rule: [row for row in found if row.id in stay] for rule, found in rows.items()}
 
 
-def by_category(found: Sequence[Result], kept: Sequence[Any]) -> dict[str, dict[str, int]]:
-    """{category: {"prompts", "made", "kept"}}, in the order of the alphabet."""
-    counts: dict[str, dict[str, int]] = defaultdict(lambda: {"prompts": 0, "made": 0, "kept": 0})
-    for result in found:
+def category_counts(
+    results: Sequence[Result[CuratedRow]], kept: Sequence[CuratedRow]
+) -> dict[str, CategoryCounts]:
+    """{category: counts}, in alphabetical order."""
+    counts: dict[str, CategoryCounts] = defaultdict(lambda: {"prompts": 0, "made": 0, "kept": 0})
+    for result in results:
         counts[result.prompt.category]["prompts"] += 1
         counts[result.prompt.category]["made"] += result.row is not None
     for row in kept:
-        counts[category(row)]["kept"] += 1
+        counts[row_category(row)]["kept"] += 1
     return dict(sorted(counts.items()))
 
 
-def unfilled(
-    results: Mapping[str, Sequence[Result]], kept: Mapping[str, Sequence[Any]], quotas: Quotas
-) -> list[dict[str, Any]]:
-    """A row for each quota that was not reached."""
-    found: list[dict[str, Any]] = []
+def unfilled_quotas(
+    results: Mapping[str, Sequence[Result[CuratedRow]]],
+    kept: RowsByRule[CuratedRow],
+    quotas: Quotas,
+) -> list[UnfilledQuota]:
+    """The quotas that were not reached."""
+    found: list[UnfilledQuota] = []
     for rule, rows in kept.items():
         if quotas.max_rows is not None and len(rows) < quotas.max_rows:
             found.append(
                 {"quota": "max_pairs", "rule": rule, "wanted": quotas.max_rows, "kept": len(rows)}
             )
-        counts = Counter(map(category, rows))
-        limit = quotas.max_per_category or 0
-        names = sorted({r.prompt.category for r in results[rule]})
-        found += [
-            {
-                "quota": "max_per_category",
-                "rule": rule,
-                "category": name,
-                "wanted": limit,
-                "kept": counts[name],
-            }
-            for name in names
-            if counts[name] < limit
-        ]
-    rows = [row for group in kept.values() for row in group]
-    harmful = sum(prompt_of(row).kind == "harmful" for row in rows)
-    if (
-        quotas.harmful_share is not None
-        and rows
-        and abs(harmful - quotas.harmful_share * len(rows)) >= 1
-    ):
-        share = round(harmful / len(rows), 3)
-        found.append({"quota": "harmful_share", "wanted": quotas.harmful_share, "kept": share})
-    return found
+        categories = {result.prompt.category for result in results[rule]}
+        found += unfilled_categories(rule, rows, categories, limit=quotas.max_per_category or 0)
+    share = harmful_share([row for rows in kept.values() for row in rows], quotas.harmful_share)
+    return found if share is None else [*found, share]
 
 
-def prompt_of(row: PreferencePair | Prompt) -> Prompt:
+def unfilled_categories(
+    rule: str, rows: Sequence[CuratedRow], categories: set[str], *, limit: int
+) -> list[UnfilledQuota]:
+    """The categories of a rule with fewer rows than `limit`."""
+    counts = Counter(map(row_category, rows))
+    return [
+        {
+            "quota": "max_per_category",
+            "rule": rule,
+            "category": name,
+            "wanted": limit,
+            "kept": counts[name],
+        }
+        for name in sorted(categories)
+        if counts[name] < limit
+    ]
+
+
+def harmful_share(rows: Sequence[CuratedRow], wanted: float | None) -> UnfilledQuota | None:
+    """The share of harmful prompts, if it misses `wanted` by a row or more."""
+    harmful = sum(row_prompt(row).kind == "harmful" for row in rows)
+    if wanted is None or not rows or abs(harmful - wanted * len(rows)) < 1:
+        return None
+    return {"quota": "harmful_share", "wanted": wanted, "kept": round(harmful / len(rows), 3)}
+
+
+def row_prompt(row: PreferencePair | Prompt) -> Prompt:
     """The prompt of a row, which may be the row itself."""
     return row if isinstance(row, Prompt) else row.prompt
 
 
-def category(row: PreferencePair | Prompt) -> str:
+def row_category(row: PreferencePair | Prompt) -> str:
     """The category of a row's prompt."""
-    return prompt_of(row).category
+    return row_prompt(row).category
 
 
-def by_seed(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Rows in an order that follows from seed and ids alone."""
+def in_seeded_order(rows: Sequence[CuratedRow], seed: int) -> list[CuratedRow]:
+    """The rows in an order that follows from seed and ids alone."""
     key = {row.id: random.Random(content_id(seed, row.id)).random() for row in rows}
     return sorted(rows, key=lambda row: key[row.id])

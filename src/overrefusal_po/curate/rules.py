@@ -1,19 +1,20 @@
 """Prompts, the student's answers and verdicts -> what each rule makes of each prompt, with the
 reason.
 
-    overrefusal(stage, benign)                         # [Result(prompt, pair or None, reason)]
-    contained(containment(stage, harmful), tau=0.1)    # the same; the contrasts serve any tau
+    overrefusal_results(curation, benign)                  # [Result(prompt, pair or None, reason)]
+    contrasts = containment_contrasts(curation, harmful)
+    containment_results(contrasts, tau=0.1)                # the contrasts serve any tau
 
-`pairs` says what a pair is; here stands where its sides come from.
+`pairs/` says what a pair is; this module says where its sides come from.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from overrefusal_po.curate.overgenerate import Stage, best_answers
+from overrefusal_po.curate.overgenerate import Curation, best_answers
 from overrefusal_po.curate.quotas import Result
 from overrefusal_po.curate.selectors import Selected
 from overrefusal_po.pairs.make import (
@@ -23,49 +24,59 @@ from overrefusal_po.pairs.make import (
     overrefusal_pair,
     whole_sentences,
 )
-from overrefusal_po.plugins import settings_of
-from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, content_id, read_jsonl
+from overrefusal_po.plugins import find_plug
+from overrefusal_po.recipe.sections import Engine as EngineSpec
+from overrefusal_po.records import (
+    Completion,
+    PreferencePair,
+    Prompt,
+    Sampling,
+    Verdict,
+    content_id,
+    read_jsonl,
+)
 
 logger = logging.getLogger(__name__)
 
+NO_PREFILL = "the prefilled student (left out: engine.continue_final_message is false)"
 
-def overrefusal(stage: Stage, prompts: Sequence[Prompt]) -> list[Result]:
-    """Overrefusal pairs of the benign prompts that the student refuses; chosen is the teacher's
-    answer or the reference."""
-    answers = stage.cast.student.answers(prompts, "student_benign.jsonl")
-    verdicts = stage.judged(stage.judges.judge, prompts, answers)
+
+def overrefusal_results(
+    curation: Curation, prompts: Sequence[Prompt]
+) -> list[Result[PreferencePair]]:
+    """Overrefusal pairs of the benign prompts that the student refuses. The chosen side is the
+    teacher's answer or the reference."""
+    models = curation.models
+    answers = models.student.answers(prompts, "student_benign.jsonl")
+    verdicts = curation.verdicts(curation.judges.refusal, prompts, answers)
     refused = [p for p, v in zip(prompts, verdicts, strict=True) if v.refused]
-    teacher = stage.cast.teacher
-    chosen = (
-        best_answers(stage, teacher, refused, "teacher_benign.jsonl")
-        if teacher
-        else reference_answers(stage, refused)
-    )
+    if models.teacher is not None:
+        chosen = best_answers(curation, models.teacher, refused, file="teacher_benign.jsonl")
+    else:
+        chosen = reference_answers(curation, refused)
     found = []
     for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
         text, why_not, of_chosen = chosen.get(prompt.id, Selected("not needed", ""))
-        made = (
-            (None, why_not)
-            if why_not
-            else overrefusal_pair(prompt, text, answer, verdict, of_chosen)
-        )
-        found.append(Result(prompt, *made))
+        if why_not:
+            found.append(Result[PreferencePair](prompt, None, why_not))
+        else:
+            made = overrefusal_pair(prompt, text, answer, verdict, of_chosen)
+            found.append(Result(prompt, *made))
     return found
 
 
-def reference_answers(stage: Stage, prompts: Sequence[Prompt]) -> dict[str, Selected]:
-    """{prompt id: the reference, or why it may not be chosen: it is itself a refusal}."""
-    verdicts = stage.judged(
-        stage.judges.judge, prompts, [written(p, str(p.reference)) for p in prompts]
-    )
+def reference_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, Selected]:
+    """{prompt id: the reference; or why it may not be chosen, because it refuses}."""
+    references = [text_completion(p, str(p.reference)) for p in prompts]
+    verdicts = curation.verdicts(curation.judges.refusal, prompts, references)
     return {
         p.id: Selected("", "the reference refuses") if v.refused else Selected(str(p.reference), "")
         for p, v in zip(prompts, verdicts, strict=True)
     }
 
 
-def written(prompt: Prompt, text: str) -> Completion:
-    """A text that no engine made, as a judge takes it."""
+def text_completion(prompt: Prompt, text: str) -> Completion:
+    """A completion for a text that no engine made, so that a judge can read it."""
     return Completion(
         id=content_id(prompt.id, text),
         prompt_id=prompt.id,
@@ -77,141 +88,144 @@ def written(prompt: Prompt, text: str) -> Completion:
 
 
 class Contrast(NamedTuple):
-    """A harmful prompt, the refusal that is chosen, and what may be rejected against it, judged
-    (None: there is nothing)."""
+    """A harmful prompt, the chosen refusal, and the completion that may be rejected, with verdicts.
+
+    None means that the source of rejects has no completion.
+    """
 
     prompt: Prompt
-    safe: Selected
+    refusal: Selected
     completion: Completion | None = None
     verdict: Verdict | None = None
     guarded: Guarded | None = None
 
 
-def containment(stage: Stage, harmful: Sequence[Prompt]) -> list[Contrast]:
-    """Contrasts from the first source of rejects that yields a pair at the least tau of the recipe.
+def containment_contrasts(curation: Curation, harmful: Sequence[Prompt]) -> list[Contrast]:
+    """Contrasts from the first source of rejects that yields a pair at the recipe's least tau.
 
-    ValueError where none does; none for a shard.
+    ValueError if no source does. A shard gets none instead, because another shard may yield.
     """
-    safe = safe_refusals(stage, harmful)
-    rejects, tried = stage.recipe.rejects, []
+    refusals = chosen_refusals(curation, harmful)
+    rejects, tried = curation.recipe.rejects, []
     least = min([TAU if rejects.tau is None else rejects.tau, *rejects.tau_grid])
-    for name, completions in reject_sources(stage, harmful):
-        found = contrasts_of(stage, harmful, safe, completions)
-        yielded = sum(r.row is not None for r in contained(found, least))
+    for name, completions in reject_sources(curation, harmful):
+        found = make_contrasts(curation, harmful, refusals, completions=completions)
+        yielded = sum(r.row is not None for r in containment_results(found, least))
         tried.append(f"{name}: {len(completions)} completions, {yielded} comply")
         if yielded:
             logger.info("containment rejects come from %s", tried[-1])
             return found
-    if stage.recipe.shard is not None:
-        return []  # which may be another shard's luck
+    if curation.recipe.shard is not None:
+        return []
     raise ValueError(
         "No containment pair could be built, so nothing would hold the model where it is safe "
-        f"({'; '.join(tried)}). "
-        "Give completions of a less safe model (rejects.completions), or name one (rejects.model)."
+        f"({'; '.join(tried)}). Give completions of a less safe model (rejects.completions), or "
+        "name one (rejects.model)."
     )
 
 
-def contrasts_of(
-    stage: Stage,
+def make_contrasts(
+    curation: Curation,
     harmful: Sequence[Prompt],
-    safe: dict[str, Selected],
-    completions: dict[str, Completion],
+    refusals: Mapping[str, Selected],
+    *,
+    completions: Mapping[str, Completion],
 ) -> list[Contrast]:
-    """A contrast for each prompt; judged are those that have both sides."""
-    both = [p for p in harmful if p.id in completions and safe[p.id].text]
+    """A contrast for each prompt. The judges read those that have both sides."""
+    both = [p for p in harmful if p.id in completions and refusals[p.id].text]
     rejects = [completions[p.id] for p in both]
-    verdicts = stage.judged(stage.judges.judge, both, rejects)
-    guarded: list[Guarded | None] = [None] * len(both)
-    if stage.judges.guard is not None:
-        refusals = stage.judged(
-            stage.judges.guard, both, [written(p, safe[p.id].text) for p in both]
-        )
-        unsafe = stage.judged(stage.judges.guard, both, rejects)
-        guarded = [Guarded(*of) for of in zip(refusals, unsafe, strict=True)]
-    known = dict(
-        zip((p.id for p in both), zip(rejects, verdicts, guarded, strict=True), strict=True)
-    )
-    return [Contrast(p, safe[p.id], *known.get(p.id, ())) for p in harmful]
+    verdicts = curation.verdicts(curation.judges.refusal, both, rejects)
+    guarded: Sequence[Guarded | None] = [None] * len(both)
+    guard = curation.judges.guard
+    if guard is not None:
+        chosen = [text_completion(p, refusals[p.id].text) for p in both]
+        of_chosen = curation.verdicts(guard, both, chosen)
+        of_rejected = curation.verdicts(guard, both, rejects)
+        guarded = [Guarded(*two) for two in zip(of_chosen, of_rejected, strict=True)]
+    judged = {
+        prompt.id: Contrast(prompt, refusals[prompt.id], reject, verdict, two)
+        for prompt, reject, verdict, two in zip(both, rejects, verdicts, guarded, strict=True)
+    }
+    return [judged.get(p.id, Contrast(p, refusals[p.id])) for p in harmful]
 
 
-def contained(contrasts: Iterable[Contrast], tau: float | None) -> list[Result]:
+def containment_results(
+    contrasts: Iterable[Contrast], tau: float | None
+) -> list[Result[PreferencePair]]:
     """The containment pairs at one tau (None: the default)."""
     found = []
-    for prompt, safe, completion, verdict, guarded in contrasts:
+    for prompt, refusal, completion, verdict, guarded in contrasts:
         if completion is None or verdict is None:
-            found.append(
-                Result(prompt, None, safe.why_not or "the source of rejects has no completion")
-            )
+            why_not = refusal.why_not or "the source of rejects has no completion"
+            found.append(Result[PreferencePair](prompt, None, why_not))
         else:
-            margin = TAU if tau is None else tau
-            found.append(
-                Result(
-                    prompt,
-                    *containment_pair(prompt, safe.text, completion, verdict, guarded, tau=margin),
-                )
-            )
+            least = TAU if tau is None else tau
+            made = containment_pair(prompt, refusal.text, completion, verdict, guarded, tau=least)
+            found.append(Result(prompt, *made))
     return found
 
 
-def safe_refusals(stage: Stage, harmful: Sequence[Prompt]) -> dict[str, Selected]:
-    """{prompt id: the refusal that is chosen}: the teacher's, the written one, or the student's own
-    where it refuses."""
-    recipe, cast = stage.recipe, stage.cast
-    if recipe.chosen.refusals == "teacher" and cast.teacher is not None:
-        return best_answers(stage, cast.teacher, harmful, "teacher_harmful.jsonl")
-    safe = {
+def chosen_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str, Selected]:
+    """{prompt id: the refusal to choose}: the teacher's, the reference, or the student's own if it
+    refuses."""
+    recipe, models = curation.recipe, curation.models
+    if recipe.chosen.refusals == "teacher" and models.teacher is not None:
+        return best_answers(curation, models.teacher, harmful, file="teacher_harmful.jsonl")
+    found = {
         p.id: Selected(p.reference or "", "" if p.reference else "no refusal to choose")
         for p in harmful
     }
-    if recipe.chosen.refusals == "student":
-        own = cast.student.answers(harmful, "student_harmful.jsonl")
-        for completion, verdict in zip(
-            own, stage.judged(stage.judges.judge, harmful, own), strict=True
-        ):
-            text = whole_sentences(completion)
-            if verdict.refusal == "full" and not verdict.degenerate and text:
-                safe[completion.prompt_id] = Selected(text, "")
-    return safe
+    return found | (
+        student_refusals(curation, harmful) if recipe.chosen.refusals == "student" else {}
+    )
+
+
+def student_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str, Selected]:
+    """{prompt id: the student's own refusal}, for the prompts that it refuses in full."""
+    answers = curation.models.student.answers(harmful, "student_harmful.jsonl")
+    verdicts = curation.verdicts(curation.judges.refusal, harmful, answers)
+    found = {}
+    for completion, verdict in zip(answers, verdicts, strict=True):
+        text = whole_sentences(completion)
+        if verdict.refusal == "full" and not verdict.degenerate and text:
+            found[completion.prompt_id] = Selected(text, "")
+    return found
 
 
 def reject_sources(
-    stage: Stage, harmful: Sequence[Prompt]
+    curation: Curation, harmful: Sequence[Prompt]
 ) -> Iterator[tuple[str, dict[str, Completion]]]:
-    """(name, {prompt id: completion}) of each source of rejects: given, less safe model, student,
-    prefilled."""
-    rejects, student = stage.recipe.rejects, stage.cast.student
+    """(name, {prompt id: completion}) of each source of rejects: a file, a less safe model, the
+    student, the prefilled student."""
+    rejects, student = curation.recipe.rejects, curation.models.student
     if rejects.completions:
         asked = {p.id for p in harmful}
         given = read_jsonl(rejects.completions, Completion)
-        yield (
-            f"the file {rejects.completions}",
-            {c.prompt_id: c for c in given if c.prompt_id in asked},
-        )
-    if stage.cast.less_safe is not None:
-        found = stage.cast.less_safe.answers(harmful, "less_safe_harmful.jsonl")
+        of_asked = {c.prompt_id: c for c in given if c.prompt_id in asked}
+        yield f"the file {rejects.completions}", of_asked
+    if curation.models.less_safe is not None:
+        found = curation.models.less_safe.answers(harmful, "less_safe_harmful.jsonl")
         yield f"the model {rejects.model}", {c.prompt_id: c for c in found}
     own = student.answers(harmful, "student_harmful.jsonl")
     yield "the student itself", {c.prompt_id: c for c in own}
-    if rejects.prefill and takes_prefix(stage.recipe.engine):
-        asked_so = [p.model_copy(update={"assistant_prefix": rejects.prefill}) for p in harmful]
-        found = student.answers(asked_so, "prefilled_harmful.jsonl")
-        yield "the prefilled student", {c.prompt_id: begun(rejects.prefill, c) for c in found}
+    if rejects.prefill and continues_prefix(curation.recipe.engine):
+        prefilled = [p.model_copy(update={"assistant_prefix": rejects.prefill}) for p in harmful]
+        found = student.answers(prefilled, "prefilled_harmful.jsonl")
+        whole = {c.prompt_id: with_prefix(rejects.prefill, c) for c in found}
+        yield "the prefilled student", whole
     elif rejects.prefill:
-        logger.info("no rejects from %s; rejects.prefill: null says so in the recipe", UNPREFILLED)
-        yield UNPREFILLED, {}
+        logger.info("no rejects from %s; rejects.prefill: null says so in the recipe", NO_PREFILL)
+        yield NO_PREFILL, {}
 
 
-UNPREFILLED = "the prefilled student (left out: engine.continue_final_message is false)"
+def continues_prefix(engine: EngineSpec) -> bool:
+    """Whether an engine continues an answer that the prompt begins. Not all servers do."""
+    return bool(getattr(find_plug("engines", engine)[1], "continue_final_message", True))
 
 
-def takes_prefix(engine: str | Mapping[str, Any]) -> bool:
-    """Whether an engine goes on with an answer that is begun for the model; not all servers do."""
-    return bool(getattr(settings_of("engines", engine)[1], "continue_final_message", True))
-
-
-def begun(prefix: str, completion: Completion) -> Completion:
-    """The answer with its beginning. Its own id: without the beginning the same text is another
-    answer to a judge."""
+def with_prefix(prefix: str, completion: Completion) -> Completion:
+    """The answer with its prefix, and an id of its own: to a judge it is another answer than the
+    same text without prefix."""
     return completion.model_copy(
         update={"id": content_id(completion.id, prefix), "text": prefix + completion.text}
     )

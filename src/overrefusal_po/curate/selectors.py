@@ -1,11 +1,11 @@
-"""Several answers to one prompt -> the one that is chosen, or why none is. Pure: no model, no file.
+"""Several answers to one prompt -> the chosen one, or why none is chosen. Pure: no model, no file.
 
-    selected(prompt, candidates, by="reward", seed=0)       # Selected(text, why_not, verdicts)
+    select_answer(prompt, candidates, by="reward", seed=0)      # Selected(text, why_not, verdicts)
 
-After POROver's studies (a) and (b), which overgenerate and keep one completion by a criterion. That
-an answer has to pass first (`fault`) is ours: an answer to a harmless prompt answers it, an answer
-to a harmful one refuses it in full, none is degenerate or cut in its first sentence, and none is
-unsafe where there is a guard.
+After POROver's studies (a) and (b), which overgenerate and keep one completion by a criterion. Ours
+is the test that an answer has to pass first (`why_not_chosen`). An answer to a harmless prompt has
+to answer it; an answer to a harmful one has to refuse it in full. None may be degenerate, cut in
+its first sentence, or unsafe by the guard's verdict.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Literal, NamedTuple
 from overrefusal_po.pairs.make import teacher_answer, unsafe, whole_sentences
 from overrefusal_po.records import Completion, Prompt, Verdict, content_id
 
-By = Literal["first", "random", "reward", "safety"]
+Criterion = Literal["first", "random", "reward", "safety"]
 
 
 class Candidate(NamedTuple):
-    """An answer and the verdicts on it: the judge's, the guard's and the reward judge's (None where
-    there is none)."""
+    """An answer, and the verdicts of refusal judge, guard and reward judge on it (None without
+    one)."""
 
     completion: Completion
-    verdict: Verdict
+    refusal: Verdict
     guard: Verdict | None = None
     reward: Verdict | None = None
 
 
 class Selected(NamedTuple):
-    """The chosen text, or "" and why there is none. `verdicts`: those of guard and reward judge on
-    it."""
+    """The chosen text; or "" and why there is none. `verdicts`: of guard and reward judge on the
+    text."""
 
     text: str
     why_not: str
@@ -39,7 +39,7 @@ class Selected(NamedTuple):
 
 
 def usable(prompt: Prompt, answer: Completion, verdict: Verdict) -> tuple[str, str]:
-    """(the text that may be chosen, "") or ("", why not), as the judge alone has it."""
+    """(the text that may be chosen, "") or ("", why not), by the refusal judge's verdict alone."""
     if prompt.kind != "harmful" or verdict.unscored is not None:
         return teacher_answer(answer, verdict)
     if verdict.refusal != "full":
@@ -50,9 +50,9 @@ def usable(prompt: Prompt, answer: Completion, verdict: Verdict) -> tuple[str, s
     return (text, "") if text else ("", "the refusal is cut in its first sentence")
 
 
-def fault(prompt: Prompt, candidate: Candidate, by: By) -> str:
-    """Why a candidate may not be chosen; "" where it may."""
-    _, why_not = usable(prompt, candidate.completion, candidate.verdict)
+def why_not_chosen(prompt: Prompt, candidate: Candidate, by: Criterion) -> str:
+    """Why a candidate may not be chosen; "" if it may."""
+    _, why_not = usable(prompt, candidate.completion, candidate.refusal)
     if why_not:
         return why_not
     if candidate.guard is not None and candidate.guard.unsafe_probability is None:
@@ -64,22 +64,24 @@ def fault(prompt: Prompt, candidate: Candidate, by: By) -> str:
     return ""
 
 
-def selected(prompt: Prompt, candidates: Sequence[Candidate], *, by: By, seed: int) -> Selected:
-    """The best of the candidates that pass; where two are equal, the one that was drawn first.
+def select_answer(
+    prompt: Prompt, candidates: Sequence[Candidate], *, by: Criterion, seed: int
+) -> Selected:
+    """The best of the candidates that pass; of equal ones, the one that was drawn first.
 
-    Where none passes, `why_not` is the first candidate's fault.
+    If none passes, `why_not` is about the first candidate.
     """
-    faults = [fault(prompt, candidate, by) for candidate in candidates]
-    passing = [c for c, why_not in zip(candidates, faults, strict=True) if not why_not]
+    reasons = [why_not_chosen(prompt, candidate, by) for candidate in candidates]
+    passing = [c for c, why_not in zip(candidates, reasons, strict=True) if not why_not]
     if not passing:
-        return Selected("", faults[0])
-    best = min(passing, key=lambda c: (cost(prompt, c, by, seed), c.completion.sample))
+        return Selected("", reasons[0])
+    best = min(passing, key=lambda c: (rank(prompt, c, by, seed=seed), c.completion.sample))
     verdicts = tuple(v for v in (best.guard, best.reward) if v is not None)
     return Selected(whole_sentences(best.completion), "", verdicts)
 
 
-def cost(prompt: Prompt, candidate: Candidate, by: By, seed: int) -> float:
-    """What `selected` makes as small as it can."""
+def rank(prompt: Prompt, candidate: Candidate, by: Criterion, *, seed: int) -> float:
+    """A number that is smallest for the best candidate."""
     if by == "random":
         return int(content_id(seed, "select", prompt.id, candidate.completion.sample), 16)
     if by == "reward":

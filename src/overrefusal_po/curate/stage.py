@@ -3,363 +3,239 @@ verdicts.
 
     overrefusal-po recipes/curate.yaml --model.model_name_or_path=my-over-refusing-model
 
-The benign prompts that the student refuses become overrefusal pairs (chosen: the best of the
-teacher's answers, or the prompt's reference). The harmful prompts become containment pairs: chosen
-is the prompt's reference refusal, or the student's or the teacher's own; rejected is a completion
-that complies (with a guard: one more unsafe by tau), from the first of these sources that yields:
-given completions, a less safe model, the student itself, the student made to begin with a compliant
-prefix. No yield at all is an error.
+Benign prompts that the student refuses become overrefusal pairs. The chosen side is the best of the
+teacher's answers, or the prompt's reference.
 
-`makes: sft` overgenerates and selects alone: every prompt with one answer, in sft.jsonl, which
-`method: sft` reads as `data.prompts` (POROver's studies (a) and (b)).
+Harmful prompts become containment pairs. The chosen side is the prompt's reference refusal, or the
+student's or the teacher's own. The rejected side complies with the prompt; with a guard, it is more
+unsafe by tau. It comes from the first source that yields a pair: given completions, a less safe
+model, the student, the student with a compliant prefix. If no source yields one, that is an error.
 
-Where refusals and answers of one rule are worded unlike those of the other, DPO wins its margins by
-wording and learns nothing of prompts. A teacher that also gives the rejects, and the student's own
-refusals as chosen ones, leave only the prompt to tell the rules apart (benchmarks/RESULTS.md has
-the difference).
+`makes: sft` only overgenerates and selects: sft.jsonl holds every prompt with one answer. `method:
+sft` reads it as `data.prompts` (POROver's studies (a) and (b)).
+
+If refusals and answers of one rule are worded unlike those of the other, DPO learns the wording
+alone, and nothing about prompts. Then let the teacher also give the rejects, and take the student's
+own refusals as chosen. Only the prompt then distinguishes the rules (see benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from overrefusal_po.curate.overgenerate import Speaker, Stage, best_answers, judges_of, stage_of
-from overrefusal_po.curate.quotas import Kept, Quotas, Result, keep, sieve
-from overrefusal_po.curate.rules import contained, containment, overrefusal
-from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.model import load as models
-from overrefusal_po.pairs.firewall import contamination, duplicates, words_of
-from overrefusal_po.pairs.lint import control_tokens, judged, lint, row
-from overrefusal_po.plugins import check_engine
-from overrefusal_po.prompts import read_source
-from overrefusal_po.recipe.schema import CurateRecipe
-from overrefusal_po.recipe.sections import CurateData
-from overrefusal_po.records import (
-    Completion,
-    PreferencePair,
-    Prompt,
-    read_jsonl,
-    write_atomic,
-    write_jsonl,
+from overrefusal_po.curate.checks import check_curation
+from overrefusal_po.curate.inputs import clean_prompts, read_prompts
+from overrefusal_po.curate.overgenerate import (
+    AnsweringModel,
+    Curation,
+    best_answers,
+    make_curation,
 )
-from overrefusal_po.run.complete import in_process, unique
+from overrefusal_po.curate.quotas import (
+    CuratedRow,
+    FilterCounts,
+    Kept,
+    Quotas,
+    Result,
+    RuleCounts,
+    filter_rows,
+)
+from overrefusal_po.curate.rules import (
+    containment_contrasts,
+    containment_results,
+    overrefusal_results,
+)
+from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.pairs.lint import lint
+from overrefusal_po.pairs.row_checks import row_findings, side_verdicts
+from overrefusal_po.pairs.token_checks import control_tokens
+from overrefusal_po.recipe.schema import CurateRecipe
+from overrefusal_po.records import PreferencePair, Prompt, write_atomic, write_jsonl
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.shards import own
+from overrefusal_po.run.shards import shard_prompts
 
 logger = logging.getLogger(__name__)
 
 
+class Curated(NamedTuple):
+    """What a stage makes: rows, the counts of its filters, and the rest of summary.json."""
+
+    rows: Sequence[PreferencePair] | Sequence[Prompt]
+    filters: dict[str, list[FilterCounts]]
+    summary: dict[str, object]
+
+
+# Any: summary.json, whose form follows from the recipe
 def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
-    """Runs the stage in an open run folder; returns summary.json: for each rule, category and
-    filter what came and went."""
+    """Runs the stage in an open run folder; returns summary.json, with counts for each rule,
+    category and filter."""
     if not run.done:
-        check_rejects(recipe)
-        benign, harmful, hygiene = cleaned(recipe.data, *read_prompts(recipe))
-        stage = stage_of(recipe, run)
+        check_curation(recipe)
+        benign, harmful, cleaning = clean_prompts(recipe.data, *read_prompts(recipe))
+        curation = make_curation(recipe, run)
         if recipe.shard is not None:
-            summary = draw_shard(stage, own(benign, recipe.shard), own(harmful, recipe.shard))
+            own = [shard_prompts(side, recipe.shard) for side in (benign, harmful)]
+            summary = draw_shard(curation, *own)
         else:
-            rows, found = (sft_set if recipe.makes == "sft" else pair_set)(stage, benign, harmful)
+            made = (sft_set if recipe.makes == "sft" else pair_set)(curation, benign, harmful)
             summary = {
-                **found,
-                "filters": {**hygiene.pop("filters"), **found["filters"]},
-                "hygiene": hygiene,
+                **made.summary,
+                "filters": {**cleaning.filters, **made.filters},
+                "hygiene": cleaning.hygiene,
             }
-            write_jsonl(run.path / f"{recipe.makes}.jsonl", rows)
+            write_jsonl(run.path / f"{recipe.makes}.jsonl", made.rows)
         write_atomic(run.path / "summary.json", json.dumps(summary, indent=1))
         run.finish(summary)
     done: dict[str, Any] = json.loads((run.path / "summary.json").read_text())
     return done
 
 
-def draw_shard(stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]) -> dict[str, Any]:
-    """How many prompts a shard has, after everything that engines are asked for them. The merged
-    run selects and pairs."""
-    if stage.recipe.makes == "sft":
-        speaker, who = speaker_of(stage)
+def draw_shard(
+    curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]
+) -> dict[str, object]:
+    """The number of a shard's prompts, after engines have answered them. The merged run selects and
+    pairs."""
+    if curation.recipe.makes == "sft":
+        model, who = sft_model(curation)
         for side, prompts in (("benign", benign), ("harmful", harmful)):
-            speaker.answers(prompts, f"{who}_{side}.jsonl")
+            model.answers(prompts, f"{who}_{side}.jsonl")
     else:
-        overrefusal(stage, benign)
-        containment(stage, harmful)
+        overrefusal_results(curation, benign)
+        containment_contrasts(curation, harmful)
     return {
-        "shard": stage.recipe.shard,
+        "shard": curation.recipe.shard,
         "prompts": {"benign": len(benign), "harmful": len(harmful)},
     }
-
-
-# --- prompts --------------------------------------------------------------------------------------
-
-
-def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
-    """(benign, harmful) prompts that carry what is chosen, or that somebody answers. ValueError
-    without a benign one."""
-    data, chosen = recipe.data, recipe.chosen
-    taught = chosen.model is not None or recipe.makes == "sft"
-    read = read_source(data.benign, data.split)
-    benign = [p for p in read if p.kind in data.kinds and (p.reference or taught)]
-    taught = chosen.refusals != "reference" or recipe.makes == "sft"
-    read = [] if data.harmful is None else read_source(data.harmful, data.split)
-    harmful = [p for p in read if p.kind == "harmful" and (p.reference or taught)]
-    if not benign:
-        raise ValueError(
-            f"data.benign: {recipe.data.benign!r} has no harmless prompt with a reference answer. "
-            "Give prompts with "
-            "references, or name a teacher that answers them (chosen.model)."
-        )
-    return benign, harmful
-
-
-def cleaned(
-    data: CurateData, benign: Sequence[Prompt], harmful: Sequence[Prompt]
-) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
-    """(benign, harmful, what was found): no prompt twice or nearly so on its side, a benchmark's as
-    the recipe says.
-
-    A harmless prompt in the words of a harmful one is a contrast, and stays; in all the same words
-    it is reported.
-    """
-    hits = contamination([*benign, *harmful])
-    if hits and data.contaminated == "error":
-        first = hits[0]
-        raise ValueError(
-            f"{len(hits)} prompts are a benchmark's, the first {first.id} ({first.benchmark}, "
-            f"similarity {first.similarity}). "
-            "Take them out, or set data.contaminated: drop."
-        )
-    if hits:
-        logger.warning(
-            "%d prompts are a benchmark's (data.contaminated: %s)", len(hits), data.contaminated
-        )
-    tainted = {hit.id: hit.benchmark for hit in hits} if data.contaminated == "drop" else {}
-    sides, filters, found = [], {}, Counter[str]()
-    for name, prompts in (("harmless prompts", benign), ("harmful prompts", harmful)):
-        once = list(unique(prompts))
-        again = (
-            {d.id: "exact" if d.similarity == 1 else "near" for d in duplicates(once)}
-            if once
-            else {}
-        )
-        why = Counter(again.values()) + Counter({"exact": len(prompts) - len(once)})
-        different = [p for p in once if p.id not in again]
-        clean = [p for p in different if p.id not in tainted]
-        benchmarks = Counter(tainted[p.id] for p in different if p.id in tainted)
-        filters[name] = [
-            sieve("duplicates", len(prompts), len(different), why),
-            sieve("contamination", len(different), len(clean), benchmarks),
-        ]
-        found += why
-        sides.append(clean)
-    if not sides[0]:
-        raise ValueError(
-            "All harmless prompts are a benchmark's, and data.contaminated is drop. Give others "
-            "(data.benign)."
-        )
-    both = {tuple(words_of(p.text)) for p in sides[0]} & {tuple(words_of(p.text)) for p in sides[1]}
-    return (
-        sides[0],
-        sides[1],
-        {
-            "filters": filters,
-            "duplicates": dict(found),
-            "contaminated": dict(Counter(hit.benchmark for hit in hits)),
-            "harmless_and_harmful": len(both),
-        },
-    )
-
-
-def check_rejects(recipe: CurateRecipe) -> None:
-    """Raises ValueError where sources of rejects, models or judges are not there, or settings go
-    against each other.
-
-    No weight is loaded.
-    """
-    check_settings(recipe)
-    judges_of(recipe)
-    rejects = recipe.rejects
-    if rejects.completions and not rejects.completions.startswith("@"):
-        given = read_jsonl(rejects.completions, Completion)
-        if len({c.id for c in given}) < len({(c.prompt_id, c.text) for c in given}):
-            raise ValueError(
-                f"rejects.completions: two different responses in {rejects.completions} have the "
-                "same id, by which verdicts "
-                "are kept. Give each its own."
-            )
-    if recipe.makes == "pairs" or recipe.chosen.model is None:  # else the student never speaks
-        check_engine(recipe.engine)
-    for source in (rejects, recipe.chosen):
-        if source.model:
-            check_engine(source.engine)
-        if source.model and not source.model.startswith("@") and in_process(source.engine):
-            models.check_available(source.model)
-
-
-def check_settings(recipe: CurateRecipe) -> None:
-    """Raises ValueError for settings that need another one, or that would do nothing."""
-    chosen, rejects = recipe.chosen, recipe.rejects
-    if chosen.select == "reward" and recipe.reward is None:
-        raise ValueError(
-            "chosen.select: reward needs a judge of rewards. Add one: reward: {name: reward, ...}."
-        )
-    if chosen.select == "safety" and recipe.guard is None:
-        raise ValueError(
-            "chosen.select: safety needs a judge of harm. Add one: guard: {name: guard, ...}."
-        )
-    if recipe.guard is None and (rejects.tau is not None or rejects.tau_grid):
-        raise ValueError(
-            "rejects.tau and tau_grid are differences of a guard's probabilities. Add one: guard: "
-            "{name: guard, ...}."
-        )
-    if chosen.samples > 1 and (chosen.generation or recipe.generation).temperature == 0:
-        raise ValueError(
-            f"chosen.samples: {chosen.samples} answers at temperature 0 are {chosen.samples} times "
-            "the same one. Set "
-            "chosen.generation with a temperature above 0."
-        )
-    alone = recipe.makes == "pairs" and chosen.model is None
-    if alone and (chosen.samples > 1 or chosen.refusals == "teacher"):
-        raise ValueError(
-            "chosen.samples above 1 and chosen.refusals: teacher need a teacher. Name it: "
-            "chosen.model."
-        )
 
 
 # --- an SFT set -----------------------------------------------------------------------------------
 
 
-def speaker_of(stage: Stage) -> tuple[Speaker, str]:
-    """Who answers for an SFT set, and how its files are called."""
-    return (
-        (stage.cast.student, "student")
-        if stage.cast.teacher is None
-        else (stage.cast.teacher, "teacher")
-    )
+def sft_model(curation: Curation) -> tuple[AnsweringModel, str]:
+    """The model that answers for an SFT set, and how its files begin."""
+    student, teacher, _ = curation.models
+    return (student, "student") if teacher is None else (teacher, "teacher")
 
 
-def sft_set(
-    stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]
-) -> tuple[list[Prompt], dict[str, Any]]:
-    """(every prompt with its selected answer as reference, the summary by kind). ValueError where
-    there is none."""
-    speaker, who = speaker_of(stage)
-    results: dict[str, list[Result]] = {}
+def sft_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]) -> Curated:
+    """Every prompt with its selected answer as reference, and the counts by kind. ValueError if no
+    answer passes."""
+    model, who = sft_model(curation)
+    results: dict[str, list[Result[Prompt]]] = {}
     for side, prompts in (("benign", benign), ("harmful", harmful)):
-        chosen = best_answers(stage, speaker, prompts, f"{who}_{side}.jsonl") if prompts else {}
+        file = f"{who}_{side}.jsonl"
+        chosen = best_answers(curation, model, prompts, file=file) if prompts else {}
         for prompt in prompts:
             text, why_not, _ = chosen[prompt.id]
             answered = prompt.model_copy(update={"reference": text}) if text else None
             results.setdefault(prompt.kind, []).append(Result(prompt, answered, why_not))
-    kept = kept_of(stage.recipe, results, {})
-    log(kept.summary, results)
+    kept = filtered(curation.recipe, results, {})
+    log_counts(kept, results)
     if not kept.rows:
+        left_out = {kind: kept.rules[kind]["left_out"] for kind in results}
         raise ValueError(
             f"None of the {len(benign) + len(harmful)} prompts got an answer that passes "
-            f"({ {kind: kept.summary[kind]['left_out'] for kind in results} }). Use another "
-            "teacher (chosen.model), more "
-            "chosen.samples, or a greater max_new_tokens where answers are cut."
+            f"({left_out}). Use another teacher (chosen.model), more chosen.samples, or a greater "
+            "max_new_tokens if answers are cut."
         )
-    return kept.rows, kept.summary
+    return Curated(kept.rows, kept.filters, kept.summary)
 
 
 # --- pairs ----------------------------------------------------------------------------------------
 
 
-def pair_set(
-    stage: Stage, benign: Sequence[Prompt], harmful: Sequence[Prompt]
-) -> tuple[list[PreferencePair], dict[str, Any]]:
-    """(pairs of both rules, the summary). Writes those of the tau grid. ValueError where a rule
-    yields none."""
-    refused = overrefusal(stage, benign)
-    contrasts = containment(stage, harmful) if harmful else []
-    rejects = stage.recipe.rejects
-    results = {tau: contained(contrasts, tau) for tau in (rejects.tau, *rejects.tau_grid)}
-    pairs = {
-        r.row.id: r.row
-        for found in (refused, *results.values())
-        for r in found
-        if r.row is not None
+def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]) -> Curated:
+    """Pairs of both rules, and the counts by rule. Writes the pairs of the tau grid.
+
+    ValueError if a rule yields none.
+    """
+    refused = overrefusal_results(curation, benign)
+    contrasts = containment_contrasts(curation, harmful) if harmful else []
+    rejects = curation.recipe.rejects
+    contained = {
+        tau: containment_results(contrasts, tau) for tau in (rejects.tau, *rejects.tau_grid)
     }
-    faults = row_faults(list(pairs.values()))
+    faults = lint_faults([refused, *contained.values()])
     kept = {
-        tau: kept_of(stage.recipe, {"overrefusal": refused, "containment": found}, faults)
-        for tau, found in results.items()
+        tau: filtered(curation.recipe, {"overrefusal": refused, "containment": results}, faults)
+        for tau, results in contained.items()
     }
-    rows, summary = kept[rejects.tau]
-    log(summary, ("overrefusal", "containment"))
-    check_yield({tau: of.summary for tau, of in kept.items()})
+    main = kept[rejects.tau]
+    log_counts(main, ("overrefusal", "containment"))
+    check_yield({tau: one.rules for tau, one in kept.items()})
+    summary = main.summary
     if rejects.tau_grid:
-        summary["tau_grid"] = [tau_row(stage.run.path, tau, kept[tau]) for tau in rejects.tau_grid]
-    found = lint(rows, RefusalJudge())
+        folder = curation.run.path
+        summary["tau_grid"] = [tau_row(folder, tau, kept[tau]) for tau in rejects.tau_grid]
+    found = lint(main.rows, RefusalJudge())
     for finding in found.errors:
         logger.warning("the linter would stop a training on these pairs: %s", finding.message)
-    return rows, {**summary, "lint": found.counts()}
+    return Curated(main.rows, main.filters, {**summary, "lint": found.counts()})
 
 
-def check_yield(found: Mapping[float | None, Mapping[str, Any]]) -> None:
-    """Raises ValueError where a rule that had prompts yields no pair. `found`: {tau: its summary},
+def check_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> None:
+    """Raises ValueError if a rule that had prompts yields no pair. `found`: {tau: counts by rule},
     rejects.tau first."""
-    summary = next(iter(found.values()))
-    if not summary["overrefusal"]["kept"]:
+    counts = next(iter(found.values()))
+    if not counts["overrefusal"]["kept"]:
         raise ValueError(
-            f"No overrefusal pair could be made of the {summary['overrefusal']['prompts']} benign "
-            f"prompts ({summary['overrefusal']['left_out']}). Use a model that over-refuses, other "
-            "prompts (data.benign), "
-            "another teacher (chosen.model), or a greater generation.max_new_tokens where answers "
-            "are cut."
+            f"No overrefusal pair could be made of the {counts['overrefusal']['prompts']} benign "
+            f"prompts ({counts['overrefusal']['left_out']}). Use a model that over-refuses, other "
+            "prompts (data.benign), another teacher (chosen.model), or a greater "
+            "generation.max_new_tokens if answers are cut."
         )
-    if summary["containment"]["prompts"] and not any(
-        of["containment"]["kept"] for of in found.values()
+    if counts["containment"]["prompts"] and not any(
+        one["containment"]["kept"] for one in found.values()
     ):
         at = {tau: "" if tau is None else f" at tau {tau}" for tau in found}
-        each = "; ".join(f"{of['containment']['left_out']}{at[tau]}" for tau, of in found.items())
+        each = "; ".join(f"{one['containment']['left_out']}{at[t]}" for t, one in found.items())
         raise ValueError(
-            f"No containment pair is left of the {summary['containment']['prompts']} harmful "
-            f"prompts ({each}). Use "
-            "other refusals (chosen.refusals) or rejects (rejects.model)."
+            f"No containment pair is left of the {counts['containment']['prompts']} harmful "
+            f"prompts ({each}). Use other refusals (chosen.refusals) or rejects (rejects.model)."
         )
 
 
-def tau_row(folder: Path, tau: float, kept: Kept) -> dict[str, Any]:
-    """What one tau of the grid gives; its pairs go into a file of their own."""
+def tau_row(folder: Path, tau: float, kept: Kept[PreferencePair]) -> dict[str, object]:
+    """The counts at one tau of the grid. Its pairs go into a file of their own."""
     file = write_jsonl(folder / f"pairs_tau_{tau:g}.jsonl", kept.rows).name
-    made = kept.summary["containment"]["made"]
     return {
         "tau": tau,
-        "containment_made": made,
-        **{f"{rule}_kept": kept.summary[rule]["kept"] for rule in ("overrefusal", "containment")},
+        "containment_made": kept.rules["containment"]["made"],
+        **{f"{rule}_kept": kept.rules[rule]["kept"] for rule in ("overrefusal", "containment")},
         "file": file,
     }
 
 
-def kept_of(
-    recipe: CurateRecipe, results: Mapping[str, Sequence[Result]], faults: Mapping[str, str]
-) -> Kept:
-    """The rows that linter and quotas leave."""
+def filtered(
+    recipe: CurateRecipe,
+    results: Mapping[str, Sequence[Result[CuratedRow]]],
+    faults: Mapping[str, str],
+) -> Kept[CuratedRow]:
+    """The rows that the linter and the recipe's quotas leave."""
     data = recipe.data
-    return keep(
-        results,
-        faults,
-        Quotas(data.max_per_category, data.max_pairs, data.harmful_share),
-        recipe.seed,
-    )
+    quotas = Quotas(data.max_per_category, data.max_pairs, data.harmful_share)
+    return filter_rows(results, faults, quotas, seed=recipe.seed)
 
 
-def log(summary: Mapping[str, Any], rules: Iterable[str]) -> None:
-    """A line for each rule, and one for each quota that was not filled."""
+def log_counts(kept: Kept[CuratedRow], rules: Iterable[str]) -> None:
+    """Logs a line for each rule, and one for each quota that was not filled."""
     for rule in rules:
-        logger.info("%s: %s", rule, summary[rule])
-    for quota in summary["unfilled"]:
+        logger.info("%s: %s", rule, kept.rules[rule])
+    for quota in kept.unfilled:
         logger.warning("a quota is not filled: %s", quota)
 
 
-def row_faults(pairs: Sequence[PreferencePair]) -> dict[str, str]:
-    """{id of a pair in which the linter finds an error: its check}: a training would stop at it."""
-    verdicts = judged(pairs, RefusalJudge())
-    found = [f for pair, both in zip(pairs, verdicts, strict=True) for f in row(pair, *both)]
-    found += [f for pair in pairs for f in control_tokens(pair, None)]
-    return {f.id: f.check for f in found if f.severity == "error"}
+def lint_faults(results: Iterable[Sequence[Result[PreferencePair]]]) -> dict[str, str]:
+    """{id of a pair with an error of the linter: its check}. A training would stop at that pair."""
+    found = [result.row for one in results for result in one if result.row is not None]
+    pairs = list({pair.id: pair for pair in found}.values())
+    verdicts = side_verdicts(pairs, RefusalJudge())
+    findings = [
+        f for pair, both in zip(pairs, verdicts, strict=True) for f in row_findings(pair, *both)
+    ]
+    findings += [f for pair in pairs for f in control_tokens(pair, None)]
+    return {f.id: f.check for f in findings if f.severity == "error"}

@@ -1,48 +1,52 @@
-"""Token ids of prompts -> token ids of responses by transformers' continuous batching: a slot is
-filled when it is free."""
+"""Token ids of prompts -> token ids of responses, with transformers' continuous batching.
+
+A new request takes a slot as soon as a response ends, so no prompt waits for the longest response.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 K = TypeVar("K")
 CPU_BLOCKS = 64
 CPU_BATCH_TOKENS = 256
-"""On a CPU nothing says how much memory the cache may take; this is room for some 16,000 tokens."""
+"""transformers cannot measure the memory for the cache on a CPU; this holds some 16,000 tokens."""
 
 
-class Generated(NamedTuple):
-    """The tokens of a response, or why there are none."""
+class Response(NamedTuple):
+    """The token ids of a response, or the reason why there are none."""
 
     tokens: list[int]
     error: str | None
 
 
-def check_continuous(model: Any) -> None:
-    """Raises ValueError where this transformers version, or this model, has no continuous
+def check_continuous(model: PreTrainedModel) -> None:
+    """Raises ValueError if this model, or this version of transformers, has no continuous
     batching."""
     if not hasattr(model, "continuous_batching_context_manager"):
         raise ValueError(
             f"engine.continuous_batching: {type(model).__name__} has none in this version of "
-            "transformers. Leave the key "
-            "out, or install transformers 5.23 or newer."
+            "transformers. Leave the key out, or install transformers 5.23 or newer."
         )
 
 
-def generated(
-    model: Any,
+def generate_continuously(
+    model: PreTrainedModel,
     requests: Iterable[tuple[K, list[int]]],
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     *,
     max_new_tokens: int,
     at_once: int,
-) -> Iterator[tuple[K, Generated]]:
-    """(key, response) of each request (key, prompt ids), as they end. `options` are
-    GenerationConfig's keys.
+) -> Iterator[tuple[K, Response]]:
+    """(key, response) of each request (key, prompt ids), in the order in which they end.
 
-    `requests` is read as it is needed: no more than `at_once` wait or are in work.
+    `options` are keys of GenerationConfig. `requests` is read only as needed: at most `at_once`
+    requests wait or run.
     """
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
@@ -50,8 +54,11 @@ def generated(
     waiting = iter(requests)
     keys: dict[str, K] = {}
     number = 0
-    with model.continuous_batching_context_manager(
-        generation_config=GenerationConfig(max_new_tokens=max_new_tokens, **options),
+    # transformers does not annotate GenerationConfig's constructor
+    config = GenerationConfig(max_new_tokens=max_new_tokens, **options)
+    # a method of a mixin that PreTrainedModel's type does not have
+    with model.continuous_batching_context_manager(  # type: ignore[operator]
+        generation_config=config,
         continuous_batching_config=small if model.device.type == "cpu" else None,
     ) as manager:
         while True:
@@ -63,10 +70,8 @@ def generated(
                 return
             found = manager.get_result(timeout=1)
             if found is not None and found.is_finished():
-                yield (
-                    keys.pop(found.request_id),
-                    Generated(list(found.generated_tokens), found.error),
-                )
+                response = Response(list(found.generated_tokens), found.error)
+                yield keys.pop(found.request_id), response
             elif found is None and not manager.is_running():
                 raise RuntimeError(
                     "transformers' continuous batching ended before its work; see the log above"

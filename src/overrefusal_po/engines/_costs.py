@@ -8,8 +8,11 @@ from overrefusal_po.records import Record
 
 
 class Cost(Record):
-    """The requests behind one completion, or behind its failure. Every request ends as an answer or
-    as a fault, so that over any rows requests = answers + faults, at each endpoint and in all."""
+    """The requests behind one completion, or behind its failure.
+
+    Every request ends as an answer or as a fault. So requests = answers + faults over any rows, at
+    each endpoint and in total.
+    """
 
     prompt_id: str
     sample: int
@@ -20,6 +23,6 @@ class Cost(Record):
     """{endpoint: {kind: requests that ended so}}; kinds are status codes and the words in
     `_endpoints`."""
     answered_by: str | None = None
-    """The endpoint that gave the completion; None where none did."""
+    """The endpoint that gave the completion; None if none did."""
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -1,32 +1,42 @@
-"""Work -> completions: requests on their way to several servers, tried again where that may help,
-within a budget."""
+"""Prompts -> completions over HTTP: many requests at a time to several servers, retried if that may
+help, within a token budget."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from overrefusal_po.engines._costs import Cost
-from overrefusal_po.engines._endpoints import Answer, Endpoint, Fault, ask, backoff, next_endpoint
+from overrefusal_po.engines._endpoints import (
+    Endpoint,
+    Fault,
+    ServerAnswer,
+    ask,
+    backoff,
+    next_endpoint,
+)
 from overrefusal_po.engines._openai_settings import Settings
-from overrefusal_po.engines._openai_setup import OPENAI_URL, key_of, make_client, own_loop
+from overrefusal_po.engines._openai_setup import OPENAI_URL, make_client, own_loop, read_api_key
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
-FEWEST_IN_VAIN = 20
-"""So many completions without a response, and none with one between them, mean that the servers are
+FEWEST_FAILURES = 20
+"""At least so many failures in a row, without an answer between them, mean that the servers are
 gone."""
+
+MakeBody = Callable[[Prompt, Sampling, int], Mapping[str, object]]
+"""(prompt, sampling, sample number) -> the fields of a request."""
 
 
 class BudgetSpent(KeyboardInterrupt):
-    """The token budget is spent: the run is interrupted (exit code 130), and the same command goes
-    on under a greater one."""
+    """The token budget is spent. The run is interrupted (exit code 130); the same command goes on
+    with a greater budget."""
 
 
 class ServersGone(ConnectionError):
-    """No server answers any longer (exit code 1); the same command goes on where it stopped."""
+    """No server answers any longer (exit code 1). The same command goes on where it stopped."""
 
 
 class Drawn(NamedTuple):
@@ -34,97 +44,101 @@ class Drawn(NamedTuple):
 
     completion: Completion
     cost: Cost
-    again: bool = False
-    """Whether it failed by what may pass, such as a server that is down."""
+    retryable: bool = False
+    """Whether it failed for a reason that may pass, such as a server that is down."""
 
 
 class Session:
-    """One pass over some work: the servers, what is on its way, and what has been spent."""
+    """One pass over some work: the servers, the running requests, and the tokens spent.
+
+    Args:
+        settings: the recipe's keys.
+        name: the model's name in completions.
+        make_body: makes the fields of a request.
+        work: (prompt, sample number) of each completion to draw.
+        sampling: how to draw.
+        spent_tokens: tokens of the budget that earlier runs spent.
+    """
 
     def __init__(
         self,
         settings: Settings,
         name: str,
-        body: Callable[[Prompt, Sampling, int], dict[str, Any]],
+        make_body: MakeBody,
+        *,
         work: Iterator[tuple[Prompt, int]],
         sampling: Sampling,
-        *,
         spent_tokens: int,
     ) -> None:
-        self.settings, self.name, self.body, self.work, self.sampling = (
-            settings,
-            name,
-            body,
-            work,
-            sampling,
-        )
-        self.key = key_of(settings)
+        self.settings, self.name, self.make_body = settings, name, make_body
+        self.work, self.sampling = work, sampling
+        self.key = read_api_key(settings)
         self.tokens = spent_tokens
         self.endpoints: list[Endpoint] = []
         self.answered = False
-        self.left_over = False
+        self.work_left = False
         """Whether the budget ended before the work."""
-        self.came: list[Drawn] = []
-        self.news = asyncio.Event()
-        self.vain: list[Drawn] = []
-        """Failures since the last answer; kept back, because a server that is gone is no prompt's
+        self.finished: list[Drawn] = []
+        """What came since `batches` last looked."""
+        self.something_finished = asyncio.Event()
+        self.held_back: list[Drawn] = []
+        """Failures since the last answer. If the servers are gone, the prompts are not at
         fault."""
 
-    def drawn_in_turn(self) -> Iterator[Drawn]:
-        """All that comes, for callers that know of no event loop."""
+    def results(self) -> Iterator[Drawn]:
+        """Everything that comes, for callers without an event loop."""
         with own_loop() as run:
             stream = self.batches()
             try:
-                while (batch := run(following(stream))) is not None:
+                while (batch := run(next_batch(stream))) is not None:
                     yield from batch
             finally:
-                run(closed(stream))
+                run(close(stream))
 
     async def batches(self) -> AsyncGenerator[list[Drawn], None]:
-        """What has come since the last look. The loop stands still while nobody looks, so little
-        ever lies waiting."""
+        """What came since the last look. The loop rests between looks, so little piles up."""
         async with AsyncExitStack() as stack:
             for url in self.settings.base_url or (OPENAI_URL,):
-                # further tries are ours, because they are counted and may go to another server
+                # we retry ourselves: retries are counted, and may go to another server
                 made = make_client(
                     url, self.key, timeout_seconds=self.settings.timeout_seconds, max_retries=0
                 )
                 client = await stack.enter_async_context(made)
                 self.endpoints.append(Endpoint(url, client))
-            task = asyncio.create_task(self.work_through())
-            task.add_done_callback(lambda _: self.news.set())
+            task = asyncio.create_task(self.run_all())
+            task.add_done_callback(lambda _: self.something_finished.set())
             try:
-                while self.came or not task.done():
-                    await self.news.wait()
-                    self.news.clear()
-                    batch, self.came = self.came, []
+                while self.finished or not task.done():
+                    await self.something_finished.wait()
+                    self.something_finished.clear()
+                    batch, self.finished = self.finished, []
                     yield batch
             finally:
                 task.cancel()
                 await asyncio.wait((task,))
-            task.result()  # what stopped the work, after what had come was given
+            task.result()  # raises what stopped the work, after everything that came was given
 
-    async def work_through(self) -> None:
-        """All work: the first request alone, so that a wrong set-up is found by one, then as many
-        as may be at a time."""
-        await self.work_off(most=1)
+    async def run_all(self) -> None:
+        """Does all work. The first request runs alone, so that one request finds a wrong set-up;
+        then as many run as are allowed."""
+        await self.run_worker(most=1)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.most_at_once):
-                    group.create_task(self.work_off())
+                    group.create_task(self.run_worker())
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        self.give(self.vain)
-        self.vain = []
-        self.left_over = self.budget_spent and next(self.work, None) is not None
+        self.give(self.held_back)
+        self.held_back = []
+        self.work_left = self.budget_spent and next(self.work, None) is not None
 
-    async def work_off(self, most: int | None = None) -> None:
-        """Takes work until none is left, the budget is spent, or `most` is done."""
+    async def run_worker(self, most: int | None = None) -> None:
+        """Takes work until none is left, the budget is spent, or `most` items are done."""
         while most != 0 and not self.budget_spent:
             item = next(self.work, None)
             if item is None:
                 return
-            self.settle(await self.draw(*item))
+            self.sort_in(await self.draw(*item))
             most = None if most is None else most - 1
 
     @property
@@ -134,57 +148,57 @@ class Session:
 
     @property
     def most_at_once(self) -> int:
-        """Requests that may be on their way to all servers together."""
+        """Requests that may run at the same time, at all servers together."""
         return self.settings.concurrency * len(self.endpoints)
 
     def give(self, drawn: list[Drawn]) -> None:
-        """Lays completions where `batches` finds them."""
-        self.came += drawn
-        self.news.set()
+        """Hands completions to `batches`."""
+        self.finished += drawn
+        self.something_finished.set()
 
-    def settle(self, drawn: Drawn) -> None:
-        """Gives what is certain. ServersGone where failures follow each other and no answer comes
-        between."""
+    def sort_in(self, drawn: Drawn) -> None:
+        """Gives what is certain and holds back the rest. ServersGone after many failures without an
+        answer between them."""
         if drawn.completion.error is None:
-            self.give([*self.vain, drawn])
-            self.vain = []
-        elif self.answered and not drawn.again:
+            self.give([*self.held_back, drawn])
+            self.held_back = []
+        elif self.answered and not drawn.retryable:
             self.give([drawn])
         else:
-            self.vain.append(drawn)
-        if len(self.vain) >= max(FEWEST_IN_VAIN, 2 * self.most_at_once):
+            self.held_back.append(drawn)
+        if len(self.held_back) >= max(FEWEST_FAILURES, 2 * self.most_at_once):
             raise ServersGone(
-                f"the last {len(self.vain)} prompts got no response, most recently because "
-                f"{drawn.completion.error}. They "
-                "are not counted as done; when the server answers again, the same command goes on."
+                f"the last {len(self.held_back)} prompts got no response, most recently because "
+                f"{drawn.completion.error}. They are not counted as done; when the server answers "
+                "again, the same command goes on."
             )
 
     async def draw(self, prompt: Prompt, sample: int) -> Drawn:
-        """One completion, with further tries where they may help."""
-        body = self.body(prompt, self.sampling, sample)
-        tally = Tally()
+        """One completion, with further tries if they may help."""
+        body = self.make_body(prompt, self.sampling, sample)
+        counter = CostCounter()
         endpoint: Endpoint | None = None
-        result: Answer | Fault
+        result: ServerAnswer | Fault
         for tries in range(self.settings.max_retries + 1):
             endpoint = await self.free_endpoint(avoid=endpoint)
             result = await self.request(endpoint, body)
-            tally.add(endpoint.url, result)
-            if isinstance(result, Answer) or not result.again:
+            counter.add(endpoint.url, result)
+            if isinstance(result, ServerAnswer) or not result.retryable:
                 break
             if tries < self.settings.max_retries:
                 await asyncio.sleep(self.pause(result, tries))
-        return self.drawn(prompt, sample, result, tally)
+        return self.drawn(prompt, sample, result, counter=counter)
 
     def pause(self, fault: Fault, tries: int) -> float:
-        """Seconds until the next try: what the server asks for, except after 429, where the server
-        as a whole waits."""
+        """Seconds until the next try: as the server asks. After 429 `Endpoint` waits for the whole
+        server."""
         if fault.wait_seconds is not None and fault.kind != "429":
             return fault.wait_seconds
-        # drawn, so that requests that failed together do not come back together
+        # random, so that requests that failed together do not come back together
         return backoff(tries, self.settings.backoff_seconds) * random.uniform(0.5, 1.0)
 
     async def free_endpoint(self, avoid: Endpoint | None) -> Endpoint:
-        """Waits until a server may be asked, and counts a request to it."""
+        """Waits for a server that is free, and counts a request to it."""
         while isinstance(
             found := next_endpoint(self.endpoints, self.settings.concurrency, avoid), float
         ):
@@ -192,31 +206,36 @@ class Session:
         found.in_flight += 1
         return found
 
-    async def request(self, endpoint: Endpoint, body: dict[str, Any]) -> Answer | Fault:
+    async def request(self, endpoint: Endpoint, body: Mapping[str, object]) -> ServerAnswer | Fault:
         """One request to a server that `free_endpoint` gave."""
         try:
-            result = await ask(endpoint, body, self.settings, self.key, answered=self.answered)
+            result = await ask(endpoint, body, self.settings, key=self.key, answered=self.answered)
         finally:
             endpoint.in_flight -= 1
-        fault = result if isinstance(result, Fault) else None
-        endpoint.note(fault, self.settings.backoff_seconds)
-        self.answered = self.answered or fault is None
-        if (
-            fault is None
-            and self.settings.token_budget is not None
-            and None in (result[2], result[3])
-        ):
+        endpoint.record(
+            result if isinstance(result, Fault) else None, self.settings.backoff_seconds
+        )
+        if isinstance(result, ServerAnswer):
+            self.answered = True
+            self.check_usage(endpoint, result)
+        self.tokens += (result.prompt_tokens or 0) + (result.completion_tokens or 0)
+        return result
+
+    def check_usage(self, endpoint: Endpoint, answer: ServerAnswer) -> None:
+        """Raises ValueError if there is a budget and the server does not report its tokens."""
+        unknown = None in (answer.prompt_tokens, answer.completion_tokens)
+        if self.settings.token_budget is not None and unknown:
             raise ValueError(
                 f"engine.token_budget cannot be held: {endpoint.url} does not say what it used. "
                 "Leave it out."
             )
-        self.tokens += (result.prompt_tokens or 0) + (result.completion_tokens or 0)
-        return result
 
-    def drawn(self, prompt: Prompt, sample: int, result: Answer | Fault, tally: Tally) -> Drawn:
+    def drawn(
+        self, prompt: Prompt, sample: int, result: ServerAnswer | Fault, *, counter: CostCounter
+    ) -> Drawn:
         """The completion, or the failure with its reason."""
-        text = result.text if isinstance(result, Answer) else ""
-        error = None if isinstance(result, Answer) else result.reason
+        text = result.text if isinstance(result, ServerAnswer) else ""
+        error = None if isinstance(result, ServerAnswer) else result.reason
         completion = Completion(
             id=content_id(
                 prompt.id, self.name, None, self.sampling.model_dump(), sample, error or text
@@ -227,14 +246,15 @@ class Session:
             engine="openai",
             sampling=self.sampling,
             sample=sample,
-            finish_reason=result.finish_reason if isinstance(result, Answer) else "error",
+            finish_reason=result.finish_reason if isinstance(result, ServerAnswer) else "error",
             error=error,
         )
-        return Drawn(completion, tally.cost(completion), isinstance(result, Fault) and result.again)
+        retryable = isinstance(result, Fault) and result.retryable
+        return Drawn(completion, counter.cost(completion), retryable)
 
 
-class Tally:
-    """Counts the requests of one completion."""
+class CostCounter:
+    """Counts the requests behind one completion."""
 
     def __init__(self) -> None:
         self.requests: dict[str, int] = {}
@@ -242,12 +262,12 @@ class Tally:
         self.answered_by: str | None = None
         self.prompt_tokens = self.completion_tokens = 0
 
-    def add(self, url: str, result: Answer | Fault) -> None:
+    def add(self, url: str, result: ServerAnswer | Fault) -> None:
         """Counts one request and how it ended."""
         self.requests[url] = self.requests.get(url, 0) + 1
         self.prompt_tokens += result.prompt_tokens or 0
         self.completion_tokens += result.completion_tokens or 0
-        if isinstance(result, Answer):
+        if isinstance(result, ServerAnswer):
             self.answered_by = url
         else:
             kinds = self.faults.setdefault(url, {})
@@ -267,11 +287,11 @@ class Tally:
         )
 
 
-async def following(stream: AsyncIterator[list[Drawn]]) -> list[Drawn] | None:
-    """The next of a stream, None at its end: a coroutine, which is what `Runner.run` takes."""
+async def next_batch(stream: AsyncIterator[list[Drawn]]) -> list[Drawn] | None:
+    """The next batch of a stream, None at its end. `Runner.run` needs a coroutine."""
     return await anext(stream, None)
 
 
-async def closed(stream: AsyncGenerator[list[Drawn], None]) -> None:
-    """Ends a stream, and what it has on its way."""
+async def close(stream: AsyncGenerator[list[Drawn], None]) -> None:
+    """Ends a stream and its running requests."""
     await stream.aclose()

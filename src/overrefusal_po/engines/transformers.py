@@ -1,53 +1,65 @@
-"""In-process generation with transformers: prompts -> completions, in length-sorted batches.
+"""Generation in process with transformers: prompts -> completions, in batches sorted by length.
 
 engine = TransformersEngine(model, ChatTemplate(tokenizer), name="my-model")
 for completion in engine.complete(prompts, Sampling(max_new_tokens=48)):
-    ...
+    print(completion.text)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from overrefusal_po.engines._continuous import check_continuous, generated
+from overrefusal_po.engines import SampleKey
+from overrefusal_po.engines._continuous import check_continuous, generate_continuously
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class Settings(BaseModel):
-    """The recipe keys of this engine; the weights are those of the recipe's `model:`."""
+    """The recipe keys of this engine. The weights are those of the recipe's `model:`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     device: str | None = None
-    """Where the weights go (cpu, cuda, cuda:1); None: onto the GPU where there is one."""
+    """The device for the weights (cpu, cuda, cuda:1); None: the GPU if there is one."""
     continuous_batching: bool = False
-    """Fills a slot as soon as a response ends, `generation.batch_size` of them. Greedy texts stay
-    what they are; sampled ones then depend on what else is in work, so that a seed does not bring
-    them back."""
+    """Fills a slot as soon as a response ends; `generation.batch_size` is the number of slots.
+    Greedy texts stay the same. Sampled texts then depend on what else runs, so a seed does not
+    repeat them."""
+
+
+class Input(NamedTuple):
+    """A prompt, and the text that the model reads for it."""
+
+    prompt: Prompt
+    text: str
 
 
 class TransformersEngine:
-    """Generates with a model that is already loaded.
+    """Generates with a model that is loaded already.
 
     Args:
-        model: a causal language model; it is put into eval mode, and onto `device`.
-        template: the chat template and tokenizer (padding side left).
-        name: what completions name as their model.
-        batch_size: prompts decoded at a time.
-        device: None is the GPU where there is one.
-        continuous_batching: fill a slot as soon as a response ends, instead of batches that wait
-            for their longest.
+        model: a causal language model. The engine sets eval mode and moves it to `device`.
+        template: the chat template and tokenizer (padding on the left).
+        name: the model's name in completions.
+        revision: the model's revision in completions.
+        batch_size: prompts to decode at a time.
+        device: None is the GPU if there is one.
+        continuous_batching: fill a slot as soon as a response ends. Otherwise a batch waits for its
+            longest response.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         template: ChatTemplate,
         *,
         name: str,
@@ -62,11 +74,10 @@ class TransformersEngine:
             check_continuous(model)
         self.continuous_batching = continuous_batching
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = (
-            model.eval().to(self.device)
-            if not getattr(model, "is_quantized", False)
-            else model.eval()
-        )
+        # transformers does not annotate `eval`
+        self.model: PreTrainedModel = model.eval()
+        if not getattr(model, "is_quantized", False):
+            self.model = self.model.to(self.device)
         self.template = template
         self.name = name
         self.revision = revision
@@ -78,51 +89,44 @@ class TransformersEngine:
         sampling: Sampling,
         *,
         samples: int = 1,
-        had: Container[tuple[str, int]] = frozenset(),
+        had: Container[SampleKey] = frozenset(),
         spent_tokens: int = 0,
         spend: Callable[[Cost], None] | None = None,
     ) -> Iterator[Completion]:
-        """A completion for each prompt and sample number that is not in `had`, as they come
-        (longest prompts first).
+        """A completion for each prompt and sample number that is not in `had`, longest prompts
+        first.
 
-        Batches are planned over all prompts, so that a run that goes on draws in the batches of a
-        run that never
-        stopped: the same texts. Special tokens are left out. `spent_tokens` and `spend` are for
-        engines that are paid.
+        Batches are planned over all prompts. So a resumed run draws in the same batches, and the
+        same texts, as a run that never stopped. Texts come without special tokens. `spent_tokens`
+        and `spend` are for paid engines.
         """
-        rows = [(self.text_of(prompt), prompt) for prompt in prompts]
-        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), i))
+        inputs = [Input(prompt, self.input_text(prompt)) for prompt in prompts]
+        inputs.sort(key=lambda i: -len(i.text))
         if self.continuous_batching:
             missing = (
-                (rows[i], n) for i in order for n in range(samples) if (rows[i][1].id, n) not in had
+                (i, n) for i in inputs for n in range(samples) if (i.prompt.id, n) not in had
             )
             yield from self._continuously(missing, sampling)
             return
         for sample in range(samples):
-            for start in range(0, len(order), self.batch_size):
-                batch = [rows[i] for i in order[start : start + self.batch_size]]
-                if all((prompt.id, sample) in had for _, prompt in batch):
+            for start in range(0, len(inputs), self.batch_size):
+                batch = inputs[start : start + self.batch_size]
+                if all((i.prompt.id, sample) in had for i in batch):
                     continue
-                made = self._batch(
-                    [p for _, p in batch], [text for text, _ in batch], sampling, sample
-                )
+                made = self._batch(batch, sampling, sample)
                 yield from (c for c in made if (c.prompt_id, sample) not in had)
 
-    def text_of(self, prompt: Prompt) -> str:
-        """What the model reads: the rendered conversation, or the raw text, up to where it
-        writes."""
+    def input_text(self, prompt: Prompt) -> str:
+        """The text that the model continues: the rendered conversation, or the raw text."""
         if prompt.raw_text is None:
             return self.template.prompt_text(prompt.messages, prompt.assistant_prefix)
         return self.template.neutral(prompt.raw_text) + prompt.assistant_prefix
 
-    def _batch(
-        self, prompts: list[Prompt], texts: list[str], sampling: Sampling, sample: int
-    ) -> Iterator[Completion]:
+    def _batch(self, batch: list[Input], sampling: Sampling, sample: int) -> Iterator[Completion]:
         import torch
 
-        tokenizer = self.template.tokenizer
-        inputs = tokenizer(
-            texts,
+        inputs = self.template.tokenizer(
+            [text for _, text in batch],
             return_tensors="pt",
             padding=True,
             padding_side="left",
@@ -131,41 +135,42 @@ class TransformersEngine:
         )
         inputs = inputs.to(self.device)
         if sampling.temperature > 0:
-            # the seed follows the batch's content: the same batch draws the same on every run
-            seed = int(content_id(sampling.seed, sample, [p.id for p in prompts]), 16) % 2**31
-            torch.manual_seed(seed)
+            # the seed follows from the batch's content, so every run draws the same from it
+            ids = [prompt.id for prompt, _ in batch]
+            torch.manual_seed(int(content_id(sampling.seed, sample, ids), 16) % 2**31)
         with torch.inference_mode():
-            output = self.model.generate(
+            # (batch, prompt + response); transformers does not annotate `generate`
+            output: torch.Tensor = self.model.generate(  # type: ignore[operator]
                 **inputs,
                 **self.options(sampling),
                 max_new_tokens=sampling.max_new_tokens,
             )
         width = inputs["input_ids"].shape[1]
-        for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
-            yield self.completion(prompt, row, sampling, sample)
+        for (prompt, _), tokens in zip(batch, output[:, width:].tolist(), strict=True):
+            yield self.completion(prompt, tokens, sampling, sample=sample)
 
     def _continuously(
-        self, work: Iterable[tuple[tuple[str, Prompt], int]], sampling: Sampling
+        self, work: Iterable[tuple[Input, int]], sampling: Sampling
     ) -> Iterator[Completion]:
         tokenizer = self.template.tokenizer
         requests = (
-            ((p, n), tokenizer(text, add_special_tokens=False)["input_ids"])
-            for (text, p), n in work
+            ((prompt, sample), tokenizer(text, add_special_tokens=False)["input_ids"])
+            for (prompt, text), sample in work
         )
-        made = generated(
+        responses = generate_continuously(
             self.model,
             requests,
             self.options(sampling),
             max_new_tokens=sampling.max_new_tokens,
             at_once=self.batch_size,
         )
-        for (prompt, sample), (row, error) in made:
-            yield self.completion(prompt, row, sampling, sample, error=error)
+        for (prompt, sample), (tokens, error) in responses:
+            yield self.completion(prompt, tokens, sampling, sample=sample, error=error)
 
-    def options(self, sampling: Sampling) -> dict[str, Any]:
-        """GenerationConfig's keys. What a model's own config asks for beyond `sampling` is left
-        out."""
-        found: dict[str, Any] = {
+    def options(self, sampling: Sampling) -> dict[str, object]:
+        """Keys of GenerationConfig. Whatever else the model's own config asks for is switched
+        off."""
+        found: dict[str, object] = {
             "do_sample": sampling.temperature > 0,
             "repetition_penalty": 1.0,
             "num_beams": 1,
@@ -180,16 +185,16 @@ class TransformersEngine:
     def completion(
         self,
         prompt: Prompt,
-        row: list[int],
+        tokens: list[int],
         sampling: Sampling,
-        sample: int,
         *,
+        sample: int,
         error: str | None = None,
     ) -> Completion:
-        """The completion of a response's tokens, up to the first that ends it; or the failure."""
-        stop = next((i for i, token in enumerate(row) if token in self.stop_tokens), None)
-        said = self.template.tokenizer.decode(row[:stop], skip_special_tokens=True)
-        text = "" if error else self.opener(prompt) + said
+        """The completion of a response's token ids, up to the first stop token; or the failure."""
+        stop = next((i for i, token in enumerate(tokens) if token in self.stop_tokens), None)
+        response = str(self.template.tokenizer.decode(tokens[:stop], skip_special_tokens=True))
+        text = "" if error else self.thought_opener(prompt) + response
         return Completion(
             id=content_id(
                 prompt.id, self.name, self.revision, sampling.model_dump(), sample, error or text
@@ -205,19 +210,16 @@ class TransformersEngine:
             error=error,
         )
 
-    def opener(self, prompt: Prompt) -> str:
-        """The mark of a thinking block that the prompt opened, so that a judge knows a thought that
-        was cut from an answer."""
-        return (
-            self.template.thought_opener
-            if prompt.raw_text is None and not prompt.assistant_prefix
-            else ""
-        )
+    def thought_opener(self, prompt: Prompt) -> str:
+        """The mark of a thinking block that the prompt opened, else "". With it a judge can
+        distinguish a thought that was cut off from an answer."""
+        opens = prompt.raw_text is None and not prompt.assistant_prefix
+        return self.template.thought_opener if opens else ""
 
     @cached_property
     def stop_tokens(self) -> list[int]:
-        """Ids that end a response: the template's end of turn, the tokenizer's, and the model's
-        generation config."""
+        """Ids that end a response: the template's end of turn, the tokenizer's end of text, and
+        those of the model's generation config."""
         config = getattr(self.model.generation_config, "eos_token_id", None)
         ids = config if isinstance(config, list) else [config]
         ends = [*ids, self.template.tokenizer.eos_token_id, self.template.end_of_turn_id]
@@ -226,23 +228,24 @@ class TransformersEngine:
 
 def engine(
     settings: Settings,
-    section: Mapping[str, Any],
+    section: Mapping[str, object],
     template: ChatTemplate | None,
     *,
     name: str,
     system_prompt: str | None,
-    template_kwargs: Mapping[str, Any],
+    template_kwargs: Mapping[str, object],
     batch_size: int,
 ) -> TransformersEngine:
-    """The plug-file entry point: loads the weights of a recipe's `model:`. The template has the
-    chat options already."""
-    assert template is not None, "the tokenizer is loaded with the weights"
+    """The engine of a recipe; loads the weights of its `model:`. `template` has the chat options
+    already."""
+    assert template is not None, "the tokenizer is loaded before the weights"
     model = models.load_model(**models.model_options(dict(section)))
+    revision = section.get("model_revision")
     return TransformersEngine(
         model,
         template,
         name=name,
-        revision=section.get("model_revision"),
+        revision=None if revision is None else str(revision),
         batch_size=batch_size,
         device=settings.device,
         continuous_batching=settings.continuous_batching,
@@ -250,5 +253,5 @@ def engine(
 
 
 def note(settings: Settings) -> str:
-    """What a manifest says of completions from this engine."""
+    """Where completions come from, for manifests and reports."""
     return "transformers" + (", continuous batching" if settings.continuous_batching else "")

@@ -1,1 +1,1 @@
-"""The evaluation stage and its honest arithmetic."""
+"""The evaluation stage: what a model answers and refuses, in rates with intervals."""

@@ -1,31 +1,35 @@
-"""Model -> capability, so that nobody buys usefulness with stupidity: perplexity offline, lm-eval
-where a recipe names tasks.
+"""Model -> capability, so that usefulness is not bought with a loss of skill: perplexity offline,
+lm-eval if a recipe names tasks.
 
-found = perplexity(model, template, prompts, batch_size=8)     # found.value, found.low, found.high,
-found.tokens scores = lm_eval_scores("runs/dpo/model", ["arc_easy"], limit=200)   # {"arc_easy":
-{"acc": .51, "acc_stderr": .03}}
+    found = perplexity(model, template, prompts, batch_size=8)
+    # found.value, found.low, found.high, found.tokens
+    scores = lm_eval_scores("runs/dpo/model", ["arc_easy"], limit=200)
+    # {"arc_easy": {"acc": .51, "acc_stderr": .03}}
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
+from overrefusal_po.evaluate.entries import PerplexityEntry, TaskScores
 from overrefusal_po.evaluate.intervals import bootstrap, cluster_sums
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.records import Prompt
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 RESAMPLES = 5000
 
 
 class Perplexity(NamedTuple):
-    """exp of the mean loss of a token of the reference answers, and its 95 % interval (None with
-    fewer than two clusters).
+    """exp of the mean loss per token of the reference answers, and its 95 % interval.
 
-    `tokens` counts the response tokens (end of turn included), `n` the answers. Comparable between
-    models of one tokenizer and template only.
+    There is no interval with fewer than two clusters. `tokens` counts the response tokens (end of
+    turn included), `n` the answers. Compare it only between models of one tokenizer and template.
     """
 
     value: float
@@ -35,20 +39,31 @@ class Perplexity(NamedTuple):
     tokens: int
     n: int
 
+    def as_dict(self) -> PerplexityEntry:
+        """The entry of metrics.json."""
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "nats_per_token": self.nats_per_token,
+            "tokens": self.tokens,
+            "n": self.n,
+        }
+
 
 def perplexity(
-    model: Any,
+    model: PreTrainedModel,
     template: ChatTemplate,
     prompts: Sequence[Prompt],
     *,
     batch_size: int = 8,
     seed: int = 0,
 ) -> Perplexity:
-    """How well a model foresees the reference answers of benign and general prompts; other prompts
-    are passed over.
+    """How well a model predicts the reference answers of benign and general prompts; other prompts
+    are left out.
 
     The interval redraws clusters of prompts (an original and the attacks on it). Raises ValueError
-    where no benign or general prompt has a reference.
+    if no benign or general prompt has a reference.
     """
     import numpy as np
 
@@ -56,13 +71,14 @@ def perplexity(
     if not asked:
         raise ValueError(
             "Perplexity needs benign or general prompts with a reference answer; none of the "
-            f"{len(prompts)} prompts is one. "
-            "Name a set that has references (starter), or leave perplexity out."
+            f"{len(prompts)} prompts is one. Name a set that has references (starter), or leave "
+            "perplexity out."
         )
     turns = [template.turn(p.messages, str(p.reference)) for p in asked]
+    losses = response_nats(model, turns, batch_size)
     rows = [
         (p.cluster, (nats, len(turn.response_ids)))
-        for p, turn, nats in zip(asked, turns, response_nats(model, turns, batch_size), strict=True)
+        for p, turn, nats in zip(asked, turns, losses, strict=True)
     ]
     spread = bootstrap(
         lambda sums: np.exp(sums[..., 0] / sums[..., 1]),
@@ -76,9 +92,11 @@ def perplexity(
     )
 
 
-def response_nats(model: Any, turns: Sequence[Turn], batch_size: int) -> list[float]:
-    """The summed loss (nats, float32) of each turn's response tokens, in order; batches of similar
-    length."""
+def response_nats(model: PreTrainedModel, turns: Sequence[Turn], batch_size: int) -> list[float]:
+    """The summed loss (nats, float32) of each turn's response tokens, in order.
+
+    A batch holds turns of similar length.
+    """
     import torch
 
     model.eval()
@@ -94,30 +112,30 @@ def response_nats(model: Any, turns: Sequence[Turn], batch_size: int) -> list[fl
     return found
 
 
-def batch_nats(model: Any, turns: Sequence[Turn]) -> list[float]:
-    """The same for one batch. Padded on the right, where a causal model's earlier tokens do not see
-    it."""
+def batch_nats(model: PreTrainedModel, turns: Sequence[Turn]) -> list[float]:
+    """`response_nats` of one batch, padded on the right: a causal model's earlier tokens do not see
+    the padding."""
     import torch
 
     rows = [torch.tensor(turn.prompt_ids + turn.response_ids) for turn in turns]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)  # (B, T)
     lengths = torch.tensor([len(row) for row in rows], device=ids.device)
     places = torch.arange(ids.shape[1], device=ids.device)[None]
     starts = torch.tensor([len(turn.prompt_ids) for turn in turns], device=ids.device)
-    logits = model(
-        input_ids=ids, attention_mask=(places < lengths[:, None]).long(), use_cache=False
-    ).logits
-    # token t is foretold at t - 1; only the response's rows of the (batch, seq, vocabulary) logits
-    # become float32
-    meant = ((places >= starts[:, None]) & (places < lengths[:, None]))[:, 1:]
+    real = places < lengths[:, None]
+    logits = model(input_ids=ids, attention_mask=real.long(), use_cache=False).logits
+    # the logits at t - 1 predict token t; only the response's rows of the (B, T, vocabulary)
+    # logits become float32
+    meant = ((places >= starts[:, None]) & real)[:, 1:]
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1][meant].float(), ids[:, 1:][meant], reduction="none"
     )
-    return [float(part.sum()) for part in losses.double().split(meant.sum(1).tolist())]
+    counts: list[int] = meant.sum(1).tolist()
+    return [float(part.sum()) for part in torch.split(losses.double(), counts)]
 
 
 def check_lm_eval() -> None:
-    """Raises ValueError where the lm-eval harness is not installed."""
+    """Raises ValueError if the lm-eval harness is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError(
             "Capability tasks run in the lm-eval harness, which is not installed. Install it (pip "
@@ -138,7 +156,7 @@ def lm_eval_scores(
     system_prompt: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
-) -> dict[str, dict[str, float]]:
+) -> TaskScores:
     """{task: {metric: value, metric_stderr: value}} of the lm-eval harness
     (`lm_eval.simple_evaluate`, 0.4.4 or later).
 
@@ -157,14 +175,14 @@ def lm_eval_scores(
 
     manager = TaskManager()
     check_tasks(tasks, manager.match_tasks)
-    options: dict[str, Any] = {
-        "pretrained": models.resolve(model_path),
-        "revision": revision,
-        "dtype": dtype or "auto",
-    }
     found = lm_eval.simple_evaluate(
         model="hf",
-        model_args={**options, "trust_remote_code": trust_remote_code},
+        model_args={
+            "pretrained": models.resolve(model_path),
+            "revision": revision,
+            "dtype": dtype or "auto",
+            "trust_remote_code": trust_remote_code,
+        },
         tasks=manager.match_tasks(list(tasks)),
         task_manager=manager,
         limit=limit,
@@ -181,7 +199,7 @@ def lm_eval_scores(
     return plain_scores(found["results"])
 
 
-def check_tasks(tasks: Sequence[str], match: Any) -> None:
+def check_tasks(tasks: Sequence[str], match: Callable[[list[str]], Sequence[str]]) -> None:
     """Raises ValueError for the tasks that the harness does not know."""
     unknown = [task for task in tasks if not match([task])]
     if unknown or not tasks:
@@ -192,19 +210,18 @@ def check_tasks(tasks: Sequence[str], match: Any) -> None:
         )
 
 
-def plain_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """The harness's `results` without what is no score.
+def plain_scores(results: Mapping[str, Mapping[str, object]]) -> TaskScores:
+    """The scores in the harness's `results`; its other values are left out.
 
-    Its keys are "metric,filter"; the filter is left out where it is "none", else it stays
+    Its keys are "metric,filter". The filter is left out if it is "none", else it stays
     ("exact_match,strict-match").
     """
-    plain: dict[str, dict[str, float]] = {}
+    plain: TaskScores = {}
     for task, entry in results.items():
         scores = plain.setdefault(task, {})
         for key, value in entry.items():
             metric, comma, how = key.partition(",")
-            if comma and isinstance(
-                value, int | float
-            ):  # an error that was not worked out is the text "N/A"
+            # a standard error that the harness did not compute is the text "N/A"
+            if comma and isinstance(value, int | float):
                 scores[metric if how == "none" else key] = float(value)
     return plain

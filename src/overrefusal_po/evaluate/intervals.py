@@ -1,13 +1,13 @@
-"""Counts -> shares and differences with 95 % intervals, for outcomes that come in clusters. Pure:
-numbers in, numbers out.
+"""Counts -> shares and differences with 95 % intervals, for outcomes that come in clusters.
 
-    rate(9, 10)
-    # Rate(value=0.9, low=0.596, high=0.982, n=10, unscored=0): Wilson
-    rate_of([True, True, None], ["a", "a", "b"])  # two outcomes of one question, and one unscored
+    wilson_rate(9, 10)
+    # Rate(value=0.9, low=0.596, high=0.982, n=10, unscored=0)
+    clustered_rate([True, True, None], ["a", "a", "b"])
+    # two outcomes of one question, and one unscored
     bootstrap(statistic, cluster_sums(rows), resamples=2000, seed=0)
 
-Outcomes of one question (attacks on it, samples, seeds, the same prompt put to several models) are
-no independent evidence. They form a cluster, and clusters are what is weighed or redrawn.
+Pure: numbers in, numbers out. Outcomes of one question (attacks on it, samples, seeds, several
+models) are no independent evidence. They form a cluster, and clusters are weighed or redrawn.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-NAN_RESAMPLES = 0.05  # ours: with more of them left out, the interval is one of luckier samples
-# floats that the bootstrap holds at a time (16 MB), so that a large benchmark fits in memory
+NAN_RESAMPLES_MAX = 0.05
+"""Ours: if more resamples are nan and left out, the interval is one of luckier samples."""
 BATCH_NUMBERS = 2_000_000
+"""Floats that the bootstrap holds at a time (16 MB), so that a large benchmark fits in memory."""
 
 
 class Rate(NamedTuple):
-    """A share from 0 to 1 and its 95 % interval, None where `n` is 0. `unscored` outcomes stand
-    outside `n`."""
+    """A share from 0 to 1 and its 95 % interval, None if `n` is 0. `unscored` outcomes are not in
+    `n`."""
 
     value: float | None
     low: float | None
@@ -40,22 +41,22 @@ class Rate(NamedTuple):
     unscored: int
 
 
-class Gain(NamedTuple):
-    """A difference of two runs (of harmful_refused + benign_answered from -2 to 2, of F1 from -1 to
-    1) and its 95 % interval."""
+class Estimate(NamedTuple):
+    """A number (a difference of two runs, say) and its 95 % interval; None if it is not known."""
 
     value: float | None
     low: float | None
     high: float | None
 
 
-def rate(hits: int, n: int, unscored: int = 0, *, effective: float | None = None) -> Rate:
+def wilson_rate(hits: int, n: int, unscored: int = 0, *, effective: float | None = None) -> Rate:
     """`hits` of `n` with Wilson's 95 % interval, as wide as that of `effective` independent
     outcomes (None: `n`)."""
     assert 0 <= hits <= n, f"{hits} hits of {n}"
     if n == 0:
         return Rate(None, None, None, 0, unscored)
-    return Rate(hits / n, *wilson(hits / n, n if effective is None else effective), n, unscored)
+    ends = wilson(hits / n, n if effective is None else effective)
+    return Rate(hits / n, *ends, n, unscored)
 
 
 def wilson(value: float, n: float) -> tuple[float, float]:
@@ -68,33 +69,29 @@ def wilson(value: float, n: float) -> tuple[float, float]:
 
 
 def effective_n(hits: Sequence[float], n: Sequence[float]) -> float:
-    """How many independent outcomes clusters are worth that hold `hits[i]` of `n[i]` (outcomes, or
-    their weights).
+    """How many independent outcomes the clusters are worth.
 
-    p(1-p) / the ratio estimator's variance, k/(k-1) · Σ(hits - p·n)² / (Σn)² (Kish 1965, ch. 5): at
-    most Σn, and exactly Σn where each cluster is one outcome. Where all hit or none does, nothing
-    is seen of how alike a cluster's outcomes
-    are: they are then taken to be the same, which is the careful side.
+    Cluster i holds `hits[i]` of `n[i]` (outcomes, or their weights). The result is p(1-p) / the
+    variance of the ratio estimator, k/(k-1) · Σ(hits - p·n)² / (Σn)² (Kish 1965, ch. 5). It is at
+    most Σn, and exactly Σn if each cluster is one outcome. If all hit or none does, the data do not
+    show how similar the outcomes of a cluster are. They then count as the same, which is the
+    careful side.
     """
     total = sum(n)
     if not total or all(abs(size - 1) < 1e-9 for size in n):
         return total
-    value, clusters = sum(hits) / total, len(n)
-    if min(value, 1 - value) * total < 1e-9 or clusters < 2:
+    value = sum(hits) / total
+    if min(value, 1 - value) * total < 1e-9 or len(n) < 2:
         return total**2 / sum(size**2 for size in n)
-    variance = (
-        clusters
-        / (clusters - 1)
-        * sum((h - value * m) ** 2 for h, m in zip(hits, n, strict=True))
-        / total**2
-    )
-    # where clusters agree better than chance would have it, independence stays the careful side
+    residuals = sum((h - value * m) ** 2 for h, m in zip(hits, n, strict=True))
+    variance = len(n) / (len(n) - 1) * residuals / total**2
+    # clusters may agree better than chance: independence stays the careful side
     return total if variance * total <= value * (1 - value) else value * (1 - value) / variance
 
 
-def rate_of(flags: Iterable[bool | None], clusters: Iterable[str] | None = None) -> Rate:
-    """The share of True; None is an unscored outcome. `clusters` names what each belongs to (None:
-    all independent)."""
+def clustered_rate(flags: Iterable[bool | None], clusters: Iterable[str] | None = None) -> Rate:
+    """The share of True; None is an unscored outcome. `clusters` names the cluster of each flag
+    (None: all independent)."""
     flags = list(flags)
     names = map(str, count()) if clusters is None else clusters
     sums = cluster_sums(
@@ -102,61 +99,71 @@ def rate_of(flags: Iterable[bool | None], clusters: Iterable[str] | None = None)
     )
     hits, sizes = ([row[column] for row in sums] for column in (0, 1))
     n = int(sum(sizes))
-    return rate(int(sum(hits)), n, len(flags) - n, effective=effective_n(hits, sizes))
+    return wilson_rate(int(sum(hits)), n, len(flags) - n, effective=effective_n(hits, sizes))
 
 
 def cluster_sums(rows: Iterable[tuple[str, Sequence[float]]]) -> list[list[float]]:
-    """The columns of `rows` added up within each cluster; in order of size, so that the order of
-    rows changes nothing."""
+    """The columns of `rows` (cluster, values) added up within each cluster.
+
+    The sums come in order of size, so that the order of rows changes nothing.
+    """
     sums: dict[str, list[float]] = {}
     for cluster, values in rows:
-        sums[cluster] = [
-            a + b for a, b in zip(sums.get(cluster, [0.0] * len(values)), values, strict=True)
-        ]
+        known = sums.get(cluster, [0.0] * len(values))
+        sums[cluster] = [a + b for a, b in zip(known, values, strict=True)]
     return sorted(sums.values())
 
 
 def bootstrap(
     statistic: Callable[..., Floats], *tables: Sequence[Sequence[float]], resamples: int, seed: int
-) -> Gain:
-    """`statistic` of the column sums of each table and its 95 % percentile interval, clusters
-    redrawn table by table.
+) -> Estimate:
+    """`statistic` of the column sums of each table and its 95 % percentile interval.
 
-    A table holds a row for each cluster (see `cluster_sums`); the statistic gets one array (...,
-    columns) for each table and returns (...). Resamples in which it is nan are left out. All None
-    where a table is empty or the statistic is nan; no interval where a table has a single cluster,
-    which says nothing of its spread, or where more than one resample in twenty is nan.
+    A table holds a row for each cluster (see `cluster_sums`), and clusters are redrawn table by
+    table. The statistic gets one array (..., columns) for each table and returns (...). All is None
+    if a table is empty or the statistic is nan. A table with a single cluster does not show its
+    spread: there is no interval. Resamples with nan are left out; there is no interval either if
+    they are more than one in twenty.
     """
     import numpy as np
-    from scipy import stats
 
     if not all(tables):
-        return Gain(None, None, None)
+        return Estimate(None, None, None)
     arrays = [np.asarray(table, dtype=float) for table in tables]
     value = float(statistic(*(array.sum(axis=0) for array in arrays)))
     if np.isnan(value) or min(map(len, arrays)) < 2:
-        return Gain(None if np.isnan(value) else value, None, None)
+        return Estimate(None if np.isnan(value) else value, None, None)
+    found = resampled(statistic, arrays, resamples, seed)
+    if np.isnan(found).mean() > NAN_RESAMPLES_MAX:
+        return Estimate(value, None, None)
+    low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def resampled(
+    statistic: Callable[..., Floats], arrays: Sequence[Floats], resamples: int, seed: int
+) -> Floats:
+    """(resamples,): `statistic` of each resample, the rows of every array redrawn on their own."""
+    import numpy as np
+    from scipy import stats
+
+    def drawn_statistic(*drawn: Floats, axis: int) -> Floats:
+        pairs = zip(arrays, drawn, strict=True)
+        return statistic(*(array[rows.astype(int)].sum(axis=-2) for array, rows in pairs))
+
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", stats.DegenerateDataWarning
-        )  # of nan, which is looked at below
-        found = stats.bootstrap(
+        # scipy warns of nan, which `bootstrap` looks at
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        drawn = stats.bootstrap(
             [np.arange(len(array)) for array in arrays],
-            lambda *drawn, axis: statistic(
-                *(
-                    array[rows.astype(int)].sum(axis=-2)
-                    for array, rows in zip(arrays, drawn, strict=True)
-                )
-            ),
+            drawn_statistic,
             n_resamples=resamples,
             batch=max(1, BATCH_NUMBERS // max(array.size for array in arrays)),
             vectorized=True,
             confidence_level=CONFIDENCE,
-            # BCa, scipy's default, is undefined (and warns) where all values are equal
+            # BCa, scipy's default, is undefined (and warns) if all values are equal
             method="percentile",
             random_state=np.random.default_rng(seed),
-        ).bootstrap_distribution
-    if np.isnan(found).mean() > NAN_RESAMPLES:
-        return Gain(value, None, None)
-    low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Gain(value, float(low), float(high))
+        )
+    found: Floats = drawn.bootstrap_distribution
+    return found

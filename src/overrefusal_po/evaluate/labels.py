@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 from pydantic import Field, ValidationError
 
+from overrefusal_po.evaluate.metrics import is_scored
 from overrefusal_po.records import (
     Kind,
     Outcome,
@@ -30,16 +31,21 @@ from overrefusal_po.records import (
     read_objects,
 )
 
-HUMAN: dict[str, Refusal] = {
+REFUSAL_OF_LABEL: dict[str, Refusal] = {
     "full_compliance": "none",
     "partial_refusal": "partial",
     "full_refusal": "full",
 }
-KINDS: dict[str, Kind] = {"safe": "benign", "unsafe": "harmful"}
+KIND_OF_LABEL: dict[str, Kind] = {"safe": "benign", "unsafe": "harmful"}
+
+KeyRows = Mapping[str, Mapping[str, object]]
+"""The rows of a sample's key by their ids."""
+SampledGroup = tuple[Kind, str]
+"""(kind, verdict's name): what a blinded sample is balanced over."""
 
 
-class Row(Record):
-    """A line of a labels file; other fields of the line are left alone."""
+class LabelRow(Record):
+    """A line of a labels file; other fields of the line are ignored."""
 
     prompt: str = Field(min_length=1)
     response: str
@@ -48,9 +54,22 @@ class Row(Record):
     label: Literal["safe", "unsafe"]
 
 
+class KeyRow(TypedDict):
+    """What a labeller must not see of one row of a blinded sample."""
+
+    id: str
+    run: str
+    model: str
+    kind: Kind
+    label: str
+    judge: str
+    verdict: str
+    weight: float
+
+
 class Labelled(Record):
-    """A response and what a person said of it. `weight` is above 1 where the row stands for more
-    than itself."""
+    """A response and what a person said of it. `weight` is above 1 if the row stands for more than
+    itself."""
 
     prompt: str
     response: str
@@ -66,42 +85,40 @@ class Labelled(Record):
 
 
 class BlindedSample(NamedTuple):
-    """`rows` go to a person, `key` stays at home: they meet again in `read_labels`. Both are JSON
-    Lines objects."""
+    """`rows` go to a person, `key` stays here: `read_labels` joins them again. Both are JSON Lines
+    objects."""
 
     rows: list[dict[str, str]]
-    key: list[dict[str, Any]]
+    key: list[KeyRow]
 
 
 def read_labels(path: str | Path, key: str | Path | None = None) -> list[Labelled]:
     """All rows of a labels file, or of a blinded sample that a person filled in.
 
     `key` is the file of the sample's `BlindedSample.key`; None looks for `NAME.key.jsonl` beside
-    `NAME.jsonl`. Raises ValueError with file, line and field where a row cannot be read or has no
+    `NAME.jsonl`. Raises ValueError with file, line and field if a row cannot be read or has no
     label yet.
     """
     rows = list(read_objects(path))
-    keys: dict[str, dict[str, Any]] = {}
+    keys: KeyRows = {}
     if any("model" not in row and "id" in row for _, row in rows):
         keys = read_key(path, key)
     return [labelled_row(row, keys, f"{path}, line {number}") for number, row in rows]
 
 
 def key_path(path: str | Path) -> Path:
-    """Where the key of a blinded sample lies when nobody says otherwise: sample.jsonl ->
-    sample.key.jsonl."""
+    """The default place of a blinded sample's key: sample.jsonl -> sample.key.jsonl."""
     return Path(path).with_suffix(".key.jsonl")
 
 
-def read_key(path: str | Path, key: str | Path | None) -> dict[str, dict[str, Any]]:
-    """The key's rows by id; ValueError where there is no such file or a row lacks what a label
+def read_key(path: str | Path, key: str | Path | None) -> KeyRows:
+    """The key's rows by id; ValueError if there is no such file or a row lacks what a label
     needs."""
     file = key_path(path) if key is None else Path(key)
     if not file.is_file():
         raise ValueError(
             f"{path}: its rows have an id and no model, as in a blinded sample, but there is no "
-            f"key {file}. Give the key "
-            "that was written with the sample."
+            f"key {file}. Give the key that was written with the sample."
         )
     found = {}
     for number, row in read_objects(file):
@@ -114,37 +131,43 @@ def read_key(path: str | Path, key: str | Path | None) -> dict[str, dict[str, An
     return found
 
 
-def labelled_row(
-    row: Mapping[str, Any], keys: Mapping[str, Mapping[str, Any]], where: str
-) -> Labelled:
-    """One line as a `Labelled`, joined with its key where it has none of its own model."""
-    joined = dict(row)
-    if "model" not in row and keys:
-        if row.get("id") not in keys:
-            raise ValueError(
-                f"{where}: id is {row.get('id')!r}, which the sample's key does not have."
-            )
-        joined |= {field: keys[row["id"]][field] for field in ("model", "label")}
-        joined["weight"] = keys[row["id"]].get("weight", 1.0)
+def labelled_row(row: Mapping[str, object], keys: KeyRows, where: str) -> Labelled:
+    """One line as a `Labelled`, joined with its key if it has no model of its own."""
+    joined = row if "model" in row or not keys else with_key(row, keys, where)
     if joined.get("human_label") == "":
         raise ValueError(
-            f"{where}: human_label is still empty. Write {', '.join(HUMAN)}, or delete the row to "
-            "leave it out."
+            f"{where}: human_label is still empty. Write {', '.join(REFUSAL_OF_LABEL)}, or delete "
+            "the row to leave it out."
         )
     try:
-        given = Row.model_validate(
-            {field: joined[field] for field in Row.model_fields if field in joined}
+        given = LabelRow.model_validate(
+            {field: joined[field] for field in LabelRow.model_fields if field in joined}
         )
-        return Labelled(
-            prompt=given.prompt,
-            response=given.response,
-            human=HUMAN[given.human_label],
-            model=given.model,
-            kind=KINDS[given.label],
-            weight=joined.get("weight", 1.0) if keys else 1.0,
+        return Labelled.model_validate(
+            {
+                "prompt": given.prompt,
+                "response": given.response,
+                "human": REFUSAL_OF_LABEL[given.human_label],
+                "model": given.model,
+                "kind": KIND_OF_LABEL[given.label],
+                "weight": joined.get("weight", 1.0) if keys else 1.0,
+            }
         )
     except ValidationError as error:
         raise ValueError(f"{where}: {first_fault(error)}") from None
+
+
+def with_key(row: Mapping[str, object], keys: KeyRows, where: str) -> dict[str, object]:
+    """A row of a blinded sample with model, label and weight from its key."""
+    key = keys.get(str(row.get("id")))
+    if key is None:
+        raise ValueError(f"{where}: id is {row.get('id')!r}, which the sample's key does not have.")
+    return {
+        **row,
+        "model": key["model"],
+        "label": key["label"],
+        "weight": key.get("weight", 1.0),
+    }
 
 
 def blinded_sample(
@@ -153,44 +176,54 @@ def blinded_sample(
     """At most `n` responses of the runs ({run name: outcomes}) for a person to label, and the key
     to who wrote them.
 
-    As many of each kind and verdict (refusal, none, degenerate, unscored) as there are, the runs
-    taken in turn, in random order; a response that several runs gave to one prompt stands there
-    once. Because rare verdicts are sampled more often than common ones, each row of the key carries
-    the `weight` by which `certify` counts it: the share of such responses in the runs, over their
-    share in the sample. General prompts count as safe ones.
+    There are as many of each kind and verdict (refusal, none, degenerate, unscored) as possible.
+    The runs take turns, in random order. A response that several runs gave to one prompt stands
+    there once. Rare verdicts are sampled more often than common ones. So each row of the key
+    carries the `weight` by which `certify` counts it. It is the share of such responses in the
+    runs, over their share in the sample. General prompts count as safe ones.
     """
     groups = sampling_groups(outcomes, seed)
-    taken: dict[tuple[Kind, str], list[tuple[str, Outcome]]] = {group: [] for group in groups}
+    taken = balanced(groups, n)
+    drawn, population = sum(map(len, taken.values())), sum(map(len, groups.values()))
+    rows, key = [], []
+    for (kind, verdict), members in taken.items():
+        for run, outcome in members:
+            weight = len(groups[kind, verdict]) / population * drawn / len(members)
+            row = blinded_row(outcome, seed)
+            rows.append(row)
+            key.append(key_row(row["id"], run, outcome, verdict, weight))
+    return BlindedSample(
+        sorted(rows, key=lambda row: row["id"]), sorted(key, key=lambda row: row["id"])
+    )
+
+
+def balanced(
+    groups: Mapping[SampledGroup, Sequence[tuple[str, Outcome]]], n: int
+) -> dict[SampledGroup, list[tuple[str, Outcome]]]:
+    """At most `n` members, the groups taking turns."""
+    taken: dict[SampledGroup, list[tuple[str, Outcome]]] = {group: [] for group in groups}
     for turn in range(n):
         for group, members in groups.items():
             if turn < len(members) and sum(map(len, taken.values())) < n:
                 taken[group].append(members[turn])
-    drawn, population = sum(map(len, taken.values())), sum(map(len, groups.values()))
-    rows, key = [], []
-    for (kind, verdict), members in taken.items():
-        weight = (
-            1.0 if not members else len(groups[kind, verdict]) / population * drawn / len(members)
-        )
-        for run, outcome in members:
-            blind = content_id("blind", seed, outcome.prompt.asked, outcome.completion.text)
-            rows.append(
-                {
-                    "id": blind,
-                    "prompt": outcome.prompt.asked,
-                    "response": outcome.completion.text,
-                    "human_label": "",
-                }
-            )
-            key.append(key_row(blind, run, outcome, verdict, weight))
-    return BlindedSample(
-        sorted(rows, key=lambda row: row["id"]), sorted(key, key=lambda row: str(row["id"]))
-    )
+    return taken
 
 
-def key_row(blind: str, run: str, outcome: Outcome, verdict: str, weight: float) -> dict[str, Any]:
+def blinded_row(outcome: Outcome, seed: int) -> dict[str, str]:
+    """What a labeller sees of one response."""
+    asked, said = outcome.prompt.asked, outcome.completion.text
+    return {
+        "id": content_id("blind", seed, asked, said),
+        "prompt": asked,
+        "response": said,
+        "human_label": "",
+    }
+
+
+def key_row(row_id: str, run: str, outcome: Outcome, verdict: str, weight: float) -> KeyRow:
     """What a labeller must not see of one row."""
     return {
-        "id": blind,
+        "id": row_id,
         "run": run,
         "model": outcome.completion.model,
         "kind": outcome.prompt.kind,
@@ -203,24 +236,22 @@ def key_row(blind: str, run: str, outcome: Outcome, verdict: str, weight: float)
 
 def sampling_groups(
     outcomes: Mapping[str, Sequence[Outcome]], seed: int
-) -> dict[tuple[Kind, str], list[tuple[str, Outcome]]]:
-    """(kind, verdict) -> its (run, outcome)s, the runs taking turns, each run's in random order;
-    equal texts once."""
-    ranked: dict[tuple[Kind, str], list[tuple[int, str, str, Outcome]]] = defaultdict(list)
-    turns: dict[tuple[str, Kind, str], int] = defaultdict(int)
+) -> dict[SampledGroup, list[tuple[str, Outcome]]]:
+    """(kind, verdict) -> its (run, outcome)s, equal texts once.
+
+    The runs take turns, each run's outcomes in random order.
+    """
+    ranked: dict[SampledGroup, list[tuple[int, str, str, Outcome]]] = defaultdict(list)
+    turns: dict[tuple[str, SampledGroup], int] = defaultdict(int)
     seen: set[tuple[str, str]] = set()
     everything = [(run, outcome) for run, rows in outcomes.items() for outcome in rows]
-    for run, o in sorted(
-        everything, key=lambda item: content_id(seed, item[0], item[1].completion.id)
-    ):
+    for run, o in sorted(everything, key=lambda it: content_id(seed, it[0], it[1].completion.id)):
         if (o.prompt.asked, o.completion.text) in seen:
             continue
         seen.add((o.prompt.asked, o.completion.text))
-        verdict = verdict_name(o.verdict)
-        ranked[o.prompt.kind, verdict].append(
-            (turns[run, o.prompt.kind, verdict], content_id(seed, run), run, o)
-        )
-        turns[run, o.prompt.kind, verdict] += 1
+        group = (o.prompt.kind, verdict_name(o.verdict))
+        ranked[group].append((turns[run, group], content_id(seed, run), run, o))
+        turns[run, group] += 1
     return {
         group: [(run, o) for _, _, run, o in sorted(rows, key=lambda row: row[:2])]
         for group, rows in sorted(ranked.items())
@@ -228,7 +259,7 @@ def sampling_groups(
 
 
 def verdict_name(verdict: Verdict) -> str:
-    """What the sample is balanced over."""
-    if verdict.unscored is not None or verdict.refusal is None:
+    """The name by which the sample is balanced: refusal, none, degenerate or unscored."""
+    if not is_scored(verdict):
         return "unscored"
     return "refusal" if verdict.refused else "degenerate" if verdict.degenerate else "none"

@@ -2,21 +2,27 @@
 
     overrefusal-po recipes/evaluate.yaml --model.model_name_or_path=my-model
 
-The judge reads the whole response. Without a guard model on board a harmful prompt counts as
-"refused", never "safe".
+The judge reads the whole response. Without a guard model a harmful prompt counts as "refused",
+never as "safe".
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from overrefusal_po.evaluate.breakdowns import groups, rates_by, refusal_positions
+from overrefusal_po.evaluate.breakdowns import grouped, rates_by, refusal_positions
 from overrefusal_po.evaluate.capability import check_lm_eval, lm_eval_scores, perplexity
-from overrefusal_po.evaluate.certificates import Certificate, check_applies, read_certificate, table
+from overrefusal_po.evaluate.certificates import (
+    Certificate,
+    certificate_table,
+    check_applies,
+    read_certificate,
+)
 from overrefusal_po.evaluate.corrections import corrected_rates
+from overrefusal_po.evaluate.entries import CapabilityEntry, MeasuredEntry, MetricsEntry
 from overrefusal_po.evaluate.gate import check_gate, gate_result
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.model import load as models
@@ -24,37 +30,48 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.plugins import engine_note, make_judge, source_note, split_spec
 from overrefusal_po.prompts import measured_prompts
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.records import Outcome, Prompt, Verdict, write_atomic, write_jsonl
-from overrefusal_po.run.complete import complete, engine_for, in_process, load_template, sampling_of
+from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, write_atomic, write_jsonl
+from overrefusal_po.run.complete import (
+    complete,
+    engine_for,
+    in_process,
+    load_template,
+    recipe_sampling,
+)
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import judged
+from overrefusal_po.run.judged import resumable_verdicts
+
+if TYPE_CHECKING:
+    from overrefusal_po.judges import Judge
 
 logger = logging.getLogger(__name__)
 
 
-class Judges(NamedTuple):
-    """The judges of an evaluation and what is known of them."""
+class EvaluationJudges(NamedTuple):
+    """The judges of an evaluation, and the certificate of the first."""
 
-    refusal: Any
-    guard: Any | None
+    refusal: Judge
+    guard: Judge | None
     certificate: Certificate | None
 
 
-def judges_of(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> Judges:
+def make_judges(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> EvaluationJudges:
     """The judges that a recipe names. ValueError for a certificate that does not hold for these
     prompts or this judge."""
     judge = make_judge(recipe.judge)
     certificate = read_certificate(recipe.certificate) if recipe.certificate else None
     if certificate is not None:
         check_applies(certificate, judge.name, judge.version, prompts)
-    return Judges(judge, make_judge(recipe.guard) if recipe.guard else None, certificate)
+    return EvaluationJudges(judge, make_judge(recipe.guard) if recipe.guard else None, certificate)
 
 
-def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], Judges]:
-    """The prompts to measure and the judges, after all that can be checked without weights.
-    ValueError for what is wrong."""
+def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJudges]:
+    """The prompts to measure and the judges, after every check that needs no weights.
+
+    Raises ValueError for the first fault.
+    """
     prompts = measured_prompts(recipe.data)
-    judges = judges_of(recipe, prompts)
+    judges = make_judges(recipe, prompts)
     if recipe.capability.tasks:
         check_lm_eval()
     if (recipe.capability.tasks or recipe.capability.perplexity) and not in_process(recipe.engine):
@@ -68,62 +85,75 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], Judges]:
     return prompts, judges
 
 
-def evaluate(recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
-    """Runs the stage in an open run folder; returns the run's metrics as report and summary show
-    them.
+def evaluate(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
+    """The run's metrics, measured in an open run folder or read if the run is done.
 
-    A recipe's gate is judged here and stands in the metrics; the command line turns a no into exit
-    code 3.
+    A recipe's gate is judged here and stands in the metrics. If it failed, the command line ends
+    with exit code 3.
     """
     if not run.done:  # a finished run is read without its prompts, its judges and their keys
-        prompts, judges = check_evaluation(recipe)
-        template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
-        outcomes = outcomes_of(recipe, run, prompts, judges, template)
-        write_jsonl(run.path / "outcomes.jsonl", outcomes)
-        metrics = all_metrics(recipe, outcomes, judges)
-        metrics["capability"] = capability_of(recipe, prompts, template)
-        metrics["measured"] = measured(recipe, judges, prompts)
-        if recipe.gate is not None:
-            metrics["gate"] = gate_result(recipe.gate, metrics, outcomes)
+        metrics = measure(recipe, run)
         write_atomic(run.path / "metrics.json", json.dumps(metrics, indent=1))
         run.finish({key: metrics[key] for key in ("harmful_refused", "benign_answered", "f1")})
-    found: dict[str, Any] = json.loads((run.path / "metrics.json").read_text())
+    found: MetricsEntry = json.loads((run.path / "metrics.json").read_text())
     return found
 
 
-def outcomes_of(
+def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
+    """Writes outcomes.jsonl; returns metrics.json."""
+    prompts, judges = check_evaluation(recipe)
+    template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
+    outcomes = make_outcomes(recipe, run, prompts, judges, template)
+    write_jsonl(run.path / "outcomes.jsonl", outcomes)
+    metrics = all_rates(recipe, outcomes, judges)
+    metrics["capability"] = measure_capability(recipe, prompts, template)
+    metrics["measured"] = describe_measurement(recipe, judges, prompts)
+    if recipe.gate is not None:
+        metrics["gate"] = gate_result(recipe.gate, metrics, outcomes)
+    return metrics
+
+
+def make_outcomes(
     recipe: EvaluateRecipe,
     run: Run,
     prompts: Sequence[Prompt],
-    judges: Judges,
+    judges: EvaluationJudges,
     template: ChatTemplate | None,
 ) -> list[Outcome]:
-    """What the model says to each prompt, and what the judges say of that."""
+    """What the model says to each prompt, and what the judges say about it."""
     name = str(recipe.model["model_name_or_path"])
     completions = complete(
         run.path / "completions.jsonl",
         prompts,
-        sampling_of(recipe.generation, recipe.seed),
+        recipe_sampling(recipe.generation, recipe.seed),
         lambda: engine_for(
             recipe.model, template, recipe.generation, name, engine=recipe.engine, chat=recipe.chat
         ),
         f"{recipe.name}: answering {len(prompts)} prompts",
     )
-    kept = run.path / "verdicts.jsonl"
-    verdicts = judged(kept, judges.refusal, prompts, completions)
+    verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
     if judges.guard is not None:
-        harmful = [(p, c) for p, c in zip(prompts, completions, strict=True) if p.kind == "harmful"]
-        verdicts = with_guard(
-            verdicts, judged(kept, judges.guard, [p for p, _ in harmful], [c for _, c in harmful])
-        )
+        said = guard_verdicts(run, judges.guard, prompts, completions)
+        verdicts = with_guard(verdicts, said)
     return [
         Outcome(prompt=p, completion=c, verdict=v)
         for p, c, v in zip(prompts, completions, verdicts, strict=True)
     ]
 
 
+def guard_verdicts(
+    run: Run, guard: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[Verdict]:
+    """The guard's verdicts on the responses to harmful prompts."""
+    pairs = zip(prompts, completions, strict=True)
+    harmful = [(p, c) for p, c in pairs if p.kind == "harmful"]
+    return resumable_verdicts(
+        run.path / "verdicts.jsonl", guard, [p for p, _ in harmful], [c for _, c in harmful]
+    )
+
+
 def with_guard(verdicts: Sequence[Verdict], said: Sequence[Verdict]) -> list[Verdict]:
-    """The verdicts with the unsafe probability of the guard's verdicts `said`; None where it scored
+    """The verdicts with the unsafe probability of the guard's verdicts `said`; None if it scored
     none."""
     unsafe = {v.completion_id: v.unsafe_probability for v in said if v.unscored is None}
     return [
@@ -131,50 +161,55 @@ def with_guard(verdicts: Sequence[Verdict], said: Sequence[Verdict]) -> list[Ver
     ]
 
 
-def all_metrics(
-    recipe: EvaluateRecipe, outcomes: Sequence[Outcome], judges: Judges
-) -> dict[str, Any]:
-    """metrics.json: the rates of the prompts as they were asked, and beside them by set, by attack,
-    corrected.
+def all_rates(
+    recipe: EvaluateRecipe, outcomes: Sequence[Outcome], judges: EvaluationJudges
+) -> MetricsEntry:
+    """The rates of metrics.json: of the prompts as they were asked, by set, by attack, corrected.
 
     Attacked prompts are in `attacks` and `positions` alone, never in harmful_refused,
     benign_answered and F1.
     """
     name = str(recipe.model["model_name_or_path"])
     plain = [o for o in outcomes if o.prompt.attack is None]
-    found = run_metrics(plain, seed=recipe.seed).as_dict(recipe.name, name)
-    parts = {"sets": rates_by(plain, "source", seed=recipe.seed)}
+    rates = run_metrics(plain, seed=recipe.seed).as_dict(recipe.name, name)
+    by_set = rates_by(plain, "source", seed=recipe.seed)
+    # a TypedDict with all keys of another is one of those
+    found = cast("MetricsEntry", rates)
+    found["sets"] = {part: metrics.as_dict(part, name) for part, metrics in by_set.items()}
     if len(plain) < len(outcomes):
         harmful = [o for o in outcomes if o.prompt.kind == "harmful"]
-        parts["attacks"] = rates_by(harmful, "attack", seed=recipe.seed)
-    for key, rates in parts.items():
-        found[key] = {part: rate.as_dict(part, name) for part, rate in rates.items()}
+        by_attack = rates_by(harmful, "attack", seed=recipe.seed)
+        found["attacks"] = {
+            part: metrics.as_dict(part, name) for part, metrics in by_attack.items()
+        }
     found["positions"] = {
-        key: refusal_positions(rows).as_dict() for key, rows in groups(outcomes, "attack").items()
+        key: refusal_positions(rows).as_dict() for key, rows in grouped(outcomes, "attack").items()
     }
     if judges.certificate is not None:
         found["corrected"] = corrected_rates(plain, judges.certificate.confusions()).as_dict()
-        found["certificate"] = dict(
-            zip(*[table(judges.certificate)[row] for row in (0, 1)], strict=True),
-            judge=f"{judges.certificate.judge} {judges.certificate.version}",
-        )
+        found["certificate"] = certificate_summary(judges.certificate)
     return found
 
 
-def capability_of(
+def certificate_summary(certificate: Certificate) -> dict[str, str]:
+    """The certificate's first row (all models, both kinds) with its heads, and the judge's name."""
+    head, everything = certificate_table(certificate)[:2]
+    judge = f"{certificate.judge} {certificate.version}"
+    return {**dict(zip(head, everything, strict=True)), "judge": judge}
+
+
+def measure_capability(
     recipe: EvaluateRecipe, prompts: Sequence[Prompt], template: ChatTemplate | None
-) -> dict[str, Any]:
+) -> CapabilityEntry:
     """{"perplexity": {...}, "tasks": {...}} as far as the recipe asks for them."""
-    found: dict[str, Any] = {}
-    options = models.model_options(recipe.model)
+    found: CapabilityEntry = {}
     if recipe.capability.perplexity:
         assert template is not None, (
             "check_evaluation lets perplexity through for an engine in process only"
         )
         plain = [p for p in prompts if p.attack is None]
-        found["perplexity"] = perplexity(
-            models.load_model(**options), template, plain, seed=recipe.seed
-        )._asdict()
+        model = models.load_model(**models.model_options(recipe.model))
+        found["perplexity"] = perplexity(model, template, plain, seed=recipe.seed).as_dict()
     if recipe.capability.tasks:
         found["tasks"] = lm_eval_scores(
             str(recipe.model["model_name_or_path"]),
@@ -188,54 +223,63 @@ def capability_of(
     return found
 
 
-def measured(recipe: EvaluateRecipe, judges: Judges, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What was measured how, in words, for the report."""
-    generation = recipe.generation
+def describe_measurement(
+    recipe: EvaluateRecipe, judges: EvaluationJudges, prompts: Sequence[Prompt]
+) -> MeasuredEntry:
+    """What was measured how, in words for the report."""
+    generation, guard = recipe.generation, judges.guard
     how = "greedy" if generation.temperature == 0 else f"temperature {generation.temperature:g}"
-    split = f" ({recipe.data.split} split)" if recipe.data.split else ""
-    sets = [split_spec(spec, "sources") for spec in recipe.data.sets]
-    limit = recipe.data.max_prompts_per_kind
-    known = f"{judges.refusal.name} {judges.refusal.version}"
-    notes = (
-        [f"A fixed subset of at most {limit} prompts of each kind was measured."] if limit else []
-    )
-    if judges.certificate is None:
-        notes.append(
-            f"The judge {known} is uncertified here: nobody has compared it with human labels for "
-            "this report."
-        )
-    notes += [
-        f"{spec}: {note}" for spec in recipe.data.sets if (note := source_note(spec)) is not None
-    ]
+    judge = f"{judges.refusal.name} {judges.refusal.version}"
     attacks = sorted({p.attack for p in prompts if p.attack})
-    if attacks and judges.guard is None:
-        notes.append(
-            "Without a judge of harm, what an attack gets is a non-refusal rate, not an attack "
-            "success rate."
-        )
+    built_in = " (built in, offline; reads the whole response)"
     return {
-        "judge": f"{known} (built in, offline; reads the whole response)"
-        if recipe.judge == "refusal"
-        else known,
-        "sets": [
-            (settings.get("path") or name) + (split if name == "starter" else "")
-            for name, settings in sets
-        ],
+        "judge": judge + built_in if recipe.judge == "refusal" else judge,
+        "sets": set_names(recipe),
         "engine": f"{engine_note(recipe.engine)}, {how}, up to {generation.max_new_tokens} new "
         "tokens",
-        "guard": None if judges.guard is None else f"{judges.guard.name} {judges.guard.version}",
+        "guard": None if guard is None else f"{guard.name} {guard.version}",
         "attacks": attacks,
         "model_form": model_form(recipe.model),
-        "notes": notes,
+        "notes": measurement_notes(recipe, judges, attacks),
     }
 
 
-def model_form(section: dict[str, Any]) -> str:
-    """What is measured: the quantised form and the merged one of the same training are different
-    models."""
-    bits = [b for b in ("4bit", "8bit") if section.get(f"load_in_{b}")]
-    return (
-        f"weights in {bits[0]}"
-        if bits
-        else f"weights in {section.get('dtype') or 'the dtype that fits the hardware'}"
-    )
+def set_names(recipe: EvaluateRecipe) -> list[str]:
+    """The sets by name or path; the starter set with its split."""
+    split = f" ({recipe.data.split} split)" if recipe.data.split else ""
+    sets = [split_spec(spec, "sources") for spec in recipe.data.sets]
+    return [
+        str(settings.get("path") or name) + (split if name == "starter" else "")
+        for name, settings in sets
+    ]
+
+
+def measurement_notes(
+    recipe: EvaluateRecipe, judges: EvaluationJudges, attacks: Sequence[str]
+) -> list[str]:
+    """Sentences that a reader of the numbers needs."""
+    notes = []
+    if limit := recipe.data.max_prompts_per_kind:
+        notes.append(f"A fixed subset of at most {limit} prompts of each kind was measured.")
+    if judges.certificate is None:
+        notes.append(
+            f"The judge {judges.refusal.name} {judges.refusal.version} is uncertified here: nobody "
+            "has compared it with human labels for this report."
+        )
+    for spec in recipe.data.sets:
+        if (note := source_note(spec)) is not None:
+            notes.append(f"{spec}: {note}")
+    if attacks and judges.guard is None:
+        notes.append(
+            "Without a judge of harm, an attack has a non-refusal rate, not an attack success rate."
+        )
+    return notes
+
+
+def model_form(section: Mapping[str, object]) -> str:
+    """The form of the measured weights: a quantised form and the merged one of the same training
+    are different models."""
+    for bits in ("4bit", "8bit"):
+        if section.get(f"load_in_{bits}"):
+            return f"weights in {bits}"
+    return f"weights in {section.get('dtype') or 'the dtype that fits the hardware'}"

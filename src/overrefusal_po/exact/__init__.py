@@ -1,2 +1,1 @@
-"""The same loss, computed faster: shared prefixes, attention per pair, stored reference
-log-probs."""
+"""The same loss, computed faster: shared prefixes, attention per pair, stored log-probs."""

@@ -1,16 +1,18 @@
-"""Reference log-probs of preference pairs, computed once and kept for every run that has the same
-reference and rows.
+"""Reference log-probs of preference pairs, computed once and kept.
 
     keys = [row_key(collator([row])) for row in dataset]
     known = read_parts(store / policy_key(trainer, "sdpa"), set(keys))
     known[keys[0]].sums(ld_alpha=None)       # (chosen, rejected) log-probs
 
-A sweep over learning rate, beta, loss type, `ld_alpha`, LoRA rank or seed runs the reference over
-its pairs once. TRL's own cache misses there, ignores `ld_alpha` without a max_length, keeps nothing
-for datasets in memory, and fails with two processes. A value is found by what it was computed from
-and by nothing else: the digest of the reference's weights as they lie in memory (so its dtype and
-quantisation), its config and adapter, the autocast format, and per pair the token ids and the label
-mask that the collator gives.
+Every run with the same reference and the same rows finds them. A sweep over learning rate, beta,
+loss type, `ld_alpha`, LoRA rank or seed runs the reference over its pairs once. TRL's own cache
+misses there. It also ignores `ld_alpha` without a max_length, keeps nothing for datasets in memory,
+and fails with two processes.
+
+A value is found by what it was computed from, and by nothing else. Its folder is a digest of the
+reference: the weights in memory (so their dtype and quantisation too), the config, the adapter and
+the autocast format. Its key is a digest of the pair: the token ids and the label mask that the
+collator makes.
 
 This module imports TRL at its top: import it inside a function.
 """
@@ -23,12 +25,13 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import transformers
 from accelerate.utils import gather_object
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from overrefusal_po.records import write_atomic
@@ -36,23 +39,27 @@ from overrefusal_po.records import write_atomic
 if TYPE_CHECKING:
     from torch.nn import Module
     from torch.utils.data import Dataset as TorchDataset
+    from transformers import PreTrainedModel
     from trl import DPOTrainer
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 1
-"""Raised when the meaning of a stored number changes, so that old ones are not found."""
+STORE_VERSION = 1
+"""Grows when the meaning of a stored number changes, so that old numbers are not found."""
 
 LORA_PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 """Names under which peft keeps an adapter's own weights inside a layer."""
 
-VOLATILE = ("_name_or_path", "transformers_version", "use_cache")
-"""Config keys that say nothing about what a model computes."""
+IGNORED_CONFIG_KEYS = ("_name_or_path", "transformers_version", "use_cache")
+"""Keys of a saved config that say nothing about what a model computes."""
 
 
 class Parts(NamedTuple):
-    """Summed log-probs of a pair's sides, split where the shorter side ends (LD-DPO, arXiv
-    2409.06411, weighs the tail)."""
+    """Summed log-probs of both sides of a pair, each in two parts.
+
+    `shared` covers as many tokens as the shorter side has, `tail` the tokens after them. LD-DPO
+    (arXiv 2409.06411) weighs the tail.
+    """
 
     chosen_shared: float
     chosen_tail: float
@@ -71,14 +78,14 @@ class Parts(NamedTuple):
 def compute_parts(
     trainer: DPOTrainer, model: Module, dataset: Dataset, batch_size: int
 ) -> list[Parts]:
-    """The parts of every pair of `dataset`, in its order; each process computes its share and gets
-    all.
+    """The parts of every pair, in the order of `dataset`.
 
-    Raises ValueError where a log-prob is not finite.
+    Each process computes its share and gets all parts. Raises ValueError if a log-prob is not
+    finite.
     """
     loader = trainer.accelerator.prepare(
         DataLoader(
-            cast("TorchDataset[Any]", dataset),
+            cast("TorchDataset[dict[str, object]]", dataset),
             batch_size=batch_size,
             collate_fn=trainer.data_collator,
             shuffle=False,
@@ -86,13 +93,13 @@ def compute_parts(
     )
     training, ld_alpha = model.training, trainer.ld_alpha
     model.eval()
-    # TRL gives shared + ld_alpha * tail: shared and tail stay separate as real and imaginary part
-    trainer.ld_alpha = 1j  # type: ignore[assignment]  # a number for all that TRL does with it
+    # TRL returns shared + ld_alpha * tail. With 1j they stay apart: real part and imaginary part.
+    trainer.ld_alpha = 1j  # type: ignore[assignment]  # TRL uses it as a number only
     found: list[Parts] = []
     try:
         for batch in loader:
-            sides = trainer.compute_ref_log_probs(model, batch)
-            parts = torch.cat(
+            sides = trainer.compute_ref_log_probs(model, batch)  # (P,) complex, chosen and rejected
+            parts = torch.cat(  # (P, 4)
                 [torch.view_as_real(side.to(torch.complex64)) for side in sides], dim=1
             )
             found += [Parts(*row) for row in trainer.accelerator.gather_for_metrics(parts).tolist()]
@@ -107,10 +114,10 @@ def compute_parts(
 
 
 def policy_key(trainer: DPOTrainer, attention: str) -> str:
-    """A digest of all that a reference log-prob depends on besides the row; the same on all
-    processes.
+    """A digest of all that a reference log-prob depends on, except the row.
 
-    Raises ValueError under FSDP 1.
+    It is the same on all processes. `attention` names the model's attention. Raises ValueError
+    under FSDP 1.
     """
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(
@@ -119,16 +126,17 @@ def policy_key(trainer: DPOTrainer, attention: str) -> str:
         )
     model = trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
     configs = getattr(model, "peft_config", {})
-    adapter = (
-        "ref" if "ref" in configs else None
-    )  # TRL's rule: its frozen copy, or all adapters off
+    # TRL's rule: the reference is its frozen copy of the adapter, or all adapters are off
+    adapter = "ref" if "ref" in configs else None
     base = model.get_base_model() if configs else model
     facts = {
-        "layout": LAYOUT,
+        "layout": STORE_VERSION,
         "class": f"{type(base).__module__}.{type(base).__qualname__}",
         "transformers": transformers.__version__,
         "config": {
-            name: value for name, value in base.config.to_dict().items() if name not in VOLATILE
+            name: value
+            for name, value in base.config.to_dict().items()
+            if name not in IGNORED_CONFIG_KEYS
         },
         "attention": attention,
         "autocast": trainer.accelerator.mixed_precision,
@@ -138,64 +146,69 @@ def policy_key(trainer: DPOTrainer, attention: str) -> str:
     return digest(facts)
 
 
-def weights_digest(model: Any, adapter: str | None) -> str:
-    """A digest of names, dtypes, shapes and bits of a model's weights, with those of one adapter or
-    of none.
+def weights_digest(model: PreTrainedModel, adapter: str | None) -> str:
+    """A digest of the names, dtypes, shapes and bits of a model's weights.
 
-    A base layer has the same name with and without an adapter around it. Sharded weights are
-    digested where they lie.
+    It covers the weights of the named adapter; None covers no adapter. A base layer has the same
+    name with and without an adapter around it. Each process digests its own shards.
     """
     found = hashlib.sha256()
     for name, tensor in sorted(used_weights(model, adapter)):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(bits(tensor))
-    shards = gather_object([found.hexdigest()])
+        found.update(tensor_bytes(tensor))
+    shards: list[str] = gather_object([found.hexdigest()])
     return shards[0] if len(set(shards)) == 1 else digest(shards)
 
 
-def used_weights(model: Any, adapter: str | None) -> Iterator[tuple[str, Any]]:
-    """(name, this process's part) of what a forward reads; quantisation constants are part of a
-    state dict."""
+def used_weights(model: PreTrainedModel, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
+    """(name, this process's part) of each tensor that a forward reads.
+
+    A state dict holds quantisation constants too.
+    """
     for name, value in model.state_dict(keep_vars=True).items():
         steps = name.split(".")
-        if not isinstance(value, torch.Tensor) or (
-            set(steps) & set(LORA_PARTS) and adapter not in steps
-        ):
+        other_adapter = set(steps) & set(LORA_PARTS) and adapter not in steps
+        if not isinstance(value, Tensor) or other_adapter:
             continue
-        local = getattr(
-            value, "ds_tensor", value
-        )  # ZeRO-3 leaves an empty tensor with its shard beside it
+        # ZeRO-3 leaves an empty tensor with its shard beside it
+        local: Tensor = getattr(value, "ds_tensor", value)
         local = local.to_local() if hasattr(local, "to_local") else local
         yield ".".join(step for step in steps if step != "base_layer"), local
 
 
-def bits(tensor: Any) -> Any:
-    """A tensor's memory as bytes that `hashlib` reads."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a tensor as bytes that `hashlib` reads."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def row_key(batch: Mapping[str, Any]) -> str:
-    """The key of a pair from its collated batch of one: token ids and completion mask of both
-    sides, without padding."""
+def row_key(batch: Mapping[str, Tensor]) -> str:
+    """Hash of one pair's unpadded token ids and completion mask.
+
+    `batch` is the collator's batch of that pair alone: tensors (2, T).
+    """
     sides = zip(
         batch["attention_mask"].bool(), batch["input_ids"], batch["completion_mask"], strict=True
     )
     return digest([[ids[real].tolist(), scored[real].tolist()] for real, ids, scored in sides])
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON; sets are sorted, and what else JSON does not know counts
-    as its text."""
+def digest(value: object) -> str:
+    """SHA-256 of a value's canonical JSON.
 
-    def plain(value: Any) -> Any:
+    Sets are sorted. Other values that JSON does not know count as their text.
+    """
+
+    def plain(value: object) -> list[str] | str:
         return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=plain).encode()).hexdigest()
 
 
 def read_parts(folder: Path, keys: set[str]) -> dict[str, Parts]:
-    """What a policy's folder has of `keys`. A file that cannot be read is left out with a
-    warning."""
+    """The parts of those `keys` that a policy's folder holds.
+
+    A file that cannot be read is left out with a warning.
+    """
     known: dict[str, Parts] = {}
     for file in sorted(folder.glob("*.json")):
         try:
@@ -207,6 +220,8 @@ def read_parts(folder: Path, keys: set[str]) -> dict[str, Parts]:
 
 
 def write_parts(folder: Path, rows: Mapping[str, Iterable[float]]) -> Path:
-    """Writes rows as one new file, whole or not at all; runs that compute the same write the same
-    name."""
+    """The new file that holds the rows; it is written whole or not at all.
+
+    Runs that compute the same rows write a file of the same name.
+    """
     return write_atomic(folder / f"{digest(sorted(rows))[:32]}.json", json.dumps(rows))

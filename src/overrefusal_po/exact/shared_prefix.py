@@ -1,17 +1,19 @@
-"""Rows [prompt, chosen] and [prompt, rejected] in, one row of all [prompt, chosen, rejected]
-through the model, rows out.
+"""One row of all [prompt, chosen, rejected] through the model, in place of two rows a pair.
 
     trainer = DPOTrainer(...)
-    share_prefix(trainer, attention_of)  # True, or False with a log line that says why the plain rows stay
+    share_prefix(trainer, attention_of)    # True; False and a log line if plain rows stay
 
-The prompt is computed once, nothing is padded, and the LM head sees only positions with a label.
-Loss, gradients and metrics are TRL's: what is patched is the forward that TRL's `add_fused_lm_head`
-put on the model, and it gives back the same (2 * batch, seq - 1) fields. The two sides share the
-longest common beginning of their tokens. A rejected token sees that beginning and its own side (see
-`pair_attention`), and position ids count on from it.
+The prompt is computed once, nothing is padded, and the LM head sees scored positions only. Loss,
+gradients and metrics are TRL's. TRL's `add_fused_lm_head` puts a forward on the model. This module
+replaces that forward with one that returns the same fields, (2P, T - 1). Both sides share the
+longest common beginning of their tokens. A token of the second side sees that beginning and its own
+side (see `pair_attention`). Its position counts on from that beginning.
 
-Only attention that is proven (tests/test_shared_prefix.py) is patched. The first batch is run both
-ways in eval mode, and a difference above the dtype's tolerance stops the run.
+Only attention that is proven (tests/test_shared_prefix.py) is replaced. The first batch runs both
+ways in eval mode. If a log-prob differs by more than the tolerance, the training stops.
+
+Shapes: B batch rows, P pairs (B = 2P), T tokens of a padded row, S scored tokens, H hidden. N are
+the tokens of the packed row.
 """
 
 from __future__ import annotations
@@ -23,42 +25,52 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
     from transformers import PreTrainedModel, Trainer
+
+    from overrefusal_po.exact.pair_attention import PairMask
 
 logger = logging.getLogger(__name__)
 
-PROVEN = ("llama", "mistral", "qwen2", "qwen3")
+Forward = Callable[..., Any]
+"""A model's bound forward. Any: its arguments and its output depend on the model."""
+
+PROVEN_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """Values of `config.model_type` whose attention is tested."""
 
 TOLERANCES = {"float32": 1e-4, "float16": 0.03, "bfloat16": 0.2}
-"""Allowed difference of a log-prob (ours), mean over a sequence's tokens. A logit of 16 to 32 is
-rounded to steps of 0.125 in bfloat16: a 135M model differs by 0.05 to 0.07 with the right mask, and
-by 1.7 where the rejected side sees the chosen one."""
+"""The largest allowed difference in log-probs (ours): the mean over the tokens of a sequence.
+
+bfloat16 rounds a logit of 16 to 32 in steps of 0.125. With the correct mask a 135M model differs
+by 0.05 to 0.07. If the rejected side sees the chosen one, it differs by 1.7."""
+
+CHECKED = "_shares_prefix"
+"""The attribute of a model with the new forward: True once its first batch is checked."""
 
 
 class Packed(NamedTuple):
-    """Pairs in one row, one behind the other, and where the scored tokens of the two-row layout lie
-    in it.
+    """Pairs in one row, one after the other, and the scored tokens of the two-row layout."""
 
-    Shapes: input_ids and position_ids (1, tokens), places (num_scored,) of the predicting tokens,
-    labels (num_scored,), scored (2 * batch, seq - 1). `attention_mask` is a
-    `pair_attention.PairMask`.
-    """
-
-    input_ids: Any
-    attention_mask: Any
-    position_ids: Any
-    places: Any
-    labels: Any
-    scored: Any
+    input_ids: Tensor
+    """(1, N)."""
+    attention_mask: PairMask
+    position_ids: Tensor
+    """(1, N): the column of each token in its padded row."""
+    places: Tensor
+    """(S,): the place in the packed row of the token that predicts each label."""
+    labels: Tensor
+    """(S,)."""
+    scored: Tensor
+    """(2P, T - 1): True for a scored token of the two-row layout."""
 
 
 def share_prefix(trainer: Trainer, attention: Callable[[PreTrainedModel], str]) -> bool:
-    """Patches the policy and the reference of a TRL trainer in place; False (and a log line) where
-    not proven.
+    """Gives the policy and the reference of a TRL trainer the new forward, in place.
 
-    Its batches must be pairs of rows, all first sides and then all second ones: `DPOTrainer`'s, or
-    `derta_tree`'s.
+    False, and a log line, if that is not proven exact. Its batches must be pairs of rows: all first
+    sides, then all second ones. `DPOTrainer` and `derta_tree` make such batches. `attention`
+    returns the name of a model's attention.
     """
     trained = trainer.accelerator.unwrap_model(trainer.model)
     policy = trained.get_base_model() if hasattr(trained, "peft_config") else trained
@@ -74,17 +86,14 @@ def share_prefix(trainer: Trainer, attention: Callable[[PreTrainedModel], str]) 
         logger.warning("shared prefix is off, plain rows are used: %s", reason)
         return False
     for model in models:
-        if not hasattr(
-            model, "_shares_prefix"
-        ):  # a trainer's own precompute pass may have patched it before
+        if not hasattr(model, CHECKED):  # a trainer that precomputes may have done it already
             patch_forward(model, tolerance(model, trainer.accelerator.mixed_precision))
     logger.info("shared prefix is on: the prompt of a pair is computed once")
     return True
 
 
-def unproven_options(trainer: Any) -> str | None:
-    """The training option under which a shared prefix is not proven to be exact; None where there
-    is none."""
+def unproven_options(trainer: Any) -> str | None:  # Any: flags that only TRL's trainers have
+    """A training option under which a shared prefix is not proven exact; None without one."""
     args = trainer.args
     options = {
         "an auxiliary loss": trainer.aux_loss_enabled,
@@ -97,9 +106,8 @@ def unproven_options(trainer: Any) -> str | None:
     return next((f"not proven with {name}" for name, on in options.items() if on), None)
 
 
-def unproven_adapter(model: Any) -> str | None:
-    """Why a peft adapter of `model` is not covered: anything but plain LoRA may look at a token's
-    place in the row."""
+def unproven_adapter(model: Module) -> str | None:
+    """Why a peft adapter is not covered: all but plain LoRA may read a token's place in the row."""
     for config in getattr(model, "peft_config", {}).values():
         kind = getattr(config.peft_type, "value", config.peft_type)
         if kind != "LORA" or getattr(config, "alora_invocation_tokens", None):
@@ -110,29 +118,31 @@ def unproven_adapter(model: Any) -> str | None:
 
 
 def unproven_model(model: PreTrainedModel, max_length: int | None, attention: str) -> str | None:
-    """Why a model's attention or dropout is not covered, for rows of at most `max_length`
-    tokens."""
+    """Why a model's attention or dropout is not covered; rows have at most `max_length` tokens."""
     from torch.nn.modules.dropout import _DropoutNd
 
     config = model.config.get_text_config()
-    if config.model_type not in PROVEN:
-        return f"models of type {config.model_type} are not proven (proven are {', '.join(PROVEN)})"
+    if config.model_type not in PROVEN_MODEL_TYPES:
+        return (
+            f"models of type {config.model_type} are not proven (proven are "
+            f"{', '.join(PROVEN_MODEL_TYPES)})"
+        )
     if attention != "sdpa":
         return f"attention is {attention}; only sdpa is proven to take the mask"
-    window = (
-        getattr(config, "sliding_window", None)
-        if getattr(config, "use_sliding_window", True)
-        else None
-    )
+    slides = getattr(config, "use_sliding_window", True)
+    window = getattr(config, "sliding_window", None) if slides else None
     if window and (max_length is None or max_length > window):
-        return f"max_length is {max_length} and the sliding window {window}; rows that fit into it are exact"
+        return (
+            f"max_length is {max_length} and the sliding window {window}; rows that fit into it "
+            "are exact"
+        )
     drops = any(isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules())
     if drops or (getattr(config, "attention_dropout", None) or 0) > 0:
         return "dropout is above 0 and would be drawn differently"
     return None
 
 
-def tolerance(model: Any, mixed_precision: str) -> float:
+def tolerance(model: PreTrainedModel, mixed_precision: str) -> float:
     """The allowed difference for the coarsest number format in which `model` computes."""
     import torch
 
@@ -141,117 +151,159 @@ def tolerance(model: Any, mixed_precision: str) -> float:
     }
     names.add({"bf16": "bfloat16", "fp16": "float16"}.get(mixed_precision, "float32"))
     if getattr(model, "is_quantized", False) or torch.backends.cuda.matmul.allow_tf32:
-        names.add("bfloat16")  # computes in 16 bits, or in TF32's 10 bits of mantissa
+        names.add("bfloat16")  # computes in 16 bits, or with the 10-bit mantissa of TF32
     return max(TOLERANCES.get(name, TOLERANCES["bfloat16"]) for name in names)
 
 
-def patch_forward(model: Any, allowed: float) -> None:
-    """Puts the shared-prefix forward on top of the fused one; calls without `fused_lm_head` pass
-    through."""
-    plain = model.forward
+def patch_forward(model: PreTrainedModel, allowed: float) -> None:
+    """Puts the shared-prefix forward over the fused one.
+
+    A call without `fused_lm_head`, labels or a mask of two dimensions runs the fused one unchanged.
+    `allowed` is the tolerance of the first batch.
+    """
+    plain: Forward = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against this signature
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:  # Any: see `Forward`
         mask = kwargs.get("attention_mask")
-        if (
-            args
-            or not kwargs.get("fused_lm_head")
-            or kwargs.get("labels") is None
-            or mask is None
-            or mask.ndim != 2
-        ):
+        fused = kwargs.get("fused_lm_head") and kwargs.get("labels") is not None
+        if args or not fused or mask is None or mask.ndim != 2:
             return plain(*args, **kwargs)
-        if not self._shares_prefix:
+        if not getattr(self, CHECKED):
             check_forward(self, plain, kwargs, allowed)
-            self._shares_prefix = True
+            setattr(self, CHECKED, True)
         return shared_forward(self, plain, **kwargs)
 
-    model._shares_prefix = False  # True once the first batch has been checked
+    setattr(model, CHECKED, False)
     model.forward = types.MethodType(forward, model)
 
 
 def shared_forward(
-    model: Any, plain: Any, *, input_ids: Any, attention_mask: Any, labels: Any, **kwargs: Any
+    model: PreTrainedModel,
+    plain: Forward,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    **kwargs: Any,  # Any: further arguments of the model's forward
 ) -> Any:
-    """The fused forward's output for the two-row layout, computed from single rows."""
+    """The fused forward's output for rows (2P, T), computed from one packed row."""
     from torch import Tensor
 
     packed = pack(input_ids, attention_mask, labels)
 
-    def keep_scored(module: Any, args: Any, output: Any) -> Any:
-        output["last_hidden_state"] = output.last_hidden_state[:, packed.places]
+    def keep_scored(module: Module, args: tuple[Any, ...], output: Any) -> Any:  # Any: a torch hook
+        output["last_hidden_state"] = output.last_hidden_state[:, packed.places]  # (1, S, H)
         return output
 
     handle = model.base_model.register_forward_hook(keep_scored)
     try:
         output = plain(
-            input_ids=packed.input_ids,
+            input_ids=packed.input_ids,  # (1, N)
             attention_mask=packed.attention_mask,
-            **{**kwargs, "position_ids": packed.position_ids},
-            shift_labels=packed.labels[None],
+            **{**kwargs, "position_ids": packed.position_ids},  # (1, N)
+            shift_labels=packed.labels[None],  # (1, S)
         )
     finally:
         handle.remove()
     for name, value in list(output.items()):
-        if isinstance(value, Tensor) and value.ndim == 2:
+        if isinstance(value, Tensor) and value.ndim == 2:  # (1, S) -> (2P, T - 1)
             output[name] = value.new_zeros(packed.scored.shape).masked_scatter(packed.scored, value)
     return output
 
 
-def pack(input_ids: Any, attention_mask: Any, labels: Any) -> Packed:
-    """Right-padded rows, all chosen sides then all rejected ones, as one row without padding.
+def pack(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Packed:
+    """Right-padded rows of pairs as one row without padding.
 
     Args:
-        input_ids: (2 * batch, seq).
-        attention_mask: (2 * batch, seq), 1 for tokens.
-        labels: (2 * batch, seq), -100 where nothing is scored. Column 0 is never scored.
+        input_ids: (2P, T), all first sides, then all second ones.
+        attention_mask: (2P, T), 1 for tokens.
+        labels: (2P, T), -100 for tokens that are not scored. Column 0 is never scored.
+
+    >>> import torch
+    >>> ids = torch.tensor([[1, 2, 3, 4],      # the first side of pair 0
+    ...                     [1, 7, 0, 0],      # the first side of pair 1
+    ...                     [1, 2, 5, 0],      # the second side of pair 0: 1 2 are in both
+    ...                     [1, 8, 0, 0]])     # the second side of pair 1: 1 is in both
+    >>> packed = pack(ids, (ids > 0).long(), ids.masked_fill(ids < 3, -100))
+    >>> packed.input_ids                       # pair 0 without its second 1 2, then pair 1
+    tensor([[1, 2, 3, 4, 5, 1, 7, 8]])
+    >>> packed.position_ids                    # 5 stands behind 1 2 too
+    tensor([[0, 1, 2, 3, 2, 0, 1, 1]])
+    >>> packed.attention_mask.pairs
+    [Pair(first=4, tail=1, common=2), Pair(first=2, tail=1, common=1)]
+    >>> packed.labels                          # in the order of the two-row layout
+    tensor([3, 4, 7, 5, 8])
+    >>> packed.places                          # token 2, at place 1, predicts both 3 and 5
+    tensor([1, 2, 5, 1, 5])
+    >>> packed.scored
+    tensor([[False,  True,  True],
+            [ True, False, False],
+            [False,  True, False],
+            [ True, False, False]])
     """
     import torch
 
     from overrefusal_po.exact.pair_attention import Pair, PairMask
 
-    half, seq = input_ids.shape[0] // 2, input_ids.shape[1]
-    first, second = attention_mask.sum(1).split(half)  # tokens of each side
-    common = shared_length(input_ids, attention_mask)
-    tail = second - common
-    width = first + tail
-    column = torch.arange(int(width.max()), device=input_ids.device)[None]
-    split, inside = first[:, None], column < width[:, None]
-    behind = column >= split
-    source = torch.where(behind, column - split + common[:, None], column).clamp(
-        max=seq - 1
-    )  # its column in two rows
-    ids = torch.where(
+    half, seq = input_ids.shape[0] // 2, input_ids.shape[1]  # P, T
+    first, second = attention_mask.sum(1).split(half)  # (P,) each: tokens of a side
+    common = shared_length(input_ids, attention_mask)  # (P,)
+    tail = second - common  # (P,)
+    width = first + tail  # (P,): tokens of a pair
+    column = torch.arange(int(width.max()), device=input_ids.device)[None]  # (1, W), W the widest
+    behind = column >= first[:, None]  # (P, W): the tail
+    source = torch.where(  # (P, W): its column in the two-row layout
+        behind, column - first[:, None] + common[:, None], column
+    ).clamp(max=seq - 1)
+    ids = torch.where(  # (P, W)
         behind, input_ids[half:].gather(1, source), input_ids[:half].gather(1, source)
     )
-    scored = labels[:, 1:] != -100
-    sides, columns = scored.nonzero(as_tuple=True)
-    rows = sides % half
-    moved = (sides >= half) & (columns >= common[rows])
-    within = torch.where(moved, columns - common[rows] + first[rows], columns)
+    inside = column < width[:, None]  # (P, W)
+    scored = labels[:, 1:] != -100  # (2P, T - 1)
+    pair, place = predicting_places(scored, first, common)  # (S,) each
     pairs = [Pair(*lengths) for lengths in torch.stack([first, tail, common], dim=1).tolist()]
     return Packed(
-        input_ids=ids[inside][None],
+        input_ids=ids[inside][None],  # (1, N)
         attention_mask=PairMask.of(pairs, input_ids.device),
-        position_ids=source[inside][None],
-        places=(width.cumsum(0) - width)[rows] + within,
-        labels=labels[:, 1:][scored],
+        position_ids=source[inside][None],  # (1, N)
+        places=(width.cumsum(0) - width)[pair] + place,  # (S,)
+        labels=labels[:, 1:][scored],  # (S,)
         scored=scored,
     )
 
 
-def shared_length(input_ids: Any, attention_mask: Any) -> Any:
-    """(batch,): how many tokens the two sides of each pair have in common from their beginning."""
+def predicting_places(scored: Tensor, first: Tensor, common: Tensor) -> tuple[Tensor, Tensor]:
+    """(the pair, the place inside it) of the token that predicts each scored token, (S,) each.
+
+    Args:
+        scored: (2P, T - 1), of the two-row layout.
+        first: (P,), tokens of the first side.
+        common: (P,), tokens with which both sides begin.
+    """
+    import torch
+
+    rows, columns = scored.nonzero(as_tuple=True)  # (S,) each
+    pair = rows % len(first)
+    in_tail = (rows >= len(first)) & (columns >= common[pair])
+    return pair, torch.where(in_tail, columns - common[pair] + first[pair], columns)
+
+
+def shared_length(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """(P,): the number of tokens with which both sides of each pair begin; arguments (2P, T)."""
     half = input_ids.shape[0] // 2
-    same = (input_ids[:half] == input_ids[half:]) & (
-        attention_mask[:half] * attention_mask[half:] == 1
-    )
+    both = attention_mask[:half] * attention_mask[half:] == 1  # (P, T): no padding in either
+    same = (input_ids[:half] == input_ids[half:]) & both  # (P, T)
     return same.long().cumprod(1).sum(1)
 
 
-def check_forward(model: Any, plain: Any, kwargs: dict[str, Any], allowed: float) -> None:
-    """Runs a batch both ways in eval mode. Raises ValueError where log-probs differ by more than
-    `allowed`."""
+def check_forward(
+    model: PreTrainedModel, plain: Forward, kwargs: dict[str, Any], allowed: float
+) -> None:
+    """Runs a batch both ways in eval mode; `kwargs` are those of a forward.
+
+    Raises ValueError if log-probs differ by more than `allowed`.
+    """
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
@@ -260,10 +312,8 @@ def check_forward(model: Any, plain: Any, kwargs: dict[str, Any], allowed: float
         expected, found = plain(**kwargs), shared_forward(model, plain, **kwargs)
     for module, training in modes:
         module.training = training
-    gaps = (expected.log_probs - found.log_probs).abs().float().sum(1) / expected.label_mask.sum(
-        1
-    ).clamp(min=1)
-    gap = gaps.max().item()
+    differences = (expected.log_probs - found.log_probs).abs().float().sum(1)  # (2P,)
+    gap = (differences / expected.label_mask.sum(1).clamp(min=1)).max().item()
     if not gap <= allowed:  # written so that a NaN fails too
         raise ValueError(
             f"With a shared prefix the first batch's log-probs differ from those of plain rows by "

@@ -25,6 +25,9 @@ ONLY_OPENING = re.compile(
 GLUED_LOOP = re.compile(r"(\S{4,24}?)\1{5,}")
 """A loop without blanks ("SorrySorrySorrySorrySorrySorry"): RTO, learned too well."""
 
+SHORTEST_GLUED = 24
+"""Characters of the shortest glued loop: four, six times."""
+
 
 def degenerate(text: str, *prompts: str) -> bool:
     """Whether a response is empty, garbage, a bare opening, an echo of one of `prompts`, or a loop;
@@ -38,22 +41,32 @@ def degenerate(text: str, *prompts: str) -> bool:
         or ONLY_OPENING.match(low)
     ):
         return True
-    if any(LETTER.search(loop[1]) for loop in GLUED_LOOP.finditer(text)):
+    if any(glued_loop(piece) for piece in text.split() if len(piece) >= SHORTEST_GLUED):
         return True
-    if any(echoes(words, WORD.findall(lower(prompt))) for prompt in prompts) or loops(words):
+    if any(echoes(words, prompt) for prompt in prompts) or loops(words):
         return True
     return (not low.isascii() or max(map(len, words)) >= 20) and LOOPED_CHARACTERS.search(
         low
     ) is not None
 
 
-def echoes(words: list[str], prompt: list[str]) -> bool:
+def glued_loop(piece: str) -> bool:
+    """Whether a text without blanks holds a loop that has letters."""
+    return any(LETTER.search(loop[1]) for loop in GLUED_LOOP.finditer(piece))
+
+
+def echoes(words: list[str], prompt: str) -> bool:
     """Whether the response is the prompt again, once or more often, with at most two words of its
     own."""
-    size = len(prompt)
-    if size < 4 or len(words) < size or words[:size] != prompt:
+    low = lower(prompt)
+    first = WORD.search(low)
+    if first is None or first[0] != words[0]:
+        return False  # as in nearly all responses, without a look at the rest of the prompt
+    asked = WORD.findall(low)
+    size = len(asked)
+    if size < 4 or len(words) < size or words[:size] != asked:
         return False
-    return all(word == prompt[i % size] for i, word in enumerate(words)) or len(words) <= size + 2
+    return all(word == asked[i % size] for i, word in enumerate(words)) or len(words) <= size + 2
 
 
 def loops(words: list[str]) -> bool:

@@ -1,9 +1,9 @@
-"""What the guard models are asked and how their answers read: one `Format` for each family, no
+"""The questions to guard models and how to read their answers: one `Format` for each family, no
 torch.
 
     FORMATS["llama-guard-3"].read("\\n\\nunsafe\\nS2")
     # Reading(label='unsafe', at=2, refusal=None)
-    format_of("meta-llama/Llama-Guard-3-8B")            # 'llama-guard-3'
+    named_format("meta-llama/Llama-Guard-3-8B")            # 'llama-guard-3'
 
 Llama Guard 2, 3, 4 and Qwen3Guard-Gen ship their instruction as the chat template of their
 tokenizer, and that is used. WildGuard's stands in its model card (allenai/wildguard), and so it
@@ -31,8 +31,7 @@ out."""
 
 
 class Reading(NamedTuple):
-    """What a guard said: the label, the character of its answer where the label stands, and the
-    refusal if it says."""
+    """A guard's answer, read: the label, its character in the answer, and the refusal if given."""
 
     label: str
     at: int
@@ -42,10 +41,10 @@ class Reading(NamedTuple):
 class Format(NamedTuple):
     """One family of guards.
 
-    `labels` are all words that may stand at the answer, `unsafe` the one that means harm, `lead`
-    what usually stands before it, `answer` the whole answer with a group `label`, and `refused`
-    where there is one. `forged` finds text that would pass for the prompt's own structure.
-    `template` None means the tokenizer's own.
+    `labels` are all words that may be the answer, `unsafe` the one that means harm, `lead` the
+    usual text before it, `answer` the whole answer with a group `label` (and perhaps `refused`).
+    `forged` finds text that would pass for the prompt's own structure. `template` None means the
+    tokenizer's own.
     """
 
     labels: tuple[str, ...]
@@ -57,7 +56,7 @@ class Format(NamedTuple):
     template: str | None = None
 
     def read(self, text: str) -> Reading | None:
-        """The verdict in a guard's answer; None where the answer has another form than the model
+        """The verdict in a guard's answer; None if the answer has another form than the model
         card's."""
         found = self.answer.match(text)
         if found is None:
@@ -137,11 +136,11 @@ MODEL_NAMES = {
 }
 
 
-def format_of(*names: str) -> str:
-    """The format that a model's names tell, the first that tells one.
+def named_format(*names: str) -> str:
+    """The format that a model's names say; the first name that says one counts.
 
-    Raises ValueError where none does (Qwen3Guard-Stream and LlamaGuard-7b, which answer otherwise,
-    included).
+    Raises ValueError if none does, also for Qwen3Guard-Stream and LlamaGuard-7b, which answer in
+    another way.
     """
     for name in names:
         plain = re.sub(r"[_.\s]+", "-", name.lower())
@@ -149,7 +148,7 @@ def format_of(*names: str) -> str:
             if re.search(pattern, plain):
                 return found
     raise ValueError(
-        f"The name {names[0]!r} does not tell which guard this is. Set format to one of "
+        f"The name {names[0]!r} does not say which guard this is. Set format to one of "
         f"{', '.join(FORMATS)}. "
         "(Qwen3Guard-Stream and LlamaGuard-7b are not among them: they answer in another way.)"
     )

@@ -1,11 +1,11 @@
-"""Texts -> a judge model's replies over the OpenAI protocol, so many at a time, each with its text
+"""Texts -> a judge model's replies over the OpenAI protocol, several at a time, each with its text
 or its fault.
 
-    replies = ask_all(settings, key_of(settings), texts)
+    replies = ask_all(settings, read_api_key(settings), texts)
 
-What is wrong with the set-up (nobody listens, a bad key, an unknown model, a refused parameter) is
-one ValueError. What goes wrong with one item after the client's own retries is that item's `fault`.
-The first item is asked alone, so that a wrong set-up is found by one request.
+A wrong set-up (nobody listens, a bad key, an unknown model, a refused parameter) is one ValueError.
+If one item fails after the client's own retries, that is the item's `fault`. The first item is
+asked alone, so that a wrong set-up is found by one request.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from overrefusal_po.engines._openai_setup import (
 from overrefusal_po.judges._llm_settings import Settings
 
 NO_REPLY = "the judge gave no reply"
-"""How a fault begins that may be gone at the next try."""
+"""The beginning of a fault that may be gone at the next try."""
 
 
-class Reply(NamedTuple):
+class JudgeReply(NamedTuple):
     """What the judge model wrote, or why that cannot be used."""
 
     text: str
@@ -40,25 +40,25 @@ class Reply(NamedTuple):
 
 def ask_all(
     settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool = False
-) -> list[Reply]:
-    """One reply for each text, in their order. Also where an event loop runs already, as in a
+) -> list[JudgeReply]:
+    """One reply for each text, in their order. Works too if an event loop runs already, as in a
     notebook.
 
-    `answered` says that this set-up has been found right before.
+    `answered`: this set-up has worked before.
     """
     if not texts:
         return []
     with own_loop() as run:
-        replies: list[Reply] = run(ask_concurrently(settings, key, texts, answered=answered))
+        replies: list[JudgeReply] = run(ask_concurrently(settings, key, texts, answered=answered))
     return replies
 
 
 async def ask_concurrently(
     settings: Settings, key: SecretStr, texts: Sequence[str], *, answered: bool
-) -> list[Reply]:
-    """The first text alone where nothing is `answered`, then the others, `concurrency` at a time; a
+) -> list[JudgeReply]:
+    """The first text alone if nothing is `answered`, then the others, `concurrency` at a time; a
     wrong set-up stops all."""
-    replies: dict[int, Reply] = {}
+    replies: dict[int, JudgeReply] = {}
     retries, seconds = settings.max_retries, settings.timeout_seconds
     async with make_client(
         settings.base_url or OPENAI_URL, key, timeout_seconds=seconds, max_retries=retries
@@ -84,6 +84,7 @@ async def ask_concurrently(
 class Asker:
     """Sends one text at a time and remembers whether the server has ever answered."""
 
+    # Any: the types of openai's client do not take options that are known at run time only
     def __init__(self, client: Any, settings: Settings, key: SecretStr, *, answered: bool) -> None:
         self.client = client
         self.settings = settings
@@ -98,8 +99,8 @@ class Asker:
         }
         self.options = {name: value for name, value in options.items() if value is not None}
 
-    async def ask(self, text: str) -> Reply:
-        """The reply to one text; ValueError where the set-up is wrong."""
+    async def ask(self, text: str) -> JudgeReply:
+        """The reply to one text; ValueError if the set-up is wrong."""
         from openai import APIError
 
         messages = [{"role": "user", "content": text}]
@@ -109,12 +110,12 @@ class Asker:
             )
         except APIError as error:
             url, model = self.settings.base_url or OPENAI_URL, self.settings.model
-            wrong = wrong_setup(error, self.settings, url, model, answered=self.answered)
+            wrong = wrong_setup(error, self.settings, url, model=model, answered=self.answered)
             if wrong is not None:
                 raise ValueError(shown(wrong, error, self.key)) from None
             status = getattr(error, "status_code", None)
             may_pass = status is None or status in (408, 409, 429) or status >= 500
-            return Reply(
+            return JudgeReply(
                 "",
                 shown(
                     NO_REPLY if may_pass else "the judge's server refuses this item",
@@ -123,25 +124,25 @@ class Asker:
                 ),
             )
         except (json.JSONDecodeError, UnicodeDecodeError):
-            return Reply("", f"{NO_REPLY} (its server sent a body that is not JSON)")
+            return JudgeReply("", f"{NO_REPLY} (its server sent a body that is not JSON)")
         self.answered = True
-        return read_reply(found)
+        return read_judge_reply(found)
 
 
-def read_reply(found: Any) -> Reply:
-    """The text of a chat completion, or why there is none; a server may leave out anything."""
+def read_judge_reply(found: object) -> JudgeReply:
+    """The text of a chat completion, or why there is none; a server may send anything."""
     first = first_choice(found)
     message = getattr(first, "message", None)
     if message is None:
-        return Reply("", "the judge's server sent something that is no chat completion")
+        return JudgeReply("", "the judge's server sent something that is no chat completion")
     finish = getattr(first, "finish_reason", None)
     if finish == "length":
-        return Reply("", "the judge's reply was cut off at max_tokens; raise judge.max_tokens")
+        return JudgeReply("", "the judge's reply was cut off at max_tokens; raise judge.max_tokens")
     if finish == "content_filter":
-        return Reply("", "the judge's reply was withheld by its server's content filter")
+        return JudgeReply("", "the judge's reply was withheld by its server's content filter")
     if getattr(message, "refusal", None):
-        return Reply("", "the judge model refused to judge")
+        return JudgeReply("", "the judge model refused to judge")
     text = getattr(message, "content", None)
     if not isinstance(text, str) or not text.strip():
-        return Reply("", "the judge's reply is empty")
-    return Reply(text)
+        return JudgeReply("", "the judge's reply is empty")
+    return JudgeReply(text)

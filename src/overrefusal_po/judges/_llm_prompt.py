@@ -3,17 +3,17 @@ each item.
 
     prompt = read_prompt("refusal")
     # the newest refusal.vN.txt beside this file, or a user's .txt
-    prompt.filled(mark_of(0, "id", texts), asked="...", response="...")
+    prompt.filled(unique_mark(0, "id", texts), asked="...", response="...")
 
 A prompt file begins with lines that start with `#`: notes, which are not sent, one of them `#
 scale: refusal` (`strongreject`, `derta`), which says how the reply is read. The rest is the
 template with `{{prompt}}` and `{{response}}` once each, and `{{mark}}` where the text speaks of the
 marked lines.
 
-The texts that are judged are hostile. So the template is filled by a single substitution whose
-result is never looked at again; each text stands between two lines that carry a mark that it cannot
-know; and control tokens of chat templates in it are broken up, because a local server would
-otherwise read them as the end of the user's turn.
+The judged texts are hostile. So the template is filled by a single substitution whose result is
+never looked at again. Each text stands between two lines with a mark that it cannot know. Control
+tokens of chat templates in it are broken up: a local server would read them as the end of the
+user's turn.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from overrefusal_po.records import content_id
 
 FOLDER = Path(__file__).parent / "prompts"
 SCALES = ("refusal", "strongreject", "derta")
-NEEDED = ("prompt", "response")
-PLACEHOLDER = re.compile(r"\{\{\s*(\w*)\s*\}\}")
+NEEDED_FIELDS = ("prompt", "response")
+PROMPT_FIELD = re.compile(r"\{\{\s*(\w*)\s*\}\}")
 FILE_NAME = re.compile(r"(?P<name>.+?)(?:\.v(?P<version>\d+))?\.txt")
 ZERO_WIDTH_SPACE = "\u200b"  # as in chat.py: breaks a control token up and cannot be seen
 
@@ -39,7 +39,9 @@ CONTROL = re.compile(
     r"<[|｜][^<>\n]{1,40}>|<[^<>\n]{1,40}[|｜]>"
     r"|</?s>|<(?:bos|eos|pad|unk)>"
     r"|<(?:start|end)_of_(?:turn|image)>|</?start_of_turn>"  # Gemma
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|ARGS|CALL_ID)\]"  # Mistral
+    # Mistral
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|ARGS"
+    r"|CALL_ID)\]"
     r"|<</?SYS>>"  # Llama 2
     r"|</?think>",  # read by the templates of reasoning models
     re.IGNORECASE,
@@ -64,7 +66,7 @@ class JudgePrompt(NamedTuple):
             "prompt": fenced("request", asked, mark),
             "response": fenced("response", response, mark),
         }
-        return PLACEHOLDER.sub(lambda found: values[found[1]], self.template)
+        return PROMPT_FIELD.sub(lambda found: values[found[1]], self.template)
 
 
 def fenced(what: str, text: str, mark: str) -> str:
@@ -79,7 +81,7 @@ def harmless(text: str) -> str:
     return CONTROL.sub(lambda found: found[0][0] + ZERO_WIDTH_SPACE + found[0][1:], sendable)
 
 
-def mark_of(seed: int, item: str, texts: Sequence[str]) -> str:
+def unique_mark(seed: int, item: str, texts: Sequence[str]) -> str:
     """16 hex digits that occur in none of `texts`, the same for the same seed, item id and texts.
 
     The texts go into the hash, so that a text can hold its own mark only by chance; then the next
@@ -121,7 +123,7 @@ def known() -> list[str]:
 
 
 def built_in(name: str) -> Path:
-    """The file of a built-in prompt; ValueError that names the nearest where there is none."""
+    """The file of a built-in prompt; ValueError that names the nearest if there is none."""
     files = {file.stem: file for file in FOLDER.glob("*.v*.txt")}
     if name in files:
         return files[name]
@@ -133,7 +135,7 @@ def built_in(name: str) -> Path:
 
 
 def checked(text: str, where: str) -> tuple[str, str]:
-    """(scale, template) of a prompt file's text; ValueError where the scale or a placeholder is
+    """(scale, template) of a prompt file's text; ValueError if the scale or a placeholder is
     missing or unknown."""
     lines = text.splitlines()
     notes = next(
@@ -151,11 +153,11 @@ def checked(text: str, where: str) -> tuple[str, str]:
             f"{', '.join(SCALES)}; it says how the reply is read."
         )
     template = "\n".join(lines[notes:]).strip() + "\n"
-    names = PLACEHOLDER.findall(template)
-    unknown = sorted(set(names) - {*NEEDED, "mark"})
+    names = PROMPT_FIELD.findall(template)
+    unknown = sorted(set(names) - {*NEEDED_FIELDS, "mark"})
     wrong = [
         f"{{{{{name}}}}} stands in it {names.count(name)} times"
-        for name in NEEDED
+        for name in NEEDED_FIELDS
         if names.count(name) != 1
     ]
     if unknown or wrong:

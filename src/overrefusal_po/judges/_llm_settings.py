@@ -1,4 +1,4 @@
-"""The recipe keys of the judge `llm`, checked so that no error message can repeat a key put in the
+"""The recipe keys of the judge `llm`. No error message can repeat a server key that was put in the
 wrong place."""
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_left
+from functools import lru_cache
 from typing import NamedTuple
 
 from overrefusal_po.judges._refusal_wordings import Language, languages_in, say
@@ -23,6 +24,11 @@ STAR_BULLET = re.compile(r"(?m)^([ \t]{0,8})\*(?= )")
 SENTENCE_END = re.compile(
     r"(?m:(?<=[.!?])(?<!^\d\.)(?<!^\d\d\.)|(?<=[.!?][\"')\]]))\s|\n|(?<=[。！？।؟])",
 )
+ASCII_SENTENCE_END = re.compile(
+    r"(?m)\s(?:(?<=\n)|(?<=[.!?]\s)(?<!^\d\.\s)(?<!^\d\d\.\s)|(?<=[.!?][\"')\]]\s))"
+)
+"""The same ends in ASCII text, three times faster: a blank is looked for first."""
+
 LIST_ITEM = re.compile(r"\s?(?:[-•–+]\s|\(?\d{1,2}[.)]\s|step\s\d{1,2}\b|[a-h]\)\s)")
 GLUED = re.compile(r"[^\W_A-Z][A-Z]")
 MAY_HIDE = re.compile(r"[\"`]|(?<![a-z])'")
@@ -112,7 +118,8 @@ def read_reply(text: str) -> Reply:
         seen = low
     sentences = []
     start = 0
-    ends = [(m.start(), m.end()) for m in SENTENCE_END.finditer(seen)]
+    pattern = ASCII_SENTENCE_END if seen.isascii() else SENTENCE_END
+    ends = [(m.start(), m.end()) for m in pattern.finditer(seen)]
     for end, after in [*ends, (len(seen), len(seen))]:
         piece = seen[start:end]
         if piece.strip():
@@ -153,6 +160,7 @@ class Question(NamedTuple):
 STEM = re.compile(r"[a-z]{4,}")
 
 
+@lru_cache(maxsize=16)  # both sides of a pair, and samples, have one prompt
 def read_question(prompt: str) -> Question:
     """Reads a prompt; an empty one is unknown, and then nothing is ruled out."""
     low = lower(plain(composed(prompt[:2000])))

@@ -13,6 +13,7 @@ The wordings are data: `wordings/<language>.yaml`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -100,4 +101,8 @@ def judge_text(response: str, prompt: str = "", *also_read: str) -> Judgement:
     start = None
     if at is not None:
         start = skipped + given_offset(response[skipped:], answer, raw_offset(answer, at))
-    return Judgement(refusal, start, degenerate(text, *map(plain, (prompt, *also_read))))
+    return Judgement(refusal, start, degenerate(text, *map(plain_prompt, (prompt, *also_read))))
+
+
+plain_prompt = lru_cache(maxsize=16)(plain)
+"""`plain` of a prompt: both sides of a pair, and samples, have the same one."""

@@ -1,7 +1,8 @@
 """Completions in, rewards out, by a reward model: sequence classification over a prompt and its
 response.
 
-    judge: {name: reward, model_name_or_path: OpenAssistant/reward-model-deberta-v3-large-v2, format: pair}
+    judge: {name: reward, model_name_or_path: OpenAssistant/reward-model-deberta-v3-large-v2,
+            format: pair}
     judge: {name: reward, model_name_or_path: Skywork/Skywork-Reward-Llama-3.1-8B-v0.2}
     judge: {name: reward, model_name_or_path: RLHFlow/ArmoRM-Llama3-8B-v0.1, head: 9}
 
@@ -18,14 +19,20 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from overrefusal_po.judges.guard import EMPTY, context_length, judged_texts, placed
+from overrefusal_po.judges._texts import EMPTY, judged_texts
+from overrefusal_po.judges._weights import Origin, context_length, placed
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Completion, Message, Prompt, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.modeling_outputs import SequenceClassifierOutput
 
 VERSION = "1"
 """Bumped whenever a reward can change."""
@@ -47,17 +54,17 @@ class Settings(BaseModel):
     """Which output is the reward; None for a model that has one."""
     revision: str = "main"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """None: bfloat16 where it is native, else float32."""
+    """None: bfloat16 if it is native, else float32."""
     batch_size: int = Field(default=8, gt=0)
     trust_remote_code: bool = False
 
 
 class Loaded(NamedTuple):
-    """A tokenizer and a reward model. `chat` is None for text pairs; `padding` None where rows
+    """A tokenizer and a reward model. `chat` is None for text pairs; `padding` None if rows
     cannot be padded."""
 
-    tokenizer: Any
-    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
     chat: ChatTemplate | None
     padding: int | None
     limit: int
@@ -75,37 +82,39 @@ class RewardJudge:
         self.version = f"{VERSION}@{settings.revision}"
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict for each completion, in their order; ValueError where a completion's prompt
+        """One verdict for each completion, in their order; ValueError if a completion's prompt
         is not given."""
         by_id = {prompt.id: prompt for prompt in prompts}
         rows: dict[int, dict[str, list[int]]] = {}
-        found: dict[int, dict[str, Any]] = {}
+        unscored: dict[int, str] = {}
+        rewards: dict[int, float] = {}
         for number, (_, response) in enumerate(judged_texts(prompts, completions)):
             row = self.row(by_id[completions[number].prompt_id], response) if response else None
             if row is None:
-                found[number] = {"unscored": EMPTY}
+                unscored[number] = EMPTY
             elif (size := len(row["input_ids"])) > self._loaded.limit:
-                found[number] = {
-                    "unscored": f"too long for the reward model: {size} tokens of "
-                    f"{self._loaded.limit}"
-                }
+                limit = self._loaded.limit
+                unscored[number] = f"too long for the reward model: {size} tokens of {limit}"
             else:
                 rows[number] = row
         order = sorted(rows, key=lambda number: (-len(rows[number]["input_ids"]), number))
         size = self.settings.batch_size if not rows or self._loaded.padding is not None else 1
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            for number, reward in zip(batch, self._rewards([rows[n] for n in batch]), strict=True):
-                found[number] = {"reward": reward}
+            rewards |= zip(batch, self._rewards([rows[n] for n in batch]), strict=True)
         return [
             Verdict(
-                completion_id=completion.id, judge=self.name, version=self.version, **found[number]
+                completion_id=completion.id,
+                judge=self.name,
+                version=self.version,
+                reward=rewards.get(number),
+                unscored=unscored.get(number),
             )
             for number, completion in enumerate(completions)
         ]
 
     def row(self, prompt: Prompt, response: str) -> dict[str, list[int]]:
-        """The model's input: token ids, and token types where the tokenizer makes them."""
+        """The model's input: token ids, and token types if the tokenizer makes them."""
         tokenizer, chat = self._loaded.tokenizer, self._loaded.chat
         if chat is None:
             # special tokens that stand in a text are spelled out; the tokenizer's own are still
@@ -127,8 +136,8 @@ class RewardJudge:
         }
 
     def _rewards(self, rows: list[dict[str, list[int]]]) -> list[float]:
-        """The rewards of a batch, padded on the right with what the model's config calls
-        padding."""
+        """The rewards of a batch, padded on the right with the padding token of the model's
+        config."""
         import torch
 
         model = self._loaded.model
@@ -144,13 +153,13 @@ class RewardJudge:
         tensors = {key: torch.tensor(value, device=model.device) for key, value in inputs.items()}
         with torch.inference_mode():
             output = model(**tensors)
-        return pick(output, self.settings)
+        return chosen_head(output, self.settings)
 
     @cached_property
     def _loaded(self) -> Loaded:
         of = self.settings
-        where: dict[str, Any] = {"revision": of.revision, "trust_remote_code": of.trust_remote_code}
-        tokenizer = models.load_tokenizer(of.model_name_or_path, **where)
+        origin: Origin = {"revision": of.revision, "trust_remote_code": of.trust_remote_code}
+        tokenizer = models.load_tokenizer(of.model_name_or_path, **origin)
         chat = None if of.format == "pair" else chat_template(tokenizer, of)
         model = placed(load_classifier(of))
         # not the tokenizer's: the model looks for the last token that is not this one
@@ -160,7 +169,7 @@ class RewardJudge:
 
 
 def judge(settings: Settings) -> RewardJudge:
-    """The plug-file entry point. ValueError where the model cannot be found or its config rules out
+    """The plug-file entry point. ValueError if the model cannot be found or its config rules out
     the settings."""
     models.check_available(
         settings.model_name_or_path,
@@ -175,15 +184,19 @@ def judge(settings: Settings) -> RewardJudge:
     return RewardJudge(settings)
 
 
-def check_config(settings: Settings, *, num_heads: int | None, auto_map: Any) -> None:
-    """Raises ValueError where a model's config does not go with `head` or needs its own code."""
+def check_config(settings: Settings, *, num_heads: int | None, auto_map: object) -> None:
+    """Raises ValueError if a model's config does not go with `head` or needs its own code."""
     name, head = settings.model_name_or_path, settings.head
-    if CLASSIFIER in (auto_map or {}) and head is None and not settings.trust_remote_code:
+    if (
+        isinstance(auto_map, dict)
+        and CLASSIFIER in auto_map
+        and head is None
+        and not settings.trust_remote_code
+    ):
         raise ValueError(
             f"{name} computes its score by code of its own. Name one output (head: 9 is ArmoRM's "
-            "helpfulness, head: 10 "
-            "its is_safe), or set trust_remote_code: true if you trust that code (it then runs on "
-            "this machine)."
+            "helpfulness, head: 10 its is_safe), or set trust_remote_code: true if you trust that "
+            "code (it then runs on this machine)."
         )
     if num_heads is None or settings.trust_remote_code:
         return
@@ -198,8 +211,8 @@ def check_config(settings: Settings, *, num_heads: int | None, auto_map: Any) ->
         )
 
 
-def chat_template(tokenizer: Any, settings: Settings) -> ChatTemplate:
-    """The tokenizer's chat template; ValueError that names `format: pair` where it has none."""
+def chat_template(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> ChatTemplate:
+    """The tokenizer's chat template; ValueError that names `format: pair` if it has none."""
     try:
         return ChatTemplate(tokenizer)
     except ValueError as error:
@@ -208,16 +221,16 @@ def chat_template(tokenizer: Any, settings: Settings) -> ChatTemplate:
         ) from None
 
 
-def load_classifier(settings: Settings) -> Any:
+def load_classifier(settings: Settings) -> PreTrainedModel:
     """The model with its classification head.
 
-    Raises ValueError where it cannot be loaded, and where the head's weights are not in the files
-    (transformers would draw them at random, and every reward would be noise).
+    Raises ValueError if it cannot be loaded, and if the head's weights are not in the files:
+    transformers would draw them at random, and every reward would be noise.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     name = settings.model_name_or_path
-    where: dict[str, Any] = {
+    origin: Origin = {
         "revision": settings.revision,
         "trust_remote_code": settings.trust_remote_code,
     }
@@ -229,7 +242,7 @@ def load_classifier(settings: Settings) -> Any:
         else {"key_mapping": {"^regression_layer": "score"}}
     )
     try:
-        config = AutoConfig.from_pretrained(models.resolve(name), **where)
+        config = AutoConfig.from_pretrained(models.resolve(name), **origin)
         check_config(
             settings, num_heads=config.num_labels, auto_map=getattr(config, "auto_map", None)
         )
@@ -238,34 +251,32 @@ def load_classifier(settings: Settings) -> Any:
             dtype=settings.dtype or ("bfloat16" if models.has_bf16() else "float32"),
             output_loading_info=True,
             **names,
-            **where,
+            **origin,
         )
     except (OSError, ImportError) as error:
         raise ValueError(
             f"The reward model {name!r} cannot be loaded: {str(error).splitlines()[0]} Give a "
-            "model for sequence "
-            "classification; code of its own may need an older transformers (ArmoRM's does: name a "
-            "head instead)."
+            "model for sequence classification; code of its own may need an older transformers "
+            "(ArmoRM's does: name a head instead)."
         ) from None
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"{name!r} is no reward model that can be read: its files hold no weights for "
-            f"{', '.join(missing[:3])}, which "
-            "would be random. Give a model trained for sequence classification."
+            f"{', '.join(missing[:3])}, which would be random. Give a model trained for sequence "
+            "classification."
         )
-    return model
+    found: PreTrainedModel = model
+    return found
 
 
-def pick(output: Any, settings: Settings) -> list[float]:
+def chosen_head(output: SequenceClassifierOutput, settings: Settings) -> list[float]:
     """The rewards in a model's output of shape (batch, outputs); ArmoRM's own code has `rewards`
     and `score`."""
+    own: Tensor | None = getattr(output, "score" if settings.head is None else "rewards", None)
+    values = output.logits if own is None else own
+    assert values is not None, "a classifier gives logits"
     if settings.head is None:
-        values = getattr(output, "score", None)
-        values = output.logits if values is None else values
         values = values.reshape(values.shape[0], -1)
-    else:
-        values = getattr(output, "rewards", None)
-        values = output.logits if values is None else values
     head = settings.head or 0
     if head >= values.shape[1] or (settings.head is None and values.shape[1] > 1):
         raise ValueError(

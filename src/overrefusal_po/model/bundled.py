@@ -1,6 +1,7 @@
 """Models that a Python package ships: found, checked by hash, converted once to safetensors.
 
-bundled_folder("bundled:smollm2-135m-instruct")     # ~/.cache/overrefusal-po/bundled/...
+key, path = find_bundled("bundled:smollm2-135m-instruct")
+bundled_folder(key)    # ~/.cache/overrefusal-po/bundled/...
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import os
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from overrefusal_po.recipe.trl_fields import cache_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 
 class Bundled(NamedTuple):
-    """A model that a Python package ships: where it lies and what its file must hash to
-    (SHA-256)."""
+    """A model that a Python package ships, with the SHA-256 that its file must have."""
 
     package: str
     version: str
@@ -41,7 +44,10 @@ BUNDLED = {
 
 
 def find_bundled(name: str) -> tuple[str, Path]:
-    """(key, path of the shipped file) of a `bundled:` name, without loading anything."""
+    """(key, path of the shipped file) of a `bundled:` name; nothing is loaded.
+
+    Raises ValueError for an unknown name, and if the package or its file is missing.
+    """
     key = name.removeprefix("bundled:")
     if key not in BUNDLED:
         raise ValueError(
@@ -67,34 +73,46 @@ def find_bundled(name: str) -> tuple[str, Path]:
 
 
 def bundled_folder(key: str) -> Path:
+    """The folder with the converted model; it is converted if it is missing or damaged."""
     from filelock import FileLock
 
     bundled = BUNDLED[key]
     folder = cache_folder() / "bundled" / f"{key}-{bundled.sha256[:8]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # two ranks may come here at once
-        stamp, weights = folder / "converted.json", folder / "model.safetensors"
-        if stamp.is_file():
-            known = json.loads(stamp.read_text())
-            # the size on every start; the hash once a process, since it takes half a second
-            if (
-                weights.is_file()
-                and weights.stat().st_size == known["bytes"]
-                and _hash_once(weights) == known["sha256"]
-            ):
+        if (folder / "converted.json").is_file():
+            if is_converted(folder):
                 return folder
             logger.warning("%s is damaged; converting the bundled model again", folder)
-        _hash_once.cache_clear()
-        return _convert(key, folder)
+        hash_once.cache_clear()
+        return convert(key, folder)
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether the weights of a converted model are those that were written.
+
+    The size is compared at each start. The hash takes half a second: once for each process.
+    """
+    written = json.loads((folder / "converted.json").read_text())
+    weights = folder / "model.safetensors"
+    return (
+        weights.is_file()
+        and weights.stat().st_size == written["bytes"]
+        and hash_once(weights) == written["sha256"]
+    )
 
 
 @cache
-def _hash_once(path: Path) -> str:
+def hash_once(path: Path) -> str:
+    """The SHA-256 of a file, computed once in this process."""
     return sha256(path)
 
 
-def _convert(key: str, folder: Path) -> Path:
-    """GGUF -> a clean float32 safetensors model in `folder`, written beside it and renamed."""
+def convert(key: str, folder: Path) -> Path:
+    """`folder` with the model in float32 safetensors; it is written beside it and then renamed.
+
+    Raises ValueError if the shipped file has another hash.
+    """
     _, source = find_bundled(f"bundled:{key}")
     found = sha256(source)
     if found != BUNDLED[key].sha256:
@@ -102,24 +120,10 @@ def _convert(key: str, folder: Path) -> Path:
             f"{source} has the SHA-256 {found}, expected {BUNDLED[key].sha256}. Reinstall its "
             "package."
         )
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
     logger.info("converting the bundled model %s (once, into %s)", key, folder)
-    quantised = AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=source.name, dtype=torch.float32
-    )
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    # a config that came from a GGUF carries its quantisation and cannot be saved
-    kept = quantised.config.to_dict()
-    config = LlamaConfig(
-        **{k: v for k, v in kept.items() if k not in ("quantization_config", "_name_or_path")}
-    )
-    clean = LlamaForCausalLM(config)
-    clean.load_state_dict(quantised.state_dict())
-    clean.generation_config = quantised.generation_config
+    model, tokenizer = model_from_gguf(source)
     beside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    clean.float().save_pretrained(beside)
+    model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     weights = beside / "model.safetensors"
     stamp = {"source_sha256": found, "sha256": sha256(weights), "bytes": weights.stat().st_size}
@@ -127,6 +131,25 @@ def _convert(key: str, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     beside.replace(folder)
     return folder
+
+
+def model_from_gguf(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(float32 model, tokenizer) of a GGUF file of a Llama."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    quantised = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32
+    )
+    # a config that came from a GGUF carries its quantisation and cannot be saved
+    kept = quantised.config.to_dict()
+    kept.pop("quantization_config", None)
+    config = LlamaConfig(**kept)
+    config.name_or_path = ""  # not the path of the package
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    return model.float(), AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
 
 
 def sha256(path: Path) -> str:

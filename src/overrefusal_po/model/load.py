@@ -1,10 +1,10 @@
-"""Model name -> weights and tokenizer: the one place that loads, quantises, merges and saves.
+"""Model name -> weights and tokenizer. Only this module loads, quantises, merges and saves.
 
     model = load_model("bundled:smollm2-135m-instruct")
     tokenizer = load_tokenizer("bundled:smollm2-135m-instruct")
 
-`bundled:` names are models that a Python package ships. They are converted once to safetensors in
-the user's cache (`OVERREFUSAL_PO_CACHE`, else `~/.cache/overrefusal-po`) and checked by hash.
+A `bundled:` name is a model that a Python package ships. It is converted once to safetensors in the
+user's cache (`OVERREFUSAL_PO_CACHE`, else `~/.cache/overrefusal-po`), and checked by its hash.
 """
 
 from __future__ import annotations
@@ -15,21 +15,45 @@ import shutil
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from overrefusal_po.model.bundled import bundled_folder, find_bundled
 from overrefusal_po.model.sharding import wants_fsdp
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import (
+        BitsAndBytesConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+    )
+
 logger = logging.getLogger(__name__)
 
-REPACKS = "support_avx512bf16_for_cpu"
-"""The switch by which bitsandbytes repacks 4-bit weights on CPUs."""
+ModelSection = Mapping[str, Any]
+"""A recipe's `model:` section. Any: TRL's ModelConfig checks the value of each key."""
+
+CPU_REPACK_SWITCH = "support_avx512bf16_for_cpu"
+"""The attribute that makes bitsandbytes repack 4-bit weights on CPUs."""
+
+
+class LoadOptions(TypedDict):
+    """The arguments of `load_model`."""
+
+    name: str
+    revision: str
+    dtype: str | None
+    attn_implementation: str | None
+    quantization_config: BitsAndBytesConfig | None
+    trust_remote_code: bool
 
 
 def resolve(name: str) -> str:
-    """The path or hub name behind `name`; converts a bundled model the first time.
+    """The path or hub name for `name`; it converts a bundled model the first time.
 
-    Raises ValueError for a bundled name that is not known, or whose package is not installed.
+    Raises ValueError for an unknown bundled name, and if its package is not installed.
     """
     if not name.startswith("bundled:"):
         return name
@@ -44,8 +68,10 @@ def has_cuda() -> bool:
 
 
 def has_bf16() -> bool:
-    """Whether the GPU, or without one the CPU, multiplies bfloat16 matrices natively (on others it
-    is slow)."""
+    """Whether the GPU multiplies bfloat16 matrices natively; without a GPU, whether the CPU does.
+
+    On other hardware bfloat16 is slow.
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -58,13 +84,12 @@ def has_bf16() -> bool:
 
 
 def default_dtype() -> str:
-    """What weights are loaded in where a recipe leaves it open: bfloat16 where it is native, else
-    float32."""
+    """The dtype of weights if a recipe names none: bfloat16 if it is native, else float32."""
     return "bfloat16" if has_bf16() else "float32"
 
 
 def check_available(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> None:
-    """Raises ValueError where a model cannot be found; reads its config only, no weights."""
+    """Raises ValueError if a model cannot be found. It reads the config only, no weights."""
     if name.startswith("bundled:"):
         find_bundled(name)
         return
@@ -94,11 +119,17 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
 def check_world(*, use_cpu: bool, fsdp: bool = False, timeout_seconds: float = 1800) -> Any:
     """The accelerate state of this process, with all launched processes in one world.
 
-    `fsdp`: whether the trainer's settings ask for it (the launcher's are looked at here).
-    `timeout_seconds`: how long a process waits for the others (rank 0 makes data meanwhile); NCCL's
-    own are ten minutes. Raises ValueError where the launcher started several processes that would
-    train unconnected (without `use_cpu` the ranks of a CPU launch all report a world of one, train
-    alone and end with 0).
+    Any: a `PartialState`; accelerate has no types.
+
+    Args:
+        use_cpu: train on CPUs.
+        fsdp: the trainer's settings ask for FSDP; the launcher's settings are read here.
+        timeout_seconds: how long a process waits for the others, while rank 0 makes the data.
+            NCCL's own timeout is ten minutes.
+
+    Raises:
+        ValueError: the launched processes would train unconnected. Without `use_cpu` each rank of
+            a CPU launch reports a world of one, trains alone and exits with 0.
     """
     from accelerate import PartialState
 
@@ -106,34 +137,34 @@ def check_world(*, use_cpu: bool, fsdp: bool = False, timeout_seconds: float = 1
     if use_cpu and (fsdp or wants_fsdp()):
         raise ValueError(
             "The accelerate config or the recipe asks for FSDP, which accelerate does on GPUs "
-            "only: on CPUs every process would hold the whole model (DDP), without a word. Take a "
-            "config of type MULTI_CPU, or torchrun."
+            "only. On CPUs every process would hold the whole model (DDP), without a warning. "
+            "Use a config of type MULTI_CPU, or torchrun."
         )
     try:
         state = PartialState(cpu=use_cpu, timeout=timedelta(seconds=timeout_seconds))
     except ValueError as error:
         raise ValueError(
             f"WORLD_SIZE={launched} is set in the environment, but the processes cannot be joined "
-            f"({error}). Launch with "
-            "accelerate launch or torchrun, which set what is missing, or unset WORLD_SIZE for a "
-            "single process."
+            f"({error}). Launch with accelerate launch or torchrun, which set what is missing. For "
+            "a single process unset WORLD_SIZE."
         ) from None
     if state.num_processes != launched:
         raise ValueError(
             f"{launched} processes were launched, but this one sees a world of "
-            f"{state.num_processes}: they would train "
-            "unconnected. On CPUs set trainer.use_cpu=true and launch with torchrun or an "
-            "accelerate config of type MULTI_CPU; on GPUs launch one process a GPU with a "
-            "multi-GPU accelerate config."
+            f"{state.num_processes}: they would train unconnected. On CPUs set "
+            "trainer.use_cpu=true and launch with torchrun or an accelerate config of type "
+            "MULTI_CPU. On GPUs launch one process for each GPU with a multi-GPU accelerate config."
         )
     return state
 
 
-def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model, padding on the left and with a pad token."""
+def load_tokenizer(
+    name: str, *, revision: str = "main", trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model: it pads on the left and has a pad token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         resolve(name), revision=revision, trust_remote_code=trust_remote_code, padding_side="left"
     )
     if tokenizer.pad_token is None:
@@ -147,19 +178,19 @@ def load_model(
     revision: str = "main",
     dtype: str | None = None,
     attn_implementation: str | None = None,
-    quantization_config: Any = None,
+    quantization_config: BitsAndBytesConfig | None = None,
     trust_remote_code: bool = False,
-) -> Any:
+) -> PreTrainedModel:
     """A causal language model in eval mode. `dtype` None means `default_dtype()`.
 
-    No device map is set: the trainer or `engines.transformers` places the model.
+    No device map is set: the trainer or `engines.transformers` chooses the device.
     """
     from transformers import AutoModelForCausalLM
 
-    extra: dict[str, Any] = {}
+    extra: dict[str, BitsAndBytesConfig] = {}
     if quantization_config is not None:
         extra["quantization_config"] = quantization_config
-    model = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         resolve(name),
         revision=revision,
         dtype=dtype or default_dtype(),
@@ -168,74 +199,75 @@ def load_model(
         **extra,
     )
     for module in model.modules():
-        # bitsandbytes 0.50 repacks 4-bit weights at the first CPU pass in eval mode into a form
-        # without gradients
-        if hasattr(module, REPACKS):
-            setattr(module, REPACKS, False)
-    return model.eval()
+        # At the first CPU pass in eval mode bitsandbytes 0.50 repacks 4-bit weights into a form
+        # without gradients.
+        if hasattr(module, CPU_REPACK_SWITCH):
+            setattr(module, CPU_REPACK_SWITCH, False)
+    model.eval()
+    return model
 
 
 def save_merged(
-    model: Any, tokenizer: Any, folder: Path, weights: Mapping[str, Any] | None = None
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Writes a whole model (adapter merged into the weights) and its tokenizer, beside `folder` and
-    renamed.
+    """The folder with a whole model (adapter merged into the weights) and its tokenizer.
 
-    The next stage loads this path, so that its reference is this policy (TRL rebuilds a reference
-    from `config._name_or_path`, which for an adapter names the base). A quantised base is written
-    in the 16 or 32 bits that it computed in. `weights`: those of a sharded model without adapter
-    (`gathered_weights`).
+    It is written beside `folder` and then renamed. The next stage loads this path, so that its
+    reference is this policy. (TRL loads a reference by the model's name, which for an adapter is
+    the name of the base.) A quantised base is written in the 16 or 32 bits in which it computed.
+    `weights` are those of a sharded model without adapter (`gathered_weights`).
     """
     if hasattr(model, "merge_and_unload"):
-        model = merged(model)
+        whole = merged(cast("PeftModel", model))
+    else:
+        whole = cast("PreTrainedModel", model)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    model.save_pretrained(beside, state_dict=weights)
+    whole.save_pretrained(beside, state_dict=weights)
     tokenizer.save_pretrained(beside)
     shutil.rmtree(folder, ignore_errors=True)
     beside.replace(folder)
     return folder
 
 
-def merged(adapted: Any) -> Any:
-    """The base of a peft model with the adapter in its weights; the peft model cannot be used any
-    more.
+def merged(adapted: PeftModel) -> PreTrainedModel:
+    """The base of a peft model with the adapter in its weights.
 
-    A quantised base is first spread out as what its 4 bits stand for, since that is the policy that
-    was trained: merging into 4 bits rounds the adapter away, and merging into the original weights
-    gives another policy.
+    The peft model cannot be used after that. A quantised base is first dequantised, since those
+    values are the policy that was trained. Merging into 4 bits would round the adapter away.
+    Merging into the original weights would give another policy.
     """
-    if not getattr(adapted.get_base_model(), "is_quantized", False):
-        return adapted.merge_and_unload()
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    config, weights = (
-        adapted.active_peft_config,
-        get_peft_model_state_dict(adapted, adapter_name=adapted.active_adapter),
-    )
-    base = adapted.unload()
-    whole = get_peft_model(base.dequantize(base.dtype), config)
-    set_peft_model_state_dict(whole, weights)
-    return whole.merge_and_unload()
-
-
-def gathered_weights(trainer: Any) -> dict[str, Any] | None:
-    """The whole weights of a model that FSDP has sharded, in the first process's memory; None where
-    it is whole.
-
-    Every process has to call this.
-    """
-    if not trainer.is_fsdp_enabled:
-        return None
-    found: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
+    whole = adapted
+    if getattr(adapted.get_base_model(), "is_quantized", False):
+        config = adapted.active_peft_config
+        weights = get_peft_model_state_dict(adapted, adapter_name=adapted.active_adapter)
+        base: PreTrainedModel = adapted.unload()
+        whole = get_peft_model(base.dequantize(base.dtype), config)
+        set_peft_model_state_dict(whole, weights)
+    found: PreTrainedModel = whole.merge_and_unload()
     return found
 
 
-def model_options(section: Mapping[str, Any], *, fsdp: bool = False) -> dict[str, Any]:
-    """The arguments of `load_model` out of a recipe's `model:` section (TRL ModelConfig keys);
-    `fsdp` as in `check_world`.
+def gathered_weights(trainer: Trainer) -> dict[str, Tensor] | None:
+    """The whole weights of a model that FSDP has sharded; None if the model is not sharded.
 
-    ModelConfig's own dtype is float32, in which a quantised model would compute; here that is
-    `default_dtype()` too. Raises ValueError where FSDP could not shard the quantised weights.
+    They are in the memory of the first process. Every process has to call this.
+    """
+    if not trainer.is_fsdp_enabled:
+        return None
+    found: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model)
+    return found
+
+
+def model_options(section: ModelSection, *, fsdp: bool = False) -> LoadOptions:
+    """The arguments of `load_model` for a recipe's `model:` section; `fsdp` as in `check_world`.
+
+    The dtype of ModelConfig is float32, in which a quantised model would compute; here it is
+    `default_dtype()`. Raises ValueError if FSDP cannot shard the quantised weights.
     """
     from trl import ModelConfig, get_quantization_config
 
@@ -249,7 +281,7 @@ def model_options(section: Mapping[str, Any], *, fsdp: bool = False) -> dict[str
             f"{config.bnb_4bit_quant_storage or 'uint8'})."
         )
     return {
-        "name": config.model_name_or_path,
+        "name": cast(str, config.model_name_or_path),  # the recipe's check asks for it
         "revision": config.model_revision,
         "dtype": section.get("dtype"),
         "attn_implementation": config.attn_implementation,

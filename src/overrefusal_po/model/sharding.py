@@ -1,9 +1,9 @@
-"""Whether weights are to be sharded: the launcher's accelerate config (its environment) or a
-recipe's trainer settings say so.
+"""Whether weights are sharded: by the launcher's accelerate config or a recipe's trainer settings.
 
     check_sharding(settings, frozen_reference=True)
 
-Both may name a file in which it stands. What would end in empty weights is refused.
+The launcher's config is in the environment. Both may name a file that holds the settings. Settings
+that would end in empty weights are refused.
 """
 
 from __future__ import annotations
@@ -12,57 +12,53 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+Settings = Mapping[str, object]
+"""Keys of a recipe's `trainer:` section, or of a DeepSpeed or FSDP config."""
 
 
-def wants_fsdp(settings: Mapping[str, Any] | None = None) -> bool:
+def wants_fsdp(settings: Settings | None = None) -> bool:
     """Whether the launcher's accelerate config asks for FSDP, or a recipe's trainer settings do."""
     return bool((settings or {}).get("fsdp")) or is_on(os.environ.get("ACCELERATE_USE_FSDP"))
 
 
-def wants_deepspeed(settings: Mapping[str, Any] | None = None) -> bool:
-    """Whether the launcher's accelerate config asks for DeepSpeed, or a recipe's trainer settings
-    do."""
-    return bool((settings or {}).get("deepspeed")) or is_on(
-        os.environ.get("ACCELERATE_USE_DEEPSPEED")
-    )
+def wants_deepspeed(settings: Settings | None = None) -> bool:
+    """Whether the launcher's accelerate config or a recipe's trainer settings ask for DeepSpeed."""
+    launched = is_on(os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+    return bool((settings or {}).get("deepspeed")) or launched
 
 
-def is_on(switch: Any) -> bool:
-    """Whether a switch of a config or of the environment is on, in any word that accelerate's
-    `str_to_bool` takes for it."""
+def is_on(switch: object) -> bool:
+    """Whether a switch is on, in any word that accelerate's `str_to_bool` reads as true."""
     return str(switch).lower() in ("y", "yes", "t", "true", "on", "1")
 
 
-def check_sharding(settings: Mapping[str, Any], *, frozen_reference: bool) -> None:
-    """Raises ValueError where weights are sharded so that the result or the reference of a training
-    is empty.
+def check_sharding(settings: Settings, *, frozen_reference: bool) -> None:
+    """Raises ValueError if sharding would leave a training's result or its reference empty.
 
-    `frozen_reference`: whether it trains all weights against a copy of them (DPO, KTO without
-    adapters).
+    `frozen_reference`: it trains all weights against a copy of them (DPO and KTO without adapters).
     """
     if place := zero_3(settings):
         raise ValueError(
             f"{place} asks for DeepSpeed's ZeRO-3, under which the weights would be saved empty. "
-            "Take "
-            "recipes/accelerate/fsdp2.yaml, or zero_stage 1 or 2."
+            "Take recipes/accelerate/fsdp2.yaml, or zero_stage 1 or 2."
         )
-    # as it loads weights, transformers goes by the environment alone (`is_fsdp_enabled`): its
-    # trainer comes later
+    # When transformers loads weights, it reads the environment alone (`is_fsdp_enabled`). Its
+    # trainer, which reads the recipe's settings, comes later.
     once = wants_fsdp() and is_on(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING"))
     if frozen_reference and once:
         raise ValueError(
-            "Training all weights against a reference holds a frozen copy, which is empty on all "
-            "processes but the first where FSDP loads the weights once. Launch with "
+            "Training all weights against a reference holds a frozen copy. If FSDP loads the "
+            "weights once, that copy is empty on all processes but the first. Launch with "
             "--fsdp_cpu_ram_efficient_loading false, or train adapters (model.use_peft: true)."
         )
 
 
-def fsdp_version(settings: Mapping[str, Any]) -> str:
-    """FSDP's version; where it is left open, 2 for transformers and 1 for accelerate.
+def fsdp_version(settings: Settings) -> str:
+    """The version of FSDP; if no setting names it, 2 for transformers and 1 for accelerate.
 
-    With trainer.fsdp transformers takes it from trainer.fsdp_config alone (either name), else
-    accelerate from the environment.
+    With trainer.fsdp transformers reads it from trainer.fsdp_config alone, under either name.
+    Without trainer.fsdp accelerate reads it from the environment.
     """
     if not settings.get("fsdp"):
         return os.environ.get("FSDP_VERSION") or "1"
@@ -70,19 +66,19 @@ def fsdp_version(settings: Mapping[str, Any]) -> str:
     return str(given.get("fsdp_version", given.get("version")) or 2)
 
 
-def zero_3(settings: Mapping[str, Any]) -> str | None:
-    """What asks for DeepSpeed's ZeRO-3: trainer.deepspeed, the launcher's config, or a file of
-    either; None where nothing does.
+def zero_3(settings: Settings) -> str | None:
+    """The place that asks for DeepSpeed's ZeRO-3; None if no place does.
 
-    The recipe's own counts in place of the launcher's (transformers), and a file in place of the
-    stage beside it (accelerate).
+    It is trainer.deepspeed, or the launcher's config, or a file that one of them names. The
+    recipe's setting replaces the launcher's (transformers). A file replaces the stage beside it
+    (accelerate).
     """
     config, place = settings.get("deepspeed"), "trainer.deepspeed"
     if not config:
         if not wants_deepspeed():
             return None
         config, place = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"), "The accelerate config"
-    stage: Any = "auto"
+    stage: object = "auto"
     if config and config != "none":
         zero = read_config(config, place).get("zero_optimization")
         stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
@@ -92,9 +88,11 @@ def zero_3(settings: Mapping[str, Any]) -> str | None:
     return place if stage in (3, "3") else None  # 3.0 too
 
 
-def read_config(config: Any, place: str) -> Mapping[str, Any]:
-    """A mapping as it is, the one in a JSON text, or in the JSON file of that name. ValueError
-    where there is none."""
+def read_config(config: object, place: str) -> Settings:
+    """A mapping unchanged, or the mapping in a JSON text or in a JSON file of that name.
+
+    Raises ValueError if there is none; `place` says which setting names it.
+    """
     if isinstance(config, Mapping):
         return config
     text = str(config)

@@ -1,11 +1,10 @@
-"""What is measured is not trained on: the same prompts in sets of both kinds, found by id, original
-and words. Pure.
+"""Measured and trained sets -> the prompts that they share, found by id, original and words. Pure.
 
-    check_apart({"stage tuned": measured_prompts(evaluate.data)}, {"stage derta": trained_prompts(train)})
+    check_apart({"stage tuned": measured}, {"stage derta": trained})
+    # ValueError if a measured prompt is trained on
 
-A prompt is another's twin whatever its case and punctuation, and an attack is its original's.
-Prompts that differ by a word or more are the benchmark firewall's matter (`hygiene`), which knows
-public benchmarks only.
+Case and punctuation make no difference, and an attack counts as its original. The benchmark
+`firewall` finds prompts that differ by a word or more, but of public benchmarks only.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from overrefusal_po.records import Prompt, bare_words
 
 
 class Overlap(NamedTuple):
-    """How many prompts of a measured set are trained on in another, where they come from, and the
-    id of the first."""
+    """Prompts of a measured set that are trained on in another: how many, their sources, and the id
+    of the first."""
 
     measured: str
     trained: str
@@ -40,8 +39,7 @@ def check_apart(
         )
         raise ValueError(
             f"What is measured may not be trained on: {each}. Name another split or set for one of "
-            "the two, or take these "
-            "prompts out of the training data."
+            "the two, or take these prompts out of the training data."
         )
 
 
@@ -50,12 +48,12 @@ def overlaps(
 ) -> list[Overlap]:
     """Every pair of a measured and a trained set that share prompts, in the order of the sets."""
     marks = {
-        name: {mark for prompt in prompts for mark in marks_of(prompt)}
+        name: {mark for prompt in prompts for mark in same_prompt_marks(prompt)}
         for name, prompts in trained.items()
     }
     found = []
     for name, prompts in measured.items():
-        rows = [(prompt, marks_of(prompt)) for prompt in prompts]
+        rows = [(prompt, same_prompt_marks(prompt)) for prompt in prompts]
         for other, known in marks.items():
             shared = [prompt for prompt, own in rows if own & known]
             if shared:
@@ -64,11 +62,11 @@ def overlaps(
     return found
 
 
-def marks_of(prompt: Prompt) -> set[str]:
-    """What two prompts share if they are the same: id, original's id, and the words, as asked and
+def same_prompt_marks(prompt: Prompt) -> set[str]:
+    """Marks of which two equal prompts share one: id, original's id, and the words, as asked and
     before an attack.
 
-    The words are those of all user turns: many conversations end alike ("Go on.").
+    The words are those of all user turns: many conversations end in the same way ("Go on.").
     """
     said = "\n".join(m.content for m in prompt.messages if m.role == "user")
     return {

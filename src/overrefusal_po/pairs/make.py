@@ -8,7 +8,7 @@ Two rules (after POROver, arXiv 2410.12999; their exact form is ours):
   student's refusal;
 - containment: a harmful prompt -> chosen = a safe refusal, rejected = a completion more unsafe than
   it by at least tau (a guard's unsafe probability). Without a guard model "not refused" stands for
-  "unsafe". It holds the model where it is safe.
+  "unsafe". These pairs keep the model safe.
 """
 
 from __future__ import annotations
@@ -20,13 +20,9 @@ from typing import NamedTuple
 from overrefusal_po.model.chat import thinking_end
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Rule, Verdict, content_id
 
-UNSAFE = 0.5
-"""The guard's probability from which a text is unsafe: where Llama Guard says "unsafe" rather than
-"safe"."""
-
 TAU = 0.1
-"""The least margin of containment pairs where none is given. Ours: the middle of the grid 0, .01,
-.03, .1, .3, .5."""
+"""The least margin of containment pairs if none is given. Ours: the middle of the grid 0, .01, .03,
+.1, .3, .5."""
 
 
 class Guarded(NamedTuple):
@@ -51,7 +47,7 @@ def make_pair(
     reason: str,
     verdicts: Sequence[Verdict] = (),
 ) -> Made:
-    """A pair whose id comes from its content; none where a side is empty or both are equal."""
+    """A pair whose id comes from its content; none if a side is empty or both are equal."""
     chosen, rejected = chosen.strip(), rejected.strip()
     if not chosen or not rejected:
         return Made(None, "a side is empty")
@@ -69,20 +65,21 @@ def make_pair(
     return Made(pair, reason)
 
 
-SENTENCE_END = re.compile(
-    r"[.!?。！？…][\"'”’)\]]*(?=\s|$|[A-Z])"
-)  # a refusal taught by RTO is glued to what stands before
-NUMBERS = re.compile(r"(^|\n)\W*\d+$")  # "1." opens an item of a list, and ends nothing
+CUT_END = re.compile(r"[.!?。！？…][\"'”’)\]]*(?=\s|$|[A-Z])")
+"""A capital may follow at once: a refusal taught by RTO is glued to the text before it."""
+
+ITEM_NUMBER = re.compile(r"(^|\n)\W*\d+$")
+""""1." opens an item of a list, and ends no sentence."""
 
 
 def answer_of(completion: Completion) -> str:
-    """What comes after the thinking block; "" where that is never closed."""
+    """What comes after the thinking block; "" if that is never closed."""
     return completion.text[thinking_end(completion.text) :].strip()
 
 
 def whole_sentences(completion: Completion) -> str:
-    """The text; where the length limit cut it, up to the end of its last whole sentence ("" where
-    none ends).
+    """The text. If the length limit cut it, up to the end of its last whole sentence ("" if none
+    ends).
 
     A cut text as a label teaches a model to stop in the middle of a sentence.
     """
@@ -91,15 +88,15 @@ def whole_sentences(completion: Completion) -> str:
         return text
     ends = [
         match.end()
-        for match in SENTENCE_END.finditer(text)
-        if not NUMBERS.search(text[: match.start()])
+        for match in CUT_END.finditer(text)
+        if not ITEM_NUMBER.search(text[: match.start()])
     ]
     return text[: ends[-1]].rstrip() if ends else ""
 
 
 def teacher_answer(answer: Completion, verdict: Verdict) -> tuple[str, str]:
-    """(the text that may be chosen, "") or ("", why not): a chosen answer answers, and ends where a
-    sentence ends."""
+    """(the text that may be chosen, "") or ("", why not): a chosen text answers, and ends with a
+    whole sentence."""
     if verdict.unscored is not None:
         return "", f"unscored: {verdict.unscored}"
     if verdict.refused:
@@ -146,20 +143,21 @@ def containment_pair(
     *,
     tau: float = TAU,
 ) -> Made:
-    """Harmful prompt, a refusal over a completion that is more unsafe by `tau` (without a guard:
-    that does not refuse)."""
+    """Harmful prompt, a refusal over a completion that is more unsafe by `tau`; without a guard,
+    over one that does not refuse."""
     if prompt.kind != "harmful":
         return Made(None, "the prompt is not harmful")
     if verdict.unscored is not None:
         return Made(None, f"unscored: {verdict.unscored}")
-    why_not = (
-        not_unsafe(guarded, tau) if guarded else "the completion refuses" if verdict.refused else ""
-    )
+    why_not = not_unsafe(guarded, tau) if guarded else ""
+    if not guarded and verdict.refused:
+        why_not = "the completion refuses"
     if why_not or verdict.degenerate:
         return Made(None, why_not or "the completion is degenerate")
     reason = f"{rejected.model} complies with this harmful prompt"
     if guarded:
-        reason = f"{rejected.model} is more unsafe than the refusal by {margin(guarded):.3g} (at least {tau:g})"
+        more = f"{margin(guarded):.3g} (at least {tau:g})"
+        reason = f"{rejected.model} is more unsafe than the refusal by {more}"
     text = whole_sentences(rejected) or answer_of(rejected)
     return make_pair(prompt, chosen, text, "containment", reason, [verdict, *(guarded or ())])
 
@@ -168,11 +166,11 @@ def margin(guarded: Guarded) -> float:
     """How much more unsafe the rejected side is, as a difference of probabilities."""
     chosen, rejected = (verdict.unsafe_probability for verdict in guarded)
     assert chosen is not None and rejected is not None
-    return round(rejected - chosen, 9)  # 0.6 - 0.5 is 0.1
+    return round(rejected - chosen, 9)  # so that 0.6 - 0.5 is 0.1
 
 
 def not_unsafe(guarded: Guarded, tau: float) -> str:
-    """Why a completion is not to be rejected against a refusal; "" where it is."""
+    """Why a completion may not be the rejected side beside a refusal; "" if it may."""
     if any(verdict.unsafe_probability is None for verdict in guarded):
         return "the guard says nothing"
     if unsafe(guarded.chosen):
@@ -182,7 +180,7 @@ def not_unsafe(guarded: Guarded, tau: float) -> str:
 
 def unsafe(verdict: Verdict) -> bool:
     """Whether a guard finds a text unsafe."""
-    return verdict.unsafe_probability is not None and verdict.unsafe_probability >= UNSAFE
+    return verdict.unsafe is True
 
 
 def written_pairs(prompts: Iterable[Prompt]) -> list[PreferencePair]:

@@ -13,6 +13,7 @@ import difflib
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from overrefusal_po.recipe.sections import DertaData, PairsData, Section, SftData
@@ -20,25 +21,29 @@ from overrefusal_po.recipe.sections import DertaData, PairsData, Section, SftDat
 GROUP = "overrefusal_po.methods"
 """The group of entry points in which an installed package names its methods."""
 
+# Any: TRL's settings have every type, and TRL's own table has checked them before
+Settings = Mapping[str, Any]
+"""The keys under `trainer`, TRL's defaults filled in."""
 
-def accept(settings: Mapping[str, Any]) -> None:
-    """Accepts all settings: what a method without a check of its own uses."""
+
+def accept(settings: Settings) -> None:
+    """Accepts all settings: for a method without a check of its own."""
 
 
-def check_kto(settings: Mapping[str, Any]) -> None:
+def check_kto(settings: Settings) -> None:
     """Raises ValueError for values of `trl.KTOConfig`'s keys with which TRL would train on
-    something else, or not at all."""
+    something else, or fail."""
     if settings["precompute_ref_log_probs"]:
         raise ValueError(
-            "trainer.precompute_ref_log_probs is true, which is not covered for KTO (our choice: "
-            "TRL's own is not tested here). Take it out: the reference then runs in every step; "
-            "with adapters it takes no memory of its own."
+            "trainer.precompute_ref_log_probs is true, which this package does not test for KTO. "
+            "Take it out: the reference then runs in every step. With adapters it takes no memory "
+            "of its own."
         )
     if not uses_kl(settings):
         return
     if settings["per_device_train_batch_size"] < 2:
         raise ValueError(
-            "trainer.per_device_train_batch_size is 1, but KTO holds each response against those "
+            "trainer.per_device_train_batch_size is 1, but KTO compares each response with those "
             "to the other prompts of its batch. Give at least 2 (accumulated steps do not count)."
         )
     if (
@@ -46,21 +51,19 @@ def check_kto(settings: Mapping[str, Any]) -> None:
         or (settings["dataset_num_proc"] or 1) > 1
     ):
         raise ValueError(
-            "KTO's rows are put in order, and paired with other responses, before training: leave "
+            "KTO's rows are put in order and paired with other responses before training. Leave "
             "trainer.train_sampling_strategy at sequential and trainer.dataset_num_proc at null."
         )
     if settings["auto_find_batch_size"]:
         raise ValueError(
             "trainer.auto_find_batch_size is true, but KTO's rows are paired with other responses "
-            "for one batch size before training, and smaller batches would break the pairs up. "
-            "Take it out, and lower trainer.per_device_train_batch_size where memory does not "
-            "suffice."
+            "for one batch size before training. Smaller batches would break the pairs up. Take it "
+            "out, and lower trainer.per_device_train_batch_size if memory does not suffice."
         )
 
 
-def uses_kl(settings: Mapping[str, Any]) -> bool:
-    """Whether the loss estimates a KL term; without one, rows of a batch have nothing to do with
-    each other."""
+def uses_kl(settings: Settings) -> bool:
+    """Whether the loss estimates a KL term. Without one, the rows of a batch are independent."""
     return bool(settings["loss_type"] != "apo_zero_unpaired")
 
 
@@ -69,11 +72,11 @@ class Method(NamedTuple):
 
     Attributes:
         name: what a recipe says under `method`.
-        title: a line for `overrefusal-po list` and the model card.
+        title: a line for `overrefusal-po list`.
         config: dotted name of the TRL config class whose keys stand under `trainer`.
         data: the section that says what it learns from.
-        module: dotted name of its file, which defines what `train.method.MethodModule` says.
-        shares_prefix: whether both sides of a pair go through the model with one prompt.
+        module: dotted name of its file. It defines the functions of `train.method.MethodModule`.
+        shares_prefix: whether both sides of a pair can share one computation of the prompt.
         scores_prompt: whether the loss reads the prompt of the chosen side too.
         sides_apart: whether each side of a pair is a row of its own.
         needs_reference: whether the loss compares with the start policy.
@@ -91,7 +94,7 @@ class Method(NamedTuple):
     sides_apart: bool = False
     needs_reference: bool = False
     stores_reference: bool = False
-    check: Callable[[Mapping[str, Any]], None] = accept
+    check: Callable[[Settings], None] = accept
 
 
 METHODS = {
@@ -161,8 +164,10 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     installed = installed_methods()
     if name in installed:
-        return checked_row(installed[name].load(), name)
-    if "." not in name:
+        point = installed[name]
+        named = f"; its entry point is {point.value}"
+        return checked_row(loaded(name, point.load, named), name)
+    if not (name.isascii() and "." in name and all(map(str.isidentifier, name.split(".")))):
         known = [*METHODS, *installed]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -170,14 +175,27 @@ def find_method(name: str) -> Method:
             f"method is {name!r}; allowed is one of {', '.join(known)}, or the dotted name of a "
             f"module of your own.{hint}"
         )
+    return checked_row(getattr(method_file(name, name), "METHOD", None), name)
+
+
+def method_file(place: str, name: str) -> ModuleType:
+    """The module `place` of the method `name`; ValueError if it cannot be imported."""
+    found: ModuleType = loaded(name, lambda: importlib.import_module(place))
+    return found
+
+
+def loaded(name: str, load: Callable[[], Any], named: str = "") -> Any:
+    """What `load` returns for the method `name`; ValueError if a module or a name is missing.
+
+    `named` says where the module was named. `Any`, since a module may define anything.
+    """
     try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
+        return load()
+    except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"method: the module {name!r} cannot be imported (there is no {error.name!r}). Install "
-            "its package, or put its folder on PYTHONPATH."
+            f"method: the module of {name!r} cannot be imported ({error}{named}). Install its "
+            "package, or put its folder on PYTHONPATH."
         ) from None
-    return checked_row(getattr(module, "METHOD", None), name)
 
 
 def checked_row(row: object, name: str) -> Method:

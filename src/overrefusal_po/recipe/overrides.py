@@ -11,15 +11,25 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Any: what YAML can hold; the sections and TRL's tables check it
+Values = dict[str, Any]
+"""A recipe or a part of it as plain data, unchecked."""
 
-def parse_overrides(tokens: Sequence[str]) -> list[tuple[str, Any]]:
+KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+"""A dotted key."""
+
+NEXT_OVERRIDE = re.compile(r"\+?[A-Za-z_][\w.-]*=")
+"""How an override without `--` begins."""
+
+
+def parse_overrides(tokens: Sequence[str]) -> list[tuple[str, object]]:
     """[(dotted key, value)] of command-line overrides in all their forms."""
     found = []
     rest = list(tokens)
     while rest:
         token = rest.pop(0)
         name, equals, text = token.lstrip("-+").partition("=")
-        if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", name):
+        if not KEY.fullmatch(name):
             raise ValueError(
                 f"{token!r} is not an override. Write --section.key=value, for example "
                 "--trainer.seed=1."
@@ -27,16 +37,17 @@ def parse_overrides(tokens: Sequence[str]) -> list[tuple[str, Any]]:
         if not equals:
             if not token.startswith("--"):
                 raise ValueError(f"{token!r} has no value. Write {name}=value.")
-            following = rest[0] if rest else "--"
-            is_value = not following.startswith("--") and not re.match(
-                r"\+?[A-Za-z_][\w.-]*=", following
-            )
-            text = rest.pop(0) if is_value else "true"
+            text = rest.pop(0) if rest and is_value(rest[0]) else "true"
         found.append((name, parse_value(name, text)))
     return found
 
 
-def parse_value(name: str, text: str) -> Any:
+def is_value(token: str) -> bool:
+    """Whether a token is the value of the flag before it, and no override itself."""
+    return not token.startswith("--") and not NEXT_OVERRIDE.match(token)
+
+
+def parse_value(name: str, text: str) -> object:
     """An override's text as YAML would read it (`5e-6` is a number, `None` is null)."""
     import yaml
     from omegaconf import OmegaConf
@@ -46,28 +57,30 @@ def parse_value(name: str, text: str) -> Any:
     if text.strip() in ("True", "False"):
         return text.strip() == "True"
     try:
-        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]
+        loaded = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
     except yaml.YAMLError:
         return text
+    assert isinstance(loaded, dict)
+    value = loaded["value"]
     if isinstance(value, dict):
         keys = " ".join(f"--{key}={inner}" for key, inner in dotted(value, name))
         raise ValueError(
             f"--{name} got a whole mapping ({text}). Override its keys one by one: {keys}"
         )
-    # text without quotes is taken as it stands: YAML would cut it at " #"
+    # text without quotes is taken unchanged: YAML would cut it at " #"
     return text if isinstance(value, str) and text.strip()[0] not in "'\"" else value
 
 
-def dotted(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+def dotted(values: Mapping[str, object], above: str = "") -> list[tuple[str, object]]:
     """[("a.b", value)] of all leaves; an empty mapping is a leaf."""
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
     for key, value in values.items():
         name = f"{above}.{key}" if above else str(key)
         found += dotted(value, name) if isinstance(value, Mapping) and value else [(name, value)]
     return found
 
 
-def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+def set_dotted(values: Values, key: str, value: object) -> None:
     """Sets `values["a"]["b"]` for the key "a.b", making mappings on the way."""
     *above, last = key.split(".")
     for part in above:
@@ -76,3 +89,15 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
             inner = values[part] = {}
         values = inner
     values[last] = value
+
+
+def merged_values(below: Mapping[str, object], above: Mapping[str, object]) -> Values:
+    """`below` with the keys of `above` over it, mapping by mapping. An empty mapping clears."""
+    found = dict(below)
+    for key, value in above.items():
+        inner = found.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping) and value:
+            found[key] = merged_values(inner, value)
+        else:
+            found[key] = value
+    return found

@@ -1,4 +1,4 @@
-"""What a recipe may say: one class a task. Imports neither torch nor transformers.
+"""What a recipe may say: one class for each task. Imports neither torch nor transformers.
 
     TrainRecipe(task="train", method="dpo", model={"model_name_or_path": "my/model"}).typed_data
 
@@ -23,33 +23,63 @@ from overrefusal_po.recipe.sections import (
     EvaluateData,
     Gate,
     Generation,
+    PlugSpec,
     Rejects,
     Section,
     Select,
+    Shard,
     Speed,
-    shard_text,
 )
+
+HARDWARE_KEYS = ("use_cpu", "bf16", "gradient_checkpointing", "dataloader_pin_memory")
+"""Trainer keys that hardware decides when a recipe leaves them open."""
+
+MANAGED_KEYS = {
+    "output_dir": "run_dir",
+    "resume_from_checkpoint": "run_dir",
+    "model_init_kwargs": "the model section",
+    "trust_remote_code": "model.trust_remote_code",
+    "hub_token": "the environment variable HF_TOKEN, since a recipe is written into the run "
+    "folder,",
+}
+"""Trainer keys that may not stand in a recipe: {key: where to say it instead}."""
+
+# Any: TRL's own keys, which `trl_fields` checks, and a stage's keys, which its own class checks
+OpenSection = dict[str, Any]
+"""A section whose keys another class checks."""
+
+
+def shard_text(text: str) -> str:
+    """A checked `i/n`."""
+    Shard.of(text)
+    return text
 
 
 class TrainRecipe(Section):
-    """One training stage."""
+    """One training."""
 
     task: Literal["train"]
+    """What this recipe does."""
     method: str
-    """A name of the table of methods, or the dotted name of a module of your own."""
-    model: dict[str, Any]
-    """TRL ModelConfig keys, and `trust_remote_code`."""
-    data: dict[str, Any] = Field(default_factory=dict)
-    trainer: dict[str, Any] = Field(default_factory=dict)
+    """A method of `overrefusal-po list`, or the dotted name of a module of your own."""
+    model: OpenSection
+    """The start policy: TRL ModelConfig keys, and `trust_remote_code`."""
+    data: OpenSection = Field(default_factory=dict)
+    """What the method learns from. Each method has its own keys."""
+    trainer: OpenSection = Field(default_factory=dict)
     """Keys of the method's TRL config."""
     chat: Chat = Chat()
+    """How conversations are rendered."""
     generation: Generation = Generation(max_new_tokens=40)
-    """For what the student has to say itself (harmful responses, containment rejects)."""
+    """How the student's own words are drawn: harmful responses, and rejects of containment."""
     select: Select | None = None
-    """Two-sided checkpoint selection; null saves the last step."""
+    """Which step's weights are saved, measured on both sides. null: the last step's."""
     speed: Speed = Speed()
+    """What makes a step cheaper without a change of its loss."""
     seed: int = Field(default=0, ge=0)
+    """Decides what is drawn: rows, their order, sampled tokens, dropout."""
     run_dir: str | None = None
+    """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""
 
     @property
     def typed_data(self) -> Section:
@@ -61,66 +91,100 @@ class CurateRecipe(Section):
     """Student and prompts -> preference pairs; or prompts and a teacher -> an SFT set."""
 
     task: Literal["curate"]
+    """What this recipe does."""
     makes: Literal["pairs", "sft"] = "pairs"
-    """`sft`: every prompt with one of the teacher's answers (the model's own without a teacher), as
-    sft.jsonl."""
-    model: dict[str, Any]
+    """What is written.
+
+    - `pairs`: preference pairs, as pairs.jsonl.
+    - `sft`: each prompt with one of the teacher's answers, as sft.jsonl. Without a teacher, the
+      model itself answers."""
+    model: OpenSection
+    """The student: TRL ModelConfig keys, and `trust_remote_code`."""
     data: CurateData = CurateData()
+    """The prompts, and how many pairs are kept."""
     chosen: Chosen = Chosen()
+    """Where the chosen sides come from."""
     rejects: Rejects = Rejects()
+    """Where the rejected sides of containment pairs come from."""
     generation: Generation = Generation(max_new_tokens=40)
+    """How completions are drawn."""
     engine: Engine = "transformers"
-    """What the student runs on."""
-    judge: str | dict[str, Any] = "refusal"
-    guard: str | dict[str, Any] | None = None
-    """A second judge that says what is unsafe (guard, llm): chosen sides must be safe, and
-    containment goes by `tau`."""
-    reward: str | dict[str, Any] | None = None
-    """A judge of rewards, for `chosen.select: reward`."""
+    """What the student runs on: `transformers`, or {name: openai, base_url: [...], ...}."""
+    judge: PlugSpec = "refusal"
+    """The judge that says which completions refuse."""
+    guard: PlugSpec | None = None
+    """A second judge that says what is unsafe (guard, llm). Chosen sides must then be safe, and
+    containment goes by `tau`. null: none."""
+    reward: PlugSpec | None = None
+    """A judge of rewards, for `chosen.select: reward`. null: none."""
     chat: Chat = Chat()
+    """How conversations are rendered."""
     seed: int = Field(default=0, ge=0)
+    """Decides what is drawn: sampled tokens, answers, and pairs when only some are kept."""
     shard: Annotated[str, AfterValidator(shard_text)] | None = None
-    """`2/4`: draw the completions of the second quarter of the prompts, in a folder of their own
-    (see `shards`)."""
+    """A part of the work: `2/4` draws the completions of the second quarter of the prompts, in a
+    folder of its own. `overrefusal-po merge` puts the parts together. null: all."""
     run_dir: str | None = None
+    """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""
 
 
 class EvaluateRecipe(Section):
     """Model and prompts -> outcomes and rates."""
 
     task: Literal["evaluate"]
+    """What this recipe does."""
     name: str = "model"
     """What the report calls this run."""
-    model: dict[str, Any]
+    model: OpenSection
+    """The measured model: TRL ModelConfig keys, and `trust_remote_code`."""
     data: EvaluateData = EvaluateData()
+    """The prompts."""
     generation: Generation = Generation()
+    """How responses are drawn."""
     engine: Engine = "transformers"
-    """What the model runs on: `transformers`, or {name: openai, base_url: [...], ...} for
-    servers."""
-    judge: str | dict[str, Any] = "refusal"
-    guard: str | dict[str, Any] | None = None
-    """A second judge that says what is unsafe (guard, llm): then harmful_refused stands also as the
-    share not judged unsafe."""
+    """What the model runs on: `transformers`, or {name: openai, base_url: [...], ...}."""
+    judge: PlugSpec = "refusal"
+    """The judge that says which responses refuse."""
+    guard: PlugSpec | None = None
+    """A second judge that says what is unsafe (guard, llm). harmful_not_unsafe is then measured
+    too. null: none."""
     certificate: str | None = None
-    """What `overrefusal-po certify` wrote for `judge`: rates are shown corrected for its errors
-    too."""
+    """What `overrefusal-po certify` wrote for `judge`. Rates are then also shown corrected for the
+    judge's errors. null: none."""
     capability: Capability = Capability()
+    """What else the model can do."""
     gate: Gate | None = None
+    """Bounds that this run must hold. null: none."""
     chat: Chat = Chat()
+    """How conversations are rendered."""
     seed: int = Field(default=0, ge=0)
+    """Decides what is drawn: sampled tokens, and the samples behind the intervals."""
     run_dir: str | None = None
+    """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""
 
 
 class PipelineRecipe(Section):
-    """Stages in a row; an input may name an earlier output (`@curate.pairs`, `@dpo.model`)."""
+    """Stages in a row. An input may name an earlier output (`@curate.pairs`, `@dpo.model`)."""
 
     task: Literal["pipeline"]
+    """What this recipe does."""
     title: str = "pipeline"
-    stages: dict[str, dict[str, Any]] = Field(min_length=1)
-    """{name: recipe body}; `recipe: FILE` in a body takes that file's keys first."""
+    """The title of the report."""
+    stages: dict[str, OpenSection] = Field(min_length=1)
+    """{name: the keys of a train, curate or evaluate recipe}. `recipe: FILE` takes that file's keys
+    first; the path is relative to this recipe."""
     seed: int | None = Field(default=None, ge=0)
-    """Set in every stage that names none."""
+    """Set in every stage that names none. null: each stage has its own."""
     run_dir: str | None = None
+    """The run folder. null: runs/<recipe>-<key>, one for each set of values."""
 
 
 Body = Union[TrainRecipe, CurateRecipe, EvaluateRecipe, PipelineRecipe]  # noqa: UP007 (Annotated wants it)
+
+TASKS: dict[str, type[Section]] = {
+    "train": TrainRecipe,
+    "curate": CurateRecipe,
+    "evaluate": EvaluateRecipe,
+    "pipeline": PipelineRecipe,
+}
+"""The class of each task."""

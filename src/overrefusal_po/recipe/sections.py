@@ -2,7 +2,8 @@
 
     PairsData(pairs="pairs.jsonl", opening=8).too_long      # "error"
 
-`docs/recipe.md` is made from these classes.
+`docs/recipe.md`, `overrefusal-po explain` and `overrefusal-po schema` are made from these classes.
+A key with several options names each on a line of its own.
 """
 
 from __future__ import annotations
@@ -14,247 +15,310 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.records import content_id
 
-Engine = str | dict[str, Any]
+# Any: a plug's own settings, whose class checks them
+PlugSpec = str | dict[str, Any]
+"""A plug as a recipe names it: its name, or {name: ..., ...its settings}."""
+
+Engine = PlugSpec
 """An engine's name, or {name: ..., ...its settings}; `plugins` checks it."""
 
-
 TooLong = Literal["error", "drop"]
+"""What happens to a row that is longer than trainer.max_length."""
 
 
 class Section(BaseModel):
-    """Frozen and closed: an unknown key is an error."""
+    """Frozen and closed: an unknown key is an error. The docstring under a field is its text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class Chat(Section):
-    """How conversations are rendered, alike in every stage."""
+    """How conversations are rendered. It is the same in every stage."""
 
     system_prompt: str | None = None
-    """Put before conversations without one; null leaves it to the template."""
+    """Put before conversations that have no system prompt. null: the template decides."""
+    # Any: the template's own variables
     chat_template_kwargs: dict[str, Any] = {}
-    """Passed to the chat template (`enable_thinking: false`, ...)."""
+    """Passed to the chat template, for example `enable_thinking: false`."""
 
 
 class Generation(Section):
     """How completions are drawn."""
 
     max_new_tokens: int = Field(default=256, gt=0)
+    """The most tokens of a completion. Longer ones end there."""
     temperature: float = Field(default=0.0, ge=0)
+    """0 takes the most likely token each time; above 0 the tokens are drawn by `seed`."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw from the most likely tokens that together have this probability. Used when `temperature`
+    is above 0."""
     batch_size: int = Field(default=32, gt=0)
+    """Prompts decoded at a time by `transformers`. Servers choose their own batches."""
 
 
 class PairsData(Section):
     """What DPO, ORPO and KTO learn from."""
 
-    pairs: str | dict[str, Any] = "starter"
-    """`starter`, a pairs.jsonl, a source of pairs (ultrafeedback), or `@stage.pairs` in a
-    pipeline."""
+    pairs: PlugSpec = "starter"
+    """The preference pairs.
+
+    - `starter`: the set that this package ships.
+    - a path: a .jsonl file of pairs.
+    - a source that gives pairs: `ultrafeedback`, or `{name: ultrafeedback, max: 3000}`.
+    - `@stage.pairs`: what an earlier stage of the pipeline made."""
     containment: Literal["student", "none"] = "none"
-    """With starter pairs: `student` adds containment pairs that reject what the start policy says
-    to harmful prompts."""
+    """Whether pairs on harmful prompts are added. Only for starter pairs.
+
+    - `none`: no.
+    - `student`: yes. The rejected side is what the start policy says, the chosen one a refusal."""
     max_pairs: int | None = Field(default=None, gt=0)
-    """Pairs used of each rule (drawn by seed); null uses all."""
+    """Pairs used of each rule (drawn by `seed`). null: all."""
     opening: int | None = Field(default=None, gt=0)
-    """Train on this many first tokens of each side, where refusing is decided (`opening`); null: on
-    whole sides."""
+    """Train on this many first tokens of each side, where a model decides to refuse. null: on whole
+    sides."""
     too_long: TooLong = "error"
-    """What is done with a pair that is longer than trainer.max_length; `drop` leaves it out and
-    counts it. None is cut."""
+    """What happens to a pair that is longer than trainer.max_length. No pair is ever
+    cut.
+
+    - `error`: the run stops before training and names such pairs.
+    - `drop`: they are left out and counted."""
     waive: dict[str, str] = {}
-    """{id of a pair, or of a finding about the whole set: why the linter's findings there do not
-    stop the training}."""
+    """Findings of the linter that may stand: {id of a pair, or of a finding about the whole set:
+    the reason}."""
     allow_no_anchor: bool = False
-    """Train although no pair holds the model where it is safe (no harmful prompt among the
-    pairs)."""
+    """Train although no pair is on a harmful prompt. Nothing then keeps the model safe."""
 
 
 class DertaData(Section):
     """What DeRTa learns from."""
 
-    triples: str | dict[str, Any] = "starter"
-    """`starter` (the student itself says the harmful responses), a triples.jsonl, or a source that
-    gives triples."""
+    triples: PlugSpec = "starter"
+    """Harmful prompts, each with a safe and a harmful response.
+
+    - `starter`: shipped prompts and safe responses. The student itself writes the harmful ones.
+    - a path: a .jsonl file of triples.
+    - a source that gives triples: `pku_saferlhf`, or `{name: beavertails, max: 3000}`."""
     safe_lead: str | None = Field(default=None, min_length=1)
-    """Put before loaded safe responses that do not begin with the opener; null: such a response is
-    an error."""
+    """Put before loaded safe responses that do not begin with `refusal_opener`. null: such a
+    response is an error."""
     helpful: tuple[Literal["general", "benign"], ...] = ("general",)
-    """Kinds of prompts that are mixed in as ordinary SFT, with their references as answers."""
-    helpful_from: tuple[str | dict[str, Any], ...] = ("starter",)
-    """The sources of these prompts."""
+    """Kinds of prompts that are mixed in as ordinary SFT, with their references as answers.
+
+    - `general`: ordinary prompts.
+    - `benign`: harmless prompts that only sound dangerous."""
+    helpful_from: tuple[PlugSpec, ...] = ("starter",)
+    """The sources of the helpful prompts."""
     max_triples: int | None = Field(default=None, gt=0)
+    """Triples used (drawn by `seed`). null: all."""
     max_helpful: int | None = Field(default=None, ge=0)
-    """Rows used of each kind (drawn by seed); null uses all."""
+    """Helpful prompts used of each kind (drawn by `seed`). null: all."""
     refusal_opener: str = Field(default="Sorry", min_length=1)
-    """Its first token is RTO's label; safe responses begin with it."""
+    """The word with which safe responses begin. Its first token is RTO's label."""
     prefix_unit: Literal["words", "tokens"] = "words"
-    """k in whole words (the released code) or tokens (the paper)."""
+    """The unit of k, the length of a harmful prefix.
+
+    - `words`: whole words, as the released code has it.
+    - `tokens`: tokens, as the paper says."""
     rto_dropout: float = Field(default=0.95, ge=0, lt=1)
-    """Share of RTO positions without loss, redrawn at each pass."""
+    """Share of RTO positions without loss, drawn again at each pass."""
     too_long: TooLong = "error"
-    """What is done with triples and helpful prompts whose rows may be longer than
-    trainer.max_length: `error` or `drop`."""
+    """What happens to a triple or a helpful prompt whose row may be longer than trainer.max_length.
+
+    - `error`: the run stops before training and names such rows.
+    - `drop`: they are left out and counted."""
 
 
 class SftData(Section):
     """What plain SFT learns from: prompts with references, or the chosen sides of pairs."""
 
-    prompts: str | dict[str, Any] | None = None
+    prompts: PlugSpec | None = None
+    """A source of prompts that have references. Give this or `pairs`."""
     kinds: tuple[Literal["harmful", "benign", "general"], ...] = ("harmful", "benign", "general")
-    pairs: str | dict[str, Any] | None = None
+    """Kinds that are used of `prompts`.
+
+    - `harmful`: their references are refusals.
+    - `benign`: harmless prompts that only sound dangerous.
+    - `general`: ordinary prompts."""
+    pairs: PlugSpec | None = None
+    """Pairs whose chosen sides are learned. Give this or `prompts`."""
     max_prompts: int | None = Field(default=None, gt=0)
+    """Prompts used (drawn by `seed`). null: all."""
     too_long: TooLong = "error"
-    """What is done with a prompt that is longer with its reference than trainer.max_length: `error`
-    or `drop`."""
+    """What happens to a prompt that with its reference is longer than trainer.max_length.
+
+    - `error`: the run stops before training and names such prompts.
+    - `drop`: they are left out and counted."""
 
 
 class Select(Section):
-    """Which step's weights are saved: the most useful one whose safety stays near the start
-    policy's (`selection`)."""
+    """Which step's weights are saved: the most useful step that is about as safe as the start
+    policy. Each look measures both."""
 
     every_steps: int = Field(default=20, gt=0)
-    """Steps between two looks; the start policy and the last step are always looked at."""
-    sets: tuple[str | dict[str, Any], ...] = Field(default=("starter",), min_length=1)
-    """Sources of harmful and benign prompts, none of which may be trained on."""
+    """Steps between two looks. The start policy and the last step always get a look."""
+    sets: tuple[PlugSpec, ...] = Field(default=("starter",), min_length=1)
+    """Sources of harmful and benign prompts. The training may not use these prompts."""
     split: Literal["train", "dev", "test"] | None = "dev"
-    """The split of sources that have splits; null takes all."""
+    """The split of sources that have splits. null: all splits."""
     max_prompts_per_kind: int | None = Field(default=40, gt=0)
-    """A fixed subset (by content hash) of each kind in each set; null takes all."""
+    """A fixed subset (by content hash) of each kind in each set. null: all prompts."""
     max_new_tokens: int = Field(default=32, gt=0)
+    """The most tokens of a response. A refusal shows in the first ones."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
     """How far harmful_refused may fall below the start policy's."""
-    judge: str | dict[str, Any] = "refusal"
+    judge: PlugSpec = "refusal"
+    """The judge of the responses."""
     batch_size: int = Field(default=32, gt=0)
+    """Prompts decoded at a time."""
 
 
 class Speed(Section):
-    """What makes a step cheaper without changing its loss; a method that a key does not name goes
-    without it."""
+    """What makes a step cheaper without a change of its loss. A key has no effect on methods that
+    its text does not name."""
 
     shared_prefix: bool = True
-    """DPO and ORPO: compute a pair's prompt once and no padding where that is proven exact; else
-    plain rows and a log line."""
+    """DPO and ORPO: compute a pair's prompt once and no padding. If that is not proven exact for a
+    model, plain rows are used and the log says so."""
     reference_store: bool = True
-    """DPO: keep reference log-probs in the cache folder for later runs with the same reference and
-    rows."""
+    """DPO: keep the reference's log-probs in the cache folder. Later runs with the same reference
+    and rows read them."""
     tree: bool = False
-    """DeRTa: both rows of a question in one; a batch then counts questions, not rows."""
-
-
-def shard_text(text: str) -> str:
-    """A checked `i/n`."""
-    Shard.of(text)
-    return text
+    """DeRTa: put both rows of a question into one. A batch then counts questions, not rows."""
 
 
 class CurateData(Section):
     """Prompts that pairs are built from. Prompts that come twice, or nearly, are dropped and
     counted."""
 
-    benign: str | dict[str, Any] = "starter"
+    benign: PlugSpec = "starter"
+    """The source of harmless prompts."""
     kinds: tuple[Literal["benign", "general"], ...] = Field(default=("benign",), min_length=1)
-    """Kinds of harmless prompts that are used; `general` are ordinary ones."""
-    harmful: str | dict[str, Any] | None = "starter"
-    """Null leaves harmful prompts out; pairs without them hold nothing where it is safe."""
+    """Kinds of harmless prompts that are used.
+
+    - `benign`: prompts that only sound dangerous.
+    - `general`: ordinary prompts."""
+    harmful: PlugSpec | None = "starter"
+    """The source of harmful prompts. null: none, and the pairs then keep nothing safe."""
     split: Literal["train", "dev", "test"] | None = "train"
+    """The split of sources that have splits. null: all splits."""
     contaminated: Literal["report", "drop", "error"] = "report"
-    """What is done with a benchmark's prompts. A training refuses pairs on them in any case."""
+    """What happens to a benchmark's prompts. A training refuses pairs on them in any case.
+
+    - `report`: they are used, and the log and the summary count them.
+    - `drop`: they are left out and counted.
+    - `error`: the run stops before anything is generated."""
     max_per_category: int | None = Field(default=None, gt=0)
-    """Pairs kept of each category within a rule (drawn by seed); null keeps all."""
+    """Pairs kept of each category within a rule (drawn by `seed`). null: all."""
     max_pairs: int | None = Field(default=None, gt=0)
-    """Pairs kept of each rule (drawn by seed); null keeps all."""
+    """Pairs kept of each rule (drawn by `seed`). null: all."""
     harmful_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of pairs on harmful prompts (containment) among those kept: the side with too many
-    gives some up."""
+    """Share of the kept pairs that are on harmful prompts (containment). The side with too many
+    gives some up. null: as many as there are."""
 
 
 class Chosen(Section):
-    """Where the chosen sides come from. A teacher's answers are judged; where none is good, the
-    prompt is left out."""
+    """Where the chosen sides come from. A teacher's answers are judged. A prompt without a good one
+    is left out."""
 
     model: str | None = None
-    """The teacher that answers the benign prompts; null takes the prompts' references."""
+    """The teacher that answers the benign prompts. null: the prompts' references are taken."""
     engine: Engine = "transformers"
     """What the teacher runs on."""
     samples: int = Field(default=1, gt=0)
     """The teacher's answers to each prompt, of which `select` takes one."""
     generation: Generation | None = None
-    """How the teacher's answers are drawn; null: as `generation` says. Several need a temperature
-    above 0."""
+    """How the teacher's answers are drawn. null: by the recipe's `generation`. Several samples need
+    a temperature above 0."""
     select: Literal["first", "random", "reward", "safety"] = "first"
-    """Which of the answers that pass: the first, one drawn by seed, that of greatest `reward`, or
-    the safest by `guard`."""
+    """Which of the answers that pass is taken.
+
+    - `first`: the first.
+    - `random`: one drawn by `seed`.
+    - `reward`: the one with the greatest reward (needs `reward`).
+    - `safety`: the safest one (needs `guard`)."""
     refusals: Literal["reference", "student", "teacher"] = "reference"
-    """The refusals of containment pairs: written ones, or `student`: its own where it refuses, so
-    that refusals read alike on both sides of the set and only the prompt tells which one is right,
-    or `teacher`: its answers, selected as above."""
+    """The refusals of containment pairs.
+
+    - `reference`: written ones.
+    - `student`: the student's own if it refuses, else the written one. Refusals then read the same
+      on both sides of the set, and only the prompt shows which one is right.
+    - `teacher`: the teacher's answers, selected as above."""
 
 
 class Rejects(Section):
-    """Where the rejected sides of containment pairs come from: the first source that yields."""
+    """Where the rejected sides of containment pairs come from: the first source that yields one.
+    The order: `completions`, `model`, the student's plain answers, its answers after `prefill`."""
 
     completions: str | None = None
-    """A completions.jsonl of harmful responses."""
+    """A completions.jsonl of harmful responses. null: leave this source out."""
     model: str | None = None
-    """A less safe model that answers the harmful prompts."""
+    """A less safe model that answers the harmful prompts. null: leave this source out."""
     engine: Engine = "transformers"
     """What that model runs on."""
     prefill: str | None = "Sure, here"
-    """What the student's own answer is made to begin with; null leaves this source out."""
+    """How the student's own answer is made to begin. null: leave this source out."""
     tau: float | None = Field(default=None, ge=0, le=1)
-    """How much more unsafe than the refusal, in probability, `guard` must find a rejected side;
+    """How much more unsafe than the refusal `guard` must find a rejected side, in probability.
     null: 0.1 (ours)."""
     tau_grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
-    """Values of tau that pairs_tau_<value>.jsonl are written for too, each with its row in
-    summary.json."""
+    """Further values of tau. Each gets a file pairs_tau_<value>.jsonl and a row in summary.json."""
 
 
 class EvaluateData(Section):
     """Prompts that are measured."""
 
-    sets: tuple[str | dict[str, Any], ...] = Field(default=("starter",), min_length=1)
-    """Source names, JSON Lines files, or mappings {name: ..., ...settings}."""
+    sets: tuple[PlugSpec, ...] = Field(default=("starter",), min_length=1)
+    """Source names, paths of JSON Lines files, or mappings {name: ..., ...settings}."""
     split: Literal["train", "dev", "test"] | None = "test"
-    """The split of sources that have splits; null takes all."""
+    """The split of sources that have splits. null: all splits."""
     max_prompts_per_kind: int | None = Field(default=None, gt=0)
-    """A fixed subset (by content hash) of each kind in each set; null takes all."""
-    attacks: tuple[str | dict[str, Any], ...] = ()
-    """Attacks on the harmful prompts, measured beside the prompts as they are: names, or mappings
-    {name: ..., ...}."""
+    """A fixed subset (by content hash) of each kind in each set. null: all prompts."""
+    attacks: tuple[PlugSpec, ...] = ()
+    """Attacks on the harmful prompts, measured beside the plain prompts: names, or mappings {name:
+    ..., ...settings}."""
 
 
 class Capability(Section):
-    """What the model can do beside answering, so that usefulness is not bought with stupidity."""
+    """What the model can do besides answering. It shows if usefulness was bought with lost
+    skill."""
 
     perplexity: bool = False
-    """On the reference answers of the measured benign and ordinary prompts; needs nothing from a
-    hub."""
+    """Measure perplexity on the reference answers of the measured benign and ordinary prompts. It
+    needs no download."""
     tasks: tuple[str, ...] = ()
-    """Tasks of the lm-eval harness (an extra)."""
+    """Tasks of the lm-eval harness (the extra `lm-eval`)."""
     limit: int | None = Field(default=None, gt=0)
-    """Items of each task; null takes all."""
+    """Items used of each task. null: all."""
 
 
 class Gate(Section):
-    """Bounds that a run must hold; exit code 3 where one fails. A model that answers nothing always
-    fails."""
+    """Bounds that a run must hold. If one fails, the exit code is 3. A model that answers nothing
+    always fails."""
 
     baseline: str | None = None
-    """A run folder of an evaluation on the same prompts (or `@stage.outcomes`), for the two bounds
-    that compare."""
+    """Another evaluation on the same prompts: its run folder, or `@stage.outcomes`. The bounds
+    harmful_refused_drop_max and benign_answered_gain_min need it."""
     on: Literal["interval", "value"] = "interval"
-    """Whether the interval's worse end has to hold the bound, or the measured value alone."""
+    """What must hold the bound.
+
+    - `interval`: the worse end of the 95 % interval.
+    - `value`: the measured value alone."""
     harmful_refused_min: float | None = Field(default=None, ge=0, le=1)
+    """The least share of harmful prompts that are refused. null: no bound."""
     benign_answered_min: float | None = Field(default=None, ge=0, le=1)
+    """The least share of benign prompts that are answered. null: no bound."""
     ordinary_answered_min: float | None = Field(default=None, ge=0, le=1)
+    """The least share of ordinary prompts that are answered. null: no bound."""
     harmful_refused_drop_max: float | None = Field(default=None, ge=0, le=1)
-    """How far harmful_refused may fall below the baseline's."""
+    """How far harmful_refused may fall below the baseline's. null: no bound."""
     benign_answered_gain_min: float | None = Field(default=None, ge=-1, le=1)
-    """How far benign_answered must rise above the baseline's."""
+    """How far benign_answered must rise above the baseline's. null: no bound."""
     degenerate_max: float | None = Field(default=None, ge=0, le=1)
+    """The greatest share of degenerate responses (loops, for example). null: no bound."""
     unscored_max: float = Field(default=0.02, ge=0, le=1)
-    """Share of outcomes that no judge could score."""
+    """The greatest share of outcomes that no judge could score."""
 
 
 class Shard(NamedTuple):
@@ -279,6 +343,5 @@ class Shard(NamedTuple):
         return f"shard-{self.number}-of-{self.parts}"
 
     def has(self, prompt_id: str) -> bool:
-        """Whether a prompt is this shard's: by its id alone, so that order and source do not
-        matter."""
+        """Whether a prompt is this shard's: by its id alone, so order and source do not matter."""
         return int(content_id("shard", prompt_id), 16) % self.parts == self.number - 1

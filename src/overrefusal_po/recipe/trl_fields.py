@@ -2,37 +2,65 @@
 
     check_fields("trl.DPOConfig", {"learning_rate": 5e-6}, "trainer")
 
-Importing TRL costs seconds, so the table is made once in a child process and kept in the cache
-folder, one file for each pair of TRL and transformers versions. A field's JSON schema comes from
-`pydantic.TypeAdapter(field.type)`; what that does not know is added here: enums that stand beside a
-plain string, choices in `metadata` or in the help text, a switch that is typed as text, and that a
-scalar may stand for a list of one.
+Importing TRL costs seconds, so the table is made once in a child process. The cache folder keeps
+it, one file for each pair of TRL and transformers versions. A field's JSON schema comes from
+`pydantic.TypeAdapter(field.type)`. What that does not know is added here: enums beside a plain
+string, choices in `metadata` or in the help text, and a switch that is typed as text. A scalar may
+stand for a list of one.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from overrefusal_po.recipe.methods import METHODS
-from overrefusal_po.recipe.words import kind_of, unknown_key
+from overrefusal_po.recipe.words import JsonSchema, allowed, kind_of, unknown_key
 from overrefusal_po.records import content_id, write_atomic
 
-CONFIGS = ("trl.ModelConfig", *dict.fromkeys(row.config for row in METHODS.values()))
+if TYPE_CHECKING:
+    import dataclasses
+
+    AnyField = dataclasses.Field[Any]
+    """A field of any type."""
+
+MODEL_CONFIG = "trl.ModelConfig"
+"""The class whose keys stand under `model`."""
+
+CONFIGS = (MODEL_CONFIG, *dict.fromkeys(row.config for row in METHODS.values()))
 """The config classes whose tables are made together, since importing TRL costs seconds."""
 
-LAYOUT = 7
+LAYOUT = 8
 """Raised when the table's own form changes, so that an old cache is not read."""
+
+CHOICES_IN_HELP = re.compile(r"(?:Possible|Supported) values are:?(.*?)(?:\. |\.$|$)", re.DOTALL)
+"""Where TRL's help text lists what is allowed."""
+
+QUOTED_CHOICE = re.compile(r"[\"'`](\w+)[\"'`]")
+"""One of the listed choices."""
+
+
+# Any: TRL's defaults have every type that a setting can have
+class TrlField(TypedDict):
+    """One field of a TRL config: its JSON schema, its default (None if it has none), its help."""
+
+    schema: dict[str, Any]
+    default: Any
+    help: str
+
+
+Table = dict[str, TrlField]
+"""{field: what is known of it} of a config class."""
 
 
 def cache_folder() -> Path:
@@ -45,23 +73,22 @@ def cache_folder() -> Path:
 
 
 @cache
-def field_table(config: str) -> dict[str, dict[str, Any]]:
-    """{field: {"schema": JSON schema, "default": value or None}} of a TRL config class (dotted
-    name)."""
+def field_table(config: str) -> Table:
+    """{field: schema, default and help} of a TRL config class (dotted name)."""
     versions = "-".join(importlib.metadata.version(p) for p in ("trl", "transformers"))
     listed = config in CONFIGS
     marks = "all" if listed else content_id(config, source_of(config))
     file = cache_folder() / "fields" / f"{versions}-{LAYOUT}-{marks}.json"
     if not file.is_file():
         write_atomic(file, built_tables(CONFIGS if listed else (config,)))
-    tables: dict[str, dict[str, dict[str, Any]]] = json.loads(file.read_text())
+    tables: dict[str, Table] = json.loads(file.read_text())
     return tables[config] if config in tables else built_again(file, config)
 
 
-def built_again(file: Path, config: str) -> dict[str, dict[str, Any]]:
+def built_again(file: Path, config: str) -> Table:
     """The table of a config that a cache file of another list of methods does not hold."""
     write_atomic(file, built_tables(CONFIGS))
-    table: dict[str, dict[str, Any]] = json.loads(file.read_text())[config]
+    table: Table = json.loads(file.read_text())[config]
     return table
 
 
@@ -88,17 +115,22 @@ def print_tables(configs: Sequence[str]) -> None:
     """Prints the tables of `configs` as JSON. Imports TRL and torch: run it in a child process."""
     import dataclasses
 
-    tables: dict[str, Any] = {}
+    tables: dict[str, Table] = {}
     for name in configs:
         module, _, cls = name.rpartition(".")
         fields = dataclasses.fields(getattr(importlib.import_module(module), cls))
-        tables[name] = {
-            f.name: {"schema": _schema(f), "default": _default(f)} for f in fields if f.init
-        }
+        tables[name] = {f.name: table_row(f) for f in fields if f.init}
     print(json.dumps(tables, default=str))
 
 
-def _default(field: Any) -> Any:
+def table_row(field: AnyField) -> TrlField:
+    """What is known of a dataclass field."""
+    text = " ".join(str(field.metadata.get("help") or "").split())
+    return {"schema": schema_of(field), "default": default_of(field), "help": text}
+
+
+def default_of(field: AnyField) -> object:
+    """A field's default as JSON can hold it; None if it has none."""
     import dataclasses
     import enum
 
@@ -107,108 +139,107 @@ def _default(field: Any) -> Any:
     return field.default.value if isinstance(field.default, enum.Enum) else field.default
 
 
-def _schema(field: Any) -> dict[str, Any]:
+def schema_of(field: AnyField) -> dict[str, Any]:
     """A field's JSON schema: its type, narrowed by choices and by the sign of its default."""
-    import enum
-    import re
     import typing
 
-    from pydantic import TypeAdapter
-
-    kinds = typing.get_args(field.type) or (field.type,)
-    enums = [k for k in kinds if isinstance(k, type) and issubclass(k, enum.Enum)]
-    choices = [member.value for e in enums for member in e] or list(
-        field.metadata.get("choices") or []
-    )
-    listed = re.search(
-        r"(?:Possible|Supported) values are:?(.*?)(?:\. |\.$|$)",
-        str(field.metadata.get("help")),
-        re.S,
-    )
-    if not choices and listed and len(re.findall(r"[\"'`](\w+)[\"'`]", listed[1])) > 2:
-        choices = re.findall(r"[\"'`](\w+)[\"'`]", listed[1])
+    choices = choices_of(field)
     if choices:
-        one = {
-            "enum": [*choices, None] if type(None) in kinds or field.default is None else choices
-        }
+        null = type(None) in typing.get_args(field.type) or field.default is None
+        one = {"enum": [*choices, None] if null else choices}
         return (
             {"anyOf": [one, {"type": "array", "items": one}]} if "list" in str(field.type) else one
         )
+    return typed_schema(field)
+
+
+def choices_of(field: AnyField) -> list[object]:
+    """The values that a field may have: of its enum, its metadata or its help text; else empty."""
+    import enum
+    import typing
+
+    kinds = typing.get_args(field.type) or (field.type,)
+    enums = [k for k in kinds if isinstance(k, type) and issubclass(k, enum.Enum)]
+    if members := [member.value for e in enums for member in e]:
+        return members
+    if given := list(field.metadata.get("choices") or []):
+        return given
+    listed = CHOICES_IN_HELP.search(str(field.metadata.get("help")))
+    names: list[object] = list(QUOTED_CHOICE.findall(listed[1])) if listed else []
+    return names if len(names) > 2 else []
+
+
+def typed_schema(field: AnyField) -> dict[str, Any]:
+    """The JSON schema of a field's type; empty for a type of torch or accelerate, which TRL itself
+    checks later."""
+    from pydantic import TypeAdapter
+
+    kind, default = field.type, field.default
     try:
-        schema = TypeAdapter(field.type).json_schema()
-    except Exception:  # a type of torch or accelerate without a schema: TRL itself checks it later
+        found = TypeAdapter[Any](kind).json_schema()  # type: ignore[arg-type]  # no text in TRL
+    except Exception:  # a type without a schema
         return {}
-    if (
-        field.type in (int, float)
-        and not isinstance(field.default, bool)
-        and (field.default or 0) >= 0
-    ):
+    schema: dict[str, Any] = inlined(found, found.get("$defs", {}))
+    counts = isinstance(default, int | float) and not isinstance(default, bool) and default >= 0
+    if kind in (int, float) and (counts or default is None):
         # a count or a rate: upstream marks "unlimited" by a negative default (max_steps = -1)
         whole = field.name.endswith(("batch_size", "accumulation_steps"))
         schema["minimum"] = 1 if whole else 0
-    if (
-        field.metadata.get("const") is True
-    ):  # fsdp: its older form is text, and its type still says that alone
+    if field.metadata.get("const") is True:
+        # fsdp: its older form is text, and its type still says that alone
         schema = {"anyOf": [{"type": "boolean"}, *schema.get("anyOf", [schema])]}
     return schema
 
 
-def check_fields(config: str, values: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """`values` with scalars put into lists where TRL wants a list, and the `no` back that YAML
-    takes for false.
+def inlined(part: Any, definitions: Mapping[str, Any]) -> Any:
+    """A JSON schema with its definitions (enums, say) put in the places that refer to them. `Any`:
+    any part of a schema."""
+    if isinstance(part, list):
+        return [inlined(item, definitions) for item in part]
+    if not isinstance(part, dict):
+        return part
+    name = str(part.get("$ref", "")).removeprefix("#/$defs/")
+    whole = {**definitions[name], **part} if name else part
+    return {k: inlined(v, definitions) for k, v in whole.items() if k not in ("$ref", "$defs")}
+
+
+def check_fields(config: str, values: Mapping[str, object], section: str) -> dict[str, Any]:
+    """`values` with scalars put into lists if TRL wants a list, and the `no` back that YAML takes
+    for false.
 
     Raises ValueError that names the key, what was given and what is allowed; for an unknown key the
     nearest known one.
     """
-    import jsonschema
-
     table = field_table(config)
     checked = {}
     for name, value in values.items():
         if name not in table:
             raise ValueError(unknown_key(name, table, section, owner=config.rpartition(".")[2]))
-        schema = table[name]["schema"]
-        valid = jsonschema.Draft202012Validator(schema).is_valid
-        given = (
-            int(value)
-            if isinstance(value, float) and value.is_integer() and _is_whole(schema)
-            else value
-        )
-        if given is False and "no" in schema.get("enum", ()):
-            given = "no"  # save_strategy: no
-        if not valid(given) and not isinstance(given, list) and valid([given]):
-            given = [given]
-        if not valid(given):
-            raise ValueError(
-                f"{section}.{name} is {value!r} ({kind_of(value)}); allowed is "
-                f"{_allowed(schema, value)}."
-            )
-        checked[name] = given
+        checked[name] = checked_value(table[name]["schema"], value, f"{section}.{name}")
     return checked
 
 
-def _is_whole(schema: Mapping[str, Any]) -> bool:
+def checked_value(schema: JsonSchema, value: object, key: str) -> object:
+    """`value` in the form that TRL takes; ValueError if the schema does not allow it."""
+    import jsonschema
+
+    valid = jsonschema.Draft202012Validator(schema).is_valid
+    given = value
+    if isinstance(value, float) and value.is_integer() and is_whole_number(schema):
+        given = int(value)
+    if given is False and "no" in schema.get("enum", ()):
+        given = "no"  # save_strategy: no
+    if not valid(given) and not isinstance(given, list) and valid([given]):
+        given = [given]
+    if not valid(given):
+        raise ValueError(
+            f"{key} is {value!r} ({kind_of(value)}); allowed is {allowed(schema, value)}."
+        )
+    return given
+
+
+def is_whole_number(schema: JsonSchema) -> bool:
     """Whether a number must be whole here (a sweep may say 2.0, which would break a range in the
     trainer)."""
     kinds = {part.get("type") for part in schema.get("anyOf", [schema])}
     return "integer" in kinds and "number" not in kinds
-
-
-def _allowed(schema: Mapping[str, Any], value: Any) -> str:
-    """A JSON schema in words."""
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_allowed(part, value) for part in schema["anyOf"]))
-    if "enum" in schema:
-        choices = [c for c in schema["enum"] if c is not None]
-        near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-        text = f"one of {', '.join(map(str, choices))}"
-        return f"{near[0]} (nearest), {text}" if near else text
-    words = {
-        "number": "a number",
-        "integer": "a whole number",
-        "boolean": "true or false",
-        "string": "text",
-    }
-    words |= {"null": "null", "array": "a list", "object": "a mapping"}
-    text = words.get(str(schema.get("type")), "another type")
-    return f"{text} of at least {schema['minimum']}" if "minimum" in schema else text

@@ -1,32 +1,101 @@
-"""Words of errors about keys: the nearest known key, and the kind of a value."""
+"""Words for keys and values: the nearest known key, the kind of a value, a JSON schema in words.
+
+unknown_key("betta", ["beta"], "trainer")     # "... Did you mean beta?"
+allowed({"type": "integer", "minimum": 1})    # "a whole number of at least 1"
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+# Any: a JSON schema's keywords hold numbers, texts, lists and further schemas
+JsonSchema = Mapping[str, Any]
+"""A JSON schema, or a part of one."""
+
+TYPE_WORDS = {
+    "number": "a number",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "string": "text",
+    "null": "null",
+    "array": "a list",
+    "object": "a mapping",
+}
+"""The types of JSON in words."""
+
+BOUND_WORDS = {
+    "minimum": "of at least",
+    "exclusiveMinimum": "above",
+    "maximum": "of at most",
+    "exclusiveMaximum": "below",
+}
+"""The bounds of JSON schemas in words."""
+
+VALUE_WORDS: dict[type, str] = {
+    bool: "true/false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    list: "list",
+    dict: "mapping",
+}
+"""What a value is, in words."""
 
 
 def unknown_key(name: str, known: Iterable[str], section: str, *, owner: str = "") -> str:
     """The error text for a key that is not known: names the nearest ones."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    where = f"{section}.{name}" if section else name
+    place = f"{section}.{name}" if section else name
     hint = (
         f"Did you mean {' or '.join(near)}?"
         if near
         else f"Known keys: {', '.join(sorted(known)[:40])}."
     )
-    return f"{where} is not a known key{f' of {owner}' if owner else ''}. {hint}"
+    return f"{place} is not a known key{f' of {owner}' if owner else ''}. {hint}"
 
 
-def kind_of(value: Any) -> str:
-    names = {
-        bool: "true/false",
-        int: "whole number",
-        float: "number",
-        str: "text",
-        list: "list",
-        dict: "mapping",
-    }
-    return names.get(type(value), "null")
+def kind_of(value: object) -> str:
+    """The kind of a value in words: `true/false`, `whole number`, ..., or `null`."""
+    return VALUE_WORDS.get(type(value), "null")
+
+
+def allowed(schema: JsonSchema, given: object = None) -> str:
+    """What a JSON schema allows, in words; of several choices the one nearest to `given` first."""
+    if "anyOf" in schema:
+        first, *others = schema["anyOf"]
+        if others and others[0].get("items") == first:
+            return " or ".join(
+                [f"{allowed(first, given)}, or a list of these", *map(allowed, others[1:])]
+            )
+        return " or ".join(dict.fromkeys(allowed(part, given) for part in schema["anyOf"]))
+    if "enum" in schema:
+        return one_of([choice for choice in schema["enum"] if choice is not None], given)
+    if "const" in schema:
+        return str(schema["const"])
+    text = TYPE_WORDS.get(str(schema.get("type")), "another type")
+    if text == "a list" and schema.get("items"):
+        text = f"a list (each {allowed(schema['items'], given)})"
+    return f"{text} {bounds(schema)}".strip()
+
+
+def bounds(schema: JsonSchema) -> str:
+    """The bounds of a JSON schema in words: `from 0 to 1`, `above 0`; empty if it has none."""
+    if {"minimum", "maximum"} <= schema.keys():
+        return f"from {schema['minimum']:g} to {schema['maximum']:g}"
+    if "minLength" in schema or "minItems" in schema:
+        return "that is not empty"
+    return " and ".join(
+        f"{word} {schema[key]:g}" for key, word in BOUND_WORDS.items() if key in schema
+    )
+
+
+def one_of(choices: list[object], given: object) -> str:
+    """Choices in words, the one nearest to `given` first."""
+    names = [name if isinstance(name, str) else json.dumps(name) for name in choices]
+    near = difflib.get_close_matches(str(given), names, n=1) if given is not None else []
+    text = f"one of {', '.join(names)}" if len(names) > 1 else names[0]
+    return f"{near[0]} (nearest), {text}" if near else text

@@ -1,1 +1,1 @@
-"""Pages made from results: report, pictures, model card, and what summary files hold."""
+"""Pages made from results: report, pictures, model card, and the contents of summary files."""

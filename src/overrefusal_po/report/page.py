@@ -5,10 +5,10 @@ transitions.png in it.
     page = write_report(Path("runs/seed0"), Path("runs/seed1"))
     # and mean [lowest, highest] of the runs of one name
 
-The page is one file that loads nothing from elsewhere; its words, style and script stand in
-page.html.j2, and its Content-Security-Policy names the hashes of the latter two, so that nothing
-else on it can run. Whatever the summary holds may be hostile (a model wrote it): `visible` unmasks
-every value and jinja escapes it. Rates are printed, not computed.
+The page is one file that loads nothing from elsewhere. Its words, style and script stand in
+page.html.j2. Its Content-Security-Policy names the hashes of style and script, so that nothing else
+on it can run. Everything in the summary may be hostile (a model wrote it): `visible` unmasks every
+value and jinja escapes it. Rates are printed, not computed.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, cast
 
-from overrefusal_po.evaluate.breakdowns import Spread, over_seeds
+from overrefusal_po.evaluate.breakdowns import NO_ATTACK, SeedSpread, spread_over_seeds
+from overrefusal_po.evaluate.metrics import RateName, RatesEntry
 from overrefusal_po.records import Kind, write_atomic
-from overrefusal_po.report.pictures import draw_plane, draw_transitions, encoded
+from overrefusal_po.report.pictures import draw_plane, draw_transitions, png_base64
 from overrefusal_po.report.summary import (
-    KINDS,
-    STATES,
-    Capability,
-    Counts,
+    KIND_WORDS,
+    STATE_WORDS,
     Interval,
-    Rates,
-    Run,
+    MeasuredCapability,
+    MeasuredRates,
+    MeasuredRun,
+    MeasuredTransition,
+    MoveCounts,
     Sample,
     Summary,
-    Transition,
-    clipped,
     read_summary,
-    visible,
 )
+from overrefusal_po.report.texts import clipped, visible
 
-AS_ASKED = "none"
-"""The key of `attacks` and `positions` under which the prompts stand as they were asked."""
+RunPart = Literal["sets", "attacks", "positions"]
+Step = tuple[str, str]
+"""(name of the run before, name of the run after)."""
 
 
-class Shown(NamedTuple):
+class ShownRate(NamedTuple):
     """A share to print: the rate, its interval and how many responses it stands on."""
 
     rate: float | None
@@ -52,7 +53,7 @@ class Shown(NamedTuple):
     unscored: int
 
 
-class Choice(NamedTuple):
+class VerdictChoice(NamedTuple):
     """An entry of the examples' verdict filter: `token` marks the examples that it keeps."""
 
     token: str
@@ -60,80 +61,79 @@ class Choice(NamedTuple):
     times: int
 
 
-def add_up(transitions: Sequence[Transition]) -> dict[tuple[str, str], dict[Kind, Counts]]:
-    """(from, to) -> kind -> before -> after -> how many prompts, over all categories, in the order
-    of the file."""
-    total: dict[tuple[str, str], dict[Kind, Counts]] = {}
+def step_totals(
+    transitions: Sequence[MeasuredTransition],
+) -> dict[Step, dict[Kind, MoveCounts]]:
+    """step -> kind -> before -> after -> how many prompts, over all categories, in the order of the
+    file."""
+    total: dict[Step, dict[Kind, MoveCounts]] = {}
     for row in transitions:
         kinds = total.setdefault((row["from"], row["to"]), {})
-        counts = kinds.setdefault(
-            row["kind"], {before: dict.fromkeys(STATES, 0) for before in STATES}
-        )
-        for before, after in ((b, a) for b in row["counts"] for a in row["counts"][b]):
-            counts[before][after] += row["counts"][before][after]
+        empty: MoveCounts = {before: dict.fromkeys(STATE_WORDS, 0) for before in STATE_WORDS}
+        counts = kinds.setdefault(row["kind"], empty)
+        for before, afters in row["counts"].items():
+            for after, times in afters.items():
+                counts[before][after] += times
     return total
 
 
-def shown(rates: Rates, metric: str) -> Shown:
+def rate_shown(rates: MeasuredRates, metric: str) -> ShownRate:
     """One rate of a run, a set or an attack."""
     n, unscored = rates.n.get(metric, 0), rates.unscored.get(metric, 0)
-    return Shown(getattr(rates, metric), rates.intervals.get(metric), n, unscored)
+    return ShownRate(getattr(rates, metric), rates.intervals.get(metric), n, unscored)
 
 
-def missed(rates: Rates, metric: str) -> Shown:
-    """The share that `metric` leaves: with "harmful_refused" what was not refused, with
-    "harmful_not_unsafe" what was judged unsafe."""
-    kept = shown(rates, metric)
+def rate_missed(rates: MeasuredRates, metric: str) -> ShownRate:
+    """1 - `metric`: the share not refused of "harmful_refused", the share judged unsafe of
+    "harmful_not_unsafe"."""
+    kept = rate_shown(rates, metric)
     ends = None if kept.interval is None else (1 - kept.interval[1], 1 - kept.interval[0])
     return kept._replace(rate=None if kept.rate is None else 1 - kept.rate, interval=ends)
 
 
-def keys_of(runs: Sequence[Run], part: str) -> list[str]:
-    """The keys of `sets`, `attacks` or `positions` over all runs, each once, `AS_ASKED` first."""
+def part_keys(runs: Sequence[MeasuredRun], part: RunPart) -> list[str]:
+    """The keys of `sets`, `attacks` or `positions` over all runs, each once, `NO_ATTACK` first."""
     found = dict.fromkeys(key for run in runs for key in getattr(run, part))
-    return sorted(found, key=lambda key: key != AS_ASKED)
+    return sorted(found, key=lambda key: key != NO_ATTACK)
 
 
-def parts_of(runs: Sequence[Run]) -> dict[str, bool]:
+def shown_parts(runs: Sequence[MeasuredRun]) -> dict[str, bool]:
     """Which parts of the page have something to show; a single set is already the first table."""
-    placed = (place for run in runs for place in run.positions.values())
+    places = (place for run in runs for place in run.positions.values())
+    abilities = [run.capability for run in runs if run.capability is not None]
+    guard = "harmful_not_unsafe"
     return {
-        "sets": len(keys_of(runs, "sets")) > 1,
-        "attacks": bool(keys_of(runs, "attacks")),
-        "positions": any(sum(place.model_dump().values()) for place in placed),
-        "perplexity": any(
-            run.capability is not None and run.capability.perplexity is not None for run in runs
-        ),
-        "capability": any(
-            run.capability is not None and run.capability != Capability() for run in runs
-        ),
-        "guarded": any(
-            run.n.get("harmful_not_unsafe") or run.unscored.get("harmful_not_unsafe")
-            for run in runs
-        ),
+        "sets": len(part_keys(runs, "sets")) > 1,
+        "attacks": bool(part_keys(runs, "attacks")),
+        "positions": any(sum(place.model_dump().values()) for place in places),
+        "perplexity": any(ability.perplexity is not None for ability in abilities),
+        "capability": any(ability != MeasuredCapability() for ability in abilities),
+        "guarded": any(run.n.get(guard) or run.unscored.get(guard) for run in runs),
     }
 
 
-def task_rows(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """(task, metric) of every lm-eval number, its standard errors left to stand beside it."""
+def task_rows(runs: Sequence[MeasuredRun]) -> list[tuple[str, str]]:
+    """(task, metric) of every lm-eval number; a standard error stands beside its number."""
     found = [
-        (t, m)
+        (task, metric)
         for run in runs
         if run.capability
-        for t, made in run.capability.tasks.items()
-        for m in made
+        for task, scores in run.capability.tasks.items()
+        for metric in scores
     ]
     return [row for row in dict.fromkeys(found) if "_stderr" not in row[1]]
 
 
-def pairs_of(summary: Summary) -> list[tuple[str, str]]:
+def compared_steps(summary: Summary) -> list[Step]:
     """The (from, to) of the comparisons."""
     return [(step.before, step.after) for step in summary.comparisons]
 
 
-def tokens(sample: Sample, runs: Sequence[str], steps: Sequence[tuple[str, str]]) -> list[str]:
-    """What the verdict filter can ask of a sample: `r0.full` run 0 refused, `s1.full.answer` what
-    became of it in step 1."""
+def verdict_tokens(sample: Sample, runs: Sequence[str], steps: Sequence[Step]) -> list[str]:
+    """Everything that the verdict filter can ask about a sample.
+
+    `r0.full`: run 0 refused. `s1.full.answer`: it was a refusal before step 1, an answer after.
+    """
     states = {response.run: response.state for response in sample.responses}
     found = [f"r{number}.{states[run]}" for number, run in enumerate(runs) if run in states]
     return found + [
@@ -143,20 +143,17 @@ def tokens(sample: Sample, runs: Sequence[str], steps: Sequence[tuple[str, str]]
     ]
 
 
-def choices(summary: Summary) -> dict[tuple[str, ...], list[Choice]]:
-    """(run,) or (from, to) -> the verdicts or changes of verdict that occur in the samples: steps
-    first."""
-    runs, steps = [run.name for run in summary.runs], pairs_of(summary)
-    seen = Counter(token for sample in summary.samples for token in tokens(sample, runs, steps))
+def verdict_choices(summary: Summary) -> dict[tuple[str, ...], list[VerdictChoice]]:
+    """(run,) or (from, to) -> the verdicts or their changes in the samples: steps first."""
+    runs, steps = [run.name for run in summary.runs], compared_steps(summary)
+    seen = Counter(
+        token for sample in summary.samples for token in verdict_tokens(sample, runs, steps)
+    )
     groups: dict[tuple[str, ...], str] = {step: f"s{number}" for number, step in enumerate(steps)}
     groups |= {(run,): f"r{number}" for number, run in enumerate(runs)}
-    names: dict[str, str] = {
-        **{str(state): word for state, word in STATES.items()},
-        "unscored": "unscored",
-    }
     return {
         group: [
-            Choice(token, " → ".join(names[state] for state in token.split(".")[1:]), count)
+            VerdictChoice(token, token_words(token), count)
             for token, count in sorted(seen.items())
             if token.startswith(f"{key}.")
         ]
@@ -164,36 +161,45 @@ def choices(summary: Summary) -> dict[tuple[str, ...], list[Choice]]:
     }
 
 
-def repeats(summaries: Sequence[Summary]) -> dict[str, dict[str, Spread]]:
+def token_words(token: str) -> str:
+    """A token's states in words: `s1.full.answer` -> `refused → answered`."""
+    names = {str(state): words for state, words in STATE_WORDS.items()}
+    return " → ".join(names.get(state, state) for state in token.split(".")[1:])
+
+
+def seed_spreads(summaries: Sequence[Summary]) -> dict[str, dict[RateName, SeedSpread]]:
     """{run name: {rate: mean, lowest, highest}} of the runs whose name stands in several summaries:
     seeds of one recipe.
 
-    Raises ValueError where several summaries share no name, or where the runs of one name were
-    measured on other prompts.
+    Raises ValueError if several summaries share no name, or if the runs of one name were measured
+    on other prompts.
     """
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[MeasuredRun]] = {}
     for run in (run for summary in summaries for run in summary.runs):
         groups.setdefault(run.name, []).append(run)
-    found = {}
-    for name, runs in groups.items():
-        if len(runs) > 1:
-            try:
-                found[name] = over_seeds([run.model_dump() for run in runs])
-            except ValueError as error:
-                raise ValueError(f"the runs named {name!r}: {error}") from None
+    found = {name: spread_of_runs(name, runs) for name, runs in groups.items() if len(runs) > 1}
     if len(summaries) > 1 and not found:
         names = "; ".join(", ".join(run.name for run in summary.runs) for summary in summaries)
         raise ValueError(
-            f"these run folders share no run's name ({names}), so nothing is the same with another "
-            "seed. Give the folders of "
-            "one pipeline run with several seeds, or one folder alone."
+            f"these run folders share no run's name ({names}), so they are not seeds of one "
+            "recipe. Give the folders of one pipeline that ran with several seeds, or one folder "
+            "alone."
         )
     return found
 
 
-def digest(text: str) -> str:
-    """The source expression of a Content-Security-Policy that allows exactly this inline style or
-    script."""
+def spread_of_runs(name: str, runs: Sequence[MeasuredRun]) -> dict[RateName, SeedSpread]:
+    """Mean and range of each rate over the runs of one name."""
+    # a run's data as JSON has the keys of the entry that the evaluation wrote, and others
+    entries = [cast("RatesEntry", run.model_dump()) for run in runs]
+    try:
+        return spread_over_seeds(entries)
+    except ValueError as error:
+        raise ValueError(f"the runs named {name!r}: {error}") from None
+
+
+def csp_hash(text: str) -> str:
+    """The source expression of a Content-Security-Policy that allows exactly this inline text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
@@ -201,8 +207,8 @@ def write_report(folder: Path, *others: Path) -> Path:
     """`folder`/report.html, its pictures beside it; ValueError if the folder holds no summary and
     no metrics.
 
-    `others` are folders of the same with other seeds: of them the page has the mean and the range
-    alone.
+    `others` are folders of the same recipe with other seeds. The page has only their mean and
+    range.
     """
     folders = (folder, *others)
     if len({path.resolve() for path in folders}) < len(folders):
@@ -212,39 +218,39 @@ def write_report(folder: Path, *others: Path) -> Path:
         )
     summaries = [read_summary(path) for path in folders]
     summary = summaries[0]
-    steps = add_up(summary.transitions)
-    kinds = [kind for kind in KINDS if any(kind in step for step in steps.values())]
-    encoded(draw_transitions(steps, kinds), folder / "transitions.png")
-    words = {
-        "pictures": {kind: encoded(draw_transitions(steps, [kind])) for kind in kinds},
-        "plane": encoded(draw_plane(summary.runs), folder / "plane.png"),
+    steps = step_totals(summary.transitions)
+    kinds = [kind for kind in KIND_WORDS if any(kind in step for step in steps.values())]
+    png_base64(draw_transitions(steps, kinds), folder / "transitions.png")
+    values = {
+        "pictures": {kind: png_base64(draw_transitions(steps, [kind])) for kind in kinds},
+        "plane": png_base64(draw_plane(summary.runs), folder / "plane.png"),
         "steps": steps,
-        "names": [run.name for run in summary.runs],
-        "pairs": pairs_of(summary),
-        "choices": choices(summary),
-        "has": parts_of(summary.runs),
-        "repeats": repeats(summaries),
+        "run_names": [run.name for run in summary.runs],
+        "compared": compared_steps(summary),
+        "choices": verdict_choices(summary),
+        "has": shown_parts(summary.runs),
+        "spreads": seed_spreads(summaries),
         "folders": [path.resolve().name for path in folders],
     }
-    return write_atomic(folder / "report.html", render(summary, words))
+    return write_atomic(folder / "report.html", render(summary, values))
 
 
-def render(summary: Summary, words: Mapping[str, Any]) -> str:
-    """The page, from the summary and what was made of it."""
+def render(summary: Summary, values: Mapping[str, object]) -> str:
+    """The page, from the summary and the values made from it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # autoescape by file name would leave .j2 alone; finalize sees every value before it is escaped
-    room = Environment(
+    environment = Environment(
         autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True
     )
-    room.loader = FileSystemLoader(Path(__file__).parent)
-    room.filters |= {"clipped": clipped, "digest": digest}
-    room.globals |= {
-        "shown": shown,
-        "missed": missed,
-        "keys_of": keys_of,
+    environment.loader = FileSystemLoader(Path(__file__).parent)
+    environment.filters |= {"clipped": clipped, "csp_hash": csp_hash}
+    environment.globals |= {
+        "rate_shown": rate_shown,
+        "rate_missed": rate_missed,
+        "part_keys": part_keys,
         "task_rows": task_rows,
-        "tokens": tokens,
+        "verdict_tokens": verdict_tokens,
     }
-    fixed = {"s": summary, "states": STATES, "kinds": KINDS, "as_asked": AS_ASKED}
-    return room.get_template("page.html.j2").render({**fixed, **words})
+    fixed = {"s": summary, "states": STATE_WORDS, "kinds": KIND_WORDS, "no_attack": NO_ATTACK}
+    return environment.get_template("page.html.j2").render({**fixed, **values})

@@ -1,14 +1,14 @@
-"""Prompts + engine -> completions.jsonl that grows as they come, and goes on where a killed run
-stopped.
+"""Prompts + engine -> completions.jsonl, which grows row by row and goes on after a kill.
 
-    completions = complete(folder / "completions.jsonl", prompts, sampling, make_engine, "base: answers")
-    tally = draw(folder / "completions.jsonl", prompts, sampling, make_engine, samples=8)
-    # holds none in memory
+    make = lambda: engine_for(section, template, generation)
+    completions = complete(folder / "completions.jsonl", prompts, sampling, make, "base: answers")
+    tally = draw(folder / "completions.jsonl", prompts, sampling, make, samples=8)
+    # the same file, but no completion stays in memory
 
 | file beside completions.jsonl | holds |
 |---|---|
-| completions.failed.jsonl | prompts without a completion, each with its `error`; delete it, and they are asked again |
-| completions.ledger.jsonl | what each completion cost, where the engine is paid: requests, faults, tokens |
+| completions.failed.jsonl | prompts without a completion, with its `error`; delete it to retry |
+| completions.ledger.jsonl | costs of each completion of a paid engine: requests, faults, tokens |
 | completions.tally.json | the sums of these |
 """
 
@@ -17,44 +17,33 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, cast
 
+from overrefusal_po.engines import (
+    Engine,
+    EnginePlug,
+    SampleKey,
+    check_engine_made,
+    check_engine_plug,
+)
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.plugins import settings_of, split_spec
+from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
-from overrefusal_po.records import Completion, Prompt, Sampling, read_objects, write_atomic
-from overrefusal_po.run.folder import Appender, mend
+from overrefusal_po.recipe.sections import Engine as EngineSpec
+from overrefusal_po.records import Completion, Prompt, Sampling, write_atomic
+from overrefusal_po.run.appender import Appender, cut_torn_line, rows_if_any
+from overrefusal_po.run.ledger import LedgerSums, sum_ledger
 
 logger = logging.getLogger(__name__)
-Key = tuple[str, int]
-"""(prompt id, sample number): what is drawn once."""
+MakeEngine = Callable[[], Engine]
 
 
-class Engine(Protocol):
-    """What engines/ hold: something that completes prompts, in any order."""
-
-    name: str
-    """What completions name as their model."""
-
-    def complete(
-        self,
-        prompts: Iterable[Prompt],
-        sampling: Sampling,
-        *,
-        samples: int = 1,
-        had: Container[Key] = frozenset(),
-        spent_tokens: int = 0,
-        spend: Callable[[Cost], None] | None = None,
-    ) -> Iterator[Completion]:
-        """One completion for each prompt and sample number that is not in `had`."""
-
-
-def sampling_of(generation: Generation, seed: int) -> Sampling:
-    """The sampling of a recipe's `generation:` section."""
+def recipe_sampling(generation: Generation, seed: int) -> Sampling:
+    """The sampling that a recipe's `generation:` section asks for."""
     return Sampling(
         max_new_tokens=generation.max_new_tokens,
         temperature=generation.temperature,
@@ -63,11 +52,11 @@ def sampling_of(generation: Generation, seed: int) -> Sampling:
     )
 
 
-def load_template(section: dict[str, Any], chat: Chat) -> ChatTemplate:
-    """The tokenizer of a `model:` section with the recipe's chat options; no weights are loaded."""
+def load_template(section: Mapping[str, object], chat: Chat) -> ChatTemplate:
+    """The chat template of a `model:` section with the recipe's chat options. Loads no weights."""
     trust = bool(section.get("trust_remote_code", False))
-    revision = section.get("model_revision", "main")
-    name = section["model_name_or_path"]
+    revision = str(section.get("model_revision", "main"))
+    name = str(section["model_name_or_path"])
     models.check_available(name, revision=revision, trust_remote_code=trust)
     tokenizer = models.load_tokenizer(name, revision=revision, trust_remote_code=trust)
     return ChatTemplate(
@@ -75,30 +64,35 @@ def load_template(section: dict[str, Any], chat: Chat) -> ChatTemplate:
     )
 
 
-def in_process(engine: str | Mapping[str, Any]) -> bool:
-    """Whether an engine loads the weights itself, and so needs the tokenizer and its template
-    here."""
+def in_process(engine: EngineSpec) -> bool:
+    """Whether an engine loads the weights itself, and so needs the chat template here."""
     return split_spec(engine, "engines")[0] == "transformers"
 
 
 def engine_for(
-    section: dict[str, Any],
+    section: Mapping[str, object],
     template: ChatTemplate | None,
     generation: Generation,
     name: str | None = None,
     *,
-    engine: str | Mapping[str, Any] = "transformers",
+    engine: EngineSpec = "transformers",
     chat: Chat | None = None,
 ) -> Engine:
-    """The engine of a recipe's `engine:` for the model of a `model:` section; weights are loaded
-    where it is in process.
+    """The engine that a recipe names, for the model of a `model:` section. An engine in process
+    loads the weights.
 
-    `name` is what completions name as their model (None: as the section does). `template` may be
-    None for an engine over HTTP, which alone reads `chat`.
+    Args:
+        section: the `model:` section.
+        template: the model's chat template; may be None for an engine over HTTP.
+        generation: for the batch size.
+        name: the model's name in completions; None: the section's name.
+        engine: the recipe's `engine:`.
+        chat: the recipe's `chat:`, for an engine over HTTP.
     """
-    module, settings = settings_of("engines", engine)
+    module, settings = find_plug("engines", engine)
     chat = chat or Chat()
-    made: Engine = module.engine(
+    check_engine_plug(module)
+    made = cast(EnginePlug, module).engine(
         settings,
         section,
         template,
@@ -107,93 +101,90 @@ def engine_for(
         template_kwargs=chat.chat_template_kwargs,
         batch_size=generation.batch_size,
     )
+    check_engine_made(made, module)
     return made
 
 
 class Tally(NamedTuple):
-    """What lies in a completions file and the files beside it."""
+    """The counts of a completions file and the files beside it."""
 
     completed: int
     failed: int
     reasons: dict[str, int]
     """{error: prompts without a completion}."""
-    ledger: dict[str, Any]
-    """`ledger_of` the file; zeros where the engine is not paid."""
+    ledger: LedgerSums
+    """Zeros if the engine is not paid."""
 
 
-def beside(path: Path, what: str) -> Path:
-    """completions.jsonl -> completions.<what>."""
-    return path.with_name(f"{path.name.removesuffix('.jsonl')}.{what}")
+def file_beside(path: Path, ending: str) -> Path:
+    """completions.jsonl -> completions.<ending>."""
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}.{ending}")
 
 
 def draw(
     path: Path,
     prompts: Iterable[Prompt],
     sampling: Sampling,
-    make_engine: Callable[[], Engine],
+    make_engine: MakeEngine,
     *,
     samples: int = 1,
     label: str = "",
     total: int | None = None,
 ) -> Tally:
-    """`samples` completions of each prompt in `path`; none that is there, or failed for good, is
-    made again.
+    """Draws `samples` completions of each prompt into `path`, and counts them.
 
-    Prompts are read as they are needed and nothing is kept but their ids, so there may be more than
-    memory holds. `total` is the number of prompts, for the progress bar; None where nobody knows
-    it.
+    What is in the files already, completed or failed, is not drawn again. Prompts are read as they
+    are needed, and only their ids are kept. So there may be more than memory holds.
+
+    Args:
+        path: the completions file.
+        prompts: a sequence, or a stream.
+        sampling: how to draw.
+        make_engine: makes the engine; not called if nothing is missing.
+        samples: completions of each prompt.
+        label: names the work in progress bar and log.
+        total: the number of prompts, for the progress bar; None if unknown.
     """
-    failed = beside(path, "failed.jsonl")
-    for file in (path, failed, beside(path, "ledger.jsonl")):
-        mend(file)
+    failed = file_beside(path, "failed.jsonl")
+    for file in (path, failed, file_beside(path, "ledger.jsonl")):
+        cut_torn_line(file)
     had = {(row["prompt_id"], row.get("sample", 0)) for row in drawn_rows((path, failed), sampling)}
-    # an iterator cannot be looked through without using it up
+    # looking through an iterator would use it up
     if not isinstance(prompts, Sequence) or any(
         (p.id, n) not in had for p in prompts for n in range(samples)
     ):
+        work = Work(unique_prompts(prompts), sampling, samples, had)
         missing = None if total is None else max(total * samples - len(had), 0)
-        _append(
-            make_engine(),
-            path,
-            unique(prompts),
-            sampling,
-            samples,
-            had=had,
-            label=label,
-            total=missing,
-        )
-    tally = tally_of(path, sampling)
-    write_atomic(beside(path, "tally.json"), json.dumps(tally._asdict(), indent=1) + "\n")
+        _draw_missing(make_engine(), path, work, label=label, total=missing)
+    tally = count_drawn(path, sampling)
+    write_atomic(file_beside(path, "tally.json"), json.dumps(tally._asdict(), indent=1) + "\n")
     if tally.failed:
+        reasons = Counter(tally.reasons).most_common(3)
         logger.warning(
             "%s: %d of %d have no completion (%s); delete %s to ask for them again",
             label or path.name,
             tally.failed,
             tally.failed + tally.completed,
-            "; ".join(
-                f"{count} x {reason}" for reason, count in Counter(tally.reasons).most_common(3)
-            ),
+            "; ".join(f"{count} x {reason}" for reason, count in reasons),
             failed,
         )
     return tally
 
 
-def _append(
-    engine: Engine,
-    path: Path,
-    prompts: Iterable[Prompt],
-    sampling: Sampling,
-    samples: int,
-    *,
-    had: set[Key],
-    label: str,
-    total: int | None,
-) -> None:
-    """Completions to `path`, failures and costs beside it, each handed to the operating system as
-    it comes.
+class Work(NamedTuple):
+    """What to draw: `samples` of each prompt, without those that earlier runs had."""
 
-    A cost is written before its completion: what a kill takes between the two is asked for, and
-    paid, twice.
+    prompts: Iterable[Prompt]
+    sampling: Sampling
+    samples: int
+    had: set[SampleKey]
+
+
+def _draw_missing(engine: Engine, path: Path, work: Work, *, label: str, total: int | None) -> None:
+    """Completions go to `path`, failures and costs beside it, each as soon as it comes.
+
+    A cost is written before its completion. If a kill comes between the two, that completion is
+    asked for and paid twice.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -201,17 +192,15 @@ def _append(
 
     with (
         Appender(path, Completion, keep=False) as good,
-        Appender(beside(path, "failed.jsonl"), Completion, keep=False) as bad,
-        Appender(beside(path, "ledger.jsonl"), Cost, keep=False) as ledger,
+        Appender(file_beside(path, "failed.jsonl"), Completion, keep=False) as bad,
+        Appender(file_beside(path, "ledger.jsonl"), Cost, keep=False) as ledger,
     ):
         stream = engine.complete(
-            prompts,
-            sampling,
-            samples=samples,
-            had=had,
-            spent_tokens=sum(
-                ledger_of(p, engine.name)["tokens"] for p in path.parent.glob("*.ledger.jsonl")
-            ),
+            work.prompts,
+            work.sampling,
+            samples=work.samples,
+            had=work.had,
+            spent_tokens=spent_tokens(path.parent, engine.name),
             spend=ledger.add,
         )
         for completion in track(
@@ -220,7 +209,12 @@ def _append(
             (good if completion.error is None else bad).add(completion)
 
 
-def unique(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+def spent_tokens(folder: Path, model: str) -> int:
+    """The tokens of one model in all ledgers of a folder."""
+    return sum(sum_ledger(path, model)["tokens"] for path in folder.glob("*.ledger.jsonl"))
+
+
+def unique_prompts(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
     """The prompts, each id once."""
     seen: set[str] = set()
     for prompt in prompts:
@@ -229,72 +223,42 @@ def unique(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
             yield prompt
 
 
+# Any: rows as plain JSON; validating each would be slow
 def drawn_rows(paths: Iterable[Path], sampling: Sampling) -> Iterator[dict[str, Any]]:
-    """The rows of completions files that were drawn so, as plain data, one at a time."""
+    """The rows of completions files with this sampling, as plain data, one at a time."""
     wanted = sampling.model_dump(exclude_defaults=True)
     for path in paths:
-        for row in rows_of(path):
+        for row in rows_if_any(path):
             if row["sampling"] == wanted:
                 yield row
 
 
-def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file that may be empty or not be there."""
-    if path.is_file() and path.stat().st_size:
-        yield from (row for _, row in read_objects(path))
-
-
-def tally_of(path: Path, sampling: Sampling) -> Tally:
-    """Counts what lies in `path` and beside it."""
+def count_drawn(path: Path, sampling: Sampling) -> Tally:
+    """The counts of `path` and the files beside it."""
     completed = sum(1 for _ in drawn_rows((path,), sampling))
-    reasons = Counter(
-        str(row["error"]) for row in drawn_rows((beside(path, "failed.jsonl"),), sampling)
-    )
-    return Tally(completed, reasons.total(), dict(reasons), ledger_of(beside(path, "ledger.jsonl")))
-
-
-def ledger_of(path: Path, model: str | None = None) -> dict[str, Any]:
-    """The sums of a ledger (of one model's rows): requests = answers + faults, in all and at each
-    endpoint."""
-    found: dict[str, Any] = {"rows": 0, "requests": 0, "answers": 0, "faults": 0, "tokens": 0}
-    found |= {"prompt_tokens": 0, "completion_tokens": 0, "endpoints": {}}
-    for row in rows_of(path):
-        if model is not None and row["model"] != model:
-            continue
-        found["rows"] += 1
-        for kind in ("prompt_tokens", "completion_tokens"):
-            found[kind] += row.get(kind, 0)
-        for url, requests in row["requests"].items():
-            place = found["endpoints"].setdefault(url, {"requests": 0, "answers": 0, "faults": {}})
-            place["requests"] += requests
-            place["answers"] += row.get("answered_by") == url
-            for kind, count in row.get("faults", {}).get(url, {}).items():
-                place["faults"][kind] = place["faults"].get(kind, 0) + count
-    places = found["endpoints"].values()
-    found["tokens"] = found["prompt_tokens"] + found["completion_tokens"]
-    found["requests"] = sum(place["requests"] for place in places)
-    found["answers"] = sum(place["answers"] for place in places)
-    found["faults"] = sum(sum(place["faults"].values()) for place in places)
-    return found
+    failed = drawn_rows((file_beside(path, "failed.jsonl"),), sampling)
+    reasons = Counter(str(row["error"]) for row in failed)
+    ledger = sum_ledger(file_beside(path, "ledger.jsonl"))
+    return Tally(completed, reasons.total(), dict(reasons), ledger)
 
 
 def complete(
     path: Path,
     prompts: Sequence[Prompt],
     sampling: Sampling,
-    make_engine: Callable[[], Engine],
+    make_engine: MakeEngine,
     label: str,
     *,
     samples: int = 1,
 ) -> list[Completion]:
-    """`draw`, then the completions in the prompts' order, each prompt's samples in a row.
+    """`draw`, then the completions in the prompts' order, each prompt's samples together.
 
-    Where a prompt got none there stands one with `error`: `scored` keeps it from the judges.
+    A prompt that got none has a completion with `error`; judges never see it (`judged`).
     """
     draw(path, prompts, sampling, make_engine, samples=samples, label=label, total=len(prompts))
     rows = [
         Completion.model_validate(row)
-        for row in drawn_rows((path, beside(path, "failed.jsonl")), sampling)
+        for row in drawn_rows((path, file_beside(path, "failed.jsonl")), sampling)
     ]
     found = {(c.prompt_id, c.sample): c for c in rows}
     return [found[p.id, n] for p in prompts for n in range(samples)]

@@ -1,75 +1,100 @@
-"""Completions + judge -> verdicts, in a file that grows and goes on where a killed run stopped.
+"""Completions + judge -> verdicts, in a file that grows and goes on after a kill.
 
-    verdicts = judged(folder / "verdicts.jsonl", judge, prompts, completions)
+    verdicts = resumable_verdicts(folder / "verdicts.jsonl", judge, prompts, completions)
 
-Verdicts of slow judges (a model, a server) are kept in one file for all judges and completions of a
-run folder. Quick judges are asked again.
+One file of a run folder keeps the verdicts of all slow judges (a model, a server) on all
+completions. Quick judges are asked again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
+from overrefusal_po.judges import Judge
 from overrefusal_po.records import Completion, Prompt, Verdict
-from overrefusal_po.run.complete import rows_of
-from overrefusal_po.run.folder import Appender
+from overrefusal_po.run.appender import Appender, rows_if_any
 
 
-def judged(
-    path: Path, judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]
+@runtime_checkable
+class SlowJudge(Judge, Protocol):
+    """A judge whose verdicts are kept."""
+
+    keep_every: int
+    """Verdicts are written after so many completions."""
+
+
+@runtime_checkable
+class RetryingJudge(Judge, Protocol):
+    """A judge that may give no verdict for a reason that passes."""
+
+    asked_again: str
+    """An unscored verdict that begins so is not kept: another try may give a verdict."""
+
+
+@runtime_checkable
+class RemoteJudge(Judge, Protocol):
+    """A judge behind a server."""
+
+    answered: bool
+    """Whether the server has answered before. If it then refuses an item, the set-up is valid."""
+
+
+def resumable_verdicts(
+    path: Path, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[Verdict]:
-    """`scored`, but verdicts of a slow judge are kept in `path`, and none that is there is asked
-    for again.
+    """A verdict for each completion. The verdicts of a slow judge are kept in `path`, and none of
+    them is asked for again.
 
-    A judge is slow that has `keep_every`: after how many completions its verdicts are written.
-    Unscored ones that begin with its `asked_again` (the server gave no reply, say) are not written:
-    another try may mend them. Completions are known by their ids. Chunks are cut alike in a run
-    that goes on, so that a judge model's batches stay the same.
+    Completions are known by their ids. A resumed run cuts the same chunks, so a judge model sees
+    the same batches.
     """
-    every = getattr(judge, "keep_every", None)
-    if every is None:
-        return scored(judge, prompts, completions)
-    good = list(
-        {
-            c.id: (p, c) for p, c in zip(prompts, completions, strict=True) if c.error is None
-        }.values()
-    )
+    if not isinstance(judge, SlowJudge):
+        return fresh_verdicts(judge, prompts, completions)
+    pairs = zip(prompts, completions, strict=True)
+    scorable = list({c.id: (p, c) for p, c in pairs if c.error is None}.values())
     with Appender(path, Verdict, keep=False) as file:
         found = {v.completion_id: v for v in kept_verdicts(path, judge)}
-        if hasattr(
-            judge, "answered"
-        ):  # else a server that forbids the next item would be a wrong set-up, at every try
+        if isinstance(judge, RemoteJudge):
             judge.answered |= any(v.unscored is None for v in found.values())
-        for start in range(0, len(good), every):
-            missing = [(p, c) for p, c in good[start : start + every] if c.id not in found]
+        for start in range(0, len(scorable), judge.keep_every):
+            chunk = scorable[start : start + judge.keep_every]
+            missing = [(p, c) for p, c in chunk if c.id not in found]
             for verdict in judge.score([p for p, _ in missing], [c for _, c in missing]):
                 found[verdict.completion_id] = verdict
-                if not (verdict.unscored or "").startswith(getattr(judge, "asked_again", ())):
+                if not may_change(verdict, judge):
                     file.add(verdict)
-    return [found[c.id] if c.error is None else unscored(judge, c) for c in completions]
+    return [found[c.id] if c.error is None else no_verdict(judge, c) for c in completions]
 
 
-def kept_verdicts(path: Path, judge: Any) -> Iterator[Verdict]:
-    """What a judge of this very name and version has said before."""
-    for row in rows_of(path):
+def may_change(verdict: Verdict, judge: Judge) -> bool:
+    """Whether another try may give another verdict, if the server gave no reply for example."""
+    if not isinstance(judge, RetryingJudge) or verdict.unscored is None:
+        return False
+    return verdict.unscored.startswith(judge.asked_again)
+
+
+def kept_verdicts(path: Path, judge: Judge) -> Iterator[Verdict]:
+    """The verdicts in `path` by a judge of this name and version."""
+    for row in rows_if_any(path):
         if (row["judge"], row["version"]) == (judge.name, judge.version):
             yield Verdict.model_validate(row)
 
 
-def scored(
-    judge: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]
+def fresh_verdicts(
+    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[Verdict]:
-    """A verdict for each completion; one without a response is unscored, and no judge takes it for
-    an empty answer."""
-    good = [(p, c) for p, c in zip(prompts, completions, strict=True) if c.error is None]
-    verdicts = iter(judge.score([p for p, _ in good], [c for _, c in good]))
-    return [next(verdicts) if c.error is None else unscored(judge, c) for c in completions]
+    """A verdict for each completion. The judge never sees a failed completion, which it might take
+    for an empty answer; that one is unscored."""
+    pairs = zip(prompts, completions, strict=True)
+    scorable = [(p, c) for p, c in pairs if c.error is None]
+    verdicts = iter(judge.score([p for p, _ in scorable], [c for _, c in scorable]))
+    return [next(verdicts) if c.error is None else no_verdict(judge, c) for c in completions]
 
 
-def unscored(judge: Any, completion: Completion) -> Verdict:
-    """The verdict on a completion that is none."""
+def no_verdict(judge: Judge, completion: Completion) -> Verdict:
+    """The unscored verdict on a failed completion."""
     why = f"no completion: {completion.error}"
     return Verdict(
         completion_id=completion.id, judge=judge.name, version=judge.version, unscored=why

@@ -1,16 +1,15 @@
-"""One stage on several machines: which prompts are a shard's own, and shard folders -> one run
-folder.
+"""One stage on several machines: the prompts of each shard, and shard folders -> one run folder.
 
     overrefusal-po recipes/curate.yaml --shard 2/4
-    # on each machine its own, or side by side on one
+    # each machine runs its own shard; one machine may run several side by side
     overrefusal-po merge runs/curate-1a2b3c4d
-    # shard-1-of-4/ ... shard-4-of-4/ in it
+    # it holds shard-1-of-4/ ... shard-4-of-4/
     overrefusal-po recipes/curate.yaml
-    # judges, pairs and selects from what was put together
+    # judges, pairs and selects from the merged completions
 
-A shard works in a folder of its own inside the run's, so that shards never wait for each other's
-lock. A merge puts their completions together; the run without `shard` then finds them there, asks
-for none again, and goes on.
+Each shard works in its own folder inside the run's folder, so no shard waits for another's lock. A
+merge puts their completions together. The run without `shard` then finds them, asks for none again,
+and goes on.
 """
 
 from __future__ import annotations
@@ -19,33 +18,30 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from overrefusal_po.recipe.sections import Shard
-from overrefusal_po.records import Prompt, read_objects
+from overrefusal_po.records import Prompt
+from overrefusal_po.run.appender import rows_if_any
 
 PARTS = ("jsonl", "failed.jsonl", "ledger.jsonl")
-"""What of a completions file is put together."""
+"""Endings of the files that belong to one completions file and are merged."""
+
+CompletionKey = tuple[str, int, str]
+"""Prompt id, sample number, sampling as JSON: what a run draws once."""
 
 
-def in_shard(prompt: Prompt, shard: str | None) -> bool:
-    """Whether a recipe's `shard:` has a prompt; null has all. Attacks on one prompt stay
-    together."""
-    return shard is None or Shard.of(shard).has(prompt.cluster)
-
-
-def own(prompts: Iterable[Prompt], shard: str) -> list[Prompt]:
-    """The prompts that are a shard's, in their order."""
+def shard_prompts(prompts: Iterable[Prompt], shard: str) -> list[Prompt]:
+    """The prompts of one shard, in their order. All attacks on a prompt are in its shard."""
     part = Shard.of(shard)
     return [p for p in prompts if part.has(p.cluster)]
 
 
 def check_done(folder: Path) -> int:
-    """How many shards there are. ValueError where one is missing, not finished, or of another
-    recipe than the first."""
-    shards = shards_in(folder)
+    """The number of shards. ValueError if one is missing, not finished, or of another recipe than
+    the first."""
+    shards = shard_folders(folder)
     found = {
         s.name: json.loads(file.read_text())
         for s in shards
@@ -68,33 +64,17 @@ def check_done(folder: Path) -> int:
 
 
 def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
-    """{file: completions} of the files that were put together in `folder` out of its shards'
-    folders.
+    """{file: completions} of the files that were merged from the shards into `folder`.
 
-    Raises ValueError where a shard or a shard's file is missing or not finished, where two shards
-    hold the same completion, and where a file is in `folder` already. With `incomplete` a file that
-    not all shards have is left out: the run makes it itself.
+    With `incomplete`, a file that some shard lacks is left out, and the run makes it.
+
+    Raises:
+        ValueError: a shard or its file is missing or not finished; two shards hold the same
+            completion; a file is in `folder` already.
     """
-    shards = shards_in(folder)
-    names = sorted(
-        {path.name.removesuffix(".tally.json") for s in shards for path in s.glob("*.tally.json")}
-    )
-    if not names:
-        raise ValueError(
-            f"{folder}: no shard has finished a file of completions. Let the shards run to their "
-            "end."
-        )
-    taken = [
-        folder / f"{name}.{part}"
-        for name in names
-        for part in PARTS
-        if (folder / f"{name}.{part}").exists()
-    ]
-    if taken:
-        raise ValueError(
-            f"{taken[0]} is there already. Move it away if the shards' completions are to take its "
-            "place."
-        )
+    shards = shard_folders(folder)
+    names = completions_files(folder, shards)
+    check_nothing_there(folder, names)
     found = {}
     for name in names:
         lacking = [s.name for s in shards if not (s / f"{name}.tally.json").is_file()]
@@ -103,19 +83,43 @@ def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
         if lacking:
             raise ValueError(
                 f"{folder}: {', '.join(lacking)} has not finished {name}.jsonl. Run it to its end, "
-                "or merge with incomplete "
-                "to leave this file to the run itself."
+                "or merge with incomplete to leave this file to the run itself."
             )
         check_complete(shards, name)
-        found[f"{name}.jsonl"] = sum(1 for _ in rows(s / f"{name}.jsonl" for s in shards))
-        put_together(folder, shards, name)
-    put_together(folder, [folder, *shards], "verdicts")  # so that slow judges are not asked again
+        found[f"{name}.jsonl"] = sum(1 for s in shards for _ in rows_if_any(s / f"{name}.jsonl"))
+        concatenate(folder, shards, name)
+    concatenate(folder, [folder, *shards], "verdicts")  # slow judges are not asked again
     return found
 
 
-def shards_in(folder: Path) -> list[Path]:
-    """The folders of all shards, in order. ValueError where one is missing, or where they are of
-    two divisions."""
+def completions_files(folder: Path, shards: Sequence[Path]) -> list[str]:
+    """Names, without ending, of the completions files that any shard has finished. ValueError if
+    none has."""
+    names = {
+        path.name.removesuffix(".tally.json") for s in shards for path in s.glob("*.tally.json")
+    }
+    if not names:
+        raise ValueError(
+            f"{folder}: no shard has finished a file of completions. Let the shards run to their "
+            "end."
+        )
+    return sorted(names)
+
+
+def check_nothing_there(folder: Path, names: Iterable[str]) -> None:
+    """Raises ValueError if a merge would overwrite a file of `folder`."""
+    files = [folder / f"{name}.{part}" for name in names for part in PARTS]
+    taken = next((file for file in files if file.exists()), None)
+    if taken is not None:
+        raise ValueError(
+            f"{taken} is there already. Move it away if the shards' completions are to take its "
+            "place."
+        )
+
+
+def shard_folders(folder: Path) -> list[Path]:
+    """The folders of all shards, in order. ValueError if one is missing, or if some are of another
+    division."""
     matches = [
         (re.fullmatch(r"shard-(\d+)-of-(\d+)", path.name), path)
         for path in folder.glob("shard-*-of-*")
@@ -138,16 +142,16 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def check_complete(shards: Iterable[Path], name: str) -> None:
-    """Raises ValueError where a shard's rows are not as many as it counted, or where a completion
-    is there twice."""
-    seen: Counter[tuple[Any, ...]] = Counter()
+    """Raises ValueError if a shard has more or fewer rows than it counted, or if a completion comes
+    twice."""
+    seen: Counter[CompletionKey] = Counter()
     for shard in shards:
         tally = json.loads((shard / f"{name}.tally.json").read_text())
         for part, count in (
             (f"{name}.jsonl", tally["completed"]),
             (f"{name}.failed.jsonl", tally["failed"]),
         ):
-            keys = [key_of(row) for row in rows([shard / part])]
+            keys = [completion_key(row) for row in rows_if_any(shard / part)]
             if len(keys) != count:
                 raise ValueError(
                     f"{shard / part} holds {len(keys)} rows, but {count} were counted when it was "
@@ -162,28 +166,23 @@ def check_complete(shards: Iterable[Path], name: str) -> None:
         )
 
 
-def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What is there once: prompt, sample number and sampling."""
-    return row["prompt_id"], row.get("sample", 0), json.dumps(row["sampling"], sort_keys=True)
+def completion_key(row: Mapping[str, object]) -> CompletionKey:
+    """The key of a completions file's row."""
+    sample = row.get("sample", 0)
+    assert isinstance(sample, int)
+    return str(row["prompt_id"]), sample, json.dumps(row["sampling"], sort_keys=True)
 
 
-def rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of files that may be empty or not be there."""
-    for path in paths:
-        if path.is_file() and path.stat().st_size:
-            yield from (row for _, row in read_objects(path))
-
-
-def put_together(folder: Path, shards: Iterable[Path], name: str) -> None:
-    """Copies the shards' parts of a file behind each other, beside its place first, so that no half
-    of it is ever seen."""
+def concatenate(folder: Path, shards: Iterable[Path], name: str) -> None:
+    """Joins the shards' parts of a file. It is written beside its place and renamed, so nobody sees
+    half of it."""
     for part in PARTS:
         sources = [s / f"{name}.{part}" for s in shards if (s / f"{name}.{part}").is_file()]
         target = folder / f"{name}.{part}"
         if sources:
-            beside = target.with_name(f".{target.name}.tmp")
-            with beside.open("wb") as file:
+            unfinished = target.with_name(f".{target.name}.tmp")
+            with unfinished.open("wb") as file:
                 for source in sources:
                     with source.open("rb") as piece:
                         shutil.copyfileobj(piece, file)
-            beside.replace(target)
+            unfinished.replace(target)

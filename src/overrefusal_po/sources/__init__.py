@@ -1,1 +1,39 @@
-"""Sources: public data sets and files -> prompts. A file's name here is its name in a recipe."""
+"""Sources: public data sets and files -> prompts. A file's name here is its name in a recipe.
+
+This file says what a file of this room defines. It imports records alone, so that any room may name
+this type.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from overrefusal_po.records import PreferencePair, Prompt, Split, Triple
+
+
+class SourcePlug(Protocol):
+    """What a file of this room defines: `Settings`, and at least one of `prompts`, `triples` and
+    `pairs`. It may also define `note`.
+
+    A split is train, dev or test; None gives all. Each function raises ValueError if the source
+    cannot be read.
+    """
+
+    Settings: type[BaseModel]
+    """The recipe keys of the source."""
+
+    # Any in what follows: each file takes the Settings that it defines itself
+
+    def prompts(self, settings: Any, split: Split | None) -> list[Prompt]:
+        """The prompts of a split."""
+
+    def triples(self, settings: Any, split: Split | None) -> list[Triple]:
+        """The triples of a split, for DeRTa."""
+
+    def pairs(self, settings: Any, split: Split | None) -> list[PreferencePair]:
+        """The preference pairs of a split."""
+
+    def note(self, settings: Any) -> str | None:
+        """What a reader of a number from this source has to know; None if there is nothing."""

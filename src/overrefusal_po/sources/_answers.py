@@ -1,12 +1,12 @@
-"""Judged answers to harmful prompts -> one entry a prompt: what sets of (prompt, response, safe or
-not) have in common.
+"""Judged answers to harmful prompts -> one entry a prompt, for sets of (prompt, response, safe or
+not).
 
-    asked = by_prompt(Answer(row["prompt"], row["response"], row["is_safe"], category) for row in rows)
-    triples_of(asked, source="beavertails", split="train", per_prompt=1)
+    asked = by_prompt(Answer(row["prompt"], row["response"], row["is_safe"], "") for row in rows)
+    answer_triples(asked, source="beavertails", split="train", per_prompt=1)
 
-A prompt counts as harmful where people found at least one answer to it unsafe: these sets label
-answers, not prompts. Rows of one answer are votes, and the majority decides; a tie says nothing,
-and the answer is left out.
+These sets label answers, not prompts. So a prompt counts as harmful if people found at least one
+answer to it unsafe. Rows of one answer are votes, and the majority decides; in a tie the answer is
+left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from overrefusal_po.records import Prompt, Split, Triple
 
@@ -59,15 +59,15 @@ def by_prompt(answers: Iterable[Answer]) -> dict[str, Asked]:
     }
 
 
-def prompts_of(asked: Mapping[str, Asked], *, source: str, split: Split) -> Iterator[Prompt]:
-    """The harmful prompts; the reference is the first safe answer, None where there is none."""
+def answered_prompts(asked: Mapping[str, Asked], *, source: str, split: Split) -> Iterator[Prompt]:
+    """The harmful prompts; the reference is the first safe answer, None if there is none."""
     for text, answers in asked.items():
         if answers.unsafe:
             reference = answers.safe[0] if answers.safe else None
-            yield harmful(text, answers, source=source, split=split, reference=reference)
+            yield harmful_prompt(text, answers, source=source, split=split, reference=reference)
 
 
-def triples_of(
+def answer_triples(
     asked: Mapping[str, Asked], *, source: str, split: Split, per_prompt: int
 ) -> Iterator[Triple]:
     """At most `per_prompt` triples of each prompt that has safe and unsafe answers: the first with
@@ -76,7 +76,7 @@ def triples_of(
     for text, answers in asked.items():
         for safe, unsafe in list(zip(answers.safe, answers.unsafe, strict=False))[:per_prompt]:
             made += 1
-            prompt = harmful(text, answers, source=source, split=split)
+            prompt = harmful_prompt(text, answers, source=source, split=split)
             yield Triple(prompt=prompt, safe_response=safe, harmful_response=unsafe)
     bare = sum(not answers.unsafe for answers in asked.values())
     alone = sum(bool(answers.unsafe) and not answers.safe for answers in asked.values())
@@ -86,7 +86,7 @@ def triples_of(
     )
 
 
-def harmful(
+def harmful_prompt(
     text: str, answers: Asked, *, source: str, split: Split, reference: str | None = None
 ) -> Prompt:
     """A prompt of such a set."""
@@ -100,13 +100,14 @@ def harmful(
     )
 
 
-def flagged(harms: Any) -> str:
-    """The first harm that is set in {harm: whether}, `uncategorised` where none is."""
-    harms = harms if isinstance(harms, Mapping) else {}
+def first_harm(harms: object) -> str:
+    """The first harm that is set in {harm: whether}, `uncategorised` if none is."""
+    if not isinstance(harms, Mapping):
+        return "uncategorised"
     return next((str(harm) for harm, found in harms.items() if found), "uncategorised")
 
 
-def truth(value: Any, column: str, place: str) -> bool:
+def label_truth(value: object, column: str, place: str) -> bool:
     """A label as True or False, also as text from a CSV; ValueError on anything else."""
     known = {"true": True, "false": False, "1": True, "0": False}
     if str(value).lower() not in known:

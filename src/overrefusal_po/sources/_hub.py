@@ -1,5 +1,5 @@
-"""The one way to the hub for sources: a data set's name -> its rows. Whatever goes wrong is a
-ValueError with a way out.
+"""The one way to the hub for sources: a data set's name -> its rows. Every fault is a ValueError
+that says what to do.
 
     for place, row in hub_rows(HubSet("bench-llm/or-bench", "or-bench-toxic", "train")):
         ...
@@ -13,7 +13,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from overrefusal_po.records import JsonObject
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class HubSet(NamedTuple):
@@ -29,21 +34,23 @@ class HubSet(NamedTuple):
     """The files are tab separated, and "None" or an empty cell in them is text."""
 
 
-def hub_rows(wanted: HubSet) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) for every row; ValueError where the set cannot be had."""
+def hub_rows(wanted: HubSet) -> Iterator[tuple[str, JsonObject]]:
+    """(place, row) for every row; ValueError if the set cannot be loaded."""
     for number, row in enumerate(load(wanted), 1):
         yield f"{wanted.repo}, row {number}", row
 
 
-def load(wanted: HubSet) -> Any:
-    """The split as a `datasets.Dataset`. Row counts of the card are not checked: cards lag behind
+def load(wanted: HubSet) -> Dataset:
+    """The split. Row counts of the card are not checked: cards lag behind
     their data."""
     from datasets import load_dataset
 
     files = {wanted.split: wanted.file} if wanted.file else None
-    reading = {"delimiter": "\t", "keep_default_na": False} if wanted.tabs else {}
+    reading: dict[str, Any] = {}  # the keyword arguments of any loader
+    if wanted.tabs:
+        reading = {"delimiter": "\t", "keep_default_na": False}
     try:
-        return load_dataset(
+        found: Dataset = load_dataset(
             wanted.repo,
             wanted.config,
             data_files=files,
@@ -52,6 +59,7 @@ def load(wanted: HubSet) -> Any:
             verification_mode="no_checks",
             **reading,
         )
+        return found
     except Exception as error:
         # `from None`: a server may echo the request, and a chained traceback would show it with the
         # token
@@ -64,8 +72,7 @@ def why_not(wanted: HubSet, error: Exception) -> str:
         return (
             f"The data set {wanted.repo} is gated, and the hub did not let us in. Accept its terms "
             f"at https://huggingface.co/datasets/{wanted.repo} with your account, log in (`hf auth "
-            "login`, or set HF_TOKEN), "
-            "and run again; or give local files: paths: [...]."
+            "login`, or set HF_TOKEN), and run again; or give local files: paths: [...]."
         )
     where = wanted.repo + "".join(
         f", {name} {value}"
@@ -79,8 +86,7 @@ def why_not(wanted: HubSet, error: Exception) -> str:
     return (
         f"The data set {wanted.repo} could not be loaded from the hub ({where}; "
         f"{type(error).__name__}: {without_token(str(error))}). Check the name and the network, "
-        "log in if it is private or gated "
-        "(`hf auth login`), or give local files: paths: [...]."
+        "log in if it is private or gated (`hf auth login`), or give local files: paths: [...]."
     )
 
 

@@ -1,9 +1,9 @@
-"""Rows of a local file: JSON Lines, a JSON list, CSV, TSV or Parquet, told by the file's ending.
+"""Rows of a local file: JSON Lines, a JSON list, CSV, TSV or Parquet; the file's ending says which.
 
     for place, row in local_rows("questions.csv"):
         ...
 
-Values are what the file holds: text in CSV and TSV, where an empty cell is None.
+Values come unchanged from the file. In CSV and TSV they are text, and an empty cell is None.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from overrefusal_po.records import read_objects
+from overrefusal_po.records import JsonObject, read_objects
 
-Rows = Iterator[tuple[str, dict[str, Any]]]
+Rows = Iterator[tuple[str, JsonObject]]
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 LONGEST_CELL = 2**24
@@ -24,7 +23,7 @@ LONGEST_CELL = 2**24
 
 
 def local_rows(path: str) -> Rows:
-    """(place, row) for every row. Raises ValueError with file and place where a file or a row
+    """(place, row) for every row. Raises ValueError with file and place if a file or a row
     cannot be read."""
     file = Path(path)
     if not file.is_file():
@@ -76,8 +75,7 @@ def under_header(file: Path, cells: Iterator[list[str]]) -> Rows:
         if len(row) != len(header):
             raise ValueError(
                 f"{file}, row {number}: {len(row)} cells under {len(header)} columns "
-                f"({', '.join(header)}). Put cells that "
-                "hold a comma in quotation marks."
+                f"({', '.join(header)}). Put cells that hold a comma in quotation marks."
             )
         yield (
             f"{file}, row {number}",
@@ -90,7 +88,7 @@ def under_header(file: Path, cells: Iterator[list[str]]) -> Rows:
 
 
 def parquet_rows(file: Path) -> Rows:
-    """The rows of a Parquet file; ValueError where it is none."""
+    """The rows of a Parquet file; ValueError if it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,20 +1,19 @@
-"""What the sources of this room share: rows of a file or a hub data set -> (place, text, category),
-columns checked.
+"""Rows of a file or a hub data set -> (place, text, category), with columns checked.
 
     for item in set_items(paths, HubSet("walledai/HarmBench", "standard", "train"), FORMS):
         Prompt.of(item.text, kind="harmful", category=item.category)
 
 A set comes in one of a few known forms (the hub's columns, those of the authors' own file). Rows in
-no known form are an error that names the columns found and those expected, since a column that was
-renamed is no reason to guess.
+no known form are an error that names the columns found and those expected. If a column was renamed,
+nothing is guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from overrefusal_po.records import Split
+from overrefusal_po.records import JsonObject, Split
 from overrefusal_po.sources._hub import HubSet, hub_rows
 from overrefusal_po.sources._local import local_rows
 
@@ -34,24 +33,24 @@ class Form(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One row: where it stands (for errors), what is asked, its category, and all its columns."""
+    """One row: its place (for errors), what is asked, its category, and all its columns."""
 
     place: str
     text: str
     category: str
-    row: dict[str, Any]
+    row: JsonObject
 
 
 def set_items(paths: Sequence[str], wanted: HubSet, forms: Sequence[Form]) -> Iterator[Item]:
-    """The rows of local files where there are any, else of the hub's data set; ValueError on rows
+    """The rows of local files if there are any, else of the hub's data set; ValueError on rows
     in no known form."""
     found = (row for path in paths for row in local_rows(path)) if paths else hub_rows(wanted)
     for place, row in found:
-        form = form_of(row, forms, place)
-        yield Item(place, text_of(row, form.prompt, place), category_of(row, form), row)
+        form = matching_form(row, forms, place)
+        yield Item(place, column_text(row, form.prompt, place), row_category(row, form), row)
 
 
-def form_of(row: dict[str, Any], forms: Sequence[Form], place: str) -> Form:
+def matching_form(row: JsonObject, forms: Sequence[Form], place: str) -> Form:
     """The first form whose columns the row has; ValueError names the columns found and those
     expected."""
     for form in forms:
@@ -60,14 +59,14 @@ def form_of(row: dict[str, Any], forms: Sequence[Form], place: str) -> Form:
     expected = ", or ".join(" + ".join(form.columns) for form in forms)
     raise ValueError(
         f"{place}: the columns found are {', '.join(map(str, row)) or 'none'}; expected "
-        f"{expected}. The set has another "
-        "form than when this source was written: give a `revision` that has these columns, or read "
-        "a copy by {name: file, path: ..., columns: {prompt: ...}}."
+        f"{expected}. The set has another form than when this source was written: give a "
+        "`revision` that has these columns, or read a copy by {name: file, path: ..., columns: "
+        "{prompt: ...}}."
     )
 
 
-def text_of(row: dict[str, Any], column: str, place: str) -> str:
-    """The text in a column; a list of one turn counts as its turn. ValueError where there is
+def column_text(row: JsonObject, column: str, place: str) -> str:
+    """The text in a column; a list of one turn counts as its turn. ValueError if there is
     none."""
     value = row[column]
     if isinstance(value, list) and len(value) == 1:
@@ -80,8 +79,8 @@ def text_of(row: dict[str, Any], column: str, place: str) -> str:
     return value
 
 
-def category_of(row: dict[str, Any], form: Form) -> str:
-    """The category of a row, `uncategorised` where its form has none."""
+def row_category(row: JsonObject, form: Form) -> str:
+    """The category of a row, `uncategorised` if its form has none."""
     value = row[form.category] if form.category else None
     return "uncategorised" if value in (None, "") else str(value)
 

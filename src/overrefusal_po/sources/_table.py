@@ -1,9 +1,9 @@
 """The plain sets: one line of facts each, read by `table.py`.
 
-A set belongs here when a hub id, a column for the prompt and a kind (or a column of labels) say all
-there is to say. `verified` is True where the hub id, columns, licence and gating were read on the
-set's page or in code that loads it (stored public copies, looked at in November 2026, not the live
-hub); the note says what was not.
+A set belongs here if it needs no more than a hub id, a column for the prompt, and a kind (or a
+column of labels). `verified`: hub id, columns, licence and gating were read on the set's page or in
+code that loads it (stored public copies, looked at in November 2026, not the live hub); the note
+says what was not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from overrefusal_po.records import Kind
 from overrefusal_po.sources._rows import Form
 
 
-class Labels(NamedTuple):
+class TableLabels(NamedTuple):
     """A column of labels, and the kind behind each; None leaves such rows out. Any other label is
     an error."""
 
@@ -31,7 +31,7 @@ class PlainSet(NamedTuple):
     repo: str | None
     forms: tuple[Form, ...]
     licence: str
-    kind: Kind | Labels
+    kind: Kind | TableLabels
     gated: bool = False
     config: str | None = None
     split: str = "train"
@@ -70,7 +70,7 @@ SETS: dict[str, PlainSet] = {
         repo="furonghuang-lab/PHTest",
         forms=(Form("Request", None, ("Harmfulness",)),),
         licence="MIT",
-        kind=Labels("Harmfulness", {"harmless": "benign", "controversial": None}),
+        kind=TableLabels("Harmfulness", {"harmless": "benign", "controversial": None}),
         note="Prompts that its authors label controversial are left out.",
     ),
     "falsereject": PlainSet(
@@ -114,7 +114,7 @@ SETS: dict[str, PlainSet] = {
             Form("prompt", None, ("prompt_harm_label",)),
         ),
         licence="ODC-BY",
-        kind=Labels(
+        kind=TableLabels(
             "prompt_harm_label", {"harmful": "harmful", "unharmful": "benign", None: None, "": None}
         ),
         gated=True,
@@ -128,7 +128,9 @@ SETS: dict[str, PlainSet] = {
         repo="walledai/WildGuardTest",
         forms=(Form("prompt", None, ("label",)),),
         licence="ODC-BY",
-        kind=Labels("label", {"harmful": "harmful", "unharmful": "benign", None: None, "": None}),
+        kind=TableLabels(
+            "label", {"harmful": "harmful", "unharmful": "benign", None: None, "": None}
+        ),
         note="Prompts without a label (26) are left out.",
     ),
     "sorrybench": PlainSet(

@@ -24,11 +24,11 @@ from overrefusal_po.records import Prompt, Split, Triple
 from overrefusal_po.sources._answers import (
     Answer,
     Asked,
+    answer_triples,
+    answered_prompts,
     by_prompt,
-    flagged,
-    prompts_of,
-    triples_of,
-    truth,
+    first_harm,
+    label_truth,
 )
 from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._rows import Form, set_items
@@ -60,7 +60,7 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     return (
         []
         if split in ("dev", "test")
-        else list(prompts_of(asked(settings), source="beavertails", split="train"))
+        else list(answered_prompts(asked(settings), source="beavertails", split="train"))
     )
 
 
@@ -68,7 +68,7 @@ def triples(settings: Settings, split: Split | None) -> list[Triple]:
     """Prompts with a safe and an unsafe answer; none outside the train split."""
     if split in ("dev", "test"):
         return []
-    found = triples_of(
+    found = answer_triples(
         asked(settings), source="beavertails", split="train", per_prompt=settings.per_prompt
     )
     return list(found)
@@ -83,7 +83,7 @@ def answers(settings: Settings) -> Iterator[Answer]:
     """The rows of the hub's train split, or of local files."""
     wanted = HubSet(settings.repo, None, f"{settings.part}_train", settings.revision)
     for item in set_items(settings.paths, wanted, FORMS):
-        safe = truth(item.row["is_safe"], "is_safe", item.place)
+        safe = label_truth(item.row["is_safe"], "is_safe", item.place)
         yield Answer(
-            item.text, str(item.row["response"] or ""), safe, flagged(item.row.get("category"))
+            item.text, str(item.row["response"] or ""), safe, first_harm(item.row.get("category"))
         )

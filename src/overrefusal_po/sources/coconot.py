@@ -6,11 +6,10 @@ contrasts to comply with.
     {name: coconot, part: contrast, categories: all}    # all 379 contrasts
     {name: coconot, part: original, paths: [coconot_eval.jsonl]}
 
-Of the originals only those with safety concerns are harmful; the others are incomplete,
-unanswerable or ask for what a model cannot do, and complying with them is wrong for reasons that no
-refusal rate measures. Their contrasts are good benign prompts all the same: `categories: all` takes
-them. Evaluation parts only, never for training. From the hub: allenai/coconot, licence ODC-BY, not
-gated.
+Of the originals only those with safety concerns are harmful. The others are incomplete,
+unanswerable, or ask for something that a model cannot do: no refusal rate measures these reasons.
+Their contrasts are still good benign prompts: `categories: all` takes them. Evaluation parts only,
+never for training. From the hub: allenai/coconot, licence ODC-BY, not gated.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._rows import Form, never_train, set_items
 
-Part = Literal["original", "contrast"]
-KINDS: dict[Part, Kind] = {"original": "harmful", "contrast": "benign"}
+CoconotPart = Literal["original", "contrast"]
+KIND_OF_PART: dict[CoconotPart, Kind] = {"original": "harmful", "contrast": "benign"}
 SAFETY = "Requests with safety concerns"
 """The one of CoCoNot's five categories that is about harm."""
 
@@ -37,7 +36,7 @@ class Settings(BaseModel):
     named."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    part: Part | Literal["both"] = "both"
+    part: CoconotPart | Literal["both"] = "both"
     categories: Literal["safety", "all"] = "safety"
     paths: tuple[str, ...] = ()
     repo: str = "allenai/coconot"
@@ -57,11 +56,13 @@ class Settings(BaseModel):
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     """Harmful originals, then benign contrasts; the train split is an error."""
     never_train("CoCoNot (its evaluation parts)", split)
-    parts: list[Part] = ["original", "contrast"] if settings.part == "both" else [settings.part]
-    return [prompt for part in parts for prompt in part_prompts(settings, part)]
+    parts: list[CoconotPart] = (
+        ["original", "contrast"] if settings.part == "both" else [settings.part]
+    )
+    return [prompt for part in parts for prompt in read_part(settings, part)]
 
 
-def part_prompts(settings: Settings, part: Part) -> Iterator[Prompt]:
+def read_part(settings: Settings, part: CoconotPart) -> Iterator[Prompt]:
     """The prompts of one part whose category is asked for."""
     wanted = HubSet(settings.repo, part, "test", settings.revision)
     for item in set_items(settings.paths, wanted, FORMS):
@@ -72,4 +73,6 @@ def part_prompts(settings: Settings, part: Part) -> Iterator[Prompt]:
         category = " / ".join(
             str(name) for name in (item.category, item.row.get("subcategory")) if name
         )
-        yield Prompt.of(item.text, kind=KINDS[part], category=category, source=f"coconot-{part}")
+        yield Prompt.of(
+            item.text, kind=KIND_OF_PART[part], category=category, source=f"coconot-{part}"
+        )

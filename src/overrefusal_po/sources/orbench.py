@@ -25,7 +25,7 @@ from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._rows import Form, never_train, set_items
 
 Config = Literal["or-bench-80k", "or-bench-hard-1k", "or-bench-toxic"]
-KINDS: dict[Config, Kind] = {
+KIND_OF_CONFIG: dict[Config, Kind] = {
     "or-bench-80k": "benign",
     "or-bench-hard-1k": "benign",
     "or-bench-toxic": "harmful",
@@ -39,7 +39,10 @@ CONTESTED = (
 """The study is reported in shared/data/SOURCES.md of this project; it is not by the authors of
 OR-Bench."""
 
-FROM_80K = "OR-Bench-80K: labelled by models; OR-Bench-Hard-1K is a part of it, so that training on it spoils the latter."
+FROM_80K = (
+    "OR-Bench-80K: labelled by models; OR-Bench-Hard-1K is a part of it, so that training on it "
+    "spoils the latter."
+)
 
 
 class Settings(BaseModel):
@@ -61,12 +64,15 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     wanted = HubSet(settings.repo, settings.config, "train", settings.revision)
     return [
         Prompt.of(
-            item.text, kind=KINDS[settings.config], category=item.category, source=settings.config
+            item.text,
+            kind=KIND_OF_CONFIG[settings.config],
+            category=item.category,
+            source=settings.config,
         )
         for item in set_items(settings.paths, wanted, FORMS)
     ]
 
 
 def note(settings: Settings) -> str | None:
-    """What a reader of a number from this set has to know; None where there is nothing."""
+    """What a reader of a number from this set has to know; None if there is nothing."""
     return {"or-bench-hard-1k": CONTESTED, "or-bench-80k": FROM_80K}.get(settings.config)

@@ -22,11 +22,11 @@ from overrefusal_po.records import Prompt, Split, Triple
 from overrefusal_po.sources._answers import (
     Answer,
     Asked,
+    answer_triples,
+    answered_prompts,
     by_prompt,
-    flagged,
-    prompts_of,
-    triples_of,
-    truth,
+    first_harm,
+    label_truth,
 )
 from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._rows import Form, hub_parts, set_items
@@ -64,7 +64,7 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     return [
         p
         for part in hub_parts(split, settings.paths)
-        for p in prompts_of(asked(settings, part), source="pku_saferlhf", split=part)
+        for p in answered_prompts(asked(settings, part), source="pku_saferlhf", split=part)
     ]
 
 
@@ -73,7 +73,7 @@ def triples(settings: Settings, split: Split | None) -> list[Triple]:
     return [
         triple
         for part in hub_parts(split, settings.paths)
-        for triple in triples_of(
+        for triple in answer_triples(
             asked(settings, part), source="pku_saferlhf", split=part, per_prompt=settings.per_prompt
         )
     ]
@@ -99,6 +99,6 @@ def answers(settings: Settings, part: Split) -> Iterator[Answer]:
             yield Answer(
                 item.text,
                 str(said or ""),
-                truth(item.row[label], label, item.place),
-                flagged(harms),
+                label_truth(item.row[label], label, item.place),
+                first_harm(harms),
             )

@@ -20,7 +20,7 @@ from overrefusal_po.recipe.words import unknown_key
 from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._rows import Item, never_train, set_items
-from overrefusal_po.sources._table import SETS, Labels, PlainSet, described
+from overrefusal_po.sources._table import SETS, PlainSet, TableLabels, described
 
 
 class Settings(BaseModel):
@@ -53,21 +53,21 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     facts = SETS[settings.plain_set]
     if facts.train is None or settings.paths:
         never_train(settings.plain_set, split)
-        return list(part_prompts(settings, facts, facts.split, None))
+        return list(read_hub_split(settings, facts, facts.split, None))
     found: list[Prompt] = []
     if split in ("train", None):
-        found += part_prompts(settings, facts, facts.train, "train")
+        found += read_hub_split(settings, facts, facts.train, "train")
     if split != "train":
-        found += part_prompts(settings, facts, facts.split, "test")
+        found += read_hub_split(settings, facts, facts.split, "test")
     return found
 
 
 def note(settings: Settings) -> str | None:
-    """What a reader of a number from this set has to know; None where there is nothing."""
+    """What a reader of a number from this set has to know; None if there is nothing."""
     return SETS[settings.plain_set].note or None
 
 
-def part_prompts(
+def read_hub_split(
     settings: Settings, facts: PlainSet, hub_split: str, split: Split | None
 ) -> Iterator[Prompt]:
     """The prompts of one hub split, marked as our `split`."""
@@ -77,7 +77,7 @@ def part_prompts(
     file = facts.files.get(hub_split)
     wanted = HubSet(repo or "", facts.config, hub_split, settings.revision or facts.revision, file)
     for item in set_items(settings.paths, wanted, facts.forms):
-        kind = kind_of(item, facts.kind)
+        kind = row_kind(item, facts.kind)
         if kind is None or (facts.keep and str(item.row.get(facts.keep[0])) != facts.keep[1]):
             continue
         yield Prompt.of(
@@ -85,8 +85,8 @@ def part_prompts(
         )
 
 
-def kind_of(item: Item, kind: Kind | Labels) -> Kind | None:
-    """The kind of a row, None where its label says to leave it out; ValueError on a label that is
+def row_kind(item: Item, kind: Kind | TableLabels) -> Kind | None:
+    """The kind of a row, None if its label says to leave it out; ValueError on a label that is
     not known."""
     if isinstance(kind, str):
         return kind

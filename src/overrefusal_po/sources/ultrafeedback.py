@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -39,9 +39,9 @@ class Settings(BaseModel):
     revision: str | None = REVISION
 
 
-class Row(NamedTuple):
-    """One row: the prompt with the better answer as its reference, and the worse answer ("" where
-    there is none)."""
+class AnsweredPrompt(NamedTuple):
+    """The prompt with the better answer as its reference, and the worse answer ("" if there is
+    none)."""
 
     prompt: Prompt
     rejected: str
@@ -75,24 +75,24 @@ def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
     return found
 
 
-def rows(settings: Settings, split: Split | None) -> Iterator[Row]:
+def rows(settings: Settings, split: Split | None) -> Iterator[AnsweredPrompt]:
     """The rows that have an answer to learn from."""
     for part in hub_parts(split, settings.paths):
         wanted = HubSet(settings.repo, None, f"{part}_prefs", settings.revision)
         for item in set_items(settings.paths, wanted, FORMS):
             chosen, rejected = (
-                last_words(item.row[side], f"{item.place}, column {side}")
+                last_said(item.row[side], f"{item.place}, column {side}")
                 for side in ("chosen", "rejected")
             )
             if chosen:
                 prompt = Prompt.of(
                     item.text, kind="general", source="ultrafeedback", split=part, reference=chosen
                 )
-                yield Row(prompt, rejected)
+                yield AnsweredPrompt(prompt, rejected)
 
 
-def last_words(turns: Any, place: str) -> str:
-    """What the assistant says last in [{role, content}]; ValueError where there are no turns."""
+def last_said(turns: object, place: str) -> str:
+    """What the assistant says last in [{role, content}]; ValueError if there are no turns."""
     if not isinstance(turns, list) or not all(
         isinstance(turn, dict) and "content" in turn for turn in turns
     ):

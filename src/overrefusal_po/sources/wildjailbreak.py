@@ -7,11 +7,11 @@ and dressed as jailbreaks.
     {name: wildjailbreak, paths: [train.tsv]}
 
 The four types are vanilla and adversarial, harmful and benign; the hub's eval set has the
-adversarial ones only. The category of a prompt is its type. A jailbreak keeps the plain prompt that
-it was made of as its `question`, and counts as one with it in intervals and where training and
-measuring are kept apart. The reference is the set's completion: a refusal for harmful prompts, an
-answer for benign ones, all from language models. From the hub: allenai/wildjailbreak, ODC-BY, gated
-(access is granted at once to who accepts the AI2 Responsible Use Guidelines with their account).
+adversarial ones only. The category of a prompt is its type. A jailbreak keeps its plain prompt as
+`question`. Both count as one prompt in intervals, and when training and measured prompts are
+separated. The reference is the set's completion: a refusal for harmful prompts, an answer for
+benign ones, all from language models. From the hub: allenai/wildjailbreak, ODC-BY, gated (access is
+granted at once to who accepts the AI2 Responsible Use Guidelines with their account).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.records import Kind, Prompt, Split, content_id
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, Item, hub_parts, set_items, text_of
+from overrefusal_po.sources._rows import Form, Item, column_text, hub_parts, set_items
 
 Type = Literal["vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign"]
 TYPES: tuple[Type, ...] = get_args(Type)
@@ -34,7 +34,7 @@ FORMS = (
 """The columns of the train set and of the eval set. Which column holds the prompt depends on the
 type."""
 
-CONFIGS: dict[Split, str] = {"train": "train", "test": "eval"}
+HUB_CONFIGS: dict[Split, str] = {"train": "train", "test": "eval"}
 REVISION = "5ddc12a7894f842b0619b8e1c7ee496b198af009"
 """The last commit that is known of the hub's main branch; it took out the column `tactics`, which
 is not read here."""
@@ -53,15 +53,13 @@ class Settings(BaseModel):
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     """The prompts of the types asked for; the train split has references."""
     return [
-        prompt
-        for part in hub_parts(split, settings.paths)
-        for prompt in part_prompts(settings, part)
+        prompt for part in hub_parts(split, settings.paths) for prompt in read_part(settings, part)
     ]
 
 
-def part_prompts(settings: Settings, part: Split) -> Iterator[Prompt]:
+def read_part(settings: Settings, part: Split) -> Iterator[Prompt]:
     """The prompts of one of the hub's two sets."""
-    wanted = HubSet(settings.repo, CONFIGS.get(part), "train", settings.revision, tabs=True)
+    wanted = HubSet(settings.repo, HUB_CONFIGS.get(part), "train", settings.revision, tabs=True)
     for item in set_items(settings.paths, wanted, FORMS):
         if item.text not in TYPES:
             raise ValueError(
@@ -69,16 +67,16 @@ def part_prompts(settings: Settings, part: Split) -> Iterator[Prompt]:
                 f"{', '.join(TYPES)}."
             )
         if item.text in settings.types:
-            yield one_prompt(item, part)
+            yield row_to_jailbreak(item, part)
 
 
-def one_prompt(item: Item, part: Split) -> Prompt:
-    """One row as a prompt; ValueError where the column that its type names is empty."""
+def row_to_jailbreak(item: Item, part: Split) -> Prompt:
+    """One row as a prompt; ValueError if the column that its type names is empty."""
     column, _, kind_name = item.text.partition("_")
     kind: Kind = "harmful" if kind_name == "harmful" else "benign"
     vanilla = item.row.get("vanilla") if column == "adversarial" else None
     return Prompt.of(
-        text_of(item.row, column, item.place),
+        column_text(item.row, column, item.place),
         kind=kind,
         category=item.text,
         source="wildjailbreak",

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    from overrefusal_po.pairs.lint import Lint
+    from overrefusal_po.pairs.findings import Lint
 
-Record = PreferencePair | Prompt | Triple
+TrainingRecord = PreferencePair | Prompt | Triple
 R = TypeVar("R", PreferencePair, Prompt, Triple)
 
 ROWS = "rows"
@@ -53,7 +53,7 @@ class Source(NamedTuple):
         asked: prompts that the student has to answer before its records can be made.
     """
 
-    records: Sequence[Record]
+    records: Sequence[TrainingRecord]
     helpful: Sequence[Prompt] = ()
     asked: Sequence[Prompt] = ()
 
@@ -79,7 +79,7 @@ class Prepared(NamedTuple):
     """
 
     rows: Dataset | None
-    records: Sequence[Record] = ()
+    records: Sequence[TrainingRecord] = ()
     helpful: Sequence[Prompt] = ()
     lengths: NDArray[np.int64] = np.zeros((0, 1), dtype=np.int64)
     findings: Lint | None = None
@@ -114,17 +114,14 @@ def load_rows(folder: Path) -> Prepared:
 
 
 def as_dataset(table: pa.Table) -> Dataset:
-    """A pyarrow table as a Dataset, without a copy of Python objects."""
-    import pyarrow as pa
+    """A pyarrow table as a Dataset, without a copy."""
     from datasets import Dataset
+    from datasets.table import InMemoryTable
 
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return Dataset.from_buffer(sink.getvalue())
+    return Dataset(InMemoryTable(table))
 
 
-def draw_order(records: Iterable[Record], seed: int) -> list[float]:
+def draw_order(records: Iterable[TrainingRecord], seed: int) -> list[float]:
     """A number for each record that follows from seed and content alone: what it is drawn by."""
     return [
         random.Random(content_id(seed, record.model_dump(mode="json"))).random()
@@ -132,10 +129,15 @@ def draw_order(records: Iterable[Record], seed: int) -> list[float]:
     ]
 
 
+def drawn_places(records: Sequence[TrainingRecord], limit: int | None, seed: int) -> list[int]:
+    """Places of at most `limit` records (None: all) in the order that they are drawn in."""
+    found: list[int] = np.argsort(draw_order(records, seed), kind="stable")[:limit].tolist()
+    return found
+
+
 def drawn(records: Sequence[R], limit: int | None, seed: int) -> list[R]:
     """At most `limit` records (None: all) in an order that follows from seed and content alone."""
-    order = np.argsort(draw_order(records, seed), kind="stable")[:limit]
-    return [records[at] for at in order]
+    return [records[at] for at in drawn_places(records, limit, seed)]
 
 
 def check_firewall(prompts: Sequence[Prompt]) -> None:

@@ -20,7 +20,7 @@ from overrefusal_po.prompts import read_source, read_triples
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import DertaData, TooLong
 from overrefusal_po.records import Prompt, Triple
-from overrefusal_po.train.data import Prepared, Source, check_firewall, drawn
+from overrefusal_po.train.data import Prepared, Source, check_firewall, drawn, drawn_places
 from overrefusal_po.train.derta_rows import (
     DertaCollator,
     Row,
@@ -38,7 +38,7 @@ from overrefusal_po.train.policy import tokenizer_and_template
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
 from overrefusal_po.train.student import (
-    Answer,
+    StudentAnswer,
     check_unwritten,
     starter_harmful,
     written_tokens,
@@ -143,7 +143,7 @@ def prepared_triples(
     return Prepared(
         tree_or_rows([*rows, *answered], tree),
         used,
-        helpful=[helpful[at] for at in fitting.kept],
+        helpful=[helpful[at] for at in fitting.warned()],
         lengths=np.array([[lengths[at]] for at in kept], dtype=np.int64).reshape(-1, 1),
     )
 
@@ -166,7 +166,7 @@ def helpful_rows(
     turns = prompt_turns(prompts, template)
     lengths = [turn_length(turn) for turn in turns]
     fitting = fit(prompts, lengths, max_length=max_length, too_long=too_long)
-    return [sft_row(prompts[at], turns[at]) for at in fitting.warned()], fitting
+    return [sft_row(prompts[at], turns[at]) for at in fitting.kept], fitting
 
 
 def check_openers(safe: Iterable[tuple[str, str]], opener: str) -> None:
@@ -209,7 +209,7 @@ def prepare(
     recipe: TrainRecipe,
     source: Source,
     template: ChatTemplate,
-    said: Sequence[Answer] | None = None,
+    said: Sequence[StudentAnswer] | None = None,
 ) -> Prepared:
     """The triples and helpful prompts to train on, those that fit, drawn, in training order.
 
@@ -227,11 +227,13 @@ def prepare(
     sides = triple_sides(known, template)
     lengths = [both.longest for both in sides]
     fitting = fit(known, lengths, max_length=limit, too_long=data.too_long)
-    place = {id(known[at]): at for at in fitting.warned()}
-    used = drawn([known[at] for at in place.values()], data.max_triples, recipe.seed)
+    kept = [known[at] for at in fitting.kept]
+    order = drawn_places(kept, data.max_triples, recipe.seed)
+    places = [fitting.kept[at] for at in order]
+    used = [known[at] for at in places]
     rows = derta_rows(
         used,
-        [sides[place[id(triple)]] for triple in used],
+        [sides[at] for at in places],
         token,
         seed=settings["seed"],
         prefix_unit=data.prefix_unit,
@@ -242,13 +244,13 @@ def prepare(
         tree_or_rows([*rows, *answered], recipe.speed.tree),
         used,
         helpful=helpful,
-        lengths=np.array([[lengths[place[id(t)]]] for t in used], dtype=np.int64).reshape(-1, 1),
-        line=described(data, len(known), len(helpful)) + f"{fitting}{fit_helpful}",
+        lengths=np.array([[lengths[at]] for at in places], dtype=np.int64).reshape(-1, 1),
+        line=data_line(data, len(known), len(helpful)) + f"{fitting}{fit_helpful}",
         left_out={**fit_helpful.note, **fitting.note},
     )
 
 
-def described(data: DertaData, harmful: int, helpful: int) -> str:
+def data_line(data: DertaData, harmful: int, helpful: int) -> str:
     """A line of what was found."""
     opener = repr(data.refusal_opener)
     return f"{harmful} harmful prompts, refusal opener {opener}, {helpful} helpful prompts"
@@ -289,11 +291,11 @@ def checked_before_answers(
     check_openers([(p.id, str(p.reference)) for p in source.asked], data.refusal_opener)
     _, fitting, helpful = drawn_helpful(recipe, source.helpful, template, limit)
     check_firewall([*source.asked, *helpful])
-    line = described(data, len(source.asked), len(helpful)) + str(fitting)
+    line = data_line(data, len(source.asked), len(helpful)) + str(fitting)
     return Prepared(rows=None, line=line)
 
 
-def own_triples(said: Sequence[Answer]) -> list[Triple]:
+def own_triples(said: Sequence[StudentAnswer]) -> list[Triple]:
     """Triples whose harmful responses the student wrote; ValueError if it refuses everything."""
     triples = [
         Triple(prompt=p, safe_response=str(p.reference), harmful_response=answer_of(completion))

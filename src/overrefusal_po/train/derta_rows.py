@@ -1,18 +1,17 @@
-"""(prompt, safe response, harmful response) -> rows with labels, and the collator that redraws RTO
-dropout.
+"""(prompt, safe response, harmful response) -> rows with labels; a collator that redraws labels.
 
     token = refusal_token(template, "Sorry")
     rows = derta_rows(triples, triple_sides(triples, template), token, seed=0)
     batch = DertaCollator(pad_token_id=0, rto_dropout=0.95, seed=0)(rows[:8])
 
-DeRTa (arXiv 2407.09121, section 3): with q a harmful question, r a safe and h a harmful response, k
-random in 0..|h|,
+DeRTa (arXiv 2407.09121, section 3): q is a harmful question, r a safe and h a harmful response, and
+k is drawn from 0..|h|:
 
-    L = - E log P(r | q, h_<k)                       prefix rows: the harmful prefix carries no loss
-        - E sum_t log P(refusal token | q, h_<t)     RTO rows: every position of h is labelled with the refusal token
+    L = - E log P(r | q, h_<k)                       prefix rows: no loss on the harmful prefix
+        - E sum_t log P(refusal token | q, h_<t)     RTO rows: each position of h has that label
 
-All tokens that carry loss are pooled into one mean cross-entropy. Harmful tokens are never trained
-on. This module imports torch only inside the collator.
+All tokens that carry loss go into one mean cross-entropy. Harmful tokens are never trained on.
+Shapes: B batch rows, T tokens. This module imports torch only inside the collator.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ import logging
 import random
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.records import Message, Prompt, Triple, content_id
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +35,42 @@ IGNORED = -100
 """The label that cross-entropy leaves out (torch's default ignore_index)."""
 
 BENIGN_OPENERS = ("Sure", "Here", "Yes", "To", "The", "I", "Of course", "Certainly", "You", "There")
+"""With what helpful answers often begin; RTO must not teach the first token of one of these."""
+
+RowKind = Literal["rto", "prefix", "sft"]
 
 
 class Row(NamedTuple):
-    """One training row. `labels[i]` is the label of token i (-100: none); `kind` is rto, prefix or
-    sft."""
+    """One training row. `labels[i]` is the label of token i (-100: none)."""
 
     input_ids: list[int]
     labels: list[int]
-    kind: Literal["rto", "prefix", "sft"]
+    kind: RowKind
+    row_id: str
+
+    def columns(self) -> RowColumns:
+        """The row as a dataset gives it."""
+        return {
+            "input_ids": self.input_ids,
+            "labels": self.labels,
+            "kind": self.kind,
+            "row_id": self.row_id,
+        }
+
+
+class RowColumns(TypedDict):
+    """A `Row` out of a dataset."""
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    kind: RowKind
     row_id: str
 
 
 def refusal_token(template: ChatTemplate, opener: str = "Sorry") -> int:
-    """The id of `opener`'s first token as it stands first in a response under the chat template.
+    """The id of `opener`'s first token at the start of a response under the chat template.
 
-    Raises ValueError where common openers of helpful answers begin with the same token: RTO would
+    Raises ValueError if common openers of helpful answers begin with the same token: RTO would
     then teach them too.
     """
     token, count = template.first_response_token(opener)
@@ -75,8 +95,8 @@ def refusal_token(template: ChatTemplate, opener: str = "Sorry") -> int:
     return token
 
 
-class Sides(NamedTuple):
-    """Both responses of a triple as turns behind its prompt."""
+class TripleTurns(NamedTuple):
+    """Both responses of a triple, each as a turn behind its prompt."""
 
     harmful: Turn
     safe: Turn
@@ -85,18 +105,18 @@ class Sides(NamedTuple):
     def longest(self) -> int:
         """The tokens of the longest row that can be drawn.
 
-        That is the safe response behind all of the harmful one but its end. So the seed never
-        decides whether a triple fits.
+        That row has the safe response behind all of the harmful one except its end of turn. So the
+        seed never decides if a triple fits.
         """
         prompt, harmful, safe = self.harmful.prompt_ids, self.harmful, self.safe
         return len(prompt) + len(harmful.response_ids) - 1 + len(safe.response_ids)
 
 
-BATCH = 256
-"""Conversations that are tokenised together."""
+TOKENISED_TOGETHER = 256
+"""Conversations in one call of the tokenizer: enough to keep all cores busy."""
 
 
-def triple_sides(triples: Sequence[Triple], template: ChatTemplate) -> list[Sides]:
+def triple_sides(triples: Sequence[Triple], template: ChatTemplate) -> list[TripleTurns]:
     """Both responses of each triple as turns, tokenised in batches."""
     items = [
         (triple.prompt.messages, response)
@@ -104,7 +124,7 @@ def triple_sides(triples: Sequence[Triple], template: ChatTemplate) -> list[Side
         for response in (triple.harmful_response, triple.safe_response)
     ]
     turns = batched_turns(items, template)
-    return [Sides(*two) for two in zip(turns[::2], turns[1::2], strict=True)]
+    return [TripleTurns(*two) for two in zip(turns[::2], turns[1::2], strict=True)]
 
 
 def prompt_turns(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Turn]:
@@ -124,8 +144,9 @@ def batched_turns(
     items: Sequence[tuple[Sequence[Message], str]], template: ChatTemplate
 ) -> list[Turn]:
     """The turn of each (messages, response), tokenised in batches."""
-    starts = range(0, len(items), BATCH)
-    return [turn for start in starts for turn in template.turns(items[start : start + BATCH])]
+    starts = range(0, len(items), TOKENISED_TOGETHER)
+    batches = [items[start : start + TOKENISED_TOGETHER] for start in starts]
+    return [turn for batch in batches for turn in template.turns(batch)]
 
 
 def turn_length(turn: Turn) -> int:
@@ -135,14 +156,13 @@ def turn_length(turn: Turn) -> int:
 
 def derta_rows(
     triples: Sequence[Triple],
-    sides: Sequence[Sides],
+    sides: Sequence[TripleTurns],
     token: int,
     *,
     seed: int = 0,
     prefix_unit: Literal["words", "tokens"] = "words",
 ) -> list[Row]:
-    """Two rows a triple: RTO over the whole harmful response, and the safe response behind a
-    harmful prefix.
+    """Two rows a triple: RTO over the harmful response, and the safe one behind a harmful prefix.
 
     `sides` are the triples' turns. Rows may have any length: see `lengths.fit`.
     """
@@ -156,15 +176,13 @@ def derta_rows(
 
 
 def rto_row(harmful: Turn, token: int, row_id: str) -> Row:
-    """Harmful response in, refusal token as the label of every position of it, its end-of-turn
-    position too."""
+    """The harmful response with the refusal token as each label, its end of turn too."""
     prompt, response = harmful.prompt_ids, harmful.response_ids
     return Row(prompt + response, [IGNORED] * len(prompt) + [token] * len(response), "rto", row_id)
 
 
 def prefix_row(harmful: Turn, safe: Turn, cut: int, row_id: str) -> Row:
-    """Prompt, the first `cut` tokens of the harmful response (no loss), then the safe response
-    (loss)."""
+    """The prompt, `cut` tokens of the harmful response (no loss), then the safe one (loss)."""
     prefix = harmful.response_ids[:cut]
     ids = safe.prompt_ids + prefix + safe.response_ids
     labels = [IGNORED] * (len(safe.prompt_ids) + len(prefix)) + safe.response_ids
@@ -174,15 +192,15 @@ def prefix_row(harmful: Turn, safe: Turn, cut: int, row_id: str) -> Row:
 def prefix_length(
     harmful: Turn, text: str, unit: Literal["words", "tokens"], rng: random.Random
 ) -> int:
-    """k in tokens of the harmful response.
+    """k: how many tokens of the harmful response the prefix has.
 
-    "tokens" is the paper's draw: k uniform in 0..|h|. "words" is the released code's: k = 0 for
-    every third row, else 1..n-2 whole words; the third is drawn by chance from the row's own seed,
-    so that order does not change the data.
+    "tokens" is the paper's draw: k uniform in 0..|h|. "words" is the draw of the released code:
+    k = 0 for every third row, else 1..n-2 whole words. Here chance picks the third from the row's
+    own seed, so that order does not change the data.
     """
     ends = [b for a, b in harmful.offsets if b > a]
-    # tokens before the response's first character (the space of Mistral's "[/INST] To"): part of
-    # every prefix but none
+    # Tokens before the response's first character, as the space of Mistral's "[/INST] To". They
+    # belong to every prefix that is not empty.
     glue = next((i for i, (a, b) in enumerate(harmful.offsets) if b > a), 0)
     if unit == "tokens":
         kept = rng.randint(0, len(ends))
@@ -210,17 +228,34 @@ def rows_dataset(rows: Sequence[Row]) -> Dataset:
 
 
 class DertaCollator:
-    """Rows -> padded batch; on RTO rows a fresh draw of the positions that keep their label.
+    """Rows -> a padded batch; RTO rows keep the labels of some positions, drawn again each epoch.
 
-    The released full fine-tuning script drops 95 % of them, anew at every pass; the LoRA script
-    drops none. The draw comes from (seed, row id, epoch), so that order and world size do not
-    change it. `epoch` is set by `EpochCallback`.
+    The released script for full fine-tuning drops 95 % of the positions, drawn again at each pass.
+    The script for LoRA drops none. The draw comes from (seed, row id, epoch), so that order and
+    world size do not change it. `EpochCallback` sets `epoch`.
 
     Args:
         pad_token_id: id for padding (attention mask 0, label -100).
         rto_dropout: share of RTO positions without loss, in [0, 1).
-        min_kept: RTO positions that every row keeps at least (ours; the release has no such floor).
-        seed: base of the draw.
+        min_kept: RTO positions that each row keeps at least (ours; the release has no minimum).
+        seed: start of the draw.
+
+    >>> rto = Row([5, 6, 7, 8], [-100, 9, 9, 9], "rto", "a")      # 9: the refusal token
+    >>> prefix = Row([5, 6, 9], [-100, -100, 9], "prefix", "a")   # 6: a harmful prefix
+    >>> collator = DertaCollator(pad_token_id=0, rto_dropout=0.5)
+    >>> batch = collator([rto.columns(), prefix.columns()])
+    >>> batch["input_ids"]
+    tensor([[5, 6, 7, 8],
+            [5, 6, 9, 0]])
+    >>> batch["attention_mask"]
+    tensor([[1, 1, 1, 1],
+            [1, 1, 1, 0]])
+    >>> batch["labels"]   # of the three positions of RTO two are kept
+    tensor([[-100,    9,    9, -100],
+            [-100, -100,    9, -100]])
+    >>> collator.epoch = 1
+    >>> collator([rto.columns()])["labels"]   # the next pass
+    tensor([[-100, -100,    9, -100]])
     """
 
     def __init__(
@@ -236,11 +271,18 @@ class DertaCollator:
         self.seed = seed
         self.epoch = 0
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Tensors input_ids, attention_mask and labels, all (batch, seq)."""
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        """input_ids, attention_mask and labels, (B, T) each.
+
+        Any: rows are `RowColumns` here, and trees in `TreeCollator`.
+        """
+        return self.padded(rows)
+
+    def padded(self, rows: Sequence[RowColumns]) -> dict[str, Tensor]:
+        """input_ids, attention_mask and labels, (B, T) each."""
         import torch
 
-        width = max(len(row["input_ids"]) for row in rows)
+        width = max(len(row["input_ids"]) for row in rows)  # T
         batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
         for row in rows:
             ids, gap = list(row["input_ids"]), width - len(row["input_ids"])
@@ -248,9 +290,9 @@ class DertaCollator:
             batch["input_ids"].append(ids + [self.pad_token_id] * gap)
             batch["attention_mask"].append([1] * len(ids) + [0] * gap)
             batch["labels"].append(labels + [IGNORED] * gap)
-        return {name: torch.tensor(value) for name, value in batch.items()}
+        return {name: torch.tensor(value) for name, value in batch.items()}  # (B, T)
 
-    def drop(self, row: dict[str, Any]) -> list[int]:
+    def drop(self, row: RowColumns) -> list[int]:
         """The labels of an RTO row with the dropped positions set to -100."""
         rng = random.Random(f"{self.seed} {row['row_id']} {self.epoch}")
         positions = [i for i, label in enumerate(row["labels"]) if label != IGNORED]

@@ -1,27 +1,32 @@
 """DeRTa's two rows of a question as one: prompt and harmful prefix are computed once.
 
-    rows = derta_rows(...)
-    # RTO row and prefix row of each triple, then helpful rows
+    rows = derta_rows(...)    # RTO row and prefix row of each triple, then helpful rows
     collator = TreeCollator(pad_token_id=0)
-    batch = collator(trees(rows)[:8])           # (2 * 8, seq): first branches, then second ones
+    batch = collator(trees(rows)[:8])    # (2 * 8, T): first branches, then second ones
 
-The RTO row [q, h] and the prefix row [q, h_<k, r] begin alike. A tree is a training example with
-both, so that they meet in one batch, laid out as a preference pair is; `share_prefix` then runs
-each tree as one row with the same loss and gradients. A helpful row is a tree of one branch. A
-batch counts trees, not rows: batches are others than without trees.
+The RTO row [q, h] and the prefix row [q, h_<k, r] have the same beginning. A tree is a training
+example with both, so that they come into one batch. The batch has the layout of preference pairs.
+`share_prefix` then runs each tree as one row, with the same loss and gradients. A helpful row is a
+tree of one branch. A batch counts trees, not rows, so batches differ from those without trees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from overrefusal_po.train.derta_rows import IGNORED, DertaCollator, Row
+from overrefusal_po.train.derta_rows import IGNORED, DertaCollator, Row, RowColumns
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def trees(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as examples {"branches": [row, ...]}: an RTO row with the prefix row behind it, others
-    alone."""
+Tree = dict[str, list[RowColumns]]
+"""{"branches": one row or two}: a training example."""
+
+
+def trees(rows: Sequence[Row]) -> list[Tree]:
+    """Rows as trees: an RTO row with the prefix row behind it, other rows alone."""
     found: list[list[Row]] = []
     for row in rows:
         before = found[-1][0] if found else None
@@ -34,28 +39,31 @@ def trees(rows: Sequence[Row]) -> list[dict[str, Any]]:
             found[-1].append(row)
         else:
             found.append([row])
-    return [{"branches": [row._asdict() for row in branches]} for branches in found]
+    return [{"branches": [row.columns() for row in branches]} for branches in found]
 
 
 class TreeCollator(DertaCollator):
     """Trees -> the padded batch of their rows, first branches and then second ones.
 
     Attributes:
-        paired: True where the model shares prefixes, which needs as many second branches as first
-        ones: a tree of one
-            branch then gets its own first token again, without label. It costs nothing there; False
-            leaves it out.
+        paired: True if the model shares prefixes. It then needs as many second branches as first
+            ones. A tree of one branch gets its own first token again, without label, which costs
+            nothing there. False leaves that out.
     """
 
     paired = True
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Tensors input_ids, attention_mask and labels, all (2 * trees or fewer, seq)."""
+    def __call__(self, rows: Sequence[Tree]) -> dict[str, Tensor]:
+        """input_ids, attention_mask and labels, (2 * trees or fewer, T) each."""
         branches = [example["branches"] for example in rows]
-        second = [b[1] if len(b) > 1 else stub(b[0]) for b in branches if len(b) > 1 or self.paired]
-        return super().__call__([b[0] for b in branches] + second)
+        second = [
+            b[1] if len(b) > 1 else unlabelled_start(b[0])
+            for b in branches
+            if len(b) > 1 or self.paired
+        ]
+        return self.padded([b[0] for b in branches] + second)
 
 
-def stub(row: dict[str, Any]) -> dict[str, Any]:
+def unlabelled_start(row: RowColumns) -> RowColumns:
     """The first token of a row, without label."""
     return {**row, "kind": "sft", "input_ids": list(row["input_ids"])[:1], "labels": [IGNORED]}

@@ -62,12 +62,12 @@ def dpo_trainer(
         ref_model: another reference than the start policy.
         peft_config: a peft config; None trains all weights.
         callbacks: transformers callbacks.
-        template: chat options (system prompt, template kwargs); None uses the tokenizer's template.
-        opening: train on this many first tokens of each side (see `opening`); None: on whole sides.
+        template: chat options; None uses the tokenizer's template.
+        opening: train on this many first tokens of each side; None: on whole sides.
         too_long: "drop" leaves out, and counts, pairs longer than `max_length`; none is ever cut.
         shared_prefix: compute the prompt of a pair once, if that is proven exact.
-        reference_store: a folder that keeps reference log-probs from run to run. It turns
-            `precompute_ref_log_probs` on. No reference model is then held, except under FSDP.
+        reference_store: a folder that keeps reference log-probs from run to run. Then no
+            reference model is held, except under FSDP.
 
     Raises:
         ValueError: no pairs, a tokenizer without chat template, a pair longer than `max_length`.
@@ -102,7 +102,8 @@ def dpo_trainer(
 def trainer_class(
     config: DPOConfig, store: str | Path | None, shared_prefix: bool
 ) -> Callable[..., DPOTrainer]:
-    """TRL's trainer for tokenised rows; with reference log-probs computed ahead, one with a store."""
+    """TRL's trainer for tokenised rows; with reference log-probs computed ahead, one with a
+    store."""
     from overrefusal_po.train.trl_private import ReadyDPOTrainer, StoredDPOTrainer
 
     if not config.precompute_ref_log_probs:

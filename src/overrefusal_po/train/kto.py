@@ -3,28 +3,29 @@
     trainer = kto_trainer("my/model", pairs, args={"per_device_train_batch_size": 4})
     sides = unpaired([(chosen, rejected), ...], batch_size=4, seed=0)     # in training order
 
-KTO holds a response against how far the policy has gone from the
-reference on prompts with responses to *other* prompts. TRL 1.16 gets these once, before training:
-among each `per_device_train_batch_size` consecutive rows a prompt gets the response of the row
-before it, the first that of the last. Where TRL itself unpairs, all chosen sides come before all
-rejected ones, and a batch has one label. Of the order made here this holds exactly:
+KTO compares a response with how far the policy has moved from the reference. It measures that
+distance on prompts with responses to *other* prompts. TRL 1.16 picks those responses once, before
+training. Among each `per_device_train_batch_size` rows in a row, a prompt gets the response of the
+row before it; the first prompt gets the response of the last row. If TRL makes rows of pairs
+itself, all chosen sides come before all rejected ones. A batch then has one label. The order made
+here has these properties:
 
-- all prompts of a batch are different, so that none is paired with a response to itself;
-- any run of rows has its share of desirable ones, to within one row (half, where no side stands in
-  two pairs);
-- it follows from the seed and the rows alone, whatever order they come in.
+- All prompts of a batch are different, so that no prompt gets a response to itself.
+- Any run of rows has its share of desirable rows, to within one row. The share is a half if no side
+  is in two pairs.
+- The order follows from the seed and the rows alone, whatever order they come in.
 
-accelerate deals whole batches to the processes in turn, and steps accumulate whole batches, so that
-this holds for both. Rows that it repeats to fill up the last step of an epoch keep the responses
-they have. Every epoch has the same order, as TRL pairs only once: a new one would need a trainer
-and a sampler of our own.
+accelerate gives whole batches to the processes in turn, and a step accumulates whole batches. So
+both keep these properties. accelerate repeats rows to fill the last step of an epoch; those rows
+keep their responses. Every epoch has the same order, since TRL pairs only once. A new order would
+need a trainer and a sampler of our own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.recipe.methods import check_kto, uses_kl
@@ -37,8 +38,8 @@ from overrefusal_po.train.policy import frozen_copy, load_policy, tokenizer_and_
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import read as read
 from overrefusal_po.train.rows import COLUMNS, fit_pairs, pair_table, side_lengths
-from overrefusal_po.train.settings import trainer_config
-from overrefusal_po.train.student import Answer
+from overrefusal_po.train.settings import Settings, trainer_config
+from overrefusal_po.train.student import StudentAnswer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +55,7 @@ def kto_trainer(
     model: PreTrainedModel | str,
     pairs: Sequence[PreferencePair] | Prepared,
     *,
-    args: KTOConfig | Mapping[str, Any] | None = None,
+    args: KTOConfig | Settings | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     ref_model: PreTrainedModel | None = None,
     peft_config: PeftConfig | None = None,
@@ -105,7 +106,7 @@ def prepare(
     recipe: TrainRecipe,
     source: Source,
     template: ChatTemplate,
-    said: Sequence[Answer] | None = None,
+    said: Sequence[StudentAnswer] | None = None,
 ) -> Prepared:
     """The sides to train on (see `preference.prepare`), in this module's order."""
     return preference.prepare(recipe, source, template, said, make_rows=side_rows)
@@ -135,13 +136,13 @@ class Side(NamedTuple):
 def side_rows(
     pairs: Sequence[PreferencePair],
     table: pa.Table,
-    settings: Mapping[str, Any],
+    settings: Settings,
     opening: int | None,
 ) -> Prepared:
     """Both sides of pairs as rows in training order; `settings` are trl.KTOConfig's keys.
 
-    With a KL term each row holds the completion that its prompt is compared with, as TRL pairs
-    them: that of the row before it in its batch, the first that of the last.
+    With a KL term each row also holds the completion that its prompt is compared with. TRL takes
+    that of the row before it in its batch; the first row gets that of the last.
     """
     import pyarrow as pa
 
@@ -164,7 +165,7 @@ def side_rows(
 
 
 def compared_with(place: int, rows: int, batch_size: int) -> int:
-    """The place of the row whose completion stands in for another answer to the prompt of `place`.
+    """The place of the row whose completion the prompt at `place` gets for its KL term.
 
     >>> [compared_with(at, 5, 3) for at in range(5)]
     [2, 0, 1, 4, 3]
@@ -184,11 +185,28 @@ def sides_of_pairs(table: pa.Table) -> list[tuple[Side, Side]]:
 
 
 def unpaired(pairs: Sequence[tuple[Side, Side]], *, batch_size: int, seed: int) -> list[Side]:
-    """All sides in the order to train in, a side that stands in several pairs once.
+    """All sides in training order; a side that is in several pairs comes once.
 
-    Left out, with a count: pairs whose sides have the same tokens, and a row that would be a batch
-    by itself. Counted too: responses that one pair of a prompt chooses and another rejects.
-    ValueError where no pair is left, and where the prompts of a batch cannot all be different.
+    Left out, with a warning: pairs whose sides have the same tokens, and a row that would be a
+    batch by itself. Raises ValueError if no pair is left, and if the prompts of a batch cannot all
+    be different.
+    """
+    sides = different_sides(pairs)
+    order = interleaved(
+        *(in_rounds([s for s in sides if s.desirable is label], seed) for label in (True, False))
+    )
+    separate_prompts(order, batch_size)
+    if len(order) % batch_size == 1 < batch_size:
+        order.pop()
+        logger.warning("1 of %d rows would be a batch by itself and is left out", len(order) + 1)
+    return order
+
+
+def different_sides(pairs: Sequence[tuple[Side, Side]]) -> list[Side]:
+    """Each side once, without the pairs whose sides have the same tokens.
+
+    Warns of what it leaves out, and of responses that one pair of a prompt chooses and another
+    rejects. Raises ValueError if no pair is left.
     """
     given = [side for both in pairs if both[0].completion != both[1].completion for side in both]
     if not given:
@@ -206,43 +224,36 @@ def unpaired(pairs: Sequence[tuple[Side, Side]], *, batch_size: int, seed: int) 
         logger.warning(
             "%d of %d sides stand in another pair too; each is one row", again, len(given)
         )
-    if torn := len(known) - len({side[:2] for side in known}):
+    if both_ways := len(known) - len({side[:2] for side in known}):
         logger.warning(
             "%d responses are chosen in one pair and rejected in another of the same prompt: KTO "
             "trains both ways",
-            torn,
+            both_ways,
         )
-    order = interleaved(
-        *(in_rounds([s for s in known if s.desirable is label], seed) for label in (True, False))
-    )
-    separate_prompts(order, batch_size)
-    if len(order) % batch_size == 1 < batch_size:
-        order.pop()
-        logger.warning("1 of %d rows would be a batch by itself and is left out", len(order) + 1)
-    return order
+    return known
 
 
 def in_rounds(sides: Sequence[Side], seed: int) -> list[Side]:
-    """Sides of one label in a drawn order: one of each prompt, then one of each prompt that has
-    more, and so on.
+    """Sides of one label in a drawn order, in rounds.
 
-    A round of undesirable sides begins in its middle, so that the sides of a prompt are half a
-    round apart.
+    The first round has one side of each prompt, the next one side of each prompt that has more. A
+    round of undesirable sides begins in its middle. So both sides of a prompt are half a round
+    apart.
     """
     by_prompt: dict[tuple[int, ...], list[Side]] = {}
     for side in sorted(sides, key=lambda s: content_id(seed, s.prompt, s.completion)):
         by_prompt.setdefault(side.prompt, []).append(side)
     waiting = [by_prompt[prompt] for prompt in sorted(by_prompt, key=lambda p: content_id(seed, p))]
-    laid: list[Side] = []
+    order: list[Side] = []
     while waiting:
         middle = 0 if sides[0].desirable else (len(waiting) + 1) // 2
-        laid += [own.pop() for own in waiting[middle:] + waiting[:middle]]
+        order += [own.pop() for own in waiting[middle:] + waiting[:middle]]
         waiting = [own for own in waiting if own]
-    return laid
+    return order
 
 
 def interleaved(some: Sequence[Side], others: Sequence[Side]) -> list[Side]:
-    """Both lists in one, each spread evenly over it."""
+    """Both lists in one list, each spread evenly over it."""
     places = [((2 * i + 1) * len(others), side) for i, side in enumerate(some)]
     places += [((2 * i + 1) * len(some), side) for i, side in enumerate(others)]
     return [side for _, side in sorted(places, key=lambda place: place[0])]
@@ -251,9 +262,9 @@ def interleaved(some: Sequence[Side], others: Sequence[Side]) -> list[Side]:
 def separate_prompts(order: list[Side], batch_size: int) -> None:
     """Swaps rows of one label until no batch has a prompt twice.
 
-    Nothing is to be done where each prompt has one side of each label and there are as many prompts
-    as rows in a batch. Where some have more, twice as many prompts were always enough (tried); with
-    fewer there may be an order that is not found.
+    No swap is needed if each prompt has one side of each label. (A batch must not have more rows
+    than there are prompts.) If some prompts have more sides, twice as many prompts were always
+    enough (tried). With fewer prompts an order may exist that is not found: that is a ValueError.
     """
     for i, side in enumerate(order):
         if is_alone(order, i, side.prompt, batch_size):
@@ -276,7 +287,7 @@ def separate_prompts(order: list[Side], batch_size: int) -> None:
 
 
 def is_alone(order: Sequence[Side], place: int, prompt: tuple[int, ...], batch_size: int) -> bool:
-    """Whether no other row of the batch of `place` has `prompt`."""
+    """Whether no other row in the batch of `place` has `prompt`."""
     start = place - place % batch_size
     return all(
         start + k == place or s.prompt != prompt
@@ -285,7 +296,7 @@ def is_alone(order: Sequence[Side], place: int, prompt: tuple[int, ...], batch_s
 
 
 def warn_of_cut(rows: Dataset, max_length: int | None) -> None:
-    """Warns of rows whose comparison response TRL cuts at `max_length`: their KL is partial."""
+    """Warns if TRL cuts the responses for the KL term at `max_length`: that KL is partial."""
     import pyarrow.compute as pc
 
     if max_length is None or "KL_completion_ids" not in rows.column_names:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from overrefusal_po.exact.shared_prefix import CHECKED
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair, Prompt, Triple
 
@@ -55,15 +56,11 @@ class Fitting(NamedTuple):
         """`; 3 of 135 pairs left out as too long (a, b, c)`, or nothing if all fit."""
         if not self.left_out:
             return ""
-        more = ", ..." if len(self.left_out) > SHOWN_IDS else ""
-        ids = ", ".join(self.left_out[:SHOWN_IDS]) + more
-        number = len(self.kept) + len(self.left_out)
-        return f"; {len(self.left_out)} of {number} {self.name}s left out as too long ({ids})"
+        return f"; {left_out_text(self.name, self.left_out, len(self.kept) + len(self.left_out))}"
 
     def warned(self) -> list[int]:
         """The places of what fits, after a warning that counts what does not."""
-        if self.left_out:
-            logger.warning("max_length is %s%s", self.max_length, self)
+        warn_of_left_out(self.note)
         return self.kept
 
     @property
@@ -78,6 +75,19 @@ class Fitting(NamedTuple):
             "ids": self.left_out,
         }
         return {self.name: counts}
+
+
+def left_out_text(name: str, ids: Sequence[str], number: int) -> str:
+    """`3 of 135 pairs left out as too long (a, b, c)`."""
+    shown = ", ".join(ids[:SHOWN_IDS]) + (", ..." if len(ids) > SHOWN_IDS else "")
+    return f"{len(ids)} of {number} {name}s left out as too long ({shown})"
+
+
+def warn_of_left_out(notes: Mapping[str, Mapping[str, Any]]) -> None:
+    """A warning for each kind of record in `Fitting.note`."""
+    for name, note in notes.items():
+        text = left_out_text(name, note["ids"], note["of"])
+        logger.warning("max_length is %s; %s", note["max_length"], text)
 
 
 def fit(
@@ -137,7 +147,7 @@ def group_by_length(trainer: Trainer) -> None:
     from overrefusal_po.train.trl_private import use_sampler
 
     policy = cast("Module", trainer.model)
-    shared = any(hasattr(module, "_shares_prefix") for module in policy.modules())
+    shared = any(hasattr(module, CHECKED) for module in policy.modules())
     rows = cast("Dataset", trainer.train_dataset)
     use_sampler(trainer, [step_tokens(row, shared=shared) for row in rows])
 

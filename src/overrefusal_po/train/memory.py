@@ -1,49 +1,52 @@
-"""Model config + recipe -> how much memory a training takes at its peak, and whether the device has
-it. No weights.
+"""Model config and recipe -> the memory of a training at its peak, and whether the device has it.
 
     shape = shape_of(config_of(recipe.model), recipe.model)
     found = estimate(shape, recipe, widest_batch(recipe, prepared.lengths), *device_memory())
     str(found)       # '5.1 of 24.0 GB: fits (weights 0.5, reference 0, gradients 0, ...)'
 
-The counts are exact, from the model's own classes without weights; the constants of activations and
-overhead are measured on a CPU (`benchmarks/memory.py`, which also says how far off the estimate
-is). No GPU has been measured.
+No weights are loaded. The counts are exact: they come from the model's own classes. The constants
+of activations and overhead are measured on a CPU. `benchmarks/memory.py` measures them, and also
+how far the estimate is off. No GPU has been measured.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from overrefusal_po.model import load as models
+from overrefusal_po.model.load import ModelSection
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.settings import full_settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from transformers import PretrainedConfig
 
-OVERHEAD = {"cpu": 0.76e9, "cuda": 1.5e9}
-"""Bytes of a process that trains nothing: Python and libraries on a CPU (measured), the CUDA
-context on a GPU (ours)."""
+OVERHEAD_BYTES = {"cpu": 0.76e9, "cuda": 1.5e9}
+"""Bytes of a process that trains nothing.
 
-KEPT = {"cpu": 1.5, "cuda": 0.93}
-"""Memory kept for the backward pass, as a multiple of what `layer_values` counts. 0.93 is what
-autograd holds (counted by its hooks); what malloc loses to gaps comes on top on a CPU
+On a CPU they are Python and the libraries (measured), on a GPU the CUDA context (ours)."""
+
+KEPT_FACTOR = {"cpu": 1.5, "cuda": 0.93}
+"""Memory kept for the backward pass, as a multiple of what `layer_values` counts.
+
+0.93 is what autograd holds (counted by its hooks). On a CPU the gaps of malloc are added
 (measured)."""
 
 LOGIT_TILE, LOGIT_COPIES = (4096, 32768), {"cpu": 8.4, "cuda": 1.0}
-"""TRL's fused head (1.16): (tokens, vocabulary) of a tile, and how many of its size are alive in
-the backward pass: many where torch folds them (measured), one buffer where Triton does (read in
-TRL's source)."""
+"""TRL's fused head (1.16): (tokens, vocabulary) of a tile, and its copies in the backward pass.
+
+torch keeps many copies on a CPU (measured). Triton has one buffer (read in TRL's source)."""
 
 MIXED_BYTES = 3.0
-"""Bytes of a kept value when the matrices are of 16 bits: norms, residuals and LoRA's inputs stay
-in 32 (counted: 3)."""
+"""Bytes of a kept value if the matrices have 16 bits (counted).
+
+Norms, residuals and LoRA's inputs stay in 32 bits."""
 
 OPTIMISER_BYTES = {
     "adamw_8bit": 2,
@@ -52,19 +55,18 @@ OPTIMISER_BYTES = {
     "sgd": 0,
     "adafactor": 0,
 }
-"""Bytes of optimiser state a trained weight, where they are not the 8 of AdamW."""
+"""Bytes of optimiser state for each trained weight, if they are not the 8 of AdamW."""
 
-TIGHT = 0.8
-"""From this share of the device's memory on an estimate is tight: it may be off by a quarter."""
+TIGHT_SHARE = 0.8
+"""From this share of the device's memory an estimate is tight: it may be off by a quarter."""
 
 
 class Shape(NamedTuple):
-    """What a model's config says about its size. Counts of weights, and widths of one layer's
-    vectors."""
+    """The size of a model by its config: counts of weights, and widths of a layer's vectors."""
 
     weights: int
     quantised: int
-    """Weights of linear layers, the LM head left out: those that bitsandbytes quantises."""
+    """Weights of the linear layers except the LM head: bitsandbytes quantises those."""
     adapter: int
     """Weights that one rank of the recipe's LoRA adds; 0 without."""
     layers: int
@@ -75,11 +77,12 @@ class Shape(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The widest batch of a device, padding counted: `tokens` that go through the layers, and those
-    that the head sees."""
+    """The widest batch of a device, padding counted."""
 
     tokens: int
+    """Those that go through the layers."""
     scored: int
+    """Those that go through the LM head."""
 
 
 class Memory(NamedTuple):
@@ -96,15 +99,18 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Gradients grow while activations shrink, so that only the greater of the two counts."""
+        """The sum of the parts; of activations and gradients only the greater one counts.
+
+        Gradients grow while activations shrink.
+        """
         step = max(self.activations + self.logits, self.gradients)
         return self.weights + self.reference + self.optimiser + step + self.overhead
 
     @property
     def verdict(self) -> Literal["fits", "tight", "will not fit"]:
-        """What the total says about the memory that is there."""
+        """Whether the total fits into the memory of the device."""
         share = self.total / self.available
-        return "fits" if share < TIGHT else "tight" if share <= 1 else "will not fit"
+        return "fits" if share < TIGHT_SHARE else "tight" if share <= 1 else "will not fit"
 
     def __str__(self) -> str:
         """`5.1 of 24.0 GB: fits (weights 0.5, ...)`, in units of 10^9 bytes."""
@@ -112,18 +118,19 @@ class Memory(NamedTuple):
         return f"{self.total / 1e9:.1f} of {self.available / 1e9:.1f} GB: {self.verdict} ({parts})"
 
 
-def config_of(section: Mapping[str, Any]) -> Any:
+def config_of(section: ModelSection) -> PretrainedConfig:
     """The model config that a recipe's `model:` names; no weights are read."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(
+    config: PretrainedConfig = AutoConfig.from_pretrained(
         models.resolve(str(section["model_name_or_path"])),
         revision=section.get("model_revision", "main"),
         trust_remote_code=bool(section.get("trust_remote_code", False)),
     )
+    return config
 
 
-def shape_of(config: Any, section: Mapping[str, Any]) -> Shape:
+def shape_of(config: PretrainedConfig, section: ModelSection) -> Shape:
     """The shape of a model from its config, with the adapter of the recipe's `model:` section."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -143,7 +150,7 @@ def shape_of(config: Any, section: Mapping[str, Any]) -> Shape:
         weights=sum(p.numel() for p in model.parameters()),
         quantised=sum(m.weight.numel() for m in linear.values()),
         adapter=sum(
-            m.in_features + m.out_features for n, m in linear.items() if adapted(n, section)
+            m.in_features + m.out_features for n, m in linear.items() if is_adapted(n, section)
         ),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
@@ -157,9 +164,11 @@ def shape_of(config: Any, section: Mapping[str, Any]) -> Shape:
     )
 
 
-def adapted(name: str, section: Mapping[str, Any]) -> bool:
-    """Whether the recipe's LoRA adapts the linear layer `name`; peft's own choice is taken as all
-    of them."""
+def is_adapted(name: str, section: ModelSection) -> bool:
+    """Whether the recipe's LoRA adapts the linear layer `name`.
+
+    If a recipe leaves the choice to peft, all linear layers count.
+    """
     targets = section.get("lora_target_modules") or "all-linear"
     targets = [targets] if isinstance(targets, str) else targets
     return bool(section.get("use_peft")) and (
@@ -168,27 +177,29 @@ def adapted(name: str, section: Mapping[str, Any]) -> bool:
 
 
 def layer_values(hidden: int, intermediate: int, queries: int, keys: int) -> int:
-    """Values that one token leaves in one layer of a Llama: two norms, q, k, v (k and v once a
-    head), attention, MLP."""
+    """Values that one token leaves for the backward pass in one layer of a Llama.
+
+    They are two norms, q, k and v (k and v once for each query head), the attention, and the MLP.
+    """
     return 6 * hidden + 4 * queries + 2 * keys + 4 * intermediate
 
 
 def estimate(
     shape: Shape, recipe: TrainRecipe, batch: Batch, device: str, available: float
 ) -> Memory:
-    """The peak of a step of `recipe` on `batch`, on one `device` ("cpu" or "cuda") with `available`
-    bytes.
+    """The peak of one training step on `batch`.
 
-    Sharding over several devices (FSDP, ZeRO) is not counted.
+    `device` is "cpu" or "cuda", and has `available` bytes. Sharding over several devices (FSDP,
+    ZeRO) is not counted.
     """
     section, trainer = recipe.model, full_settings(recipe)
     method = find_method(recipe.method)
     lora = bool(section.get("use_peft"))
     weights = weight_bytes(shape, section)
     trained = shape.adapter * section.get("lora_r", 16) if lora else shape.weights
-    wide = width_of(section) == 4 and not (trainer["bf16"] or trainer["fp16"])
+    wide = weight_width(section) == 4 and not (trainer["bf16"] or trainer["fp16"])
     width = 4.0 if wide else MIXED_BYTES
-    layer = KEPT[device] * width * shape.kept * batch.tokens
+    layer = KEPT_FACTOR[device] * width * shape.kept * batch.tokens
     kept = shape.layers * layer
     if trainer["gradient_checkpointing"]:
         kept = layer + shape.layers * width * shape.hidden * batch.tokens
@@ -203,17 +214,17 @@ def estimate(
         optimiser=float(OPTIMISER_BYTES.get(str(trainer["optim"]), 8) * trained),
         activations=kept + (4.0 * trained if trainer["gradient_accumulation_steps"] > 1 else 0.0),
         logits=LOGIT_COPIES[device] * (4 if wide or device == "cpu" else 2) * tile,
-        overhead=OVERHEAD[device],
+        overhead=OVERHEAD_BYTES[device],
         available=available,
     )
 
 
-def weight_bytes(shape: Shape, section: Mapping[str, Any]) -> float:
+def weight_bytes(shape: Shape, section: ModelSection) -> float:
     """Bytes of the loaded weights, quantised or not, without an adapter."""
-    width = width_of(section)
+    width = weight_width(section)
     if section.get("load_in_4bit"):
-        # a scale for 64 weights: 32 bits, or with double quantisation 8 bits and 32 more for 256 of
-        # them
+        # 64 weights share a scale of 32 bits. With double quantisation the scale has 8 bits, and
+        # 256 scales share 32 bits more.
         scale = 0.0159 if section.get("use_bnb_nested_quant") else 0.0625
         return width * shape.weights + (0.5 + scale - width) * shape.quantised
     return width * shape.weights + (
@@ -221,9 +232,11 @@ def weight_bytes(shape: Shape, section: Mapping[str, Any]) -> float:
     )
 
 
-def width_of(section: Mapping[str, Any]) -> int:
-    """Bytes of a weight as loaded; `auto` is what most models are published in, and full
-    fine-tuning is in float32."""
+def weight_width(section: ModelSection) -> int:
+    """Bytes of one loaded weight: 4 or 2.
+
+    `auto` counts as 16 bits, in which most models are published. Full fine-tuning is in float32.
+    """
     left_open = models.default_dtype() if section.get("use_peft") else "float32"
     return 4 if (section.get("dtype") or left_open) == "float32" else 2
 
@@ -231,8 +244,8 @@ def width_of(section: Mapping[str, Any]) -> int:
 def widest_batch(recipe: TrainRecipe, lengths: NDArray[np.int64]) -> Batch:
     """The batch of the rows that take most memory.
 
-    Rows are padded to the widest, or with a shared prefix one behind the other. `lengths` are those
-    of `data.Prepared`: (rows, 3) of pairs, (rows, 1) of whole rows.
+    Rows are padded to the widest one, or stand one behind the other with a shared prefix. `lengths`
+    are those of `data.Prepared`: (pairs, 3) for pairs, (rows, 1) for whole rows.
     """
     widths = row_widths(recipe, lengths)
     size: int = full_settings(recipe)["per_device_train_batch_size"]
@@ -243,20 +256,20 @@ def widest_batch(recipe: TrainRecipe, lengths: NDArray[np.int64]) -> Batch:
 
 
 def shares_prefix(recipe: TrainRecipe) -> bool:
-    """Whether pairs go through the model without padding, if that is proven exact."""
+    """Whether pairs go through the model as one row without padding, if that is proven exact."""
     return find_method(recipe.method).shares_prefix and recipe.speed.shared_prefix
 
 
 def row_widths(recipe: TrainRecipe, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(rows, 2): the tokens and the scored tokens of one row, or of both rows of a pair.
+    """(rows, 2): the tokens and the scored tokens of a row, or of both rows of a pair.
 
     Without a shared prefix the head sees all tokens (on CPUs).
     """
     if lengths.shape[1] == 1:
         return np.repeat(lengths, 2, axis=1)
     method = find_method(recipe.method)
-    prompt, sides = lengths[:, 0], lengths[:, 1:]
-    padded = prompt + sides.max(axis=1)
+    prompt, sides = lengths[:, 0], lengths[:, 1:]  # (P,), (P, 2)
+    padded = prompt + sides.max(axis=1)  # (P,)
     if method.sides_apart:  # passes without gradients (KL, reference) keep nothing
         return np.stack([padded, padded], axis=1)
     if not shares_prefix(recipe):
@@ -266,8 +279,7 @@ def row_widths(recipe: TrainRecipe, lengths: NDArray[np.int64]) -> NDArray[np.in
 
 
 def device_memory(*, use_cpu: bool = False) -> tuple[str, float]:
-    """("cuda" or "cpu", bytes): of one GPU, or of this machine (of its container, where that has
-    less)."""
+    """("cuda", bytes of one GPU) or ("cpu", bytes of this machine, or of its container if less)."""
     if models.has_cuda() and not use_cpu:
         import torch
 

@@ -10,15 +10,14 @@ A method is one row in `recipe/methods.py` and one file like `train/dpo.py`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.recipe.methods import find_method
+from overrefusal_po.recipe.methods import find_method, method_file
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.data import Prepared, Source
-from overrefusal_po.train.student import Answer
+from overrefusal_po.train.student import StudentAnswer
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -36,7 +35,7 @@ class MethodModule(Protocol):
         recipe: TrainRecipe,
         source: Source,
         template: ChatTemplate,
-        said: Sequence[Answer] | None,
+        said: Sequence[StudentAnswer] | None,
     ) -> Prepared:
         """The rows to train on, checked; raises ValueError for what cannot be trained on.
 
@@ -63,7 +62,7 @@ NEEDED = ("read", "prepare", "recipe_trainer")
 def method_module(name: str) -> MethodModule:
     """The file of a method; ValueError if it lacks a function."""
     place = find_method(name).module
-    module = importlib.import_module(place)
+    module = method_file(place, name)
     missing = [needed for needed in NEEDED if not callable(getattr(module, needed, None))]
     if missing:
         raise ValueError(

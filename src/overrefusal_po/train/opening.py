@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SIDES = ("chosen_ids", "rejected_ids")
+SIDE_COLUMNS = ("chosen_ids", "rejected_ids")
 
 
 def cut_sides(table: pa.Table, tokens: int | None) -> pa.Table:
     """`table` with the first `tokens` ids of both sides (None: all of them)."""
     import pyarrow.compute as pc
 
-    for name in SIDES if tokens is not None else ():
+    for name in SIDE_COLUMNS if tokens is not None else ():
         column = pc.list_slice(table[name].combine_chunks(), 0, tokens)
         table = table.set_column(table.column_names.index(name), name, column)
     return table
@@ -36,7 +36,7 @@ def without_equal(table: pa.Table, tokens: int) -> tuple[pa.Table, list[int]]:
 
     Raises ValueError if none is left.
     """
-    sides = zip(*(table[name].to_pylist() for name in SIDES), strict=True)
+    sides = zip(*(table[name].to_pylist() for name in SIDE_COLUMNS), strict=True)
     kept = [at for at, (chosen, rejected) in enumerate(sides) if chosen != rejected]
     if not kept:
         raise ValueError(

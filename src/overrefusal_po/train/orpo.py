@@ -1,21 +1,22 @@
-"""ORPO (arXiv 2403.07691, equation 6) as a loss on TRL's `DPOTrainer`: no reference model, no full
-logits.
+"""ORPO (arXiv 2403.07691, equation 6) as a loss on TRL's `DPOTrainer`, without a reference model.
 
-    trainer = ORPOTrainer(model=..., args=ORPOConfig(beta=0.1, ...), train_dataset=pairs, processing_class=tokenizer)
+    trainer = ORPOTrainer(
+        model=..., args=ORPOConfig(beta=0.1), train_dataset=pairs, processing_class=tokenizer
+    )
 
-Loss and gradients are those of `trl.experimental.orpo`, which builds the logits of every position
-and may vanish; tokens are DPOTrainer's, so that a template that ends behind its end-of-turn token
-gets no second one. As there and in the paper's code, the likelihood term covers the prompt of the
-chosen side too. Settings that belong to DPO are fixed and cannot be given.
+Loss and gradients are those of `trl.experimental.orpo`. That trainer builds the logits of every
+position, and TRL may remove it. Tokens are those of `DPOTrainer`: a template that ends behind its
+end-of-turn token gets no second one. The likelihood term covers the prompt of the chosen side too,
+as in TRL and in the paper's code. Settings of DPO's own loss are fixed and cannot be given.
 
-This module imports TRL at its top: import it inside a function.
+Shapes: P pairs, T tokens. This module imports TRL at its top: import it inside a function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,12 +34,8 @@ from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import prepare as prepare
 from overrefusal_po.train.preference import read as read
 from overrefusal_po.train.rows import prepared_pairs
-from overrefusal_po.train.settings import trainer_config
-from overrefusal_po.train.trl_private import (
-    ReadyDPOTrainer,
-    add_log_prob_head,
-    shared_prefix_on,
-)
+from overrefusal_po.train.settings import Settings, trainer_config
+from overrefusal_po.train.trl_private import OwnLossTrainer, shared_prefix_on
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -47,12 +44,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class ORPOConfig(DPOConfig):
-    """TRL's `DPOConfig` without the keys of DPO's own loss and reference. `beta` is the paper's
-    lambda."""
+    """TRL's `DPOConfig` without the keys of DPO's own loss and reference.
 
-    precompute_ref_log_probs: bool = field(
-        init=False, default=True
-    )  # so that TRL loads no reference model
+    `beta` is the paper's lambda.
+    """
+
+    # True, so that TRL loads no reference model
+    precompute_ref_log_probs: bool = field(init=False, default=True)
     precompute_ref_batch_size: int | None = field(init=False, default=None)
     padding_free: bool = field(init=False, default=False)
     loss_type: list[str] = field(init=False, default_factory=lambda: ["sigmoid"])
@@ -68,70 +66,35 @@ class ORPOConfig(DPOConfig):
     ref_model_sync_steps: int = field(init=False, default=512)
 
 
-class ORPOTrainer(ReadyDPOTrainer):
-    """`DPOTrainer` with ORPO's loss. Full fine-tuning under FSDP loads a reference for a moment and
-    drops it (TRL's rule)."""
-
-    _tag_names = ["trl", "orpo"]  # noqa: RUF012  # TRL's own form
-    _name = "ORPO"
-    _paper = {  # noqa: RUF012
+class ORPOTrainer(
+    OwnLossTrainer,
+    name="ORPO",
+    paper={
         "title": "ORPO: Monolithic Preference Optimization without Reference Model",
         "id": "2403.07691",
-    }
+    },
+):
+    """`DPOTrainer` with ORPO's loss."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # TRL's head also computes entropy, mean logits and top-1 for DPO's metrics; this one
-        # computes log-probs alone
-        add_log_prob_head(self.model)
-
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Nothing is computed: there is no reference."""
-        return dataset
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+    def batch_loss(
+        self, model: Module, inputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, TRL's ORPO metrics); inputs are (2P, T), chosen rows and then rejected ones."""
         completion = inputs["completion_mask"]
-        scored = inputs["attention_mask"].bool()
-        half = len(completion) // 2
-        scored[half:] &= completion[
-            half:
-        ].bool()  # the likelihood term reads the prompt of the chosen side alone
-        arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {
-            "use_cache": False
-        }
-        if self.aux_loss_enabled:
-            arguments["output_router_logits"] = True
+        scored = inputs["attention_mask"].bool()  # (2P, T)
+        half = len(completion) // 2  # P
+        # the likelihood term reads the prompt of the chosen side alone
+        scored[half:] &= completion[half:].bool()
         labels = inputs["input_ids"].masked_fill(~scored, -100)
-        outputs = model(**arguments, labels=labels, fused_lm_head=True)
+        outputs = model(**self.model_arguments(inputs), labels=labels, fused_lm_head=True)
         likelihood, means = orpo_terms(outputs.log_probs, outputs.label_mask, completion[:, 1:])
-        chosen, rejected = means.chunk(2)
-        odds = log_odds(chosen) - log_odds(rejected)
-        ratio = logsigmoid(odds)
+        chosen, rejected = means.chunk(2)  # (P,) each
+        odds = log_odds(chosen) - log_odds(rejected)  # (P,)
+        ratio = logsigmoid(odds)  # (P,)
         loss = likelihood - self.beta * ratio.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        self.note(inputs, likelihood, chosen, rejected, odds, ratio)
-        if return_outputs:
-            with torch.no_grad():
-                return loss, model(**arguments)
-        return loss
-
-    def note(
-        self,
-        inputs: dict[str, Any],
-        likelihood: Any,
-        chosen: Any,
-        rejected: Any,
-        odds: Any,
-        ratio: Any,
-    ) -> None:
-        """Adds TRL's ORPO metrics of one batch, as means over all processes."""
-        mode = "train" if cast(Module, self.model).training else "eval"
-        if mode == "train":
-            seen = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum().item()
-            self._total_train_tokens += seen // self._tp_size
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-        values = {
+        return loss, {
             "nll_loss": likelihood,
             "log_odds_ratio": ratio.mean(),
             "log_odds_chosen": odds.mean(),
@@ -142,17 +105,13 @@ class ORPOTrainer(ReadyDPOTrainer):
             "rewards/margins": self.beta * (chosen - rejected),
             "rewards/accuracies": (chosen > rejected).float(),
         }
-        for name, value in values.items():
-            self._metrics[mode][name].append(
-                self.accelerator.gather_for_metrics(value.detach()).mean().item()
-            )
 
 
 def orpo_trainer(
     model: PreTrainedModel | str,
     pairs: Sequence[PreferencePair] | Prepared,
     *,
-    args: ORPOConfig | Mapping[str, Any] | None = None,
+    args: ORPOConfig | Settings | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     ref_model: PreTrainedModel | None = None,
     peft_config: PeftConfig | None = None,
@@ -210,26 +169,28 @@ def recipe_trainer(
 
 
 def orpo_terms(log_probs: Tensor, scored: Tensor, completion: Tensor) -> tuple[Tensor, Tensor]:
-    """(the chosen rows' mean negative log-likelihood, each row's mean log-prob over its
-    completion).
+    """(mean negative log-likelihood of the chosen rows, mean log-prob of each row's completion).
+
+    The first is a number, the second (2P,).
 
     Args:
-        log_probs: (2 * batch, seq - 1), zero where not scored; all chosen rows, then all rejected
-            ones.
-        scored: (2 * batch, seq - 1), True where a log-prob was computed.
-        completion: (2 * batch, seq - 1), 1 for completion tokens.
+        log_probs: (2P, T - 1), 0 if not scored; all chosen rows, then all rejected ones.
+        scored: (2P, T - 1), True if a log-prob was computed.
+        completion: (2P, T - 1), 1 for completion tokens.
     """
-    log_probs = log_probs.float()
-    half = len(log_probs) // 2
-    likelihood = -log_probs[:half].sum() / scored[:half].sum()
-    return likelihood, (log_probs * completion).sum(1) / completion.sum(1)
+    log_probs = log_probs.float()  # (2P, T - 1)
+    half = len(log_probs) // 2  # P
+    likelihood = -log_probs[:half].sum() / scored[:half].sum()  # ()
+    return likelihood, (log_probs * completion).sum(1) / completion.sum(1)  # (2P,)
 
 
 def log_odds(log_prob: Tensor) -> Tensor:
-    """log(p / (1 - p)) of log-probs below 0; which form of log(1 - p) is exact depends on p
-    (Maechler 2012)."""
+    """log(p / (1 - p)) of log-probs below 0, of any shape.
+
+    Near p = 1 another form of log(1 - p) is exact than near 0 (Maechler 2012).
+    """
     near_one = log_prob > -0.6931471805599453  # log(1/2)
-    # each side sees only its own half, so that the gradient of the other is no NaN
+    # each form gets only the values of its own half, so that no gradient of the other is NaN
     big = torch.log(-torch.expm1(torch.where(near_one, log_prob, -0.5)))
     small = torch.log1p(-torch.exp(torch.where(near_one, -1.0, log_prob)))
     return log_prob - torch.where(near_one, big, small)

@@ -60,7 +60,8 @@ def trains_all(policy: PreTrainedModel, peft_config: PeftConfig | None) -> bool:
 
 
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the start policy. TRL would reload the model's name or path, which may be another."""
+    """A copy of the start policy. TRL would reload the model's name or path, which may be
+    another."""
     reference = copy.deepcopy(policy)
     reference.eval()
     reference.requires_grad_(False)

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs import files as pair_files
-from overrefusal_po.pairs.firewall import contamination
-from overrefusal_po.pairs.lint import Lint, lint
+from overrefusal_po.pairs.findings import Lint
+from overrefusal_po.pairs.firewall import Hit, contamination
+from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import written_pairs
+from overrefusal_po.pairs.row_checks import SideVerdicts, side_verdicts
 from overrefusal_po.prompts import read_pairs, read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import PairsData
@@ -27,6 +30,7 @@ from overrefusal_po.train.data import Prepared, Source, draw_order
 from overrefusal_po.train.lengths import group_by_length
 from overrefusal_po.train.policy import exact_adapter
 from overrefusal_po.train.rows import (
+    check_sides,
     fit_pairs,
     longest_rows,
     pair_rows,
@@ -35,7 +39,7 @@ from overrefusal_po.train.rows import (
 )
 from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.student import (
-    Answer,
+    StudentAnswer,
     check_unwritten,
     own_containment,
     starter_harmful,
@@ -90,7 +94,7 @@ def prepare(
     recipe: TrainRecipe,
     source: Source,
     template: ChatTemplate,
-    said: Sequence[Answer] | None = None,
+    said: Sequence[StudentAnswer] | None = None,
     make_rows: MakeRows = pair_side_rows,
 ) -> Prepared:
     """The pairs to train on: tokenised, those that fit, linted, drawn, in training order.
@@ -102,11 +106,11 @@ def prepare(
     pending = bool(source.asked) and said is None
     pairs = [p for p in source.records if isinstance(p, PreferencePair)]
     pairs += own_containment(said or ())
-    table = pair_table(pairs, template, data.opening)
+    table, read = tokenised_and_read(pairs, template, data.opening)
     fitting = fit_pairs(pairs, table, max_length=settings["max_length"], too_long=data.too_long)
-    places = fitting.warned()
+    places = fitting.kept
     kept = [pairs[at] for at in places]
-    found = checked_pairs(kept, data, anchored=pending)
+    found = checked_pairs(kept, [read[at] for at in places], data, anchored=pending)
     used = [places[at] for at in used_places(kept, data.max_pairs, recipe.seed)]
     chosen = [pairs[at] for at in used]
     rows = table.take(used)
@@ -124,6 +128,35 @@ def prepare(
     )
 
 
+class Read(NamedTuple):
+    """What a pair's texts say: the judge's verdicts on its sides, and its prompt's benchmarks."""
+
+    verdicts: SideVerdicts
+    hits: list[Hit]
+
+
+def tokenised_and_read(
+    pairs: Sequence[PreferencePair], template: ChatTemplate, opening: int | None
+) -> tuple[pa.Table, list[Read]]:
+    """The token ids of pairs, and what their texts say.
+
+    The tokenizer does not hold Python's lock, so it works while the judge and the benchmark
+    firewall read.
+    """
+    check_sides(pairs)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        tokenised = pool.submit(pair_table, pairs, template, opening)
+        verdicts = side_verdicts(pairs, RefusalJudge())
+        hits: dict[str, dict[str, Hit]] = {}  # by prompt and benchmark
+        for hit in contamination([pair.prompt for pair in pairs]):
+            hits.setdefault(hit.id, {})[hit.benchmark] = hit
+        read = [
+            Read(both, list(hits.get(pair.prompt.id, {}).values()))
+            for pair, both in zip(pairs, verdicts, strict=True)
+        ]
+        return tokenised.result(), read
+
+
 def used_places(pairs: Sequence[PreferencePair], limit: int | None, seed: int) -> list[int]:
     """Places of at most `limit` pairs of each rule (None: all), in drawn order."""
     order = np.argsort(draw_order(pairs, seed), kind="stable").tolist()
@@ -137,15 +170,18 @@ def used_places(pairs: Sequence[PreferencePair], limit: int | None, seed: int) -
     return used
 
 
-def checked_pairs(pairs: Sequence[PreferencePair], data: PairsData, *, anchored: bool) -> Lint:
+def checked_pairs(
+    pairs: Sequence[PreferencePair], read: Sequence[Read], data: PairsData, *, anchored: bool
+) -> Lint:
     """What the linter finds. Raises ValueError for its errors, benchmark prompts, and no anchor.
 
     `anchored`: containment pairs are still to be made. `fit_pairs` counts tokens.
     """
     if not anchored:
         check_anchor(pairs, data)
-    found = lint(pairs, RefusalJudge(), waive=data.waive)
-    hits = contamination([pair.prompt for pair in pairs])
+    verdicts = [row.verdicts for row in read]
+    found = lint(pairs, RefusalJudge(), waive=data.waive, verdicts=verdicts)
+    hits = [hit for row in read for hit in row.hits]
     if found.errors or hits:
         first = found.errors[0] if found.errors else hits[0]
         raise ValueError(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-BATCH = 256
+BATCH = 128
 """Pairs that are tokenised together: enough to keep all cores busy, few enough for memory."""
 
 

@@ -17,7 +17,7 @@ from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import SftData, TooLong
 from overrefusal_po.records import Prompt
-from overrefusal_po.train.data import Prepared, Source, check_firewall, drawn
+from overrefusal_po.train.data import Prepared, Source, check_firewall, drawn_places
 from overrefusal_po.train.derta_rows import (
     DertaCollator,
     prompt_turns,
@@ -25,12 +25,12 @@ from overrefusal_po.train.derta_rows import (
     sft_row,
     turn_length,
 )
-from overrefusal_po.train.lengths import fit, group_by_length
+from overrefusal_po.train.lengths import fit, group_by_length, warn_of_left_out
 from overrefusal_po.train.policy import tokenizer_and_template
 from overrefusal_po.train.preference import read_any_pairs
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
-from overrefusal_po.train.student import Answer
+from overrefusal_po.train.student import StudentAnswer
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -66,6 +66,7 @@ def sft_trainer(
         prompts = prepared_prompts(
             prompts, template, max_length=config.max_length, too_long=too_long
         )
+        warn_of_left_out(prompts.left_out)
     collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
     trainer = rows_trainer(
         model, prompts, config, tokenizer, collator, ref_model, peft_config, callbacks
@@ -92,14 +93,14 @@ def prepared_prompts(
     turns = prompt_turns(prompts, template)
     lengths = [turn_length(turn) for turn in turns]
     fitting = fit(prompts, lengths, max_length=max_length, too_long=too_long)
-    places = {id(prompts[at]): at for at in fitting.warned()}
-    kept = [prompts[at] for at in places.values()]
-    used = kept if seed is None else drawn(kept, limit, seed)
-    rows = [sft_row(prompt, turns[places[id(prompt)]]) for prompt in used]
+    places = fitting.kept
+    if seed is not None:
+        places = [places[at] for at in drawn_places([prompts[i] for i in places], limit, seed)]
+    used = [prompts[at] for at in places]
     return Prepared(
-        rows_dataset(rows),
+        rows_dataset([sft_row(prompts[at], turns[at]) for at in places]),
         used,
-        lengths=np.array([[lengths[places[id(prompt)]]] for prompt in used], dtype=np.int64),
+        lengths=np.array([[lengths[at]] for at in places], dtype=np.int64).reshape(-1, 1),
         line=f"{len(used)} prompts with a reference{fitting}",
         left_out=fitting.note,
     )
@@ -137,7 +138,7 @@ def prepare(
     recipe: TrainRecipe,
     source: Source,
     template: ChatTemplate,
-    said: Sequence[Answer] | None = None,
+    said: Sequence[StudentAnswer] | None = None,
 ) -> Prepared:
     """The prompts to train on; raises ValueError for rows too long and benchmark prompts."""
     data = sft_section(recipe)

@@ -1,4 +1,5 @@
-"""Stage: data and a model -> a TRL trainer -> adapter/ and model/ (adapter merged) in the run folder.
+"""Stage: data and a model -> a TRL trainer -> adapter/ and model/ (adapter merged) in the run
+folder.
 
     accelerate launch recipes/dpo.yaml
 
@@ -25,9 +26,11 @@ from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Prompt, write_atomic
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint, resumable
+from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
+from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.method import method_module
+from overrefusal_po.train.resume import resumable
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
 from overrefusal_po.train.student import student_answers
@@ -42,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 
 def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any]:
-    """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model, ...}."""
+    """Runs the stage. `open_run(writer)` opens the run folder; returns {loss, steps, model,
+    ...}."""
     run = open_run(False)  # which only reads
     known = run.status()
     if known.get("state") == "done" and known["key"] == run.key:
@@ -121,9 +125,7 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
     """
     if is_saved(run.path):
         return None
-    source, prepared = read_and_prepare(recipe, template)
-    logger.info("data: %s", prepared.line)
-    return FirstData(source, prepared)
+    return FirstData(*read_and_prepare(recipe, template))
 
 
 def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Source, Prepared]:
@@ -156,10 +158,12 @@ def write_data(
     if made is None:
         return
     source, prepared = made
+    logger.info("data: %s", prepared.line)
     if source.asked:
         said = student_answers(recipe, run, template, source.asked)
         prepared = method_module(recipe.method).prepare(recipe, source, template, said)
         logger.info("data, with what the student said: %s", prepared.line)
+    warn_of_left_out(prepared.left_out)
     prepared.save(run.path)
 
 

@@ -17,14 +17,14 @@ from overrefusal_po.pairs.make import containment_pair
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Verdict
-from overrefusal_po.run.complete import complete, engine_for, sampling_of
+from overrefusal_po.run.complete import complete, engine_for, recipe_sampling
 from overrefusal_po.run.folder import Run
 
 FILE = "student_harmful.jsonl"
 """What the student said to harmful prompts, in a run folder."""
 
 
-class Answer(NamedTuple):
+class StudentAnswer(NamedTuple):
     """What the student said to one prompt, and the judge's verdict."""
 
     prompt: Prompt
@@ -39,21 +39,21 @@ def starter_harmful() -> list[Prompt]:
 
 def student_answers(
     recipe: TrainRecipe, run: Run, template: ChatTemplate, prompts: Sequence[Prompt]
-) -> list[Answer]:
+) -> list[StudentAnswer]:
     """What the start policy says to `prompts`, judged; a killed run goes on where it stopped."""
     name = str(recipe.model["model_name_or_path"])
     answers = complete(
         run.path / FILE,
         prompts,
-        sampling_of(recipe.generation, recipe.seed),
+        recipe_sampling(recipe.generation, recipe.seed),
         lambda: engine_for(recipe.model, template, recipe.generation, name),
         "student: harmful prompts",
     )
     verdicts = RefusalJudge().score(prompts, answers)
-    return [Answer(*three) for three in zip(prompts, answers, verdicts, strict=True)]
+    return [StudentAnswer(*three) for three in zip(prompts, answers, verdicts, strict=True)]
 
 
-def own_containment(said: Sequence[Answer]) -> list[PreferencePair]:
+def own_containment(said: Sequence[StudentAnswer]) -> list[PreferencePair]:
     """Containment pairs: the reference refusal over what the start policy said if it complied."""
     made = [
         containment_pair(p, str(p.reference), completion, verdict).pair

@@ -22,8 +22,9 @@ from typing import Any
 
 from overrefusal_po.evaluate.intervals import wilson
 from overrefusal_po.records import PreferencePair, read_jsonl, read_objects
-from overrefusal_po.report.pictures import draw_plane, encoded
-from overrefusal_po.report.summary import Run, clipped, visible
+from overrefusal_po.report.pictures import draw_plane, png_base64
+from overrefusal_po.report.summary import MeasuredRun
+from overrefusal_po.report.texts import clipped, visible
 from overrefusal_po.train.selection import Look, Looks
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def tracker_callback(resolved: Mapping[str, Any], folder: Path) -> Any:
             run = wandb_run(args, state)
             if run is not None:
                 run.config.update({"recipe": dict(resolved)}, allow_val_change=True)
-                if rows := pair_rows(folder / "data.jsonl"):
+                if rows := shown_pairs(folder / "data.jsonl"):
                     log_once(run, "pairs", lambda: table(PAIR_COLUMNS, rows))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -114,7 +115,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
 
 
-def pair_rows(file: Path, *, per_rule: int = 8, length: int = 600) -> list[tuple[str, ...]]:
+def shown_pairs(file: Path, *, per_rule: int = 8, length: int = 600) -> list[tuple[str, ...]]:
     """[PAIR_COLUMNS] of the first pairs of each rule in `file`; none where it holds no pairs
     (DeRTa's triples, prompts).
 
@@ -165,11 +166,11 @@ def plane(looks: Looks, folder: Path) -> Any:
     figure = draw_plane(
         [point(look, "start" if not look.step else f"step {look.step}") for look in shown.values()]
     )
-    encoded(figure, folder / "plane.png")
+    png_base64(figure, folder / "plane.png")
     return wandb.Image(str(folder / "plane.png"))
 
 
-def point(look: Look, name: str) -> Run:
+def point(look: Look, name: str) -> MeasuredRun:
     """A look as the picture's run, with Wilson's intervals."""
     rates = {
         "harmful_refused": (look.harmful_refused, look.n["harmful"]),
@@ -178,7 +179,7 @@ def point(look: Look, name: str) -> Run:
     found: dict[str, tuple[float, float] | None] = {
         key: wilson(value, n) for key, (value, n) in rates.items() if value is not None and n
     }
-    return Run(
+    return MeasuredRun(
         name=name,
         model=name,
         harmful_refused=look.harmful_refused,

@@ -1,16 +1,19 @@
 """Every private name of TRL, transformers and accelerate that this package uses, in one place.
 
 A private name may change in any release. Each has a canary in tests/test_trl_private.py that says
-what broke. What stands here:
+what broke.
 
 | name | why |
 |---|---|
 | `DPOTrainer._prepare_dataset`, `KTOTrainer._prepare_dataset` | rows come tokenised |
 | `DPOTrainer._precompute_ref_logps`, `_precompute_engine`, `prepare_deepspeed` | reference store |
 | `DPOTrainer._compute_loss`, `_metrics`, `_total_train_tokens`, `_tp_size` | ORPO's loss |
+| `DPOTrainer._name`, `_tag_names`, `_paper` | the model card of ORPO |
 | `trl.trainer.utils.add_fused_lm_head`, its `fused_lm_head` argument | log-probs without logits |
 | `Trainer._get_train_sampler`, `LengthGroupedSampler` | batches of similar length |
-| `config._attn_implementation`, `config._name_or_path` | how a model attends, what it is called |
+| `Trainer._tr_loss`, `_globalstep_last_logged`, `_initial_global_step` | exact resume |
+| `Trainer._run_epoch` | a training that was killed after its last step |
+| `config._attn_implementation` | the name of a model's attention |
 
 This module imports TRL at its top: import it inside a function.
 """
@@ -18,14 +21,15 @@ This module imports TRL at its top: import it inside a function.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
+import torch
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from torch import Generator
+from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -44,7 +48,14 @@ from overrefusal_po.exact.reference_store import (
 from overrefusal_po.exact.shared_prefix import share_prefix
 from overrefusal_po.records import content_id
 
+if TYPE_CHECKING:
+    from transformers import (
+        Trainer,
+    )
+
 logger = logging.getLogger(__name__)
+
+AnyDataset = Dataset | IterableDataset
 
 
 def attention_of(model: PreTrainedModel) -> str:
@@ -66,7 +77,7 @@ def add_log_prob_head(model: Module | None) -> None:
     add_fused_lm_head(cast(PreTrainedModel, base))
 
 
-def is_tokenised(dataset: Any) -> bool:
+def is_tokenised(dataset: object) -> bool:
     """Whether a dataset of any kind holds token ids already."""
     return "prompt_ids" in (getattr(dataset, "column_names", None) or ())
 
@@ -74,39 +85,108 @@ def is_tokenised(dataset: Any) -> bool:
 class ReadyDPOTrainer(DPOTrainer):
     """TRL's `DPOTrainer` that takes rows with token ids unchanged."""
 
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return (
-            dataset if is_tokenised(dataset) else super()._prepare_dataset(dataset, *args, **kwargs)
-        )
+    def _prepare_dataset(self, dataset: AnyDataset, *args: Any, **kwargs: Any) -> AnyDataset:
+        if is_tokenised(dataset):
+            return dataset
+        prepared: AnyDataset = super()._prepare_dataset(dataset, *args, **kwargs)  # Any: TRL's own
+        return prepared
 
 
 class ReadyKTOTrainer(KTOTrainer):
     """TRL's `KTOTrainer` that takes rows with token ids, paired for its KL term, unchanged."""
 
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return (
-            dataset if is_tokenised(dataset) else super()._prepare_dataset(dataset, *args, **kwargs)
-        )
+    def _prepare_dataset(self, dataset: AnyDataset, *args: Any, **kwargs: Any) -> AnyDataset:
+        if is_tokenised(dataset):
+            return dataset
+        prepared: AnyDataset = super()._prepare_dataset(dataset, *args, **kwargs)  # Any: TRL's own
+        return prepared
+
+
+class OwnLossTrainer(ReadyDPOTrainer):
+    """TRL's `DPOTrainer` with another loss, and without a reference.
+
+    A subclass gives its name and paper (for the model card), and defines `batch_loss`:
+
+        class MyTrainer(OwnLossTrainer, name="Mine", paper={"title": ..., "id": "2401.00001"}):
+            ...
+
+    Full fine-tuning under FSDP loads a reference for a moment and drops it (TRL's rule).
+    """
+
+    def __init_subclass__(cls, *, name: str, paper: Mapping[str, str]) -> None:
+        cls._name, cls._tag_names, cls._paper = name, ["trl", name.lower()], dict(paper)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: DPOTrainer's own arguments
+        super().__init__(*args, **kwargs)
+        # TRL's head for DPO also computes entropy, mean logits and top-1; here that is not needed
+        add_log_prob_head(self.model)
+
+    def batch_loss(
+        self, model: Module, inputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(the loss of a batch, its metrics by name)."""
+        raise NotImplementedError
+
+    def model_arguments(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor | bool]:
+        """The arguments of a forward of the batch, without labels."""
+        arguments: dict[str, Tensor | bool] = {
+            "input_ids": inputs["input_ids"],
+            "attention_mask": inputs["attention_mask"],
+            "use_cache": False,
+        }
+        if self.aux_loss_enabled:
+            arguments["output_router_logits"] = True
+        return arguments
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """The dataset unchanged: there is no reference."""
+        return dataset
+
+    def _compute_loss(  # Any: the output depends on the model
+        self, model: Module, inputs: dict[str, Tensor], return_outputs: bool
+    ) -> Tensor | tuple[Tensor, Any]:
+        loss, metrics = self.batch_loss(model, inputs)
+        self.add_metrics(inputs, metrics)
+        if return_outputs:
+            with torch.no_grad():
+                return loss, model(**self.model_arguments(inputs))
+        return loss
+
+    def add_metrics(self, inputs: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
+        """Adds the metrics of one batch to TRL's, as means over all processes."""
+        mode = "train" if cast(Module, self.model).training else "eval"
+        if mode == "train":
+            seen = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum().item()
+            self._total_train_tokens += seen // self._tp_size
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(
+                self.accelerator.gather_for_metrics(value.detach()).mean().item()
+            )
 
 
 class StoredDPOTrainer(ReadyDPOTrainer):
-    """TRL's `DPOTrainer` whose precomputed reference log-probs come from a store if it has them.
+    """TRL's `DPOTrainer` that takes precomputed reference log-probs from a store.
+
+    It computes those that the store lacks, and writes them to it.
 
     Args:
         store: folder of the store; None computes them for this run alone.
         shared_prefix: compute them from shared-prefix rows if that is proven exact.
     """
 
-    def __init__(
+    def __init__(  # Any: DPOTrainer's own arguments
         self, *args: Any, store: Path | None = None, shared_prefix: bool = True, **kwargs: Any
     ) -> None:
         self.store = store
         self.shared_prefix = shared_prefix
         super().__init__(*args, **kwargs)
 
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """`dataset` with the columns ref_chosen_logps and ref_rejected_logps. Called by TRL, also
-        for evaluation sets."""
+    def _precompute_ref_logps(self, dataset: AnyDataset, name: str, batch_size: int) -> Dataset:
+        """`dataset` with the columns ref_chosen_logps and ref_rejected_logps.
+
+        TRL calls it, for evaluation sets too.
+        """
         if not isinstance(dataset, Dataset):
             raise ValueError(
                 "Reference log-probs cannot be computed ahead for a streamed dataset. Load it as a "
@@ -114,12 +194,9 @@ class StoredDPOTrainer(ReadyDPOTrainer):
             )
         if self.shared_prefix:
             shared_prefix_on(self)
-        policy = ""
-        if self.store is not None:
-            reference = self.accelerator.unwrap_model(self.ref_model or self.model)
-            policy = policy_key(self, attention_of(reference))
+        policy = self.policy_digest()
         keys = [row_key(self.data_collator([row])) for row in dataset]
-        known = self.stored(policy, keys)
+        known = self.stored_parts(policy, keys)
         missing = {key: index for index, key in enumerate(keys) if key not in known}
         logger.info(
             "reference log-probs (%s): %d pairs, %d to compute", name, len(keys), len(missing)
@@ -127,16 +204,24 @@ class StoredDPOTrainer(ReadyDPOTrainer):
         if missing:
             rows = dataset.select(list(missing.values()))
             found = compute_parts(self, reference_engine(self), rows, batch_size)
-            made = dict(zip(missing, found, strict=True))
-            known |= made
+            new = dict(zip(missing, found, strict=True))
+            known |= new
             if self.store is not None and self.accelerator.is_main_process:
-                write_parts(self.store / policy, made)
+                write_parts(self.store / policy, new)
         sums = [known[key].sums(self.ld_alpha) for key in keys]
-        dataset = dataset.add_column("ref_chosen_logps", [chosen for chosen, _ in sums])
-        return dataset.add_column("ref_rejected_logps", [rejected for _, rejected in sums])
+        scored: Dataset = dataset.add_column("ref_chosen_logps", [chosen for chosen, _ in sums])
+        scored = scored.add_column("ref_rejected_logps", [rejected for _, rejected in sums])
+        return scored
 
-    def stored(self, policy: str, keys: Sequence[str]) -> dict[str, Parts]:
-        """What the store of the first process has of `keys`, the same on all processes."""
+    def policy_digest(self) -> str:
+        """The name of the reference's folder in the store; "" without a store."""
+        if self.store is None:
+            return ""
+        reference = self.accelerator.unwrap_model(self.ref_model or self.model)
+        return policy_key(self, attention_of(reference))
+
+    def stored_parts(self, policy: str, keys: Sequence[str]) -> dict[str, Parts]:
+        """The parts that the first process's store has of `keys`, the same on all processes."""
         known: dict[str, Parts] = {}
         if self.store is not None and self.accelerator.is_main_process:
             known = read_parts(self.store / policy, set(keys))
@@ -148,7 +233,7 @@ class StoredDPOTrainer(ReadyDPOTrainer):
 def reference_engine(trainer: DPOTrainer) -> Module:
     """The model that computes reference log-probs.
 
-    Under DeepSpeed that is an inference engine, which places its weights.
+    Under DeepSpeed that is an inference engine, which puts the weights on the device.
     """
     policy = trainer.model
     assert isinstance(policy, Module), "a trainer that has been built holds its model"
@@ -162,7 +247,7 @@ def reference_engine(trainer: DPOTrainer) -> Module:
 class EpochSampler(LengthGroupedSampler):
     """Batches of rows of similar length, in the same order in every process and after a resume.
 
-    transformers' own sampler draws from a random state that a resumed run does not have. This one
+    transformers' own sampler draws from a random state, which a resumed run does not have. This one
     draws from the hash of (seed, epoch).
     """
 
@@ -177,11 +262,63 @@ class EpochSampler(LengthGroupedSampler):
         args, state = self.trainer.args, self.trainer.state
         seed = args.data_seed if args.data_seed is not None else args.seed
         number = int(content_id(seed, int(state.epoch or 0)), 16)
-        self.generator = Generator().manual_seed(number)
+        self.generator = torch.Generator().manual_seed(number)
         return iter(super().__iter__())  # type: ignore[no-untyped-call]
 
 
 def use_sampler(trainer: Trainer, lengths: Sequence[int]) -> None:
-    """Has a trainer draw its batches with `EpochSampler`."""
+    """Makes a trainer draw its batches with `EpochSampler`."""
     sampler = EpochSampler(trainer, lengths)
     trainer._get_train_sampler = lambda *_: sampler  # type: ignore[method-assign]  # the hook
+
+
+class LogRow(TypedDict, total=False):
+    """The unfinished next row of the log; empty before training."""
+
+    loss: float
+    """The sum of the losses over the row's steps."""
+    last_logged: int
+    """The step of the last row."""
+    metrics: dict[str, list[float]]
+    """TRL's metrics."""
+    tokens: int
+    """TRL's count of tokens."""
+
+
+def open_log_row(trainer: Trainer, loss: float) -> LogRow:
+    """The unfinished next row of the log.
+
+    `loss` is the sum of the losses at the end of the step, before a due row reset it.
+    """
+    private: Any = trainer  # private names of transformers' and TRL's trainers have no types
+    if not hasattr(trainer, "_globalstep_last_logged"):  # before training
+        return {}
+    return {
+        "loss": loss if private._globalstep_last_logged < trainer.state.global_step else 0.0,
+        "last_logged": private._globalstep_last_logged,
+        "metrics": dict(private._metrics["train"]),
+        "tokens": private._total_train_tokens,
+    }
+
+
+def restore_log_row(trainer: Trainer, kept: LogRow) -> None:
+    """Puts `open_log_row` back. The first row after a resume is then that of an undisturbed run."""
+    private: Any = trainer  # private names of transformers' and TRL's trainers have no types
+    private._tr_loss += kept["loss"]
+    # the mean over the whole training includes these steps, too
+    private._globalstep_last_logged = private._initial_global_step = kept["last_logged"]
+    private._metrics["train"].update(kept["metrics"])
+    private._total_train_tokens = kept["tokens"]
+
+
+def loss_sum(trainer: Trainer) -> Tensor:
+    """A copy of the sum of the losses since the last row of the log."""
+    private: Any = trainer  # private names of transformers' trainer have no types
+    total: Tensor = private._tr_loss.clone()
+    return total
+
+
+def skip_epochs(trainer: Trainer) -> None:
+    """Has `train()` take no step: transformers would take one more after the last."""
+    private: Any = trainer  # private names of transformers' trainer have no types
+    private._run_epoch = lambda **_: None

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Parameter
+    from torch.nn import Module, Parameter
     from transformers import PreTrainedModel
 
 
@@ -66,7 +66,7 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
             module.training = mode
         if model.device != place:
             # the engine moves a model to the GPU, even if training is told to use the CPU
-            model.to(place)
+            cast("Module", model).to(place)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,77 @@
+"""What can be wrong with a curate recipe and is found without loading weights.
+
+check_curation(recipe)      # ValueError for what a user can fix
+"""
+
+from __future__ import annotations
+
+from overrefusal_po.curate.overgenerate import make_curation_judges
+from overrefusal_po.model import load as models
+from overrefusal_po.plugins import check_engine
+from overrefusal_po.recipe.schema import CurateRecipe
+from overrefusal_po.records import Completion, read_jsonl
+from overrefusal_po.run.complete import in_process
+
+
+def check_curation(recipe: CurateRecipe) -> None:
+    """Raises ValueError if rejects, models or judges are missing, or if settings contradict each
+    other. Loads no weights."""
+    check_settings(recipe)
+    make_curation_judges(recipe)
+    check_given_rejects(recipe.rejects.completions)
+    if recipe.makes == "pairs" or recipe.chosen.model is None:  # else the student never answers
+        check_engine(recipe.engine)
+    for source in (recipe.rejects, recipe.chosen):
+        if source.model:
+            check_engine(source.engine)
+        if source.model and not source.model.startswith("@") and in_process(source.engine):
+            models.check_available(source.model)
+
+
+def check_given_rejects(path: str | None) -> None:
+    """Raises ValueError if a file of rejects is missing, or if two different responses in it share
+    an id."""
+    if not path or path.startswith("@"):
+        return
+    given = read_jsonl(path, Completion)
+    if len({c.id for c in given}) < len({(c.prompt_id, c.text) for c in given}):
+        raise ValueError(
+            f"rejects.completions: two different responses in {path} have the same id, by which "
+            "verdicts are kept. Give each its own."
+        )
+
+
+def check_settings(recipe: CurateRecipe) -> None:
+    """Raises ValueError for settings that need another one, or that would do nothing."""
+    check_judges_named(recipe)
+    chosen = recipe.chosen
+    if chosen.samples > 1 and (chosen.generation or recipe.generation).temperature == 0:
+        raise ValueError(
+            f"chosen.samples: {chosen.samples} answers at temperature 0 are {chosen.samples} times "
+            "the same one. Set chosen.generation with a temperature above 0."
+        )
+    alone = recipe.makes == "pairs" and chosen.model is None
+    if alone and (chosen.samples > 1 or chosen.refusals == "teacher"):
+        raise ValueError(
+            "chosen.samples above 1 and chosen.refusals: teacher need a teacher. Name it: "
+            "chosen.model."
+        )
+
+
+def check_judges_named(recipe: CurateRecipe) -> None:
+    """Raises ValueError if a setting needs a judge of rewards or of harm and the recipe names
+    none."""
+    chosen, rejects = recipe.chosen, recipe.rejects
+    if chosen.select == "reward" and recipe.reward is None:
+        raise ValueError(
+            "chosen.select: reward needs a judge of rewards. Add one: reward: {name: reward, ...}."
+        )
+    if chosen.select == "safety" and recipe.guard is None:
+        raise ValueError(
+            "chosen.select: safety needs a judge of harm. Add one: guard: {name: guard, ...}."
+        )
+    if recipe.guard is None and (rejects.tau is not None or rejects.tau_grid):
+        raise ValueError(
+            "rejects.tau and tau_grid are differences of a guard's probabilities. Add one: guard: "
+            "{name: guard, ...}."
+        )

@@ -1,0 +1,136 @@
+"""A recipe's prompts -> those that curation uses: each once, without the benchmarks' if asked.
+
+benign, harmful, cleaning = clean_prompts(recipe.data, *read_prompts(recipe))
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypedDict
+
+from overrefusal_po.curate.quotas import FilterCounts, filter_counts
+from overrefusal_po.pairs.duplicates import duplicates
+from overrefusal_po.pairs.firewall import Hit, contamination
+from overrefusal_po.pairs.signatures import split_words
+from overrefusal_po.prompts import read_source
+from overrefusal_po.recipe.schema import CurateRecipe
+from overrefusal_po.recipe.sections import CurateData
+from overrefusal_po.records import Prompt
+from overrefusal_po.run.complete import unique_prompts
+
+logger = logging.getLogger(__name__)
+
+
+def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
+    """(benign, harmful) prompts that have a reference, or that some model will answer. ValueError
+    without a benign one."""
+    data, chosen = recipe.data, recipe.chosen
+    answered = chosen.model is not None or recipe.makes == "sft"
+    read = read_source(data.benign, data.split)
+    benign = [p for p in read if p.kind in data.kinds and (p.reference or answered)]
+    answered = chosen.refusals != "reference" or recipe.makes == "sft"
+    read = [] if data.harmful is None else read_source(data.harmful, data.split)
+    harmful = [p for p in read if p.kind == "harmful" and (p.reference or answered)]
+    if not benign:
+        raise ValueError(
+            f"data.benign: {recipe.data.benign!r} has no harmless prompt with a reference answer. "
+            "Give prompts with references, or name a teacher that answers them (chosen.model)."
+        )
+    return benign, harmful
+
+
+class Hygiene(TypedDict):
+    """What was found in the prompts, as summary.json has it."""
+
+    duplicates: dict[str, int]
+    """{exact or near: prompts that were dropped}."""
+    contaminated: dict[str, int]
+    """{benchmark: prompts that are in it}."""
+    harmless_and_harmful: int
+    """Texts that are on both sides."""
+
+
+class Cleaning(NamedTuple):
+    """What the cleaning found and dropped."""
+
+    filters: dict[str, list[FilterCounts]]
+    """{side: its filters}."""
+    hygiene: Hygiene
+
+
+class CleanPrompts(NamedTuple):
+    """The prompts of both sides, and what the cleaning found."""
+
+    benign: list[Prompt]
+    harmful: list[Prompt]
+    cleaning: Cleaning
+
+
+def clean_prompts(
+    data: CurateData, benign: Sequence[Prompt], harmful: Sequence[Prompt]
+) -> CleanPrompts:
+    """Both sides without duplicates and near-duplicates; benchmark prompts are treated as the
+    recipe says.
+
+    A harmless prompt in a harmful one's words is a contrast, and stays. If all words are the same,
+    it is reported. ValueError if no harmless prompt is left, or for a benchmark's prompt if the
+    recipe says so.
+    """
+    hits = benchmark_hits(data, [*benign, *harmful])
+    dropped = {hit.id: hit.benchmark for hit in hits} if data.contaminated == "drop" else {}
+    one, other = clean_side(benign, dropped), clean_side(harmful, dropped)
+    if not one.prompts:
+        raise ValueError(
+            "All harmless prompts are a benchmark's, and data.contaminated is drop. Give others "
+            "(data.benign)."
+        )
+    texts = [{tuple(split_words(p.text)) for p in side.prompts} for side in (one, other)]
+    hygiene: Hygiene = {
+        "duplicates": dict(one.duplicates + other.duplicates),
+        "contaminated": dict(Counter(hit.benchmark for hit in hits)),
+        "harmless_and_harmful": len(texts[0] & texts[1]),
+    }
+    filters = {"harmless prompts": one.filters, "harmful prompts": other.filters}
+    return CleanPrompts(one.prompts, other.prompts, Cleaning(filters, hygiene))
+
+
+def benchmark_hits(data: CurateData, prompts: Sequence[Prompt]) -> list[Hit]:
+    """The prompts that are a benchmark's. ValueError if there are some and the recipe forbids
+    them."""
+    hits = contamination(prompts)
+    if hits and data.contaminated == "error":
+        first = hits[0]
+        raise ValueError(
+            f"{len(hits)} prompts are a benchmark's, the first {first.id} ({first.benchmark}, "
+            f"similarity {first.similarity}). Take them out, or set data.contaminated: drop."
+        )
+    if hits:
+        logger.warning(
+            "%d prompts are a benchmark's (data.contaminated: %s)", len(hits), data.contaminated
+        )
+    return hits
+
+
+class CleanSide(NamedTuple):
+    """The prompts of one side that are left, and what was dropped."""
+
+    prompts: list[Prompt]
+    duplicates: Counter[str]
+    filters: list[FilterCounts]
+
+
+def clean_side(prompts: Sequence[Prompt], dropped: Mapping[str, str]) -> CleanSide:
+    """One side without duplicates and without the prompts in `dropped` ({id: benchmark})."""
+    once = list(unique_prompts(prompts))
+    again = {d.id: "exact" if d.similarity == 1 else "near" for d in duplicates(once)}
+    why = Counter(again.values()) + Counter({"exact": len(prompts) - len(once)})
+    different = [p for p in once if p.id not in again]
+    clean = [p for p in different if p.id not in dropped]
+    benchmarks = Counter(dropped[p.id] for p in different if p.id in dropped)
+    filters = [
+        filter_counts("duplicates", len(prompts), len(different), why=why),
+        filter_counts("contamination", len(different), len(clean), why=benchmarks),
+    ]
+    return CleanSide(clean, why, filters)

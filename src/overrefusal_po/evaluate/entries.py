@@ -1,0 +1,63 @@
+"""What an evaluation writes to metrics.json, as types. No code."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+from overrefusal_po.evaluate.corrections import CorrectedEntry
+from overrefusal_po.evaluate.metrics import RatesEntry
+
+
+class PerplexityEntry(TypedDict):
+    """`capability.Perplexity`, as metrics.json holds it."""
+
+    value: float
+    low: float | None
+    high: float | None
+    nats_per_token: float
+    tokens: int
+    n: int
+
+
+TaskScores = dict[str, dict[str, float]]
+"""{task: {metric: value, metric_stderr: value}} of the lm-eval harness."""
+
+
+class CapabilityEntry(TypedDict, total=False):
+    """What else the model can do, as far as the recipe asks."""
+
+    perplexity: PerplexityEntry
+    tasks: TaskScores
+
+
+class GateEntry(TypedDict):
+    """Whether the run passed its gate, and a sentence for every bound that failed."""
+
+    passed: bool
+    failures: list[str]
+    baseline: str | None
+
+
+class MeasuredEntry(TypedDict):
+    """What was measured how, in words for the report."""
+
+    judge: str
+    sets: list[str]
+    engine: str
+    guard: str | None
+    attacks: list[str]
+    model_form: str
+    notes: list[str]
+
+
+class MetricsEntry(RatesEntry):
+    """metrics.json. Attacked prompts are in `attacks` and `positions` alone."""
+
+    sets: dict[str, RatesEntry]
+    attacks: NotRequired[dict[str, RatesEntry]]
+    positions: dict[str, dict[str, int]]
+    corrected: NotRequired[CorrectedEntry]
+    certificate: NotRequired[dict[str, str]]
+    capability: NotRequired[CapabilityEntry]
+    measured: NotRequired[MeasuredEntry]
+    gate: NotRequired[GateEntry]

@@ -1,0 +1,34 @@
+"""A judge model's weights: the device it runs on, and how many tokens it can take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+from overrefusal_po.model import load as models
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+
+class Origin(TypedDict):
+    """Where a model comes from beside its name, as loaders take it."""
+
+    revision: str
+    trust_remote_code: bool
+
+
+def placed(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in eval mode, on the GPU if there is one; a quantised one stays where it was
+    loaded."""
+    module: Module = model  # whose methods have types
+    module.eval()
+    if not getattr(model, "is_quantized", False):
+        module.to("cuda" if models.has_cuda() else "cpu")
+    return model
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens that a model can take; None if its config does not say."""
+    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length

@@ -1,0 +1,60 @@
+"""A pydantic error about a recipe -> one sentence that names the key and what is allowed.
+
+fault_text(error, values)     # "data.pears is not a known key. Did you mean pairs?"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from pydantic import BaseModel, ValidationError
+
+from overrefusal_po.recipe.methods import find_method
+from overrefusal_po.recipe.schema import TASKS
+from overrefusal_po.recipe.sections import Section
+from overrefusal_po.recipe.words import unknown_key
+
+
+def fault_text(error: ValidationError, values: Mapping[str, object]) -> str:
+    """The first fault of a pydantic error, in our words."""
+    fault = error.errors()[0]
+    # the task is the union's tag and stands first; the data section is checked by itself and knows
+    # no place
+    path = [str(part) for part in fault["loc"]]
+    path = ["data", *path] if data_section(error.title, values) else path[1:]
+    key, section = path[-1] if path else "", ".".join(path[:-1])
+    name = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        return unknown_key(key, known_keys(error.title, values, path[:-1]), section)
+    if fault["type"] == "missing":
+        return f"{name} is missing. Add it to the recipe or give it as --{name}=value."
+    hint = " Put it in quotes to make it text." if fault["type"] == "string_type" else ""
+    return f"{name} is {fault.get('input')!r}: {fault['msg']}.{hint}"
+
+
+def data_section(title: str, values: Mapping[str, object]) -> type[Section] | None:
+    """The data section of the recipe's method if `title` is its name, else None."""
+    if values.get("task") != "train" or "method" not in values:
+        return None
+    section = find_method(str(values["method"])).data
+    return section if section.__name__ == title else None
+
+
+def known_keys(title: str, values: Mapping[str, object], above: Sequence[str]) -> list[str]:
+    """The keys that the section at `above` may have."""
+    own = data_section(title, values)
+    section: type[BaseModel] = own or TASKS[str(values["task"])]
+    for part in above[1:] if own else above:
+        section = section_at(section, part) or section
+    return list(section.model_fields)
+
+
+def section_at(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The section that a key of `section` holds, also if it may be null; None for other keys."""
+    field = section.model_fields.get(key)
+    annotation = field.annotation if field is not None else None
+    for option in (annotation, *get_args(annotation)):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None

@@ -1,0 +1,117 @@
+"""A recipe's file and its bases -> plain data, and where each key came from. Imports no torch.
+
+    given = read_recipe(Path("recipes/mistral-7b/dpo.yaml"))
+    given.values["trainer"], given.origin["trainer.beta"]   # {...}, "base (../base/qlora_dpo.yaml)"
+
+`base: other.yaml` takes the keys of another file first. Its path is relative to the file that names
+it, and that file may have a base too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from overrefusal_po.recipe.overrides import Values, dotted, merged_values
+
+
+class Given(NamedTuple):
+    """What a recipe's files say, unchecked.
+
+    Attributes:
+        values: the keys, those of the bases under the recipe's own.
+        origin: {dotted key: `file` or `base (FILE)`}.
+        chain: the files, from the recipe to its last base.
+    """
+
+    values: Values
+    origin: dict[str, str]
+    chain: tuple[Path, ...]
+
+
+def read_recipe(file: Path) -> Given:
+    """A recipe's values with those of its bases. ValueError for a base that is missing or that
+    leads back."""
+    files = base_chain(file)
+    values: Values = {}
+    origin: dict[str, str] = {}
+    for place, own in reversed(files.items()):
+        path = os.path.relpath(place, file.parent)
+        values = merged_values(
+            values, own if place == file else moved(own, place.parent, file.parent)
+        )
+        said = "file" if place == file else f"base ({path})"
+        origin |= {key: said for key, _ in dotted(own)}
+    return Given(values, origin, tuple(files))
+
+
+def base_chain(file: Path) -> dict[Path, Values]:
+    """{file: its own values, without `base`}, from the recipe to its last base."""
+    files: dict[Path, Values] = {}
+    seen = set()
+    while True:
+        chain = [*files, file]
+        if file.resolve() in seen:
+            raise ValueError(f"{in_words(chain)}: base leads back. Take one `base:` out.")
+        if files and not file.is_file():
+            raise ValueError(
+                f"{in_words(chain)}: there is no such base. Write its path relative to "
+                f"{chain[-2].name}."
+            )
+        seen.add(file.resolve())
+        files[file] = read_yaml(file)
+        if "base" not in files[file]:
+            return files
+        base = files[file].pop("base")
+        if not isinstance(base, str) or not base:
+            raise ValueError(f"{in_words(chain)}: base is {base!r}; allowed is one path.")
+        file = file.parent / base
+
+
+def in_words(chain: Sequence[Path]) -> str:
+    """The files of a chain, the bases relative to the recipe: `recipes/dpo.yaml -> base.yaml`."""
+    recipe, *bases = chain
+    return " -> ".join([str(recipe), *(os.path.relpath(base, recipe.parent) for base in bases)])
+
+
+def moved(values: Values, old: Path, new: Path) -> Values:
+    """The values of a base with the files of its stages named relative to the recipe's folder."""
+    stages = values.get("stages")
+    if not isinstance(stages, Mapping) or old == new:
+        return values
+    found = {}
+    for name, body in stages.items():
+        named = isinstance(body, Mapping) and isinstance(body.get("recipe"), str)
+        place = os.path.relpath(old / body["recipe"], new) if named else None
+        found[name] = {**body, "recipe": place} if named else body
+    return {**values, "stages": found}
+
+
+def read_yaml(file: Path) -> Values:
+    """One recipe file as plain data, without the `launch` line that makes it a script."""
+    if not file.is_file():
+        raise ValueError(
+            f"{file}: there is no such recipe. Give the path of a .yaml file, or run: "
+            "overrefusal-po init"
+        )
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        loaded = OmegaConf.load(file)
+        values = OmegaConf.to_container(loaded, resolve=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not text in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: a recipe is a mapping of keys; got {type(values).__name__}.")
+    values.pop("launch", None)
+    return {str(key): value for key, value in values.items()}

@@ -1,0 +1,162 @@
+"""The evaluations of a pipeline -> summary.json and a blinded sample for a person to label.
+
+summary = make_summary("Demo", folder, runs, stages, outcomes)
+write_blinded_sample(folder, outcomes)
+# to_label.jsonl and to_label.key.jsonl
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from overrefusal_po.evaluate.comparisons import ComparisonEntry, compare, transitions
+from overrefusal_po.evaluate.entries import MeasuredEntry, MetricsEntry
+from overrefusal_po.evaluate.labels import blinded_sample
+from overrefusal_po.evaluate.metrics import State
+from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
+from overrefusal_po.records import Kind, Outcome, write_atomic
+from overrefusal_po.report.samples import SampleEntry, sample_entries
+from overrefusal_po.run.environment import environment
+
+StageRecipe = TrainRecipe | CurateRecipe | EvaluateRecipe
+
+
+class StageMetrics(MetricsEntry):
+    """metrics.json of a stage, and the name of its folder."""
+
+    folder: str
+
+
+TransitionEntry = TypedDict(
+    "TransitionEntry",
+    {
+        "from": str,
+        "to": str,
+        "kind": Kind,
+        "category": str,
+        "counts": dict[State, dict[State, int]],
+    },
+)
+"""A transition in summary.json."""
+
+
+class SummaryEntry(TypedDict):
+    """summary.json."""
+
+    title: str
+    created: str
+    runs: list[dict[str, object]]
+    comparisons: list[ComparisonEntry]
+    transitions: list[TransitionEntry]
+    samples: list[SampleEntry]
+    measured: MeasuredEntry
+    seconds: float
+    versions: dict[str, str]
+    hardware: str
+
+
+def make_summary(
+    title: str,
+    folder: Path,
+    runs: Sequence[StageMetrics],
+    stages: Mapping[str, StageRecipe],
+    outcomes: Mapping[str, list[Outcome]],
+) -> SummaryEntry:
+    """summary.json of at least one run: the runs, comparisons of neighbours (and of first and
+    last), transitions and samples.
+
+    `outcomes` are all of each run, by its name. The samples are about 50 prompts and a few of each
+    attack.
+    """
+    plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
+    steps = comparable_steps(plain)
+    known = environment()
+    status_files = folder.glob("*/status.json")
+    return {
+        "title": title,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "runs": [run_entry(run) for run in runs],
+        "comparisons": [compare(plain[a], plain[b]).as_dict(a, b) for a, b in steps],
+        "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
+        "samples": sample_entries(outcomes),
+        "measured": {**runs[-1]["measured"], "notes": reader_notes(runs, stages)},
+        "seconds": sum(json.loads(file.read_text()).get("seconds", 0) for file in status_files),
+        "versions": known["versions"],
+        "hardware": known["hardware"],
+    }
+
+
+def run_entry(run: StageMetrics) -> dict[str, object]:
+    """A run in summary.json: its metrics, and of their description only the model's form."""
+    kept = {key: value for key, value in run.items() if key != "measured"}
+    return {**kept, "model_form": run["measured"]["model_form"]}
+
+
+def step_transitions(
+    before: str, after: str, outcomes: Mapping[str, Sequence[Outcome]]
+) -> list[TransitionEntry]:
+    """What became of each response from one run to another."""
+    return [
+        {
+            "from": before,
+            "to": after,
+            "kind": row["kind"],
+            "category": row["category"],
+            "counts": without_unscored(row["counts"]),
+        }
+        for row in transitions(outcomes[before], outcomes[after])
+    ]
+
+
+def without_unscored(
+    counts: Mapping[State, Mapping[State, int]],
+) -> dict[State, dict[State, int]]:
+    """A transition's counts without unscored outcomes, which the runs' own table counts."""
+    return {
+        before: {after: n for after, n in row.items() if after != "unscored"}
+        for before, row in counts.items()
+        if before != "unscored"
+    }
+
+
+def reader_notes(runs: Sequence[StageMetrics], stages: Mapping[str, StageRecipe]) -> list[str]:
+    """Every run's notes, and a sentence if the judge also chose the training data."""
+    found = list(dict.fromkeys(note for run in runs for note in run["measured"]["notes"]))
+    chose = {str(body.judge) for body in stages.values() if isinstance(body, CurateRecipe)}
+    measured = {str(body.judge) for body in stages.values() if isinstance(body, EvaluateRecipe)}
+    if both := sorted(chose & measured):
+        found.append(
+            f"The judge that measured ({', '.join(both)}) also chose the training pairs: its blind "
+            "spots are in both."
+        )
+    return found
+
+
+def comparable_steps(outcomes: Mapping[str, Sequence[Outcome]]) -> list[tuple[str, str]]:
+    """Neighbouring runs on the same prompts, and the first and last if there are more than two."""
+    groups: dict[frozenset[str], list[str]] = {}
+    for name, rows in outcomes.items():
+        groups.setdefault(frozenset(o.prompt.id for o in rows), []).append(name)
+    steps = []
+    for names in groups.values():
+        steps += list(itertools.pairwise(names))
+        if len(names) > 2:
+            steps.append((names[0], names[-1]))
+    return steps
+
+
+def write_blinded_sample(folder: Path, outcomes: Mapping[str, list[Outcome]]) -> None:
+    """Writes to_label.jsonl, 50 responses for a person to label, and its key.
+
+    A file that is already there stays unchanged: somebody may have labelled it.
+    """
+    sample = blinded_sample(outcomes)
+    for name, lines in (("to_label.jsonl", sample.rows), ("to_label.key.jsonl", sample.key)):
+        if not (folder / name).exists():
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_atomic(folder / name, text)

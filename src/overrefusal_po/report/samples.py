@@ -1,0 +1,86 @@
+"""Outcomes of several runs -> the prompts and responses that a report shows.
+
+sample_entries({"base": outcomes, "DeRTa": others})
+# [{"kind": "benign", "category": ..., "prompt": ..., "responses": [...]}, ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from overrefusal_po.records import Kind, Outcome, Prompt, Refusal
+
+SAMPLES_OF_KIND: dict[Kind, int] = {"benign": 24, "harmful": 18, "general": 6}
+SAMPLES_OF_ATTACK = 3
+"""How many samples of each kind, and of each attack, a report holds: enough to filter, few enough
+to load on a phone."""
+
+
+class ResponseEntry(TypedDict):
+    """A `summary.SampleResponse`, as JSON holds it."""
+
+    run: str
+    text: str
+    refusal: Refusal | None
+    refusal_start: int | None
+    degenerate: bool
+
+
+class SampleEntry(TypedDict):
+    """A `summary.Sample`, as JSON holds it."""
+
+    kind: Kind
+    category: str
+    attack: str | None
+    prompt: str
+    responses: list[ResponseEntry]
+
+
+def sample_entries(outcomes: Mapping[str, Sequence[Outcome]]) -> list[SampleEntry]:
+    """Some prompts of the last run, with what every run said.
+
+    There are `SAMPLES_OF_KIND` of each kind and `SAMPLES_OF_ATTACK` of each attack. A content hash
+    chooses them, whatever was said, so that nobody picks the nice ones.
+    """
+    if not outcomes:
+        return []
+    by_id = {run: {o.prompt.id: o for o in rows} for run, rows in outcomes.items()}
+    last = list(by_id.values())[-1]
+    return [
+        {
+            "kind": prompt.kind,
+            "category": prompt.category,
+            "attack": prompt.attack,
+            "prompt": prompt.asked,
+            "responses": [
+                response_entry(run, rows[prompt.id])
+                for run, rows in by_id.items()
+                if prompt.id in rows
+            ],
+        }
+        for prompt in chosen_prompts([outcome.prompt for outcome in last.values()])
+    ]
+
+
+def chosen_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first prompts of each kind and of each attack, by id."""
+    ranked = sorted(prompts, key=lambda prompt: prompt.id)
+    chosen: list[Prompt] = []
+    for kind, n in SAMPLES_OF_KIND.items():
+        chosen += [p for p in ranked if p.kind == kind and not p.attack][:n]
+    for attack in sorted({p.attack for p in ranked if p.attack}):
+        chosen += [p for p in ranked if p.attack == attack][:SAMPLES_OF_ATTACK]
+    return chosen
+
+
+def response_entry(run: str, outcome: Outcome) -> ResponseEntry:
+    """What one run said to a prompt, and the verdict on it."""
+    verdict, scored = outcome.verdict, outcome.verdict.unscored is None
+    return {
+        "run": run,
+        "text": outcome.completion.text,
+        "refusal": verdict.refusal if scored else None,
+        "refusal_start": verdict.refusal_start if scored and verdict.refused else None,
+        "degenerate": verdict.degenerate,
+    }

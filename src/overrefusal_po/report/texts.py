@@ -1,0 +1,30 @@
+r"""Texts from outside, made safe to show. A model wrote much of what a report holds.
+
+visible("a\u202eb")             # "a⟨U+202E⟩b"
+clipped("abcdef", 4)            # "abcd … [2 more characters]"
+"""
+
+from __future__ import annotations
+
+import re
+
+CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+HIDING = re.compile(
+    r"[\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\U000e0000-\U000e007f]"
+)
+"""Characters that cannot be seen, or that change the direction of a text."""
+
+
+def visible(value: object) -> object:
+    """A text without control characters, and with hidden ones spelt out; other values unchanged."""
+    if type(value) is not str:  # a subclass is jinja's Markup, made of parts that were here before
+        return value
+    return HIDING.sub(lambda sign: f"⟨U+{ord(sign[0]):04X}⟩", CONTROL.sub("", value))
+
+
+def clipped(text: str, length: int) -> str:
+    """`text`, or its beginning and how much is left out."""
+    if len(text) <= length:
+        return text
+    return f"{text[:length]} … [{len(text) - length} more characters]"

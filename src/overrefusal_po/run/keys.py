@@ -1,0 +1,77 @@
+"""Recipe and inputs -> the key of a run, which says whether a run goes on or is another one.
+
+run_key(resolved, {"data.pairs": file_hash("pairs.jsonl")})    # "1a2b3c4d"
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from overrefusal_po.records import content_id
+
+NOT_KEYED = ("run_dir", "shard")
+"""Recipe keys that do not change what a run makes."""
+
+ENGINE_NOT_KEYED = (
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "timeout_seconds",
+    "max_retries",
+    "backoff_seconds",
+    "token_budget",
+)
+"""Engine keys that say where and how fast, not what. A run can go on with another server or a
+greater budget."""
+
+
+def run_key(resolved: Mapping[str, object], inputs: Mapping[str, str]) -> str:
+    """8 hex digits for a resolved recipe and the hashes of its inputs."""
+    return content_id(keyed(resolved), dict(inputs))[:8]
+
+
+def keyed(
+    values: Mapping[str, object], *, left_out: Sequence[str] = NOT_KEYED
+) -> dict[str, object]:
+    """The part of a resolved recipe that decides what a run makes."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found[name] = keyed(value, left_out=ENGINE_NOT_KEYED if name == "engine" else ())
+        elif name not in left_out:
+            found[name] = value
+    return found
+
+
+def run_folder(name: str, resolved: Mapping[str, object], inputs: Mapping[str, str]) -> Path:
+    """The recipe's `run_dir`, else runs/<recipe>-<key>."""
+    fixed = resolved.get("run_dir")
+    return Path(str(fixed)) if fixed else Path("runs") / f"{name}-{run_key(resolved, inputs)}"
+
+
+def file_hash(path: str | Path) -> str:
+    """16 hex digits for a file's content, or for a folder (a model): names and samples of its
+    files."""
+    path = Path(path)
+    if path.is_dir():
+        return content_id(sorted((f.name, sample_hash(f)) for f in path.iterdir() if f.is_file()))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def sample_hash(path: Path, *, blocks: int = 256, width: int = 2**16) -> str:
+    """16 hex digits for a file's size and at most `blocks` blocks of `width` bytes, spread evenly.
+
+    A file of up to 16 MiB is read whole. Training changes every block of the weights, so samples
+    are enough there, and many GiB take seconds.
+    """
+    size = path.stat().st_size
+    found = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(blocks):
+            if size > blocks * width:
+                file.seek(number * (size - width) // (blocks - 1))
+            found.update(file.read(width))
+    return found.hexdigest()[:16]

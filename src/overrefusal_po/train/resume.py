@@ -1,0 +1,154 @@
+"""A training that a signal stops: a checkpoint first, exit code 130, and the same command goes on.
+
+    with resumable(trainer):
+        trainer.train(resume_from_checkpoint=last_checkpoint(run.path / "checkpoints"))
+
+The checkpoint is written at the end of the step, when a resumed run takes the very next one with
+the same random numbers. transformers has `enable_jit_checkpoint`, but it hears SIGTERM alone, three
+seconds late. It saves in the middle of a step and then ends as if the training was done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
+
+from overrefusal_po.run.interrupts import handling
+
+if TYPE_CHECKING:
+    from transformers import (
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+
+    from overrefusal_po.train.trl_private import LogRow
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def resumable(trainer: Trainer) -> Iterator[None]:
+    """Within, SIGTERM and SIGINT let a training end its step and write a checkpoint; then comes a
+    KeyboardInterrupt.
+
+    With one process, a second SIGINT stops at once. With several, all stop at the same step, even
+    if only one got the signal.
+    """
+    received: list[str] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if name in received and name == "SIGINT" and trainer.accelerator.num_processes == 1:
+            raise KeyboardInterrupt(name)
+        received.append(name)
+        if trainer.accelerator.is_main_process:
+            # no logging in a handler: the signal may have interrupted a log line
+            os.write(2, f"\n{name}: a checkpoint is written at the end of this step\n".encode())
+
+    trainer.add_callback(stop_callback(trainer, received))
+    with handling({signal.SIGINT: receive, signal.SIGTERM: receive}):
+        yield
+
+
+def received_anywhere(trainer: Trainer, received: list[str]) -> Callable[[], bool]:
+    """A function that returns whether any process has received a signal. All processes have to call
+    it together."""
+    import torch
+
+    several = trainer.accelerator.num_processes > 1
+    # over gloo, so that no GPU has to wait for it
+    group = torch.distributed.new_group(backend="gloo") if several else None
+
+    def anywhere() -> bool:
+        count = torch.tensor(len(received))
+        if several:
+            torch.distributed.all_reduce(count, group=group)
+        return bool(count.item())
+
+    return anywhere
+
+
+class InterruptionEvents:
+    """What a training does after a signal, and after a resume.
+
+    `received` holds the names of the signals that this process received.
+    """
+
+    def __init__(self, trainer: Trainer, received: list[str]) -> None:
+        self.trainer = trainer
+        self.received = received
+        self.must_stop = received_anywhere(trainer, received)
+        self.stopping = False
+        self.loss = 0.0
+
+    def state(self) -> dict[str, object]:
+        """What trainer_state.json keeps: the sums since the last row of the log."""
+        from overrefusal_po.train.trl_private import open_log_row
+
+        return dict(open_log_row(self.trainer, self.loss))
+
+    # Any in the four events: keyword arguments that transformers passes and nobody reads
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Restores the sums, and ends a training that was killed after its last step."""
+        from overrefusal_po.train.trl_private import restore_log_row, skip_epochs
+
+        # transformers annotates the list that it is before training
+        states = cast("dict[str, LogRow]", state.stateful_callbacks)
+        kept = states.setdefault(type(self).__name__, {})
+        if state.global_step and kept:
+            restore_log_row(self.trainer, kept)
+        if state.global_step >= state.max_steps:  # transformers would take one more step
+            skip_epochs(self.trainer)
+            control.should_training_stop = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Asks for a checkpoint after a signal."""
+        if self.must_stop():
+            self.stopping = control.should_save = True
+        self.on_epoch_end(args, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Notes the loss for `state`. All processes come here; only the first calls `state`."""
+        if control.should_save:
+            from overrefusal_po.train.trl_private import loss_sum
+
+            loss = loss_sum(self.trainer)
+            self.loss = self.trainer.accelerator.reduce(loss, reduction="mean").item()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Stops once the checkpoint is written."""
+        if self.stopping:
+            self.trainer.accelerator.wait_for_everyone()
+            step = state.global_step
+            logger.info("interrupted: a checkpoint of step %d is written", step)
+            raise KeyboardInterrupt(
+                f"{' '.join(self.received)} at step {step}, whose checkpoint is written"
+            )
+
+
+def stop_callback(trainer: Trainer, received: list[str]) -> TrainerCallback:
+    """The callback that saves and stops after a signal, and resumes what transformers leaves
+    out."""
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
+
+    class Interruption(InterruptionEvents, TrainerCallback, ExportableState):
+        """The events as transformers takes them; trainer_state.json has the class's name."""
+
+    return Interruption(trainer, received)

@@ -1,0 +1,72 @@
+"""The trainer factories by method, what each eats, and settings for a step or two.
+
+trainer = FACTORIES["dpo"](model, data[EATS["dpo"]], args=settings)
+DPOTrainer(model, train_dataset=conversations(pairs, template), ...)   # TRL's own token ids
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from overrefusal_po import derta_trainer, dpo_trainer, kto_trainer, orpo_trainer, sft_trainer
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.records import PreferencePair, Triple
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from trl_rows import conversation as conversation
+from trl_rows import conversations as conversations
+
+FACTORIES: dict[str, Callable[..., Any]] = {
+    "sft": sft_trainer,
+    "derta": derta_trainer,
+    "dpo": dpo_trainer,
+    "orpo": orpo_trainer,
+    "kto": kto_trainer,
+}
+EATS = {"sft": "prompts", "derta": "triples", "dpo": "pairs", "orpo": "pairs", "kto": "pairs"}
+
+
+def two_steps(folder: Any) -> dict[str, Any]:
+    """Trainer keys for two short steps on a CPU that write and report nothing."""
+    return {
+        "output_dir": str(folder / "out"),
+        "use_cpu": True,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "max_length": 256,
+    }
+
+
+def lora() -> Any:
+    """A small adapter that is the identity at its start."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=True)
+
+
+def weights(model: Any) -> Any:
+    """All weights of a model as one vector of 32-bit numbers."""
+    import torch
+
+    return torch.cat([p.detach().float().flatten() for p in model.parameters()])
+
+
+def row_lengths(records: Sequence[Any], template: ChatTemplate, opening: Any = None) -> list[int]:
+    """Tokens of the longest row that each pair, triple or prompt may become."""
+    from overrefusal_po.train.derta_rows import prompt_turns, triple_sides, turn_length
+    from overrefusal_po.train.rows import longest_rows, pair_table, side_lengths
+
+    if isinstance(records[0], PreferencePair):
+        lengths = side_lengths(pair_table(records, template, opening))
+        found: list[int] = longest_rows(lengths).tolist()
+        return found
+    if isinstance(records[0], Triple):
+        return [both.longest for both in triple_sides(records, template)]
+    return [turn_length(turn) for turn in prompt_turns(records, template)]

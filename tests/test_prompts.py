@@ -1,0 +1,51 @@
+"""Sources are read by one module, and within a pipeline once."""
+
+from pathlib import Path
+
+import pytest
+
+from overrefusal_po.prompts import fixed_subset, read_source, sources_read_once
+
+ROW = '{"prompt": "How do I kill process %d?", "kind": "benign"}\n'
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Three harmless prompts."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(ROW % number for number in range(3)))
+    return path
+
+
+def test_within_a_pipeline_a_source_is_read_once(file: Path) -> None:
+    with sources_read_once():
+        first = read_source(str(file), None)
+        assert all(a is b for a, b in zip(first, read_source(str(file), None), strict=True))
+    assert first[0] is not read_source(str(file), None)[0]
+
+
+def test_what_one_reader_removes_is_there_for_the_next(file: Path) -> None:
+    with sources_read_once():
+        read_source(str(file), None).clear()
+        assert len(read_source(str(file), None)) == 3
+
+
+def test_a_file_that_changed_is_read_again(file: Path) -> None:
+    with sources_read_once():
+        assert len(read_source(str(file), None)) == 3
+        file.write_text(file.read_text() + ROW % 3)
+        assert len(read_source(str(file), None)) == 4
+
+
+def test_another_split_or_setting_is_another_question() -> None:
+    with sources_read_once():
+        train, test = read_source("starter", "train"), read_source("starter", "test")
+        few = read_source({"name": "starter", "max": 5}, "test")
+    assert not {p.id for p in train} & {p.id for p in test}
+    assert len(few) == 5 and {p.id for p in few} < {p.id for p in test}
+
+
+def test_a_fixed_subset_is_spread_over_categories() -> None:
+    prompts = [p for p in read_source("starter", "test") if p.kind == "benign"]
+    some = fixed_subset(prompts, 8)
+    assert len(some) == 8 and len({p.category for p in some}) > 4
