@@ -36,6 +36,7 @@ from overrefusal_po.train.preference import read as read
 from overrefusal_po.train.rows import prepared_pairs
 from overrefusal_po.train.settings import Settings, trainer_config
 from overrefusal_po.train.trl_private import OwnLossTrainer, shared_prefix_on
+from overrefusal_po.train.windows import Batch, chosen_row_tokens
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -76,6 +77,10 @@ class ORPOTrainer(
 ):
     """`DPOTrainer` with ORPO's loss."""
 
+    def loss_tokens(self, batch: Batch) -> float:
+        """The tokens that the likelihood of a batch is a mean over."""
+        return chosen_row_tokens(batch)
+
     def batch_loss(
         self, model: Module, inputs: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -91,7 +96,8 @@ class ORPOTrainer(
         chosen, rejected = means.chunk(2)  # (P,) each
         odds = log_odds(chosen) - log_odds(rejected)  # (P,)
         ratio = logsigmoid(odds)  # (P,)
-        loss = likelihood - self.beta * ratio.mean()
+        shares = self.factors
+        loss = shares.tokens * likelihood - shares.pairs * self.beta * ratio.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         return loss, {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -28,9 +29,12 @@ from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
+from overrefusal_po.train.finite import check_finite, finite_callback
 from overrefusal_po.train.lengths import warn_of_left_out
+from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.resume import resumable
+from overrefusal_po.train.saved import check_saved, check_tied, live_probe
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
 from overrefusal_po.train.student import student_answers
@@ -130,6 +134,7 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
 
 def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Source, Prepared]:
     """The recipe's records and what is made of them, before any weight is loaded."""
+    check_tied(recipe.model, config_of(recipe.model))
     module = method_module(recipe.method)
     source = module.read(recipe)
     prepared = module.prepare(recipe, source, template, None)
@@ -193,8 +198,27 @@ def run_training(recipe: TrainRecipe, trainer: Trainer, run: Run, template: Chat
         look = two_sided_callback(trainer, template=template, select=recipe.select, folder=run.path)
         trainer.add_callback(look)
     trainer.add_callback(tracker_callback(run.resolved, run.path))
+    trainer.add_callback(finite_callback(trainer))
+    note_processes(run, trainer.accelerator.num_processes)
     with resumable(trainer):
         trainer.train(resume_from_checkpoint=last_checkpoint(run.path / "checkpoints"))
+
+
+def note_processes(run: Run, number: int) -> None:
+    """Notes the number of processes; ValueError if another number began this training.
+
+    Batches would be others, and the epoch would go back: the result is not that of one training.
+    """
+    file = run.path / "processes.json"
+    known = json.loads(file.read_text())["processes"] if file.is_file() else number
+    if known != number and last_checkpoint(run.path / "checkpoints") is not None:
+        raise ValueError(
+            f"{run.path} holds checkpoints of a training with {known} processes, and {number} were "
+            f"launched: the batches would be others. Launch {known} again, or delete "
+            f"{run.path / 'checkpoints'} to train from the start."
+        )
+    if run.writer:
+        write_atomic(file, json.dumps({"processes": number}))
 
 
 def check_joined(trainer: Any) -> None:
@@ -205,15 +229,45 @@ def check_joined(trainer: Any) -> None:
     )
 
 
-def save(trainer: Any, recipe: TrainRecipe, template: ChatTemplate, run: Run) -> None:
-    """Writes adapter/ (LoRA), model/ (merged) and training.json; rank 0 writes, all ranks gather
-    what is sharded."""
+def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run) -> None:
+    """Writes adapter/ (LoRA), model/ (merged) and training.json.
+
+    All processes gather what is sharded, and the first one writes. Raises NotFiniteError for
+    weights that are not finite, and ValueError if the saved model is not the trained one.
+    """
     weights = models.gathered_weights(trainer)
-    history = trainer.state.log_history
-    losses = [row[key] for key in ("train_loss", "loss") for row in history if key in row]
     if not run.writer:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
+    check_finite(model)
+    probe = live_probe(trainer)
+    summary = training_summary(trainer, run)
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(run.path / "adapter", state_dict=weights)
+        summary["adapter"] = str(run.path / "adapter")
+        if weights is not None:
+            from peft import PeftModel
+
+            base = models.load_model(**models.model_options(recipe.model))
+            model, weights = PeftModel.from_pretrained(base, run.path / "adapter"), None
+    models.save_merged(model, template.tokenizer, run.path / "model", weights)
+    if probe is not None:
+        try:
+            check_saved(probe, run.path / "model")
+        except ValueError:
+            shutil.rmtree(run.path / "model")  # another model than the trained one is not shipped
+            raise
+    history = trainer.state.log_history
+    write_atomic(
+        run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
+    )
+    run.finish(summary)
+
+
+def training_summary(trainer: Trainer, run: Run) -> dict[str, Any]:
+    """What the run's summary says: steps, last loss, folders, rows left out, the selected step."""
+    history = trainer.state.log_history
+    losses = [row[key] for key in ("train_loss", "loss") for row in history if key in row]
     summary = {
         "steps": trainer.state.global_step,
         "loss": losses[-1] if losses else None,
@@ -226,18 +280,4 @@ def save(trainer: Any, recipe: TrainRecipe, template: ChatTemplate, run: Run) ->
         }
     if (run.path / "selection.jsonl").is_file():
         summary["selected_step"] = selected_step(run.path)
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(run.path / "adapter", state_dict=weights)
-        summary["adapter"] = str(run.path / "adapter")
-        if weights is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(
-                models.load_model(**models.model_options(recipe.model)), run.path / "adapter"
-            )
-            weights = None
-    models.save_merged(model, template.tokenizer, run.path / "model", weights)
-    write_atomic(
-        run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
-    )
-    run.finish(summary)
+    return summary

@@ -76,7 +76,8 @@ def window_of(batches: Sequence[Batch], tokens: Sequence[float], accelerator: An
     import torch
 
     own = [sum(map(num_pairs, batches)), sum(tokens)]
-    sums = torch.tensor(own, dtype=torch.float64, device=accelerator.device)
+    # float32 counts exactly up to 16 million
+    sums = torch.tensor(own, dtype=torch.float32, device=accelerator.device)
     if accelerator.num_processes > 1:
-        sums = accelerator.reduce(sums.float(), reduction="sum").double()
+        sums = accelerator.reduce(sums, reduction="sum")
     return Window(float(sums[0]), float(sums[1]), len(batches) * accelerator.num_processes)

@@ -1,0 +1,113 @@
+"""What is saved is what was trained: one batch through the saved model against the live one.
+
+probe = live_probe(trainer)                 # before the adapter is merged
+save_merged(model, tokenizer, folder)
+check_saved(probe, folder)                  # ValueError if the saved model is another one
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from overrefusal_po.exact.shared_prefix import TOLERANCES
+from overrefusal_po.model import load as models
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer
+
+logger = logging.getLogger(__name__)
+
+ROWS = 2
+"""Rows of the probe."""
+
+
+class Probe(NamedTuple):
+    """One batch and what the live model says about it.
+
+    Attributes:
+        input_ids: (B, T) token ids.
+        attention_mask: (B, T), 1 for tokens.
+        log_probs: (B, T - 1) log-probs of the next tokens, 0 at padding.
+        dtype: the name of the live weights' number format.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    log_probs: Tensor
+    dtype: str
+
+
+EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
+"""Names of input and output embeddings in model classes."""
+
+
+def check_tied(section: Mapping[str, object], config: PretrainedConfig) -> None:
+    """Raises ValueError for an adapter on embeddings that input and output share.
+
+    `section` is a recipe's `model:`. Merging such an adapter changes the other embedding too, so
+    the saved model would be another one than the trained.
+    """
+    named: set[str] = set()
+    for key in ("lora_target_modules", "lora_modules_to_save"):
+        value = section.get(key) or ()
+        named |= {value} if isinstance(value, str) else set(cast("list[str]", value))
+    found = sorted(named & EMBEDDINGS)
+    if found and section.get("use_peft") and getattr(config, "tie_word_embeddings", False):
+        raise ValueError(
+            f"model: {', '.join(found)} would be adapted, but this model shares one matrix for "
+            "its input and output embeddings (tie_word_embeddings), and the merged model would "
+            "not be the trained one. Take these names out of lora_target_modules and "
+            "lora_modules_to_save, or train all weights (use_peft: false)."
+        )
+
+
+def live_probe(trainer: Trainer) -> Probe | None:
+    """The first rows of the training through the live model; None if its weights are sharded."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        logger.info("the saved model is not compared with the live one: its weights are sharded")
+        return None
+    model = cast("PreTrainedModel", trainer.accelerator.unwrap_model(trainer.model))
+    rows = cast("Dataset", trainer.train_dataset)
+    batch = trainer.data_collator([rows[at] for at in range(min(ROWS, len(rows)))])
+    ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return Probe(ids, mask, next_log_probs(model, ids, mask), dtype)
+
+
+def next_log_probs(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """(B, T - 1) log-probs of the next tokens in eval mode, 0 at padding."""
+    import torch
+
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (B, T, V)
+    model.train(training)
+    log_probs = logits[:, :-1].float().log_softmax(-1)
+    chosen: Tensor = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return (chosen * mask[:, 1:]).cpu()
+
+
+def check_saved(probe: Probe, folder: Path) -> None:
+    """Raises ValueError if the model in `folder` is not the one that the probe was made with.
+
+    Compared are mean log-probs a token, within the rounding of the number format.
+    """
+    saved = models.load_model(str(folder), dtype=probe.dtype)
+    found = next_log_probs(saved, probe.input_ids.to("cpu"), probe.attention_mask.to("cpu"))
+    tokens = probe.attention_mask[:, 1:].cpu().sum(1)
+    gap = float(((found - probe.log_probs).abs().sum(1) / tokens).max())
+    allowed = 10 * TOLERANCES.get(probe.dtype, TOLERANCES["bfloat16"])
+    if not gap <= allowed:  # written so that a NaN fails too
+        raise ValueError(
+            f"{folder} is not the model that was trained: its log-probs differ by {gap:.2g} a "
+            f"token, and up to {allowed:.2g} would be rounding. A known cause is an adapter on the "
+            "embeddings of a model whose output layer shares them: leave embed_tokens and lm_head "
+            "out of model.lora_target_modules. The adapter in adapter/ is as it was trained."
+        )
+    logger.info("the saved model agrees with the live one (difference %.1e a token)", gap)

@@ -1,0 +1,72 @@
+"""What is saved is what was trained."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import Style
+
+from overrefusal_po.model.load import save_merged
+from overrefusal_po.pipeline import run_stage
+from overrefusal_po.recipe.load import check_body
+from overrefusal_po.train.saved import Probe, check_saved, check_tied, next_log_probs
+
+
+def probe_of(style: Style, model: torch.nn.Module) -> Probe:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    mask = torch.ones_like(ids)
+    return Probe(ids, mask, next_log_probs(model, ids, mask), "float32")
+
+
+def test_the_same_weights_pass(styles: dict[str, Style], tmp_path: Path) -> None:
+    style = styles["llama"]
+    model = style.make_model()
+    probe = probe_of(style, model)
+    check_saved(probe, save_merged(model, style.tokenizer, tmp_path / "model"))
+
+
+def test_other_weights_fail(styles: dict[str, Style], tmp_path: Path) -> None:
+    style = styles["llama"]
+    model = style.make_model()
+    probe = probe_of(style, model)
+    with torch.no_grad():
+        model.lm_head.weight += 0.1 * torch.randn_like(model.lm_head.weight)
+    folder = save_merged(model, style.tokenizer, tmp_path / "model")
+    with pytest.raises(ValueError, match="is not the model that was trained"):
+        check_saved(probe, folder)
+
+
+@pytest.mark.parametrize("key", ["lora_target_modules", "lora_modules_to_save"])
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_an_adapter_on_shared_embeddings_is_refused(key: str, name: str) -> None:
+    section = {"use_peft": True, key: ["q_proj", name]}
+    tied, free = (
+        SimpleNamespace(tie_word_embeddings=True),
+        SimpleNamespace(tie_word_embeddings=False),
+    )
+    with pytest.raises(ValueError, match=f"{name} would be adapted"):
+        check_tied(section, tied)
+    check_tied(section, free)
+    check_tied({**section, "use_peft": False}, tied)
+    check_tied({"use_peft": True, "lora_target_modules": "all-linear"}, tied)
+
+
+def test_a_training_says_that_the_saved_model_agrees(
+    styles: dict[str, Style], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = {
+        "task": "train",
+        "method": "dpo",
+        "model": {"model_name_or_path": str(styles["qwen"].folder), "use_peft": True, "lora_r": 4}
+        | {"lora_target_modules": ["all-linear"]},
+        "data": {"pairs": "starter", "max_pairs": 4, "allow_no_anchor": True},
+        "trainer": {"max_steps": 1, "report_to": "none", "use_cpu": True, "max_length": None}
+        | {"per_device_train_batch_size": 2, "learning_rate": 1e-2},
+    }
+    caplog.set_level("INFO", logger="overrefusal_po")
+    found = run_stage(check_body(recipe, "recipe"), "recipe", tmp_path / "run")
+    assert "the saved model agrees with the live one" in caplog.text
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
+    assert Path(found["model"]).is_dir()
