@@ -61,6 +61,9 @@ class Turn(NamedTuple):
 class Frame(NamedTuple):
     """What a template puts around a response, behind the prompt that it generates from."""
 
+    header: str
+    """The assistant's header if the template ignores `add_generation_prompt`; "" if it does not.
+    It belongs to the prompt: else the model would have to write it."""
     thought: str
     """An empty thinking block, or what closes the block that the prompt opens; "" without one."""
     glue: str
@@ -210,11 +213,14 @@ class ChatTemplate:
         """The prompt, and the prompt with each side, as text."""
         prompt, first = self._sides(messages, chosen)
         second = self._sides(messages, rejected)[1]
-        thought, glue, end = self._frame
-        if thought:  # the template would leave the block out, or put it into the side
-            return prompt, prompt + glue + first + end, prompt + glue + second + end
+        _, thought, glue, end = self._frame
         rows = self.messages(messages)
-        return prompt, self._whole(rows, first), self._whole(rows, second)
+        if not thought:  # the template would leave the block out, or put it into the side
+            whole = self._whole(rows, first), self._whole(rows, second)
+            # some templates render earlier turns otherwise once the assistant has answered
+            if all(text.startswith(prompt) for text in whole):
+                return prompt, *whole
+        return prompt, prompt + glue + first + end, prompt + glue + second + end
 
     def _whole(self, rows: list[dict[str, str]], response: str) -> str:
         """The rendered conversation with the assistant's response."""
@@ -229,7 +235,11 @@ class ChatTemplate:
         return prompt, self.neutral(response[thinking_end(response) :].strip())
 
     def _generation_prompt(self, messages: Sequence[Message]) -> str:
-        """The rendered conversation with the template's generation prompt."""
+        """The rendered conversation up to where the assistant writes."""
+        return self._open(messages) + self._frame.header
+
+    def _open(self, messages: Sequence[Message]) -> str:
+        """The rendered conversation with the template's own generation prompt, if it has one."""
         return self._render(self.messages(messages), add_generation_prompt=True)
 
     def first_response_token(self, text: str) -> tuple[int, int]:
@@ -247,7 +257,7 @@ class ChatTemplate:
     @cached_property
     def thought_opener(self) -> str:
         """The tag with which the prompt opens a thinking block ("<think>\\n"); "" without one."""
-        prompt = self._generation_prompt(SHORT_CONVERSATION)
+        prompt = self._open(SHORT_CONVERSATION)
         tag = re.search(rf"(?:{THINKING_TAG.pattern})\s*\Z", prompt, re.IGNORECASE)
         return tag[0] if tag and not tag[1] else ""
 
@@ -257,7 +267,7 @@ class ChatTemplate:
 
         Raises ValueError if the template does not show an assistant message.
         """
-        prompt = self._generation_prompt(SHORT_CONVERSATION)
+        prompt = self._open(SHORT_CONVERSATION)
         whole = self._whole(self.messages(SHORT_CONVERSATION), SENTINEL)
         head, found, tail = whole.partition(SENTINEL)
         if not found:
@@ -271,7 +281,9 @@ class ChatTemplate:
         thought = block[0] if block else ""
         if self.thought_opener and not block:  # the template leaves past thinking blocks out
             thought = "\n" + self.thought_opener.strip().replace("<", "</") + "\n\n"
-        return Frame(thought, before[len(block[0]) :] if block else before, self._end_of_turn(tail))
+        glue = before[len(block[0]) :] if block else before
+        header, glue = (glue, "") if glue.strip() else ("", glue)
+        return Frame(header, thought, glue, self._end_of_turn(tail))
 
     def _end_of_turn(self, tail: str) -> str:
         """The control token that follows a response, with the blanks before it.
@@ -289,13 +301,27 @@ class ChatTemplate:
         return str(self.tokenizer.eos_token)
 
     def _render(self, rows: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
-        """What the chat template makes of a conversation."""
-        text = self.tokenizer.apply_chat_template(
-            rows,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-            **self.template_kwargs,
-        )
+        """What the chat template makes of a conversation; ValueError if it refuses it."""
+        from jinja2.exceptions import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                rows,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **self.template_kwargs,
+            )
+        except TemplateError as error:
+            roles = ", ".join(row["role"] for row in rows)
+            hint = "Use a model whose template takes them, or change the conversation."
+            if rows[0]["role"] == "system":
+                hint = (
+                    "If the template takes no system message, leave chat.system_prompt out, or "
+                    "say it in the user turn."
+                )
+            raise ValueError(
+                f"The chat template refuses a conversation of {roles}: {error}. {hint}"
+            ) from None
         return cast(str, text)
 
     def _encode(self, text: str) -> list[int]:
@@ -309,6 +335,16 @@ class ChatTemplate:
             return {"input_ids": [], "offset_mapping": []}
         encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=offsets)
         return cast(Encoded, encoding)
+
+
+def missing_bos(template: ChatTemplate) -> bool:
+    """Whether the tokenizer begins plain text with BOS, but the template begins no prompt so."""
+    tokenizer = template.tokenizer
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return False
+    plain: list[int] = tokenizer("Hello")["input_ids"]
+    return bos in plain[:1] and bos not in template.prompt_ids(SHORT_CONVERSATION)[:2]
 
 
 def check_prefix(whole: Sequence[int], prompt_ids: Sequence[int], prompt: str) -> None:

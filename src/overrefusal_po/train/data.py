@@ -121,6 +121,18 @@ def as_dataset(table: pa.Table) -> Dataset:
     return Dataset(InMemoryTable(table))
 
 
+def highest_id(rows: Dataset) -> int:
+    """The highest token id in the columns of rows; -1 without one."""
+    import pyarrow.compute as pc
+
+    names = [n for n in rows.column_names if n.endswith("_ids") or n == "input_ids"]
+    found = [pc.max(pc.list_flatten(rows.data[name])).as_py() for name in names]
+    if "branches" in rows.column_names:  # DeRTa's trees
+        trees = rows["branches"]
+        found += [max(branch["input_ids"]) for tree in trees for branch in tree]
+    return max((highest for highest in found if highest is not None), default=-1)
+
+
 def draw_order(records: Iterable[TrainingRecord], seed: int) -> list[float]:
     """A number for each record that follows from seed and content alone: what it is drawn by."""
     return [

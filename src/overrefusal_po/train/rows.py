@@ -56,8 +56,24 @@ def token_columns(
     """(prompt ids, chosen ids, rejected ids) of one batch of pairs after the other."""
     for first in range(0, len(pairs), BATCH):
         part = pairs[first : first + BATCH]
-        rows = template.pair_tokens([(p.prompt.messages, p.chosen, p.rejected) for p in part])
+        rows = tokens_of_pairs(part, template)
         yield tuple([row[at] for row in rows] for at in range(len(COLUMNS)))
+
+
+def tokens_of_pairs(
+    pairs: Sequence[PreferencePair], template: ChatTemplate
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """`ChatTemplate.pair_tokens`; an error names the first pair that has it."""
+    items = [(p.prompt.messages, p.chosen, p.rejected) for p in pairs]
+    try:
+        return template.pair_tokens(items)
+    except ValueError:
+        for pair, item in zip(pairs, items, strict=True):
+            try:
+                template.pair_tokens([item])
+            except ValueError as error:
+                raise ValueError(f"Pair {pair.id}: {error}") from None
+        raise
 
 
 def check_sides(pairs: Sequence[PreferencePair]) -> None:
