@@ -12,8 +12,8 @@ import overrefusal_po
 from overrefusal_po import stages
 from overrefusal_po.cli import main
 from overrefusal_po.model import load as models
-from overrefusal_po.pipeline import linked_stage, stage_bodies, stage_inputs
-from overrefusal_po.recipe.load import load_recipe
+from overrefusal_po.pipeline import linked_stage, run_stage, stage_bodies, stage_inputs
+from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Triple, write_jsonl
 from overrefusal_po.report.samples import sample_entries
@@ -271,3 +271,18 @@ def test_a_long_system_prompt_with_a_slash_is_no_path() -> None:
 
 def test_without_outcomes_there_are_no_samples() -> None:
     assert sample_entries({}) == []
+
+
+def test_a_key_in_a_wrong_place_reaches_no_run_folder(tmp_path: Path) -> None:
+    body = check_body(
+        {
+            "task": "evaluate",
+            "model": {"model_name_or_path": "m"},
+            "engine": {"name": "openai", "api_key": "sk-SECRET"},
+        },
+        "recipe",
+    )
+    with pytest.raises(ValueError, match="api_key") as error:
+        run_stage(body, "recipe", tmp_path / "run")
+    assert "SECRET" not in str(error.value)
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """Recipes: every form of override, every fault a user can make, and the shipped recipes."""
 
+import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -215,7 +216,7 @@ def test_a_wrong_override_names_what_was_given_and_what_is_allowed(
         ("task: train\nmodel: {model_name_or_path: a}\n", ["method is missing", "--method=value"]),
         ("task: train\nmethod: dpo\n", ["model is missing"]),
         ("task: train\nmethod: dpo\nmodel: {}\n", ["model.model_name_or_path is missing"]),
-        (TRAIN + "run_dir: '${nope}'\n", ["nope"]),
+        (TRAIN + "run_dir: '${nope}'\n", ["run_dir", "recipes fill in none"]),
         (
             DERTA + "data: {helpful: [genral]}\n",
             ["data.helpful.0", "'genral'", "'general' or 'benign'"],
@@ -360,3 +361,22 @@ def test_a_shipped_recipe_is_a_script_that_launches_itself_and_nothing_else(
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(FOLDER)))
 def test_a_shipped_recipe_opens_with_what_it_does(path: Path) -> None:
     assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'name: "x ${oc.env:HOME}"',
+        "name: ${oc.env:HOME}",
+        "name: ${title}",
+        'engine: {name: openai, base_url: "http://127.0.0.1:1/${oc.env:HOME}/v1"}',
+        'data: {sets: ["${oc.env:HOME}/prompts.jsonl"]}',
+        '"${oc.env:HOME}": 1',
+    ],
+)
+def test_a_recipe_cannot_read_the_environment(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(f"task: evaluate\nmodel: {{model_name_or_path: m}}\n{line}\n")
+    with pytest.raises(ValueError, match="recipes fill in none") as error:
+        load_recipe(file)
+    assert os.environ["HOME"] not in str(error.value).replace(str(tmp_path), "")

@@ -308,3 +308,37 @@ def test_a_folder_of_an_older_version_is_refused_with_a_sentence(tmp_path: Path)
     (tmp_path / "status.json").write_text(json.dumps(status))
     with pytest.raises(ValueError, match=r"older version \(layout 1, .*delete that folder"):
         Run.open(tmp_path, {"task": "evaluate"}, {})
+
+
+@pytest.mark.parametrize("name", ["model/precious.bin", "notes.txt", "prompts.jsonl"])
+def test_a_folder_of_somebody_else_is_refused_and_keeps_its_files(
+    tmp_path: Path, name: str
+) -> None:
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("precious")
+    with pytest.raises(ValueError, match=f"it is no run folder .it holds {name.split('/')[0]}"):
+        Run.open(tmp_path, {"task": "train"}, {})
+    assert own.read_text() == "precious"
+    assert {p.name for p in tmp_path.iterdir()} == {name.split("/")[0]}
+
+
+def test_a_file_as_run_folder_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ValueError, match=r"is a file\. Give the path of a new"):
+        Run.open(tmp_path / "run", {"task": "train"}, {})
+
+
+def test_an_empty_folder_and_one_with_shards_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "sharded" / "shard-1-of-2").mkdir(parents=True)
+    (tmp_path / "sharded" / "completions.jsonl").write_text("")
+    for name in ("empty", "sharded"):
+        with Run.open(tmp_path / name, {"task": "curate"}, {}) as run:
+            run.finish()
+        assert Run.open(tmp_path / name, {"task": "curate"}, {}, writer=False).done
+
+
+def test_a_tilde_in_run_dir_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert run_folder("r", {"run_dir": "~/runs/a"}, {}) == Path("/somewhere/runs/a")

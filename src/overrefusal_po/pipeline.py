@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from overrefusal_po.plugins import FILE_ENDINGS, built_judge
+from overrefusal_po.plugins import FILE_ENDINGS, built_judge, check_plugs
 from overrefusal_po.recipe.files import read_recipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.overrides import dotted, set_dotted
@@ -263,6 +263,7 @@ def nested_texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> StageSummary:
     """The stage's summary, after it ran in `folder` (None: the recipe's own run folder)."""
+    check_plugs(body)  # a key in a wrong place must not be written into a run folder
     inputs = stage_inputs(body)
     resolved = body.model_dump(mode="json")
     path = folder or run_folder(name, resolved, inputs)

@@ -102,7 +102,7 @@ def read_yaml(file: Path) -> Values:
 
     try:
         loaded = OmegaConf.load(file)
-        values = OmegaConf.to_container(loaded, resolve=True)
+        values = OmegaConf.to_container(loaded, resolve=False)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{file} is not text in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
@@ -114,4 +114,25 @@ def read_yaml(file: Path) -> Values:
     if not isinstance(values, dict):
         raise ValueError(f"{file}: a recipe is a mapping of keys; got {type(values).__name__}.")
     values.pop("launch", None)
+    check_plain(values, str(file))
     return {str(key): value for key, value in values.items()}
+
+
+def check_plain(value: object, place: str) -> None:
+    """Raises ValueError for a `${...}` anywhere in a recipe's values.
+
+    OmegaConf would fill it in, also from the environment: a foreign recipe could send your keys to
+    a server.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_plain(key, place)
+            check_plain(inner, f"{place}: {key}")
+    elif isinstance(value, list):
+        for inner in value:
+            check_plain(inner, place)
+    elif isinstance(value, str) and "${" in value:
+        raise ValueError(
+            f"{place} holds a ${{...}}, and recipes fill in none. Write the value, or give it on "
+            'the command line, where your shell fills it in: --name="$NAME".'
+        )

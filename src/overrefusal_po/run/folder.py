@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 import traceback
 from collections.abc import Mapping
@@ -77,6 +78,7 @@ class Run:
     def _lock_folder(self) -> None:
         from filelock import FileLock, Timeout
 
+        check_own(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
         try:
@@ -215,3 +217,21 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     return 2 if isinstance(error, ValueError) else 1
+
+
+def check_own(folder: Path) -> None:
+    """Raises ValueError unless a folder is new, empty, a run's, or holds the shards of one.
+
+    A run replaces and deletes files in its folder, and those of somebody else must stay.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"run_dir: {folder} is a file. Give the path of a new or an empty folder.")
+    if not folder.is_dir() or (folder / "status.json").is_file():
+        return
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if names and not any(re.fullmatch(r"shard-\d+-of-\d+", name) for name in names):
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise ValueError(
+            f"run_dir: {folder} is not empty, and it is no run folder (it holds {shown}). A run "
+            "replaces files in its folder. Give the path of a new or an empty one."
+        )

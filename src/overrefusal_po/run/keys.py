@@ -48,7 +48,11 @@ def keyed(
 def run_folder(name: str, resolved: Mapping[str, object], inputs: Mapping[str, str]) -> Path:
     """The recipe's `run_dir`, else runs/<recipe>-<key>."""
     fixed = resolved.get("run_dir")
-    return Path(str(fixed)) if fixed else Path("runs") / f"{name}-{run_key(resolved, inputs)}"
+    return (
+        Path(str(fixed)).expanduser()
+        if fixed
+        else Path("runs") / f"{name}-{run_key(resolved, inputs)}"
+    )
 
 
 def file_hash(path: str | Path) -> str:

@@ -293,7 +293,7 @@ def training_summary(trainer: Trainer, run: Run) -> dict[str, Any]:
     """What the run's summary says: steps, last loss, folders, rows left out, the selected step."""
     history = trainer.state.log_history
     losses = [row[key] for key in ("train_loss", "loss") for row in history if key in row]
-    summary = {
+    summary: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "loss": losses[-1] if losses else None,
         "model": str(run.path / "model"),

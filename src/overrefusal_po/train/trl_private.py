@@ -131,7 +131,8 @@ class ReadyDPOTrainer(DPOTrainer):
             for kind, weight in zip(self.loss_types, weights, strict=True)
         ]
         try:
-            return super().compute_loss(model, inputs, return_outputs)
+            found: Any = super().compute_loss(model, inputs, return_outputs)  # type: ignore[no-untyped-call]
+            return found
         finally:
             self.loss_weights, self.factors = weights, Factors()
 
