@@ -21,8 +21,8 @@ from overrefusal_po.plugins import make_judge
 from overrefusal_po.prompts import measured_prompts, read_source
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
-from overrefusal_po.records import read_objects
 from overrefusal_po.run.complete import in_process, load_template
+from overrefusal_po.sources._local import local_rows
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.memory import (
     Batch,
@@ -41,7 +41,7 @@ from overrefusal_po.train.stage import check_sources
 def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
     """(every finding about a file of pairs or of prompts, whether one of them stops): linter and
     benchmark firewall."""
-    first = next(iter(read_objects(path)))[1]
+    first = next(iter(local_rows(str(path))))[1]
     if "chosen" not in first or "rejected" not in first:
         prompts = read_source({"name": "file", "path": str(path), "kind": "general"}, None)
         hits = [hit._asdict() for hit in contamination(prompts)]

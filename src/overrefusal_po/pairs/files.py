@@ -2,10 +2,14 @@
 rule.
 
     read_pairs("pairs.jsonl")
+
+docs/files.md lists the forms that are read. A row in another form is a ValueError.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,69 +21,80 @@ from overrefusal_po.records import (
     Prompt,
     content_id,
     first_fault,
-    read_objects,
 )
+from overrefusal_po.sources._conversations import SIDES, count_unread, row_pair, unread_words
+from overrefusal_po.sources._local import local_rows
+from overrefusal_po.sources._turns import ROLE_FIELDS, Unread
+
+logger = logging.getLogger(__name__)
 
 KIND_OF_LABEL: dict[str, Kind] = {
     "safe": "benign",
     "unsafe": "harmful",
     "unsafe_unverified": "harmful",
 }
+PAIR_COLUMNS = (*SIDES, "id", "kind", "label", "category", "source")
+"""The columns that are read, those of the conversation apart."""
 
 
 def read_pairs(path: str | Path) -> list[PreferencePair]:
-    """The pairs of a file: our own rows, or rows with prompt, chosen and rejected (texts, or
-    messages as TRL has them).
+    """The pairs of a file (JSON Lines, a JSON list, CSV, TSV, Parquet): our own rows, or others'.
 
-    An empty side is read, so that the linter can name the row. ValueError names the line that is no
-    pair.
+    An empty side is read, so that the linter can name the row. Columns that are not read are
+    counted in the log. ValueError names the line that is no pair.
     """
-    return [read_row(value, f"{path}, line {number}") for number, value in read_objects(path)]
+    unread: Unread = Counter()
+    pairs = [read_row(value, place, unread) for place, value in local_rows(str(path))]
+    if unread:
+        logger.info("%s: columns that are not read: %s", path, unread_words(unread))
+    return pairs
 
 
-def read_row(value: JsonObject, place: str) -> PreferencePair:
+def read_row(value: JsonObject, place: str, unread: Unread) -> PreferencePair:
     """One row as a pair without a rule, unless it is one of ours."""
-    missing = [
-        side for side in ("chosen", "rejected") if not isinstance(value.get(side), str | list)
-    ]
-    if missing:
-        raise ValueError(
-            f"{place}: no {missing[0]!r}. A pair has prompt, chosen and rejected; found: "
-            f"{', '.join(value)}."
-        )
     try:
-        if isinstance(value.get("prompt"), dict):
-            sides = {side: value[side] or " " for side in ("chosen", "rejected")}
-            return PreferencePair.model_validate({**value, **sides})
-        return imported_pair(value)
+        if is_ours(value.get("prompt")):
+            return own_pair(value, place)
+        return imported_pair(value, place, unread)
     except ValidationError as error:
         raise ValueError(f"{place}: not a PreferencePair: {first_fault(error)}") from None
 
 
-def imported_pair(value: JsonObject) -> PreferencePair:
+def is_ours(prompt: object) -> bool:
+    """Whether a prompt is one of our records, and neither text nor a message."""
+    return isinstance(prompt, dict) and not any(name in prompt for name in ROLE_FIELDS)
+
+
+def own_pair(value: JsonObject, place: str) -> PreferencePair:
+    """A row of our own form; ValueError if nobody asks anything in it."""
+    for side in SIDES:
+        if value.get(side) is None:
+            raise ValueError(
+                f"{place}: no {side!r}. A pair has prompt, chosen and rejected; found: "
+                f"{', '.join(value)}, of which {side} is null or missing."
+            )
+    pair = PreferencePair.model_validate({**value, **{s: value[s] or " " for s in SIDES}})
+    if not (pair.prompt.text.strip() or (pair.prompt.raw_text or "").strip()):
+        raise ValueError(
+            f"{place}: the prompt is empty: it has no user turn with text. Write what is asked "
+            "into prompt.messages, or delete the row."
+        )
+    return pair
+
+
+def imported_pair(value: JsonObject, place: str, unread: Unread) -> PreferencePair:
     """A public set's row; its kind from `kind` or `label` (safe, unsafe), else general."""
-    chosen, rejected = value["chosen"], value["rejected"]
-    asked = value.get("prompt")
-    if asked is None:
-        asked = chosen[:-1] if isinstance(chosen, list) else ""
-    turns = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
+    asked = row_pair(value, place, unread)
+    count_unread(value, PAIR_COLUMNS, place, unread)
     kind = value.get("kind") or KIND_OF_LABEL.get(str(value.get("label")), "general")
-    prompt = Prompt.model_validate(
-        {
-            "id": content_id(kind, [(t.get("role"), t.get("content")) for t in turns]),
-            "messages": turns,
-            "kind": kind,
-            "category": str(value.get("category") or "uncategorised"),
-            "source": str(value.get("source") or "user"),
-        }
+    prompt = Prompt(
+        id=content_id(kind, [(turn.role, turn.content) for turn in asked.turns]),
+        messages=asked.turns,
+        kind=kind,
+        category=str(value.get("category") or "uncategorised"),
+        source=str(value.get("source") or "user"),
     )
-    said = [last_content(side) for side in (chosen, rejected)]
-    key = str(value.get("id") or content_id(prompt.id, *said))
-    return PreferencePair(id=key, prompt=prompt, chosen=said[0] or " ", rejected=said[1] or " ")
-
-
-def last_content(side: str | list[JsonObject]) -> str | None:
-    """The text of a side, which is one or a list of messages; None if its message has none."""
-    if isinstance(side, str):
-        return side
-    return side[-1].get("content") if side else ""
+    key = str(value.get("id") or content_id(prompt.id, asked.chosen, asked.rejected))
+    return PreferencePair(
+        id=key, prompt=prompt, chosen=asked.chosen or " ", rejected=asked.rejected or " "
+    )
