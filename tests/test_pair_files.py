@@ -382,7 +382,9 @@ def test_the_file_source_names_the_same_faults(fault: str, tmp_path: Path) -> No
         assert part in str(caught.value).replace(", kind", "")
 
 
-@pytest.mark.parametrize("fault", ["text sides alone", "prompt null", "other histories"])
+@pytest.mark.parametrize(
+    "fault", ["text sides alone", "prompt null", "other histories", "rejected missing"]
+)
 def test_check_stops_with_a_sentence_and_code_2(fault: str, tmp_path: Path) -> None:
     path = rows_file(tmp_path / "pairs.jsonl", FAULTS[fault][0])
     result = CliRunner().invoke(app, ["check", path])
@@ -403,6 +405,39 @@ def test_columns_that_are_not_read_are_counted(
         else:
             read_source({"name": "file", "path": path}, None)
     assert f"{path}: columns that are not read: score (3 rows), tag (1 row)" in caplog.messages
+
+
+COLUMNS = {"prompt": "asked", "chosen": "good", "rejected": "bad", "system": "manner"}
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_columns_name_the_parts_of_a_pair(ending: str, tmp_path: Path) -> None:
+    row = {"asked": "How?", "manner": "Be brief.", "good": "So.", "bad": "No.", "prompt": "Why?"}
+    path = written(tmp_path / f"pairs{ending}", [{**row, "tag": "ok"}])
+    spec = {"name": "file", "path": path, "columns": COLUMNS | {"label": "tag"}}
+    (pair,) = read_any_pairs({**spec, "labels": {"ok": "benign"}})
+    assert (turns(pair), pair.chosen, pair.rejected) == (BRIEF + HOW, "So.", "No.")
+    assert (pair.prompt.kind, pair.rule) == ("benign", None)
+
+
+@pytest.mark.parametrize("column", COLUMNS.values())
+def test_a_column_of_a_pair_that_is_not_there_is_named(column: str, tmp_path: Path) -> None:
+    row = {"asked": "How?", "manner": "Be brief.", "good": "So.", "bad": "No."}
+    del row[column]
+    path = rows_file(tmp_path / "pairs.jsonl", row)
+    with pytest.raises(ValueError, match=f"line 1: there is no column '{column}'"):
+        read_any_pairs({"name": "file", "path": path, "columns": COLUMNS})
+
+
+@pytest.mark.parametrize("label", ["1", "maybe"])
+def test_a_label_that_says_no_kind_is_counted(
+    label: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = rows_file(tmp_path / "p.jsonl", {"prompt": "How?", **ANSWERS, "label": label})
+    with caplog.at_level(logging.INFO):
+        (pair,) = read_pairs(path)
+    assert pair.prompt.kind == "general"
+    assert f"{path}: columns that are not read: label (1 row)" in caplog.messages
 
 
 # ------------------------------------------------------------------------------------- other files

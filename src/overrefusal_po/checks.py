@@ -15,6 +15,7 @@ from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pairs.files import read_pairs
+from overrefusal_po.pairs.findings import RESPONSE_SIDES
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.plugins import make_judge
@@ -42,7 +43,7 @@ def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
     """(every finding about a file of pairs or of prompts, whether one of them stops): linter and
     benchmark firewall."""
     first = next(iter(local_rows(str(path))))[1]
-    if "chosen" not in first or "rejected" not in first:
+    if not any(side in first for side in RESPONSE_SIDES):
         prompts = read_source({"name": "file", "path": str(path), "kind": "general"}, None)
         hits = [hit._asdict() for hit in contamination(prompts)]
         return hits, bool(hits)

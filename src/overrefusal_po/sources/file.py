@@ -1,18 +1,19 @@
-"""A local file of prompts or triples (JSON Lines, a JSON list, CSV, TSV, Parquet): a prompt in any
-of the forms of docs/files.md, `kind` or `label`.
+"""A local file of prompts, pairs or triples (JSON Lines, a JSON list, CSV, TSV, Parquet), in the
+forms of docs/files.md.
 
     {name: file, path: my_prompts.jsonl, kind: benign}
     {name: file, path: x.csv, columns: {prompt: question, label: tag},
      labels: {ok: benign, bad: harmful}}
+    {name: file, path: pairs.csv, columns: {prompt: asked, chosen: good, rejected: bad}}
     {name: file, path: triples.csv, kind: harmful, where: {agreed: true},
      columns: {safe_response: good, harmful_response: bad}}
 
-`label` is safe / unsafe as public sets have it (safe = should be answered), or what `labels` says
-(`labels: {safe: general}` for ordinary prompts). A reference is read from `reference`, for harmless
-prompts also from `response`, for harmful ones from `safe_response`. `category`, `split`, `topic`
-and `contrast` are read if present; other fields are counted in the log. As triples (DeRTa) the file
-gives its harmful rows that have a `safe_response` and a `harmful_response`, or our own
-triples.jsonl.
+A prompt needs `kind` or `label`. `label` is safe / unsafe as public sets have it (safe = should be
+answered), or what `labels` says (`labels: {safe: general}` for ordinary prompts). A reference is
+read from `reference`, for harmless prompts also from `response`, for harmful ones from
+`safe_response`. `category`, `split`, `topic` and `contrast` are read if present; other fields are
+counted in the log. As triples (DeRTa) the file gives its harmful rows that have a `safe_response`
+and a `harmful_response`, or our own triples.jsonl.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from overrefusal_po.records import (
     JsonObject,
     Kind,
+    PreferencePair,
     Prompt,
     Split,
     Triple,
@@ -41,6 +43,7 @@ from overrefusal_po.sources._conversations import (
     unread_words,
 )
 from overrefusal_po.sources._local import Rows, local_rows
+from overrefusal_po.sources._pairs import row_to_pair
 from overrefusal_po.sources._turns import Unread
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,9 @@ TRIPLE_SIDES = ("safe_response", "harmful_response")
 FieldName = Literal[
     "prompt",
     "messages",
+    "system",
+    "chosen",
+    "rejected",
     "kind",
     "label",
     "category",
@@ -101,6 +107,21 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     found = [file_prompt(row, place, settings, unread) for place, row in read_rows(settings, split)]
     log_unread(settings.path, unread)
     return found
+
+
+def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
+    """The file's preference pairs; those of others have no rule, and are general without a kind."""
+    unread: Unread = Counter()
+    found = [file_pair(row, place, settings, unread) for place, row in read_rows(settings, split)]
+    log_unread(settings.path, unread)
+    return found
+
+
+def file_pair(row: JsonObject, place: str, settings: Settings, unread: Unread) -> PreferencePair:
+    """A row as a pair under the source's settings."""
+    kind = label_kind(row.get("label"), settings.labels or KIND_OF_LABEL, place) or settings.kind
+    named = ("label", "split", *settings.columns.values(), *settings.where)
+    return row_to_pair(row, place, unread, kind=kind or "general", read=named)
 
 
 def triples(settings: Settings, split: Split | None) -> list[Triple]:
