@@ -440,6 +440,23 @@ def test_a_label_that_says_no_kind_is_counted(
     assert f"{path}: columns that are not read: label (1 row)" in caplog.messages
 
 
+@pytest.mark.parametrize("before", [("How?",), ("Hi", "Hello", "How?")])
+def test_a_set_of_the_hub_keeps_the_earlier_turns_too(
+    before: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = rows_file(tmp_path / "feedback.jsonl", {"prompt": "How?", **sides(*before)})
+    (pair,) = read_any_pairs({"name": "ultrafeedback", "paths": [path]})
+    assert [content for _, content in turns(pair)] == list(before)
+    assert (pair.chosen, pair.rejected) == ("So.", "No.")
+
+
+def test_a_set_of_the_hub_with_other_histories_is_an_error(tmp_path: Path) -> None:
+    row = FAULTS["other histories beside a prompt"][0]
+    path = rows_file(tmp_path / "feedback.jsonl", row)
+    with pytest.raises(ValueError, match="line 1: chosen and rejected answer different"):
+        read_any_pairs({"name": "ultrafeedback", "paths": [path]})
+
+
 # ------------------------------------------------------------------------------------- other files
 
 
