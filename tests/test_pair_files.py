@@ -196,6 +196,18 @@ def test_a_last_turn_by_the_assistant_is_the_reference_and_is_not_asked(
     assert (turns(prompt), prompt.reference) == (LATER, "So.")
 
 
+def test_a_last_turn_that_is_no_reference_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was said to a harmful prompt may be anything."""
+    path = rows_file(tmp_path / "p.jsonl", {"messages": said("How?", "So."), "kind": "harmful"})
+    (prompt,) = read_source({"name": "file", "path": path}, None)
+    assert (turns(prompt), prompt.reference) == (HOW, None)
+    assert f"{path}: columns that are not read: last turn by the assistant (1 row)" in (
+        caplog.messages
+    )
+
+
 # ------------------------------------------------------------------------------------------ faults
 
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
@@ -315,6 +327,10 @@ FAULTS: dict[str, tuple[Row, list[str]]] = {
         {"prompt": [{"role": "tool", "content": "4"}, *said("So?")], **ANSWERS},
         ["column prompt, message 1", "role is 'tool'", "Delete the row"],
     ),
+    "role a list": (
+        {"prompt": [{"role": ["user"], "content": "How?"}], **ANSWERS},
+        ["message 1", "role is ['user']"],
+    ),
     "no role": ({"prompt": [{"content": "How?"}], **ANSWERS}, ["message 1", "role is None"]),
     "tool calls": (
         {"prompt": [*said("How?"), CALL, *said("So?")], **ANSWERS},
@@ -427,6 +443,12 @@ def test_a_column_of_a_pair_that_is_not_there_is_named(column: str, tmp_path: Pa
     path = rows_file(tmp_path / "pairs.jsonl", row)
     with pytest.raises(ValueError, match=f"line 1: there is no column '{column}'"):
         read_any_pairs({"name": "file", "path": path, "columns": COLUMNS})
+
+
+@pytest.mark.parametrize("given", [0, 7, "x"])
+def test_the_id_of_a_row_is_the_id_of_its_pair(given: int | str, tmp_path: Path) -> None:
+    path = rows_file(tmp_path / "p.jsonl", {"id": given, "prompt": "How?", **ANSWERS})
+    assert [pair.id for pair in read_pairs(path)] == [str(given)]
 
 
 @pytest.mark.parametrize("label", ["1", "maybe"])

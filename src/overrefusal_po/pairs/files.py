@@ -36,7 +36,7 @@ def read_pairs(path: str | Path) -> list[PreferencePair]:
     unread: Unread = Counter()
     pairs = [read_row(row, place, unread) for place, row in local_rows(str(path))]
     if unread:
-        logger.info("%s: columns that are not read: %s", path, unread_words(unread))
+        logger.warning("%s: columns that are not read: %s", path, unread_words(unread))
     return pairs
 
 

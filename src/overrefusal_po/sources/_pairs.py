@@ -77,7 +77,8 @@ def imported_pair(row: JsonObject, place: str, unread: Unread, kind: Kind) -> Pr
         category=str(row.get("category") or "uncategorised"),
         source=str(row.get("source") or "user"),
     )
-    key = str(row.get("id") or content_id(prompt.id, asked.chosen, asked.rejected))
+    given = row.get("id")
+    key = content_id(prompt.id, asked.chosen, asked.rejected) if given in (None, "") else str(given)
     return PreferencePair(
         id=key, prompt=prompt, chosen=asked.chosen or " ", rejected=asked.rejected or " "
     )

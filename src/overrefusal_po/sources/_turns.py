@@ -59,7 +59,7 @@ def read_turn(message: object, place: str, unread: Unread) -> Message:
             f"{place}: got {short(message)}. A message is {{role, content}} or {{from, value}}."
         )
     role = next((message[name] for name in ROLE_FIELDS if message.get(name) is not None), None)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(
             f"{place}: the role is {short(role)}; allowed are {', '.join(ROLES)}. Delete the row, "
             "or write this message's text into a user turn."

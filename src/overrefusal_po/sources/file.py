@@ -44,7 +44,7 @@ from overrefusal_po.sources._conversations import (
 )
 from overrefusal_po.sources._local import Rows, local_rows
 from overrefusal_po.sources._pairs import row_to_pair
-from overrefusal_po.sources._turns import Unread
+from overrefusal_po.sources._turns import Unread, is_blank
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ def file_prompt(row: JsonObject, place: str, settings: Settings, unread: Unread)
 def log_unread(path: str, unread: Unread) -> None:
     """Logs which columns of a file are not read, if there are any."""
     if unread:
-        logger.info("%s: columns that are not read: %s", path, unread_words(unread))
+        logger.warning("%s: columns that are not read: %s", path, unread_words(unread))
 
 
 def renamed(row: JsonObject, columns: Mapping[FieldName, str], place: str) -> JsonObject:
@@ -256,7 +256,13 @@ def row_to_prompt(
             f"the row, or `kind` to the source. The columns found are {', '.join(map(str, row))}."
         )
     try:
-        turns, answer = row_asked(row, place, Counter() if unread is None else unread)
+        unread = Counter() if unread is None else unread
+        turns, answer = row_asked(row, place, unread)
+        if answer is not None and is_blank(row.get("response")):
+            row = {**row, "response": answer}
+        reference = row_reference(row, kind)
+        if answer not in (None, reference):
+            unread["last turn by the assistant"] += 1
         return Prompt(
             id=content_id(
                 kind,
@@ -269,7 +275,7 @@ def row_to_prompt(
             split=row.get("split"),
             topic=row.get("topic"),
             contrast=is_contrast(row),
-            reference=row_reference({"response": answer} | row, kind),
+            reference=reference,
         )
     except ValidationError as error:
         raise ValueError(f"{place}: {first_fault(error)}") from None
