@@ -217,6 +217,11 @@ FAULTS: dict[str, tuple[Row, list[str]]] = {
     "prompt null": ({"prompt": None, **ANSWERS}, ["empty or missing", "prompt, chosen, rejected"]),
     "prompt blank": ({"prompt": " \n", **ANSWERS}, ["the prompt is empty"]),
     "prompt of no message": ({"prompt": [], **ANSWERS}, ["the prompt is empty"]),
+    "prompt of nothing": ({"prompt": {}, **ANSWERS}, ["the prompt is empty"]),
+    "input no text": (
+        {"instruction": "Translate.", "input": ["Hi"], **ANSWERS},
+        ["column instruction", "input is ['Hi']", "must be text"],
+    ),
     "prompt of empty text": ({"prompt": said(""), **ANSWERS}, ["the prompt is empty"]),
     "last user turn empty": (
         {"prompt": said("Hi", "Hello", ""), **ANSWERS},

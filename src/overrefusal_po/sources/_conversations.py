@@ -166,8 +166,11 @@ def text_turns(row: JsonObject, name: str, value: str, place: str) -> Turns:
     """A text as one user turn, or as the turns of "Human: ... Assistant:"."""
     if name in ("messages", "conversations", "conversation"):
         raise ValueError(f"{place}: {name} is {short(value)}; it must be a list of messages.")
-    if name == "instruction" and not is_blank(row.get("input")):
-        value = f"{value.rstrip()}\n\n{row['input']}"
+    given = row.get("input") if name == "instruction" else None
+    if not is_blank(given):
+        if not isinstance(given, str):
+            raise ValueError(f"{place}: input is {short(given)}; it must be text.")
+        value = f"{value.rstrip()}\n\n{given}"
     written = hh_turns(value) if value.rstrip().endswith("Assistant:") else ()
     return written or (Message(role="user", content=value),)
 

@@ -46,7 +46,7 @@ def row_to_pair(
 
 def is_ours(prompt: object) -> bool:
     """Whether a prompt is one of our records, and neither text nor a message."""
-    return isinstance(prompt, dict) and not any(name in prompt for name in ROLE_FIELDS)
+    return isinstance(prompt, dict) and bool(prompt) and not set(ROLE_FIELDS) & prompt.keys()
 
 
 def own_pair(row: JsonObject, place: str) -> PreferencePair:
