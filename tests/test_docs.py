@@ -22,6 +22,7 @@ from overrefusal_po.cli import app
 from overrefusal_po.evaluate.labels import read_labels
 from overrefusal_po.judges.refusal import judge_text
 from overrefusal_po.pairs.files import read_pairs
+from overrefusal_po.prompts import read_pairs as read_source_pairs
 from overrefusal_po.prompts import read_source, read_triples
 from overrefusal_po.recipe.load import load_recipe
 
@@ -283,8 +284,11 @@ def test_every_reader_has_an_example() -> None:
 
 
 def test_the_mapped_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = blocks(ROOT / "docs/files.md", "yaml")
+    of_pairs, block = blocks(ROOT / "docs/files.md", "yaml")
     monkeypatch.chdir(tmp_path)
+    Path("pairs.csv").write_text("asked,good,bad\nHow?,So.,No.\n")
+    (pair,) = read_source_pairs(yaml.safe_load(of_pairs)["data"]["pairs"], None)
+    assert (pair.prompt.text, pair.chosen, pair.rejected) == ("How?", "So.", "No.")
     rows = "question,tag,language\nWhat is this?,fine,en\nUnd das?,bad,de\n"
     Path("questions.csv").write_text(rows)
     (spec,) = yaml.safe_load(block)["data"]["sets"]

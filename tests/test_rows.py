@@ -96,6 +96,30 @@ def test_rows_are_those_that_trl_makes_of_conversations(
     assert rows is not None and rows.to_list() == expected
 
 
+def test_an_assistant_prefix_stands_in_the_prompt_and_the_sides_go_on_behind_it(
+    style: Style, options: dict[str, Any]
+) -> None:
+    template = ChatTemplate(style.tokenizer, **options)
+    prompt = Prompt(id="x", kind="benign", messages=TALK)
+    begun = prompt.model_copy(update={"assistant_prefix": "Sure,"})
+    whole = PreferencePair(id="w", prompt=prompt, chosen="Sure, use it.", rejected="Sure, not I.")
+    parts = PreferencePair(id="p", prompt=begun, chosen=" use it.", rejected=" not I.")
+    expected, found = (pair_table([pair], template).to_pylist()[0] for pair in (whole, parts))
+    assert found["prompt_ids"] == template.prompt_ids(TALK, "Sure,")
+    assert style.tokenizer.decode(found["prompt_ids"]).endswith("Sure,")
+    for side in COLUMNS[1:]:
+        assert found["prompt_ids"] + found[side] == expected["prompt_ids"] + expected[side]
+    # some tokenizers leave a first blank out
+    assert style.tokenizer.decode(found["chosen_ids"]).lstrip().startswith("use it.")
+
+
+def test_an_assistant_prefix_that_the_template_would_change_is_an_error(style: Style) -> None:
+    prompt = Prompt(id="x", kind="benign", messages=TALK, assistant_prefix="\n Sure,")
+    pair = PreferencePair(id="odd", prompt=prompt, chosen=" use it.", rejected=" not I.")
+    with pytest.raises(ValueError, match=r"Pair odd: assistant_prefix .* Sure"):
+        pair_table([pair], style.template)
+
+
 def test_a_thinking_block_in_a_side_is_left_out(style: Style, uneven: list[PreferencePair]) -> None:
     """And what is left of a thought that never ends is nothing but the end of turn."""
     *_, pair = varied(style, uneven)

@@ -165,10 +165,10 @@ def test_a_file_without_rows_in_the_split_is_an_error(tmp_path: Path) -> None:
         ('{"prompt": "b", "label": "maybe"}', ["label is 'maybe'", "safe, unsafe"]),
         ('{"prompt": "b", "kind": "evil"}', ["kind", "'evil'"]),
         (
-            '{"kind": "benign", "question": "b"}',
-            ["prompt", "columns found are kind, question", "columns: {prompt: ...}"],
+            '{"kind": "benign", "asked": "b"}',
+            ["prompt", "columns found are kind, asked", "columns: {prompt: ...}"],
         ),
-        ('{"prompt": 3, "kind": "benign"}', ["content", "3"]),
+        ('{"prompt": 3, "kind": "benign"}', ["column prompt", "prompt is 3", "text or messages"]),
         ('{"messages": [{"role": "bot", "content": "x"}], "kind": "benign"}', ["role", "'bot'"]),
         ('{"messages": "x", "kind": "benign"}', ["messages"]),
         ('{"messages": [{"role": "assistant", "content": "x"}], "kind": "benign"}', ["user"]),
@@ -309,7 +309,7 @@ def test_a_csv_has_contrasts_splits_and_references_as_text(tmp_path: Path) -> No
             "x.parquet",
             parquet([{"prompt": 3, "kind": "benign"}]),
             {},
-            ["x.parquet, row 1", "content", "3"],
+            ["x.parquet, row 1", "column prompt", "prompt is 3"],
         ),
     ],
 )

@@ -15,14 +15,15 @@ from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pairs.files import read_pairs
+from overrefusal_po.pairs.findings import RESPONSE_SIDES
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.prompts import measured_prompts, read_source
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
-from overrefusal_po.records import read_objects
 from overrefusal_po.run.complete import in_process, load_template
+from overrefusal_po.sources._local import local_rows
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.memory import (
     Batch,
@@ -41,8 +42,8 @@ from overrefusal_po.train.stage import check_sources
 def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
     """(every finding about a file of pairs or of prompts, whether one of them stops): linter and
     benchmark firewall."""
-    first = next(iter(read_objects(path)))[1]
-    if "chosen" not in first or "rejected" not in first:
+    first = next(iter(local_rows(str(path))))[1]
+    if not any(side in first for side in RESPONSE_SIDES):
         prompts = read_source({"name": "file", "path": str(path), "kind": "general"}, None)
         hits = [hit._asdict() for hit in contamination(prompts)]
         return hits, bool(hits)

@@ -79,14 +79,16 @@ def check(
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Show TRL's defaults too.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="For a .jsonl file: one JSON object a finding.")
+        bool, typer.Option("--json", help="For a file of rows: one JSON object a finding.")
     ] = False,
 ) -> None:
-    """Check a recipe, and show its values with where each came from; or check a .jsonl file of
-    pairs or prompts: what is wrong with which row, and which prompts are a benchmark's."""
+    """Check a recipe, and show its values with where each came from; or check a file of
+    pairs or prompts (.jsonl, .json, .csv, .tsv, .parquet): what is wrong with which row, and which
+    prompts are a benchmark's."""
     from overrefusal_po.recipe.describe import describe
+    from overrefusal_po.sources._local import ENDINGS
 
-    if recipe.suffix == ".jsonl":
+    if recipe.suffix.lower() in ENDINGS:
         check_rows(recipe, as_json)
         return
     stages = stages_of(load_recipe(recipe, context.args))

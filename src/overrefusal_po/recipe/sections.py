@@ -65,7 +65,7 @@ class PairsData(Section):
     """The preference pairs.
 
     - `starter`: the set that this package ships.
-    - a path: a .jsonl file of pairs.
+    - a path: a file of pairs (.jsonl, .json, .csv, .tsv or .parquet).
     - a source that gives pairs: `ultrafeedback`, or `{name: ultrafeedback, max: 3000}`.
     - `@stage.pairs`: what an earlier stage of the pipeline made."""
     containment: Literal["student", "none"] = "none"

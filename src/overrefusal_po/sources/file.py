@@ -1,18 +1,19 @@
-"""A local file of prompts or triples (JSON Lines, a JSON list, CSV, TSV, Parquet): `prompt` or
-`messages`, `kind` or `label`.
+"""A local file of prompts, pairs or triples (JSON Lines, a JSON list, CSV, TSV, Parquet), in the
+forms of docs/files.md.
 
     {name: file, path: my_prompts.jsonl, kind: benign}
     {name: file, path: x.csv, columns: {prompt: question, label: tag},
      labels: {ok: benign, bad: harmful}}
+    {name: file, path: pairs.csv, columns: {prompt: asked, chosen: good, rejected: bad}}
     {name: file, path: triples.csv, kind: harmful, where: {agreed: true},
      columns: {safe_response: good, harmful_response: bad}}
 
-`label` is safe / unsafe as public sets have it (safe = should be answered), or what `labels` says
-(`labels: {safe: general}` for ordinary prompts). A reference is read from `reference`, for harmless
-prompts also from `response`, for harmful ones from `safe_response`. `category`, `split`, `topic`
-and `contrast` are read if present; other fields are left alone. As triples (DeRTa) the file
-gives its harmful rows that have a `safe_response` and a `harmful_response`, or our own
-triples.jsonl.
+A prompt needs `kind` or `label`. `label` is safe / unsafe as public sets have it (safe = should be
+answered), or what `labels` says (`labels: {safe: general}` for ordinary prompts). A reference is
+read from `reference`, for harmless prompts also from `response`, for harmful ones from
+`safe_response`. `category`, `split`, `topic` and `contrast` are read if present; other fields are
+counted in the log. As triples (DeRTa) the file gives its harmful rows that have a `safe_response`
+and a `harmful_response`, or our own triples.jsonl.
 """
 
 from __future__ import annotations
@@ -20,21 +21,30 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from overrefusal_po.records import (
     JsonObject,
     Kind,
-    Message,
+    PreferencePair,
     Prompt,
     Split,
     Triple,
     content_id,
     first_fault,
 )
+from overrefusal_po.sources._conversations import (
+    PROMPT_COLUMNS,
+    SIDES,
+    count_unread,
+    row_asked,
+    unread_words,
+)
 from overrefusal_po.sources._local import Rows, local_rows
+from overrefusal_po.sources._pairs import row_to_pair
+from overrefusal_po.sources._turns import Unread, is_blank
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +57,13 @@ KIND_OF_LABEL: dict[Label, Kind] = {"safe": "benign", "unsafe": "harmful", UNCHE
 DEV_NAMES = ("val", "valid", "validation")
 """What other sets call the split that we call dev."""
 
-SIDES = ("safe_response", "harmful_response")
+TRIPLE_SIDES = ("safe_response", "harmful_response")
 FieldName = Literal[
     "prompt",
     "messages",
+    "system",
+    "chosen",
+    "rejected",
     "kind",
     "label",
     "category",
@@ -63,8 +76,15 @@ FieldName = Literal[
 ]
 """The fields that a file's columns can be mapped to."""
 
-NOT_MEANT = {"prompt": "messages", "label": "kind"}
-"""If the column of the first field is named, the second field is not read."""
+NOT_MEANT = {
+    "prompt": PROMPT_COLUMNS,
+    "messages": PROMPT_COLUMNS,
+    "label": ("kind",),
+}
+"""If the column of a field is named, these others are not read."""
+
+PROMPT_FIELDS = ("id", "type", "response", "source", *get_args(FieldName))
+"""The columns that are read, those of the conversation apart."""
 
 
 class Settings(BaseModel):
@@ -83,7 +103,25 @@ class Settings(BaseModel):
 
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     """The file's prompts; rows that name another split are left out."""
-    return [file_prompt(row, place, settings) for place, row in read_rows(settings, split)]
+    unread: Unread = Counter()
+    found = [file_prompt(row, place, settings, unread) for place, row in read_rows(settings, split)]
+    log_unread(settings.path, unread)
+    return found
+
+
+def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
+    """The file's preference pairs; those of others have no rule, and are general without a kind."""
+    unread: Unread = Counter()
+    found = [file_pair(row, place, settings, unread) for place, row in read_rows(settings, split)]
+    log_unread(settings.path, unread)
+    return found
+
+
+def file_pair(row: JsonObject, place: str, settings: Settings, unread: Unread) -> PreferencePair:
+    """A row as a pair under the source's settings."""
+    kind = label_kind(row.get("label"), settings.labels or KIND_OF_LABEL, place) or settings.kind
+    named = ("label", "split", *settings.columns.values(), *settings.where)
+    return row_to_pair(row, place, unread, kind=kind or "general", read=named)
 
 
 def triples(settings: Settings, split: Split | None) -> list[Triple]:
@@ -92,22 +130,25 @@ def triples(settings: Settings, split: Split | None) -> list[Triple]:
     found: list[Triple] = []
     left_out: Counter[str] = Counter()
     columns: tuple[str, ...] = ()
+    unread: Unread = Counter()
     for place, row in read_rows(settings, split):
         columns = columns or tuple(map(str, row))
         if isinstance(row.get("prompt"), dict):
             found.append(own_triple(row, place))
             continue
-        prompt = file_prompt(row, place, settings).model_copy(update={"reference": None})
+        prompt = file_prompt(row, place, settings, unread)
+        prompt = prompt.model_copy(update={"reference": None})
         if why := no_triple(row, prompt, settings):
             left_out[why] += 1
         else:
-            found.append(Triple(prompt=prompt, **{side: str(row[side]) for side in SIDES}))
+            found.append(Triple(prompt=prompt, **{side: str(row[side]) for side in TRIPLE_SIDES}))
+    log_unread(settings.path, unread)
     counts = ", ".join(f"{count} {why}" for why, count in left_out.items()) or "none"
     logger.info("%s: %d triples; rows left out: %s", settings.path, len(found), counts)
     if not found and columns:
         raise ValueError(
             f"{settings.path}: no row is a triple (rows left out: {counts}). A triple has prompt, "
-            f"{' and '.join(SIDES)} and is harmful (label or kind). The columns found are "
+            f"{' and '.join(TRIPLE_SIDES)} and is harmful (label or kind). The columns found are "
             f"{', '.join(columns)}; other names are given by columns."
         )
     return found
@@ -119,7 +160,7 @@ def no_triple(row: JsonObject, prompt: Prompt, settings: Settings) -> str | None
         return f"of kind {prompt.kind}"
     if row.get("label") == UNCHECKED and UNCHECKED not in settings.labels:
         return f"with the label {UNCHECKED}"
-    missing = [side for side in SIDES if not str(row.get(side) or "").strip()]
+    missing = [side for side in TRIPLE_SIDES if not str(row.get(side) or "").strip()]
     return f"without {missing[0]}" if missing else None
 
 
@@ -157,11 +198,25 @@ def passes(row: JsonObject, wanted: Mapping[str, Label | list[Label]], place: st
     return True
 
 
-def file_prompt(row: JsonObject, place: str, settings: Settings) -> Prompt:
-    """A row as a prompt under the source's settings."""
-    return row_to_prompt(
-        row, place, settings.kind, source=settings.path, labels=settings.labels or KIND_OF_LABEL
+def file_prompt(row: JsonObject, place: str, settings: Settings, unread: Unread) -> Prompt:
+    """A row as a prompt under the source's settings; columns that are not read are counted."""
+    prompt = row_to_prompt(
+        row,
+        place,
+        settings.kind,
+        source=settings.path,
+        labels=settings.labels or KIND_OF_LABEL,
+        unread=unread,
     )
+    named = (*PROMPT_FIELDS, *SIDES, *settings.columns.values(), *settings.where)
+    count_unread(row, named, place, unread)
+    return prompt
+
+
+def log_unread(path: str, unread: Unread) -> None:
+    """Logs which columns of a file are not read, if there are any."""
+    if unread:
+        logger.warning("%s: columns that are not read: %s", path, unread_words(unread))
 
 
 def renamed(row: JsonObject, columns: Mapping[FieldName, str], place: str) -> JsonObject:
@@ -174,7 +229,11 @@ def renamed(row: JsonObject, columns: Mapping[FieldName, str], place: str) -> Js
                 f"{', '.join(map(str, row))}."
             )
     gone = {
-        other for field, other in NOT_MEANT.items() if field in columns and other not in columns
+        other
+        for field, others in NOT_MEANT.items()
+        if field in columns
+        for other in others
+        if other not in columns
     }
     kept = {name: value for name, value in row.items() if name not in gone}
     return kept | {field: row[column] for field, column in columns.items()}
@@ -187,6 +246,7 @@ def row_to_prompt(
     *,
     source: str,
     labels: Mapping[Label, Kind] = KIND_OF_LABEL,
+    unread: Unread | None = None,
 ) -> Prompt:
     """One row of a public set as a Prompt; ValueError names `place` and the field."""
     kind = row.get("kind") or label_kind(row.get("label"), labels, place) or kind
@@ -196,7 +256,13 @@ def row_to_prompt(
             f"the row, or `kind` to the source. The columns found are {', '.join(map(str, row))}."
         )
     try:
-        turns = row_turns(row, place)
+        unread = Counter() if unread is None else unread
+        turns, answer = row_asked(row, place, unread)
+        if answer is not None and is_blank(row.get("response")):
+            row = {**row, "response": answer}
+        reference = row_reference(row, kind)
+        if answer not in (None, reference):
+            unread["last turn by the assistant"] += 1
         return Prompt(
             id=content_id(
                 kind,
@@ -209,7 +275,7 @@ def row_to_prompt(
             split=row.get("split"),
             topic=row.get("topic"),
             contrast=is_contrast(row),
-            reference=row_reference(row, kind),
+            reference=reference,
         )
     except ValidationError as error:
         raise ValueError(f"{place}: {first_fault(error)}") from None
@@ -227,27 +293,6 @@ def label_kind(label: object, labels: Mapping[Label, Kind], place: str) -> Kind 
             "`labels: {their label: harmful | benign | general}`."
         )
     return known[str(label).lower()]
-
-
-def row_turns(row: JsonObject, place: str) -> tuple[Message, ...]:
-    """The conversation of a row; ValueError if nobody asks anything."""
-    messages = row.get("messages") or [{"role": "user", "content": row.get("prompt")}]
-    if not isinstance(messages, list):
-        raise ValueError(
-            f"{place}: messages is {messages!r}; it must be a list of {{role, content}}."
-        )
-    if row.get("messages") is None and row.get("prompt") is None:
-        raise ValueError(
-            f"{place}: the prompt is empty or missing; the columns found are "
-            f"{', '.join(map(str, row))}. A row needs a `prompt` or `messages`; another "
-            "name for it is given by columns: {prompt: ...}."
-        )
-    turns = tuple(Message.model_validate(message) for message in messages)
-    if not any(turn.role == "user" and turn.content.strip() for turn in turns):
-        raise ValueError(
-            f"{place}: the prompt is empty. A row needs a `prompt`, or `messages` with a user turn."
-        )
-    return turns
 
 
 def row_reference(row: JsonObject, kind: Kind) -> str | None:

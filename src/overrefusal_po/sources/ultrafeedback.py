@@ -13,17 +13,19 @@ kind is general by assumption. From the hub: HuggingFaceH4/ultrafeedback_binariz
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import PreferencePair, Prompt, Split, content_id
+from overrefusal_po.sources._conversations import SIDES, row_pair
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, hub_parts, set_items
+from overrefusal_po.sources._rows import Form, Item, hub_parts, set_items
 
 logger = logging.getLogger(__name__)
-FORMS = (Form("prompt", None, ("chosen", "rejected")),)
+FORMS = (Form("prompt", None, SIDES),)
 
 REVISION = "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
 """The revision that most public code pins."""
@@ -81,14 +83,24 @@ def rows(settings: Settings, split: Split | None) -> Iterator[AnsweredPrompt]:
         wanted = HubSet(settings.repo, None, f"{part}_prefs", settings.revision)
         for item in set_items(settings.paths, wanted, FORMS):
             chosen, rejected = (
-                last_said(item.row[side], f"{item.place}, column {side}")
-                for side in ("chosen", "rejected")
+                last_said(item.row[side], f"{item.place}, column {side}") for side in SIDES
             )
             if chosen:
                 prompt = Prompt.of(
                     item.text, kind="general", source="ultrafeedback", split=part, reference=chosen
                 )
-                yield AnsweredPrompt(prompt, rejected)
+                yield AnsweredPrompt(with_earlier_turns(prompt, item), rejected)
+
+
+def with_earlier_turns(prompt: Prompt, item: Item) -> Prompt:
+    """The prompt behind the turns that both answers begin with, if there are any; ValueError if
+    they begin differently, or do not end with the prompt."""
+    if all(len(item.row[side]) <= 2 for side in SIDES):
+        return prompt
+    sides = {side: item.row[side] for side in SIDES}
+    turns = row_pair({"prompt": item.text, **sides}, item.place, Counter()).turns
+    key = content_id(prompt.kind, [(turn.role, turn.content) for turn in turns])
+    return prompt.model_copy(update={"id": key, "messages": turns})
 
 
 def last_said(turns: object, place: str) -> str:

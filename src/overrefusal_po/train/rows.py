@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+TokenRow = tuple[list[int], list[int], list[int]]
+"""The ids of prompt, chosen side and rejected side."""
 BATCH = 128
 """Pairs that are tokenised together: enough to keep all cores busy, few enough for memory."""
 
@@ -57,14 +59,13 @@ def token_columns(
     for first in range(0, len(pairs), BATCH):
         part = pairs[first : first + BATCH]
         rows = tokens_of_pairs(part, template)
+        rows = [behind_prefix(*item, template) for item in zip(part, rows, strict=True)]
         yield tuple([row[at] for row in rows] for at in range(len(COLUMNS)))
 
 
-def tokens_of_pairs(
-    pairs: Sequence[PreferencePair], template: ChatTemplate
-) -> list[tuple[list[int], list[int], list[int]]]:
+def tokens_of_pairs(pairs: Sequence[PreferencePair], template: ChatTemplate) -> list[TokenRow]:
     """`ChatTemplate.pair_tokens`; an error names the first pair that has it."""
-    items = [(p.prompt.messages, p.chosen, p.rejected) for p in pairs]
+    items = [(p.prompt.messages, *whole_sides(p)) for p in pairs]
     try:
         return template.pair_tokens(items)
     except ValueError:
@@ -74,6 +75,30 @@ def tokens_of_pairs(
             except ValueError as error:
                 raise ValueError(f"Pair {pair.id}: {error}") from None
         raise
+
+
+def whole_sides(pair: PreferencePair) -> tuple[str, str]:
+    """Both sides, each behind the text with which the assistant's turn already begins."""
+    begun = pair.prompt.assistant_prefix
+    return begun + pair.chosen, begun + pair.rejected
+
+
+def behind_prefix(pair: PreferencePair, row: TokenRow, template: ChatTemplate) -> TokenRow:
+    """The row with the tokens of `assistant_prefix` in the prompt: the model need not learn them.
+
+    Raises ValueError if a token holds both the end of the prefix and the start of a side.
+    """
+    begun = pair.prompt.assistant_prefix
+    if not begun:
+        return row
+    asked = template.prompt_ids(pair.prompt.messages, begun)
+    chosen, rejected = (row[0] + side for side in row[1:])
+    if any(side[: len(asked)] != asked for side in (chosen, rejected)):
+        raise ValueError(
+            f"Pair {pair.id}: assistant_prefix ({begun[-40:]!r}) does not end where a token of "
+            "both sides begins. End it behind a word, and begin the sides with the blank."
+        )
+    return asked, chosen[len(asked) :], rejected[len(asked) :]
 
 
 def check_sides(pairs: Sequence[PreferencePair]) -> None:

@@ -1,0 +1,84 @@
+"""A row of a file -> PreferencePair: one of our own rows, or one of a public set, without a rule.
+
+row_to_pair({"prompt": "How?", "chosen": "So.", "rejected": "No."}, "x.jsonl, line 1", Counter())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from pydantic import ValidationError
+
+from overrefusal_po.records import (
+    JsonObject,
+    Kind,
+    PreferencePair,
+    Prompt,
+    content_id,
+    first_fault,
+)
+from overrefusal_po.sources._conversations import SIDES, count_unread, row_pair
+from overrefusal_po.sources._turns import ROLE_FIELDS, Unread
+
+PAIR_COLUMNS = (*SIDES, "id", "kind", "category", "source")
+"""The columns that are read, those of the conversation apart."""
+
+
+def row_to_pair(
+    row: JsonObject,
+    place: str,
+    unread: Unread,
+    *,
+    kind: Kind = "general",
+    read: Collection[str] = (),
+) -> PreferencePair:
+    """One row as a pair. `kind` is for rows of others that have none; `read` names further columns
+    that the caller reads. ValueError names the place."""
+    try:
+        if is_ours(row.get("prompt")):
+            return own_pair(row, place)
+        pair = imported_pair(row, place, unread, kind)
+    except ValidationError as error:
+        raise ValueError(f"{place}: not a PreferencePair: {first_fault(error)}") from None
+    count_unread(row, (*PAIR_COLUMNS, *read), place, unread)
+    return pair
+
+
+def is_ours(prompt: object) -> bool:
+    """Whether a prompt is one of our records, and neither text nor a message."""
+    return isinstance(prompt, dict) and bool(prompt) and not set(ROLE_FIELDS) & prompt.keys()
+
+
+def own_pair(row: JsonObject, place: str) -> PreferencePair:
+    """A row of our own form; ValueError if nobody asks anything in it."""
+    for side in SIDES:
+        if row.get(side) is None:
+            raise ValueError(
+                f"{place}: no {side!r}. A pair has prompt, chosen and rejected; found: "
+                f"{', '.join(row)}, of which {side} is null or missing."
+            )
+    pair = PreferencePair.model_validate({**row, **{s: row[s] or " " for s in SIDES}})
+    if not (pair.prompt.text.strip() or (pair.prompt.raw_text or "").strip()):
+        raise ValueError(
+            f"{place}: the prompt is empty: it has no user turn with text. Write what is asked "
+            "into prompt.messages, or delete the row."
+        )
+    return pair
+
+
+def imported_pair(row: JsonObject, place: str, unread: Unread, kind: Kind) -> PreferencePair:
+    """A public set's row as a pair without a rule."""
+    asked = row_pair(row, place, unread)
+    kind = row.get("kind") or kind
+    prompt = Prompt(
+        id=content_id(kind, [(turn.role, turn.content) for turn in asked.turns]),
+        messages=asked.turns,
+        kind=kind,
+        category=str(row.get("category") or "uncategorised"),
+        source=str(row.get("source") or "user"),
+    )
+    given = row.get("id")
+    key = content_id(prompt.id, asked.chosen, asked.rejected) if given in (None, "") else str(given)
+    return PreferencePair(
+        id=key, prompt=prompt, chosen=asked.chosen or " ", rejected=asked.rejected or " "
+    )

@@ -1,0 +1,157 @@
+"""A value of a row -> turns: messages, ShareGPT's from and value, or Anthropic's "Human: ..." text.
+
+    read_turns([{"from": "human", "value": "Hi"}], "x.jsonl, line 1, prompt", unread)
+    hh_turns("\\n\\nHuman: Hi\\n\\nAssistant: Hello")
+
+What is not text of a system, user or assistant turn is a ValueError. It says what the row holds and
+what to change. Nothing is left out in silence: `unread` counts the fields that are not read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+from overrefusal_po.records import JsonObject, Message
+
+Turns = tuple[Message, ...]
+Unread = Counter[str]
+"""Column, or field of a message -> how many rows hold something in it that is not read."""
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+"""Role in a file -> ours. `developer` is OpenAI's system prompt, human and gpt are ShareGPT's."""
+
+TEXT_FIELDS = ("content", "value")
+ROLE_FIELDS = ("role", "from")
+LOST_FIELDS = frozenset(
+    {"name", "tool_calls", "tool_call_id", "tool_use", "function_call", "refusal"}
+    | {"thinking", "reasoning", "reasoning_content", "image", "images", "audio", "videos"}
+)
+"""Fields of a message that say something: a training without them learns another conversation."""
+
+HH = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+HH_WHOLE = re.compile(r"\A\s*Human:.*\n\nAssistant:", re.DOTALL)
+
+
+def read_turns(value: object, place: str, unread: Unread) -> Turns:
+    """The turns of a list of messages, or of one message. ValueError names the message."""
+    messages = value if isinstance(value, list) else [value]
+    if not messages:
+        raise ValueError(f"{place}: the list holds no message. Add one, or delete the row.")
+    return tuple(
+        read_turn(message, f"{place}, message {number}", unread)
+        for number, message in enumerate(messages, 1)
+    )
+
+
+def read_turn(message: object, place: str, unread: Unread) -> Message:
+    """One message as a turn; ValueError if it is no text of a system, user or assistant turn."""
+    if not isinstance(message, dict):
+        raise ValueError(
+            f"{place}: got {short(message)}. A message is {{role, content}} or {{from, value}}."
+        )
+    role = next((message[name] for name in ROLE_FIELDS if message.get(name) is not None), None)
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(
+            f"{place}: the role is {short(role)}; allowed are {', '.join(ROLES)}. Delete the row, "
+            "or write this message's text into a user turn."
+        )
+    check_fields(message, place, unread)
+    filled = [name for name in TEXT_FIELDS if message.get(name) is not None]
+    if not filled:
+        raise ValueError(
+            f"{place}: the {role} turn has no content (found: {', '.join(message)}; content is "
+            "null or missing). Write its text, or delete the row."
+        )
+    return Message.model_validate(
+        {"role": ROLES[role], "content": content_text(message[filled[0]], place)}
+    )
+
+
+def check_fields(message: JsonObject, place: str, unread: Unread) -> None:
+    """Counts the fields of a message that are not read; ValueError for those that say something."""
+    for name, value in message.items():
+        if name in TEXT_FIELDS + ROLE_FIELDS or is_blank(value):
+            continue
+        if name in LOST_FIELDS:
+            raise ValueError(
+                f"{place}: the field {name!r} ({short(value)}) is not read, and would be lost. "
+                "Write what it says into the content, delete the field, or delete the row."
+            )
+        unread[f"field {name} of a message"] += 1
+
+
+def content_text(content: object, place: str) -> str:
+    """The text of a message: text, or a list of parts of text, which are joined."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    return "".join(part_text(part, place) for part in parts)
+
+
+def part_text(part: object, place: str) -> str:
+    """The text of one part; ValueError if it is an image, a tool call or anything else."""
+    if isinstance(part, str):
+        return part
+    held = part if isinstance(part, dict) else {}
+    others = [name for name in held if name not in ("type", "text") and not is_blank(held[name])]
+    if held.get("type", "text") != "text" or not isinstance(held.get("text"), str) or others:
+        raise ValueError(
+            f"{place}: content holds {short(part)}. Content is text, or a list of parts "
+            '{"type": "text", "text": ...}. Write it as text, or delete the row.'
+        )
+    return str(held["text"])
+
+
+def hh_turns(text: str) -> Turns:
+    """The turns of "Human: ... Assistant: ..."; no turns if the text is not written like that."""
+    if not (text.startswith(("\n\nHuman:", "\n\nAssistant:")) or HH_WHOLE.match(text)):
+        return ()
+    parts = HH.split(text)[1:]
+    return tuple(
+        Message(role="user" if who == "Human" else "assistant", content=said.strip())
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    )
+
+
+def from_json(value: object, place: str) -> object:
+    """A list of messages that a CSV cell holds as JSON; any other value unchanged."""
+    if isinstance(value, str) and looks_like_messages(value):
+        return parsed_json(value, place)
+    return value
+
+
+def parsed_json(text: str, place: str) -> object:
+    """The list that a cell holds as JSON; ValueError if it is written in another way."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{place}: the text looks like a list, but is not JSON ({error.msg}): {short(text)}. "
+            "Write it as JSON, with double quotation marks."
+        ) from None
+
+
+def looks_like_messages(text: str) -> bool:
+    """Whether a text is a written list of messages, as CSV files hold it."""
+    start = text.lstrip()[:400]
+    named = re.search(r"[\"'](role|from)[\"']\s*:", start)
+    return bool(re.match(r"\[\s*\{", start) and named)
+
+
+def is_blank(value: object) -> bool:
+    """Whether a value says nothing: null, no text, an empty list."""
+    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
+
+
+def short(value: object) -> str:
+    """A value as a message shows it."""
+    return repr(value)[:80]

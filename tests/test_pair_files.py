@@ -1,0 +1,539 @@
+"""Files of pairs and prompts as people have them: every form gives the right turns, every fault is
+named with file, line and what to do. All expected values are written by hand."""
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from overrefusal_po.cli import app
+from overrefusal_po.pairs.files import read_pairs
+from overrefusal_po.prompts import read_source
+from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.train.preference import read_any_pairs
+
+Row = dict[str, Any]
+ANSWERS = {"chosen": "So.", "rejected": "No."}
+
+
+def said(*texts: str) -> list[Row]:
+    """Messages by user and assistant in turn."""
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def shared(*texts: str) -> list[Row]:
+    """The same as ShareGPT has them."""
+    roles = ("human", "gpt")
+    return [{"from": roles[n % 2], "value": text} for n, text in enumerate(texts)]
+
+
+def sides(*before: str) -> Row:
+    """Both sides as whole conversations behind `before`."""
+    return {side: said(*before, text) for side, text in ANSWERS.items()}
+
+
+def hh(*texts: str) -> str:
+    """A conversation as hh-rlhf writes it."""
+    names = ("Human", "Assistant")
+    return "".join(f"\n\n{names[n % 2]}: {text}" for n, text in enumerate(texts))
+
+
+HOW = [("user", "How?")]
+LATER = [("user", "Hi"), ("assistant", "Hello"), ("user", "How?")]
+BRIEF = [("system", "Be brief.")]
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+FORMS: dict[str, tuple[Row, list[tuple[str, str]]]] = {
+    "trl standard": ({"prompt": "How?", **ANSWERS}, HOW),
+    "trl conversational": (
+        {
+            "prompt": said("How?"),
+            "chosen": [{"role": "assistant", "content": "So."}],
+            "rejected": [{"role": "assistant", "content": "No."}],
+        },
+        HOW,
+    ),
+    "prompt messages, text sides": ({"prompt": said("Hi", "Hello", "How?"), **ANSWERS}, LATER),
+    "one message as prompt": ({"prompt": {"role": "user", "content": "How?"}, **ANSWERS}, HOW),
+    "trl implicit": (sides("How?"), HOW),
+    "trl implicit, more turns": (sides("Hi", "Hello", "How?"), LATER),
+    "implicit, prompt null": ({"prompt": None, **sides("How?")}, HOW),
+    "implicit with a system turn": (
+        {side: [SYSTEM, *said("How?", text)] for side, text in ANSWERS.items()},
+        BRIEF + HOW,
+    ),
+    "ultrafeedback": ({"prompt": "How?", **sides("How?"), "messages": said("How?", "So.")}, HOW),
+    "ultrafeedback, more turns": ({"prompt": "How?", **sides("Hi", "Hello", "How?")}, LATER),
+    "prompt repeated in the sides": ({"prompt": said("How?"), **sides("How?")}, HOW),
+    "prompt with a system turn that the sides lack": (
+        {"prompt": [SYSTEM, *said("How?")], **sides("How?")},
+        BRIEF + HOW,
+    ),
+    "hh": ({"chosen": hh("How?", "So."), "rejected": hh("How?", "No.")}, HOW),
+    "hh, more turns": (
+        {side: hh("Hi", "Hello", "How?", text) for side, text in ANSWERS.items()},
+        LATER,
+    ),
+    "hh without the first empty lines": (
+        {side: hh("How?", text).lstrip() for side, text in ANSWERS.items()},
+        HOW,
+    ),
+    "hh in the prompt": ({"prompt": hh("Hi", "Hello", "How?", ""), **ANSWERS}, LATER),
+    "sharegpt": (
+        {
+            "conversations": shared("How?"),
+            "chosen": {"from": "gpt", "value": "So."},
+            "rejected": {"from": "gpt", "value": "No."},
+        },
+        HOW,
+    ),
+    "sharegpt, more turns": ({"conversations": shared("Hi", "Hello", "How?"), **ANSWERS}, LATER),
+    "sharegpt sides": ({side: shared("How?", text) for side, text in ANSWERS.items()}, HOW),
+    "openai messages": ({"messages": said("How?"), **ANSWERS}, HOW),
+    "openai developer": (
+        {"messages": [{**SYSTEM, "role": "developer"}, *said("How?")], **ANSWERS},
+        BRIEF + HOW,
+    ),
+    "openai nulls": (
+        {"messages": [{**said("How?")[0], "name": None, "tool_calls": []}], **ANSWERS},
+        HOW,
+    ),
+    "text parts": (
+        {
+            "prompt": [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "Ho"}, {"type": "text", "text": "w?"}],
+                }
+            ],
+            "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "So."}]}],
+            "rejected": "No.",
+        },
+        HOW,
+    ),
+    "orca": ({"system": "Be brief.", "question": "How?", **ANSWERS}, BRIEF + HOW),
+    "system_prompt": ({"system_prompt": "Be brief.", "prompt": "How?", **ANSWERS}, BRIEF + HOW),
+    "empty system": ({"system": "", "question": "How?", **ANSWERS}, HOW),
+    "system column before whole conversations": (
+        {"system": "Be brief.", **sides("How?")},
+        BRIEF + HOW,
+    ),
+    "alpaca": (
+        {"instruction": "Translate.", "input": "Hi", **ANSWERS},
+        [("user", "Translate.\n\nHi")],
+    ),
+    "alpaca, empty input": ({"instruction": "How?", "input": "", **ANSWERS}, HOW),
+    "history": ({"history": [["Hi", "Hello"]], "prompt": "How?", **ANSWERS}, LATER),
+    "history of messages": ({"history": said("Hi", "Hello"), "prompt": "How?", **ANSWERS}, LATER),
+    "history that the sides hold": (
+        {"history": [["Hi", "Hello"]], **sides("Hi", "Hello", "How?")},
+        LATER,
+    ),
+    "system and history": (
+        {"system": "Be brief.", "history": [["Hi", "Hello"]], "instruction": "How?", **ANSWERS},
+        BRIEF + LATER,
+    ),
+    "two columns that say the same": ({"prompt": "How?", "question": "How?", **ANSWERS}, HOW),
+}
+
+
+def rows_file(path: Path, *rows: Row) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def turns(record: PreferencePair | Prompt) -> list[tuple[str, str]]:
+    prompt = record.prompt if isinstance(record, PreferencePair) else record
+    return [(turn.role, turn.content) for turn in prompt.messages]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_pair_gives_its_turns_and_both_answers(form: str, tmp_path: Path) -> None:
+    row, expected = FORMS[form]
+    (pair,) = read_pairs(rows_file(tmp_path / "pairs.jsonl", row))
+    assert turns(pair) == expected
+    assert (pair.chosen, pair.rejected) == ("So.", "No.")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_file_source_reads_the_same_prompt_from_pairs(form: str, tmp_path: Path) -> None:
+    row, expected = FORMS[form]
+    path = rows_file(tmp_path / "pairs.jsonl", {**row, "kind": "benign"})
+    (prompt,) = read_source({"name": "file", "path": path}, None)
+    assert turns(prompt) == expected
+
+
+ALONE = [form for form, (row, _) in FORMS.items() if row.get("prompt") or "messages" in row]
+ALONE += ["sharegpt", "orca", "alpaca", "history", "system and history", "hh in the prompt"]
+
+
+@pytest.mark.parametrize("form", sorted({*ALONE} - {"ultrafeedback, more turns"}))
+def test_the_file_source_reads_the_same_prompt_without_the_sides(form: str, tmp_path: Path) -> None:
+    row, expected = FORMS[form]
+    asked = {name: value for name, value in row.items() if name not in ANSWERS}
+    path = rows_file(tmp_path / "prompts.jsonl", {**asked, "kind": "benign"})
+    (prompt,) = read_source({"name": "file", "path": path}, None)
+    assert turns(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": said("Hi", "Hello", "How?", "So.")},
+        {"conversations": shared("Hi", "Hello", "How?", "So.")},
+    ],
+)
+def test_a_last_turn_by_the_assistant_is_the_reference_and_is_not_asked(
+    row: Row, tmp_path: Path
+) -> None:
+    path = rows_file(tmp_path / "prompts.jsonl", {**row, "kind": "benign"})
+    (prompt,) = read_source({"name": "file", "path": path}, None)
+    assert (turns(prompt), prompt.reference) == (LATER, "So.")
+
+
+def test_a_last_turn_that_is_no_reference_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was said to a harmful prompt may be anything."""
+    path = rows_file(tmp_path / "p.jsonl", {"messages": said("How?", "So."), "kind": "harmful"})
+    (prompt,) = read_source({"name": "file", "path": path}, None)
+    assert (turns(prompt), prompt.reference) == (HOW, None)
+    assert f"{path}: columns that are not read: last turn by the assistant (1 row)" in (
+        caplog.messages
+    )
+
+
+# ------------------------------------------------------------------------------------------ faults
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+
+FAULTS: dict[str, tuple[Row, list[str]]] = {
+    "text sides alone": (ANSWERS, ["the prompt is empty or missing", "chosen, rejected", "Human:"]),
+    "prompt null": ({"prompt": None, **ANSWERS}, ["empty or missing", "prompt, chosen, rejected"]),
+    "prompt blank": ({"prompt": " \n", **ANSWERS}, ["the prompt is empty"]),
+    "prompt of no message": ({"prompt": [], **ANSWERS}, ["the prompt is empty"]),
+    "prompt of nothing": ({"prompt": {}, **ANSWERS}, ["the prompt is empty"]),
+    "input no text": (
+        {"instruction": "Translate.", "input": ["Hi"], **ANSWERS},
+        ["column instruction", "input is ['Hi']", "must be text"],
+    ),
+    "prompt of empty text": ({"prompt": said(""), **ANSWERS}, ["the prompt is empty"]),
+    "last user turn empty": (
+        {"prompt": said("Hi", "Hello", ""), **ANSWERS},
+        ["last turn is by the user", "not empty"],
+    ),
+    "prompt a number": ({"prompt": 3, **ANSWERS}, ["column prompt", "prompt is 3", "text or"]),
+    "another name": ({"asked": "How?", **ANSWERS}, ["asked, chosen, rejected", "Rename"]),
+    "input alone": ({"input": "How?", **ANSWERS}, ["empty or missing", "input, chosen"]),
+    "system alone": ({"system": "Be brief.", **ANSWERS}, ["empty or missing"]),
+    "our form without a turn": (
+        {
+            "id": "p",
+            "prompt": {"id": "q", "messages": said(""), "kind": "benign"},
+            **ANSWERS,
+        },
+        ["the prompt is empty", "prompt.messages"],
+    ),
+    "rejected null": (
+        {"prompt": "How?", "chosen": "So.", "rejected": None},
+        ["column rejected", "rejected is null", "delete the row"],
+    ),
+    "rejected missing": ({"prompt": "How?", "chosen": "So."}, ["no 'rejected'", "prompt, chosen"]),
+    "chosen of no message": (
+        {"prompt": "How?", "chosen": [], "rejected": "No."},
+        ["column chosen", "no message"],
+    ),
+    "other histories": (
+        {
+            "chosen": said("Hi", "Hello", "How?", "So."),
+            "rejected": said("Hi", "Hey", "How?", "No."),
+        },
+        ["different conversations", "Only the last message"],
+    ),
+    "other histories beside a prompt": (
+        {
+            "prompt": "How?",
+            "chosen": said("Hi", "Hello", "How?", "So."),
+            "rejected": said("Hi", "Hey", "How?", "No."),
+        },
+        ["different conversations"],
+    ),
+    "unequal turns": (
+        {"chosen": said("Hi", "Hello", "How?", "So."), "rejected": said("Hi", "No.")},
+        ["different conversations", "3 and 1 messages"],
+    ),
+    "one side whole": (
+        {"prompt": "How?", "chosen": said("How?", "So."), "rejected": "No."},
+        ["different conversations", "1 and 0"],
+    ),
+    "hh with other histories": (
+        {"chosen": hh("Hi", "So."), "rejected": hh("How?", "No.")},
+        ["different conversations"],
+    ),
+    "last turn by the user": (
+        {
+            "prompt": "Hi",
+            "chosen": said("Hi", "So.", "Why?"),
+            "rejected": said("Hi", "No.", "Why?"),
+        },
+        ["column chosen", "last turn is by the user", "'Why?'"],
+    ),
+    "hh without an answer": (
+        {"chosen": hh("How?"), "rejected": hh("How?")},
+        ["column chosen", "last turn is by the user"],
+    ),
+    "several messages in a side": (
+        {
+            "prompt": said("How?"),
+            "chosen": said("How?", "So.", "And?", "So.")[1:],
+            "rejected": said("How?", "So.", "And?", "No.")[1:],
+        },
+        ["each side holds 2 messages before the answer", "not the prompt"],
+    ),
+    "prompt that is not the last user turn": (
+        {"prompt": "Hi", **sides("Hi", "Hello", "How?")},
+        ["3 messages before the answer", "'How?'", "'Hi'"],
+    ),
+    "prompt that ends with the assistant": (
+        {"prompt": said("How?", "Well"), **ANSWERS},
+        ["ends with a turn by the assistant", "'Well'"],
+    ),
+    "two prompts": (
+        {"prompt": "How?", "question": "Why?", **ANSWERS},
+        ["prompt, question", "Keep one"],
+    ),
+    "two system prompts": (
+        {"system": "Be long.", "prompt": [SYSTEM, *said("How?")], **ANSWERS},
+        ["'Be long.'", "another system prompt", "'Be brief.'"],
+    ),
+    "system no text": ({"system": ["a"], "prompt": "How?", **ANSWERS}, ["system is ['a']"]),
+    "history beside other turns": (
+        {"history": [["Oh", "Ah"]], **sides("Hi", "Hello", "How?")},
+        ["history says something else"],
+    ),
+    "history of single texts": (
+        {"history": ["Hi", "Hello"], "prompt": "How?", **ANSWERS},
+        ["column history", "'Hi'", "[user, assistant]"],
+    ),
+    "history a text": (
+        {"history": "Hi. Hello.", "prompt": "How?", **ANSWERS},
+        ["column history", "list of pairs"],
+    ),
+    "history that ends with the user": (
+        {"history": said("Hi"), "prompt": "How?", **ANSWERS},
+        ["column history", "the roles are user"],
+    ),
+    "tool role": (
+        {"prompt": [{"role": "tool", "content": "4"}, *said("So?")], **ANSWERS},
+        ["column prompt, message 1", "role is 'tool'", "Delete the row"],
+    ),
+    "role a list": (
+        {"prompt": [{"role": ["user"], "content": "How?"}], **ANSWERS},
+        ["message 1", "role is ['user']"],
+    ),
+    "no role": ({"prompt": [{"content": "How?"}], **ANSWERS}, ["message 1", "role is None"]),
+    "tool calls": (
+        {"prompt": [*said("How?"), CALL, *said("So?")], **ANSWERS},
+        ["column prompt, message 2", "'tool_calls'", "would be lost", "delete the field"],
+    ),
+    "content null": (
+        {"prompt": said("How?"), "chosen": [{**CALL, "tool_calls": None}], "rejected": "No."},
+        ["column chosen, message 1", "no content", "null"],
+    ),
+    "name": (
+        {"prompt": [{**said("How?")[0], "name": "Bob"}], **ANSWERS},
+        ["message 1", "'name' ('Bob')", "delete the field"],
+    ),
+    "image": (
+        {"prompt": [{"role": "user", "content": [{"type": "image_url", "url": "x"}]}], **ANSWERS},
+        ["message 1", "content holds", "image_url", "Write it as text"],
+    ),
+    "message a text": ({"prompt": ["How?"], **ANSWERS}, ["message 1", "'How?'", "{role, content}"]),
+    "messages a text": ({"messages": "How?", **ANSWERS}, ["column messages", "a list of messages"]),
+    "python's list in a cell": (
+        {"prompt": str(said("How?")), **ANSWERS},
+        ["column prompt", "not JSON", "double quotation marks"],
+    ),
+    **{
+        f"column {name}": (
+            {name: "Paris is in France.", "prompt": "How?", **ANSWERS},
+            [f"column '{name}'", "carries text of the conversation", "delete or rename"],
+        )
+        for name in ("context", "dialogue", "query", "input", "tools")
+    },
+    "column images": (
+        {"images": ["a.png"], "prompt": "How?", **ANSWERS},
+        ["column 'images'", "carries text"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_named_with_file_line_and_what_to_do(fault: str, tmp_path: Path) -> None:
+    row, parts = FAULTS[fault]
+    path = rows_file(tmp_path / "pairs.jsonl", {"prompt": "Hi", **ANSWERS}, row)
+    with pytest.raises(ValueError) as caught:
+        read_pairs(path)
+    assert str(caught.value).startswith(f"{path}, line 2")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+ONLY_OF_PAIRS = {
+    "rejected null",
+    "rejected missing",
+    "prompt that ends with the assistant",
+    "our form without a turn",
+    "chosen of no message",
+}
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - ONLY_OF_PAIRS))
+def test_the_file_source_names_the_same_faults(fault: str, tmp_path: Path) -> None:
+    row, parts = FAULTS[fault]
+    path = rows_file(tmp_path / "rows.jsonl", {**row, "kind": "benign"})
+    with pytest.raises(ValueError) as caught:
+        read_source({"name": "file", "path": path}, None)
+    for part in (f"{path}, line 1", *parts):
+        assert part in str(caught.value).replace(", kind", "")
+
+
+@pytest.mark.parametrize(
+    "fault", ["text sides alone", "prompt null", "other histories", "rejected missing"]
+)
+def test_check_stops_with_a_sentence_and_code_2(fault: str, tmp_path: Path) -> None:
+    path = rows_file(tmp_path / "pairs.jsonl", FAULTS[fault][0])
+    result = CliRunner().invoke(app, ["check", path])
+    assert result.exit_code != 0
+    assert isinstance(result.exception, ValueError)
+    assert f"{path}, line 1" in str(result.exception)
+
+
+@pytest.mark.parametrize("read", ["pairs", "prompts"])
+def test_columns_that_are_not_read_are_counted(
+    read: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"prompt": "How?", **ANSWERS, "kind": "benign", "score": 3, "tag": None}
+    path = rows_file(tmp_path / "rows.jsonl", row, {**row, "tag": "x"}, row)
+    with caplog.at_level(logging.INFO):
+        if read == "pairs":
+            read_pairs(path)
+        else:
+            read_source({"name": "file", "path": path}, None)
+    assert f"{path}: columns that are not read: score (3 rows), tag (1 row)" in caplog.messages
+
+
+COLUMNS = {"prompt": "asked", "chosen": "good", "rejected": "bad", "system": "manner"}
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_columns_name_the_parts_of_a_pair(ending: str, tmp_path: Path) -> None:
+    row = {"asked": "How?", "manner": "Be brief.", "good": "So.", "bad": "No.", "prompt": "Why?"}
+    path = written(tmp_path / f"pairs{ending}", [{**row, "tag": "ok"}])
+    spec = {"name": "file", "path": path, "columns": COLUMNS | {"label": "tag"}}
+    (pair,) = read_any_pairs({**spec, "labels": {"ok": "benign"}})
+    assert (turns(pair), pair.chosen, pair.rejected) == (BRIEF + HOW, "So.", "No.")
+    assert (pair.prompt.kind, pair.rule) == ("benign", None)
+
+
+@pytest.mark.parametrize("column", COLUMNS.values())
+def test_a_column_of_a_pair_that_is_not_there_is_named(column: str, tmp_path: Path) -> None:
+    row = {"asked": "How?", "manner": "Be brief.", "good": "So.", "bad": "No."}
+    del row[column]
+    path = rows_file(tmp_path / "pairs.jsonl", row)
+    with pytest.raises(ValueError, match=f"line 1: there is no column '{column}'"):
+        read_any_pairs({"name": "file", "path": path, "columns": COLUMNS})
+
+
+@pytest.mark.parametrize("given", [0, 7, "x"])
+def test_the_id_of_a_row_is_the_id_of_its_pair(given: int | str, tmp_path: Path) -> None:
+    path = rows_file(tmp_path / "p.jsonl", {"id": given, "prompt": "How?", **ANSWERS})
+    assert [pair.id for pair in read_pairs(path)] == [str(given)]
+
+
+@pytest.mark.parametrize("label", ["1", "maybe"])
+def test_a_label_that_says_no_kind_is_counted(
+    label: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = rows_file(tmp_path / "p.jsonl", {"prompt": "How?", **ANSWERS, "label": label})
+    with caplog.at_level(logging.INFO):
+        (pair,) = read_pairs(path)
+    assert pair.prompt.kind == "general"
+    assert f"{path}: columns that are not read: label (1 row)" in caplog.messages
+
+
+@pytest.mark.parametrize("before", [("How?",), ("Hi", "Hello", "How?")])
+def test_a_set_of_the_hub_keeps_the_earlier_turns_too(
+    before: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = rows_file(tmp_path / "feedback.jsonl", {"prompt": "How?", **sides(*before)})
+    (pair,) = read_any_pairs({"name": "ultrafeedback", "paths": [path]})
+    assert [content for _, content in turns(pair)] == list(before)
+    assert (pair.chosen, pair.rejected) == ("So.", "No.")
+
+
+def test_a_set_of_the_hub_with_other_histories_is_an_error(tmp_path: Path) -> None:
+    row = FAULTS["other histories beside a prompt"][0]
+    path = rows_file(tmp_path / "feedback.jsonl", row)
+    with pytest.raises(ValueError, match="line 1: chosen and rejected answer different"):
+        read_any_pairs({"name": "ultrafeedback", "paths": [path]})
+
+
+# ------------------------------------------------------------------------------------- other files
+
+
+def written(path: Path, rows: list[Row]) -> str:
+    """The rows in the form of the file's ending; lists in CSV as JSON."""
+    if path.suffix == ".jsonl":
+        return rows_file(path, *rows)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", newline="") as file:
+            table = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            table.writerow(rows[0])
+            for row in rows:
+                cells = (v if isinstance(v, str) else json.dumps(v) for v in row.values())
+                table.writerow(cells)
+    return str(path)
+
+
+KINDS_OF_FILE = {
+    "texts": FORMS["orca"],
+    "hh": FORMS["hh"],
+    "conversations": FORMS["trl implicit, more turns"],
+    "sharegpt": FORMS["sharegpt, more turns"],
+    "history": FORMS["system and history"],
+}
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".CSV"])
+@pytest.mark.parametrize("form", KINDS_OF_FILE)
+def test_pairs_are_read_from_every_kind_of_file(form: str, ending: str, tmp_path: Path) -> None:
+    row, expected = KINDS_OF_FILE[form]
+    pairs = read_any_pairs(written(tmp_path / f"pairs{ending}", [row, row]))
+    assert [(turns(p), p.chosen, p.rejected) for p in pairs] == [(expected, "So.", "No.")] * 2
+
+
+@pytest.mark.parametrize("ending", [".json", ".csv", ".parquet"])
+def test_check_takes_every_kind_of_file(ending: str, tmp_path: Path) -> None:
+    good = {
+        "question": "How do I stop a process?",
+        "chosen": "Use kill and the number of the process. It stops at once.",
+        "rejected": "I'm sorry, but I can't help with that.",
+        "kind": "benign",
+    }
+    path = written(tmp_path / f"pairs{ending}", [good, {**good, "chosen": good["rejected"]}])
+    result = CliRunner().invoke(app, ["check", path])
+    assert result.exit_code == 2
+    assert "the sides are equal" in result.output
