@@ -11,7 +11,8 @@ from conftest import Style
 from overrefusal_po.model.load import save_merged
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
-from overrefusal_po.train.saved import Probe, check_saved, check_tied, next_log_probs
+from overrefusal_po.train.model_checks import check_tied
+from overrefusal_po.train.saved import Probe, check_saved, next_log_probs
 
 
 def probe_of(style: Style, model: torch.nn.Module) -> Probe:

@@ -8,10 +8,11 @@ import pytest
 from conftest import Style
 
 from overrefusal_po import dpo_trainer, kto_trainer, orpo_trainer, sft_trainer
-from overrefusal_po.model.chat import ChatTemplate, missing_bos
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import Message, PreferencePair, Prompt
+from overrefusal_po.train.model_checks import missing_bos
 
 LAST_USER_TURN = (
     "{% set ns = namespace(system='') %}{{ bos_token }}{% for m in messages %}"

@@ -337,16 +337,6 @@ class ChatTemplate:
         return cast(Encoded, encoding)
 
 
-def missing_bos(template: ChatTemplate) -> bool:
-    """Whether the tokenizer begins plain text with BOS, but the template begins no prompt so."""
-    tokenizer = template.tokenizer
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        return False
-    plain: list[int] = tokenizer("Hello")["input_ids"]
-    return bos in plain[:1] and bos not in template.prompt_ids(SHORT_CONVERSATION)[:2]
-
-
 def check_prefix(whole: Sequence[int], prompt_ids: Sequence[int], prompt: str) -> None:
     """Raises ValueError if a prompt's tokens are not the first tokens of its whole turn."""
     if whole[: len(prompt_ids)] != prompt_ids:

@@ -54,8 +54,7 @@ def dpo_trainer(
     """A TRL `DPOTrainer` on preference pairs, with DPO's own loss unless `loss_type` differs.
 
     Args:
-        model: a loaded model, or a name or path (`bundled:...` too). Its state now is the
-            reference.
+        model: a loaded model, its name or path (`bundled:...` too); its state is the reference.
         pairs: preference pairs with at least one row, or rows that are prepared already.
         args: `trl.DPOConfig`, or a mapping of its keys, or None for TRL's defaults.
         processing_class: the tokenizer; None loads the model's own.

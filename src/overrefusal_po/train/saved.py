@@ -8,7 +8,6 @@ check_saved(probe, folder)                  # ValueError if the saved model is a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -18,7 +17,7 @@ from overrefusal_po.model import load as models
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -40,30 +39,6 @@ class Probe(NamedTuple):
     attention_mask: Tensor
     log_probs: Tensor
     dtype: str
-
-
-EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
-"""Names of input and output embeddings in model classes."""
-
-
-def check_tied(section: Mapping[str, object], config: PretrainedConfig) -> None:
-    """Raises ValueError for an adapter on embeddings that input and output share.
-
-    `section` is a recipe's `model:`. Merging such an adapter changes the other embedding too, so
-    the saved model would be another one than the trained.
-    """
-    named: set[str] = set()
-    for key in ("lora_target_modules", "lora_modules_to_save"):
-        value = section.get(key) or ()
-        named |= {value} if isinstance(value, str) else set(cast("list[str]", value))
-    found = sorted(named & EMBEDDINGS)
-    if found and section.get("use_peft") and getattr(config, "tie_word_embeddings", False):
-        raise ValueError(
-            f"model: {', '.join(found)} would be adapted, but this model shares one matrix for "
-            "its input and output embeddings (tie_word_embeddings), and the merged model would "
-            "not be the trained one. Take these names out of lora_target_modules and "
-            "lora_modules_to_save, or train all weights (use_peft: false)."
-        )
 
 
 def live_probe(trainer: Trainer) -> Probe | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from overrefusal_po.model import load as models
-from overrefusal_po.model.chat import ChatTemplate, missing_bos
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.plugins import make_judge
@@ -28,13 +28,14 @@ from overrefusal_po.records import Prompt, write_atomic
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
-from overrefusal_po.train.data import Prepared, Source, highest_id, is_saved, load_rows
+from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
 from overrefusal_po.train.finite import check_finite, finite_callback
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
+from overrefusal_po.train.model_checks import check_tied, check_vocabulary, missing_bos
 from overrefusal_po.train.resume import resumable
-from overrefusal_po.train.saved import check_saved, check_tied, live_probe
+from overrefusal_po.train.saved import check_saved, live_probe
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
 from overrefusal_po.train.student import student_answers
@@ -42,7 +43,7 @@ from overrefusal_po.train.trackers import check_trackers, tracker_callback
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from transformers import PretrainedConfig, Trainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -148,22 +149,6 @@ def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Sourc
         )
     check_selection(recipe, source.prompts)
     return source, prepared
-
-
-def check_vocabulary(prepared: Prepared, template: ChatTemplate, config: PretrainedConfig) -> None:
-    """Raises ValueError if a token id has no row in the model's embedding.
-
-    Without rows yet, the tokenizer's own tokens count.
-    """
-    size: int = config.get_text_config().vocab_size
-    highest = len(template.tokenizer) - 1 if prepared.rows is None else highest_id(prepared.rows)
-    if highest >= size:
-        token = template.tokenizer.convert_ids_to_tokens(highest)
-        raise ValueError(
-            f"The token {token!r} has the id {highest}, but the model's embedding has {size} rows "
-            "(vocab_size). The tokenizer is another model's, or tokens were added without "
-            "model.resize_token_embeddings. Use the model's own tokenizer, or resize and save it."
-        )
 
 
 def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:

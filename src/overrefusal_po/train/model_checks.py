@@ -1,0 +1,66 @@
+"""Whether a training's rows, its template and its model fit each other; no weights are loaded.
+
+check_tied(recipe.model, config)
+check_vocabulary(prepared, template, config)
+missing_bos(template)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
+from overrefusal_po.train.data import Prepared, highest_id
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
+"""Names of input and output embeddings in model classes."""
+
+
+def check_tied(section: Mapping[str, object], config: PretrainedConfig) -> None:
+    """Raises ValueError for an adapter on embeddings that input and output share.
+
+    `section` is a recipe's `model:`. Merging such an adapter changes the other embedding too, so
+    the saved model would be another one than the trained.
+    """
+    named: set[str] = set()
+    for key in ("lora_target_modules", "lora_modules_to_save"):
+        value = section.get(key) or ()
+        named |= {value} if isinstance(value, str) else set(cast("list[str]", value))
+    found = sorted(named & EMBEDDINGS)
+    if found and section.get("use_peft") and getattr(config, "tie_word_embeddings", False):
+        raise ValueError(
+            f"model: {', '.join(found)} would be adapted, but this model shares one matrix for "
+            "its input and output embeddings (tie_word_embeddings), and the merged model would "
+            "not be the trained one. Take these names out of lora_target_modules and "
+            "lora_modules_to_save, or train all weights (use_peft: false)."
+        )
+
+
+def check_vocabulary(prepared: Prepared, template: ChatTemplate, config: PretrainedConfig) -> None:
+    """Raises ValueError if a token id has no row in the model's embedding.
+
+    Without rows yet, the tokenizer's own tokens count.
+    """
+    size: int = config.get_text_config().vocab_size
+    highest = len(template.tokenizer) - 1 if prepared.rows is None else highest_id(prepared.rows)
+    if highest >= size:
+        token = template.tokenizer.convert_ids_to_tokens(highest)
+        raise ValueError(
+            f"The token {token!r} has the id {highest}, but the model's embedding has {size} rows "
+            "(vocab_size). The tokenizer is another model's, or tokens were added without "
+            "model.resize_token_embeddings. Use the model's own tokenizer, or resize and save it."
+        )
+
+
+def missing_bos(template: ChatTemplate) -> bool:
+    """Whether the tokenizer begins plain text with BOS, but the template begins no prompt so."""
+    tokenizer = template.tokenizer
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return False
+    plain: list[int] = tokenizer("Hello")["input_ids"]
+    return bos in plain[:1] and bos not in template.prompt_ids(SHORT_CONVERSATION)[:2]
