@@ -164,6 +164,24 @@ def test_many_refusals_in_a_row_are_no_servers_that_are_gone_and_are_asked_once(
         assert asked() == 160
 
 
+LONG = "This model's maximum context length is 16 tokens; your messages have 40."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        fails(400, LONG, code="context_length_exceeded", param="messages"),
+        fails(413, "Payload Too Large"),
+        fails(422, "Input validation error: the prompt is too long"),
+    ],
+)
+def test_prompts_that_are_too_long_are_no_servers_that_are_gone(answer: Answer) -> None:
+    with serving(lambda request: answer) as server:
+        found, _ = drawn(engine_at(server), 40)
+    assert all(f"status {answer.status}" in str(c.error) for c in found) and len(found) == 40
+    assert len(server.requests) == 40
+
+
 def test_a_refusal_between_failures_says_that_the_server_is_there() -> None:
     def script(request: Request) -> Answer:
         refused = request.number % 15 == 14

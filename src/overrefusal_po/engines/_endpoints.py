@@ -34,6 +34,7 @@ from overrefusal_po.engines._replies import (
     finish_of,
     first_choice,
     is_filtered,
+    is_item_too_long,
     refusal_of_item,
     why_empty,
 )
@@ -219,7 +220,7 @@ def fault_from_error(error: APIError, key: SecretStr, url: str) -> Fault:
     retryable = status in (408, 409, 429) or status >= 500
     reason = shown(f"the server answered with status {status}{note}", error, key)
     wait = retry_after(error.response.headers) if retryable else None
-    return Fault(str(status), reason, retryable, wait)
+    return Fault(str(status), reason, retryable, wait, is_answer=is_item_too_long(error))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

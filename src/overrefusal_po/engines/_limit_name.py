@@ -93,5 +93,6 @@ def names_limit(error: APIError) -> bool:
 
 
 def is_bare(error: APIError) -> bool:
-    """Whether an error names no field and has no code of its own, beside its status."""
-    return not error.param and (not error.code or str(error.code).isdigit())
+    """Whether an error names no field, no size, and no code of its own beside its status."""
+    code = str(error.code or "")
+    return not error.param and code in ("", "400", "422") and not TOO_LARGE.search(str(error))

@@ -29,6 +29,9 @@ FILTER_FINISHES = ("safety", "sensitive", "recitation", "prohibited_content", "b
 """Finish reasons of withheld responses, beside those that begin with `content_filter`."""
 
 FILTER_STATUSES = (400, 403, 422, 451)
+TOO_LONG_WORDS = re.compile(r"context[ _](length|window|size)|too (long|large)", re.IGNORECASE)
+"""How servers say that one prompt is too long for their model."""
+
 KEY_WORDS = re.compile(
     r"api[ _-]?key|not authenticated|authenticat|credential|access[ _-]?token|unauthorized",
     re.IGNORECASE,
@@ -118,6 +121,13 @@ def refusal_of_item(error: APIError) -> str | None:
     if status in (403, 451) and not KEY_WORDS.search(words):
         return f"{FILTERED} or missing right: the server refuses this item with status {status}"
     return None
+
+
+def is_item_too_long(error: APIError) -> bool:
+    """Whether the server refuses one item because it is too long for the model."""
+    status = getattr(error, "status_code", None)
+    words = " ".join(said_words(error.body))
+    return status == 413 or (status in (400, 422) and TOO_LONG_WORDS.search(words) is not None)
 
 
 def said_words(body: object) -> Iterator[str]:
