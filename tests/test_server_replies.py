@@ -399,6 +399,29 @@ def test_an_error_with_status_200_is_tried_again_and_named() -> None:
     assert str(verdict.unscored).startswith("the judge gave no reply (its server sent an error: ")
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        lambda key: says("x", f"Bearer {key}"),
+        lambda key: raw(json.dumps({"error": {"message": f"bad {key}", "code": 1}}).encode()),
+        lambda key: raw(json.dumps({"error": f"flagged {key}"}).encode()),
+        lambda key: fails(403, f"flagged {key}"),
+    ],
+    ids=["finish", "error", "filter", "403"],
+)
+def test_a_key_that_a_reply_repeats_is_not_shown(
+    script: Callable[[str], Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-Test-0123456789ABCDEF"
+    monkeypatch.setenv("TEST_API_KEY", key)
+    with serving(lambda request: script(key)) as server:
+        settings = Settings(base_url=(server.url,), api_key_env="TEST_API_KEY", max_retries=0)
+        (found,), _ = drawn(OpenAIEngine(settings, name="m"))
+        (verdict,) = judged(server, api_key_env="TEST_API_KEY")
+    assert "[key]" in str(found.error)
+    assert key.lower() not in f"{found.error} {verdict.unscored}".lower()
+
+
 # limits
 
 

@@ -261,8 +261,10 @@ def reply_fault(reply: object, choice: object) -> Fault | None:
     if (refusal := body_refusal(reply)) is not None:
         return Fault("content_filter", refusal, False, is_answer=True)
     if choice is None and (error := body_error(reply)) is not None:
+        if error[0] == TOO_LONG:
+            return Fault("too_long", error[1], False)
         reason = f"the server sent an error instead of a completion ({error[1]})"
-        return Fault("malformed", reason, error[0] != TOO_LONG)
+        return Fault("malformed", reason, True)
     try:
         finish = finish_of(choice)
     except ValueError as error:
@@ -276,7 +278,9 @@ def reply_fault(reply: object, choice: object) -> Fault | None:
             "tool_calls", "the model called a tool and said nothing", False, is_answer=True
         )
     if finish not in (*STOP_REASONS, *LENGTH_REASONS):
-        reason = f"the server sent a completion with finish_reason {str(finish)[:40]!r}"
+        # not in lower case: a key in it must still be found and masked
+        given = str(getattr(choice, "finish_reason", None))
+        reason = f"the server sent a completion with finish_reason {given!r}"
         return Fault("malformed", reason, True)
     # some servers keep the thinking out of the content, so a message may end without a text
     if text is None and (finish is None or getattr(choice, "message", None) is None):

@@ -76,7 +76,7 @@ class BoundedClient(DefaultAsyncHttpxClient):
 
 def too_long_body(limit: int) -> bytes:
     """The body that stands for a reply over the limit."""
-    message = f"the reply has more than {limit} bytes; max_reply_bytes is the limit"
+    message = f"the reply has more than {limit} bytes; raise max_reply_bytes to read it"
     return json.dumps({"error": {"code": TOO_LONG, "message": message}}).encode()
 
 

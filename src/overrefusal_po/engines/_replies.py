@@ -146,12 +146,14 @@ def body_error(reply: object) -> tuple[str, str] | None:
         return "", error
     if not isinstance(error, dict):
         return None
-    return str(error.get("code")), " ".join(" ".join(said_words(error)).split())
+    message = " ".join(said_words(error.get("message"))) or "without a message"
+    return str(error.get("code")), " ".join(message.split())
 
 
 def body_refusal(reply: object) -> str | None:
     """Why the server refuses this one item, if it says so with status 200; None otherwise."""
     code, message = body_error(reply) or ("", "")
-    if code in ("403", "451") or FILTER_WORDS.search(message):
+    words = " ".join(said_words(getattr(reply, "error", None)))
+    if code in ("403", "451") or FILTER_WORDS.search(words):
         return f"{FILTERED}: the server refuses this item ({message})"
     return None

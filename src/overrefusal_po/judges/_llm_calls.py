@@ -199,8 +199,9 @@ def read_judge_reply(found: object) -> JudgeReply:
         code, error = body_error(found) or ("", "")
         if error and code != TOO_LONG:  # an error that may be gone at the next try
             return JudgeReply("", f"{NO_REPLY} (its server sent an error: {error})")
-        what = error or "something that is no chat completion"
-        return JudgeReply("", f"the judge's server sent {what}")
+        if error:
+            return JudgeReply("", f"the judge's server sent too much: {error}")
+        return JudgeReply("", "the judge's server sent something that is no chat completion")
     try:
         finish = finish_of(first)
     except ValueError as error:
