@@ -48,6 +48,8 @@ class Answer(NamedTuple):
     broken_off: bool = False
     """The connection closes after half of the announced body."""
     delay_seconds: float = 0.0
+    drip_seconds: float = 0.0
+    """The wait after each byte of the body."""
 
 
 Script = Callable[[Request], Answer]
@@ -167,8 +169,17 @@ class Server:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()
-                self.wfile.write(payload[: len(payload) // 2] if answer.broken_off else payload)
+                if answer.drip_seconds:
+                    self.drip(payload, answer.drip_seconds)
+                else:
+                    self.wfile.write(payload[: len(payload) // 2] if answer.broken_off else payload)
                 self.close_connection = self.close_connection or answer.broken_off
+
+            def drip(self, payload: bytes, seconds: float) -> None:
+                for byte in payload:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    time.sleep(seconds)
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Silence."""

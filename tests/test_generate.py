@@ -176,7 +176,8 @@ def test_no_judge_takes_a_failure_for_an_empty_answer(tmp_path: Path) -> None:
     assert [v.completion_id for v in verdicts] == [c.id for c in found]
     assert [v.unscored is None for v in verdicts] == [True, True, True, False, True]
     assert (
-        "no completion: the server answered with status 400" in str(verdicts[3].unscored)
+        "no completion: content filter: the server refuses this item with status 400"
+        in str(verdicts[3].unscored)
         and not verdicts[3].degenerate
     )
 

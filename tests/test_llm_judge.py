@@ -598,7 +598,7 @@ def test_without_the_openai_package_the_error_says_what_to_install(
     ("answer", "why"),
     [
         (fails(401, "no"), "does not accept a request without a key.*judge.api_key_env"),
-        (fails(403, "forbidden"), "does not accept a request without a key"),
+        (fails(403, "Not authenticated"), "does not accept a request without a key"),
         (
             fails(404, "The model `judge` does not exist", code="model_not_found"),
             "does not know the model 'judge'",

@@ -13,10 +13,10 @@ from overrefusal_po.engines._openai_setup import (
     SHOWN,
     ServerSettings,
     is_address,
-    own_loop,
     read_api_key,
     shown,
 )
+from overrefusal_po.engines._own_loop import own_loop
 from overrefusal_po.judges._llm_settings import Settings as JudgeSettings
 from overrefusal_po.plugins import find_plug
 

@@ -26,3 +26,5 @@ class Cost(Record):
     """The endpoint that gave the completion; None if none did."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    empty: str | None = None
+    """Why the completion has no text, if the server answered without one."""

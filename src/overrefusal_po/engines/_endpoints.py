@@ -8,16 +8,36 @@ to wait.
 from __future__ import annotations
 
 import email.utils
-import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from pydantic import SecretStr
 
+from overrefusal_po.engines._limit_name import LimitName
 from overrefusal_po.engines._openai_settings import Settings
-from overrefusal_po.engines._openai_setup import first_choice, nobody_there, shown, wrong_setup
+from overrefusal_po.engines._openai_setup import (
+    nobody_there,
+    proxy_note,
+    refused_field,
+    shown,
+    without_key,
+    wrong_setup,
+)
+from overrefusal_po.engines._replies import (
+    FILTERED,
+    TOO_LONG,
+    body_error,
+    body_refusal,
+    choice_text,
+    finish_of,
+    first_choice,
+    is_filtered,
+    is_item_too_long,
+    refusal_of_item,
+    why_empty,
+)
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
@@ -26,8 +46,14 @@ LONGEST_WAIT_SECONDS = 600.0
 """The longest Retry-After that is followed."""
 
 LONGEST_BACKOFF_SECONDS = 30.0
+LONGEST_REASON = 300
+"""Characters of a reason that repeats a reply's words."""
+
 STOP_REASONS = ("stop", "eos_token", "eos", "stop_sequence", "end_turn", None)
-"""Servers' finish reasons for a response that ended by itself."""
+"""Servers' finish reasons for a response that ended by itself, in lower case."""
+
+LENGTH_REASONS = ("length", "max_tokens")
+TOOL_REASONS = ("tool_calls", "function_call")
 
 
 class ServerAnswer(NamedTuple):
@@ -37,6 +63,8 @@ class ServerAnswer(NamedTuple):
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int | None
     completion_tokens: int | None
+    empty: str | None = None
+    """Why the text is empty, if the message has none."""
 
 
 class Fault(NamedTuple):
@@ -49,13 +77,21 @@ class Fault(NamedTuple):
     wait_seconds: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    is_answer: bool = False
+    """Whether it is the server's answer to this item, as from a content filter. Then the server is
+    there, and the set-up is valid."""
+    at_once: bool = False
+    """Whether the next try differs from this one, and so costs no try."""
 
 
 class Endpoint:
     """One server: its client, its running requests, and until when to leave it alone."""
 
-    def __init__(self, url: str, client: AsyncOpenAI | None) -> None:
+    def __init__(
+        self, url: str, client: AsyncOpenAI | None, limit: LimitName | None = None
+    ) -> None:
         self.url, self.client = url, client
+        self.limit = limit or LimitName("max_tokens", "engine.max_tokens_name")
         self.in_flight = 0
         self.faults_in_row = 0
         self.not_before = 0.0
@@ -106,25 +142,53 @@ async def ask(
     """
     from openai import APIError
 
+    sent = endpoint.limit.fits(body)
     try:
-        reply = await send(endpoint, body)
+        reply = await send(endpoint, sent)
     except APIError as error:
-        # an unreachable server may be down for a while only, or another one may answer
-        may_be_gone = answered or len(settings.base_url or ()) > 1
-        wrong = wrong_setup(
-            error,
-            settings,
-            endpoint.url,
-            model=str(body["model"]),
-            answered=answered,
-            may_be_gone=may_be_gone,
-        )
-        if wrong is not None:
-            raise ValueError(shown(wrong, error, key)) from None
-        return fault_from_error(error, key)
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        return explained(error, endpoint, sent, settings, key=key, answered=answered)
+    except RecursionError:
+        return Fault("malformed", "the server sent JSON that is nested too deeply", False)
+    except ValueError:  # of JSON, of UTF-8, of integers with thousands of digits
         return Fault("malformed", "the server sent a body that is not JSON", True)
-    return read_answer(reply)
+    result = read_answer(reply)
+    if isinstance(result, Fault):
+        return result._replace(reason=without_key(result.reason, key)[:LONGEST_REASON])
+    endpoint.limit.answered()
+    return result
+
+
+def explained(
+    error: APIError,
+    endpoint: Endpoint,
+    sent: Mapping[str, object],
+    settings: Settings,
+    *,
+    key: SecretStr,
+    answered: bool,
+) -> Fault:
+    """What an error of the client means. ValueError if the set-up is wrong."""
+    if (refusal := refusal_of_item(error)) is not None:
+        reason = shown(refusal + proxy_note(endpoint.url), error, key)
+        kind = str(getattr(error, "status_code", "content_filter"))
+        return Fault(kind, reason, False, is_answer=True)
+    field = refused_field(error, settings)
+    if endpoint.limit.another(sent, error, field, answered=answered):
+        reason = f"the server takes the limit on tokens as {endpoint.limit.name}"
+        return Fault("limit_name", reason, True, at_once=True)
+    # an unreachable server may be down for a while only, or another one may answer
+    may_be_gone = answered or len(settings.base_url or ()) > 1
+    wrong = wrong_setup(
+        error,
+        settings,
+        endpoint.url,
+        model=str(sent["model"]),
+        answered=answered,
+        may_be_gone=may_be_gone,
+    )
+    if wrong is not None:
+        raise ValueError(shown(wrong + proxy_note(endpoint.url), error, key)) from None
+    return fault_from_error(error, key, endpoint.url)
 
 
 async def send(endpoint: Endpoint, body: Mapping[str, object]) -> object:
@@ -138,24 +202,25 @@ async def send(endpoint: Endpoint, body: Mapping[str, object]) -> object:
     return await create(**body)
 
 
-def fault_from_error(error: APIError, key: SecretStr) -> Fault:
-    """The fault behind an error of the client."""
+def fault_from_error(error: APIError, key: SecretStr, url: str) -> Fault:
+    """The fault behind an error of the client, asking the server at `url`."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
+    note = proxy_note(url)
     if isinstance(error, APIConnectionError) and nobody_there(error):
-        return Fault("unreachable", shown("the server cannot be reached", error, key), True)
+        return Fault("unreachable", shown(f"the server cannot be reached{note}", error, key), True)
     if isinstance(error, APITimeoutError):
-        return Fault("timeout", "the server did not answer in time", True)
+        return Fault("timeout", f"the server did not answer in time{note}", True)
     if isinstance(error, APIConnectionError):
-        return Fault("broken", shown("the connection broke off", error, key), True)
+        return Fault("broken", shown(f"the connection broke off{note}", error, key), True)
     if not isinstance(error, APIStatusError):
         reason = shown("the server sent something that is no completion", error, key)
         return Fault("malformed", reason, True)
     status = error.status_code
     retryable = status in (408, 409, 429) or status >= 500
-    reason = shown(f"the server answered with status {status}", error, key)
+    reason = shown(f"the server answered with status {status}{note}", error, key)
     wait = retry_after(error.response.headers) if retryable else None
-    return Fault(str(status), reason, retryable, wait)
+    return Fault(str(status), reason, retryable, wait, is_answer=is_item_too_long(error))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -179,36 +244,48 @@ def read_answer(reply: object) -> ServerAnswer | Fault:
     """The text of a (chat) completion, or why there is none. A server may leave out or add
     anything."""
     read, written = usage_count(reply, "prompt_tokens"), usage_count(reply, "completion_tokens")
-    first = first_choice(reply)
-    finish = getattr(first, "finish_reason", None)
-    text = choice_text(first, finish)
-    if finish == "content_filter":
-        reason = "the server's content filter withheld the response"
-        return Fault("content_filter", reason, False, None, read or 0, written or 0)
-    ends_well = (finish is None or isinstance(finish, str)) and finish in (*STOP_REASONS, "length")
-    if text is None or not ends_well:
-        what = "no completion"
-        if text is not None:
-            what = f"a completion with finish_reason {str(finish)[:40]!r}"
-        return Fault("malformed", f"the server sent {what}", True, None, read or 0, written or 0)
+    choice = first_choice(reply)
+    fault = reply_fault(reply, choice)
+    if fault is not None:
+        return fault._replace(prompt_tokens=read or 0, completion_tokens=written or 0)
+    text = choice_text(choice)
+    empty = why_empty(choice) if text is None else None
     # half of a surrogate pair is no text and could not be written to a file
-    whole = text.encode("utf-8", "replace").decode()
-    return ServerAnswer(whole, "length" if finish == "length" else "stop", read, written)
+    whole = (text or "").encode("utf-8", "replace").decode()
+    ended = "length" if finish_of(choice) in LENGTH_REASONS else "stop"
+    return ServerAnswer(whole, cast(Literal["stop", "length"], ended), read, written, empty)
 
 
-def choice_text(choice: object, finish: object) -> str | None:
-    """The model's text: the message's content, a refusal beside it, or a plain completion's
-    text."""
-    message = getattr(choice, "message", None)
-    for found in (
-        getattr(message, "content", None),
-        getattr(message, "refusal", None),
-        getattr(choice, "text", None),
-    ):
-        if isinstance(found, str):
-            return found
-    # some servers keep the thinking out of the content, and this one was cut while it thought
-    return "" if message is not None and finish == "length" else None
+def reply_fault(reply: object, choice: object) -> Fault | None:
+    """What is wrong with a reply that came with status 200; None for a completion."""
+    if (refusal := body_refusal(reply)) is not None:
+        return Fault("content_filter", refusal, False, is_answer=True)
+    if choice is None and (error := body_error(reply)) is not None:
+        if error[0] == TOO_LONG:
+            return Fault("too_long", error[1], False)
+        reason = f"the server sent an error instead of a completion ({error[1]})"
+        return Fault("malformed", reason, True)
+    try:
+        finish = finish_of(choice)
+    except ValueError as error:
+        return Fault("malformed", f"the server sent a completion whose {error}", True)
+    if is_filtered(finish):
+        reason = f"{FILTERED}: the server's content filter withheld the response"
+        return Fault("content_filter", reason, False, is_answer=True)
+    text = choice_text(choice)
+    if text is None and finish in TOOL_REASONS:
+        return Fault(
+            "tool_calls", "the model called a tool and said nothing", False, is_answer=True
+        )
+    if finish not in (*STOP_REASONS, *LENGTH_REASONS):
+        # not in lower case: a key in it must still be found and masked
+        given = str(getattr(choice, "finish_reason", None))
+        reason = f"the server sent a completion with finish_reason {given!r}"
+        return Fault("malformed", reason, True)
+    # some servers keep the thinking out of the content, so a message may end without a text
+    if text is None and (finish is None or getattr(choice, "message", None) is None):
+        return Fault("malformed", "the server sent no completion", True)
+    return None
 
 
 def usage_count(reply: object, name: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from typing import NamedTuple
@@ -18,8 +19,10 @@ from overrefusal_po.engines._endpoints import (
     backoff,
     next_endpoint,
 )
+from overrefusal_po.engines._limit_name import LimitName
 from overrefusal_po.engines._openai_settings import Settings
-from overrefusal_po.engines._openai_setup import OPENAI_URL, make_client, own_loop, read_api_key
+from overrefusal_po.engines._openai_setup import OPENAI_URL, make_client, read_api_key
+from overrefusal_po.engines._own_loop import own_loop
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 FEWEST_FAILURES = 20
@@ -46,6 +49,8 @@ class Drawn(NamedTuple):
     cost: Cost
     retryable: bool = False
     """Whether it failed for a reason that may pass, such as a server that is down."""
+    is_answer: bool = True
+    """Whether the server answered: with a completion, or by refusing this item."""
 
 
 class Session:
@@ -80,6 +85,8 @@ class Session:
         """Whether the budget ended before the work."""
         self.finished: list[Drawn] = []
         """What came since `batches` last looked."""
+        self.empty: Counter[str] = Counter()
+        """Answers without a text, by the reason."""
         self.something_finished = asyncio.Event()
         self.held_back: list[Drawn] = []
         """Failures since the last answer. If the servers are gone, the prompts are not at
@@ -100,11 +107,13 @@ class Session:
         async with AsyncExitStack() as stack:
             for url in self.settings.base_url or (OPENAI_URL,):
                 # we retry ourselves: retries are counted, and may go to another server
+                seconds = self.settings.timeout_seconds
                 made = make_client(
-                    url, self.key, timeout_seconds=self.settings.timeout_seconds, max_retries=0
+                    url, self.key, self.settings, timeout_seconds=seconds, max_retries=0
                 )
                 client = await stack.enter_async_context(made)
-                self.endpoints.append(Endpoint(url, client))
+                limit = LimitName(self.settings.limit_name, "engine.max_tokens_name")
+                self.endpoints.append(Endpoint(url, client, limit))
             task = asyncio.create_task(self.run_all())
             task.add_done_callback(lambda _: self.something_finished.set())
             try:
@@ -159,7 +168,7 @@ class Session:
     def sort_in(self, drawn: Drawn) -> None:
         """Gives what is certain and holds back the rest. ServersGone after many failures without an
         answer between them."""
-        if drawn.completion.error is None:
+        if drawn.is_answer:
             self.give([*self.held_back, drawn])
             self.held_back = []
         elif self.answered and not drawn.retryable:
@@ -179,14 +188,20 @@ class Session:
         counter = CostCounter()
         endpoint: Endpoint | None = None
         result: ServerAnswer | Fault
-        for tries in range(self.settings.max_retries + 1):
+        tries = 0
+        while True:
             endpoint = await self.free_endpoint(avoid=endpoint)
             result = await self.request(endpoint, body)
             counter.add(endpoint.url, result)
             if isinstance(result, ServerAnswer) or not result.retryable:
                 break
-            if tries < self.settings.max_retries:
-                await asyncio.sleep(self.pause(result, tries))
+            if result.at_once:
+                endpoint = None  # any server may be asked now, also this one
+                continue
+            if tries == self.settings.max_retries:
+                break
+            await asyncio.sleep(self.pause(result, tries))
+            tries += 1
         return self.drawn(prompt, sample, result, counter=counter)
 
     def pause(self, fault: Fault, tries: int) -> float:
@@ -212,11 +227,10 @@ class Session:
             result = await ask(endpoint, body, self.settings, key=self.key, answered=self.answered)
         finally:
             endpoint.in_flight -= 1
-        endpoint.record(
-            result if isinstance(result, Fault) else None, self.settings.backoff_seconds
-        )
+        fault = result if isinstance(result, Fault) and not result.is_answer else None
+        endpoint.record(fault, self.settings.backoff_seconds)
+        self.answered |= fault is None
         if isinstance(result, ServerAnswer):
-            self.answered = True
             self.check_usage(endpoint, result)
         self.tokens += (result.prompt_tokens or 0) + (result.completion_tokens or 0)
         return result
@@ -249,8 +263,12 @@ class Session:
             finish_reason=result.finish_reason if isinstance(result, ServerAnswer) else "error",
             error=error,
         )
-        retryable = isinstance(result, Fault) and result.retryable
-        return Drawn(completion, counter.cost(completion), retryable)
+        cost = counter.cost(completion)
+        if isinstance(result, Fault):
+            return Drawn(completion, cost, result.retryable, result.is_answer)
+        if result.empty is not None:
+            self.empty[result.empty] += 1
+        return Drawn(completion, cost.model_copy(update={"empty": result.empty}))
 
 
 class CostCounter:

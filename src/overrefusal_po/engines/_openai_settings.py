@@ -22,11 +22,19 @@ class Settings(ServerSettings):
     owner: ClassVar[Owner] = Owner(
         section="engine",
         plug="openai",
-        parameters=(
-            *("model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed"),
-            *("chat_template_kwargs", "continue_final_message", "add_generation_prompt"),
-        ),
-        unsent="`seeded: false` sends no seed",
+        fixes={
+            "model": "Correct engine.model",
+            "max_tokens": "Set engine.max_tokens_name: max_completion_tokens, or change "
+            "generation.max_new_tokens",
+            "max_completion_tokens": "Set engine.max_tokens_name: max_tokens, or change "
+            "generation.max_new_tokens",
+            "temperature": "Change generation.temperature",
+            "top_p": "Change generation.top_p; 1 is not sent",
+            "seed": "Set engine.seeded: false; `seeded: false` sends no seed",
+            "chat_template_kwargs": "Remove chat.chat_template_kwargs",
+            "continue_final_message": "Set engine.continue_final_message: false",
+            "add_generation_prompt": "Set engine.continue_final_message: false",
+        },
         no_quota="; the same command goes on when it has",
     )
     model: str | None = Field(None, min_length=1)
@@ -37,7 +45,7 @@ class Settings(ServerSettings):
     concurrency: int = Field(32, ge=1, le=4096)
     """Requests that run at the same time, at each address."""
     timeout_seconds: float = Field(600.0, gt=0)
-    """For one try."""
+    """For one try, from the connection to the reply's last byte."""
     max_retries: int = Field(6, ge=0, le=50)
     """Tries beyond the first, after 408, 409, 429, 5xx, timeouts, broken connections and replies
     that cannot be read."""

@@ -12,27 +12,25 @@ contains a key.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import re
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from overrefusal_po.engines._limit_name import MaxTokensName
+from overrefusal_po.engines._replies import KEY_WORDS, SHOWN, UNSUPPORTED, said_words
 from overrefusal_po.recipe.words import unknown_key
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
 
-T = TypeVar("T")
 OPENAI_URL = "https://api.openai.com/v1"
-CONNECT_SECONDS = 10.0
 NO_KEY = SecretStr("none")
 """Sent if a recipe says `api_key_env: null`. The client insists on a key, and must not take one
 from the environment."""
@@ -41,9 +39,13 @@ VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 """Names of environment variables. Narrow: a key that is here by mistake is no name, so no error
 repeats it."""
 
-UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
-SHOWN = 200
-"""Characters of a server's message that an error shows."""
+REFUSES_FIELD = re.compile(
+    r"support|unknown|unrecogni[sz]ed|unexpected|permitted|allowed|extra|both|invalid|deprecated"
+)
+"""Words of a message that refuses a field, in lower case."""
+
+QUOTED = re.compile(r"[`'\"](\w+)[`'\"]")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Owner(NamedTuple):
@@ -52,10 +54,9 @@ class Owner(NamedTuple):
     section: str
     """The recipe's section: engine or judge."""
     plug: str
-    parameters: tuple[str, ...]
-    """Request fields that come from the recipe. If a server refuses one, the set-up is wrong."""
-    unsent: str
-    """How to leave out a refused parameter."""
+    fixes: Mapping[str, str]
+    """{request field that comes from the recipe: what to change if a server refuses it}. Then the
+    set-up is wrong."""
     no_quota: str = ""
     """What happens when the account has quota again."""
 
@@ -72,6 +73,18 @@ class ServerSettings(BaseModel):
     """The address, with /v1 at its end; None: OpenAI's own."""
     api_key_env: str | None = "OPENAI_API_KEY"
     """The environment variable that holds the key; None: a server without keys."""
+    max_tokens_name: MaxTokensName | None = None
+    """What the server calls the limit on new tokens; None: max_completion_tokens at OpenAI's own,
+    else max_tokens. If the server refuses one name, the other is tried once."""
+    max_reply_bytes: int = Field(16 * 2**20, ge=1024)
+    """A longer reply is not read to its end, and its item fails."""
+
+    @property
+    def limit_name(self) -> MaxTokensName:
+        """What the server calls the limit on new tokens, before it has said anything."""
+        return self.max_tokens_name or (
+            "max_completion_tokens" if self.base_url is None else "max_tokens"
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -153,14 +166,17 @@ def read_api_key(settings: ServerSettings) -> SecretStr:
 
 
 def make_client(
-    url: str, key: SecretStr, *, timeout_seconds: float, max_retries: int
+    url: str, key: SecretStr, settings: ServerSettings, *, timeout_seconds: float, max_retries: int
 ) -> AsyncOpenAI:
-    """An asynchronous client. The address is explicit, so no environment variable chooses it."""
-    from openai import AsyncOpenAI, Timeout
+    """An asynchronous client of the server at `url`, see `_openai_client`."""
+    from overrefusal_po.engines._openai_client import bounded_client
 
-    timeout = Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds))
-    return AsyncOpenAI(
-        api_key=key.get_secret_value(), base_url=url, timeout=timeout, max_retries=max_retries
+    return bounded_client(
+        url,
+        key,
+        timeout_seconds=timeout_seconds,
+        max_retries=max_retries,
+        max_reply_bytes=settings.max_reply_bytes,
     )
 
 
@@ -183,7 +199,7 @@ def wrong_setup(
         answered: whether any server has answered before.
         may_be_gone: whether an unreachable server is no wrong set-up.
     """
-    from openai import APIConnectionError, BadRequestError, NotFoundError
+    from openai import APIConnectionError, NotFoundError
 
     own = settings.owner
     server = f"{own.section}.base_url {url}" if settings.base_url else f"OpenAI ({OPENAI_URL})"
@@ -191,7 +207,12 @@ def wrong_setup(
         if may_be_gone or not nobody_there(error):
             return None  # the server was there: this one reply broke off or took too long
         return f"{server} cannot be reached. Start the server or correct the address"
-    if is_key_refused(error, answered):
+    if (status := getattr(error, "status_code", 0)) in range(300, 400):
+        return (
+            f"{server} sends requests on to another address (status {status}), which is not "
+            f"followed. Write the address that answers in {own.section}.base_url"
+        )
+    if is_key_refused(error):
         named = "a request without a key"
         if settings.api_key_env:
             named = f"the key in {settings.api_key_env}"
@@ -207,21 +228,59 @@ def wrong_setup(
     if error.code == "insufficient_quota":
         return f"{server} says that the account has no quota left{own.no_quota}"
     # some servers name max_tokens also if only this item is too long for the model
-    ours = error.param in own.parameters and (not answered or error.code in UNSUPPORTED)
-    if isinstance(error, BadRequestError) and ours:
-        return (
-            f"{server} refuses {error.param} for {model!r}. Change it in the recipe; {own.unsent}"
-        )
-    return None
+    if answered and error.code not in UNSUPPORTED:
+        return None
+    field = refused_field(error, settings)
+    return field and f"{server} refuses {field} for {model!r}. {known_fixes(settings)[field]}"
 
 
-def is_key_refused(error: APIError, answered: bool) -> bool:
-    """Whether the server refuses the key. If it has answered before, a 403 is about the item's
-    content."""
+def refused_field(error: APIError, settings: ServerSettings) -> str | None:
+    """The request field from the recipe that a server refuses; None if it refuses none of them."""
+    known = known_fixes(settings)
+    return next((name for name in refused_fields(error) if name in known), None)
+
+
+def known_fixes(settings: ServerSettings) -> dict[str, str]:
+    """{request field from the recipe: what to change if a server refuses it}."""
+    section = settings.owner.section
+    extra: Mapping[str, object] = getattr(settings, "extra_body", {})
+    removed = dict.fromkeys(extra, f"Remove it from {section}.extra_body")
+    return {**settings.owner.fixes, **removed}
+
+
+def refused_fields(error: APIError) -> Iterator[str]:
+    """The request fields that an error with status 400 or 422 may be about, the surest first."""
+    if getattr(error, "status_code", None) not in (400, 422):
+        return
+    if isinstance(error.param, str):
+        yield error.param
+    for row in fastapi_rows(error.body):
+        yield from map(str, row["loc"][1:2])  # ["body", "seed"]
+    words = " ".join(said_words(error.body))
+    if not error.param and REFUSES_FIELD.search(words.lower()):
+        yield from QUOTED.findall(words)
+
+
+def is_key_refused(error: APIError) -> bool:
+    """Whether the server refuses the key. A 403 says so in words, or it is about the item."""
     from openai import AuthenticationError, PermissionDeniedError
 
-    forbidden = isinstance(error, PermissionDeniedError) and not answered
-    return isinstance(error, AuthenticationError) or forbidden
+    if isinstance(error, PermissionDeniedError):
+        return KEY_WORDS.search(" ".join(said_words(error.body))) is not None
+    return isinstance(error, AuthenticationError)
+
+
+def proxy_note(url: str) -> str:
+    """A sentence if a proxy of the environment stands before a server on this machine, else ""."""
+    host, scheme = urlsplit(url).hostname or "", urlsplit(url).scheme
+    proxies = urllib.request.getproxies()
+    named = next((name for name in (scheme, "all") if proxies.get(name)), None)
+    if host not in LOOPBACK or named is None or urllib.request.proxy_bypass(host):
+        return ""
+    return (
+        f". {named.upper()}_PROXY is set, so this request went to that proxy and not to {host}. "
+        f"Set NO_PROXY={host} to ask the server itself"
+    )
 
 
 def nobody_there(error: BaseException) -> bool:
@@ -234,9 +293,12 @@ def shown(what: str, error: Exception, key: SecretStr) -> str:
     cause = f": {error.__cause__}" if error.__cause__ else ""
     detail = fastapi_detail(getattr(error, "body", None))
     message = " ".join(f"{error}{detail and f' {detail}'}{cause}".split())
-    if key is not NO_KEY:
-        message = message.replace(key.get_secret_value(), "[key]")
-    return f"{what} ({message[:SHOWN]})"
+    return f"{what} ({without_key(message, key)[:SHOWN]})"
+
+
+def without_key(text: str, key: SecretStr) -> str:
+    """A server's text with [key] if it repeats the key."""
+    return text if key is NO_KEY else text.replace(key.get_secret_value(), "[key]")
 
 
 def fastapi_detail(body: object) -> str:
@@ -244,41 +306,17 @@ def fastapi_detail(body: object) -> str:
     message."""
     detail = body.get("detail") if isinstance(body, dict) else None
     if isinstance(detail, list):  # each entry also has the faulty `input`: prompts and responses
-        rows = [row for row in detail if isinstance(row, dict) and isinstance(row.get("loc"), list)]
+        rows = fastapi_rows(body)
         return "; ".join(f"{'.'.join(map(str, row['loc']))}: {row.get('msg', '')}" for row in rows)
     return detail if isinstance(detail, str) else ""
 
 
-def first_choice(reply: object) -> object:
-    """The first choice of a (chat) completion; None without one. A server may leave out or add
-    anything."""
-    choices = getattr(reply, "choices", None)
-    return choices[0] if isinstance(choices, list) and choices else None
-
-
-class RunCoroutine(Protocol):
-    """Runs a coroutine to its end and returns its result."""
-
-    # Any: what a coroutine yields and is sent is between it and the loop
-    def __call__(self, work: Coroutine[Any, Any, T], /) -> T:
-        """The result of `work`."""
-
-
-@contextmanager
-def own_loop() -> Iterator[RunCoroutine]:
-    """`run(coroutine)` on one event loop, also if another loop runs already (in a notebook)."""
-    with asyncio.Runner() as runner:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            yield runner.run
-            return
-        with ThreadPoolExecutor(1) as other:
-
-            def run(work: Coroutine[Any, Any, T], /) -> T:
-                return other.submit(runner.run, work).result()
-
-            try:
-                yield run
-            finally:
-                other.submit(runner.close).result()
+# Any: rows of a server's JSON
+def fastapi_rows(body: object) -> list[dict[str, Any]]:
+    """The rows of a FastAPI error that say where the fault is. Mistral puts them in `message`."""
+    detail = body.get("detail") if isinstance(body, dict) else None
+    if isinstance(body, dict) and isinstance(body.get("message"), dict):
+        detail = body["message"].get("detail")
+    if not isinstance(detail, list):
+        return []
+    return [row for row in detail if isinstance(row, dict) and isinstance(row.get("loc"), list)]

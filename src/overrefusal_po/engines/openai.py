@@ -15,6 +15,7 @@ each completion go to a ledger.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 from overrefusal_po.engines import SampleKey
@@ -24,6 +25,8 @@ from overrefusal_po.engines._openai_settings import Settings as Settings
 from overrefusal_po.engines._openai_setup import read_api_key
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
+
+logger = logging.getLogger(__name__)
 
 
 class OpenAIEngine:
@@ -89,6 +92,8 @@ class OpenAIEngine:
         finally:
             for drawn in session.held_back:  # paid for, though no file will hold them
                 spend(drawn.cost)
+            for why, count in session.empty.items():
+                logger.warning("%d responses of %s are empty: %s", count, self.name, why)
         if session.work_left:
             raise BudgetSpent(
                 f"engine.token_budget: {session.tokens} of {self.settings.token_budget} tokens are "
@@ -98,12 +103,14 @@ class OpenAIEngine:
     def body(self, prompt: Prompt, sampling: Sampling, sample: int) -> dict[str, object]:
         """The fields of a prompt's request. ValueError for an assistant prefix that the servers do
         not take."""
-        limit = "max_completion_tokens" if self.settings.base_url is None else "max_tokens"
+        # each server may take the limit under another name: `LimitName`
+        limit = self.settings.limit_name
         options: dict[str, object] = {
             limit: sampling.max_new_tokens,
             "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
         }
+        if sampling.top_p != 1:  # 1 cuts nothing off, and some servers refuse the field
+            options["top_p"] = sampling.top_p
         if self.settings.seeded:
             options["seed"] = request_seed(sampling.seed, prompt.id, sample)
         extra: dict[str, object] = dict(self.settings.extra_body)

@@ -17,8 +17,15 @@ class Settings(ServerSettings):
     owner: ClassVar[Owner] = Owner(
         section="judge",
         plug="llm",
-        parameters=("model", "max_tokens", "max_completion_tokens", "temperature", "seed"),
-        unsent="`temperature: null` and `seed: null` are not sent",
+        fixes={
+            "model": "Correct judge.model",
+            "max_tokens": "Set judge.max_tokens_name: max_completion_tokens, or change "
+            "judge.max_tokens",
+            "max_completion_tokens": "Set judge.max_tokens_name: max_tokens, or change "
+            "judge.max_tokens",
+            "temperature": "Set `temperature: null`, which sends none",
+            "seed": "Set `seed: null`, which sends none",
+        },
     )
     model: str = Field(min_length=1)
     """The model's name at the server."""
@@ -37,7 +44,7 @@ class Settings(ServerSettings):
     concurrency: int = Field(8, ge=1, le=1000)
     """Requests on their way at a time."""
     timeout_seconds: float = Field(60.0, gt=0)
-    """For one try."""
+    """For one try, from the connection to the reply's last byte."""
     max_retries: int = Field(4, ge=0, le=20)
     """Tries beyond the first after 408, 409, 429 and 5xx (with the wait that the server asks for)
     and broken connections."""

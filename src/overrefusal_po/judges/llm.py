@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from overrefusal_po.engines._openai_setup import read_api_key
 from overrefusal_po.judges._degenerate import degenerate
-from overrefusal_po.judges._llm_calls import NO_REPLY, JudgeReply, ask_all
+from overrefusal_po.judges._llm_calls import NO_REPLY, JudgeReply, ask_all, limit_name
 from overrefusal_po.judges._llm_prompt import JudgePrompt, read_prompt, unique_mark
 from overrefusal_po.judges._llm_settings import Settings as Settings
 from overrefusal_po.judges._refusal_text import plain
@@ -67,6 +67,7 @@ class LlmJudge:
         self.answered = False
         """Whether this set-up has worked; a run that goes on sets it if it has verdicts of this
         judge."""
+        self.limit = limit_name(settings)
         self.prompt: JudgePrompt = read_prompt(settings.prompt)
         self.name = f"llm:{settings.model}:{self.prompt.name}"
         self.version = self.prompt.version
@@ -90,8 +91,9 @@ class LlmJudge:
             if len(p.asked) + len(r) <= self.settings.max_characters
         ]
         texts = [self.question(*items[n]) for n in short]
-        said = ask_all(self.settings, read_api_key(self.settings), texts, answered=self.answered)
-        self.answered |= any(reply.fault is None for reply in said)
+        key = read_api_key(self.settings)
+        said = ask_all(self.settings, key, texts, limit=self.limit, answered=self.answered)
+        self.answered |= any(reply.is_answer for reply in said)
         replies = dict(zip(short, said, strict=True))
         return [self.verdict(item, replies.get(number)) for number, item in enumerate(items)]
 

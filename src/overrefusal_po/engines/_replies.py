@@ -1,0 +1,159 @@
+"""A server's reply -> its text, its end, or why it withheld the text. A server may send anything.
+
+refusal_of_item(error)      # "content filter: ..." if the server refuses what this item says
+choice_text(first_choice(reply))
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from openai import APIError
+
+FILTERED = "content filter"
+"""The beginning of each reason that says that a server refuses the content of one item."""
+
+FILTER_WORDS = re.compile(
+    r"content[ _-]?(filter|management|policy|moderation)|moderat(ion|ed)\b|flagged"
+    r"|responsible ?ai|inappropriate content|data_?inspection|sensitive (content|words?)"
+    r"|safety[ _](system|filter|policy|policies|check|guideline)|guardrail|prohibited[ _]content"
+    r"|usage polic|polic(y|ies)[ _]violation|violat\w* .{0,40}polic",
+    re.IGNORECASE,
+)
+"""How servers name a refusal because of what a prompt or response says."""
+
+FILTER_FINISHES = ("safety", "sensitive", "recitation", "prohibited_content", "blocklist", "spii")
+"""Finish reasons of withheld responses, beside those that begin with `content_filter`."""
+
+FILTER_STATUSES = (400, 403, 422, 451)
+TOO_LONG_WORDS = re.compile(r"context[ _](length|window|size)|too (long|large)", re.IGNORECASE)
+"""How servers say that one prompt is too long for their model."""
+
+KEY_WORDS = re.compile(
+    r"api[ _-]?key|not authenticated|authenticat|credential|access[ _-]?token|unauthorized",
+    re.IGNORECASE,
+)
+"""How servers say with 403 that a key is wrong or missing. Otherwise 403 is about the item."""
+
+UNSUPPORTED = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
+"""Codes of errors about a field of the request."""
+
+TOO_LONG = "reply_too_long"
+"""The code of the error that stands for a reply over the limit of bytes (`_openai_client`)."""
+
+SHOWN = 200
+"""Characters of a server's message that an error shows."""
+
+
+def first_choice(reply: object) -> object:
+    """The first choice of a (chat) completion; None without one. A server may leave out or add
+    anything."""
+    choices = getattr(reply, "choices", None)
+    return choices[0] if isinstance(choices, list) and choices else None
+
+
+def finish_of(choice: object) -> str | None:
+    """The choice's finish_reason in lower case; None without one. ValueError if it is no text."""
+    finish = getattr(choice, "finish_reason", None)
+    if finish is None:
+        return None
+    if not isinstance(finish, str):
+        raise ValueError(f"finish_reason is {str(finish)[:40]!r}")
+    return finish.lower()
+
+
+def is_filtered(finish: str | None) -> bool:
+    """Whether a finish reason in lower case says that the response is withheld."""
+    return finish is not None and (finish.startswith("content_filter") or finish in FILTER_FINISHES)
+
+
+def choice_text(choice: object) -> str | None:
+    """The model's text: the message's content, a refusal beside it, or a plain completion's text.
+
+    None without a text. Of a list of parts, the texts are joined; thinking is left out.
+    """
+    message = getattr(choice, "message", None)
+    content = getattr(message, "content", None)
+    if isinstance(content, list):
+        content = "".join(map(part_text, content)) or None
+    for found in (content, getattr(message, "refusal", None), getattr(choice, "text", None)):
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def part_text(part: object) -> str:
+    """The text of one part of a message's content; "" for thinking and for what is no text."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        return ""
+    name = "refusal" if part.get("type") == "refusal" else "text"
+    text = part.get(name) if part.get("type") in ("text", "output_text", "refusal") else None
+    return text if isinstance(text, str) else ""
+
+
+def why_empty(choice: object) -> str:
+    """Why a message has no text, in words."""
+    message = getattr(choice, "message", None)
+    content = getattr(message, "content", None)
+    thinking = any(getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
+    if thinking or (isinstance(content, list) and content):
+        return "the server sent reasoning and no text"
+    return "the server sent a message without text"
+
+
+def refusal_of_item(error: APIError) -> str | None:
+    """Why the server refuses this one item; None for any other error.
+
+    A content filter answers with 400, 403, 422 or 451. A bare 403 is an answer too, unless it
+    names the key.
+    """
+    status = getattr(error, "status_code", None)
+    if status not in FILTER_STATUSES or error.code in UNSUPPORTED:
+        return None
+    words = " ".join(said_words(error.body))
+    if FILTER_WORDS.search(words):
+        return f"{FILTERED}: the server refuses this item with status {status}"
+    if status in (403, 451) and not KEY_WORDS.search(words):
+        return f"{FILTERED} or missing right: the server refuses this item with status {status}"
+    return None
+
+
+def is_item_too_long(error: APIError) -> bool:
+    """Whether the server refuses one item because it is too long for the model."""
+    status = getattr(error, "status_code", None)
+    words = " ".join(said_words(error.body))
+    return status == 413 or (status in (400, 422) and TOO_LONG_WORDS.search(words) is not None)
+
+
+def said_words(body: object) -> Iterator[str]:
+    """What an error says of itself: message, code, type. Never what it repeats of the request."""
+    if isinstance(body, str):
+        yield body[: 10 * SHOWN]
+    if isinstance(body, dict):
+        for name in ("message", "detail", "code", "type", "error", "innererror"):
+            yield from said_words(body.get(name))
+
+
+def body_error(reply: object) -> tuple[str, str] | None:
+    """(code, message) of an error that came with status 200; None without one."""
+    error = getattr(reply, "error", None)
+    if isinstance(error, str):
+        return "", error
+    if not isinstance(error, dict):
+        return None
+    message = " ".join(said_words(error.get("message"))) or "without a message"
+    return str(error.get("code")), " ".join(message.split())
+
+
+def body_refusal(reply: object) -> str | None:
+    """Why the server refuses this one item, if it says so with status 200; None otherwise."""
+    code, message = body_error(reply) or ("", "")
+    words = " ".join(said_words(getattr(reply, "error", None)))
+    if code in ("403", "451") or FILTER_WORDS.search(words):
+        return f"{FILTERED}: the server refuses this item ({message})"
+    return None
