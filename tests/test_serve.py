@@ -159,11 +159,14 @@ def test_a_seed_brings_a_sample_back_and_samples_differ(served: Served) -> None:
     assert not set(texts(2).values()) & set(one.values())
 
 
-def test_what_it_does_not_know_is_each_prompts_failure_with_the_reason(served: Served) -> None:
+def test_a_field_that_it_does_not_know_is_a_wrong_set_up_with_the_key_to_change(
+    served: Served,
+) -> None:
     """It has no `continue_final_message`, so that a begun answer is not taken up."""
     settings = Settings(
         base_url=(served.url,), api_key_env=None, max_retries=0, continue_final_message=True
     )
     begun = PROMPTS[0].model_copy(update={"assistant_prefix": "Sure, here"})
-    (made,) = OpenAIEngine(settings, name=str(served.folder)).complete([begun], GREEDY)
-    assert made.error is not None and "continue_final_message" in made.error and not made.text
+    made = OpenAIEngine(settings, name=str(served.folder))
+    with pytest.raises(ValueError, match=r"refuses .*Set engine\.continue_final_message: false"):
+        list(made.complete([begun], GREEDY))
