@@ -101,8 +101,8 @@ def test_loss_gradient_and_metrics_are_those_of_trl(
 def test_training_is_that_of_trl(
     styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path
 ) -> None:
-    """With accumulated gradients, which TRL scales in one place for both."""
-    args = settings(tmp_path, 2, gradient_accumulation_steps=2)
+    """Without accumulation: TRL's own update depends on how a batch is cut (see test_windows)."""
+    args = settings(tmp_path, 2)
     old = theirs(styles["llama"], uneven, "full", args)
     new = orpo_trainer(
         styles["llama"].make_model(), uneven, args=args, processing_class=styles["llama"].tokenizer

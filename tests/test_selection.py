@@ -23,7 +23,7 @@ from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.apart import check_apart
-from overrefusal_po.pipeline import run_stage
+from overrefusal_po.pipeline import run_stage, stage_inputs
 from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import TrainRecipe
@@ -37,6 +37,7 @@ from overrefusal_po.records import (
     read_jsonl,
     write_jsonl,
 )
+from overrefusal_po.run.folder import Run
 from overrefusal_po.train.selection import (
     Look,
     Looks,
@@ -113,11 +114,8 @@ def planted(refuser: Path, dev: list[Prompt], folder: Path, **more: Any) -> Trai
     answers = asked(THINGS, "benign", ANSWER) + asked(THINGS, "harmful", REFUSAL)
     refusals = asked(THINGS, "benign", REFUSAL) + asked(THINGS, "harmful", REFUSAL)
     write_jsonl(folder / "rows.jsonl", answers)
-    (folder / "run").mkdir(exist_ok=True)
     template = ChatTemplate(models.load_tokenizer(str(refuser)))
-    prepared_prompts(answers * 42 + refusals * 38, template, max_length=1024).save(
-        folder / "run"
-    )  # the data of a stage that was stopped there
+    rows = prepared_prompts(answers * 42 + refusals * 38, template, max_length=1024)
     body = {
         "task": "train",
         "method": "sft",
@@ -145,6 +143,9 @@ def planted(refuser: Path, dev: list[Prompt], folder: Path, **more: Any) -> Trai
         body[key] = {**body[key], **value}  # type: ignore[dict-item]
     checked = check_body(body, "planted")
     assert isinstance(checked, TrainRecipe)
+    # the folder of a stage that was stopped when its data were written
+    Run.open(folder / "run", checked.model_dump(mode="json"), stage_inputs(checked)).close()
+    rows.save(folder / "run")
     return checked
 
 

@@ -36,7 +36,7 @@ from overrefusal_po.train.memory import (
 )
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.settings import full_settings
-from overrefusal_po.train.stage import check_sources
+from overrefusal_po.train.stage import check_fit, check_sources
 
 
 def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
@@ -95,6 +95,7 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     if template is None or any(str(value).startswith("@") for value in body.data.values()):
         return "takes what an earlier stage makes; checked when that is done"
     prepared = check_sources(body, template)
+    check_fit(body, prepared, template)
     memory = memory_of(body, prepared)
     return f"{prepared.line}; memory of a device without sharding: {memory}"
 

@@ -22,6 +22,8 @@ ENGINE_NOT_KEYED = (
     "max_retries",
     "backoff_seconds",
     "token_budget",
+    "max_tokens_name",
+    "max_reply_bytes",
 )
 """Engine keys that say where and how fast, not what. A run can go on with another server or a
 greater budget."""

@@ -34,7 +34,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     import torch
 
     local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
-    filled = [tensor.detach() for tensor in local if tensor.numel()]
+    filled = [t.detach() for t in local if t.numel() and t.is_floating_point()]
     largest = torch.nn.utils.get_total_norm(filled, norm_type=float("inf"))
     return bool(torch.isfinite(largest))
 

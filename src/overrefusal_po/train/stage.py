@@ -130,16 +130,25 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
     """
     if is_saved(run.path):
         return None
-    return FirstData(*read_and_prepare(recipe, template))
+    check_tied(recipe.model, config_of(recipe.model))
+    source, prepared = read_and_prepare(recipe, template)
+    check_fit(recipe, prepared, template)
+    return FirstData(source, prepared)
 
 
 def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Source, Prepared]:
     """The recipe's records and what is made of them, before any weight is loaded."""
-    config = config_of(recipe.model)
-    check_tied(recipe.model, config)
     module = method_module(recipe.method)
     source = module.read(recipe)
     prepared = module.prepare(recipe, source, template, None)
+    check_selection(recipe, source.prompts)
+    return source, prepared
+
+
+def check_fit(recipe: TrainRecipe, prepared: Prepared, template: ChatTemplate) -> None:
+    """Raises ValueError if rows, template and model do not fit each other; warns of a missing BOS."""
+    config = config_of(recipe.model)
+    check_tied(recipe.model, config)
     check_vocabulary(prepared, template, config)
     if missing_bos(template):
         logger.warning(
@@ -147,8 +156,6 @@ def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Sourc
             "prompt with it. If the model was trained with it, its template lacks it.",
             template.tokenizer.bos_token,
         )
-    check_selection(recipe, source.prompts)
-    return source, prepared
 
 
 def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
@@ -176,7 +183,7 @@ def write_data(
     if source.asked:
         said = student_answers(recipe, run, template, source.asked)
         prepared = method_module(recipe.method).prepare(recipe, source, template, said)
-        check_vocabulary(prepared, template, config_of(recipe.model))
+        check_fit(recipe, prepared, template)
         logger.info("data, with what the student said: %s", prepared.line)
     warn_of_left_out(prepared.left_out)
     prepared.save(run.path)
