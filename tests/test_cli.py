@@ -133,6 +133,7 @@ except SystemExit as end:
 """
 
 
+@pytest.mark.slow
 def test_list_shows_an_installed_method_and_loads_no_torch(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from overrefusal_po.recipe.methods import METHODS\n"
@@ -340,6 +341,7 @@ def test_a_method_trains_and_a_second_run_is_done(
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
+@pytest.mark.slow
 def test_training_writes_nothing_outside_its_run_folder(
     command: Command, tiny: str, tmp_path: Path
 ) -> None:
@@ -391,6 +393,7 @@ def test_evaluating_a_changed_file_or_model_is_another_run(
     assert command(*arguments).value("folder") not in (first, second)
 
 
+@pytest.mark.slow
 def test_curating_a_model_that_refuses_nothing_says_so(command: Command, tiny: str) -> None:
     done = command(RECIPES / "curate.yaml", tiny, FEW_TOKENS, "run_dir=here")
     assert done.code == 2

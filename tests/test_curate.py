@@ -70,6 +70,7 @@ def rows_file(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_what_an_over_refusing_student_refuses_becomes_pairs_of_both_rules(
     refuser: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_what_an_over_refusing_student_refuses_becomes_pairs_of_both_rules(
     assert found["containment"]["left_out"] == {"the completion refuses": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("teacher_answers", "limit"), [(True, 60), (False, 60), (True, 34)])
 def test_a_teacher_gives_the_chosen_answers_and_the_student_its_own_refusals(
     refuser: Path, answerer: Path, tmp_path: Path, teacher_answers: bool, limit: int
@@ -280,6 +282,7 @@ def number(text: str) -> int:
     return int(text.split("number ")[1].split(".")[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", ["first", "random", "reward", "safety"])
 def test_the_best_of_n_is_an_answer_that_passes_by_the_criterion(
     server: Server, tmp_path: Path, select: str
@@ -342,6 +345,7 @@ def test_the_sft_sets_of_overgeneration_come_out_of_the_same_stage(
     assert {(p.text, p.reference) for p in source.prompts} == {(p.text, p.reference) for p in rows}
 
 
+@pytest.mark.slow
 def test_a_model_overgenerates_for_itself_and_a_set_of_nothing_is_an_error(
     server: Server, tmp_path: Path
 ) -> None:
@@ -395,6 +399,7 @@ def test_a_tau_that_nothing_reaches_beside_a_grid_that_yields_is_none(
     ] == [1, 0]
 
 
+@pytest.mark.slow
 def test_a_tau_that_nothing_reaches_is_an_error(server: Server, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
@@ -415,6 +420,7 @@ def unfinished(folder: Path) -> None:
     (folder / "status.json").write_text(json.dumps({**status, "state": "running"}))
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_asks_no_judge_again(server: Server, tmp_path: Path) -> None:
     def run() -> str:
         curated(server, tmp_path, KILL, THEFT, judge=server_judge(server, "judge"))
@@ -445,6 +451,7 @@ def test_references_are_judged_together_by_a_slow_judge(server: Server, tmp_path
     assert len((tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()) == 2 * len(KILL)
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_go_on_with_an_answer_gives_no_prefilled_rejects(
     server: Server, tmp_path: Path
 ) -> None:
@@ -455,6 +462,7 @@ def test_a_server_that_cannot_go_on_with_an_answer_gives_no_prefilled_rejects(
     assert not any("continue_final_message" in r.body for r in server.requests)
 
 
+@pytest.mark.slow
 def test_the_same_words_behind_a_prefix_are_judged_anew(server: Server, tmp_path: Path) -> None:
     engine = {
         "name": "openai",
@@ -490,6 +498,7 @@ def test_responses_that_share_an_id_are_an_error(server: Server, tmp_path: Path)
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_prompts_that_come_twice_or_nearly_are_dropped_and_counted(
     server: Server, tmp_path: Path
 ) -> None:
@@ -514,6 +523,7 @@ def test_prompts_that_come_twice_or_nearly_are_dropped_and_counted(
 BENCHMARK = "How can I kill a Python process?"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["report", "drop", "error"])
 def test_benchmark_prompts_are_reported_dropped_or_an_error(
     server: Server, tmp_path: Path, then: str
@@ -531,6 +541,7 @@ def test_benchmark_prompts_are_reported_dropped_or_an_error(
     assert found["filters"]["harmless prompts"][1]["out"] == (4 if then == "report" else 3)
 
 
+@pytest.mark.slow
 def test_a_pair_that_the_linter_stops_is_left_out_with_its_check(
     server: Server, tmp_path: Path
 ) -> None:
@@ -573,6 +584,7 @@ def test_a_pair_that_the_linter_stops_is_left_out_with_its_check(
     assert pair.prompt.text == THEFT[0]
 
 
+@pytest.mark.slow
 def test_a_rule_of_which_the_linter_leaves_nothing_is_an_error(
     server: Server, tmp_path: Path
 ) -> None:
@@ -613,6 +625,7 @@ def test_without_a_refusal_of_the_teacher_there_is_no_containment_pair(
     assert found["containment"]["left_out"] == {"the answer does not refuse in full": 1}
 
 
+@pytest.mark.slow
 def test_quotas_and_categories_are_in_the_summary(server: Server, tmp_path: Path) -> None:
     found = curated(
         server,
@@ -695,6 +708,7 @@ def test_another_model_has_none_of_the_students_revision_and_leaves_before_a_gua
         assert "engine" not in vars(curation.models.student)
 
 
+@pytest.mark.slow
 def test_rank_0_alone_asks_and_writes(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ def test_rto_dropout_is_redrawn_in_each_epoch_of_a_run(
     assert not torch.equal(weights(trainer.model), before)
 
 
+@pytest.mark.slow
 def test_rto_dropout_goes_on_with_the_right_epoch_after_a_resume(
     styles: dict[str, Style], triples: list[Triple], settings: dict[str, Any], tmp_path: Path
 ) -> None:

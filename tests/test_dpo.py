@@ -86,6 +86,7 @@ def test_dpos_reference_is_a_frozen_copy_of_the_start_policy(
     assert not torch.equal(weights(trainer.model), start)
 
 
+@pytest.mark.slow
 def test_dpo_after_another_training_of_the_same_object_starts_from_its_present_weights(
     styles: dict[str, Style],
     pairs: list[PreferencePair],

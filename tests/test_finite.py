@@ -33,6 +33,7 @@ def test_the_first_weight_is_named() -> None:
         check_finite(layer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_a_training_stops_at_the_step_and_saves_no_model(
     method: str, styles: dict[str, Style], tmp_path: Path

@@ -122,6 +122,7 @@ def test_prompts_may_be_a_stream(tmp_path: Path) -> None:
     assert (tally.completed, tally.failed, again.completed, len(server.requests)) == (6, 1, 8, 9)
 
 
+@pytest.mark.slow
 def test_the_ledger_adds_up_under_faults(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     with serving(echo) as server, faulty(server.url, share(0.3)) as proxy:
@@ -208,6 +209,7 @@ def by_word(request: Request) -> Answer:
     return says("Verdict: full" if "Word 2." in request.text else "Verdict: none")
 
 
+@pytest.mark.slow
 def test_a_slow_judge_is_asked_once_and_its_verdicts_come_in_the_completions_order(
     tmp_path: Path,
 ) -> None:
@@ -365,6 +367,7 @@ def test_a_run_that_goes_on_draws_what_a_run_that_never_stopped_draws(
     assert sum(whole[p.id, 0].text != whole[p.id, 1].text for p in asked) > 5
 
 
+@pytest.mark.slow
 def test_continuous_batching_says_greedily_what_batches_say(styles: dict[str, Any]) -> None:
     style, asked = styles["qwen"], prompts_to(7)
     model = style.make_model()
@@ -502,6 +505,7 @@ def sharded(folder: Path, count: int, asked: list[Prompt], server: Server) -> No
         draw(place / "c.jsonl", own, SAMPLING, at(server.url), samples=2)
 
 
+@pytest.mark.slow
 def test_shards_put_together_are_what_one_run_would_have_drawn(tmp_path: Path) -> None:
     asked = prompts_to(30)
     with serving(echo) as server:

@@ -399,6 +399,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     return dict(zip(specs, answers, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_benchmark_comes_from_the_hub_in_its_real_schema(
     loaded: dict[str, Answer], name: str
@@ -531,6 +532,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     return dict(zip(BAD, answers, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "parts"),
     [
@@ -570,6 +572,7 @@ def test_what_goes_wrong_is_said_with_a_way_out(
         assert part in error
 
 
+@pytest.mark.slow
 def test_without_a_token_a_gated_set_says_how_to_get_in_and_without_a_network_a_file_does(
     tmp_path: Path,
 ) -> None:

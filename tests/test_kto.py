@@ -342,6 +342,7 @@ def test_a_loss_without_a_kl_term_takes_single_rows(
     assert trainer.state.global_step == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 def test_a_loss_without_a_kl_term_takes_rows_in_any_order(
     strategy: str, styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path

@@ -185,6 +185,7 @@ def body(method: str, style: Style, **sections: Any) -> TrainRecipe:
     return checked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dpo", "derta", "sft"])
 def test_check_and_run_leave_out_the_same_and_the_run_folder_says_so(
     method: str,
@@ -356,6 +357,7 @@ def padding(batches: list[list[int]]) -> int:
     return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", ["sft", "derta", "tree", "dpo", "dpo-stored", "dpo-opening", "orpo"]
 )

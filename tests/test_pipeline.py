@@ -78,6 +78,7 @@ def fault(path: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_pipeline_measures_trains_and_measures_and_a_second_run_does_nothing(
     write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,6 +269,7 @@ def test_every_table_header_says_what_it_heads(tmp_path: Path) -> None:
     assert headers and all('scope="' in header for header in headers)
 
 
+@pytest.mark.slow
 def test_the_pictures_are_png_files_and_the_same_every_time(tmp_path: Path) -> None:
     html = page(tmp_path)
     first = [(tmp_path / name).read_bytes() for name in ("plane.png", "transitions.png")]

@@ -146,6 +146,7 @@ def test_a_refusal_of_an_item_of_the_judge_is_unscored_with_the_reason(refusal: 
     assert str(found[0].unscored).startswith(FILTERED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["403 flagged", "403 bare", "400 Azure", "200 withheld"])
 def test_many_refusals_in_a_row_are_no_servers_that_are_gone_and_are_asked_once(
     kind: str, tmp_path: Path
@@ -167,6 +168,7 @@ def test_many_refusals_in_a_row_are_no_servers_that_are_gone_and_are_asked_once(
 LONG = "This model's maximum context length is 16 tokens; your messages have 40."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [
@@ -182,6 +184,7 @@ def test_prompts_that_are_too_long_are_no_servers_that_are_gone(answer: Answer) 
     assert len(server.requests) == 40
 
 
+@pytest.mark.slow
 def test_a_refusal_between_failures_says_that_the_server_is_there() -> None:
     def script(request: Request) -> Answer:
         refused = request.number % 15 == 14

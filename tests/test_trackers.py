@@ -195,6 +195,7 @@ def test_other_rows_than_pairs_are_not_sampled(helpful: list[Prompt], tmp_path: 
     assert shown_pairs(tmp_path / "data.jsonl") == []
 
 
+@pytest.mark.slow
 def test_no_harmful_response_and_no_key_leaves_the_run_folder(
     server: Server,
     styles: dict[str, Style],
@@ -253,6 +254,7 @@ def test_a_run_ends_with_the_score_of_the_step_that_is_kept(server: Server) -> N
     assert wandb_run(SimpleNamespace(report_to=[]), state) is None
 
 
+@pytest.mark.slow
 def test_a_server_that_takes_no_tables_does_not_end_the_training(
     server: Server,
     styles: dict[str, Style],
@@ -268,6 +270,7 @@ def test_a_server_that_takes_no_tables_does_not_end_the_training(
     assert json.loads(Path("run/status.json").read_text())["exit_code"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_was_offline_can_be_handed_in_later(
     server: Server,
     styles: dict[str, Style],

@@ -354,6 +354,7 @@ def asked(answer: Answer) -> list[tuple[str, str, str | None]]:
 # BeaverTails and PKU-SafeRLHF
 
 
+@pytest.mark.slow
 def test_beavertails_gives_a_triple_a_prompt_and_the_majority_of_its_labels_decides(
     loaded: dict[str, Answer],
 ) -> None:

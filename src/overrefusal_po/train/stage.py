@@ -146,7 +146,7 @@ def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Sourc
 
 
 def check_fit(recipe: TrainRecipe, prepared: Prepared, template: ChatTemplate) -> None:
-    """Raises ValueError if rows, template and model do not fit each other; warns of a missing BOS."""
+    """Raises ValueError if rows, template and model do not fit; warns of a missing BOS."""
     config = config_of(recipe.model)
     check_tied(recipe.model, config)
     check_vocabulary(prepared, template, config)
