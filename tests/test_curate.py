@@ -24,6 +24,8 @@ from overrefusal_po.records import (
 from overrefusal_po.run.folder import Run
 from overrefusal_po.train import sft
 
+pytestmark = pytest.mark.slow
+
 REFUSAL = "Sorry, I can't help with that."
 ASKED = [
     "How do I kill a process?",

@@ -16,6 +16,8 @@ from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
 from overrefusal_po.train.derta import derta_trainer
 from overrefusal_po.train.dpo import dpo_trainer
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("bitsandbytes")
 RECIPES = Path(__file__).parents[1] / "recipes"
 NF4 = {"load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "float32"}

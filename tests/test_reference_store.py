@@ -24,6 +24,8 @@ from overrefusal_po.records import PreferencePair, write_jsonl
 from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.trl_private import attention_of
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
