@@ -5,9 +5,9 @@ import random
 import pytest
 from test_firewall import LONG, asking
 
-from overrefusal_po.pairs.duplicates import Duplicate, duplicates, jaccard
 from overrefusal_po.curate.inputs import clean_side
 from overrefusal_po.identity import words_and_signs
+from overrefusal_po.pairs.duplicates import Duplicate, duplicates, jaccard
 from overrefusal_po.records import Message, Prompt, content_id
 from overrefusal_po.sources.starter import Settings, prompts
 

@@ -15,17 +15,19 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Literal, TypedDict, TypeVar, Unpack
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+
+from overrefusal_po.origin import JsonObject as JsonObject
+from overrefusal_po.origin import Origin as Origin
+from overrefusal_po.origin import Record as Record
+from overrefusal_po.origin import named as named
 
 Kind = Literal["harmful", "benign", "general"]
 Refusal = Literal["none", "partial", "full"]
 Rule = Literal["overrefusal", "containment"]
 Split = Literal["train", "dev", "test"]
-
-# Any: JSON may hold anything, and whoever reads an object checks the fields that it takes
-JsonObject = dict[str, Any]
 
 
 def content_id(*parts: object) -> str:
@@ -33,37 +35,6 @@ def content_id(*parts: object) -> str:
     machine."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-class Record(BaseModel):
-    """Frozen, and closed: a field that is not known is an error, not a silent loss."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Origin(Record):
-    """The row of a file that a record was read from, so that its owner finds it again."""
-
-    id: str | None = None
-    """The row's own id; None if it has none."""
-    file: str
-    line: int
-    """From 1: the line in a JSON Lines file, else the number of the row."""
-    meta: JsonObject = {}
-    """The row's columns that nobody reads here."""
-
-    def __hash__(self) -> int:
-        return hash((self.id, self.file, self.line))
-
-    @property
-    def place(self) -> str:
-        """`x.jsonl, line 3`."""
-        return f"{self.file}, line {self.line}"
-
-
-def named(own_id: str, origin: Origin | None) -> str:
-    """`q7 (x.jsonl, line 3)`: how a message names a record, by the user's own id if there is one."""
-    return own_id if origin is None else f"{origin.id or own_id} ({origin.place})"
 
 
 class Message(Record):

@@ -30,12 +30,12 @@ def as_asked(prompt: Prompt) -> str:
     )
     if done:
         raise ValueError(
-            f"Prompt {prompt.id} carries an attack already ({done}); attack the prompt as it was "
+            f"Prompt {prompt.label} carries an attack already ({done}); attack the prompt as it was "
             "asked."
         )
     if not any(message.role == "user" for message in prompt.messages):
         raise ValueError(
-            f"Prompt {prompt.id} has no user message, so there is no question to attack. Add one."
+            f"Prompt {prompt.label} has no user message, so there is no question to attack. Add one."
         )
     return prompt.text
 

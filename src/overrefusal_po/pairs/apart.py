@@ -5,7 +5,8 @@
 
 Case and punctuation make no difference, and an attack counts as its original. Signs do: "C++" is
 not "C#". System prompts and the assistant's turns are not looked at: a question that is trained on
-stays known under another system prompt. The benchmark `firewall` finds prompts that differ by a word or more, but of public benchmarks only.
+stays known under another system prompt. The benchmark `firewall` finds prompts that differ by a
+word or more, but of public benchmarks only.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from overrefusal_po.records import JsonObject, Kind, PreferencePair
-from overrefusal_po.sources._conversations import unread_words
+from overrefusal_po.sources._conversations import NOT_READ, unread_words
 from overrefusal_po.sources._local import local_rows
 from overrefusal_po.sources._pairs import row_to_pair
 from overrefusal_po.sources._turns import Unread
@@ -36,7 +36,7 @@ def read_pairs(path: str | Path) -> list[PreferencePair]:
     unread: Unread = Counter()
     pairs = [read_row(row, place, unread) for place, row in local_rows(str(path))]
     if unread:
-        logger.warning("%s: columns that are not read: %s", path, unread_words(unread))
+        logger.warning(NOT_READ, path, unread_words(unread))
     return pairs
 
 

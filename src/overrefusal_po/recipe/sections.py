@@ -85,8 +85,8 @@ class PairsData(Section):
     - `error`: the run stops before training and names such pairs.
     - `drop`: they are left out and counted."""
     waive: dict[str, str] = {}
-    """Findings of the linter that may stand: {id of a pair, or of a finding about the whole set:
-    the reason}."""
+    """Findings that may stand: {id of a pair, or of a finding about the whole set: the reason}.
+    `contamination/xstest` lets all prompts of that benchmark stand. Nothing may then measure it."""
     allow_no_anchor: bool = False
     """Train although no pair is on a harmful prompt. Nothing then keeps the model safe."""
 
@@ -128,6 +128,8 @@ class DertaData(Section):
 
     - `error`: the run stops before training and names such rows.
     - `drop`: they are left out and counted."""
+    waive: dict[str, str] = {}
+    """As for pairs, but for prompts of benchmarks alone."""
 
 
 class SftData(Section):
@@ -150,6 +152,8 @@ class SftData(Section):
 
     - `error`: the run stops before training and names such prompts.
     - `drop`: they are left out and counted."""
+    waive: dict[str, str] = {}
+    """As for pairs, but for prompts of benchmarks alone."""
 
 
 class Select(Section):

@@ -11,8 +11,9 @@ forms of docs/files.md.
 A prompt needs `kind` or `label`. `label` is safe / unsafe as public sets have it (safe = should be
 answered), or what `labels` says (`labels: {safe: general}` for ordinary prompts). A reference is
 read from `reference`, for harmless prompts also from `response`, for harmful ones from
-`safe_response`. `category`, `split`, `topic` and `contrast` are read if present; other fields are
-counted in the log. As triples (DeRTa) the file gives its harmful rows that have a `safe_response`
+`safe_response`. `category`, `split`, `topic` and `contrast` are read if present. `assistant_prefix`
+begins the assistant's turn. The row's own id is read from `id`, `uid` or `prompt_id`. Other fields
+are counted in the log and kept in `origin.meta`. As triples (DeRTa) the file gives its harmful rows that have a `safe_response`
 and a `harmful_response`, or our own triples.jsonl.
 """
 
@@ -38,13 +39,15 @@ from overrefusal_po.records import (
 from overrefusal_po.sources._conversations import (
     PROMPT_COLUMNS,
     SIDES,
+    NOT_READ,
     count_unread,
     row_asked,
     unread_words,
 )
 from overrefusal_po.sources._local import Rows, local_rows
+from overrefusal_po.sources._origins import ID_COLUMNS, check_ids, row_origin
 from overrefusal_po.sources._pairs import row_to_pair
-from overrefusal_po.sources._turns import Unread, is_blank
+from overrefusal_po.sources._turns import Unread, is_blank, row_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ FieldName = Literal[
     "reference",
     "safe_response",
     "harmful_response",
+    "id",
+    "assistant_prefix",
 ]
 """The fields that a file's columns can be mapped to."""
 
@@ -83,7 +88,7 @@ NOT_MEANT = {
 }
 """If the column of a field is named, these others are not read."""
 
-PROMPT_FIELDS = ("id", "type", "response", "source", *get_args(FieldName))
+PROMPT_FIELDS = (*ID_COLUMNS, "origin", "type", "response", "source", *get_args(FieldName))
 """The columns that are read, those of the conversation apart."""
 
 
@@ -106,6 +111,7 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     unread: Unread = Counter()
     found = [file_prompt(row, place, settings, unread) for place, row in read_rows(settings, split)]
     log_unread(settings.path, unread)
+    check_ids(found)
     return found
 
 
@@ -167,9 +173,14 @@ def no_triple(row: JsonObject, prompt: Prompt, settings: Settings) -> str | None
 def own_triple(row: JsonObject, place: str) -> Triple:
     """A row of our own triples.jsonl."""
     try:
-        return Triple.model_validate(row)
+        triple = Triple.model_validate(row)
     except ValidationError as error:
         raise ValueError(f"{place}: not a Triple: {first_fault(error)}") from None
+    if triple.prompt.origin is not None:
+        return triple
+    origin = row_origin(row, place, tuple(row), Counter(), own_id=triple.prompt.id)
+    prompt = triple.prompt.model_copy(update={"origin": origin})
+    return triple.model_copy(update={"prompt": prompt})
 
 
 def read_rows(settings: Settings, split: Split | None) -> Rows:
@@ -210,13 +221,17 @@ def file_prompt(row: JsonObject, place: str, settings: Settings, unread: Unread)
     )
     named = (*PROMPT_FIELDS, *SIDES, *settings.columns.values(), *settings.where)
     count_unread(row, named, place, unread)
-    return prompt
+    for name in ("response", "safe_response"):
+        unread[name] += not is_blank(row.get(name)) and row[name] != prompt.reference
+    kept = [name for name in named if name not in ("source", "type")]  # they have no field of ours
+    origin = row_origin(row, place, kept, unread)
+    return prompt.model_copy(update={"origin": origin})
 
 
 def log_unread(path: str, unread: Unread) -> None:
     """Logs which columns of a file are not read, if there are any."""
-    if unread:
-        logger.warning("%s: columns that are not read: %s", path, unread_words(unread))
+    if any(unread.values()):
+        logger.warning(NOT_READ, path, unread_words(unread))
 
 
 def renamed(row: JsonObject, columns: Mapping[FieldName, str], place: str) -> JsonObject:
@@ -263,10 +278,12 @@ def row_to_prompt(
         reference = row_reference(row, kind)
         if answer not in (None, reference):
             unread["last turn by the assistant"] += 1
+        prefix = row_prefix(row, place)
         return Prompt(
             id=content_id(
                 kind,
                 *([turns[0].content] if len(turns) == 1 else [(m.role, m.content) for m in turns]),
+                *([{"assistant_prefix": prefix}] if prefix else []),
             ),
             messages=turns,
             kind=kind,
@@ -276,6 +293,7 @@ def row_to_prompt(
             topic=row.get("topic"),
             contrast=is_contrast(row),
             reference=reference,
+            assistant_prefix=prefix,
         )
     except ValidationError as error:
         raise ValueError(f"{place}: {first_fault(error)}") from None
