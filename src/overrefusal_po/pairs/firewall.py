@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from overrefusal_po.pairs.findings import Finding, placed
 from overrefusal_po.pairs.signatures import (
     KEY_BYTES,
     SHORTEST_QUESTION,
@@ -36,7 +37,6 @@ from overrefusal_po.pairs.signatures import (
     sketches,
     split_words,
 )
-from overrefusal_po.pairs.findings import Finding, placed
 from overrefusal_po.records import Origin, Prompt
 
 NEAR = 0.6

@@ -1,6 +1,7 @@
 """Rows that contradict or repeat each other -> findings that name both rows. Pure.
 
     found = list(row_conflicts(pairs))
+    found = list(prompt_conflicts(prompts))
 
 A prompt is the same if the whole conversation is, whatever its case and white space. What the rows
 call it does not matter.
@@ -25,6 +26,27 @@ def row_conflicts(pairs: Sequence[PreferencePair]) -> Iterator[Finding]:
     for found in (contradictions(keyed), two_kinds(keyed), shared_ids(keyed), repeats(keyed)):
         for pair, finding in found:
             yield from placed([finding], pair.origin)
+
+
+def prompt_conflicts(prompts: Sequence[Prompt]) -> Iterator[Finding]:
+    """Prompts of a file that come twice, or are harmful in one row and harmless in another."""
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        key = conversation_key(prompt)
+        other = first.get(key)
+        first.setdefault(key, prompt)
+        if other is None:
+            continue
+        own = prompt_id(prompt)
+        if (other.kind == "harmful") != (prompt.kind == "harmful"):
+            message = (
+                f"is {prompt.kind} here, and {other.kind} as {other.label}: correct one of them"
+            )
+            found = Finding(own, "kind", "error", "prompt", message)
+        else:
+            message = f"the prompt comes twice: {other.label} is the same"
+            found = Finding(own, "repeated", "warning", "prompt", message)
+        yield from placed([found], prompt.origin)
 
 
 def contradictions(keyed: Sequence[Keyed]) -> Iterator[tuple[PreferencePair, Finding]]:

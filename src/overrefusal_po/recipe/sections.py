@@ -79,8 +79,7 @@ class PairsData(Section):
     """Train on this many first tokens of each side, where a model decides to refuse. null: on whole
     sides."""
     too_long: TooLong = "error"
-    """What happens to a pair that is longer than trainer.max_length. No pair is ever
-    cut.
+    """What happens to a pair longer than trainer.max_length. No pair is ever cut.
 
     - `error`: the run stops before training and names such pairs.
     - `drop`: they are left out and counted."""
@@ -153,7 +152,7 @@ class SftData(Section):
     - `error`: the run stops before training and names such prompts.
     - `drop`: they are left out and counted."""
     waive: dict[str, str] = {}
-    """As for pairs, but for prompts of benchmarks alone."""
+    """As for DeRTa."""
 
 
 class Select(Section):

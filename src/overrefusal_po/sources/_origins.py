@@ -53,7 +53,7 @@ def row_origin(
     meta: JsonObject = {} if known is None else dict(known.meta)
     for name, value in row.items():
         # of several columns with ids, one is read
-        kept = name in ID_COLUMNS and str(value) != own or name == "origin" and known is None
+        kept = known is None if name == "origin" else name in ID_COLUMNS and str(value) != own
         if is_blank(value) or (is_read(row, name, read) and not kept):
             continue
         text = json.dumps(value, ensure_ascii=False, default=str)

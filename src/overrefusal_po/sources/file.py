@@ -13,8 +13,8 @@ answered), or what `labels` says (`labels: {safe: general}` for ordinary prompts
 read from `reference`, for harmless prompts also from `response`, for harmful ones from
 `safe_response`. `category`, `split`, `topic` and `contrast` are read if present. `assistant_prefix`
 begins the assistant's turn. The row's own id is read from `id`, `uid` or `prompt_id`. Other fields
-are counted in the log and kept in `origin.meta`. As triples (DeRTa) the file gives its harmful rows that have a `safe_response`
-and a `harmful_response`, or our own triples.jsonl.
+are counted in the log and kept in `origin.meta`. As triples (DeRTa) the file gives its harmful rows
+that have a `safe_response` and a `harmful_response`, or our own triples.jsonl.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from overrefusal_po.records import (
     first_fault,
 )
 from overrefusal_po.sources._conversations import (
+    NOT_READ,
     PROMPT_COLUMNS,
     SIDES,
-    NOT_READ,
     count_unread,
     row_asked,
     unread_words,

@@ -108,8 +108,8 @@ def check_sides(pairs: Sequence[PreferencePair]) -> None:
     for pair in pairs:
         if pair.chosen.strip() == pair.rejected.strip():
             raise ValueError(
-                f"Pair {pair.label}: chosen equals rejected ({pair.chosen[:60]!r}); there is nothing "
-                "to prefer. Delete the pair."
+                f"Pair {pair.label}: chosen equals rejected ({pair.chosen[:60]!r}); there is "
+                "nothing to prefer. Delete the pair."
             )
 
 
