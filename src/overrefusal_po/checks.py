@@ -14,7 +14,7 @@ from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.inputs import clean_prompts, read_prompts
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.pairs.apart import check_apart
+from overrefusal_po.pairs.apart import check_apart, check_not_measured, waived_benchmarks
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding
 from overrefusal_po.pairs.firewall import contamination
@@ -85,16 +85,20 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
 
     What an earlier stage makes (`@...`) comes from prompts that this earlier stage has read.
     """
-    measured, trained = {}, {}
+    measured, trained, benchmarks = {}, {}, {}
     for name, body in stages.items():
         if isinstance(body, EvaluateRecipe):
             measured[f"stage {name}"] = measured_prompts(body.data)
         elif isinstance(body, CurateRecipe):
             benign, harmful, _ = clean_prompts(body.data, *read_prompts(body))
             trained[f"stage {name}"] = benign + harmful
-        elif not any(str(value).startswith("@") for value in body.data.values()):
-            trained[f"stage {name}"] = method_module(body.method).read(body).prompts
+        else:
+            owner, waive = f"stage {name}", body.data.get("waive") or {}
+            if not any(str(value).startswith("@") for value in body.data.values()):
+                trained[owner] = method_module(body.method).read(body).prompts
+            benchmarks[owner] = waived_benchmarks(waive, trained.get(owner, ()))
     check_apart(measured, trained)
+    check_not_measured(measured, benchmarks)
 
 
 def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:

@@ -14,11 +14,14 @@ from pydantic import BaseModel, ConfigDict
 # Any: JSON may hold anything, and whoever reads an object checks the fields that it takes
 JsonObject = dict[str, Any]
 
+NOT_COMPARED = ("origin", "judged")
+
 
 class Record(BaseModel):
     """Frozen, and closed: a field that is not known is an error, not a silent loss.
 
-    Where a record was read (`origin`) is no part of what it is: equality leaves it out.
+    Where a record was read, and under which key it is kept, is no part of what it is: equality
+    leaves it out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,8 +35,9 @@ class Record(BaseModel):
         return hash(self._content())
 
     def _content(self) -> tuple[object, ...]:
-        """The values of all fields but `origin`."""
-        return tuple(getattr(self, name) for name in type(self).model_fields if name != "origin")
+        """The values of all fields that equality compares."""
+        names = [name for name in type(self).model_fields if name not in NOT_COMPARED]
+        return tuple(getattr(self, name) for name in names)
 
 
 class Origin(Record):

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from overrefusal_po.identity import words_and_signs
+from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.records import Prompt
 
 
@@ -63,6 +64,36 @@ def overlaps(
                 sources = tuple(dict.fromkeys(prompt.source for prompt in shared))
                 found.append(Overlap(name, other, len(shared), sources, shared[0].label))
     return found
+
+
+def check_not_measured(
+    measured: Mapping[str, Iterable[Prompt]], benchmarks: Mapping[str, Iterable[str]]
+) -> None:
+    """Raises ValueError if a measured set holds prompts of a benchmark that may be trained on.
+
+    `benchmarks` is {trained set: the benchmarks of which its recipe lets prompts stand}.
+    """
+    waived = {name: owner for owner, names in benchmarks.items() for name in names}
+    if not waived:
+        return
+    for owner, prompts in measured.items():
+        for hit in contamination(prompts):
+            if hit.benchmark in waived:
+                raise ValueError(
+                    f"{owner} measures prompts of {hit.benchmark}, which {waived[hit.benchmark]} "
+                    "is allowed to train on (data.waive). A waiver is for a benchmark that is "
+                    "never measured: take the set out of the evaluation, or the waiver out of the "
+                    "training."
+                )
+
+
+def waived_benchmarks(waive: Mapping[str, str], trained: Iterable[Prompt]) -> set[str]:
+    """The benchmarks of which prompts may stand: those that waivers name, and those of the trained
+    prompts. A training with waivers has no other ones."""
+    if not waive:
+        return set()
+    named = {key.partition("/")[2] for key in waive if key.startswith("contamination/")}
+    return named | {hit.benchmark for hit in contamination(trained)}
 
 
 def same_prompt_marks(prompt: Prompt) -> set[str]:

@@ -56,6 +56,9 @@ class Statistics(NamedTuple):
     unscored: int
 
 
+WAIVED_FILE = "waived.json"
+"""The file of a training's run folder that holds its waived findings."""
+
 Waived = tuple[Finding, str]
 """A finding, and the reason why it may stand."""
 

@@ -20,10 +20,12 @@ import yaml
 
 from overrefusal_po.evaluate.breakdowns import NO_ATTACK
 from overrefusal_po.evaluate.metrics import RateName
+from overrefusal_po.pairs.findings import WAIVED_FILE
 from overrefusal_po.recipe.methods import METHODS
 from overrefusal_po.records import write_atomic
 from overrefusal_po.report.summary import MeasuredRates, MeasuredRun, Summary, read_summary
 from overrefusal_po.report.texts import visible
+from overrefusal_po.report.waivers import PREFIX, waived_words
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -95,7 +97,9 @@ def card_text(summary: Summary, run: MeasuredRun, stage: Path) -> str:
         eval_results=[*run_results(run, summary)],
     )
     words = "\n".join(
-        line for part in card_parts(summary, run, recipe, base) for line in (part, "")
+        line
+        for part in card_parts(summary, run, recipe, base=base, stage=stage)
+        for line in (part, "")
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{words}", ignore_metadata_errors=False))
 
@@ -139,7 +143,12 @@ def results_on(
 
 
 def card_parts(
-    summary: Summary, run: MeasuredRun, recipe: Mapping[str, object], base: str | None
+    summary: Summary,
+    run: MeasuredRun,
+    recipe: Mapping[str, object],
+    *,
+    base: str | None,
+    stage: Path,
 ) -> Iterator[str]:
     """The card's Markdown, a part at a time."""
     yield f"# {one_line(summary.title)}: {one_line(run.name)}"
@@ -157,7 +166,7 @@ def card_parts(
         yield "\n".join(attack_table(run))
     yield from gate_words(run)
     yield "## Limits"
-    yield "\n".join(f"- {line}" for line in limits(summary))
+    yield "\n".join(f"- {line}" for line in [*limits(summary), *public_waivers(stage.parent)])
     yield from training_words(recipe)
     yield measured_words(summary)
 
@@ -276,7 +285,15 @@ def limits(summary: Summary) -> Iterator[str]:
     if summary.measured.model_form:
         form = one_line(summary.measured.model_form)
         yield f"Measured with {form}; another form of the same training may differ."
-    yield from (one_line(note) for note in summary.measured.notes if not looks_local(note))
+    notes = (note for note in summary.measured.notes if not note.startswith(PREFIX))
+    yield from (one_line(note) for note in notes if not looks_local(note))
+
+
+def public_waivers(folder: Path) -> Iterator[str]:
+    """What the trainings waived, each reason without paths of this machine."""
+    for file in sorted(folder.glob(f"*/{WAIVED_FILE}")):
+        for what, reason in waived_words(file):
+            yield f"{one_line(what[:1].upper() + what[1:])}. Waived: {public_text(reason)}"
 
 
 def set_names(summary: Summary) -> list[str]:

@@ -21,6 +21,7 @@ from overrefusal_po.evaluate.metrics import State
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Kind, Outcome, write_atomic
 from overrefusal_po.report.samples import SampleEntry, sample_entries
+from overrefusal_po.report.waivers import waiver_notes
 from overrefusal_po.run.environment import environment
 
 StageRecipe = TrainRecipe | CurateRecipe | EvaluateRecipe
@@ -75,6 +76,7 @@ def make_summary(
     """
     plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
     steps = comparable_steps(plain)
+    notes = [*reader_notes(runs, stages), *waiver_notes(folder)]
     known = environment()
     status_files = folder.glob("*/status.json")
     return {
@@ -84,7 +86,7 @@ def make_summary(
         "comparisons": [compare(plain[a], plain[b]).as_dict(a, b) for a, b in steps],
         "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
         "samples": sample_entries(outcomes),
-        "measured": {**runs[-1]["measured"], "notes": reader_notes(runs, stages)},
+        "measured": {**runs[-1]["measured"], "notes": notes},
         "seconds": sum(json.loads(file.read_text()).get("seconds", 0) for file in status_files),
         "versions": known["versions"],
         "hardware": known["hardware"],

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from overrefusal_po.pairs.findings import Waived, split_waived
+from overrefusal_po.pairs.findings import WAIVED_FILE, Waived, split_waived
 from overrefusal_po.pairs.firewall import benchmark_finding, contamination
 from overrefusal_po.records import (
     PreferencePair,
@@ -51,8 +51,6 @@ NOT_CONTENT: Any = {
     "verdicts": {"__all__": {"judged"}},
 }
 """Fields that do not decide the order of rows: a file may lie in another folder tomorrow."""
-
-WAIVED = "waived.json"
 
 ROWS = "rows"
 """The folder of the token rows in a run folder."""
@@ -106,7 +104,7 @@ class Prepared(NamedTuple):
         """Writes data.jsonl, helpful.jsonl, too_long.json, waived.json and the token rows into a
         run folder."""
         if self.waived:
-            write_atomic(folder / WAIVED, json.dumps(waived_rows(self.waived), indent=1))
+            write_atomic(folder / WAIVED_FILE, json.dumps(waived_rows(self.waived), indent=1))
         if self.left_out:
             write_atomic(folder / "too_long.json", json.dumps(self.left_out, indent=1))
         if self.helpful:

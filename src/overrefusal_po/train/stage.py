@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
-from overrefusal_po.pairs.apart import check_apart
+from overrefusal_po.pairs.apart import check_apart, check_not_measured
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.methods import find_method
@@ -141,7 +141,7 @@ def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Sourc
     module = method_module(recipe.method)
     source = module.read(recipe)
     prepared = module.prepare(recipe, source, template, None)
-    check_selection(recipe, source.prompts)
+    check_selection(recipe, source.prompts, prepared)
     return source, prepared
 
 
@@ -164,11 +164,14 @@ def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
     return read_and_prepare(recipe, template)[1]
 
 
-def check_selection(recipe: TrainRecipe, trained: Sequence[Prompt]) -> None:
+def check_selection(recipe: TrainRecipe, trained: Sequence[Prompt], prepared: Prepared) -> None:
     """Raises ValueError if steps are selected by a missing judge or by prompts trained on."""
     if recipe.select is not None:
         make_judge(recipe.select.judge)
-        check_apart({"select.sets": dev_prompts(recipe.select)}, {"data": trained})
+        looked_at = {"select.sets": dev_prompts(recipe.select)}
+        check_apart(looked_at, {"data": trained})
+        groups = [f.group for f, _ in prepared.waived if f.group and f.check == "contamination"]
+        check_not_measured(looked_at, {"data": [name.partition("/")[2] for name in groups]})
 
 
 def write_data(
