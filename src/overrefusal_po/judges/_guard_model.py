@@ -103,8 +103,8 @@ class LoadedGuard:
             for turn in whole
         ]
         # parts are allowed as well, though its annotation leaves them out
-        turns = cast("list[dict[str, str]]", rows)
-        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        shown = cast("list[dict[str, str]]", rows)
+        text = self.tokenizer.apply_chat_template(shown, add_generation_prompt=True, tokenize=False)
         return str(text)
 
     def answer(self, ids: list[int], logits: list[list[float]]) -> GuardAnswer:
