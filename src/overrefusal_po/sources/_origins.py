@@ -44,25 +44,38 @@ def given_id(row: JsonObject, columns: Iterable[str] = ID_COLUMNS) -> str | None
 def row_origin(
     row: JsonObject, place: str, read: Collection[str], unread: Unread, *, own_id: str | None = None
 ) -> Origin:
-    """The origin of a row. `read` are the columns that have a meaning, of which none is kept in
-    `meta`. Values that are too large are counted in `unread`."""
+    """The origin of a row; a row that we wrote has one already.
+
+    `read` are the columns that have a meaning, of which none is kept in `meta`. Values that are too
+    large are counted in `unread`.
+    """
     known = known_origin(row.get("origin"))
+    if known is not None:
+        return known
     own = own_id or given_id(row)
     found = PLACE.fullmatch(place)
     assert found is not None, "every reader of files says file and line"
-    meta: JsonObject = {} if known is None else dict(known.meta)
+    meta: JsonObject = {}
     for name, value in row.items():
         # of several columns with ids, one is read
-        kept = known is None if name == "origin" else name in ID_COLUMNS and str(value) != own
+        kept = name == "origin" or (name in ID_COLUMNS and str(value) != own)
         if is_blank(value) or (is_read(row, name, read) and not kept):
             continue
-        text = json.dumps(value, ensure_ascii=False, default=str)
-        if len(meta) < MOST_COLUMNS and len(text) <= LONGEST_VALUE:
-            meta[name] = json.loads(text)
+        small = as_json(value) if len(meta) < MOST_COLUMNS else None
+        if small is not None:
+            meta[name] = small
         else:
             unread[f"{name}, too large to keep"] += 1
-    own = own if known is None else known.id or own
     return Origin(id=own, file=found["file"], line=int(found["line"]), meta=meta)
+
+
+def as_json(value: object) -> object:
+    """A value as JSON can hold it (dates of a Parquet file as text); None if it is too large."""
+    if isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= LONGEST_VALUE):
+        return value
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    found: object = json.loads(text) if len(text) <= LONGEST_VALUE else None
+    return found
 
 
 def known_origin(value: object) -> Origin | None:

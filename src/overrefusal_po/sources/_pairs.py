@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from overrefusal_po.records import (
     JsonObject,
     Kind,
+    Origin,
     PreferencePair,
     Prompt,
     content_id,
@@ -51,7 +52,7 @@ def row_to_pair(
     named = (*PAIR_COLUMNS, *read)
     count_unread(row, named, place, unread)
     origin = row_origin(row, place, named, unread)
-    of_prompt = origin.model_copy(update={"id": given_id(row, PROMPT_ID_COLUMNS), "meta": {}})
+    of_prompt = Origin(id=given_id(row, PROMPT_ID_COLUMNS), file=origin.file, line=origin.line)
     prompt = pair.prompt.model_copy(update={"origin": of_prompt})
     return pair.model_copy(update={"origin": origin, "prompt": prompt})
 
@@ -76,8 +77,9 @@ def own_pair(row: JsonObject, place: str) -> PreferencePair:
             "into prompt.messages, or delete the row."
         )
     known = known_origin(row.get("origin"))
-    own = pair.id if known is None else known.id
-    origin = row_origin(row, place, tuple(row), Counter(), own_id=own)
+    origin = row_origin({}, place, (), Counter(), own_id=known.id if known else pair.id)
+    if known is not None:
+        origin = origin.model_copy(update={"meta": known.meta})
     return pair.model_copy(update={"origin": origin})
 
 

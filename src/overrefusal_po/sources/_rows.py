@@ -10,12 +10,14 @@ nothing is guessed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from overrefusal_po.records import JsonObject, Split
+from overrefusal_po.records import JsonObject, Origin, Split
 from overrefusal_po.sources._hub import HubSet, hub_rows
 from overrefusal_po.sources._local import local_rows
+from overrefusal_po.sources._origins import given_id, row_origin
 
 
 class Form(NamedTuple):
@@ -39,6 +41,12 @@ class Item(NamedTuple):
     text: str
     category: str
     row: JsonObject
+
+    @property
+    def origin(self) -> Origin:
+        """Where the row stands, and its own id. Its other columns are the set's, and not kept."""
+        own = {"id": given_id(self.row)}
+        return row_origin(own, self.place, ("id",), Counter())
 
 
 def set_items(paths: Sequence[str], wanted: HubSet, forms: Sequence[Form]) -> Iterator[Item]:

@@ -54,7 +54,12 @@ def answered(settings: Settings) -> Iterator[Prompt]:
             continue
         text = f"{item.text}\n\n{given}" if given else item.text
         yield Prompt.of(
-            text, kind="general", source="alpaca_cleaned", split="train", reference=answer
+            text,
+            kind="general",
+            source="alpaca_cleaned",
+            split="train",
+            reference=answer,
+            origin=item.origin,
         )
     if empty:
         logger.info("alpaca_cleaned: %d rows without an answer are left out", empty)

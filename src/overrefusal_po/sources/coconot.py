@@ -74,5 +74,9 @@ def read_part(settings: Settings, part: CoconotPart) -> Iterator[Prompt]:
             str(name) for name in (item.category, item.row.get("subcategory")) if name
         )
         yield Prompt.of(
-            item.text, kind=KIND_OF_PART[part], category=category, source=f"coconot-{part}"
+            item.text,
+            kind=KIND_OF_PART[part],
+            category=category,
+            source=f"coconot-{part}",
+            origin=item.origin,
         )

@@ -37,7 +37,13 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     never_train("HarmBench", split)
     wanted = HubSet(settings.repo, "standard", "train", settings.revision)
     return [
-        Prompt.of(item.text, kind="harmful", category=item.category, source="harmbench")
+        Prompt.of(
+            item.text,
+            kind="harmful",
+            category=item.category,
+            source="harmbench",
+            origin=item.origin,
+        )
         for item in set_items(settings.paths, wanted, FORMS)
         if item.row.get("FunctionalCategory", "standard") == "standard"
     ]

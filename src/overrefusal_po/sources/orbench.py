@@ -68,6 +68,7 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
             kind=KIND_OF_CONFIG[settings.config],
             category=item.category,
             source=settings.config,
+            origin=item.origin,
         )
         for item in set_items(settings.paths, wanted, FORMS)
     ]

@@ -41,6 +41,12 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     never_train("SimpleSafetyTests", split)
     wanted = HubSet(settings.repo, None, "test", settings.revision)
     return [
-        Prompt.of(item.text, kind="harmful", category=item.category, source="simplesafetytests")
+        Prompt.of(
+            item.text,
+            kind="harmful",
+            category=item.category,
+            source="simplesafetytests",
+            origin=item.origin,
+        )
         for item in set_items(settings.paths, wanted, FORMS)
     ]

@@ -34,6 +34,12 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     never_train("StrongREJECT", split)
     wanted = HubSet(settings.repo, None, "train", settings.revision)
     return [
-        Prompt.of(item.text, kind="harmful", category=item.category, source="strongreject")
+        Prompt.of(
+            item.text,
+            kind="harmful",
+            category=item.category,
+            source="strongreject",
+            origin=item.origin,
+        )
         for item in set_items(settings.paths, wanted, FORMS)
     ]

@@ -81,7 +81,12 @@ def read_hub_split(
         if kind is None or (facts.keep and str(item.row.get(facts.keep[0])) != facts.keep[1]):
             continue
         yield Prompt.of(
-            item.text, kind=kind, category=item.category, source=settings.plain_set, split=split
+            item.text,
+            kind=kind,
+            category=item.category,
+            source=settings.plain_set,
+            split=split,
+            origin=item.origin,
         )
 
 

@@ -66,7 +66,12 @@ def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
         key = content_id(prompt.id, chosen, rejected)
         found.append(
             PreferencePair(
-                id=key, prompt=prompt, chosen=chosen, rejected=rejected, reason="ultrafeedback"
+                id=key,
+                prompt=prompt,
+                chosen=chosen,
+                rejected=rejected,
+                reason="ultrafeedback",
+                origin=prompt.origin,
             )
         )
     logger.info(
@@ -87,7 +92,12 @@ def rows(settings: Settings, split: Split | None) -> Iterator[AnsweredPrompt]:
             )
             if chosen:
                 prompt = Prompt.of(
-                    item.text, kind="general", source="ultrafeedback", split=part, reference=chosen
+                    item.text,
+                    kind="general",
+                    source="ultrafeedback",
+                    split=part,
+                    reference=chosen,
+                    origin=item.origin,
                 )
                 yield AnsweredPrompt(with_earlier_turns(prompt, item), rejected)
 

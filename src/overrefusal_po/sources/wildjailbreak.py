@@ -84,4 +84,5 @@ def row_to_jailbreak(item: Item, part: Split) -> Prompt:
         reference=item.row.get("completion") or None,
         question=vanilla or None,
         original_id=content_id(kind, vanilla) if vanilla else None,
+        origin=item.origin,
     )

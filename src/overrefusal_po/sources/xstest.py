@@ -47,5 +47,6 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
         # responses that a file may carry are left out: a reference is not part of the benchmark
         row = {"prompt": item.text, "category": item.category, "contrast": contrast}
         label = item.row.get("label", "unsafe" if contrast else "safe")
-        found.append(row_to_prompt({**row, "label": label}, item.place, None, source="xstest"))
+        prompt = row_to_prompt({**row, "label": label}, item.place, None, source="xstest")
+        found.append(prompt.model_copy(update={"origin": item.origin}))
     return found

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from overrefusal_po.identity import check_kinds
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
@@ -24,7 +25,7 @@ from overrefusal_po.plugins import make_judge
 from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
-from overrefusal_po.records import Prompt, write_atomic
+from overrefusal_po.records import PreferencePair, Prompt, write_atomic
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
@@ -140,6 +141,8 @@ def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Sourc
     """The recipe's records and what is made of them, before any weight is loaded."""
     module = method_module(recipe.method)
     source = module.read(recipe)
+    if not any(isinstance(record, PreferencePair) for record in source.records):
+        check_kinds(source.prompts)  # of pairs the linter finds it, and a waiver may let it stand
     prepared = module.prepare(recipe, source, template, None)
     check_selection(recipe, source.prompts, prepared)
     return source, prepared
