@@ -260,6 +260,22 @@ def test_one_prompt_id_of_our_own_form_for_two_prompts_is_an_error() -> None:
     assert ("row1", "id", "error") in [f[:3] for f in found.errors]
 
 
+def test_one_number_of_two_prompt_files_is_no_clash_in_curated_pairs(tmp_path: Path) -> None:
+    made = []
+    for name, text in (("a.jsonl", TEA), ("b.jsonl", "What is rain?")):
+        (prompt,) = prompts_of(rows_file(tmp_path, {"id": 1, "prompt": text}, name=name))
+        pair = PreferencePair(id=f"made {name}", prompt=prompt, chosen=ANSWER, rejected=REFUSAL)
+        made.append(pair)
+    path = write_jsonl(tmp_path / "pairs.jsonl", made)
+    assert "id" not in [row[1] for row in checks(path)]
+    answers = [p.prompt.model_copy(update={"reference": ANSWER}) for p in made]
+    sft = write_jsonl(tmp_path / "sft.jsonl", answers)
+    assert [p.origin and p.origin.file for p in prompts_of(sft)] == [
+        str(tmp_path / "a.jsonl"),
+        str(tmp_path / "b.jsonl"),
+    ]
+
+
 def test_prompts_under_one_id_stop_with_both_lines(tmp_path: Path) -> None:
     path = rows_file(tmp_path, {"id": "a", "prompt": TEA}, {"id": "a", "prompt": "What is rain?"})
     with pytest.raises(ValueError, match=r"line 2: the id 'a' is that of line 1"):

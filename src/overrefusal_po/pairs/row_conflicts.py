@@ -76,13 +76,16 @@ def two_kinds(keyed: Sequence[Keyed]) -> Iterator[tuple[PreferencePair, Finding]
 
 
 def shared_ids(keyed: Sequence[Keyed]) -> Iterator[tuple[PreferencePair, Finding]]:
-    """Ids, of rows or of their prompts, that stand for two different prompts."""
-    rows: dict[str, Keyed] = {}
-    prompts: dict[str, Keyed] = {}
+    """Ids, of rows or of their prompts, that stand for two different prompts of one file."""
+    first: dict[tuple[str, str | None, str], Keyed] = {}
     for pair, key in keyed:
-        own = prompt_id(pair.prompt)
-        for name, known in ((pair.id, rows), (own, prompts)):
-            other, other_key = known.setdefault(name, (pair, key))
+        ids = {
+            "row": (pair.id, pair.origin),
+            "prompt": (prompt_id(pair.prompt), pair.prompt.origin),
+        }
+        for what, (name, origin) in ids.items():
+            file = origin.file if origin else None
+            other, other_key = first.setdefault((what, file, name), (pair, key))
             if other_key != key:
                 message = (
                     f"the id {name!r} is that of {named(other.id, other.origin)} too, and the two "
