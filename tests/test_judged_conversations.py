@@ -212,7 +212,7 @@ def test_waivers_stand_in_the_report_and_in_the_card_without_paths(tmp_path: Pat
     folder = pipeline(tmp_path)
     row = {"id": "r1", "check": "contamination", "group": "contamination/xstest", "reason": "never"}
     linter = {"id": "r2", "check": "length", "group": None, "reason": f"see {tmp_path}/note.txt"}
-    (folder / "dpo" / "waived.json").write_text(json.dumps([row, row, linter]))
+    (folder / "dpo" / "waived.json").write_text(json.dumps({"waived": [row, row, linter]}))
     notes = waiver_notes(folder)
     assert notes[0].startswith("Waived in stage dpo: 2 of the prompts trained on are of the")
     assert "no number on xstest counts. Reason: never" in notes[0] and str(tmp_path) in notes[1]

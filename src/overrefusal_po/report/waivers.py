@@ -6,11 +6,11 @@ waiver_notes(Path("runs/demo"))
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from overrefusal_po.pairs.findings import WAIVED_FILE
+from overrefusal_po.records import read_state
 
 PREFIX = "Waived in stage "
 
@@ -26,7 +26,7 @@ def waiver_notes(folder: Path) -> list[str]:
 
 def waived_words(file: Path) -> list[tuple[str, str]]:
     """(what was found, the reason) for each reason and kind of finding in a waived.json."""
-    rows = json.loads(file.read_text(encoding="utf-8"))
+    rows = read_state(file, ("waived",))["waived"]
     counts = Counter((row["check"], row.get("group"), row["reason"]) for row in rows)
     return [
         (finding_words(check, group, number), reason)

@@ -104,7 +104,8 @@ class Prepared(NamedTuple):
         """Writes data.jsonl, helpful.jsonl, too_long.json, waived.json and the token rows into a
         run folder."""
         if self.waived:
-            write_atomic(folder / WAIVED_FILE, json.dumps(waived_rows(self.waived), indent=1))
+            kept = {"waived": waived_rows(self.waived)}
+            write_atomic(folder / WAIVED_FILE, json.dumps(kept, indent=1))
         if self.left_out:
             write_atomic(folder / "too_long.json", json.dumps(self.left_out, indent=1))
         if self.helpful:
