@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from overrefusal_po.curate.inputs import clean_prompts
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.pairs.lint import lint
+from overrefusal_po.plugins import make_attack
 from overrefusal_po.prompts import measured_prompts, read_source
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
@@ -32,6 +34,7 @@ from overrefusal_po.records import (
 )
 from overrefusal_po.report.samples import sample_entries
 from overrefusal_po.run.complete import complete
+from overrefusal_po.sources._pairs import row_to_pair
 from overrefusal_po.train.data import check_firewall, draw_order
 from overrefusal_po.train.lengths import fit
 from overrefusal_po.train.preference import prepare, read
@@ -84,6 +87,13 @@ def test_a_row_keeps_its_own_id_file_and_line(
     assert pairs[1].origin == Origin(id=own, file=str(path), line=2)
     assert pairs[1].prompt.origin == Origin(id=own, file=str(path), line=2)
     assert own is None or pairs[1].id == own
+
+
+def test_rows_that_come_from_no_file_have_an_origin_too() -> None:
+    pair = row_to_pair(pair_row(id="r"), "train_dataset[3]", Counter())
+    assert pair.origin == Origin(id="r", file="train_dataset[3]") and pair.label == (
+        "r (train_dataset[3])"
+    )
 
 
 def test_of_several_id_columns_one_names_the_row_and_none_is_lost(tmp_path: Path) -> None:
@@ -278,7 +288,7 @@ def test_one_number_of_two_prompt_files_is_no_clash_in_curated_pairs(tmp_path: P
 
 def test_prompts_under_one_id_stop_with_both_lines(tmp_path: Path) -> None:
     path = rows_file(tmp_path, {"id": "a", "prompt": TEA}, {"id": "a", "prompt": "What is rain?"})
-    with pytest.raises(ValueError, match=r"line 2: the id 'a' is that of line 1"):
+    with pytest.raises(ValueError, match=r"line 2: the id 'a' is that of .*line 1 too"):
         prompts_of(path)
     same = rows_file(tmp_path, {"id": "a", "prompt": TEA}, {"id": "a", "prompt": TEA.upper()})
     assert len(prompts_of(same)) == 2
@@ -494,6 +504,14 @@ def test_a_waived_benchmark_may_not_be_measured(
         }
     )
     check_stages_apart({"tuned": recipe, "after": tea})
+
+
+def test_logged_attacks_are_found_by_the_users_own_id(tmp_path: Path) -> None:
+    (prompt,) = prompts_of(rows_file(tmp_path, {"id": "h7", "prompt": TEA}), "harmful")
+    row = {"id": "h7", "attack": "gcg", "attacked": f"{TEA} ! !"}
+    log = rows_file(tmp_path, row, {**row, "id": "h8"}, name="log.jsonl")
+    (form,) = make_attack({"name": "logged", "path": str(log)})(prompt)
+    assert form.text == f"{TEA} ! !" and form.origin == prompt.origin
 
 
 def test_turns_are_kept_for_the_judge_under_an_attack() -> None:

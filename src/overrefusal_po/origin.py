@@ -46,8 +46,8 @@ class Origin(Record):
     id: str | None = None
     """The row's own id; None if it has none."""
     file: str
-    line: int
-    """From 1: the line in a JSON Lines file, else the number of the row."""
+    line: int | None = None
+    """From 1: the line in a JSON Lines file, else the number of the row; None if nobody said it."""
     meta: JsonObject = {}
     """The row's columns that nobody reads here."""
 
@@ -57,7 +57,7 @@ class Origin(Record):
     @property
     def place(self) -> str:
         """`x.jsonl, line 3`."""
-        return f"{self.file}, line {self.line}"
+        return self.file if self.line is None else f"{self.file}, line {self.line}"
 
 
 def named(own_id: str, origin: Origin | None) -> str:

@@ -66,7 +66,9 @@ def attacked(settings: Settings, prompt: Prompt) -> list[Prompt]:
     """
     question = as_asked(prompt)
     rows = read_rows(settings.path, file_stamp(settings.path))
-    mine = rows.get(("id", prompt.id), {}) | rows.get(("prompt", question), {})
+    own = (prompt.origin.id if prompt.origin else None) or prompt.id
+    keys = (("id", prompt.id), ("id", own), ("prompt", question))
+    mine = {number: row for key in keys for number, row in rows.get(key, {}).items()}
     found = [attacked_form(prompt, row) for _, row in sorted(mine.items())]
     return list({one.id: one for one in found}.values())
 

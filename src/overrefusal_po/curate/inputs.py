@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from overrefusal_po.curate.quotas import FilterCounts, filter_counts
-from overrefusal_po.identity import check_kinds
+from overrefusal_po.identity import check_kinds, conversation_text
 from overrefusal_po.pairs.duplicates import duplicates
 from overrefusal_po.pairs.firewall import Hit, contamination
 from overrefusal_po.pairs.signatures import split_words
@@ -88,7 +88,10 @@ def clean_prompts(
             "All harmless prompts are a benchmark's, and data.contaminated is drop. Give others "
             "(data.benign)."
         )
-    texts = [{tuple(split_words(p.text)) for p in side.prompts} for side in (one, other)]
+    texts = [
+        {tuple(split_words(conversation_text(p.messages))) for p in side.prompts}
+        for side in (one, other)
+    ]
     hygiene: Hygiene = {
         "duplicates": dict(one.duplicates + other.duplicates),
         "contaminated": dict(Counter(hit.benchmark for hit in hits)),

@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     @property
     def words(self) -> str:
         """`q7 (x.jsonl, line 3): chosen_refuses, error, chosen: refuses a harmless prompt`."""
-        place = "" if self.file is None else f" ({self.file}, line {self.line})"
+        place = "" if self.file is None else f" ({Origin(file=self.file, line=self.line).place})"
         return f"{self.id}{place}: {self.check}, {self.severity}, {self.side}: {self.message}"
 
 

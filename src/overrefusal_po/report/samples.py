@@ -73,7 +73,7 @@ def row_words(prompt: Prompt) -> str | None:
     origin = prompt.origin
     if origin is None:
         return None
-    place = f"{Path(origin.file).name}, line {origin.line}"
+    place = origin.model_copy(update={"file": Path(origin.file).name}).place
     return f"{origin.id}, {place}" if origin.id else place
 
 

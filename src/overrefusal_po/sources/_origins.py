@@ -54,7 +54,6 @@ def row_origin(
         return known
     own = own_id or given_id(row)
     found = PLACE.fullmatch(place)
-    assert found is not None, "every reader of files says file and line"
     meta: JsonObject = {}
     for name, value in row.items():
         # of several columns with ids, one is read
@@ -66,6 +65,8 @@ def row_origin(
             meta[name] = small
         else:
             unread[f"{name}, too large to keep"] += 1
+    if found is None:  # rows that came from no file
+        return Origin(id=own, file=place, meta=meta)
     return Origin(id=own, file=found["file"], line=int(found["line"]), meta=meta)
 
 
@@ -97,6 +98,6 @@ def check_ids(prompts: Iterable[Prompt]) -> None:
         same = other is prompt or conversation_key(other) == conversation_key(prompt)
         if not same and other.origin is not None:
             raise ValueError(
-                f"{origin.place}: the id {short(origin.id)} is that of line {other.origin.line} "
+                f"{origin.place}: the id {short(origin.id)} is that of {other.origin.place} "
                 "too, and the two rows are different prompts. Give each its own id."
             )
