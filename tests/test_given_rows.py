@@ -442,6 +442,7 @@ def test_a_benchmarks_pairs_train_with_a_reason_that_comes_back(
         prepare(plain, read(plain), style.template)
     recipe = training(path, style, **waive)
     prepared = prepare(recipe, read(recipe), style.template)
+    assert "; 1 findings waived" in prepared.line
     prepared.save(tmp_path / "run")
     (row,) = json.loads((tmp_path / "run" / "waived.json").read_text())["waived"]
     expected = {"id": "r1", "check": "contamination", "line": 1, "reason": "never measured"}

@@ -76,6 +76,7 @@ def fault(path: Path, *overrides: str) -> str:
         (["--name=@dpo.model"], "name", "@dpo.model"),
         (["--name=a=b"], "name", "a=b"),
         (["--name=${x}"], "name", "${x}"),
+        (["--data.waive.contamination/xstest=never"], "data.waive.contamination/xstest", "never"),
     ],
 )
 def test_an_override_has_many_forms(tokens: list[str], key: str, value: Any) -> None:

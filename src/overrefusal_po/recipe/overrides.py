@@ -15,10 +15,10 @@ from typing import Any
 Values = dict[str, Any]
 """A recipe or a part of it as plain data, unchecked."""
 
-KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
-"""A dotted key."""
+KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w/-]+)*")
+"""A dotted key. A slash stands in the ids of findings (`data.waive.contamination/xstest`)."""
 
-NEXT_OVERRIDE = re.compile(r"\+?[A-Za-z_][\w.-]*=")
+NEXT_OVERRIDE = re.compile(r"\+?[A-Za-z_][\w./-]*=")
 """How an override without `--` begins."""
 
 

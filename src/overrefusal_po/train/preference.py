@@ -125,6 +125,7 @@ def prepare(
         prepared = make_rows(chosen, rows, settings, data.opening)
     counts = ", ".join(f"{check} {count}" for check, count in found.counts().items())
     line = f"{len(kept)} pairs, longest row {fitting.longest} tokens{fitting}"
+    line += f"; {len(found.waived)} findings waived" if found.waived else ""
     return prepared._replace(
         findings=found,
         waived=found.waived,
