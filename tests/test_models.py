@@ -172,7 +172,7 @@ def test_the_bundled_model_is_converted_once_and_checked_by_hash() -> None:
     stamp = json.loads((folder / "converted.json").read_text())
     weights = folder / "model.safetensors"
     assert stamp["sha256"] == bundled.sha256(weights) and stamp["bytes"] == weights.stat().st_size
-    _, source = bundled.find_bundled(BUNDLED)
+    _, (source,) = bundled.find_bundled(BUNDLED)
     assert (
         stamp["source_sha256"]
         == bundled.BUNDLED["smollm2-135m-instruct"].sha256
