@@ -102,9 +102,7 @@ def test_a_matrix_that_the_file_holds_twice_is_kept_once_in_its_finer_form(
 
 def test_two_different_matrices_are_not_tied(styles: dict[str, Style], tmp_path: Path) -> None:
     tokenizer = styles["qwen"].tokenizer
-    source = tiny_gguf.write_gguf(
-        tmp_path / "tiny.gguf", tiny_model("qwen2", tokenizer), tokenizer
-    )
+    source = tiny_gguf.write_gguf(tmp_path / "tiny.gguf", tiny_model("qwen2", tokenizer), tokenizer)
     with pytest.raises(ValueError, match=r"tiny\.gguf: embedding and head cannot be tied, since"):
         model_from_gguf(source, "float32", ties=True)
 
@@ -186,7 +184,9 @@ def test_a_part_of_another_version_is_named(parts: Parts) -> None:
     shutil.rmtree(parts.site / "tiny_model_part3-1.2.dist-info")
     shutil.rmtree(parts.site / "tiny_model_part3")
     tiny_gguf.install(parts.site, "tiny-model-part3", "1.3", "part03.bin", b"")
-    with pytest.raises(ValueError, match=r"needs version 1\.2 .* installed is tiny-model-part3 1\.3"):
+    with pytest.raises(
+        ValueError, match=r"needs version 1\.2 .* installed is tiny-model-part3 1\.3"
+    ):
         models.resolve("bundled:tiny")
 
 
@@ -270,7 +270,7 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(parts: Parts) -> None:
     entry = bundled.BUNDLED["tiny"]
     folder = parts.cache / f"tiny-{entry.sha256[:8]}-{bundled.LAYOUT}"
     folder.write_text("a file where the folder belongs")
-    with pytest.raises(ValueError, match="'tiny' cannot be converted into .*OVERREFUSAL_PO_CACHE"):
+    with pytest.raises(ValueError, match=r"'tiny' cannot be converted into .*OVERREFUSAL_PO_CACHE"):
         models.resolve("bundled:tiny")
     assert folder.is_file()
 
@@ -287,7 +287,9 @@ def test_what_make_models_installs_is_what_the_program_looks_for() -> None:
     """Each package with its exact version and hash, and NOTICE with the SHA-256 of the whole."""
     lines = (ROOT / "requirements-models.txt").read_text().splitlines()
     pinned = [line.split()[0] for line in lines if not line.startswith("#")]
-    wanted = [f"{p}=={bundled.BUNDLED[k].version}" for k in QWEN for p in bundled.BUNDLED[k].packages]
+    wanted = [
+        f"{p}=={bundled.BUNDLED[k].version}" for k in QWEN for p in bundled.BUNDLED[k].packages
+    ]
     assert pinned == wanted
     hashes = re.findall(r" --hash=sha256:[0-9a-f]{64}$", "\n".join(lines), re.MULTILINE)
     assert len(hashes) == len(wanted) == len(set(hashes))

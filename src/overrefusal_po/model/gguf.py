@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Embedding, Linear
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -89,7 +90,8 @@ def tie_head(model: PreTrainedModel, source: Path) -> None:
 
     Raises ValueError if they are not roundings of one matrix.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding = cast("Embedding", model.get_input_embeddings())
+    head = cast("Linear", model.get_output_embeddings())
     similarity = cosine(embedding.weight, head.weight)
     if similarity < SAME_MATRIX:
         raise ValueError(
@@ -107,8 +109,8 @@ def cosine(first: Tensor, second: Tensor) -> float:
     import torch
 
     with torch.inference_mode():
-        rows = [matrix[::SAMPLED_ROWS].float() for matrix in (first, second)]
-        return float(torch.nn.functional.cosine_similarity(*rows, dim=1).mean())
+        one, other = first[::SAMPLED_ROWS].float(), second[::SAMPLED_ROWS].float()
+        return float(torch.nn.functional.cosine_similarity(one, other, dim=1).mean())
 
 
 def matrix_bytes(source: Path) -> dict[str, int]:

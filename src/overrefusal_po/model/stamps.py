@@ -1,7 +1,7 @@
 """A folder in the cache is what was written: `converted.json` holds size and hash of each file.
 
-    write_stamp(folder, source_sha256)
-    cache_fault(folder, source_sha256)    # None, or 'config.json was changed'
+write_stamp(folder, source_sha256)
+cache_fault(folder, source_sha256)    # None, or 'config.json was changed'
 """
 
 from __future__ import annotations
