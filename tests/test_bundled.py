@@ -275,7 +275,13 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(parts: Parts) -> None:
     assert folder.is_file()
 
 
-def test_an_unknown_bundled_name_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    bundled.check_room(tmp_path, 0)
+    with pytest.raises(OSError, match=r"needs 1000000000\.1 GB of disk, and [\d.]+ GB are free"):
+        bundled.check_room(tmp_path, 10**18)
+
+
+def test_an_unknown_bundled_name_lists_all() -> None:
     with pytest.raises(ValueError) as caught:
         models.resolve("bundled:qwen2.5-coder-7b-instruct")
     listed = re.findall(r"bundled:[\w.-]+\w", str(caught.value).partition("Allowed: ")[2])

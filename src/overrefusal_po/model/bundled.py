@@ -31,6 +31,9 @@ LAYOUT = 2
 BLOCK = 1 << 22
 """Bytes that are read at a time when parts are joined."""
 
+SMALL_FILES = 50_000_000
+"""Bytes that are enough for tokenizer, config and stamp."""
+
 
 class Bundled(NamedTuple):
     """A GGUF model that Python packages ship, whole or in parts."""
@@ -204,9 +207,23 @@ def write_converted(key: str, beside: Path, folder: Path) -> None:
         source = checked_file(parts, bundled, beside, cleaning)
         logger.info("converting the bundled model %s (once, into %s)", key, folder)
         model, tokenizer = model_from_gguf(source, bundled.dtype, ties=bundled.ties)
+        check_room(beside, model.num_parameters() * model.dtype.itemsize)
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
     write_stamp(beside, bundled.sha256)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raises OSError if the disk of `folder` has less than `needed` bytes and a bit for the rest.
+
+    safetensors writes through a memory map. On a full disk that kills the process.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + SMALL_FILES:
+        raise OSError(
+            f"the model needs {(needed + SMALL_FILES) / 1e9:.1f} GB of disk, and "
+            f"{free / 1e9:.1f} GB are free"
+        )
 
 
 def checked_file(
