@@ -277,7 +277,7 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(parts: Parts) -> None:
 
 def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path: Path) -> None:
     bundled.check_room(tmp_path, 0)
-    with pytest.raises(OSError, match=r"needs 1000000000\.1 GB of disk, and [\d.]+ GB are free"):
+    with pytest.raises(OSError, match=r"needs 1000000000\.0 GB of disk, and [\d.]+ GB are free"):
         bundled.check_room(tmp_path, 10**18)
 
 
