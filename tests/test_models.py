@@ -12,6 +12,7 @@ import pytest
 
 from overrefusal_po.model import bundled
 from overrefusal_po.model import load as models
+from overrefusal_po.model.stamps import file_sha256
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 
@@ -171,12 +172,15 @@ def test_the_bundled_model_is_converted_once_and_checked_by_hash() -> None:
     folder = Path(models.resolve(BUNDLED))
     stamp = json.loads((folder / "converted.json").read_text())
     weights = folder / "model.safetensors"
-    assert stamp["sha256"] == bundled.sha256(weights) and stamp["bytes"] == weights.stat().st_size
-    _, source = bundled.find_bundled(BUNDLED)
+    assert stamp["files"]["model.safetensors"] == {
+        "bytes": weights.stat().st_size,
+        "sha256": file_sha256(weights),
+    }
+    _, (source,) = bundled.find_bundled(BUNDLED)
     assert (
         stamp["source_sha256"]
         == bundled.BUNDLED["smollm2-135m-instruct"].sha256
-        == bundled.sha256(source)
+        == file_sha256(source)
     )
     before = weights.stat().st_mtime_ns
     assert Path(models.resolve(BUNDLED)) == folder and weights.stat().st_mtime_ns == before

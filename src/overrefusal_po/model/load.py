@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from overrefusal_po.model.bundled import bundled_folder, find_bundled
+from overrefusal_po.model.bundled import bundled_folder, bundled_names, find_bundled
 from overrefusal_po.model.sharding import wants_fsdp
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
         raise ValueError(
             f"The model {name!r} cannot be found: it is no folder here, and the hub says: "
             f"{str(error).splitlines()[0]} "
-            "Give a path, a hub name (log in for gated ones: hf auth login), or "
-            "bundled:smollm2-135m-instruct."
+            "Give a path, a hub name (log in for gated ones: hf auth login), or one of "
+            f"{bundled_names()}."
         ) from None
 
 

@@ -21,6 +21,7 @@ import yaml
 from overrefusal_po.evaluate.breakdowns import NO_ATTACK
 from overrefusal_po.evaluate.metrics import RateName
 from overrefusal_po.pairs.findings import WAIVED_FILE
+from overrefusal_po.model.bundled import BUNDLED
 from overrefusal_po.recipe.methods import METHODS
 from overrefusal_po.records import write_atomic
 from overrefusal_po.report.summary import MeasuredRates, MeasuredRun, Summary, read_summary
@@ -30,8 +31,8 @@ from overrefusal_po.report.waivers import PREFIX, waived_words
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-BUNDLED_HUB_NAMES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""Hub names of the models of `bundled:`."""
+BUNDLED_HUB_NAMES = {f"bundled:{key}": bundled.hub_name for key, bundled in BUNDLED.items()}
+"""{name in a recipe: name on the hub} of the bundled models."""
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 RATE_HEADS: dict[RateName, str] = {
@@ -328,7 +329,7 @@ def base_model(recipe: Mapping[str, object], folder: Path) -> str | None:
         model = recipe.get("model")
         name = str(model.get("model_name_or_path", "") if isinstance(model, Mapping) else "")
         if name.startswith("bundled:"):
-            return BUNDLED_HUB_NAMES.get(name.removeprefix("bundled:"))
+            return BUNDLED_HUB_NAMES.get(name)
         path = Path(name)
         if path.name != "model" or not (folder / path.parent.name / "recipe.yaml").is_file():
             return name if HUB_NAME.fullmatch(name) and not path.exists() else None

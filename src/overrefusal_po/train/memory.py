@@ -86,7 +86,7 @@ class Batch(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes at the peak of a training step, on each device."""
+    """Bytes at the peak of a training, on each device."""
 
     weights: float
     reference: float
@@ -94,16 +94,20 @@ class Memory(NamedTuple):
     optimiser: float
     activations: float
     logits: float
+    saved: float
+    """The saved model, which stands beside the live one when both are compared."""
     overhead: float
     available: float
 
     @property
     def total(self) -> float:
-        """The sum of the parts; of activations and gradients only the greater one counts.
+        """The sum of the parts. What stands in memory at different times counts once.
 
-        Gradients grow while activations shrink.
+        Gradients grow while activations shrink. The saved model is loaded after the last step.
+        malloc still holds the memory of activations then (measured).
         """
-        step = max(self.activations + self.logits, self.gradients)
+        end = self.activations + self.saved if self.saved else 0.0
+        step = max(self.activations + self.logits, self.gradients, end)
         return self.weights + self.reference + self.optimiser + step + self.overhead
 
     @property
@@ -187,7 +191,7 @@ def layer_values(hidden: int, intermediate: int, queries: int, keys: int) -> int
 def estimate(
     shape: Shape, recipe: TrainRecipe, batch: Batch, device: str, available: float
 ) -> Memory:
-    """The peak of one training step on `batch`.
+    """The peak of a training: of a step on `batch`, or of the comparison after the last step.
 
     `device` is "cpu" or "cuda", and has `available` bytes. Sharding over several devices (FSDP,
     ZeRO) is not counted.
@@ -214,6 +218,7 @@ def estimate(
         optimiser=float(OPTIMISER_BYTES.get(str(trainer["optim"]), 8) * trained),
         activations=kept + (4.0 * trained if trainer["gradient_accumulation_steps"] > 1 else 0.0),
         logits=LOGIT_COPIES[device] * (4 if wide or device == "cpu" else 2) * tile,
+        saved=float(weight_width(section) * shape.weights) if device == "cpu" else 0.0,
         overhead=OVERHEAD_BYTES[device],
         available=available,
     )
