@@ -26,7 +26,7 @@ from overrefusal_po.recipe.overrides import parse_overrides
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.run.interrupts import terminable
-from overrefusal_po.stages import check_data, run_recipe, single, stages_of
+from overrefusal_po.stages import check_alone, check_data, run_recipe, single, stages_of
 
 app = typer.Typer(
     add_completion=False,
@@ -92,8 +92,9 @@ def check(
         check_rows(recipe, as_json)
         return
     stages = stages_of(load_recipe(recipe, context.args))
+    if "" in stages:  # a pipeline checks the names of its stages when it is taken apart
+        check_alone(stages[""])
     for above, stage in stages.items():
-        plugins.check_plugs(stage.body)
         terminal.print_keys(describe(stage, everything=everything), above)
     if data:
         from overrefusal_po.checks import check_stages_apart

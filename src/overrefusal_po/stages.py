@@ -40,6 +40,13 @@ def single(stage: Recipe) -> StageRecipe:
     return stage.body
 
 
+def check_alone(stage: Recipe) -> None:
+    """Raises ValueError if a recipe that is no pipeline names something that is not there."""
+    from overrefusal_po.pipeline import check_names
+
+    check_names(single(stage), {})
+
+
 def check_data(body: StageRecipe) -> str:
     """Reads data, template and tokenizer of a stage without any weight; returns a line of what was
     found."""
@@ -74,6 +81,7 @@ def run_recipe(recipe: Recipe) -> None:
     if isinstance(recipe.body, PipelineRecipe):
         run_pipeline_recipe(recipe)
         return
+    check_alone(recipe)
     from overrefusal_po.pipeline import run_stage
 
     found = run_stage(recipe.body, recipe.name, shard_folder(recipe))

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 logger = logging.getLogger("overrefusal_po")
 
@@ -33,6 +34,9 @@ SHOWN_COUNTS = (
 )
 """The mappings in a stage's summary that are printed: what a curation counted."""
 
+
+LONGEST_ALIGNED = 40
+"""Characters of a value up to which the origins of keys stand in one column."""
 
 # Any: a result holds numbers, texts, lists and mappings, as JSON does
 StageResult = Mapping[str, Any]
@@ -60,11 +64,16 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, width: in
 
 def print_keys(rows: Iterable[tuple[str, object, str]], above: str = "") -> None:
     """Prints (key, value, origin) rows; `above` stands before each key."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for key, value, origin in rows:
-        text = value if isinstance(value, str) else json.dumps(value)
-        table.add_row(escape(f"{above}{key}"), escape(text), f"[dim]{escape(origin)}[/dim]")
-    Console(soft_wrap=True, highlight=False).print(table)
+    shown = [
+        (f"{above}{key}", value if isinstance(value, str) else json.dumps(value), origin)
+        for key, value, origin in rows
+    ]
+    widths = [max((len(row[at]) for row in shown), default=0) for at in (0, 1)]
+    console = Console(highlight=False)
+    for key, text, origin in shown:
+        line = f"{key:{widths[0]}}  {text:{min(widths[1], LONGEST_ALIGNED)}}  "
+        # a key or a value is never cut, however narrow the terminal is
+        console.print(Text(line).append(origin, style="dim"), soft_wrap=True)
 
 
 def print_result(found: StageResult) -> None:
