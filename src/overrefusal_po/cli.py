@@ -14,7 +14,6 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +25,14 @@ from overrefusal_po.recipe.overrides import parse_overrides
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.run.interrupts import terminable
-from overrefusal_po.stages import check_alone, check_data, run_recipe, single, stages_of
+from overrefusal_po.stages import (
+    check_alone,
+    check_data,
+    recipes_folder,
+    run_recipe,
+    single,
+    stages_of,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -65,9 +71,15 @@ def main_options(
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
-def run(context: typer.Context, recipe: RECIPE) -> None:
+def run(
+    context: typer.Context,
+    recipe: RECIPE,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show warnings and bars of other packages too.")
+    ] = False,
+) -> None:
     """Run a recipe: train, curate, evaluate or a pipeline of these."""
-    run_recipe(load_recipe(recipe, context.args))
+    run_recipe(load_recipe(recipe, context.args), verbose=verbose)
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
@@ -311,12 +323,6 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the recipes")
     print(f"{target}: {', '.join(names)}")
 
 
-def recipes_folder() -> Path:
-    """The shipped recipes: inside the installed package, or beside src/ in a checkout."""
-    inside = Path(str(files("overrefusal_po"))) / "recipes"
-    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
-
-
 def launch(path: str) -> None:
     """Runs the recipe at `path` with sys.argv's overrides: what a recipe's launch line calls."""
     main(["run", path, *sys.argv[1:]])
@@ -331,6 +337,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for command in app.registered_commands
         if command.callback
     }
+    if arguments[:1] in (["-v"], ["--verbose"]):  # it is an option of `run`, the default command
+        arguments.append(arguments.pop(0))
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         arguments.insert(0, "run")
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,48 @@ def print_keys(rows: Iterable[tuple[str, object, str]], above: str = "") -> None
 
 
 def print_result(found: StageResult) -> None:
-    """Prints the summary of a stage: rates with their intervals, and the counts."""
+    """Prints the summary of a stage: its numbers, a table of rates, and a table of counts."""
+    rates = [key for key in found if key in found.get("intervals", ())]
     for key, value in found.items():
-        if key in found.get("intervals", ()):
-            counts = f"n = {found['n'][key]}, unscored {found['unscored'][key]}"
-            print(f"{key}: {with_interval(found, key)} ({counts})")
-        elif not isinstance(value, dict) or (value and key in SHOWN_COUNTS):
-            print(f"{key}: {value}")
+        if key not in rates and not isinstance(value, dict | list):
+            print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+    for key, value in found.items():
+        if isinstance(value, list) and value:
+            print(f"{key}: {'; '.join(map(str, value))}")
+    if rates:
+        head = ["rate", "value", "95 % interval", "n", "unscored"]
+        print_table(head, [rate_cells(found, key) for key in rates], width=100)
+    counts = [row for key in SHOWN_COUNTS for row in count_rows(key, found.get(key))]
+    if counts:
+        print_table(["counted", "", "number"], counts, width=100)
+
+
+def rate_cells(found: StageResult, key: str) -> list[str]:
+    """A row of the table of rates."""
+    value, ends = found[key], found["intervals"].get(key)
+    return [
+        key,
+        "n/a" if value is None else f"{value:.2f}",
+        "" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}",
+        str(found["n"][key]),
+        str(found["unscored"][key]),
+    ]
+
+
+def count_rows(key: str, counts: object) -> Iterator[list[str]]:
+    """(what is counted, its part, number) of counts and of counts within them."""
+    for name, value in counts.items() if isinstance(counts, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from count_rows(f"{key}, {name}".replace("_", " "), value)
+        else:
+            yield [key, str(name).replace("_", " "), str(value)]
+
+
+def print_next(steps: Sequence[tuple[str, str]]) -> None:
+    """Prints what can be done next: a line for each command, whole, so that it can be copied."""
+    width = max((len(words) for words, _ in steps), default=0)
+    for number, (words, command) in enumerate(steps):
+        print(f"{'next:' if number == 0 else '     '} {words:{width}}  {command}")
 
 
 def print_summary(folder: Path) -> None:

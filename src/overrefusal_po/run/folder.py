@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 LAYOUT = 2
 """The version of a run folder's files, in status.json. Raise it when you rename a file or a key."""
 
+LOGGED = ("overrefusal_po", "py.warnings")
+"""The loggers of a run's log: ours, and the one of Python's warnings if they are captured."""
+
 
 class Run:
     """The folder of one stage, locked while it is open. `done`: whether the run was finished
@@ -105,7 +108,8 @@ class Run:
         handler = logging.FileHandler(self.path / "log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         self._log = handler
-        logging.getLogger("overrefusal_po").addHandler(handler)
+        for name in LOGGED:
+            logging.getLogger(name).addHandler(handler)
 
     def _check_same(self) -> None:
         status = self.status()
@@ -188,7 +192,8 @@ class Run:
     def close(self) -> None:
         """Releases the lock and the log file."""
         if self._log is not None:
-            logging.getLogger("overrefusal_po").removeHandler(self._log)
+            for name in LOGGED:
+                logging.getLogger(name).removeHandler(self._log)
             self._log.close()
             self._log = None
         if self._lock is not None:

@@ -34,6 +34,7 @@ from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.model_checks import check_tied, check_vocabulary, missing_bos
+from overrefusal_po.train.progress import speak_in_words
 from overrefusal_po.train.resume import resumable
 from overrefusal_po.train.saved import check_saved, live_probe
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
@@ -199,6 +200,7 @@ def make_trainer(
     if not recipe.model.get("use_peft"):  # full fine-tuning: bfloat16 loses steps of 1e-6
         options["dtype"] = options["dtype"] or "float32"
     section = {k: v for k, v in recipe.model.items() if k != "trust_remote_code"}
+    logger.info("loading %s", options["name"])
     return method_module(recipe.method).recipe_trainer(
         models.load_model(**options),
         prepared,
@@ -216,6 +218,7 @@ def run_training(recipe: TrainRecipe, trainer: Trainer, run: Run, template: Chat
         trainer.add_callback(look)
     trainer.add_callback(tracker_callback(run.resolved, run.path))
     trainer.add_callback(finite_callback(trainer))
+    speak_in_words(trainer)
     note_processes(run, trainer.accelerator.num_processes)
     with resumable(trainer):
         trainer.train(resume_from_checkpoint=last_checkpoint(run.path / "checkpoints"))
@@ -259,6 +262,7 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     check_finite(model)
     probe = live_probe(trainer)
     summary = training_summary(trainer, run)
+    logger.info("saving %s, and comparing it with the trained model", run.path / "model")
     if hasattr(model, "peft_config"):
         model.save_pretrained(run.path / "adapter", state_dict=weights)
         summary["adapter"] = str(run.path / "adapter")
