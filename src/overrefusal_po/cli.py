@@ -25,6 +25,7 @@ from overrefusal_po.recipe.overrides import parse_overrides
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.run.interrupts import terminable
+from overrefusal_po.run.ranks import speaking_once
 from overrefusal_po.stages import (
     check_alone,
     check_data,
@@ -286,16 +287,21 @@ def report(
 
 @app.command()
 def card(
-    folder: Annotated[Path, typer.Argument(help="A pipeline's run folder")],
+    folder: Annotated[Path, typer.Argument(help="The run folder of a pipeline or of a training")],
+    measured: Annotated[
+        Path | None,
+        typer.Argument(help="For a training: the run folder of an evaluation of its model"),
+    ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--run", help="Name of the run; default: the last one trained here"),
+        typer.Option("--run", help="Name of a pipeline's run; default: the last one trained here"),
     ] = None,
 ) -> None:
-    """Write the model card (README.md) beside a trained model, with its results in the metadata."""
+    """Write the model card (README.md) beside a trained model and into model/ and adapter/, with
+    its training and its results."""
     from overrefusal_po.report.card import write_card
 
-    print(write_card(folder, run=name))
+    print(write_card(folder, run=name, measured=measured))
 
 
 @app.command(name="list")
@@ -341,16 +347,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.append(arguments.pop(0))
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         arguments.insert(0, "run")
-    try:
-        with terminable():
-            app(arguments, prog_name="overrefusal-po")
-    except ValueError as error:
-        print(f"overrefusal-po: {error}", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == 130:  # what typer makes of a KeyboardInterrupt
-            print(
-                "overrefusal-po: interrupted; the same command goes on where it stopped",
-                file=sys.stderr,
-            )
-        raise
+    with speaking_once(), terminable():
+        app(arguments, prog_name="overrefusal-po")

@@ -33,7 +33,7 @@ def next_steps(found: Mapping[str, object], task: str, recipes: Path) -> list[Ne
     if task == "curate":
         return [*after_curation(folder, recipes)]
     if task == "evaluate":
-        return [("make its page", command("overrefusal-po", "report", folder))]
+        return [*after_evaluation(folder, Path(str(found.get("model", ""))))]
     return [*after_pipeline(folder)]
 
 
@@ -64,6 +64,13 @@ def after_curation(folder: Path, recipes: Path) -> Iterator[NextStep]:
                     "train on them",
                     command("overrefusal-po", recipes / f"{method}.yaml", *data),
                 )
+
+
+def after_evaluation(folder: Path, model: Path) -> Iterator[NextStep]:
+    """The page; of a model that was trained here, the card with these results too."""
+    yield "make its page", command("overrefusal-po", "report", folder)
+    if model.name == "model" and (model.parent / "training.json").is_file():
+        yield "write its model card", command("overrefusal-po", "card", model.parent, folder)
 
 
 def after_pipeline(folder: Path) -> Iterator[NextStep]:

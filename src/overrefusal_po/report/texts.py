@@ -28,3 +28,13 @@ def clipped(text: str, length: int) -> str:
     if len(text) <= length:
         return text
     return f"{text[:length]} … [{len(text) - length} more characters]"
+
+
+def one_line(text: str) -> str:
+    """A text from outside as one line of Markdown that breaks neither a table nor HTML, and that
+    makes no link, no heading and no formula."""
+    flat = " ".join(str(visible(text)).split())
+    safe = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    signs = re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", safe)
+    # an address is a link even without brackets
+    return re.sub(r"(?i):(?=//)|(?<=www)\.|@", r"\\\g<0>", signs)

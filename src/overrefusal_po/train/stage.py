@@ -25,6 +25,7 @@ from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Prompt, write_atomic
+from overrefusal_po.report.card import write_card
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
@@ -35,6 +36,7 @@ from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.model_checks import check_tied, check_vocabulary, missing_bos
 from overrefusal_po.train.progress import speak_in_words
+from overrefusal_po.train.push import check_push, push_of, push_run, without_push
 from overrefusal_po.train.resume import resumable
 from overrefusal_po.train.saved import check_saved, live_probe
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
@@ -55,7 +57,10 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
     ...}."""
     run = open_run(False)  # which only reads
     known = run.status()
+    push = push_of(recipe)
     if known.get("state") == "done" and known["key"] == run.key:
+        if os.environ.get("RANK", "0") == "0":
+            push_run(push, run.path)
         stored: dict[str, Any] = known["summary"]
         return stored
     settings = checked_settings(recipe)
@@ -67,6 +72,7 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
     config = method_config(recipe, {**settings, "output_dir": str(run.path / "checkpoints")})
     template = load_template(recipe.model, recipe.chat)
     check_trackers(recipe.trainer.get("report_to"))
+    in_first_process(state, lambda: check_push(push))
     made = in_first_process(state, lambda: first_data(recipe, run, template))
     with open_run(state.is_main_process) as run:
         if not run.done:
@@ -77,6 +83,7 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
             save(trainer, recipe, template, run)
             state.wait_for_everyone()
         summary: dict[str, Any] = json.loads((run.path / "training.json").read_text())["summary"]
+    in_first_process(state, lambda: push_run(push, run.path))
     return summary
 
 
@@ -84,7 +91,7 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
     """The trainer's settings; ValueError for sharding that would end in empty weights."""
     # `resumable` does what enable_jit_checkpoint would, for SIGINT too and at the end of a step
     hardware = hardware_settings(recipe.trainer)
-    settings = {**hardware, **recipe.trainer, "enable_jit_checkpoint": False}
+    settings = {**hardware, **without_push(recipe.trainer), "enable_jit_checkpoint": False}
     method = find_method(recipe.method)
     check_sharding(
         settings,
@@ -162,6 +169,7 @@ def check_fit(recipe: TrainRecipe, prepared: Prepared, template: ChatTemplate) -
 def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
     """`read_and_prepare` with the trackers checked: what `check --data` shows."""
     check_trackers(recipe.trainer.get("report_to"))
+    push_of(recipe)
     return read_and_prepare(recipe, template)[1]
 
 
@@ -282,6 +290,7 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     write_atomic(
         run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
     )
+    write_card(run.path)  # in the place of peft's README, which names folders of this machine
     run.finish(summary)
 
 
