@@ -13,7 +13,6 @@ it holds no path of this machine and no setting that is not a number.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from overrefusal_po.evaluate.breakdowns import NO_ATTACK
 from overrefusal_po.evaluate.metrics import RateName
-from overrefusal_po.records import write_atomic
+from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report.summary import MeasuredRates, MeasuredRun, Summary, read_summary
 from overrefusal_po.report.texts import one_line
 from overrefusal_po.report.training import (
@@ -109,9 +108,9 @@ def evaluation_of(stage: Path, measured: Path) -> Summary:
     summary = read_summary(measured)
     place = Path(summary.runs[0].model)
     status = measured / "status.json"
-    inputs = json.loads(status.read_text()).get("inputs", {}) if status.is_file() else {}
+    inputs = read_state(status).get("inputs", {}) if status.is_file() else {}
     trained = stage / "status.json"
-    key = json.loads(trained.read_text()).get("key") if trained.is_file() else None
+    key = read_state(trained).get("key") if trained.is_file() else None
     same = place.resolve() == (stage / "model").resolve()
     if len(summary.runs) != 1 or not (
         same or (key and inputs.get("model.model_name_or_path") == key)

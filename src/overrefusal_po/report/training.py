@@ -9,7 +9,6 @@ neither a path nor a key. Of a data file it has the name and the hash.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ import yaml
 
 from overrefusal_po.recipe.methods import METHODS
 from overrefusal_po.recipe.overrides import dotted
-from overrefusal_po.records import read_objects
+from overrefusal_po.records import read_objects, read_state
 from overrefusal_po.report.texts import one_line
 from overrefusal_po.run.keys import file_hash
 
@@ -141,7 +140,7 @@ def step_words(stage: Path) -> str:
     file = stage / "training.json"
     if not file.is_file():
         return ""
-    summary = json.loads(file.read_text())["summary"]
+    summary = read_state(file, ["summary"])["summary"]
     words = [f"{summary['steps']} done"]
     if isinstance(summary.get("loss"), int | float):
         words.append(f"loss {summary['loss']:.4g} at the end")
@@ -177,7 +176,7 @@ def input_words(recipe: Values, stage: Path) -> str:
     """The name and the content hash of every input, and the hash of the rows that were trained
     on."""
     file = stage / "status.json"
-    inputs = json.loads(file.read_text()).get("inputs", {}) if file.is_file() else {}
+    inputs = read_state(file).get("inputs", {}) if file.is_file() else {}
     values = dict(dotted(recipe))
     words = [
         f"{input_name(key, str(values.get(key, key)))}, content {one_line(str(digest))}"

@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from overrefusal_po.run.folder import printable
+
 SECONDS_TO_BE_ENDED = 20.0
 """How long another rank waits before it speaks. A launcher ends all ranks soon after the first
 ended, which may take seconds with torch loaded. So these words come if no other rank failed."""
@@ -31,7 +33,7 @@ def speaking_once() -> Iterator[None]:
         yield
     except ValueError as error:
         wait_for_the_first()
-        print(f"overrefusal-po: {rank_words()}{error}", file=sys.stderr)
+        print(printable(f"overrefusal-po: {rank_words()}{error}"), file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
         # what typer makes of a KeyboardInterrupt
