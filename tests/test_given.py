@@ -108,7 +108,7 @@ def test_our_own_rows_come_back_from_a_dataset(
     def again(records: list[Any]) -> Dataset:
         return Dataset.from_list([r.model_dump(exclude_defaults=True) for r in records])
 
-    mixed = [pairs[0], pairs[1].model_copy(update={"reason": "because"})]
+    mixed = [pairs[0].model_copy(update={"reason": "because"}), pairs[1]]
     assert given_pairs(again(mixed)) == mixed
     assert given_triples(again(triples)) == triples
     assert given_prompts(again(helpful)) == helpful

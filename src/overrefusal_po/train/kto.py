@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.recipe.methods import check_kto, uses_kl
@@ -130,7 +130,7 @@ def prepared_sides(
 ) -> Prepared:
     """Pairs or labelled responses as rows in training order; a `Prepared` is returned unchanged."""
     if isinstance(given, Prepared):
-        return given
+        return cast("Prepared", given)
     limit: int | None = settings["max_length"]
     responses = [row for row in given if isinstance(row, LabelledResponse)]
     if responses:
