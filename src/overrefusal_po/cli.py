@@ -272,6 +272,30 @@ def report(
 
 
 @app.command()
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders of evaluations; the first is what others are compared to"),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with every prompt that changed.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where the page goes")] = Path("compare.html"),
+) -> None:
+    """Compare evaluations of different models on the same prompts, prompt by prompt: differences
+    with intervals, what changed, and a page. Other prompts or another judge are an error."""
+    from overrefusal_po.report import compare as comparing
+
+    found = comparing.compare_folders(folders)
+    page = comparing.write_page(found, out)
+    if as_json:
+        print(json.dumps(comparing.as_json(found), indent=1, ensure_ascii=False))
+        return
+    terminal.print_table(*comparing.table_rows(found), width=140)
+    print("\n".join([*comparing.move_lines(found), *found.notes, f"page: {page}"]))
+
+
+@app.command()
 def card(
     folder: Annotated[Path, typer.Argument(help="A pipeline's run folder")],
     name: Annotated[

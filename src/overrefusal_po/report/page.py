@@ -13,8 +13,6 @@ value and jinja escapes it. Rates are printed, not computed.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +35,7 @@ from overrefusal_po.report.summary import (
     Summary,
     read_summary,
 )
-from overrefusal_po.report.texts import clipped, visible
+from overrefusal_po.report.texts import clipped, csp_hash, visible
 
 RunPart = Literal["sets", "attacks", "positions"]
 Step = tuple[str, str]
@@ -196,11 +194,6 @@ def spread_of_runs(name: str, runs: Sequence[MeasuredRun]) -> dict[RateName, See
         return spread_over_seeds(entries)
     except ValueError as error:
         raise ValueError(f"the runs named {name!r}: {error}") from None
-
-
-def csp_hash(text: str) -> str:
-    """The source expression of a Content-Security-Policy that allows exactly this inline text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def write_report(folder: Path, *others: Path) -> Path:
