@@ -265,7 +265,7 @@ def report(
     ],
 ) -> None:
     """Write report.html and pictures from a run folder. Of further folders, the same with other
-    seeds, it shows the mean and the range."""
+    seeds, it shows the mean and the range. For different models there is `compare`."""
     from overrefusal_po.report.page import write_report
 
     print(write_report(*folders))

@@ -22,6 +22,7 @@ from overrefusal_po.evaluate.breakdowns import NO_ATTACK, SeedSpread, spread_ove
 from overrefusal_po.evaluate.metrics import RateName, RatesEntry
 from overrefusal_po.records import Kind, write_atomic
 from overrefusal_po.report.pictures import draw_plane, draw_transitions, png_base64
+from overrefusal_po.report.seeds import check_seeds
 from overrefusal_po.report.summary import (
     KIND_WORDS,
     STATE_WORDS,
@@ -181,7 +182,7 @@ def seed_spreads(summaries: Sequence[Summary]) -> dict[str, dict[RateName, SeedS
         raise ValueError(
             f"these run folders share no run's name ({names}), so they are not seeds of one "
             "recipe. Give the folders of one pipeline that ran with several seeds, or one folder "
-            "alone."
+            "alone. Different models are compared by overrefusal-po compare."
         )
     return found
 
@@ -210,6 +211,7 @@ def write_report(folder: Path, *others: Path) -> Path:
             "runs."
         )
     summaries = [read_summary(path) for path in folders]
+    check_seeds(folders, summaries)
     summary = summaries[0]
     steps = step_totals(summary.transitions)
     kinds = [kind for kind in KIND_WORDS if any(kind in step for step in steps.values())]
