@@ -199,8 +199,15 @@ def test_the_commands_after_an_evaluation_and_a_pipeline(tmp_path: Path) -> None
     (tmp_path / "summary.json").write_text("{}")
     found = {"folder": str(tmp_path)}
     assert next_steps(found, "evaluate", RECIPES) == [
-        ("make its page", f"overrefusal-po report {tmp_path}")
+        ("make its page", f"overrefusal-po report {tmp_path}"),
+        ("compare it", f"overrefusal-po compare RUN_BEFORE {tmp_path}"),
     ]
+    (tmp_path / "dpo" / "training.json").write_text("{}")
+    measured = {"folder": "eval", "model": str(tmp_path / "dpo" / "model")}
+    assert next_steps(measured, "evaluate", RECIPES)[2] == (
+        "write its model card",
+        f"overrefusal-po card {tmp_path}/dpo eval",
+    )
     words = [command for _, command in next_steps(found, "pipeline", RECIPES)]
     assert words[:2] == [f"overrefusal-po card {tmp_path}", f"vllm serve {tmp_path}/dpo/model"]
 

@@ -21,7 +21,7 @@ import typer
 from overrefusal_po import plugins
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import parse_overrides
-from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, write_atomic
+from overrefusal_po.records import write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.run.interrupts import terminable
 from overrefusal_po.run.ranks import speaking_once
@@ -178,52 +178,11 @@ def judge(
 ) -> None:
     """Print one verdict a line for the rows of a file. The judge's settings follow as
     --model=my-judge."""
+    from overrefusal_po.evaluate.labels import read_responses, verdict_row
+
     scorer = plugins.make_judge(judge_spec(name, context.args))
     for verdict in scorer.score(*read_responses(file)):
         terminal.say_json(verdict_row(verdict))
-
-
-def read_responses(file: Path) -> tuple[list[Prompt], list[Completion]]:
-    """The prompts and completions of rows {id, prompt, response}; without ids by line numbers."""
-    from overrefusal_po.records import read_objects
-
-    prompts, completions = [], []
-    for number, row in read_objects(file):
-        missing = [key for key in ("prompt", "response") if not isinstance(row.get(key), str)]
-        if missing:
-            raise ValueError(
-                f"{file}, line {number}: the text {missing[0]!r} is missing. Rows are {{id, "
-                f"prompt, response}}."
-            )
-        prompt = Prompt.of(row["prompt"], kind="general")
-        prompts.append(prompt.model_copy(update={"id": f"{number}"}))
-        completions.append(
-            Completion(
-                id=str(row.get("id", number)),
-                prompt_id=f"{number}",
-                text=row["response"],
-                model="file",
-                engine="file",
-                sampling=Sampling(),
-            )
-        )
-    return prompts, completions
-
-
-def verdict_row(verdict: Verdict) -> dict[str, object]:
-    """A verdict as `judge` prints it; scores that the judge did not give are left out."""
-    scores = {
-        "unsafe_probability": verdict.unsafe_probability,
-        "reward": verdict.reward,
-        "unscored": verdict.unscored,
-    }
-    return {
-        "id": verdict.completion_id,
-        "refusal": verdict.refusal,
-        "refusal_start": verdict.refusal_start,
-        "degenerate": verdict.degenerate,
-        **{key: value for key, value in scores.items() if value is not None},
-    }
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
@@ -283,10 +242,34 @@ def report(
     ],
 ) -> None:
     """Write report.html and pictures from a run folder. Of further folders, the same with other
-    seeds, it shows the mean and the range."""
+    seeds, it shows the mean and the range. For different models there is `compare`."""
     from overrefusal_po.report.page import write_report
 
     terminal.say(write_report(*folders))
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders of evaluations; the first is what others are compared to"),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with every prompt that changed.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where the page goes")] = Path("compare.html"),
+) -> None:
+    """Compare evaluations of different models on the same prompts, prompt by prompt: differences
+    with intervals, what changed, and a page. Other prompts or another judge are an error."""
+    from overrefusal_po.report import compare as comparing
+
+    found = comparing.compare_folders(folders)
+    page = comparing.write_page(found, out)
+    if as_json:
+        terminal.say_json(comparing.as_json(found))
+        return
+    terminal.print_table(*comparing.table_rows(found), width=140)
+    print("\n".join([*comparing.move_lines(found), *found.notes, f"page: {page}"]))
 
 
 @app.command()

@@ -40,8 +40,13 @@ def next_steps(found: Mapping[str, object], task: str, recipes: Path) -> list[Ne
 def after_training(model: str, recipes: Path) -> Iterator[NextStep]:
     """Measure, serve and convert a model's folder."""
     measure = override(MODEL_KEY, model)
-    yield "measure it", command("overrefusal-po", recipes / "evaluate.yaml", measure)
+    yield "measure it", command("overrefusal-po", shipped(recipes, "evaluate"), measure)
     yield from uses_of(model)
+
+
+def shipped(recipes: Path, name: str) -> Path:
+    """The file of a shipped recipe."""
+    return recipes / f"{name}.yaml"
 
 
 def uses_of(model: str) -> Iterator[NextStep]:
@@ -57,18 +62,20 @@ def after_curation(folder: Path, recipes: Path) -> Iterator[NextStep]:
         path = folder / file
         if path.is_file():
             yield "check them", command("overrefusal-po", "check", path)
-            if (recipes / f"{method}.yaml").is_file():
+            if shipped(recipes, method).is_file():
                 data = [override(f"data.{key}", str(path))]
                 data += ["--data.containment=none"] if method == "dpo" else []
                 yield (
                     "train on them",
-                    command("overrefusal-po", recipes / f"{method}.yaml", *data),
+                    command("overrefusal-po", shipped(recipes, method), *data),
                 )
 
 
 def after_evaluation(folder: Path, model: Path) -> Iterator[NextStep]:
-    """The page; of a model that was trained here, the card with these results too."""
+    """The page, and a comparison; of a model that was trained here, the card with these results
+    too."""
     yield "make its page", command("overrefusal-po", "report", folder)
+    yield "compare it", command("overrefusal-po", "compare", "RUN_BEFORE", folder)
     if model.name == "model" and (model.parent / "training.json").is_file():
         yield "write its model card", command("overrefusal-po", "card", model.parent, folder)
 
