@@ -69,6 +69,14 @@ def test_other_packages_say_nothing_unless_they_are_asked(
     assert "next: measure it" in done.stdout and "vllm serve here/model" in done.stdout
 
 
+@pytest.mark.slow
+def test_checking_data_is_quiet_too(styles: dict[str, Any], tmp_path: Path) -> None:
+    model = f"--model.model_name_or_path={styles['llama'].folder}"
+    done = ran(tmp_path, "check", "--data", str(RECIPES / "dpo.yaml"), model, *FEW)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "data: " in done.stdout and "is valid." in done.stdout
+
+
 def test_what_packages_warn_of_is_caught_and_everything_comes_back(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import parse_overrides
 from overrefusal_po.records import write_atomic
 from overrefusal_po.report import terminal
+from overrefusal_po.report.quiet import quiet_packages
 from overrefusal_po.run.interrupts import terminable
 from overrefusal_po.run.ranks import speaking_once
 from overrefusal_po.stages import (
@@ -83,6 +84,7 @@ def run(
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
+@quiet_packages()
 def check(
     context: typer.Context,
     recipe: RECIPE,
@@ -171,6 +173,7 @@ def schema() -> None:
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
+@quiet_packages()
 def judge(
     context: typer.Context,
     name: JUDGE,
@@ -186,6 +189,7 @@ def judge(
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
+@quiet_packages()
 def certify(
     context: typer.Context,
     name: JUDGE,
