@@ -22,15 +22,18 @@ os.environ["WANDB_MODE"] = "disabled"
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from pytest_socket import socket_allow_hosts
 
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import PreferencePair, Prompt, Triple
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]
 
@@ -97,6 +100,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest-socket lifts it after each test.
     """
     socket_allow_hosts(LOOPBACK, allow_unix_socket=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what needs a browser, so that a CI job with one can run exactly that."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says aloud why browser tests were skipped; pytest alone counts them."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)]
+    if browser := [reason for reason in reasons if "the browser tests need" in reason]:
+        terminalreporter.write_line(f"SKIPPED {len(browser)} tests: {browser[0]}", yellow=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """A headless Chromium for one module; `browser.py` opens pages in it."""
+    from browser import launched
+
+    with launched() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -165,3 +165,145 @@ def test_stages_that_name_each_other_in_a_ring_have_no_base_model(tmp_path: Path
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert base_model(recipe, tmp_path) is None
+
+
+# a single training
+
+
+def training(folder: Path, **recipe: Any) -> Path:
+    """A finished training's run folder, as far as a card reads it."""
+    for name in ("model", "adapter"):
+        (folder / name).mkdir(parents=True)
+    model = {"model_name_or_path": "org/start", "use_peft": True, "lora_r": 16, "lora_alpha": 32}
+    model |= {"lora_target_modules": ["all-linear"], "attn_implementation": "sdpa"}
+    trainer = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.1], "beta": 0.3}
+    trainer |= {"hub_model_id": "me/private-name", "run_name": SECRET, "optim": "adamw_torch"}
+    data = {
+        "pairs": "/home/me/my pairs.jsonl",
+        "opening": 8,
+        "max_pairs": 40,
+        "containment": "none",
+    }
+    values = {"task": "train", "method": "dpo", "model": model, "data": data, "trainer": trainer}
+    values |= {"speed": {"shared_prefix": True, "reference_store": False}, "seed": 3}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**values, **recipe}))
+    rows = [{"rule": rule, "prompt": {"kind": "benign"}} for rule in ("overrefusal",) * 3]
+    rows += [{"rule": "containment", "prompt": {"kind": "harmful"}}]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = {"steps": 132, "loss": 0.51234, "selected_step": 80, "too_long": {"pairs": "2 of 6"}}
+    (folder / "training.json").write_text(json.dumps({"summary": done, "history": []}))
+    inputs = {"data.pairs": "63626b89975e722e", "model.model_name_or_path": "4591418908250ba5"}
+    (folder / "status.json").write_text(json.dumps({"key": "k1", "inputs": inputs}))
+    return folder
+
+
+def evaluation(folder: Path, model: Path, **inputs: str) -> Path:
+    """An evaluation's run folder."""
+    folder.mkdir()
+    measured = summary()["measured"]
+    metrics = run("mine") | {"model": str(model), "measured": measured}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "status.json").write_text(json.dumps({"key": "k2", "inputs": inputs}))
+    return folder
+
+
+def test_the_card_tells_all_of_a_training_and_stands_where_people_upload(tmp_path: Path) -> None:
+    folder = training(tmp_path / "run")
+    file = write_card(folder)
+    text = file.read_text()
+    assert file == folder / "README.md"
+    assert (
+        text
+        == (folder / "model/README.md").read_text()
+        == (folder / "adapter/README.md").read_text()
+    )
+    for shown in (
+        "| method | dpo: direct preference optimisation against the start policy |",
+        "| losses | sigmoid × 1, sft × 0.1 |",
+        "| trained weights | LoRA, rank 16, alpha 32, on all-linear |",
+        "| trained on | the first 8 tokens of each side |",
+        "| rows | 4: 3 overrefusal, 1 containment |",
+        "| steps | 132 done, loss 0.5123 at the end, the weights of step 80 were kept, 2 of 6 too long",
+        "reference store off",
+        "shared prefix on",
+        "attention sdpa, dtype of the hardware |",
+        "my pairs.jsonl, content 63626b89975e722e; the start model, content 4591418908250ba5",
+        "the rows as trained, content ",
+        "beta: 0.3",
+        "optim: adamw_torch",
+        "Trained from `org/start`",
+        "Not measured yet",
+    ):
+        assert shown in text, shown
+    assert "/home/me" not in text and SECRET not in text and "private-name" not in text
+    assert ModelCard.load(file).data.base_model == "org/start"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [({}, "| trained weights | all |"), ({"load_in_4bit": True, "use_peft": True}, "in 4 bits")],
+)
+def test_the_card_says_which_weights_were_trained(
+    tmp_path: Path, model: dict[str, Any], words: str
+) -> None:
+    folder = training(tmp_path / "run", model={"model_name_or_path": "org/start", **model}, data={})
+    text = write_card(folder).read_text()
+    assert words in text and "| trained on | whole responses |" in text
+
+
+@pytest.mark.parametrize("known_by", ["path", "hash"])
+def test_a_single_training_has_the_results_of_its_evaluation(tmp_path: Path, known_by: str) -> None:
+    folder = training(tmp_path / "run")
+    at, inputs = folder / "model", {}
+    if known_by == "hash":  # the folder was moved since
+        at, inputs = tmp_path / "elsewhere" / "model", {"model.model_name_or_path": "k1"}
+    text = write_card(folder, measured=evaluation(tmp_path / "eval", at, **inputs)).read_text()
+    assert "| mine | 0.50 [0.45, 0.50] |" in text and "| losses | sigmoid × 1" in text
+    assert "harmful_refused" in {r.metric_type for r in ModelCard(text).data.eval_results}
+    assert str(tmp_path) not in text
+
+
+def test_an_evaluation_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = training(tmp_path / "run")
+    other = evaluation(tmp_path / "eval", tmp_path / "other" / "model")
+    with pytest.raises(ValueError, match="Give the run folder of an evaluation of that model"):
+        write_card(folder, measured=other)
+    with pytest.raises(ValueError, match="A pipeline has its own evaluations"):
+        write_card(pipeline(tmp_path / "p"), measured=other)
+
+
+BAD = "</table><script>alert(1)</script> | `x` $y$ [z](http://evil.example) # h\n\n# H\n---\n@me www.evil.example \u202e"
+
+
+def test_hostile_texts_of_a_training_are_words_and_nothing_else(tmp_path: Path) -> None:
+    data = {"pairs": f"/x/{BAD}.jsonl", "opening": BAD, "containment": BAD}
+    trainer = {"loss_type": [BAD], "optim": BAD, "beta": 0.1}
+    folder = training(
+        tmp_path / "run",
+        data=data,
+        trainer=trainer,
+        method=BAD,
+        seed=1,
+        model={"model_name_or_path": BAD, "use_peft": True, "lora_target_modules": [BAD]},
+    )
+    (folder / "data.jsonl").write_text(json.dumps({"rule": BAD, "prompt": {"kind": BAD}}) + "\n")
+    (folder / "status.json").write_text(json.dumps({"inputs": {"data.pairs": BAD}}))
+    hostile = evaluation(tmp_path / "eval", folder / "model")
+    metrics = json.loads((hostile / "metrics.json").read_text())
+    (hostile / "metrics.json").write_text(json.dumps(metrics | {"name": BAD}))
+    for text in (write_card(folder).read_text(), write_card(folder, measured=hostile).read_text()):
+        body = text.partition("\n---\n")[2]
+        # one front matter, no HTML, no link, no image, no heading of theirs, no torn table
+        assert text.count("\n---\n") == 1 and "<" not in body and "\u202e" not in text
+        assert "[z](" not in body and "http://" not in body and not body.count(" www.")
+        assert [line for line in body.splitlines() if line.startswith("# ")].__len__() == 1
+        for row in [line for line in body.splitlines() if line.startswith("| losses")]:
+            assert row.replace("\\|", "").count("|") == 3
+        assert ModelCard(text).data.library_name == "transformers"
+
+
+def test_the_training_stage_writes_the_card_in_the_place_of_pefts(tmp_path: Path) -> None:
+    folder = training(tmp_path / "run")
+    (folder / "adapter" / "README.md").write_text("base_model: /home/me/model")
+    write_card(folder)
+    assert "/home/me" not in (folder / "adapter" / "README.md").read_text()

@@ -359,10 +359,14 @@ def test_evaluate_measures_and_a_second_run_is_done(command: Command, tiny: str)
     folder = Path(done.value("folder"))
     metrics = json.loads((folder / "metrics.json").read_text())
     low, high = metrics["intervals"]["harmful_refused"]
-    assert (
-        done.value("harmful_refused")
-        == f"{metrics['harmful_refused']:.2f} [{low:.2f}, {high:.2f}] (n = 3, unscored 0)"
-    )
+    row = [
+        "harmful_refused",
+        f"{metrics['harmful_refused']:.2f}",
+        f"{low:.2f}",
+        "to",
+        f"{high:.2f}",
+    ]
+    assert [*row, "3", "0"] in [line.split() for line in done.out.splitlines()]
     assert 0 <= metrics["benign_answered"] <= 1
     assert len((folder / "outcomes.jsonl").read_text().splitlines()) == 9
     before = (folder / "outcomes.jsonl").stat().st_mtime_ns

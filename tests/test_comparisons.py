@@ -4,6 +4,7 @@ import pytest
 from test_metrics import SCORED, attacked, flags, outcome, outcomes
 
 from overrefusal_po.evaluate.comparisons import compare, compare_seeds, matched, transitions
+from overrefusal_po.evaluate.score_intervals import paired_difference
 from overrefusal_po.records import Outcome, Refusal
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -28,33 +29,46 @@ def test_the_gain_is_the_rise_of_both_rates_together_within_its_interval() -> No
     gain = compare(before, after).gain
     assert gain.value == pytest.approx(0.35)
     assert gain.low is not None and gain.high is not None
-    assert -1 <= gain.low < 0.35 < gain.high <= 1
+    assert -1 <= gain.low < 0.35 < gain.high <= 1.5
     back = compare(after, before).gain
     assert back.value == pytest.approx(-0.35)
 
 
 def test_the_interval_of_a_gain_is_that_of_the_paired_differences() -> None:
-    """One of 100 prompts of each kind gained, the rest unchanged at one half: the count of gained
-    ones among 200 redrawn is about Poisson(2), so its 2.5 % and 97.5 % points are 0 and 5. Unpaired
-    it would be wider than ±0.19."""
+    """One of 100 prompts of each kind gained, the rest unchanged at one half. Unpaired it would be
+    wider than ±0.19."""
     before = flags("harmful", "10" * 50) + flags("benign", "10" * 50)
     after = flags("harmful", "11" + "10" * 49) + flags("benign", "11" + "10" * 49)
-    assert compare(before, after).gain == (pytest.approx(0.02), 0.0, pytest.approx(0.05))
+    one = paired_difference([(0, 0, 1)] * 99 + [(0, 1, 0)])
+    assert one.low is not None and one.high is not None
+    assert compare(before, after).gain == (
+        pytest.approx(0.02),
+        pytest.approx(0.02 - 2**0.5 * (0.01 - one.low)),
+        pytest.approx(0.02 + 2**0.5 * (one.high - 0.01)),
+    )
+    assert one.high - one.low < 0.1
 
 
-def test_identical_runs_gain_nothing_with_certainty() -> None:
+def test_identical_runs_gain_nothing_and_5_prompts_do_not_show_it() -> None:
+    """No prompt of 5 changed: ± z² / (5 + z²) of a kind, √2 of it for two kinds."""
     run = outcomes("harmful", right=3, wrong=2) + outcomes("benign", right=1, wrong=4)
     found = compare(run, run)
-    assert found.gain == (0.0, 0.0, 0.0)
+    half = 2**0.5 * 3.841459 / 8.841459
+    assert found.gain == (0.0, pytest.approx(-half), pytest.approx(half))
+    assert found.f1_gain.value == 0 and found.f1_gain.low is not None
+    assert found.f1_gain.low < 0 and found.f1_gain.high > 0  # type: ignore[operator]
     assert (found.harmful.p, found.benign.p) == (1.0, 1.0)
 
 
-def test_a_gain_on_every_prompt_has_an_interval_of_no_width() -> None:
-    """Every prompt wrong before and right after: 1 + 1."""
+def test_a_gain_on_every_prompt_may_be_smaller() -> None:
+    """Every prompt wrong before and right after: 1 + 1, and few prompts."""
     before = outcomes("harmful", right=0, wrong=4) + outcomes("benign", right=0, wrong=3)
     after = outcomes("harmful", right=4, wrong=0) + outcomes("benign", right=3, wrong=0)
     found = compare(before, after)
-    assert found.gain == (2.0, 2.0, 2.0)
+    assert found.gain.value == found.gain.high == 2.0
+    assert found.f1_gain.value == found.f1_gain.high == 1.0
+    assert found.gain.low is not None and found.f1_gain.low is not None
+    assert 0.5 < found.gain.low < 1.5 and 0.3 < found.f1_gain.low < 0.9
     assert found.harmful.p == pytest.approx(2 / 2**4)
     assert found.benign.p == pytest.approx(2 / 2**3)
 
@@ -78,11 +92,8 @@ def test_runs_in_another_order_are_paired_by_prompt() -> None:
 
 def test_general_prompts_are_no_part_of_a_gain() -> None:
     both = flags("harmful", "10") + flags("benign", "10")
-    assert compare(both + flags("general", "11"), both + flags("general", "00")).gain == (
-        0.0,
-        0.0,
-        0.0,
-    )
+    with_them = compare(both + flags("general", "11"), both + flags("general", "00"))
+    assert with_them == compare(both, both)
 
 
 def test_a_comparison_without_one_kind_has_no_gain() -> None:
@@ -93,11 +104,12 @@ def test_a_comparison_without_one_kind_has_no_gain() -> None:
     assert compare([], []).harmful.p is None
 
 
-def test_a_comparison_with_a_single_prompt_of_a_kind_has_a_gain_without_an_interval() -> None:
+def test_a_single_prompt_of_a_kind_shows_little_of_a_gain() -> None:
     found = compare(
         flags("harmful", "0") + flags("benign", "10"), flags("harmful", "1") + flags("benign", "10")
     )
-    assert found.gain == (1.0, None, None)
+    assert found.gain.value == 1.0
+    assert found.gain.low is not None and found.gain.low < 0
 
 
 def test_different_prompt_sets_raise_and_say_how_many_are_missing() -> None:
@@ -128,11 +140,16 @@ def test_a_prompt_whose_kind_differs_raises() -> None:
 def test_the_summary_entry_of_a_comparison_has_the_keys_of_the_schema() -> None:
     before = flags("harmful", "10") + flags("benign", "00")
     after = flags("harmful", "10") + flags("benign", "11")
-    assert compare(before, after).as_dict("DeRTa", "DeRTa+DPO") == {
+    found = compare(before, after)
+    assert found.as_dict("DeRTa", "DeRTa+DPO") == {
         "from": "DeRTa",
         "to": "DeRTa+DPO",
-        "gain": {"value": 1.0, "low": 1.0, "high": 1.0},
-        "f1_gain": {"value": pytest.approx(2 / 3), "low": 0.0, "high": 1.0},
+        "gain": {"value": 1.0, "low": found.gain.low, "high": found.gain.high},
+        "f1_gain": {
+            "value": pytest.approx(2 / 3),
+            "low": found.f1_gain.low,
+            "high": found.f1_gain.high,
+        },
         "harmful": {"n": 2, "only_from": 0, "only_to": 0, "p": 1.0},
         "benign": {"n": 2, "only_from": 0, "only_to": 2, "p": pytest.approx(0.5)},
     }
@@ -177,11 +194,14 @@ def test_the_exact_test_is_that_of_a_library() -> None:
 
 
 def test_the_interval_of_a_gain_agrees_with_clusters_redrawn_by_hand() -> None:
-    """The same clusters for both runs, redrawn within each kind, against a plain loop with another
-    generator."""
+    """The bootstrap is no bad interval if there are many clusters that differ: the same clusters
+    for both runs, redrawn within each kind."""
     import numpy as np
 
-    rows = {"harmful": ("110010101100", "111010111110"), "benign": ("000110010011", "011110011011")}
+    rows = {
+        "harmful": ("110010101100" * 10, "111010111110" * 10),
+        "benign": ("000110010011" * 10, "011110011011" * 10),
+    }
     before = [o for kind, (b, _) in rows.items() for name in "xy" for o in attacked(kind, b, name)]  # type: ignore[arg-type]
     after = [o for kind, (_, a) in rows.items() for name in "xy" for o in attacked(kind, a, name)]  # type: ignore[arg-type]
     generator, values = np.random.default_rng(7), []
@@ -190,7 +210,7 @@ def test_the_interval_of_a_gain_agrees_with_clusters_redrawn_by_hand() -> None:
     }
     for _ in range(4000):
         (h0, h1), (b0, b1) = (  # harmful refused and benign answered, before and after
-            t[:, generator.integers(12, size=12)].mean(axis=1) for t in shares.values()
+            t[:, generator.integers(120, size=120)].mean(axis=1) for t in shares.values()
         )
         f1_gain = 2 * h1 * b1 / (h1 + b1) - 2 * h0 * b0 / (h0 + b0)
         values.append((f1_gain, h1 + b1 - h0 - b0))

@@ -1,19 +1,14 @@
 """The report in a real browser: headless Chromium, if there is one."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import chromium
 import pytest
-from chromium import Browser, Page
+from browser import A4_PIXELS, WIDE_FONT, cut_off_on_paper, heard, open_page
+from playwright.sync_api import Browser, Page
 
 from overrefusal_po.report.page import write_report
-
-pytestmark = pytest.mark.skipif(
-    chromium.PATH is None, reason="no chromium or chrome on PATH to open the report in"
-)
 
 HOSTILE = (
     "<script>document.title='taken'</script></style></article><img src=x "
@@ -112,22 +107,16 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(folder)
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium.chromium(tmp_path_factory.mktemp("chromium")) as running:
-        yield running
-
-
 @pytest.fixture
 def page(browser: Browser, report: Path) -> Page:
-    return browser.open(report)
+    return open_page(browser, report)
 
 
 def press_until(page: Page, field: str) -> None:
     """Tab until `field` has the focus."""
     for _ in range(60):
-        page.press("Tab")
-        if page.value(FOCUSED) == field:
+        page.keyboard.press("Tab")
+        if page.evaluate(FOCUSED) == field:
             return
     raise AssertionError(f"sixty times Tab did not reach #{field}")
 
@@ -135,10 +124,10 @@ def press_until(page: Page, field: str) -> None:
 def test_nothing_is_said_on_the_console_and_nothing_is_asked_of_anybody(
     page: Page, report: Path
 ) -> None:
-    assert page.heard("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded") == []
-    asked = [event["request"]["url"] for event in page.heard("Network.requestWillBeSent")]
+    said, asked = heard(page)
+    assert said == []
     assert [url for url in asked if not url.startswith("data:image/png")] == [report.as_uri()]
-    assert page.value("getComputedStyle(document.body).maxWidth") == "960px", (
+    assert page.evaluate("getComputedStyle(document.body).maxWidth") == "960px", (
         "the policy lets the page's own style in"
     )
 
@@ -150,41 +139,44 @@ def test_the_policy_stops_a_script_that_got_in(
     broken.write_text(
         report.read_text().replace("<main ", "<script>document.title='taken'</script><main ", 1)
     )
-    page = browser.open(broken)
-    assert page.value("document.title") != "taken"
-    assert "violates the following Content Security Policy" in str(page.heard("Log.entryAdded"))
+    page = open_page(browser, broken)
+    assert page.evaluate("document.title") != "taken"
+    assert "violates the following Content Security Policy" in str(heard(page).said)
 
 
 def test_hostile_output_is_text(page: Page) -> None:
-    assert page.value("document.title").startswith(
+    assert page.evaluate("document.title").startswith(
         "<script>document.title='taken'</script></style>"
     )
-    said = page.value("document.querySelectorAll('.sample .text')[6].textContent")
+    said = page.evaluate("document.querySelectorAll('.sample .text')[6].textContent")
     assert "<script>document.title='taken'</script></style></article><img src=x onerror=" in said
     assert "{{7*7}} ${7*7} ⟨U+202E⟩gnp⟨U+202C⟩  https" in said and "[2" in said
-    assert page.value("document.scripts.length") == 1 and page.value("document.links.length") == 9
-    assert page.value(
+    assert (
+        page.evaluate("document.scripts.length") == 1
+        and page.evaluate("document.links.length") == 9
+    )
+    assert page.evaluate(
         "[...document.links].every((link) => link.getAttribute('href').startsWith('#'))"
     )
 
 
 def test_the_filter_works_by_keyboard_and_says_what_it_shows(page: Page) -> None:
-    assert page.value("document.getElementById('count').textContent") == "4 of 4 prompts shown"
-    assert page.value("document.getElementById('count').ariaLive") == "polite"
+    assert page.evaluate("document.getElementById('count').textContent") == "4 of 4 prompts shown"
+    assert page.evaluate("document.getElementById('count').ariaLive") == "polite"
     press_until(page, "filter-kind")
-    page.press("ArrowDown")
-    page.press("ArrowDown")
-    assert page.value("document.getElementById('filter-kind').value") == "harmful"
-    assert page.value(HIDDEN) == 3 and page.value(
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.getElementById('filter-kind').value") == "harmful"
+    assert page.evaluate(HIDDEN) == 3 and page.evaluate(
         "document.getElementById('count').textContent"
     ).startswith("1 of 4")
-    page.press("Tab"), page.press("Tab"), page.press("Tab")
-    assert page.value(FOCUSED) == "filter-text"
-    page.write("PROMPT 2")
-    assert page.value(HIDDEN) == 4
-    page.press("Tab")
-    page.press("Enter")
-    assert page.value(HIDDEN) == 0 and page.value(FOCUSED) == "filter-text"
+    page.keyboard.press("Tab"), page.keyboard.press("Tab"), page.keyboard.press("Tab")
+    assert page.evaluate(FOCUSED) == "filter-text"
+    page.keyboard.insert_text("PROMPT 2")
+    assert page.evaluate(HIDDEN) == 4
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate(HIDDEN) == 0 and page.evaluate(FOCUSED) == "filter-text"
 
 
 @pytest.mark.parametrize(
@@ -199,73 +191,95 @@ def test_the_filter_works_by_keyboard_and_says_what_it_shows(page: Page) -> None
 )
 def test_each_filter_keeps_what_it_names(page: Page, field: str, value: str, kept: int) -> None:
     place = f"document.getElementById('filter-{field}')"
-    page.value(f"{place}.value = {json.dumps(value)}; {place}.dispatchEvent(new Event('input'))")
-    assert page.value(f"{place}.value") == value and page.value(VISIBLE) == kept
+    page.evaluate(f"{place}.value = {json.dumps(value)}; {place}.dispatchEvent(new Event('input'))")
+    assert page.evaluate(f"{place}.value") == value and page.evaluate(VISIBLE) == kept
 
 
 @pytest.mark.parametrize("width", [320, 360, 768])
 def test_no_page_is_wider_than_its_window(browser: Browser, report: Path, width: int) -> None:
-    page = browser.open(report, width=width, height=700)
-    assert page.value("document.documentElement.scrollWidth") <= width
-    assert page.value(
+    page = open_page(browser, report, width=width, height=700)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(
         "[...document.querySelectorAll('.scroll')].some((box) => box.scrollWidth > box.clientWidth)"
     )
 
 
 def test_print_hides_the_filters_and_shows_every_example(page: Page) -> None:
-    page.value("document.getElementById('filter-text').value = 'prompt 1'")
-    page.value("document.getElementById('filter-text').dispatchEvent(new Event('input'))")
-    assert page.value(VISIBLE) == 1
-    page.call("Emulation.setEmulatedMedia", media="print")
-    assert page.value(VISIBLE) == 4
+    page.evaluate("document.getElementById('filter-text').value = 'prompt 1'")
+    page.evaluate("document.getElementById('filter-text').dispatchEvent(new Event('input'))")
+    assert page.evaluate(VISIBLE) == 1
+    page.emulate_media(media="print")
+    assert page.evaluate(VISIBLE) == 4
     for part in (".filters", "nav", ".skip"):
-        assert page.value(f"document.querySelector('{part}').getClientRects().length") == 0
+        assert page.evaluate(f"document.querySelector('{part}').getClientRects().length") == 0
 
 
-def test_no_table_is_cut_off_on_paper(browser: Browser, tmp_path: Path) -> None:
-    named = {
-        **summary(),
-        "runs": [{**run(name), "model": "m", "sets": {}} for name in ("base", "DeRTa", "DPO")],
-    }
+def printed_summary(**changes: Any) -> dict[str, Any]:
+    """A summary with every table, in short words unless `changes` says otherwise."""
     votes = {
         kind: {"clusters": 104, "only_from": 80, "only_to": 10} for kind in ("harmful", "benign")
     }
-    step = {**named["comparisons"][0], "from": "base", "to": "DeRTa", "votes": votes}
-    named |= {"title": "t", "comparisons": [step], "transitions": [], "samples": []}
-    (tmp_path / "summary.json").write_text(json.dumps(named))
-    page = browser.open(
-        write_report(tmp_path), width=720
-    )  # A4 less its margins, at 96 pixels an inch
-    page.call("Emulation.setEmulatedMedia", media="print")
-    assert page.value(
-        "[...document.querySelectorAll('table')].every((t) => t.getBoundingClientRect().right <= "
-        "721)"
-    )
+    names = ("base", "DeRTa", "DPO")
+    runs = [{**run(name), "model": "m"} for name in names]
+    plain = {"title": "t", "runs": runs, "samples": []}
+    step = {**summary()["comparisons"][0], "from": "base", "to": "DeRTa", "votes": votes}
+    moves = [
+        {**row, "from": "base", "to": "DeRTa", "category": "theft_and_fraud"}
+        for row in summary()["transitions"]
+    ]
+    return {**summary(), **plain, "comparisons": [step], "transitions": moves, **changes}
+
+
+LONG = "meta-llama/Llama-3.1-8B-Instruct-" + "a1b2c3d4" * 30
+MANY = [run(f"seed {number} of the run with {LONG}") for number in range(6)]
+
+
+@pytest.mark.parametrize("style", ["", WIDE_FONT], ids=["own font", "wide font"])
+@pytest.mark.parametrize("changes", [{}, {"runs": MANY}, summary()], ids=["short", "long", "bad"])
+def test_no_table_is_cut_off_on_paper(
+    browser: Browser, tmp_path: Path, changes: dict[str, Any], style: str
+) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(printed_summary(**changes)))
+    page = open_page(browser, write_report(tmp_path), style=style)
+    assert cut_off_on_paper(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= A4_PIXELS
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_long_name_leaves_the_first_number_of_its_row_in_sight(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(printed_summary()))
+    page = open_page(browser, write_report(tmp_path), width=width)
+    right = "[...document.querySelectorAll('tbody th + td.num b')].map((e) => e.getClientRects()[0].right)"
+    ends = page.evaluate(right)
+    assert len(ends) > 10 and max(ends) <= width
 
 
 def test_without_scripts_everything_can_be_read_and_no_dead_filter_stands_there(
     browser: Browser, report: Path
 ) -> None:
-    page = browser.open(report, scripts=False)
-    page.call("Emulation.setScriptExecutionDisabled", value=False)
-    assert page.value(VISIBLE) == 4 and page.value("document.getElementById('filters').hidden")
+    page = open_page(browser, report, scripts=False)
+    assert page.evaluate(VISIBLE) == 4 and page.evaluate(
+        "document.getElementById('filters').hidden"
+    )
 
 
 def test_headings_go_down_a_step_at_a_time_and_every_table_and_field_has_a_name(page: Page) -> None:
-    levels = page.value(
+    levels = page.evaluate(
         "[...document.querySelectorAll('h1, h2, h3, h4')].map((h) => Number(h.tagName[1]))"
     )
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(below - above <= 1 for above, below in zip(levels, levels[1:], strict=False))
-    assert page.value(
+    assert page.evaluate(
         "[...document.querySelectorAll('table')].every((table) => "
         "table.caption?.textContent.trim())"
     )
-    assert page.value(
+    assert page.evaluate(
         "[...document.querySelectorAll('select, input')].every((field) => field.labels.length === "
         "1)"
     )
-    assert page.value(
+    assert page.evaluate(
         "[...document.images].every((image) => image.alt && image.naturalWidth > 100)"
     )
 
@@ -298,17 +312,17 @@ CONTRAST = """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_stands_out_from_its_ground_as_wcag_aa_asks(page: Page, scheme: str) -> None:
-    page.call(
-        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
-    )
-    assert page.value(CONTRAST) == []
+def test_every_text_stands_out_from_its_ground_as_wcag_aa_asks(
+    page: Page, scheme: Literal["light", "dark"]
+) -> None:
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate(CONTRAST) == []
 
 
 def test_what_has_the_focus_can_be_seen(page: Page) -> None:
-    page.press("Tab")
-    assert page.value("document.activeElement.className") == "skip"
-    assert page.value("document.activeElement.getBoundingClientRect().top") >= 0
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().top") >= 0
     for field in ("filter-kind", "filter-clear"):
         press_until(page, field)
-        assert page.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +21,19 @@ import typer
 from overrefusal_po import plugins
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import parse_overrides
-from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, write_atomic
+from overrefusal_po.records import write_atomic
 from overrefusal_po.report import terminal
+from overrefusal_po.report.quiet import quiet_packages
 from overrefusal_po.run.interrupts import terminable
-from overrefusal_po.stages import check_data, run_recipe, single, stages_of
+from overrefusal_po.run.ranks import speaking_once
+from overrefusal_po.stages import (
+    check_alone,
+    check_data,
+    recipes_folder,
+    run_recipe,
+    single,
+    stages_of,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -64,12 +72,19 @@ def main_options(
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
-def run(context: typer.Context, recipe: RECIPE) -> None:
+def run(
+    context: typer.Context,
+    recipe: RECIPE,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show warnings and bars of other packages too.")
+    ] = False,
+) -> None:
     """Run a recipe: train, curate, evaluate or a pipeline of these."""
-    run_recipe(load_recipe(recipe, context.args))
+    run_recipe(load_recipe(recipe, context.args), verbose=verbose)
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
+@quiet_packages()
 def check(
     context: typer.Context,
     recipe: RECIPE,
@@ -91,8 +106,9 @@ def check(
         check_rows(recipe, as_json)
         return
     stages = stages_of(load_recipe(recipe, context.args))
+    if "" in stages:  # a pipeline checks the names of its stages when it is taken apart
+        check_alone(stages[""])
     for above, stage in stages.items():
-        plugins.check_plugs(stage.body)
         terminal.print_keys(describe(stage, everything=everything), above)
     if data:
         from overrefusal_po.checks import check_stages_apart
@@ -157,6 +173,7 @@ def schema() -> None:
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
+@quiet_packages()
 def judge(
     context: typer.Context,
     name: JUDGE,
@@ -164,55 +181,15 @@ def judge(
 ) -> None:
     """Print one verdict a line for the rows of a file. The judge's settings follow as
     --model=my-judge."""
+    from overrefusal_po.evaluate.labels import read_responses, verdict_row
+
     scorer = plugins.make_judge(judge_spec(name, context.args))
     for verdict in scorer.score(*read_responses(file)):
         terminal.say_json(verdict_row(verdict))
 
 
-def read_responses(file: Path) -> tuple[list[Prompt], list[Completion]]:
-    """The prompts and completions of rows {id, prompt, response}; without ids by line numbers."""
-    from overrefusal_po.records import read_objects
-
-    prompts, completions = [], []
-    for number, row in read_objects(file):
-        missing = [key for key in ("prompt", "response") if not isinstance(row.get(key), str)]
-        if missing:
-            raise ValueError(
-                f"{file}, line {number}: the text {missing[0]!r} is missing. Rows are {{id, "
-                f"prompt, response}}."
-            )
-        prompt = Prompt.of(row["prompt"], kind="general")
-        prompts.append(prompt.model_copy(update={"id": f"{number}"}))
-        completions.append(
-            Completion(
-                id=str(row.get("id", number)),
-                prompt_id=f"{number}",
-                text=row["response"],
-                model="file",
-                engine="file",
-                sampling=Sampling(),
-            )
-        )
-    return prompts, completions
-
-
-def verdict_row(verdict: Verdict) -> dict[str, object]:
-    """A verdict as `judge` prints it; scores that the judge did not give are left out."""
-    scores = {
-        "unsafe_probability": verdict.unsafe_probability,
-        "reward": verdict.reward,
-        "unscored": verdict.unscored,
-    }
-    return {
-        "id": verdict.completion_id,
-        "refusal": verdict.refusal,
-        "refusal_start": verdict.refusal_start,
-        "degenerate": verdict.degenerate,
-        **{key: value for key, value in scores.items() if value is not None},
-    }
-
-
 @app.command(context_settings=ANY_ARGUMENTS)
+@quiet_packages()
 def certify(
     context: typer.Context,
     name: JUDGE,
@@ -269,24 +246,53 @@ def report(
     ],
 ) -> None:
     """Write report.html and pictures from a run folder. Of further folders, the same with other
-    seeds, it shows the mean and the range."""
+    seeds, it shows the mean and the range. For different models there is `compare`."""
     from overrefusal_po.report.page import write_report
 
     terminal.say(write_report(*folders))
 
 
 @app.command()
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders of evaluations; the first is what others are compared to"),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with every prompt that changed.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where the page goes")] = Path("compare.html"),
+) -> None:
+    """Compare evaluations of different models on the same prompts, prompt by prompt: differences
+    with intervals, what changed, and a page. Other prompts or another judge are an error."""
+    from overrefusal_po.report import compare as comparing
+
+    found = comparing.compare_folders(folders)
+    page = comparing.write_page(found, out)
+    if as_json:
+        terminal.say_json(comparing.as_json(found))
+        return
+    terminal.print_table(*comparing.table_rows(found), width=140)
+    print("\n".join([*comparing.move_lines(found), *found.notes, f"page: {page}"]))
+
+
+@app.command()
 def card(
-    folder: Annotated[Path, typer.Argument(help="A pipeline's run folder")],
+    folder: Annotated[Path, typer.Argument(help="The run folder of a pipeline or of a training")],
+    measured: Annotated[
+        Path | None,
+        typer.Argument(help="For a training: the run folder of an evaluation of its model"),
+    ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--run", help="Name of the run; default: the last one trained here"),
+        typer.Option("--run", help="Name of a pipeline's run; default: the last one trained here"),
     ] = None,
 ) -> None:
-    """Write the model card (README.md) beside a trained model, with its results in the metadata."""
+    """Write the model card (README.md) beside a trained model and into model/ and adapter/, with
+    its training and its results."""
     from overrefusal_po.report.card import write_card
 
-    terminal.say(write_card(folder, run=name))
+    terminal.say(write_card(folder, run=name, measured=measured))
 
 
 @app.command(name="list")
@@ -314,12 +320,6 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the recipes")
     terminal.say(f"{target}: {', '.join(names)}")
 
 
-def recipes_folder() -> Path:
-    """The shipped recipes: inside the installed package, or beside src/ in a checkout."""
-    inside = Path(str(files("overrefusal_po"))) / "recipes"
-    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
-
-
 def launch(path: str) -> None:
     """Runs the recipe at `path` with sys.argv's overrides: what a recipe's launch line calls."""
     main(["run", path, *sys.argv[1:]])
@@ -334,18 +334,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for command in app.registered_commands
         if command.callback
     }
+    if arguments[:1] in (["-v"], ["--verbose"]):  # it is an option of `run`, the default command
+        arguments.append(arguments.pop(0))
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         arguments.insert(0, "run")
-    try:
-        with terminable():
-            app(arguments, prog_name="overrefusal-po")
-    except ValueError as error:
-        terminal.say(f"overrefusal-po: {error}", error=True)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == 130:  # what typer makes of a KeyboardInterrupt
-            print(
-                "overrefusal-po: interrupted; the same command goes on where it stopped",
-                file=sys.stderr,
-            )
-        raise
+    with speaking_once(), terminable():
+        app(arguments, prog_name="overrefusal-po")

@@ -21,11 +21,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from overrefusal_po.plugins import FILE_ENDINGS, built_judge, check_plugs
+from overrefusal_po.model.bundled import BUNDLED
+from overrefusal_po.plugins import FILE_ENDINGS, built_judge, check_plugs, may_be_name
 from overrefusal_po.recipe.files import read_recipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.overrides import dotted, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
+from overrefusal_po.recipe.words import nearest
 from overrefusal_po.records import Outcome, content_id, read_jsonl, read_state, write_atomic
 from overrefusal_po.report.pipeline_summary import (
     StageMetrics,
@@ -90,9 +92,32 @@ def stage_body(
         )
     if isinstance(checked, PipelineRecipe):
         raise ValueError(f"{where}: a stage cannot be a pipeline.")
-    for key, value in references(checked):
-        check_reference(value, earlier, f"{where}: {key}")
+    check_names(checked, earlier, f"{where}: ")
     return checked
+
+
+def check_names(body: StageRecipe, earlier: Mapping[str, StageRecipe], above: str = "") -> None:
+    """Raises ValueError for a plug, a stage's output, a baseline or a bundled model that is not
+    there. `earlier`: the stages before this one; a recipe by itself has none."""
+    check_plugs(body, above)
+    values = dict(dotted(body.model_dump(mode="json")))
+    for key, value in references(body):
+        check_reference(value, earlier, f"{above}{key}")
+    baseline = values.get("gate.baseline")
+    if isinstance(baseline, str) and not baseline.startswith("@") and may_be_name(baseline):
+        near = nearest(f"@{baseline}.outcomes", outputs(earlier))
+        raise ValueError(
+            f"{above}gate.baseline is {baseline!r}, and there is no such run folder here. Give the "
+            f"run folder of an evaluation, or @stage.outcomes in a pipeline.{near}"
+        )
+    for key in MODEL_KEYS:
+        name = str(values.get(key))
+        if name.startswith("bundled:") and name.removeprefix("bundled:") not in BUNDLED:
+            known = [f"bundled:{bundled}" for bundled in BUNDLED]
+            raise ValueError(
+                f"{above}{key} is {name!r}, which is no bundled model. Allowed: "
+                f"{', '.join(known)}.{nearest(name, known)}"
+            )
 
 
 def stage_values(recipe: Recipe, name: str, given: Mapping[str, object]) -> dict[str, object]:
@@ -125,18 +150,23 @@ def references(body: StageRecipe) -> Iterator[tuple[str, str]]:
 def check_reference(value: str, earlier: Mapping[str, StageRecipe], where: str) -> None:
     """Raises ValueError if `value` does not name an output of an earlier stage."""
     stage, _, output = value[1:].partition(".")
-    makes = {
-        f"@{name}.{out}"
-        for name, body in earlier.items()
-        for out, (task, _) in OUTPUTS.items()
-        if body.task == task
-    }
+    makes = outputs(earlier)
     if value not in makes:
-        allowed = ", ".join(sorted(makes)) or "nothing (no earlier stage makes anything)"
+        allowed = ", ".join(makes) or "nothing (no earlier stage makes anything)"
         raise ValueError(
             f"{where} is {value!r}, but there is no output {output!r} of a stage {stage!r}; "
-            f"allowed: {allowed}."
+            f"allowed: {allowed}.{nearest(value, makes)}"
         )
+
+
+def outputs(stages: Mapping[str, StageRecipe]) -> list[str]:
+    """What these stages make, as a later stage names it."""
+    return sorted(
+        f"@{name}.{out}"
+        for name, body in stages.items()
+        for out, (task, _) in OUTPUTS.items()
+        if body.task == task
+    )
 
 
 def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
+import os
 import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -223,35 +224,58 @@ def checked_plug_settings(settings: type[S], values: Mapping[str, object], where
         raise ValueError(f"{where}: {first_fault(error)}") from None
 
 
-def check_plugs(body: BaseModel) -> None:
+class NamedPlug(NamedTuple):
+    """A plug that a recipe names: the recipe's key, the room, and the entry."""
+
+    key: str
+    room: Room
+    spec: PlugSpec
+
+
+def check_plugs(body: BaseModel, above: str = "") -> None:
     """Raises ValueError if a recipe's body names a plug that is not there, or gives it a setting
-    that it has not."""
-    for room, spec in named_plugs(body):
-        find_plug(room, spec)
+    that it has not. `above` stands before the key that the error names."""
+    for key, room, spec in named_plugs(body):
+        try:
+            find_plug(room, spec)
+        except ValueError as error:
+            raise ValueError(f"{above}{key}: {error}") from None
 
 
-def named_plugs(body: BaseModel) -> Iterator[tuple[Room, PlugSpec]]:
-    """(room, entry) of every plug that a recipe's body names."""
+def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
+    """Every plug that a recipe's body names."""
     select = getattr(body, "select", None)
     for part, key in ((body, "judge"), (body, "guard"), (body, "reward"), (select, "judge")):
         if getattr(part, key, None) is not None:
-            yield "judges", getattr(part, key)
-    for part in (body, getattr(body, "chosen", None), getattr(body, "rejects", None)):
-        engine = getattr(part, "engine", None)
+            yield NamedPlug(f"{'select.' * (part is select)}{key}", "judges", getattr(part, key))
+    for above in ("", "chosen.", "rejects."):
+        engine = getattr(getattr(body, above[:-1], None) if above else body, "engine", None)
         if engine is not None:
-            yield "engines", engine
+            yield NamedPlug(f"{above}engine", "engines", engine)
     data = getattr(body, "typed_data", None) or getattr(body, "data", None)
     for spec in getattr(data, "attacks", ()):
-        yield "attacks", spec
-    for part, key in ((data, "sets"), (data, "helpful_from"), (select, "sets")):
-        for spec in getattr(part, key, ()):
-            yield "sources", spec
+        yield NamedPlug("data.attacks", "attacks", spec)
+    lists = ((data, "data.sets"), (data, "data.helpful_from"), (select, "select.sets"))
+    for part, key in lists:
+        for spec in getattr(part, key.partition(".")[2], ()):
+            yield NamedPlug(key, "sources", spec)
     for key in ("triples", "prompts", "benign", "harmful", "pairs"):
         spec = getattr(data, key, None)
-        text = isinstance(spec, str)
-        # a text under `pairs` is a file; one that begins with @ is an output of another stage
-        if spec is not None and not (text and (key == "pairs" or spec.startswith("@"))):
-            yield "sources", spec
+        if spec is not None and not is_elsewhere(spec, pairs=key == "pairs"):
+            yield NamedPlug(f"data.{key}", "sources", spec)
+
+
+def is_elsewhere(spec: PlugSpec, *, pairs: bool) -> bool:
+    """Whether an entry is no plug: an output of another stage (`@...`), or a place of pairs."""
+    if not isinstance(spec, str):
+        return False
+    return spec.startswith("@") or (pairs and not may_be_name(spec))
+
+
+def may_be_name(text: str) -> bool:
+    """Whether a text can be the name of something: it is no path, and nothing here has it."""
+    is_path = "/" in text or "\\" in text or text.endswith(FILE_ENDINGS)
+    return not is_path and not os.path.exists(text)  # noqa: PTH110 (no OSError for a long text)
 
 
 # --- what plugs give ------------------------------------------------------------------------------

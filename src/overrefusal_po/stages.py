@@ -5,20 +5,27 @@ run_recipe(load_recipe("recipes/demo.yaml"))      # exit code 3 if a gate failed
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from overrefusal_po.recipe.load import Recipe
-from overrefusal_po.recipe.schema import CurateRecipe, PipelineRecipe
+from overrefusal_po.recipe.schema import CurateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report import terminal
+from overrefusal_po.report.next_steps import next_steps
+from overrefusal_po.report.quiet import quiet_packages
 
 if TYPE_CHECKING:
     from overrefusal_po.report.pipeline_summary import StageRecipe
+
+logger = logging.getLogger(__name__)
 
 
 def stages_of(recipe: Recipe) -> dict[str, Recipe]:
@@ -38,6 +45,13 @@ def single(stage: Recipe) -> StageRecipe:
     """The body of a recipe that is no pipeline."""
     assert not isinstance(stage.body, PipelineRecipe)
     return stage.body
+
+
+def check_alone(stage: Recipe) -> None:
+    """Raises ValueError if a recipe that is no pipeline names something that is not there."""
+    from overrefusal_po.pipeline import check_names
+
+    check_names(single(stage), {})
 
 
 def check_data(body: StageRecipe) -> str:
@@ -63,24 +77,59 @@ def check_stages(recipe: Recipe) -> None:
     check_stages_apart(stages)
 
 
-def run_recipe(recipe: Recipe) -> None:
-    """Runs a loaded recipe; prints its result on rank 0."""
+def run_recipe(recipe: Recipe, *, verbose: bool = False) -> None:
+    """Runs a loaded recipe; prints its result and the next commands on rank 0.
+
+    `verbose` shows the warnings and bars of other packages too.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     # rows are tokenised in batches on all cores; no child process tokenises
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    first = os.environ.get("RANK", "0") == "0"
-    terminal.set_up_logging(first)
-    if isinstance(recipe.body, PipelineRecipe):
-        run_pipeline_recipe(recipe)
-        return
+    terminal.set_up_logging(is_first())
+    # before anything slow is imported: a user sees at once that the command works
+    logger.info("%s", first_words(recipe))
+    with contextlib.nullcontext() if verbose else quiet_packages():
+        if isinstance(recipe.body, PipelineRecipe):
+            run_pipeline_recipe(recipe)
+        else:
+            run_single_recipe(recipe)
+
+
+def is_first() -> bool:
+    """Whether this process is the first of those that were launched; a single one is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def first_words(recipe: Recipe) -> str:
+    """What will be done, in a line: `dpo: training by dpo of my/model`."""
+    body = recipe.body
+    if isinstance(body, PipelineRecipe):
+        return f"{recipe.name}: a pipeline of {', '.join(body.stages)}"
+    words = {"curate": "curation with", "evaluate": "evaluation of"}
+    work = f"training by {body.method} of" if isinstance(body, TrainRecipe) else words[body.task]
+    return f"{recipe.name}: {work} {body.model['model_name_or_path']}; loading packages"
+
+
+def run_single_recipe(recipe: Recipe) -> None:
+    """Runs a recipe of one stage; prints its result."""
+    check_alone(recipe)
     from overrefusal_po.pipeline import run_stage
 
-    found = run_stage(recipe.body, recipe.name, shard_folder(recipe))
+    found = run_stage(single(recipe), recipe.name, shard_folder(recipe))
     if failures := gate_failures(found):
         refuse_at_gate({recipe.name: failures}, Path(found["folder"]))
-    if first:
+    if is_first():
         terminal.print_result(found)
+        is_part = isinstance(recipe.body, CurateRecipe) and recipe.body.shard is not None
+        if not is_part:
+            terminal.print_next(next_steps(found, recipe.body.task, recipes_folder()))
+
+
+def recipes_folder() -> Path:
+    """The shipped recipes: inside the installed package, or beside src/ in a checkout."""
+    inside = Path(str(files("overrefusal_po"))) / "recipes"
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
 
 
 def run_pipeline_recipe(recipe: Recipe) -> None:
@@ -93,12 +142,12 @@ def run_pipeline_recipe(recipe: Recipe) -> None:
         if not is_finished(recipe):
             check_stages(recipe)
         folder = run_pipeline(recipe, write_report)
-    if not (folder / "summary.json").is_file():
-        return
-    terminal.print_summary(folder)
-    runs = read_state(folder / "summary.json", ["runs"])["runs"]
-    if failed := {run["name"]: found for run in runs if (found := gate_failures(run))}:
-        refuse_at_gate(failed, folder)
+    if (folder / "summary.json").is_file():
+        terminal.print_summary(folder)
+        runs = read_state(folder / "summary.json", ["runs"])["runs"]
+        if failed := {run["name"]: found for run in runs if (found := gate_failures(run))}:
+            refuse_at_gate(failed, folder)
+    terminal.print_next(next_steps({"folder": str(folder)}, "pipeline", recipes_folder()))
 
 
 def gate_failures(result: terminal.StageResult) -> list[str]:

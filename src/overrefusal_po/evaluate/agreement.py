@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from overrefusal_po.evaluate.corrections import Confusion
-from overrefusal_po.evaluate.intervals import bootstrap, cluster_sums, effective_n, wilson
+from overrefusal_po.evaluate.intervals import cluster_sums, effective_n, wilson
 from overrefusal_po.evaluate.labels import Labelled
 from overrefusal_po.evaluate.metrics import is_scored
+from overrefusal_po.evaluate.score_intervals import smoothed
 from overrefusal_po.identity import bare_words
 from overrefusal_po.records import Kind, Record, Verdict
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-
-RESAMPLES = 2000
 
 LabelledVerdict = tuple[Labelled, Verdict]
 """A response with a person's label, and the judge's verdict on it."""
@@ -74,7 +73,9 @@ def measure_cell(
     scored = [pair for pair in pairs if is_scored(pair[1])]
     refusals = [pair for pair in scored if human_refused(pair)]
     answers = [pair for pair in scored if not human_refused(pair)]
-    counts = cluster_sums((signature(row.prompt), four_counts(row, v)) for row, v in scored)
+    # to a mean weight of 1, so that equal weights are worth the number of rows
+    scale = len(scored) / sum(row.weight for row, _ in scored) if scored else 1.0
+    counts = cluster_sums((signature(row.prompt), four_counts(row, v, scale)) for row, v in scored)
     return Cell(
         model=model,
         kind=kind,
@@ -83,11 +84,11 @@ def measure_cell(
         num_prompts=len(counts),
         agreement=wilson_share(scored, agrees),
         agreement_three=wilson_share(scored, lambda pair: pair[0].human == pair[1].refusal),
-        kappa=bootstrapped(kappa, counts, seed),
+        kappa=smoothed_number(kappa, counts, seed),
         precision=wilson_share([pair for pair in scored if judge_refused(pair)], human_refused),
         recall=wilson_share(refusals, judge_refused),
         specificity=wilson_share(answers, agrees),
-        bias_points=bootstrapped(bias_points, counts, seed),
+        bias_points=smoothed_number(bias_points, counts, seed),
         confusion=measure_confusion(refusals, answers),
     )
 
@@ -107,10 +108,11 @@ def agrees(pair: LabelledVerdict) -> bool:
     return human_refused(pair) == judge_refused(pair)
 
 
-def four_counts(row: Labelled, verdict: Verdict) -> tuple[float, float, float, float]:
-    """The row's weight in one of [both refused, the judge alone, the human alone, neither]."""
+def four_counts(row: Labelled, verdict: Verdict, scale: float) -> tuple[float, float, float, float]:
+    """The row's weight times `scale` in one of [both refused, the judge alone, the human alone,
+    neither]."""
     place = (0 if verdict.refused else 2) if row.refused else (1 if verdict.refused else 3)
-    a, b, c, d = (row.weight if place == i else 0.0 for i in range(4))
+    a, b, c, d = (row.weight * scale if place == i else 0.0 for i in range(4))
     return a, b, c, d
 
 
@@ -158,11 +160,11 @@ def measure_confusion(
     )
 
 
-def bootstrapped(
+def smoothed_number(
     statistic: Callable[[Floats], Floats], counts: Sequence[Sequence[float]], seed: int
 ) -> CellNumber:
-    """`statistic` of the summed counts with its bootstrap interval, prompts redrawn."""
-    value, low, high = bootstrap(statistic, counts, resamples=RESAMPLES, seed=seed)
+    """`statistic` of the counts with its interval, prompts as clusters."""
+    value, low, high = smoothed(statistic, counts, seed=seed)
     return CellNumber(value=value, low=low, high=high)
 
 

@@ -102,7 +102,7 @@ def certify(
     """The judge's verdicts on the responses against what people said, as a certificate.
 
     `labels` is the file that the rows came from. Agreement, precision, recall and specificity have
-    Wilson intervals; kappa and bias have the bootstrap's, prompts redrawn. Raises ValueError if
+    Wilson intervals; kappa and bias have those of `score_intervals.smoothed`. Raises ValueError if
     there is nothing to certify: no row, or a judge whose verdicts do not tell refusals.
     """
     if not labelled:

@@ -5,6 +5,7 @@
     clustered_rate([True, True, None], ["a", "a", "b"])
     # two outcomes of one question, and one unscored
     bootstrap(statistic, cluster_sums(rows), resamples=2000, seed=0)
+    # for numbers that are no counts; `score_intervals` has the intervals of counts
 
 Pure: numbers in, numbers out. Outcomes of one question (attacks on it, samples, seeds, several
 models) are no independent evidence. They form a cluster, and clusters are weighed or redrawn.
@@ -63,30 +64,55 @@ def wilson(value: float, n: float) -> tuple[float, float]:
     """Wilson's 95 % interval of a share seen among `n` > 0 independent outcomes."""
     from statsmodels.stats.proportion import proportion_confint
 
+    value = min(1.0, max(0.0, value))
     low, high = proportion_confint(value * n, n, alpha=1 - CONFIDENCE, method="wilson")
     # 0 of 7 has low = 3e-17 by rounding: an interval holds its value
-    return min(float(low), value), max(float(high), value)
+    return max(0.0, min(float(low), value)), min(1.0, max(float(high), value))
 
 
 def effective_n(hits: Sequence[float], n: Sequence[float]) -> float:
-    """How many independent outcomes the clusters are worth.
+    """How many independent outcomes the clusters are worth. Cluster i holds `hits[i]` of `n[i]`
+    (outcomes, or their weights)."""
+    rows = [(hit, size - hit) for hit, size in zip(hits, n, strict=True)]
+    return effective_total(rows)
 
-    Cluster i holds `hits[i]` of `n[i]` (outcomes, or their weights). The result is p(1-p) / the
-    variance of the ratio estimator, k/(k-1) · Σ(hits - p·n)² / (Σn)² (Kish 1965, ch. 5). It is at
-    most Σn, and exactly Σn if each cluster is one outcome. If all hit or none does, the data do not
-    show how similar the outcomes of a cluster are. They then count as the same, which is the
-    careful side.
+
+def effective_total(
+    rows: Sequence[Sequence[float]], scores: Sequence[float] | None = None
+) -> float:
+    """How many independent outcomes the clusters are worth, if each outcome falls in one cell.
+
+    A row holds the counts (or weights) of one cluster, cell by cell. The result is the variance
+    among independent outcomes / the variance of the ratio estimator, which is, for one share,
+    k/(k-1) · Σ(hits - p·n)² / (Σn)² (Kish 1965, ch. 5). Both variances are summed over the cells
+    (Rao and Scott 1981), or they are of the mean of `scores`, one for each cell. The result is at
+    most the number of outcomes, and exactly that if each cluster is one outcome. If all fall in
+    one cell, the data do not show how similar the outcomes of a cluster are. They then count as
+    the same, which is the careful side.
     """
-    total = sum(n)
-    if not total or all(abs(size - 1) < 1e-9 for size in n):
+    sizes = [sum(row) for row in rows]
+    total = sum(sizes)
+    if not total or all(abs(size - 1) < 1e-9 for size in sizes):
         return total
-    value = sum(hits) / total
-    if min(value, 1 - value) * total < 1e-9 or len(n) < 2:
-        return total**2 / sum(size**2 for size in n)
-    residuals = sum((h - value * m) ** 2 for h, m in zip(hits, n, strict=True))
-    variance = len(n) / (len(n) - 1) * residuals / total**2
+    cells = range(len(rows[0]))
+    shares = [sum(row[cell] for row in rows) / total for cell in cells]
+    wanted = [scores] if scores else [[float(cell == one) for cell in cells] for one in cells]
+    spread = residuals = 0.0
+    for weights in wanted:
+        mean = dot(weights, shares)
+        spread += dot([weight**2 for weight in weights], shares) - mean**2
+        pairs = zip(rows, sizes, strict=True)
+        residuals += sum((dot(weights, row) - mean * size) ** 2 for row, size in pairs)
+    if spread * total < 1e-9 or len(rows) < 2:
+        return total**2 / sum(size**2 for size in sizes)
+    variance = len(rows) / (len(rows) - 1) * residuals / total**2
     # clusters may agree better than chance: independence stays the careful side
-    return total if variance * total <= value * (1 - value) else value * (1 - value) / variance
+    return total if variance * total <= spread else spread / variance
+
+
+def dot(weights: Sequence[float], numbers: Sequence[float]) -> float:
+    """The sum of the products."""
+    return sum(weight * number for weight, number in zip(weights, numbers, strict=True))
 
 
 def clustered_rate(flags: Iterable[bool | None], clusters: Iterable[str] | None = None) -> Rate:

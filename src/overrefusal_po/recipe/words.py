@@ -58,6 +58,12 @@ def unknown_key(name: str, known: Iterable[str], section: str, *, owner: str = "
     return f"{place} is not a known key{f' of {owner}' if owner else ''}. {hint}"
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean before?` for a name that is near a known one; else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def kind_of(value: object) -> str:
     """The kind of a value in words: `true/false`, `whole number`, ..., or `null`."""
     return VALUE_WORDS.get(type(value), "null")

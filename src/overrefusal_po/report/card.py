@@ -1,9 +1,11 @@
-"""A pipeline's run folder -> the model card of what it trained: README.md beside the stage's
-`model/`.
+"""A run folder -> the model card of what was trained in it: README.md beside `model/`, and inside
+`model/` and `adapter/`, which people upload.
 
     card = write_card(Path("runs/demo"))
     # of the last run whose model was trained here
     card = write_card(Path("runs/demo"), run="DeRTa")
+    # of a single training, with an evaluation of its model or without results
+    card = write_card(Path("runs/dpo-1a2b"), measured=Path("runs/evaluate-3c4d"))
 
 The results stand in the card's metadata too, which the hub reads. A card is made to be published:
 it holds no path of this machine and no setting that is not a number.
@@ -16,16 +18,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from overrefusal_po.evaluate.breakdowns import NO_ATTACK
 from overrefusal_po.evaluate.metrics import RateName
-from overrefusal_po.pairs.findings import WAIVED_FILE
 from overrefusal_po.model.bundled import BUNDLED
-from overrefusal_po.recipe.methods import METHODS
-from overrefusal_po.records import write_atomic
+from overrefusal_po.pairs.findings import WAIVED_FILE
+from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report.summary import MeasuredRates, MeasuredRun, Summary, read_summary
-from overrefusal_po.report.texts import visible
+from overrefusal_po.report.texts import one_line
+from overrefusal_po.report.training import (
+    method_words,
+    public_method,
+    stage_recipe,
+    training_parts,
+)
 from overrefusal_po.report.waivers import PREFIX, waived_words
 
 if TYPE_CHECKING:
@@ -50,12 +55,31 @@ CORRECTED_HEADS: dict[RateName, str] = {
 UNDER_ATTACK: tuple[RateName, ...] = ("harmful_refused", "harmful_not_unsafe")
 
 
-def write_card(folder: Path, *, run: str | None = None) -> Path:
-    """`folder`/STAGE/README.md for the model of `run` (None: the last run with a model of this
-    folder's own).
+def write_card(folder: Path, *, run: str | None = None, measured: Path | None = None) -> Path:
+    """README.md in the folder of the training, after the same text went into its `model/` and
+    `adapter/`.
 
-    Raises ValueError if the folder holds no summary, or no run with a model that was trained in it.
+    Args:
+        folder: the run folder of a pipeline, or of a single training.
+        run: a pipeline's run whose model the card is of; None: the last one trained here.
+        measured: the run folder of an evaluation of a single training's model.
+
+    Raises:
+        ValueError: nothing was trained here, or the evaluation is of another model.
     """
+    if stage_recipe(folder).get("task") == "train":
+        summary = None if measured is None else evaluation_of(folder, measured)
+        return put_card(folder, card_text(summary, summary.runs[0] if summary else None, folder))
+    if measured is not None:
+        raise ValueError(
+            f"{folder}: an evaluation beside the card is for the folder of a single training. A "
+            "pipeline has its own evaluations."
+        )
+    return pipeline_card(folder, run)
+
+
+def pipeline_card(folder: Path, run: str | None) -> Path:
+    """The card of a pipeline's run; ValueError if it has no model that was trained here."""
     summary = read_summary(folder)
     stages = {
         found.name: stage
@@ -71,7 +95,34 @@ def write_card(folder: Path, *, run: str | None = None) -> Path:
         )
     name = run or list(stages)[-1]
     found = next(r for r in summary.runs if r.name == name)
-    return write_atomic(stages[name] / "README.md", card_text(summary, found, stages[name]))
+    return put_card(stages[name], card_text(summary, found, stages[name]))
+
+
+def put_card(stage: Path, text: str) -> Path:
+    """Writes the card into `model/` and `adapter/` if they are there, and into the folder."""
+    for name in ("model", "adapter"):
+        if (stage / name).is_dir():
+            write_atomic(stage / name / "README.md", text)
+    return write_atomic(stage / "README.md", text)
+
+
+def evaluation_of(stage: Path, measured: Path) -> Summary:
+    """The summary of an evaluation; ValueError if it measured another model than the stage's."""
+    summary = read_summary(measured)
+    place = Path(summary.runs[0].model)
+    status = measured / "status.json"
+    inputs = read_state(status).get("inputs", {}) if status.is_file() else {}
+    trained = stage / "status.json"
+    key = read_state(trained).get("key") if trained.is_file() else None
+    same = place.resolve() == (stage / "model").resolve()
+    if len(summary.runs) != 1 or not (
+        same or (key and inputs.get("model.model_name_or_path") == key)
+    ):
+        raise ValueError(
+            f"{measured} measured {str(place)!r}, and the card is of {stage / 'model'}. Give the "
+            "run folder of an evaluation of that model."
+        )
+    return summary
 
 
 def trained_stage(run: MeasuredRun, folder: Path) -> Path | None:
@@ -82,26 +133,34 @@ def trained_stage(run: MeasuredRun, folder: Path) -> Path | None:
     return stage if made_here else None
 
 
-def card_text(summary: Summary, run: MeasuredRun, stage: Path) -> str:
-    """The card: metadata, then Markdown."""
+def card_text(summary: Summary | None, run: MeasuredRun | None, stage: Path) -> str:
+    """The card: metadata, then Markdown. Without `summary` and `run` it has no results."""
     from huggingface_hub import ModelCard, ModelCardData
 
     recipe = stage_recipe(stage)
     base = base_model(recipe, stage.parent)
-    method = recipe.get("method")
+    method = public_method(recipe)
+    name = stage.resolve().name
+    if summary and run:
+        name = run.name if summary.title == run.name else f"{summary.title}, {run.name}"
     data = ModelCardData(
         base_model=base,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["overrefusal-po", "over-refusal", "safety", *([str(method)] if method else [])],
-        model_name=one_line(f"{summary.title}, {run.name}"),
-        eval_results=[*run_results(run, summary)],
+        tags=["overrefusal-po", "over-refusal", "safety", *([method] if method else [])],
+        model_name=one_line(name),
+        eval_results=[*run_results(run, summary)] if summary and run else None,
     )
-    words = "\n".join(
-        line
-        for part in card_parts(summary, run, recipe, base=base, stage=stage)
-        for line in (part, "")
-    )
+    parts = [f"# {one_line(name)}", origin_words(recipe, base)]
+    if summary and run:
+        parts += result_parts(summary, run)
+    else:
+        parts += ["## Results", "Not measured yet. Refusals and answers may be worse than before."]
+    if waived := [f"- {line}" for line in public_waivers(stage)]:
+        parts += ["## Waived", "\n".join(waived)]
+    parts += training_parts(stage)
+    parts += [measured_words(summary)] if summary else []
+    words = "\n".join(line for part in parts for line in (part, ""))
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{words}", ignore_metadata_errors=False))
 
 
@@ -143,17 +202,8 @@ def results_on(
             )
 
 
-def card_parts(
-    summary: Summary,
-    run: MeasuredRun,
-    recipe: Mapping[str, object],
-    *,
-    base: str | None,
-    stage: Path,
-) -> Iterator[str]:
-    """The card's Markdown, a part at a time."""
-    yield f"# {one_line(summary.title)}: {one_line(run.name)}"
-    yield origin_words(recipe, base)
+def result_parts(summary: Summary, run: MeasuredRun) -> Iterator[str]:
+    """The card's Markdown on what was measured, a part at a time."""
     yield "## Results"
     yield (
         f"Measured on {', '.join(set_names(summary))}; {public_text(summary.measured.engine)}. "
@@ -167,36 +217,17 @@ def card_parts(
         yield "\n".join(attack_table(run))
     yield from gate_words(run)
     yield "## Limits"
-    yield "\n".join(f"- {line}" for line in [*limits(summary), *public_waivers(stage.parent)])
-    yield from training_words(recipe)
-    yield measured_words(summary)
+    yield "\n".join(f"- {line}" for line in limits(summary))
 
 
 def origin_words(recipe: Mapping[str, object], base: str | None) -> str:
     """Two sentences on the model's base and its training."""
+    method = method_words(recipe)
     return (
         f"Trained from {f'`{base}`' if base else 'another model'} by overrefusal-po"
-        f"{method_words(recipe.get('method'))}, to answer what only sounds dangerous and still "
-        "refuse what is harmful. The table shows how far it does."
+        f"{f' with method {method}' if method else ''}, to answer what only sounds dangerous and "
+        "still refuse what is harmful. The results show how far it does."
     )
-
-
-def method_words(name: object) -> str:
-    """` with method dpo (its title)`; empty if the recipe names no method."""
-    if not name:
-        return ""
-    method = METHODS.get(str(name))
-    return f" with method {one_line(str(name))}{f' ({method.title})' if method else ''}"
-
-
-def training_words(recipe: Mapping[str, object]) -> Iterator[str]:
-    """The training's settings that are numbers, if there are any."""
-    trainer = recipe.get("trainer")
-    settings = number_settings(trainer if isinstance(trainer, Mapping) else {})
-    if settings:
-        shown = {"method": recipe.get("method"), "trainer": settings}
-        yield "## Training"
-        yield f"```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```"
 
 
 def measured_words(summary: Summary) -> str:
@@ -290,9 +321,12 @@ def limits(summary: Summary) -> Iterator[str]:
     yield from (one_line(note) for note in notes if not looks_local(note))
 
 
-def public_waivers(folder: Path) -> Iterator[str]:
-    """What the trainings waived, each reason without paths of this machine."""
-    for file in sorted(folder.glob(f"*/{WAIVED_FILE}")):
+def public_waivers(stage: Path) -> Iterator[str]:
+    """What the trainings of a pipeline waived, or a single one, each reason without paths of this
+    machine."""
+    in_pipeline = (stage.parent / "summary.json").is_file()
+    files = sorted(stage.parent.glob(f"*/{WAIVED_FILE}")) if in_pipeline else [stage / WAIVED_FILE]
+    for file in filter(Path.is_file, files):
         for what, reason in waived_words(file):
             yield f"{one_line(what[:1].upper() + what[1:])}. Waived: {public_text(reason)}"
 
@@ -316,12 +350,6 @@ def public_text(text: str) -> str:
     return "a local one" if looks_local(text) else one_line(text)
 
 
-def stage_recipe(stage: Path) -> dict[str, object]:
-    """The stage's resolved recipe; empty if it has none."""
-    file = stage / "recipe.yaml"
-    return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
-
-
 def base_model(recipe: Mapping[str, object], folder: Path) -> str | None:
     """The hub name from which the pipeline's training started, through all its stages; None if it
     has none."""
@@ -335,14 +363,3 @@ def base_model(recipe: Mapping[str, object], folder: Path) -> str | None:
             return name if HUB_NAME.fullmatch(name) and not path.exists() else None
         recipe = stage_recipe(folder / path.parent.name)
     return None
-
-
-def number_settings(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings that are numbers or flags: a text could be a path or a token."""
-    return {key: value for key, value in settings.items() if isinstance(value, bool | int | float)}
-
-
-def one_line(text: str) -> str:
-    """A text from outside as one line of Markdown that breaks neither a table nor HTML."""
-    flat = " ".join(str(visible(text)).split())
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;"))

@@ -13,8 +13,6 @@ value and jinja escapes it. Rates are printed, not computed.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from overrefusal_po.evaluate.breakdowns import NO_ATTACK, SeedSpread, spread_ove
 from overrefusal_po.evaluate.metrics import RateName, RatesEntry
 from overrefusal_po.records import Kind, write_atomic
 from overrefusal_po.report.pictures import draw_plane, draw_transitions, png_base64
+from overrefusal_po.report.seeds import check_seeds
 from overrefusal_po.report.summary import (
     KIND_WORDS,
     STATE_WORDS,
@@ -37,7 +36,7 @@ from overrefusal_po.report.summary import (
     Summary,
     read_summary,
 )
-from overrefusal_po.report.texts import clipped, visible
+from overrefusal_po.report.texts import clipped, csp_hash, visible
 
 RunPart = Literal["sets", "attacks", "positions"]
 Step = tuple[str, str]
@@ -183,7 +182,7 @@ def seed_spreads(summaries: Sequence[Summary]) -> dict[str, dict[RateName, SeedS
         raise ValueError(
             f"these run folders share no run's name ({names}), so they are not seeds of one "
             "recipe. Give the folders of one pipeline that ran with several seeds, or one folder "
-            "alone."
+            "alone. Different models are compared by overrefusal-po compare."
         )
     return found
 
@@ -196,11 +195,6 @@ def spread_of_runs(name: str, runs: Sequence[MeasuredRun]) -> dict[RateName, See
         return spread_over_seeds(entries)
     except ValueError as error:
         raise ValueError(f"the runs named {name!r}: {error}") from None
-
-
-def csp_hash(text: str) -> str:
-    """The source expression of a Content-Security-Policy that allows exactly this inline text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def write_report(folder: Path, *others: Path) -> Path:
@@ -217,6 +211,7 @@ def write_report(folder: Path, *others: Path) -> Path:
             "runs."
         )
     summaries = [read_summary(path) for path in folders]
+    check_seeds(folders, summaries)
     summary = summaries[0]
     steps = step_totals(summary.transitions)
     kinds = [kind for kind in KIND_WORDS if any(kind in step for step in steps.values())]

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from overrefusal_po.records import read_state
 from overrefusal_po.report.texts import visible
@@ -38,6 +39,9 @@ SHOWN_COUNTS = (
 )
 """The mappings in a stage's summary that are printed: what a curation counted."""
 
+
+LONGEST_ALIGNED = 40
+"""Characters of a value up to which the origins of keys stand in one column."""
 
 # Any: a result holds numbers, texts, lists and mappings, as JSON does
 StageResult = Mapping[str, Any]
@@ -86,24 +90,68 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, width: in
 
 def print_keys(rows: Iterable[tuple[str, object, str]], above: str = "") -> None:
     """Prints (key, value, origin) rows; `above` stands before each key."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for key, value, origin in rows:
-        text = value if isinstance(value, str) else json.dumps(value)
-        table.add_row(
-            *[escape(str(visible(cell))) for cell in (f"{above}{key}", text)],
-            f"[dim]{escape(origin)}[/dim]",
-        )
-    Console(soft_wrap=True, highlight=False).print(table)
+    shown = [
+        [
+            str(visible(cell))
+            for cell in (
+                f"{above}{key}",
+                value if isinstance(value, str) else json.dumps(value),
+                origin,
+            )
+        ]
+        for key, value, origin in rows
+    ]
+    widths = [max((len(row[at]) for row in shown), default=0) for at in (0, 1)]
+    console = Console(highlight=False)
+    for key, text, origin in shown:
+        line = f"{key:{widths[0]}}  {text:{min(widths[1], LONGEST_ALIGNED)}}  "
+        # a key or a value is never cut, however narrow the terminal is
+        console.print(Text(line).append(origin, style="dim"), soft_wrap=True)
 
 
 def print_result(found: StageResult) -> None:
-    """Prints the summary of a stage: rates with their intervals, and the counts."""
+    """Prints the summary of a stage: its numbers, a table of rates, and a table of counts."""
+    rates = [key for key in found if key in found.get("intervals", ())]
     for key, value in found.items():
-        if key in found.get("intervals", ()):
-            counts = f"n = {found['n'][key]}, unscored {found['unscored'][key]}"
-            say(f"{key}: {with_interval(found, key)} ({counts})")
-        elif not isinstance(value, dict) or (value and key in SHOWN_COUNTS):
-            say(f"{key}: {value}")
+        if key not in rates and not isinstance(value, dict | list):
+            say(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+    for key, value in found.items():
+        if isinstance(value, list) and value:
+            say(f"{key}: {'; '.join(map(str, value))}")
+    if rates:
+        head = ["rate", "value", "95 % interval", "n", "unscored"]
+        print_table(head, [rate_cells(found, key) for key in rates], width=100)
+    counts = [row for key in SHOWN_COUNTS for row in count_rows(key, found.get(key))]
+    if counts:
+        print_table(["counted", "", "number"], counts, width=100)
+
+
+def rate_cells(found: StageResult, key: str) -> list[str]:
+    """A row of the table of rates."""
+    value, ends = found[key], found["intervals"].get(key)
+    return [
+        key,
+        "n/a" if value is None else f"{value:.2f}",
+        "" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}",
+        str(found["n"][key]),
+        str(found["unscored"][key]),
+    ]
+
+
+def count_rows(key: str, counts: object) -> Iterator[list[str]]:
+    """(what is counted, its part, number) of counts and of counts within them."""
+    for name, value in counts.items() if isinstance(counts, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from count_rows(f"{key}, {name}".replace("_", " "), value)
+        else:
+            yield [key, str(name).replace("_", " "), str(value)]
+
+
+def print_next(steps: Sequence[tuple[str, str]]) -> None:
+    """Prints what can be done next: a line for each command, whole, so that it can be copied."""
+    width = max((len(words) for words, _ in steps), default=0)
+    for number, (words, command) in enumerate(steps):
+        say(f"{'next:' if number == 0 else '     '} {words:{width}}  {command}")
 
 
 def print_summary(folder: Path) -> None:

@@ -6,6 +6,8 @@ clipped("abcdef", 4)            # "abcd … [2 more characters]"
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 
 CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -28,3 +30,18 @@ def clipped(text: str, length: int) -> str:
     if len(text) <= length:
         return text
     return f"{text[:length]} … [{len(text) - length} more characters]"
+
+
+def one_line(text: str) -> str:
+    """A text from outside as one line of Markdown that breaks neither a table nor HTML, and that
+    makes no link, no heading and no formula."""
+    flat = " ".join(str(visible(text)).split())
+    safe = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    signs = re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", safe)
+    # an address is a link even without brackets
+    return re.sub(r"(?i):(?=//)|(?<=www)\.|@", r"\\\g<0>", signs)
+
+
+def csp_hash(text: str) -> str:
+    """The source expression of a Content-Security-Policy that allows exactly this inline text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

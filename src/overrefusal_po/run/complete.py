@@ -37,6 +37,7 @@ from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.records import Completion, Origin, Prompt, Sampling, write_atomic
 from overrefusal_po.run.appender import Appender, cut_torn_line, rows_if_any
 from overrefusal_po.run.ledger import LedgerSums, sum_ledger
+from overrefusal_po.run.pace import spoken
 
 logger = logging.getLogger(__name__)
 MakeEngine = Callable[[], Engine]
@@ -142,8 +143,8 @@ def draw(
         sampling: how to draw.
         make_engine: makes the engine; not called if nothing is missing.
         samples: completions of each prompt.
-        label: names the work in progress bar and log.
-        total: the number of prompts, for the progress bar; None if unknown.
+        label: names the work in the log.
+        total: the number of prompts, for the log's lines on progress; None if unknown.
     """
     failed = file_beside(path, "failed.jsonl")
     for file in (path, failed, file_beside(path, "ledger.jsonl")):
@@ -186,10 +187,6 @@ def _draw_missing(engine: Engine, path: Path, work: Work, *, label: str, total: 
     A cost is written before its completion. If a kill comes between the two, that completion is
     asked for and paid twice.
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import track
-
     with (
         Appender(path, Completion, keep=False) as good,
         Appender(file_beside(path, "failed.jsonl"), Completion, keep=False) as bad,
@@ -204,9 +201,9 @@ def _draw_missing(engine: Engine, path: Path, work: Work, *, label: str, total: 
             spent_tokens=spent_tokens(path.parent, engine.name),
             spend=ledger.add,
         )
-        for completion in track(
-            stream, description=escape(label), total=total, console=Console(stderr=True)
-        ):
+        if label:
+            logger.info("%s", label)
+        for completion in spoken(stream, label or path.name, total=total):
             row = with_origin(completion, origins)
             (good if row.error is None else bad).add(row)
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 LAYOUT = 2
 """The version of a run folder's files, in status.json. Raise it when you rename a file or a key."""
 
+LOGGED = ("overrefusal_po", "py.warnings")
+"""The loggers of a run's log: ours, and the one of Python's warnings if they are captured."""
+
 
 SPELT = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 """Control characters -> how a log spells them."""
@@ -109,7 +112,8 @@ class Run:
         handler = logging.FileHandler(self.path / "log", encoding="utf-8")
         handler.setFormatter(Printable("%(asctime)s %(levelname)s %(name)s %(message)s"))
         self._log = handler
-        logging.getLogger("overrefusal_po").addHandler(handler)
+        for name in LOGGED:
+            logging.getLogger(name).addHandler(handler)
 
     def _check_same(self) -> None:
         status = self.status()
@@ -200,7 +204,8 @@ class Run:
     def close(self) -> None:
         """Releases the lock and the log file."""
         if self._log is not None:
-            logging.getLogger("overrefusal_po").removeHandler(self._log)
+            for name in LOGGED:
+                logging.getLogger(name).removeHandler(self._log)
             self._log.close()
             self._log = None
         if self._lock is not None:

@@ -26,6 +26,7 @@ from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, read_state, write_atomic
+from overrefusal_po.report.card import write_card
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
@@ -35,6 +36,8 @@ from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.model_checks import check_tied, check_vocabulary, missing_bos
+from overrefusal_po.train.progress import speak_in_words
+from overrefusal_po.train.push import check_push, push_of, push_run, without_push
 from overrefusal_po.train.resume import resumable
 from overrefusal_po.train.saved import check_saved, live_probe
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
@@ -55,7 +58,10 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
     ...}."""
     run = open_run(False)  # which only reads
     known = run.status()
+    push = push_of(recipe)
     if known.get("state") == "done" and known["key"] == run.key:
+        if os.environ.get("RANK", "0") == "0":
+            push_run(push, run.path)
         stored: dict[str, Any] = known["summary"]
         return stored
     settings = checked_settings(recipe)
@@ -67,6 +73,7 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
     config = method_config(recipe, {**settings, "output_dir": str(run.path / "checkpoints")})
     template = load_template(recipe.model, recipe.chat)
     check_trackers(recipe.trainer.get("report_to"))
+    in_first_process(state, lambda: check_push(push))
     made = in_first_process(state, lambda: first_data(recipe, run, template))
     with open_run(state.is_main_process) as run:
         if not run.done:
@@ -77,6 +84,7 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
             save(trainer, recipe, template, run)
             state.wait_for_everyone()
         summary: dict[str, Any] = read_state(run.path / "training.json", ["summary"])["summary"]
+    in_first_process(state, lambda: push_run(push, run.path))
     return summary
 
 
@@ -84,7 +92,7 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
     """The trainer's settings; ValueError for sharding that would end in empty weights."""
     # `resumable` does what enable_jit_checkpoint would, for SIGINT too and at the end of a step
     hardware = hardware_settings(recipe.trainer)
-    settings = {**hardware, **recipe.trainer, "enable_jit_checkpoint": False}
+    settings = {**hardware, **without_push(recipe.trainer), "enable_jit_checkpoint": False}
     method = find_method(recipe.method)
     check_sharding(
         settings,
@@ -164,6 +172,7 @@ def check_fit(recipe: TrainRecipe, prepared: Prepared, template: ChatTemplate) -
 def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
     """`read_and_prepare` with the trackers checked: what `check --data` shows."""
     check_trackers(recipe.trainer.get("report_to"))
+    push_of(recipe)
     return read_and_prepare(recipe, template)[1]
 
 
@@ -205,6 +214,7 @@ def make_trainer(
     if not recipe.model.get("use_peft"):  # full fine-tuning: bfloat16 loses steps of 1e-6
         options["dtype"] = options["dtype"] or "float32"
     section = {k: v for k, v in recipe.model.items() if k != "trust_remote_code"}
+    logger.info("loading %s", options["name"])
     return method_module(recipe.method).recipe_trainer(
         models.load_model(**options),
         prepared,
@@ -222,6 +232,7 @@ def run_training(recipe: TrainRecipe, trainer: Trainer, run: Run, template: Chat
         trainer.add_callback(look)
     trainer.add_callback(tracker_callback(run.resolved, run.path))
     trainer.add_callback(finite_callback(trainer))
+    speak_in_words(trainer)
     note_processes(run, trainer.accelerator.num_processes)
     with resumable(trainer):
         trainer.train(resume_from_checkpoint=last_checkpoint(run.path / "checkpoints"))
@@ -265,6 +276,7 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     check_finite(model)
     probe = live_probe(trainer)
     summary = training_summary(trainer, run)
+    logger.info("saving %s, and comparing it with the trained model", run.path / "model")
     if hasattr(model, "peft_config"):
         model.save_pretrained(run.path / "adapter", state_dict=weights)
         summary["adapter"] = str(run.path / "adapter")
@@ -284,6 +296,7 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     write_atomic(
         run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
     )
+    write_card(run.path)  # in the place of peft's README, which names folders of this machine
     run.finish(summary)
 
 

@@ -1,0 +1,329 @@
+"""Run folders of evaluations -> their differences, prompt by prompt: a table, JSON, and a page.
+
+    found = compare_folders([Path("runs/base"), Path("runs/dpo")])
+    write_page(found, Path("compare.html"))
+
+The first folder is the one that the others are compared with. The page's style is the report's, and
+like there everything that comes from outside is unmasked and escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+from overrefusal_po.evaluate.comparisons import EstimateEntry, OutcomePair, estimate_entry
+from overrefusal_po.evaluate.intervals import Estimate
+from overrefusal_po.evaluate.metrics import State, state
+from overrefusal_po.evaluate.side_by_side import (
+    KindSideBySide,
+    Move,
+    SideBySide,
+    against_first,
+    check_comparable,
+    judges,
+)
+from overrefusal_po.records import Kind, Outcome, read_jsonl, write_atomic
+from overrefusal_po.report.summary import KIND_WORDS, STATE_WORDS, Metrics, parsed
+from overrefusal_po.report.texts import clipped, csp_hash, visible
+
+SHOWN_PROMPTS = 40
+"""Prompts of one change that the page shows; the JSON has all."""
+RIGHT_WORDS: dict[Kind, str] = {
+    "harmful": "harmful refused",
+    "benign": "harmless answered",
+    "general": "ordinary answered",
+}
+
+
+class ComparedRun(NamedTuple):
+    """One evaluation: its name here, its folder, its model, its plain outcomes, and its judge."""
+
+    name: str
+    folder: Path
+    model: str
+    outcomes: list[Outcome]
+    attacked: int
+    """Outcomes under attack, which are not compared."""
+
+
+class ComparedFolders(NamedTuple):
+    """Several evaluations, and each against the first."""
+
+    runs: list[ComparedRun]
+    comparisons: list[SideBySide]
+    notes: list[str]
+
+
+class PromptEntry(TypedDict):
+    """A prompt of a change."""
+
+    id: str
+    sample: int
+    category: str
+    prompt: str
+
+
+class MoveEntry(TypedDict):
+    """The prompts of one kind whose responses went from one state to another."""
+
+    kind: Kind
+    before: State
+    after: State
+    prompts: list[PromptEntry]
+
+
+class KindEntry(TypedDict):
+    """One kind of prompts in two runs; see `side_by_side.KindSideBySide`."""
+
+    before: float
+    after: float
+    difference: EstimateEntry
+    n: int
+    unscored: int
+    only_before: int
+    only_after: int
+    p: float | None
+    p_holm: float | None
+
+
+class ComparisonEntry(TypedDict):
+    """One run against the first."""
+
+    before: str
+    after: str
+    sum_difference: EstimateEntry
+    kinds: dict[Kind, KindEntry]
+    transitions: list[MoveEntry]
+
+
+class ComparedEntry(TypedDict):
+    """What `overrefusal-po compare --json` prints."""
+
+    runs: list[dict[str, str]]
+    judge: str
+    comparisons: list[ComparisonEntry]
+    notes: list[str]
+
+
+def compare_folders(folders: Sequence[Path]) -> ComparedFolders:
+    """Every evaluation against the first.
+
+    Raises ValueError for fewer than two folders, one given twice, a folder that holds no
+    evaluation, and runs that differ in prompts or judge.
+    """
+    if len(folders) < 2:
+        raise ValueError("compare needs at least two run folders: the first, and those to compare.")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError(f"a run folder is given twice: {', '.join(map(str, folders))}.")
+    runs = distinct_names([read_run(folder) for folder in folders])
+    outcomes = {run.name: run.outcomes for run in runs}
+    check_comparable(outcomes)
+    return ComparedFolders(runs, against_first(outcomes), notes(runs))
+
+
+def read_run(folder: Path) -> ComparedRun:
+    """The evaluation in a folder; ValueError says what is missing, and where evaluations are."""
+    rows, file = folder / "outcomes.jsonl", folder / "metrics.json"
+    if not (rows.is_file() and file.is_file()):
+        raise ValueError(f"{folder}: {no_evaluation(folder)}")
+    fault = f"{file}: these are not the metrics of an evaluation"
+    metrics = parsed(Metrics, file.read_bytes(), fault)
+    outcomes = read_jsonl(rows, Outcome)
+    plain = [outcome for outcome in outcomes if outcome.prompt.attack is None]
+    if not plain:
+        raise ValueError(f"{rows}: all {len(outcomes)} outcomes are under attack; none is plain.")
+    return ComparedRun(metrics.name, folder, metrics.model, plain, len(outcomes) - len(plain))
+
+
+def no_evaluation(folder: Path) -> str:
+    """Why a folder cannot be compared, and what to give in its place."""
+    if not folder.is_dir():
+        return "there is no such folder. Give the run folder of an evaluation."
+    inner = sorted(str(file.parent) for file in folder.glob("*/outcomes.jsonl"))
+    if inner:
+        return f"this is a pipeline's folder. Give its evaluations: {' '.join(inner)}"
+    return (
+        "this folder holds no evaluation that has ended (outcomes.jsonl and metrics.json). Give "
+        "the run folder of one."
+    )
+
+
+def distinct_names(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """The runs; if two have one name, each is called by its folder."""
+    if len({run.name for run in runs}) == len(runs):
+        return list(runs)
+    return [run._replace(name=f"{run.name} ({run.folder})") for run in runs]
+
+
+def notes(runs: Sequence[ComparedRun]) -> list[str]:
+    """What a reader has to know: another way of drawing, and outcomes that are left out."""
+    found = []
+    drawn = {run.name: sampling_words(run) for run in runs}
+    if len(set(drawn.values())) > 1:
+        each = "; ".join(f"{name}: {words}" for name, words in drawn.items())
+        found.append(f"The responses were drawn in different ways ({each}).")
+    if attacked := sum(run.attacked for run in runs):
+        found.append(f"{attacked} outcomes under attack are not compared.")
+    return found
+
+
+def sampling_words(run: ComparedRun) -> str:
+    """How the responses of a run were drawn, the seed apart."""
+    ways = {outcome.completion.sampling.model_copy(update={"seed": 0}) for outcome in run.outcomes}
+    return " or ".join(
+        sorted(
+            f"temperature {way.temperature:g}, top_p {way.top_p:g}, up to {way.max_new_tokens} "
+            "new tokens"
+            for way in ways
+        )
+    )
+
+
+# --- JSON and terminal ----------------------------------------------------------------------------
+
+
+def as_json(found: ComparedFolders) -> ComparedEntry:
+    """The comparison as JSON holds it: shares from 0 to 1, all prompts of every change."""
+    return {
+        "runs": [
+            {"name": run.name, "folder": str(run.folder), "model": run.model} for run in found.runs
+        ],
+        "judge": " and ".join(judges(found.runs[0].outcomes)),
+        "comparisons": [comparison_entry(one) for one in found.comparisons],
+        "notes": found.notes,
+    }
+
+
+def comparison_entry(one: SideBySide) -> ComparisonEntry:
+    """One run against the first."""
+    return {
+        "before": one.before,
+        "after": one.after,
+        "sum_difference": estimate_entry(one.total),
+        "kinds": {kind: kind_entry(side) for kind, side in one.kinds.items()},
+        "transitions": [move_entry(move) for move in one.moves],
+    }
+
+
+def kind_entry(side: KindSideBySide) -> KindEntry:
+    """One kind of prompts."""
+    return {
+        "before": side.before,
+        "after": side.after,
+        "difference": estimate_entry(side.difference),
+        "n": side.paired.n,
+        "unscored": side.paired.unscored,
+        "only_before": side.paired.only_from,
+        "only_after": side.paired.only_to,
+        "p": side.paired.p,
+        "p_holm": side.p_holm,
+    }
+
+
+def move_entry(move: Move) -> MoveEntry:
+    """The prompts of one change."""
+    return {
+        "kind": move.kind,
+        "before": move.before,
+        "after": move.after,
+        "prompts": [prompt_entry(both) for both in move.outcomes],
+    }
+
+
+def prompt_entry(both: OutcomePair) -> PromptEntry:
+    """One prompt of a change."""
+    prompt = both[0].prompt
+    return {
+        "id": prompt.id,
+        "sample": both[0].completion.sample,
+        "category": prompt.category,
+        "prompt": prompt.asked,
+    }
+
+
+def table_rows(found: ComparedFolders) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of the terminal's table: a row for each kind of each comparison, and the sum."""
+    corrected = len(found.comparisons) > 1
+    head = ["compared", "rate", "before", "after", "difference [95 %]", "lost", "gained", "n", "p"]
+    rows = []
+    for one in found.comparisons:
+        name = step_words(one)
+        for kind, side in one.kinds.items():
+            counts = (side.paired.only_from, side.paired.only_to, side.paired.n)
+            p = [p_words(side.paired.p)] + ([p_words(side.p_holm)] if corrected else [])
+            shares = (f"{side.before:.2f}", f"{side.after:.2f}", signed(side.difference))
+            rows.append([name, RIGHT_WORDS[kind], *shares, *map(str, counts), *p])
+        blank = ["", "", "", ""] + ([""] if corrected else [])
+        rows.append([name, "sum of both", "", "", signed(one.total), *blank])
+    return head + (["p, Holm"] if corrected else []), rows
+
+
+def move_lines(found: ComparedFolders) -> list[str]:
+    """A line for each change: `base -> dpo, harmless prompts: refused -> answered 12`."""
+    return [
+        f"{step_words(one)}, {KIND_WORDS[move.kind]}: {state_words(move.before)} -> "
+        f"{state_words(move.after)} {len(move.outcomes)}"
+        for one in found.comparisons
+        for move in one.moves
+    ]
+
+
+def step_words(one: SideBySide) -> str:
+    """`base -> dpo`; a name cannot steer the terminal."""
+    return f"{visible(one.before)} -> {visible(one.after)}"
+
+
+def state_words(name: State) -> str:
+    """A state in words."""
+    return "unscored" if name == "unscored" else STATE_WORDS[name]
+
+
+def signed(estimate: Estimate) -> str:
+    """`+0.12 [-0.01, +0.25]`, or n/a."""
+    if estimate.value is None:
+        return "n/a"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:+.2f}"
+    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+
+
+def p_words(p: float | None) -> str:
+    """A p value with three digits, or n/a."""
+    if p is None or math.isnan(p):
+        return "n/a"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def write_page(found: ComparedFolders, out: Path) -> Path:
+    """Writes the page to `out`; ValueError if that is a folder."""
+    if out.is_dir():
+        raise ValueError(f"--out: {out} is a folder. Give the path of a file: compare.html.")
+    return write_atomic(out, render(found))
+
+
+def render(found: ComparedFolders) -> str:
+    """The page; it loads nothing from elsewhere."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.loader = FileSystemLoader(Path(__file__).parent)
+    environment.filters |= {"clipped": clipped, "csp_hash": csp_hash}
+    return environment.get_template("compare.html.j2").render(
+        found=found,
+        judge=" and ".join(judges(found.runs[0].outcomes)),
+        corrected=len(found.comparisons) > 1,
+        kinds=KIND_WORDS,
+        states={**STATE_WORDS, "unscored": "unscored"},
+        state=state,
+        signed=signed,
+        p_words=p_words,
+        shown=SHOWN_PROMPTS,
+    )

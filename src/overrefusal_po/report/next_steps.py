@@ -1,0 +1,109 @@
+"""What to do after a run: commands that can be pasted into a shell.
+
+next_steps({"folder": "runs/a", "model": "runs/a/model"}, "train", Path("recipes"))
+# [("measure it", "overrefusal-po recipes/evaluate.yaml --model..."), ("serve it", "vllm ...")]
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from overrefusal_po.recipe.overrides import parse_overrides
+
+NextStep = tuple[str, str]
+"""(what it does, the command)."""
+
+MODEL_KEY = "model.model_name_or_path"
+
+
+def next_steps(found: Mapping[str, object], task: str, recipes: Path) -> list[NextStep]:
+    """The commands after a run of this task.
+
+    Args:
+        found: the run's summary: its `folder`, and the `model` or the files that it made.
+        task: train, curate, evaluate or pipeline.
+        recipes: the folder of the shipped recipes.
+    """
+    folder = Path(str(found["folder"]))
+    if task == "train":
+        return [*after_training(str(found["model"]), recipes)]
+    if task == "curate":
+        return [*after_curation(folder, recipes)]
+    if task == "evaluate":
+        return [*after_evaluation(folder, Path(str(found.get("model", ""))))]
+    return [*after_pipeline(folder)]
+
+
+def after_training(model: str, recipes: Path) -> Iterator[NextStep]:
+    """Measure, serve and convert a model's folder."""
+    measure = override(MODEL_KEY, model)
+    yield "measure it", command("overrefusal-po", shipped(recipes, "evaluate"), measure)
+    yield from uses_of(model)
+
+
+def shipped(recipes: Path, name: str) -> Path:
+    """The file of a shipped recipe."""
+    return recipes / f"{name}.yaml"
+
+
+def uses_of(model: str) -> Iterator[NextStep]:
+    """Serve and convert a model's folder."""
+    yield "serve it", command("vllm", "serve", Path(model))
+    converter = ("python", "llama.cpp/convert_hf_to_gguf.py", Path(model))
+    yield "make a GGUF file", command(*converter, "--outfile", Path(f"{model}.gguf"))
+
+
+def after_curation(folder: Path, recipes: Path) -> Iterator[NextStep]:
+    """Check the pairs and train on them; an SFT set is for SFT."""
+    for file, method, key in (("pairs.jsonl", "dpo", "pairs"), ("sft.jsonl", "sft", "prompts")):
+        path = folder / file
+        if path.is_file():
+            yield "check them", command("overrefusal-po", "check", path)
+            if shipped(recipes, method).is_file():
+                data = [override(f"data.{key}", str(path))]
+                data += ["--data.containment=none"] if method == "dpo" else []
+                yield (
+                    "train on them",
+                    command("overrefusal-po", shipped(recipes, method), *data),
+                )
+
+
+def after_evaluation(folder: Path, model: Path) -> Iterator[NextStep]:
+    """The page, and a comparison; of a model that was trained here, the card with these results
+    too."""
+    yield "make its page", command("overrefusal-po", "report", folder)
+    yield "compare it", command("overrefusal-po", "compare", "RUN_BEFORE", folder)
+    if model.name == "model" and (model.parent / "training.json").is_file():
+        yield "write its model card", command("overrefusal-po", "card", model.parent, folder)
+
+
+def after_pipeline(folder: Path) -> Iterator[NextStep]:
+    """Read the page; the card and the uses of the model that was trained last."""
+    models = sorted(folder.glob("*/model"), key=lambda path: path.stat().st_mtime)
+    if (folder / "summary.json").is_file() and models:
+        yield "write its model card", command("overrefusal-po", "card", folder)
+    if models:
+        yield from uses_of(str(models[-1]))
+
+
+def command(*words: str | Path) -> str:
+    """Words as a shell needs them. A path that begins with `-` would be an option."""
+    texts = [
+        f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+        for word in words
+    ]
+    return shlex.join(texts)
+
+
+def override(key: str, value: str) -> str:
+    """`--key=value`, in quotes of YAML if plain text would be read as something else."""
+    plain = f"--{key}={value}"
+    try:
+        if parse_overrides([plain]) == [(key, value)]:
+            return plain
+    except ValueError:
+        pass
+    return f"--{key}={json.dumps(value, ensure_ascii=False)}"

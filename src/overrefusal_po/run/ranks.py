@@ -1,0 +1,63 @@
+"""A command in several launched processes: a fault is said once, and the exit code is the house's.
+
+    with speaking_once():
+        app(arguments)
+
+`accelerate launch` and torchrun start the command once for each rank. A fault that all ranks see
+would be said by each. A fault of one rank makes the others fail too, with tracebacks about a
+connection that says nothing to a user. The launcher adds a report of its own, with its own exit
+code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from overrefusal_po.run.folder import printable
+
+SECONDS_TO_BE_ENDED = 20.0
+"""How long another rank waits before it speaks. A launcher ends all ranks soon after the first
+ended, which may take seconds with torch loaded. So these words come if no other rank failed."""
+
+
+@contextmanager
+def speaking_once() -> Iterator[None]:
+    """Within, ValueError ends the process with exit code 2 and a sentence, and an interrupt with
+    130 and a sentence. In ranks other than the first nothing is said at once."""
+    try:
+        yield
+    except ValueError as error:
+        wait_for_the_first()
+        print(printable(f"overrefusal-po: {rank_words()}{error}"), file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as end:
+        # what typer makes of a KeyboardInterrupt
+        if end.code == 130 and os.environ.get("RANK", "0") == "0":
+            print(
+                "overrefusal-po: interrupted; the same command goes on where it stopped",
+                file=sys.stderr,
+            )
+        raise
+    except Exception:
+        wait_for_the_first()
+        raise
+
+
+def wait_for_the_first() -> None:
+    """Returns at once in the first rank. Another one waits, so that the launcher can end it before
+    it repeats what the first has said."""
+    if os.environ.get("RANK", "0") == "0":
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher's signal ends it without a word
+    time.sleep(SECONDS_TO_BE_ENDED)
+
+
+def rank_words() -> str:
+    """`rank 1: ` in another rank than the first: only then does the sentence need it."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"rank {rank}: "

@@ -1,0 +1,80 @@
+"""Several launched processes say a fault once, in a sentence, and end with the house's exit code."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu"]
+ACCELERATE += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+ACCELERATE += ["--dynamo_backend=no", "--main_process_port=0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def start(command: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """Starts a command in `folder`."""
+    kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**kept, **environment},
+    )
+
+
+@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun"])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--trainer.betta=1"], "trainer.betta is not a known key"),
+        (["--data.pairs=nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["run_dir=foreign"], "foreign is not empty, and it is no run folder"),
+    ],
+    ids=["seen by both ranks", "told to both ranks", "of the first rank alone"],
+)
+def test_a_fault_is_one_sentence_under_a_launcher(
+    styles: dict[str, Any], tmp_path: Path, launcher: list[str], given: list[str], sentence: str
+) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    model = f"--model.model_name_or_path={styles['llama'].folder}"
+    fixed = [model, "--trainer.use_cpu=true", "--trainer.max_length=2048", *given]
+    process = start(
+        [*launcher, "-m", "overrefusal_po", str(RECIPES / "dpo.yaml"), *fixed], tmp_path
+    )
+    out, err = process.communicate(timeout=300)
+    said = " ".join((out + err).split())
+    assert said.count(sentence) == 1, err
+    # what is left is the launcher's own report: it turns every code into 1, and names ours
+    assert process.returncode == 1 and "exitcode : 2" in said
+    assert said.count("Traceback (most recent call last)") == said.count("ChildFailedError:") == 1
+
+
+SPEAK = "from overrefusal_po.cli import main; main(['check', 'nowhere.yaml'])"
+
+
+def test_another_rank_speaks_if_the_launcher_does_not_end_it(tmp_path: Path) -> None:
+    process = start([sys.executable, "-c", SPEAK], tmp_path, RANK="1", WORLD_SIZE="2")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith("overrefusal-po: rank 1: nowhere.yaml: there is no such recipe")
+
+
+def test_another_rank_says_nothing_if_the_launcher_ends_it(tmp_path: Path) -> None:
+    code = SPEAK.replace("main([", "print('here', flush=True); main([")
+    process = start([sys.executable, "-c", code], tmp_path, RANK="1", WORLD_SIZE="2")
+    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM and err == ""
