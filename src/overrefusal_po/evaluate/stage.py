@@ -129,7 +129,7 @@ def make_outcomes(
         lambda: engine_for(
             recipe.model, template, recipe.generation, name, engine=recipe.engine, chat=recipe.chat
         ),
-        f"{recipe.name}: answering {len(prompts)} prompts",
+        f"{recipe.run_name}: answering {len(prompts)} prompts",
     )
     verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
     if judges.guard is not None:
@@ -171,7 +171,7 @@ def all_rates(
     """
     name = str(recipe.model["model_name_or_path"])
     plain = [o for o in outcomes if o.prompt.attack is None]
-    rates = run_metrics(plain, seed=recipe.seed).as_dict(recipe.name, name)
+    rates = run_metrics(plain, seed=recipe.seed).as_dict(recipe.run_name, name)
     by_set = rates_by(plain, "source", seed=recipe.seed)
     # a TypedDict with all keys of another is one of those
     found = cast("MetricsEntry", rates)

@@ -9,11 +9,13 @@ TRL's dataclasses. `sections` has the other sections.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from overrefusal_po.recipe.methods import find_method
+from overrefusal_po.recipe.model_names import own_name
 from overrefusal_po.recipe.sections import (
     Capability,
     Chat,
@@ -133,8 +135,8 @@ class EvaluateRecipe(Section):
 
     task: Literal["evaluate"]
     """What this recipe does."""
-    name: str = "model"
-    """What the report calls this run."""
+    name: str | None = None
+    """What the report calls this run. null: the model's own name."""
     model: OpenSection
     """The measured model: TRL ModelConfig keys, and `trust_remote_code`."""
     data: EvaluateData = EvaluateData()
@@ -163,6 +165,22 @@ class EvaluateRecipe(Section):
     """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""
 
 
+    @model_validator(mode="before")
+    @classmethod
+    def named(cls, values: object) -> object:
+        """The values with the model's own name as `name` if they have none."""
+        if not isinstance(values, Mapping) or values.get("name") is not None:
+            return values
+        model = values.get("model")
+        given = model.get("model_name_or_path") if isinstance(model, Mapping) else None
+        return {**values, "name": own_name(given)} if isinstance(given, str) else values
+
+    @property
+    def run_name(self) -> str:
+        """What the report calls this run."""
+        return self.name or "model"
+
+
 class PipelineRecipe(Section):
     """Stages in a row. An input may name an earlier output (`@curate.pairs`, `@dpo.model`)."""
 
@@ -170,6 +188,10 @@ class PipelineRecipe(Section):
     """What this recipe does."""
     title: str = "pipeline"
     """The title of the report."""
+    model: OpenSection = Field(default_factory=dict)
+    """The start model: its keys are those of `model:` in every stage that does not say them itself.
+    A stage whose model is another stage's output (`@dpo.model`) keeps it, and takes the keys that
+    say how a model is loaded. `@model` names the start model in any other key of a stage."""
     stages: dict[str, OpenSection] = Field(min_length=1)
     """{name: the keys of a train, curate or evaluate recipe}. `recipe: FILE` takes that file's keys
     first; the path is relative to this recipe."""
