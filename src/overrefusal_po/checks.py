@@ -12,13 +12,12 @@ from pathlib import Path
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.inputs import clean_prompts, read_prompts
 from overrefusal_po.evaluate.stage import check_evaluation
-from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.pairs.findings import RESPONSE_SIDES
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.pairs.lint import lint
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.plugins import PlugSpec, make_refusal_judge
 from overrefusal_po.prompts import measured_prompts, read_source
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
@@ -39,16 +38,17 @@ from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_fit, check_sources
 
 
-def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
+def check_file(path: Path, judge: PlugSpec = "refusal") -> tuple[list[dict[str, object]], bool]:
     """(every finding about a file of pairs or of prompts, whether one of them stops): linter and
-    benchmark firewall."""
+    benchmark firewall. `judge` says which sides refuse."""
+    scorer = make_refusal_judge(judge)
     first = next(iter(local_rows(str(path))))[1]
     if not any(side in first for side in RESPONSE_SIDES):
         prompts = read_source({"name": "file", "path": str(path), "kind": "general"}, None)
         hits = [hit._asdict() for hit in contamination(prompts)]
         return hits, bool(hits)
     pairs = read_pairs(path)
-    found = lint(pairs, RefusalJudge())
+    found = lint(pairs, scorer)
     rows = {pair.prompt.id: pair.id for pair in pairs}
     hits = [
         {**hit._asdict(), "id": rows[hit.id]}
@@ -78,6 +78,7 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
 def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     """A line of what was found. ValueError for what a user can fix. Earlier outputs (`@...`) do
     not exist yet."""
+    make_refusal_judge(body.judge)
     named = not str(body.model["model_name_or_path"]).startswith("@")
     local = isinstance(body, TrainRecipe) or in_process(body.engine)
     template = load_template(body.model, body.chat) if named and local else None
@@ -88,7 +89,6 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
             f", and {attacked} attacked ones" if attacked else ""
         )
     if isinstance(body, CurateRecipe):
-        make_judge(body.judge)
         check_curation(body)
         benign, harmful = read_prompts(body)
         return f"{len(benign)} benign and {len(harmful)} harmful prompts"

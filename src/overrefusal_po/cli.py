@@ -22,7 +22,7 @@ import typer
 
 from overrefusal_po import plugins
 from overrefusal_po.recipe.load import load_recipe
-from overrefusal_po.recipe.overrides import parse_overrides
+from overrefusal_po.recipe.overrides import only_override, parse_overrides
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.run.interrupts import terminable
@@ -89,7 +89,7 @@ def check(
     from overrefusal_po.sources._local import ENDINGS
 
     if recipe.suffix.lower() in ENDINGS:
-        check_rows(recipe, as_json)
+        check_rows(recipe, as_json, only_override(context.args, "judge", "refusal"))
         return
     stages = stages_of(load_recipe(recipe, context.args))
     for above, stage in stages.items():
@@ -105,11 +105,11 @@ def check(
     print(f"{recipe} is valid.")
 
 
-def check_rows(path: Path, as_json: bool) -> None:
+def check_rows(path: Path, as_json: bool, judge: plugins.PlugSpec) -> None:
     """Prints the findings about a file of pairs or prompts; exit code 2 if one stops."""
     from overrefusal_po.checks import check_file
 
-    found, stops = check_file(path)
+    found, stops = check_file(path, judge)
     for row in found:
         words = "  ".join(str(value) for value in row.values())
         print(json.dumps(row, ensure_ascii=False) if as_json else words)

@@ -272,9 +272,10 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
             found[key] = path_hash(Path(value))
         elif value == "starter" and key.startswith(("data.", "select.")):
             found[key] = file_hash(Path(__file__).parent / "data" / "starter.jsonl")
-    judging = body.select if isinstance(body, TrainRecipe) else body
-    for key in ("judge", "guard", "reward"):
-        if (spec := getattr(judging, key, None)) is not None:
+    looks = body.looks if isinstance(body, TrainRecipe) else None
+    judging = [(key, getattr(body, key, None)) for key in ("judge", "guard", "reward")]
+    for key, spec in [*judging, ("select.judge", None if looks is None else looks.judge)]:
+        if spec is not None:
             judge = built_judge(spec)
             found[key] = f"{judge.name} {judge.version}"
     # the files and the code of an attack decide its prompts

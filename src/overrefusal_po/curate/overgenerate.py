@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from overrefusal_po.curate.selectors import Candidate, Selected, select_answer, why_not_chosen
 from overrefusal_po.engines import Engine
 from overrefusal_po.judges import Judge
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.plugins import make_judge, make_refusal_judge
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.recipe.sections import Generation
@@ -48,7 +48,7 @@ def make_curation_judges(recipe: CurateRecipe) -> CurationJudges:
     guard, reward = (
         None if spec is None else make_judge(spec) for spec in (recipe.guard, recipe.reward)
     )
-    return CurationJudges(make_judge(recipe.judge), guard, reward)
+    return CurationJudges(make_refusal_judge(recipe.judge), guard, reward)
 
 
 class AnsweringModel:

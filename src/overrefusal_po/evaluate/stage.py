@@ -27,7 +27,13 @@ from overrefusal_po.evaluate.gate import check_gate, gate_result
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.plugins import engine_note, make_judge, source_note, split_spec
+from overrefusal_po.plugins import (
+    engine_note,
+    make_judge,
+    make_refusal_judge,
+    source_note,
+    split_spec,
+)
 from overrefusal_po.prompts import measured_prompts
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, write_atomic, write_jsonl
@@ -58,7 +64,7 @@ class EvaluationJudges(NamedTuple):
 def make_judges(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> EvaluationJudges:
     """The judges that a recipe names. ValueError for a certificate that does not hold for these
     prompts or this judge."""
-    judge = make_judge(recipe.judge)
+    judge = make_refusal_judge(recipe.judge)
     certificate = read_certificate(recipe.certificate) if recipe.certificate else None
     if certificate is not None:
         check_applies(certificate, judge.name, judge.version, prompts)

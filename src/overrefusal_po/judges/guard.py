@@ -70,6 +70,7 @@ class GuardJudge:
         self.format = FORMATS[format_name]
         self.name = f"guard:{format_name}:{settings.model_name_or_path}"
         self.version = f"{VERSION}@{settings.revision}"
+        self.says_refusals = "refused" in self.format.answer.groupindex
         if "Controversial" in self.format.labels:
             self.version += f" controversial={settings.controversial}"
 

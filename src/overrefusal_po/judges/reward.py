@@ -74,6 +74,8 @@ class RewardJudge:
     """Scores completions with a reward model; weights are loaded when the first completion is
     scored."""
 
+    says_refusals = False
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.keep_every = 8 * settings.batch_size

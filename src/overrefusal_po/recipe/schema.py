@@ -74,6 +74,8 @@ class TrainRecipe(Section):
     """How conversations are rendered."""
     generation: Generation = Generation(max_new_tokens=40)
     """How the student's own words are drawn: harmful responses, and rejects of containment."""
+    judge: PlugSpec = "refusal"
+    """The judge that says which texts refuse: the linter's, and that of the student's own words."""
     select: Select | None = None
     """Which step's weights are saved, measured on both sides. null: the last step's."""
     speed: Speed = Speed()
@@ -87,6 +89,13 @@ class TrainRecipe(Section):
     def typed_data(self) -> Section:
         """`data` as the section of this method."""
         return find_method(self.method).data.model_validate(self.data)
+
+    @property
+    def looks(self) -> Select | None:
+        """`select` with the judge that it uses."""
+        if self.select is None or self.select.judge is not None:
+            return self.select
+        return self.select.model_copy(update={"judge": self.judge})
 
 
 class CurateRecipe(Section):
@@ -163,7 +172,6 @@ class EvaluateRecipe(Section):
     """Decides what is drawn: sampled tokens, and the samples behind the intervals."""
     run_dir: str | None = None
     """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""
-
 
     @model_validator(mode="before")
     @classmethod

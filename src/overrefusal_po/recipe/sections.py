@@ -168,8 +168,8 @@ class Select(Section):
     """The most tokens of a response. A refusal shows in the first ones."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
     """How far harmful_refused may fall below the start policy's."""
-    judge: PlugSpec = "refusal"
-    """The judge of the responses."""
+    judge: PlugSpec | None = None
+    """The judge of the responses. null: the recipe's."""
     batch_size: int = Field(default=32, gt=0)
     """Prompts decoded at a time."""
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import wants_deepspeed, wants_fsdp
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.sections import Select
 from overrefusal_po.records import (
@@ -219,7 +219,10 @@ class TwoSided:
             {"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled}
         )
         self.trainer, self.template, self.select = trainer, template, select
-        self.prompts, self.judge = dev_prompts(select), make_judge(select.judge)
+        self.prompts, self.judge = (
+            dev_prompts(select),
+            make_refusal_judge(select.judge or "refusal"),
+        )
         first = trainer.accelerator.is_main_process
         self.looks = Looks(folder, select.tolerance) if first else None
 

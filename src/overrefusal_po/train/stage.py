@@ -20,7 +20,7 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
 from overrefusal_po.pairs.apart import check_apart
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
@@ -166,9 +166,9 @@ def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
 
 def check_selection(recipe: TrainRecipe, trained: Sequence[Prompt]) -> None:
     """Raises ValueError if steps are selected by a missing judge or by prompts trained on."""
-    if recipe.select is not None:
-        make_judge(recipe.select.judge)
-        check_apart({"select.sets": dev_prompts(recipe.select)}, {"data": trained})
+    if (looks := recipe.looks) is not None:
+        make_refusal_judge(looks.judge or recipe.judge)
+        check_apart({"select.sets": dev_prompts(looks)}, {"data": trained})
 
 
 def write_data(
@@ -211,8 +211,8 @@ def make_trainer(
 
 def run_training(recipe: TrainRecipe, trainer: Trainer, run: Run, template: ChatTemplate) -> None:
     """Trains from the last checkpoint, with two-sided looks and trackers as the recipe asks."""
-    if recipe.select is not None:
-        look = two_sided_callback(trainer, template=template, select=recipe.select, folder=run.path)
+    if (looks := recipe.looks) is not None:
+        look = two_sided_callback(trainer, template=template, select=looks, folder=run.path)
         trainer.add_callback(look)
     trainer.add_callback(tracker_callback(run.resolved, run.path))
     trainer.add_callback(finite_callback(trainer))
