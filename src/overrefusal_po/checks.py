@@ -17,7 +17,7 @@ from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.pairs.findings import RESPONSE_SIDES
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.pairs.lint import lint
-from overrefusal_po.plugins import PlugSpec, make_refusal_judge
+from overrefusal_po.plugins import PlugSpec, check_engine, make_refusal_judge
 from overrefusal_po.prompts import measured_prompts, read_source
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
@@ -79,6 +79,8 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     """A line of what was found. ValueError for what a user can fix. Earlier outputs (`@...`) do
     not exist yet."""
     make_refusal_judge(body.judge)
+    if not isinstance(body, TrainRecipe) and in_process(body.engine):
+        check_engine(body.engine)
     named = not str(body.model["model_name_or_path"]).startswith("@")
     local = isinstance(body, TrainRecipe) or in_process(body.engine)
     template = load_template(body.model, body.chat) if named and local else None

@@ -28,6 +28,7 @@ from overrefusal_po.run.complete import (
     engine_for,
     in_process,
     load_template,
+    note_left_out,
     recipe_sampling,
 )
 from overrefusal_po.run.folder import Run
@@ -72,6 +73,7 @@ class AnsweringModel:
         """Models to release before this one is loaded."""
         self.sampling = recipe_sampling(generation, recipe.seed)
         self.template = load_template(self.section, self.chat) if in_process(engine) else None
+        note_left_out(run, self.section, engine)
 
     @cached_property
     def engine(self) -> Engine:

@@ -25,9 +25,11 @@ from overrefusal_po.evaluate.corrections import corrected_rates
 from overrefusal_po.evaluate.entries import CapabilityEntry, MeasuredEntry, MetricsEntry
 from overrefusal_po.evaluate.gate import check_gate, gate_result
 from overrefusal_po.evaluate.metrics import run_metrics
+from overrefusal_po.evaluate.responses import response_notes, truncated_entry
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.plugins import (
+    check_engine,
     engine_note,
     make_judge,
     make_refusal_judge,
@@ -42,6 +44,7 @@ from overrefusal_po.run.complete import (
     engine_for,
     in_process,
     load_template,
+    note_left_out,
     recipe_sampling,
 )
 from overrefusal_po.run.folder import Run
@@ -86,6 +89,8 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
             f"{split_spec(recipe.engine, 'engines')[0]!r}. Measure them in a recipe of their own "
             "with engine: transformers."
         )
+    if in_process(recipe.engine):
+        check_engine(recipe.engine)
     if recipe.gate is not None:
         check_gate(recipe.gate)
     return prompts, judges
@@ -108,12 +113,15 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
 def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
     """Writes outcomes.jsonl; returns metrics.json."""
     prompts, judges = check_evaluation(recipe)
+    left_out = note_left_out(run, recipe.model, recipe.engine, name=recipe.run_name)
     template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
     outcomes = make_outcomes(recipe, run, prompts, judges, template)
     write_jsonl(run.path / "outcomes.jsonl", outcomes)
     metrics = all_rates(recipe, outcomes, judges)
     metrics["capability"] = measure_capability(recipe, prompts, template)
+    metrics["truncated"] = truncated = truncated_entry(outcomes)
     metrics["measured"] = describe_measurement(recipe, judges, prompts)
+    metrics["measured"]["notes"] += response_notes(recipe, truncated, left_out)
     if recipe.gate is not None:
         metrics["gate"] = gate_result(recipe.gate, metrics, outcomes)
     return metrics

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.judges._texts import EMPTY, judged_texts
-from overrefusal_po.judges._weights import Origin, context_length, placed
+from overrefusal_po.judges._weights import Origin, placed
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.generation import context_length
 from overrefusal_po.records import Completion, Message, Prompt, Verdict
 
 if TYPE_CHECKING:

@@ -70,7 +70,9 @@ def print_keys(rows: Iterable[tuple[str, object, str]], above: str = "") -> None
 def print_result(found: StageResult) -> None:
     """Prints the summary of a stage: rates with their intervals, and the counts."""
     for key, value in found.items():
-        if key in found.get("intervals", ()):
+        if key == "truncated":
+            print(truncated_words(value))
+        elif key in found.get("intervals", ()):
             counts = f"n = {found['n'][key]}, unscored {found['unscored'][key]}"
             print(f"{key}: {with_interval(found, key)} ({counts})")
         elif not isinstance(value, dict) or (value and key in SHOWN_COUNTS):
@@ -82,8 +84,16 @@ def print_summary(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     rates = ("harmful_refused", "benign_answered", "f1")
     rows = [[run["name"], *(with_interval(run, key) for key in rates)] for run in summary["runs"]]
+    for run in summary["runs"]:
+        if (cut := run.get("truncated")) and cut["count"]:
+            print(f"{run['name']}: {truncated_words(cut)}")
     print(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
+
+
+def truncated_words(cut: Mapping[str, int]) -> str:
+    """How many responses ended at the limit."""
+    return f"{cut['count']} of {cut['of']} responses ended at the limit of new tokens"
 
 
 def with_interval(run: StageResult, key: str) -> str:

@@ -31,11 +31,13 @@ from overrefusal_po.engines import (
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.generation import settings_words
 from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.records import Completion, Prompt, Sampling, write_atomic
 from overrefusal_po.run.appender import Appender, cut_torn_line, rows_if_any
+from overrefusal_po.run.folder import Run
 from overrefusal_po.run.ledger import LedgerSums, sum_ledger
 
 logger = logging.getLogger(__name__)
@@ -103,6 +105,36 @@ def engine_for(
     )
     check_engine_made(made, module)
     return made
+
+
+def note_left_out(
+    run: Run,
+    section: Mapping[str, object],
+    engine: EngineSpec = "transformers",
+    *,
+    name: str | None = None,
+) -> str | None:
+    """What of the model's own generation_config.json is not used, in words; None if nothing is.
+
+    It goes into the log and the run's manifest.
+    """
+    module, settings = find_plug("engines", engine)
+    if not hasattr(module, "left_out"):
+        return None
+    found = module.left_out(settings, section)
+    if not found:
+        return None
+    facts = run.facts.setdefault("generation_config_left_out", {})
+    assert isinstance(facts, dict)
+    name = name or str(section["model_name_or_path"])
+    facts[name] = found
+    words = (
+        f"The settings of {name}'s own generation_config.json are not used: "
+        f"{settings_words(found)}. To use them: engine: {{name: transformers, generation_config: "
+        "model}."
+    )
+    logger.warning("%s", words)
+    return words
 
 
 class Tally(NamedTuple):

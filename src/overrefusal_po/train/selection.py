@@ -38,6 +38,7 @@ from overrefusal_po.records import (
     read_jsonl,
     write_jsonl,
 )
+from overrefusal_po.run.judged import fresh_verdicts
 from overrefusal_po.train.weights import generating, restore, snapshot
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ class TwoSided:
             sampling = Sampling(max_new_tokens=select.max_new_tokens)
             said = {c.prompt_id: c for c in engine.complete(self.prompts, sampling)}
             completions = [said[p.id] for p in self.prompts]
-            verdicts = self.judge.score(self.prompts, completions)
+            verdicts = fresh_verdicts(self.judge, self.prompts, completions)
         rows = zip(self.prompts, completions, verdicts, strict=True)
         return run_metrics([Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows])
 

@@ -17,7 +17,7 @@ from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Verdict
-from overrefusal_po.run.complete import complete, engine_for, recipe_sampling
+from overrefusal_po.run.complete import complete, engine_for, note_left_out, recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import resumable_verdicts
 
@@ -43,6 +43,7 @@ def student_answers(
 ) -> list[StudentAnswer]:
     """What the start policy says to `prompts`, judged; a killed run goes on where it stopped."""
     name = str(recipe.model["model_name_or_path"])
+    note_left_out(run, recipe.model)
     answers = complete(
         run.path / FILE,
         prompts,
