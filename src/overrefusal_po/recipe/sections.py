@@ -284,9 +284,9 @@ class Capability(Section):
     """What the model can do besides answering. It shows if usefulness was bought with lost
     skill."""
 
-    perplexity: bool = False
-    """Measure perplexity on the reference answers of the measured benign and ordinary prompts. It
-    needs no download."""
+    perplexity: bool | None = None
+    """Measure perplexity on the reference answers of the benign and ordinary prompts, in one pass.
+    null: if the model is in process and there are such answers. `true`: else it is an error."""
     tasks: tuple[str, ...] = ()
     """Tasks of the lm-eval harness (the extra `lm-eval`)."""
     limit: int | None = Field(default=None, gt=0)
