@@ -147,6 +147,8 @@ def test_perplexity_of_the_references_is_measured_unless_it_is_turned_off(
     found = run(recipe, tmp_path / "run")["capability"]["perplexity"]
     assert found["n"] == 2 and found["value"] > 1
     assert json.loads((tmp_path / "run" / "perplexity.json").read_text()) == found
+    recipe["capability"] = {"max_answers_per_kind": 1}
+    assert run(recipe, tmp_path / "one")["capability"]["perplexity"]["n"] == 1
     recipe["capability"] = {"perplexity": False}
     assert run(recipe, tmp_path / "other")["capability"] == {}
     assert not (tmp_path / "other" / "perplexity.json").exists()

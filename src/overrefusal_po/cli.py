@@ -88,8 +88,7 @@ def check(
     from overrefusal_po.sources._local import ENDINGS
 
     if recipe.suffix.lower() in ENDINGS:
-        check_rows(recipe, as_json, only_override(context.args, "judge", "refusal"))
-        return
+        return check_rows(recipe, as_json, only_override(context.args, "judge", "refusal"))
     stages = stages_of(load_recipe(recipe, context.args))
     for above, stage in stages.items():
         plugins.check_plugs(stage.body)

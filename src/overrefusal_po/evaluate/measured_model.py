@@ -18,6 +18,7 @@ from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.capability import asked_references, perplexity
 from overrefusal_po.evaluate.entries import PerplexityEntry
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Completion, Prompt, write_atomic
 from overrefusal_po.run.complete import complete, engine_for, in_process, recipe_sampling
@@ -91,16 +92,17 @@ class MeasuredModel:
             return None
         file = run.path / "perplexity.json"
         if not file.is_file():
-            count = len(asked_references(prompts))
+            limit = self.recipe.capability.max_answers_per_kind
+            read = fixed_subset(asked_references(prompts), limit)
             logger.info(
                 "%s: perplexity on %d reference answers (capability.perplexity: false leaves it "
                 "out)",
                 self.recipe.run_name,
-                count,
+                len(read),
             )
             engine, template = self.engine, self.template
             assert isinstance(engine, TransformersEngine) and template is not None
-            found = perplexity(engine.model, template, prompts, seed=self.recipe.seed)
+            found = perplexity(engine.model, template, read, seed=self.recipe.seed)
             write_atomic(file, json.dumps(found.as_dict(), indent=1))
         known: PerplexityEntry = json.loads(file.read_text())
         return known

@@ -123,8 +123,8 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
 def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
     """Writes outcomes.jsonl; returns metrics.json."""
     prompts, judges = check_evaluation(recipe)
-    left_out = note_left_out(run, recipe.model, recipe.engine, name=recipe.run_name)
     template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
+    left_out = note_left_out(run, recipe.model, recipe.engine, name=recipe.run_name)
     model = MeasuredModel(recipe, template)
     completions = model.completions(run, prompts)
     perplexity = model.perplexity(run, plain_prompts(prompts))

@@ -287,6 +287,8 @@ class Capability(Section):
     perplexity: bool | None = None
     """Measure perplexity on the reference answers of the benign and ordinary prompts, in one pass.
     null: if the model is in process and there are such answers. `true`: else it is an error."""
+    max_answers_per_kind: int | None = Field(default=20, gt=0)
+    """Answers of each kind that perplexity reads (a fixed subset by content hash). null: all."""
     tasks: tuple[str, ...] = ()
     """Tasks of the lm-eval harness (the extra `lm-eval`)."""
     limit: int | None = Field(default=None, gt=0)
