@@ -131,3 +131,19 @@ def test_a_given_name_stays_and_a_linked_stage_keeps_the_stages_name(tmp_path: P
     assert isinstance(tuned, EvaluateRecipe)
     linked = linked_stage(tuned, tmp_path)
     assert isinstance(linked, EvaluateRecipe) and linked.run_name == "dpo"
+
+
+def test_one_judge_is_that_of_all_stages_that_name_none(tmp_path: Path) -> None:
+    other = {"name": "llm", "model": "m", "api_key_env": None}
+    stages = {
+        "before": {"recipe": EVALUATE, "name": "before"},
+        "own": {"recipe": EVALUATE, "name": "own", "judge": "refusal"},
+        "curate": {"recipe": str(RECIPES / "curate.yaml")},
+        "dpo": {"recipe": DPO},
+    }
+    path = pipeline(tmp_path, stages, judge=other)
+    found = {name: body.judge for name, body in stage_bodies(load_recipe(path)).items()}
+    assert found == {"before": other, "own": "refusal", "curate": other, "dpo": other}
+    assert stage_origins(load_recipe(path), "dpo")["judge"] == "pipeline"
+    plain = stage_bodies(load_recipe(pipeline(tmp_path, stages)))
+    assert {body.judge for body in plain.values()} == {"refusal"}

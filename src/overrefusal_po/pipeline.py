@@ -99,8 +99,8 @@ def stage_body(
 
 
 def stage_values(recipe: Recipe, name: str, given: Mapping[str, object]) -> dict[str, object]:
-    """A stage's plain values: its `recipe:` file first, then its own keys over it, then the
-    pipeline's seed."""
+    """A stage's plain values: its `recipe:` file first, then the pipeline's model, judge and seed,
+    then the stage's own keys."""
     body = pipeline_body(recipe)
     check_stage_given(recipe, name, given)
     values: dict[str, object] = {}
@@ -112,8 +112,9 @@ def stage_values(recipe: Recipe, name: str, given: Mapping[str, object]) -> dict
             set_dotted(values, key, value)
     if body.model:
         values["model"] = stage_model(body.model, below, own, values.get("task"))
-    if body.seed is not None and "seed" not in given:
-        values["seed"] = body.seed
+    for key in ("seed", "judge"):
+        if getattr(body, key) is not None and key not in given:
+            values[key] = getattr(body, key)
     if values.pop("run_dir", None) is not None:
         raise ValueError(
             f"{recipe.name}, stage {name}: run_dir belongs to the pipeline; a stage has a folder "

@@ -61,5 +61,6 @@ def stage_origins(recipe: Recipe, name: str) -> dict[str, str]:
     given = recipe.body.stages[name]
     own = read_recipe(recipe.folder / str(given["recipe"])).origin if "recipe" in given else {}
     inherited = {f"model.{key}": "pipeline" for key in recipe.body.model}
-    inherited |= {"seed": "pipeline"} if recipe.body.seed is not None else {}
+    shared = {"seed": recipe.body.seed, "judge": recipe.body.judge}
+    inherited |= {key: "pipeline" for key, value in shared.items() if value is not None}
     return {**own, **inherited, **known}

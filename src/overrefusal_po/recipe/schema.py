@@ -200,6 +200,8 @@ class PipelineRecipe(Section):
     """The start model: its keys are those of `model:` in every stage that does not say them itself.
     A stage whose model is another stage's output (`@dpo.model`) keeps it, and takes the keys that
     say how a model is loaded. `@model` names the start model in any other key of a stage."""
+    judge: PlugSpec | None = None
+    """The judge of every stage that does not name one itself. null: each stage has its own."""
     stages: dict[str, OpenSection] = Field(min_length=1)
     """{name: the keys of a train, curate or evaluate recipe}. `recipe: FILE` takes that file's keys
     first; the path is relative to this recipe."""
