@@ -117,9 +117,10 @@ def test_an_adapters_base_gets_its_own_config_back(styles: Any) -> None:
     ("given", "words"),
     [
         ({"repetition_penaltee": 1.1}, "repetition_penaltee is no key of transformers'"),
-        ({"temperature": 0.5}, "temperature is set by the recipe's own keys"),
-        ({"max_new_tokens": 5}, "max_new_tokens is set by the recipe's own keys"),
-        ({"eos_token_id": 5}, "eos_token_id is set by the recipe's own keys"),
+        ({"temperature": 0.5}, "temperature cannot be set here"),
+        ({"max_new_tokens": 5}, "max_new_tokens cannot be set here"),
+        ({"stop_strings": ["x"]}, "stop_strings cannot be set here"),
+        ({"eos_token_id": 5}, "eos_token_id cannot be set here"),
         ({"early_stopping": "soon"}, "engine.generation_config: transformers refuses"),
         ("default", "generation_config"),
     ],
@@ -189,7 +190,10 @@ def test_an_evaluation_says_what_was_left_out_cut_and_too_long(
     left_out = "bad_words_ids (2 entries), no_repeat_ngram_size 2"
     notes = " ".join(found["measured"]["notes"])
     assert cut in notes and left_out in notes
-    assert cut in caplog.text and left_out in caplog.text
+    assert "answering 5 prompts: 4 of 4 ended at the limit of 4 tokens" in caplog.text
+    assert left_out in caplog.text
+    tally = json.loads((tmp_path / "run" / "completions.tally.json").read_text())
+    assert tally["truncated"] == 4
     assert found["truncated"] == {"count": 4, "of": 4}
     print_result(found)
     assert "4 of 4 responses ended at the limit" in capsys.readouterr().out

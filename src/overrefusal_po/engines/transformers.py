@@ -43,9 +43,12 @@ class Settings(BaseModel):
     @field_validator("generation_config")
     @classmethod
     def are_not_ours(cls, given: Any) -> Any:
-        """Refuses settings that other keys of the recipe give."""
+        """Refuses settings that other keys of the recipe give, or that the engine cannot read."""
         if both := sorted(set(generation.RECIPE_KEYS) & set(given)) if given != "model" else []:
-            raise ValueError(f"{both[0]} is set by the recipe's own keys (generation, seed)")
+            raise ValueError(
+                f"{both[0]} cannot be set here; generation and seed say how long texts are and how "
+                "they are drawn"
+            )
         return given
 
 

@@ -5,15 +5,12 @@ truncated_entry(outcomes)                 # {"count": 258, "of": 284}
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from overrefusal_po.evaluate.entries import TruncatedEntry
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Outcome
 from overrefusal_po.run.complete import in_process
-
-logger = logging.getLogger(__name__)
 
 
 def truncated_entry(outcomes: Sequence[Outcome]) -> TruncatedEntry:
@@ -25,16 +22,14 @@ def truncated_entry(outcomes: Sequence[Outcome]) -> TruncatedEntry:
 def response_notes(
     recipe: EvaluateRecipe, truncated: TruncatedEntry, left_out: str | None
 ) -> list[str]:
-    """Sentences about how the responses were drawn and how they ended. The first goes to the log
-    too."""
+    """Sentences about how the responses were drawn and how they ended."""
     notes = [] if left_out is None else [left_out]
     if truncated["count"]:
-        words = (
+        notes.insert(
+            0,
             f"{recipe.run_name}: {truncated['count']} of {truncated['of']} responses ended at the "
-            f"limit of {recipe.generation.max_new_tokens} tokens."
+            f"limit of {recipe.generation.max_new_tokens} tokens.",
         )
-        logger.info("%s", words)
-        notes.insert(0, words)
     if not in_process(recipe.engine):
         notes.append(
             "The servers may have applied the model's own generation_config.json. vLLM does, "

@@ -31,8 +31,10 @@ RECIPE_KEYS = (
     *("do_sample", "temperature", "top_p", "max_length", "max_new_tokens", "num_return_sequences"),
     *TOKEN_KEYS,
     *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions"),
+    *("output_hidden_states", "stop_strings", "max_time"),
 )
-"""Keys of a generation config that a recipe's own keys set, or that change what is returned."""
+"""Keys of a generation config that a recipe's own keys set, that change what is returned, or that
+end a text without a token that says so."""
 
 NEUTRAL: Mapping[str, object] = {
     "do_sample": False,

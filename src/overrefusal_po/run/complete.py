@@ -146,6 +146,8 @@ class Tally(NamedTuple):
     """{error: prompts without a completion}."""
     ledger: LedgerSums
     """Zeros if the engine is not paid."""
+    truncated: int = 0
+    """Completions that ended at the limit of new tokens."""
 
 
 def file_beside(path: Path, ending: str) -> Path:
@@ -190,6 +192,14 @@ def draw(
         _draw_missing(make_engine(), path, work, label=label, total=missing)
     tally = count_drawn(path, sampling)
     write_atomic(file_beside(path, "tally.json"), json.dumps(tally._asdict(), indent=1) + "\n")
+    if tally.truncated:
+        logger.info(
+            "%s: %d of %d ended at the limit of %d tokens",
+            label or path.name,
+            tally.truncated,
+            tally.completed,
+            sampling.max_new_tokens,
+        )
     if tally.failed:
         reasons = Counter(tally.reasons).most_common(3)
         logger.warning(
@@ -267,11 +277,12 @@ def drawn_rows(paths: Iterable[Path], sampling: Sampling) -> Iterator[dict[str, 
 
 def count_drawn(path: Path, sampling: Sampling) -> Tally:
     """The counts of `path` and the files beside it."""
-    completed = sum(1 for _ in drawn_rows((path,), sampling))
+    # rows leave out their defaults, and "stop" is one
+    ends = Counter(row.get("finish_reason", "stop") for row in drawn_rows((path,), sampling))
     failed = drawn_rows((file_beside(path, "failed.jsonl"),), sampling)
     reasons = Counter(str(row["error"]) for row in failed)
     ledger = sum_ledger(file_beside(path, "ledger.jsonl"))
-    return Tally(completed, reasons.total(), dict(reasons), ledger)
+    return Tally(ends.total(), reasons.total(), dict(reasons), ledger, ends["length"])
 
 
 def complete(
