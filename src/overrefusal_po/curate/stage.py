@@ -103,8 +103,8 @@ def draw_shard(
         for side, prompts in (("benign", benign), ("harmful", harmful)):
             model.answers(prompts, f"{who}_{side}.jsonl")
     else:
-        overrefusal_results(curation, benign)
-        containment_contrasts(curation, harmful)
+        refused, contained = pair_results(curation, benign, harmful)
+        lint_faults(curation, [refused, *contained.values()])  # a slow judge reads the sides here
     return {
         "shard": curation.recipe.shard,
         "prompts": {"benign": len(benign), "harmful": len(harmful)},
@@ -152,12 +152,8 @@ def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Pro
 
     ValueError if a rule yields none.
     """
-    refused = overrefusal_results(curation, benign)
-    contrasts = containment_contrasts(curation, harmful) if harmful else []
+    refused, contained = pair_results(curation, benign, harmful)
     rejects = curation.recipe.rejects
-    contained = {
-        tau: containment_results(contrasts, tau) for tau in (rejects.tau, *rejects.tau_grid)
-    }
     faults = lint_faults(curation, [refused, *contained.values()])
     kept = {
         tau: filtered(curation.recipe, {"overrefusal": refused, "containment": results}, faults)
@@ -175,6 +171,21 @@ def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Pro
     for finding in found.errors:
         logger.warning("the linter would stop a training on these pairs: %s", finding.message)
     return Curated(main.rows, main.filters, {**summary, "lint": found.counts()})
+
+
+PairResults = list[Result[PreferencePair]]
+"""What a rule made of each prompt."""
+
+
+def pair_results(
+    curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]
+) -> tuple[PairResults, dict[float | None, PairResults]]:
+    """(overrefusal results, {tau: containment results}), `rejects.tau` first."""
+    refused = overrefusal_results(curation, benign)
+    contrasts = containment_contrasts(curation, harmful) if harmful else []
+    rejects = curation.recipe.rejects
+    taus = (rejects.tau, *rejects.tau_grid)
+    return refused, {tau: containment_results(contrasts, tau) for tau in taus}
 
 
 def check_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> None:
@@ -231,7 +242,7 @@ def log_counts(kept: Kept[CuratedRow], rules: Iterable[str]) -> None:
 
 def pair_verdicts(curation: Curation, pairs: Sequence[PreferencePair]) -> list[SideVerdicts]:
     """The verdicts of the recipe's judge on both sides of each pair."""
-    return by_pair(curation.verdicts(curation.judges.refusal, *side_completions(pairs)))
+    return by_pair(curation.side_verdicts(*side_completions(pairs)))
 
 
 def lint_faults(
