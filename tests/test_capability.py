@@ -132,3 +132,26 @@ def test_a_task_that_the_harness_does_not_know_is_named() -> None:
         check_tasks(["arc_easy", "arc_eazy"], known)
     with pytest.raises(ValueError, match="none was named"):
         check_tasks([], known)
+
+
+def test_answers_longer_than_the_context_are_left_out_and_counted(
+    styles: dict[str, Style], caplog: pytest.LogCaptureFixture
+) -> None:
+    llama = styles["llama"]
+    model, template = llama.make_model(), llama.template
+    short = Prompt.of("What is a fox?", kind="benign", reference="An animal.")
+    long = Prompt.of("Tell me more.", kind="general", reference="fox " * 2000)
+    alone, both = (perplexity(model, template, rows) for rows in ([short], [short, long]))
+    assert (both.value, both.n) == (alone.value, 1)
+    assert "1 of 2 reference answers are longer than the model's context of 512" in caplog.text
+    with pytest.raises(ValueError, match="None of the 1 reference answers fits"):
+        perplexity(model, template, [long])
+
+
+def test_logits_that_are_not_finite_are_an_error(styles: dict[str, Style]) -> None:
+    llama = styles["llama"]
+    model = llama.make_model()
+    model.lm_head.weight.data[5] = float("nan")
+    prompt = Prompt.of("What is a fox?", kind="benign", reference="An animal.")
+    with pytest.raises(ValueError, match="not finite on 1 of 1 reference answers"):
+        perplexity(model, llama.template, [prompt])

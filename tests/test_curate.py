@@ -450,7 +450,9 @@ def test_references_are_judged_together_by_a_slow_judge(server: Server, tmp_path
         guard=None,
     )
     assert found["overrefusal"]["left_out"] == {"the reference refuses": 1}
-    assert len((tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()) == 2 * len(KILL)
+    # the student's answers and the references; the linter asks for none of them again
+    verdicts = (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()
+    assert len(verdicts) == 2 * len(KILL)
 
 
 @pytest.mark.slow

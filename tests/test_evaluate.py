@@ -141,12 +141,32 @@ def test_without_a_certificate_the_judge_is_said_to_be_uncertified(
     assert any("uncertified" in note for note in run(recipe, tmp_path / "run")["measured"]["notes"])
 
 
-def test_perplexity_of_the_references_is_measured_where_asked(
+def test_perplexity_of_the_references_is_measured_unless_it_is_turned_off(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    recipe["capability"] = {"perplexity": True}
     found = run(recipe, tmp_path / "run")["capability"]["perplexity"]
     assert found["n"] == 2 and found["value"] > 1
+    assert json.loads((tmp_path / "run" / "perplexity.json").read_text()) == found
+    recipe["capability"] = {"max_answers_per_kind": 1}
+    assert run(recipe, tmp_path / "one")["capability"]["perplexity"]["n"] == 1
+    recipe["capability"] = {"perplexity": False}
+    assert run(recipe, tmp_path / "other")["capability"] == {}
+    assert not (tmp_path / "other" / "perplexity.json").exists()
+
+
+def test_perplexity_that_cannot_be_measured_is_left_out_or_an_error_if_asked_for(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "plain.jsonl").write_text('{"prompt": "What is a fox?", "kind": "benign"}\n')
+    recipe["data"] = {"sets": [str(tmp_path / "plain.jsonl")]}
+    assert run(recipe, tmp_path / "run")["capability"] == {}
+    recipe["capability"] = {"perplexity": True}
+    with pytest.raises(ValueError, match=r"none of the 1 prompts is one.*leave the key out"):
+        run(recipe, tmp_path / "asked")
+    recipe["engine"] = {"name": "openai", "base_url": "http://127.0.0.1:9/v1", "api_key_env": None}
+    with pytest.raises(ValueError, match="the engine is a server"):
+        run(recipe, tmp_path / "served")
+    assert not (tmp_path / "asked" / "completions.jsonl").exists()
 
 
 def command(*arguments: Any) -> int:

@@ -13,14 +13,13 @@ from pathlib import Path
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.inputs import clean_prompts, read_prompts
 from overrefusal_po.evaluate.stage import check_evaluation
-from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.apart import check_apart, check_not_measured, waived_benchmarks
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.row_conflicts import prompt_conflicts, prompt_id
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.plugins import PlugSpec, check_engine, make_refusal_judge
 from overrefusal_po.prompts import measured_prompts, read_source
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
@@ -42,9 +41,10 @@ from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_fit, check_sources
 
 
-def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
+def check_file(path: Path, judge: PlugSpec = "refusal") -> tuple[list[dict[str, object]], bool]:
     """(every finding about a file of pairs or of prompts, whether one of them stops): linter and
-    benchmark firewall."""
+    benchmark firewall. `judge` says which sides refuse."""
+    scorer = make_refusal_judge(judge)
     first = next(iter(local_rows(str(path))))[1]
     rows: dict[str, list[tuple[str, Origin | None]]] = defaultdict(list)
     if not any(side in first for side in RESPONSE_SIDES):
@@ -54,7 +54,7 @@ def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
             rows[prompt.id].append((prompt_id(prompt), prompt.origin))
     else:
         pairs = read_pairs(path)
-        findings = lint(pairs, RefusalJudge()).findings
+        findings = lint(pairs, scorer).findings
         prompts = [pair.prompt for pair in pairs]
         for pair in pairs:
             rows[pair.prompt.id].append((pair.id, pair.origin))
@@ -104,6 +104,9 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
 def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     """A line of what was found. ValueError for what a user can fix. Earlier outputs (`@...`) do
     not exist yet."""
+    make_refusal_judge(body.judge)
+    if not isinstance(body, TrainRecipe) and in_process(body.engine):
+        check_engine(body.engine)
     named = not str(body.model["model_name_or_path"]).startswith("@")
     local = isinstance(body, TrainRecipe) or in_process(body.engine)
     template = load_template(body.model, body.chat) if named and local else None
@@ -114,7 +117,6 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
             f", and {attacked} attacked ones" if attacked else ""
         )
     if isinstance(body, CurateRecipe):
-        make_judge(body.judge)
         check_curation(body)
         benign, harmful = read_prompts(body)
         return f"{len(benign)} benign and {len(harmful)} harmful prompts"

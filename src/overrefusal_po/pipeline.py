@@ -12,6 +12,7 @@ A stage that is done is skipped; a stage that was killed goes on at the same pla
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from overrefusal_po.model.bundled import BUNDLED
 from overrefusal_po.plugins import FILE_ENDINGS, built_judge, check_plugs, may_be_name
 from overrefusal_po.recipe.files import read_recipe
 from overrefusal_po.recipe.load import Recipe, check_body
+from overrefusal_po.recipe.model_names import model_section, stage_model, with_start_model
 from overrefusal_po.recipe.overrides import dotted, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.words import nearest
@@ -64,7 +66,8 @@ def stage_bodies(recipe: Recipe) -> dict[str, StageRecipe]:
     stages: dict[str, StageRecipe] = {}
     for name, given in pipeline_body(recipe).stages.items():
         stages[name] = stage_body(recipe, name, given, stages)
-    names = Counter(body.name for body in stages.values() if isinstance(body, EvaluateRecipe))
+    check_start_model(recipe, stages)
+    names = Counter(body.run_name for body in stages.values() if isinstance(body, EvaluateRecipe))
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(
             f"{recipe.name}: {names[twice[0]]} evaluate stages have the name {twice[0]!r}, so the "
@@ -121,23 +124,62 @@ def check_names(body: StageRecipe, earlier: Mapping[str, StageRecipe], above: st
 
 
 def stage_values(recipe: Recipe, name: str, given: Mapping[str, object]) -> dict[str, object]:
-    """A stage's plain values: its `recipe:` file first, then its own keys over it, then the
-    pipeline's seed."""
+    """A stage's plain values: its `recipe:` file first, then the pipeline's model, judge and seed,
+    then the stage's own keys."""
     body = pipeline_body(recipe)
+    check_stage_given(recipe, name, given)
     values: dict[str, object] = {}
     if "recipe" in given:
         values = read_recipe(recipe.folder / str(given["recipe"])).values
-    for key, value in dotted(given):
+    below, own = model_section(values), model_section(with_start_model(given, body.model))
+    for key, value in dotted(with_start_model(given, body.model)):
         if key != "recipe":
             set_dotted(values, key, value)
-    if body.seed is not None and "seed" not in given:
-        values["seed"] = body.seed
+    if body.model:
+        values["model"] = stage_model(body.model, below, own, values.get("task"))
+    for key in ("seed", "judge"):
+        if getattr(body, key) is not None and key not in given:
+            values[key] = getattr(body, key)
     if values.pop("run_dir", None) is not None:
         raise ValueError(
             f"{recipe.name}, stage {name}: run_dir belongs to the pipeline; a stage has a folder "
             "in it."
         )
     return values
+
+
+def check_stage_given(recipe: Recipe, name: str, given: Mapping[str, object]) -> None:
+    """Raises ValueError for a stage without file and task: mostly a typo in another's name."""
+    stages = pipeline_body(recipe).stages
+    whole = [key for key, stage in stages.items() if "recipe" in stage or "task" in stage]
+    if name in whole:
+        return
+    near = difflib.get_close_matches(name, whole, n=1)
+    hint = f"Did you mean {near[0]}?" if near else "A new stage needs one of both."
+    raise ValueError(
+        f"{recipe.name}, stage {name}: it has neither `recipe` nor `task`. The stages are "
+        f"{', '.join(whole) or 'none'}. {hint}"
+    )
+
+
+def check_start_model(recipe: Recipe, stages: Mapping[str, StageRecipe]) -> None:
+    """Raises ValueError if the pipeline names a model that none of its stages uses.
+
+    Logs the stages that name another model than the pipeline.
+    """
+    name = pipeline_body(recipe).model.get("model_name_or_path")
+    if name is None:
+        return
+    used = {stage: str(body.model["model_name_or_path"]) for stage, body in stages.items()}
+    if name not in used.values():
+        raise ValueError(
+            f"{recipe.name}: no stage uses model.model_name_or_path {name!r}, since each names its "
+            f"own: {', '.join(f'{stage} {own}' for stage, own in used.items())}. Take "
+            "model_name_or_path out of the stages that are to use it."
+        )
+    for stage, own in used.items():
+        if own != name and not own.startswith("@"):
+            logger.warning("stage %s uses %s, not the pipeline's model %s", stage, own, name)
 
 
 def references(body: StageRecipe) -> Iterator[tuple[str, str]]:
@@ -261,9 +303,10 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
             found[key] = path_hash(Path(value))
         elif value == "starter" and key.startswith(("data.", "select.")):
             found[key] = file_hash(Path(__file__).parent / "data" / "starter.jsonl")
-    judging = body.select if isinstance(body, TrainRecipe) else body
-    for key in ("judge", "guard", "reward"):
-        if (spec := getattr(judging, key, None)) is not None:
+    looks = body.looks if isinstance(body, TrainRecipe) else None
+    judging = [(key, getattr(body, key, None)) for key in ("judge", "guard", "reward")]
+    for key, spec in [*judging, ("select.judge", None if looks is None else looks.judge)]:
+        if spec is not None:
             judge = built_judge(spec)
             found[key] = f"{judge.name} {judge.version}"
     # the files and the code of an attack decide its prompts

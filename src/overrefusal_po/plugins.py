@@ -318,6 +318,18 @@ def make_judge(spec: PlugSpec) -> Judge:
     return found
 
 
+def make_refusal_judge(spec: PlugSpec) -> Judge:
+    """`make_judge` for a recipe's `judge:`. ValueError for a judge that never says what refuses."""
+    found = make_judge(spec)
+    if not getattr(found, "says_refusals", True):
+        raise ValueError(
+            f"judge: {found.name} never says whether a response refuses. Name one that does "
+            "(refusal, llm, or a guard of WildGuard's or Qwen3Guard's kind). A judge of harm goes "
+            "under `guard:`, and a reward model under `reward:`."
+        )
+    return found
+
+
 def built_judge(spec: PlugSpec) -> Judge:
     """The judge with its name and version, also if something that it needs for scoring is missing
     (a key, say)."""

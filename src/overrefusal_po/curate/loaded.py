@@ -106,7 +106,7 @@ def curate_in_memory(
     ):
         run = Run(Path(folder), {}, {}, writer=True)
         answering = answering_models(recipe, run, LoadedStudent(recipe, run, engine))
-        made = pair_set(Curation(recipe, run, answering, judges), benign, harmful)
+        made = pair_set(Curation(recipe, run, answering, judges, {}), benign, harmful)
     filters = {**cleaning.filters, **made.filters}
     summary = {**made.summary, "filters": filters, "hygiene": cleaning.hygiene}
     return cast("list[PreferencePair]", list(made.rows)), summary

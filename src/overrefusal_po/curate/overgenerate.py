@@ -18,7 +18,8 @@ from typing import Literal, NamedTuple
 from overrefusal_po.curate.selectors import Candidate, Selected, select_answer, why_not_chosen
 from overrefusal_po.engines import Engine
 from overrefusal_po.judges import Judge
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.pairs.make import answer_of
+from overrefusal_po.plugins import make_judge, make_refusal_judge
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.recipe.sections import Generation
@@ -28,6 +29,7 @@ from overrefusal_po.run.complete import (
     engine_for,
     in_process,
     load_template,
+    note_left_out,
     recipe_sampling,
 )
 from overrefusal_po.run.folder import Run
@@ -48,7 +50,7 @@ def make_curation_judges(recipe: CurateRecipe) -> CurationJudges:
     guard, reward = (
         None if spec is None else make_judge(spec) for spec in (recipe.guard, recipe.reward)
     )
-    return CurationJudges(make_judge(recipe.judge), guard, reward)
+    return CurationJudges(make_refusal_judge(recipe.judge), guard, reward)
 
 
 class AnsweringModel:
@@ -72,6 +74,7 @@ class AnsweringModel:
         """Models to release before this one is loaded."""
         self.sampling = recipe_sampling(generation, recipe.seed)
         self.template = load_template(self.section, self.chat) if in_process(engine) else None
+        note_left_out(run, self.section, engine)
 
     @cached_property
     def engine(self) -> Engine:
@@ -165,19 +168,38 @@ class Curation(NamedTuple):
     run: Run
     models: CurationModels
     judges: CurationJudges
+    read: dict[tuple[str, str], Verdict]
+    """{(prompt id, answer): verdict} of a slow judge of refusals: no side is judged twice."""
 
     def verdicts(
         self, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> list[Verdict]:
         """A verdict for each completion. The run folder keeps those of slow judges."""
-        if isinstance(judge, SlowJudge):  # it may load weights
+        slow = isinstance(judge, SlowJudge)
+        if slow:  # it may load weights
             self.models.release()
-        return resumable_verdicts(self.run.path / "verdicts.jsonl", judge, prompts, completions)
+        found = resumable_verdicts(self.run.path / "verdicts.jsonl", judge, prompts, completions)
+        if slow and judge is self.judges.refusal:
+            texts = [(c.prompt_id, answer_of(c)) for c in completions]
+            self.read.update(zip(texts, found, strict=True))
+        return found
+
+    def side_verdicts(
+        self, prompts: Sequence[Prompt], sides: Sequence[Completion]
+    ) -> list[Verdict]:
+        """`verdicts` of the judge of refusals on sides of pairs. What it has read is not asked
+        again."""
+        places = [(side.prompt_id, side.text) for side in sides]
+        new = [at for at, place in enumerate(places) if place not in self.read]
+        judge = self.judges.refusal
+        asked = [prompts[at] for at in new], [sides[at] for at in new]
+        fresh = dict(zip(new, self.verdicts(judge, *asked), strict=True)) if new else {}
+        return [fresh.get(at) or self.read[place] for at, place in enumerate(places)]
 
 
 def make_curation(recipe: CurateRecipe, run: Run) -> Curation:
     """A recipe's models and judges, none of them loaded."""
-    return Curation(recipe, run, make_models(recipe, run), make_curation_judges(recipe))
+    return Curation(recipe, run, make_models(recipe, run), make_curation_judges(recipe), {})
 
 
 def best_answers(

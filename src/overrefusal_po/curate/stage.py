@@ -49,9 +49,8 @@ from overrefusal_po.curate.rules import (
     containment_results,
     overrefusal_results,
 )
-from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.lint import lint
-from overrefusal_po.pairs.row_checks import row_findings, side_verdicts
+from overrefusal_po.pairs.row_checks import SideVerdicts, by_pair, row_findings, side_completions
 from overrefusal_po.pairs.token_checks import control_tokens
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import PreferencePair, Prompt, read_state, write_atomic, write_jsonl
@@ -104,8 +103,8 @@ def draw_shard(
         for side, prompts in (("benign", benign), ("harmful", harmful)):
             model.answers(prompts, f"{who}_{side}.jsonl")
     else:
-        overrefusal_results(curation, benign)
-        containment_contrasts(curation, harmful)
+        refused, contained = pair_results(curation, benign, harmful)
+        lint_faults(curation, [refused, *contained.values()])  # a slow judge reads the sides here
     return {
         "shard": curation.recipe.shard,
         "prompts": {"benign": len(benign), "harmful": len(harmful)},
@@ -153,13 +152,9 @@ def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Pro
 
     ValueError if a rule yields none.
     """
-    refused = overrefusal_results(curation, benign)
-    contrasts = containment_contrasts(curation, harmful) if harmful else []
+    refused, contained = pair_results(curation, benign, harmful)
     rejects = curation.recipe.rejects
-    contained = {
-        tau: containment_results(contrasts, tau) for tau in (rejects.tau, *rejects.tau_grid)
-    }
-    faults = lint_faults([refused, *contained.values()])
+    faults = lint_faults(curation, [refused, *contained.values()])
     kept = {
         tau: filtered(curation.recipe, {"overrefusal": refused, "containment": results}, faults)
         for tau, results in contained.items()
@@ -171,10 +166,26 @@ def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Pro
     if rejects.tau_grid:
         folder = curation.run.path
         summary["tau_grid"] = [tau_row(folder, tau, kept[tau]) for tau in rejects.tau_grid]
-    found = lint(main.rows, RefusalJudge())
+    judge = curation.judges.refusal
+    found = lint(main.rows, judge, verdicts=pair_verdicts(curation, main.rows))
     for finding in found.errors:
         logger.warning("the linter would stop a training on these pairs: %s", finding.message)
     return Curated(main.rows, main.filters, {**summary, "lint": found.counts()})
+
+
+PairResults = list[Result[PreferencePair]]
+"""What a rule made of each prompt."""
+
+
+def pair_results(
+    curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]
+) -> tuple[PairResults, dict[float | None, PairResults]]:
+    """(overrefusal results, {tau: containment results}), `rejects.tau` first."""
+    refused = overrefusal_results(curation, benign)
+    contrasts = containment_contrasts(curation, harmful) if harmful else []
+    rejects = curation.recipe.rejects
+    taus = (rejects.tau, *rejects.tau_grid)
+    return refused, {tau: containment_results(contrasts, tau) for tau in taus}
 
 
 def check_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> None:
@@ -229,11 +240,18 @@ def log_counts(kept: Kept[CuratedRow], rules: Iterable[str]) -> None:
         logger.warning("a quota is not filled: %s", quota)
 
 
-def lint_faults(results: Iterable[Sequence[Result[PreferencePair]]]) -> dict[str, str]:
+def pair_verdicts(curation: Curation, pairs: Sequence[PreferencePair]) -> list[SideVerdicts]:
+    """The verdicts of the recipe's judge on both sides of each pair."""
+    return by_pair(curation.side_verdicts(*side_completions(pairs)))
+
+
+def lint_faults(
+    curation: Curation, results: Iterable[Sequence[Result[PreferencePair]]]
+) -> dict[str, str]:
     """{id of a pair with an error of the linter: its check}. A training would stop at that pair."""
     found = [result.row for one in results for result in one if result.row is not None]
     pairs = list({pair.id: pair for pair in found}.values())
-    verdicts = side_verdicts(pairs, RefusalJudge())
+    verdicts = pair_verdicts(curation, pairs)
     findings = [
         f for pair, both in zip(pairs, verdicts, strict=True) for f in row_findings(pair, *both)
     ]

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from overrefusal_po.model.generation import generating_by, generation_config
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -40,7 +42,6 @@ def generate_continuously(
     requests: Iterable[tuple[K, list[int]]],
     options: Mapping[str, object],
     *,
-    max_new_tokens: int,
     at_once: int,
 ) -> Iterator[tuple[K, Response]]:
     """(key, response) of each request (key, prompt ids), in the order in which they end.
@@ -48,24 +49,26 @@ def generate_continuously(
     `options` are keys of GenerationConfig. `requests` is read only as needed: at most `at_once`
     requests wait or run.
     """
-    from transformers import ContinuousBatchingConfig, GenerationConfig
+    from transformers import ContinuousBatchingConfig
 
     small = ContinuousBatchingConfig(num_blocks=CPU_BLOCKS, max_batch_tokens=CPU_BATCH_TOKENS)
     waiting = iter(requests)
     keys: dict[str, K] = {}
     number = 0
-    # transformers does not annotate GenerationConfig's constructor
-    config = GenerationConfig(max_new_tokens=max_new_tokens, **options)
+    config = generation_config(options)
     # a method of a mixin that PreTrainedModel's type does not have
-    with model.continuous_batching_context_manager(  # type: ignore[operator]
-        generation_config=config,
-        continuous_batching_config=small if model.device.type == "cpu" else None,
-    ) as manager:
+    with (
+        generating_by(model, config),
+        model.continuous_batching_context_manager(  # type: ignore[operator]
+            generation_config=config,
+            continuous_batching_config=small if model.device.type == "cpu" else None,
+        ) as manager,
+    ):
         while True:
             for key, ids in islice(waiting, at_once - len(keys)):
                 keys[name := str(number)] = key
                 number += 1
-                manager.add_request(ids, request_id=name, max_new_tokens=max_new_tokens)
+                manager.add_request(ids, request_id=name, max_new_tokens=config.max_new_tokens)
             if not keys:
                 return
             found = manager.get_result(timeout=1)

@@ -2,7 +2,7 @@
 several servers.
 
     engine: {name: openai, base_url: "http://localhost:8000/v1", api_key_env: null}
-    # vllm serve, SGLang, ...
+    # vllm serve MODEL --generation-config vllm, SGLang, ...
     engine: {name: openai, base_url: ["http://a:8000/v1", "http://b:8000/v1"], api_key_env: null}
     # several servers of one model
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from overrefusal_po.engines import SampleKey
 from overrefusal_po.engines._continuous import check_continuous, generate_continuously
 from overrefusal_po.engines._costs import Cost
+from overrefusal_po.model import generation
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
@@ -34,6 +35,21 @@ class Settings(BaseModel):
     """Fills a slot as soon as a response ends; `generation.batch_size` is the number of slots.
     Greedy texts stay the same. Sampled texts then depend on what else runs, so a seed does not
     repeat them."""
+    # Any: GenerationConfig checks the values
+    generation_config: Literal["model"] | dict[str, Any] = Field(default_factory=dict)
+    """Settings of transformers' GenerationConfig, such as {repetition_penalty: 1.1}. `model` takes
+    those of the model's own generation_config.json. Without this key none of them is used."""
+
+    @field_validator("generation_config")
+    @classmethod
+    def are_not_ours(cls, given: Any) -> Any:
+        """Refuses settings that other keys of the recipe give, or that the engine cannot read."""
+        if both := sorted(set(generation.RECIPE_KEYS) & set(given)) if given != "model" else []:
+            raise ValueError(
+                f"{both[0]} cannot be set here; generation and seed say how long texts are and how "
+                "they are drawn"
+            )
+        return given
 
 
 class Input(NamedTuple):
@@ -55,6 +71,8 @@ class TransformersEngine:
         device: None is the GPU if there is one.
         continuous_batching: fill a slot as soon as a response ends. Otherwise a batch waits for its
             longest response.
+        settings: keys of GenerationConfig; "model" takes those of the model's own file, which is
+            left out otherwise.
     """
 
     def __init__(
@@ -67,6 +85,7 @@ class TransformersEngine:
         batch_size: int = 16,
         device: str | None = None,
         continuous_batching: bool = False,
+        settings: Literal["model"] | Mapping[str, object] | None = None,
     ) -> None:
         import torch
 
@@ -82,6 +101,9 @@ class TransformersEngine:
         self.name = name
         self.revision = revision
         self.batch_size = batch_size
+        own = generation.changed_settings(model.generation_config)
+        self.settings = dict(own if settings == "model" else settings or {})
+        self.context = generation.context_length(model)
 
     def complete(
         self,
@@ -98,9 +120,14 @@ class TransformersEngine:
 
         Batches are planned over all prompts. So a resumed run draws in the same batches, and the
         same texts, as a run that never stopped. Texts come without special tokens. `spent_tokens`
-        and `spend` are for paid engines.
+        and `spend` are for paid engines. A prompt that leaves no room for the response in the
+        model's context is not answered: its completion has an `error`.
         """
         inputs = [Input(prompt, self.input_text(prompt)) for prompt in prompts]
+        for prompt in self.without_room(inputs, sampling):
+            for sample in range(samples):
+                if (prompt.id, sample) not in had:
+                    yield self.no_room(prompt, sampling, sample)
         inputs.sort(key=lambda i: -len(i.text))
         if self.continuous_batching:
             missing = (
@@ -115,6 +142,32 @@ class TransformersEngine:
                     continue
                 made = self._batch(batch, sampling, sample)
                 yield from (c for c in made if (c.prompt_id, sample) not in had)
+
+    def without_room(self, inputs: list[Input], sampling: Sampling) -> list[Prompt]:
+        """The prompts that with a whole response are longer than the context; they leave
+        `inputs`."""
+        if self.context is None:
+            return []
+        room = self.context - sampling.max_new_tokens
+        # a token is a byte at least, so most texts need no tokenizer here
+        long = [row for row in inputs if len(row.text.encode()) > room]
+        over = {row.prompt.id for row in long if len(self.token_ids(row.text)) > room}
+        found = [row.prompt for row in long if row.prompt.id in over]
+        inputs[:] = [row for row in inputs if row.prompt.id not in over]
+        return found
+
+    def no_room(self, prompt: Prompt, sampling: Sampling, sample: int) -> Completion:
+        """The completion of a prompt that is too long."""
+        error = (
+            f"the prompt is too long: with {sampling.max_new_tokens} new tokens it is over the "
+            f"model's context of {self.context} tokens"
+        )
+        return self.completion(prompt, [], sampling, sample=sample, error=error)
+
+    def token_ids(self, text: str) -> list[int]:
+        """The token ids of a rendered text."""
+        found: list[int] = self.template.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
 
     def input_text(self, prompt: Prompt) -> str:
         """The text that the model continues: the rendered conversation, or the raw text."""
@@ -138,12 +191,11 @@ class TransformersEngine:
             # the seed follows from the batch's content, so every run draws the same from it
             ids = [prompt.id for prompt, _ in batch]
             torch.manual_seed(int(content_id(sampling.seed, sample, ids), 16) % 2**31)
-        with torch.inference_mode():
+        config = generation.generation_config(self.options(sampling))
+        with torch.inference_mode(), generation.generating_by(self.model, config):
             # (batch, prompt + response); transformers does not annotate `generate`
             output: torch.Tensor = self.model.generate(  # type: ignore[operator]
-                **inputs,
-                **self.options(sampling),
-                max_new_tokens=sampling.max_new_tokens,
+                **inputs, generation_config=config
             )
         width = inputs["input_ids"].shape[1]
         for (prompt, _), tokens in zip(batch, output[:, width:].tolist(), strict=True):
@@ -152,32 +204,29 @@ class TransformersEngine:
     def _continuously(
         self, work: Iterable[tuple[Input, int]], sampling: Sampling
     ) -> Iterator[Completion]:
-        tokenizer = self.template.tokenizer
-        requests = (
-            ((prompt, sample), tokenizer(text, add_special_tokens=False)["input_ids"])
-            for (prompt, text), sample in work
-        )
+        requests = (((prompt, sample), self.token_ids(text)) for (prompt, text), sample in work)
         responses = generate_continuously(
             self.model,
             requests,
             self.options(sampling),
-            max_new_tokens=sampling.max_new_tokens,
             at_once=self.batch_size,
         )
         for (prompt, sample), (tokens, error) in responses:
             yield self.completion(prompt, tokens, sampling, sample=sample, error=error)
 
     def options(self, sampling: Sampling) -> dict[str, object]:
-        """Keys of GenerationConfig. Whatever else the model's own config asks for is switched
-        off."""
+        """Keys of GenerationConfig: the recipe's, the tokens that end a text, and nothing else."""
         found: dict[str, object] = {
             "do_sample": sampling.temperature > 0,
-            "repetition_penalty": 1.0,
             "num_beams": 1,
+            "max_new_tokens": sampling.max_new_tokens,
         }
+        own = {k: v for k, v in self.settings.items() if k not in generation.RECIPE_KEYS}
         if sampling.temperature > 0:
             found |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        return found | {
+        return {
+            **found,
+            **own,
             "pad_token_id": self.template.tokenizer.pad_token_id,
             "eos_token_id": self.stop_tokens,
         }
@@ -239,6 +288,7 @@ def engine(
     """The engine of a recipe; loads the weights of its `model:`. `template` has the chat options
     already."""
     assert template is not None, "the tokenizer is loaded before the weights"
+    check(settings)
     model = models.load_model(**models.model_options(dict(section)))
     revision = section.get("model_revision")
     return TransformersEngine(
@@ -249,9 +299,30 @@ def engine(
         batch_size=batch_size,
         device=settings.device,
         continuous_batching=settings.continuous_batching,
+        settings=settings.generation_config,
     )
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError for generation settings that transformers does not take."""
+    given = settings.generation_config
+    if isinstance(given, dict) and given:
+        try:
+            generation.generation_config(given)
+        except ValueError as error:
+            raise ValueError(f"engine.generation_config: {error}") from None
+
+
+def left_out(settings: Settings, section: Mapping[str, object]) -> dict[str, object]:
+    """What the model's own generation_config.json would change, and is not used. Reads no
+    weights."""
+    return {} if settings.generation_config == "model" else generation.own_settings(section)
 
 
 def note(settings: Settings) -> str:
     """Where completions come from, for manifests and reports."""
-    return "transformers" + (", continuous batching" if settings.continuous_batching else "")
+    found = "transformers" + (", continuous batching" if settings.continuous_batching else "")
+    given = settings.generation_config
+    if given == "model":
+        return f"{found}, with the model's own generation_config.json"
+    return f"{found}, {generation.settings_words(given)}" if given else found

@@ -10,6 +10,8 @@ lm-eval if a recipe names tasks.
 from __future__ import annotations
 
 import importlib.util
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,10 +19,13 @@ from overrefusal_po.evaluate.entries import PerplexityEntry, TaskScores
 from overrefusal_po.evaluate.intervals import bootstrap, cluster_sums
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate, Turn
+from overrefusal_po.model.generation import context_length
 from overrefusal_po.records import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 RESAMPLES = 5000
 
@@ -67,7 +72,7 @@ def perplexity(
     """
     import numpy as np
 
-    asked = [p for p in prompts if p.kind != "harmful" and p.reference]
+    asked = asked_references(prompts)
     if not asked:
         raise ValueError(
             "Perplexity needs benign or general prompts with a reference answer; none of the "
@@ -75,10 +80,13 @@ def perplexity(
             "perplexity out."
         )
     turns = [template.turn(p.messages, str(p.reference)) for p in asked]
+    fitting = fitting_places(turns, context_length(model))
+    turns = [turns[at] for at in fitting]
     losses = response_nats(model, turns, batch_size)
+    check_finite(losses)
     rows = [
-        (p.cluster, (nats, len(turn.response_ids)))
-        for p, turn, nats in zip(asked, turns, losses, strict=True)
+        (asked[at].cluster, (nats, len(turn.response_ids)))
+        for at, turn, nats in zip(fitting, turns, losses, strict=True)
     ]
     spread = bootstrap(
         lambda sums: np.exp(sums[..., 0] / sums[..., 1]),
@@ -90,6 +98,44 @@ def perplexity(
     return Perplexity(
         float(np.exp(nats / tokens)), spread.low, spread.high, nats / tokens, int(tokens), len(rows)
     )
+
+
+def asked_references(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The benign and general prompts that have a reference answer."""
+    return [p for p in prompts if p.kind != "harmful" and p.reference]
+
+
+def fitting_places(turns: Sequence[Turn], context: int | None) -> list[int]:
+    """The places of the turns that fit into a model's context; a warning counts the others.
+
+    ValueError if none fits.
+    """
+    sizes = [len(turn.prompt_ids) + len(turn.response_ids) for turn in turns]
+    found = [at for at, size in enumerate(sizes) if context is None or size <= context]
+    if not found:
+        raise ValueError(
+            f"None of the {len(turns)} reference answers fits into the model's context of "
+            f"{context} tokens. Set capability.perplexity: false, or give shorter prompts."
+        )
+    if len(found) < len(turns):
+        logger.warning(
+            "perplexity: %d of %d reference answers are longer than the model's context of %s "
+            "tokens and are left out",
+            len(turns) - len(found),
+            len(turns),
+            context,
+        )
+    return found
+
+
+def check_finite(losses: Sequence[float]) -> None:
+    """Raises ValueError if the model gives no finite loss on an answer."""
+    broken = sum(not math.isfinite(nats) for nats in losses)
+    if broken:
+        raise ValueError(
+            f"The model's logits are not finite on {broken} of {len(losses)} reference answers: "
+            "its weights are broken, or their dtype is too small. Try model.dtype: float32."
+        )
 
 
 def response_nats(model: PreTrainedModel, turns: Sequence[Turn], batch_size: int) -> list[float]:

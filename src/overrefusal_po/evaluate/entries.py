@@ -38,6 +38,13 @@ class GateEntry(TypedDict):
     baseline: str | None
 
 
+class TruncatedEntry(TypedDict):
+    """How many responses ended at the limit of new tokens, of those that there are."""
+
+    count: int
+    of: int
+
+
 class MeasuredEntry(TypedDict):
     """What was measured how, in words for the report."""
 
@@ -59,5 +66,6 @@ class MetricsEntry(RatesEntry):
     corrected: NotRequired[CorrectedEntry]
     certificate: NotRequired[dict[str, str]]
     capability: NotRequired[CapabilityEntry]
+    truncated: NotRequired[TruncatedEntry]
     measured: NotRequired[MeasuredEntry]
     gate: NotRequired[GateEntry]

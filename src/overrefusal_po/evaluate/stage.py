@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from overrefusal_po.evaluate.breakdowns import grouped, rates_by, refusal_positions
-from overrefusal_po.evaluate.capability import check_lm_eval, lm_eval_scores, perplexity
+from overrefusal_po.evaluate.capability import check_lm_eval, lm_eval_scores
 from overrefusal_po.evaluate.certificates import (
     Certificate,
     certificate_table,
@@ -22,12 +22,24 @@ from overrefusal_po.evaluate.certificates import (
     read_certificate,
 )
 from overrefusal_po.evaluate.corrections import corrected_rates
-from overrefusal_po.evaluate.entries import CapabilityEntry, MeasuredEntry, MetricsEntry
+from overrefusal_po.evaluate.entries import (
+    CapabilityEntry,
+    MeasuredEntry,
+    MetricsEntry,
+    PerplexityEntry,
+)
 from overrefusal_po.evaluate.gate import check_gate, gate_result
+from overrefusal_po.evaluate.measured_model import MeasuredModel, wants_perplexity
 from overrefusal_po.evaluate.metrics import run_metrics
-from overrefusal_po.model import load as models
-from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.plugins import engine_note, make_judge, source_note, split_spec
+from overrefusal_po.evaluate.responses import response_notes, truncated_entry
+from overrefusal_po.plugins import (
+    check_engine,
+    engine_note,
+    make_judge,
+    make_refusal_judge,
+    source_note,
+    split_spec,
+)
 from overrefusal_po.prompts import measured_prompts
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import (
@@ -40,11 +52,9 @@ from overrefusal_po.records import (
     write_jsonl,
 )
 from overrefusal_po.run.complete import (
-    complete,
-    engine_for,
     in_process,
     load_template,
-    recipe_sampling,
+    note_left_out,
 )
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import resumable_verdicts
@@ -66,7 +76,7 @@ class EvaluationJudges(NamedTuple):
 def make_judges(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> EvaluationJudges:
     """The judges that a recipe names. ValueError for a certificate that does not hold for these
     prompts or this judge."""
-    judge = make_judge(recipe.judge)
+    judge = make_refusal_judge(recipe.judge)
     certificate = read_certificate(recipe.certificate) if recipe.certificate else None
     if certificate is not None:
         check_applies(certificate, judge.name, judge.version, prompts)
@@ -82,12 +92,15 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
     judges = make_judges(recipe, prompts)
     if recipe.capability.tasks:
         check_lm_eval()
-    if (recipe.capability.tasks or recipe.capability.perplexity) and not in_process(recipe.engine):
+    if recipe.capability.tasks and not in_process(recipe.engine):
         raise ValueError(
-            "capability: perplexity and tasks need the model in process, and the engine is "
+            "capability.tasks need the model in process, and the engine is "
             f"{split_spec(recipe.engine, 'engines')[0]!r}. Measure them in a recipe of their own "
             "with engine: transformers."
         )
+    wants_perplexity(recipe, plain_prompts(prompts))
+    if in_process(recipe.engine):
+        check_engine(recipe.engine)
     if recipe.gate is not None:
         check_gate(recipe.gate)
     return prompts, judges
@@ -111,34 +124,35 @@ def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
     """Writes outcomes.jsonl; returns metrics.json."""
     prompts, judges = check_evaluation(recipe)
     template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
-    outcomes = make_outcomes(recipe, run, prompts, judges, template)
+    left_out = note_left_out(run, recipe.model, recipe.engine, name=recipe.run_name)
+    model = MeasuredModel(recipe, template)
+    completions = model.completions(run, prompts)
+    perplexity = model.perplexity(run, plain_prompts(prompts))
+    model.release()
+    outcomes = judged_outcomes(run, judges, prompts, completions)
     write_jsonl(run.path / "outcomes.jsonl", outcomes)
     metrics = all_rates(recipe, outcomes, judges)
-    metrics["capability"] = measure_capability(recipe, prompts, template)
+    metrics["capability"] = measure_capability(recipe, perplexity)
+    metrics["truncated"] = truncated = truncated_entry(outcomes)
     metrics["measured"] = describe_measurement(recipe, judges, prompts)
+    metrics["measured"]["notes"] += response_notes(recipe, truncated, left_out)
     if recipe.gate is not None:
         metrics["gate"] = gate_result(recipe.gate, metrics, outcomes)
     return metrics
 
 
-def make_outcomes(
-    recipe: EvaluateRecipe,
+def plain_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts as they were asked."""
+    return [p for p in prompts if p.attack is None]
+
+
+def judged_outcomes(
     run: Run,
-    prompts: Sequence[Prompt],
     judges: EvaluationJudges,
-    template: ChatTemplate | None,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
 ) -> list[Outcome]:
-    """What the model says to each prompt, and what the judges say about it."""
-    name = str(recipe.model["model_name_or_path"])
-    completions = complete(
-        run.path / "completions.jsonl",
-        prompts,
-        recipe_sampling(recipe.generation, recipe.seed),
-        lambda: engine_for(
-            recipe.model, template, recipe.generation, name, engine=recipe.engine, chat=recipe.chat
-        ),
-        f"{recipe.name}: answering {len(prompts)} prompts",
-    )
+    """The responses with what the judges say about them."""
     verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
     if judges.guard is not None:
         said = guard_verdicts(run, judges.guard, prompts, completions)
@@ -179,7 +193,7 @@ def all_rates(
     """
     name = str(recipe.model["model_name_or_path"])
     plain = [o for o in outcomes if o.prompt.attack is None]
-    rates = run_metrics(plain, seed=recipe.seed).as_dict(recipe.name, name)
+    rates = run_metrics(plain, seed=recipe.seed).as_dict(recipe.run_name, name)
     by_set = rates_by(plain, "source", seed=recipe.seed)
     # a TypedDict with all keys of another is one of those
     found = cast("MetricsEntry", rates)
@@ -207,17 +221,10 @@ def certificate_summary(certificate: Certificate) -> dict[str, str]:
 
 
 def measure_capability(
-    recipe: EvaluateRecipe, prompts: Sequence[Prompt], template: ChatTemplate | None
+    recipe: EvaluateRecipe, perplexity: PerplexityEntry | None
 ) -> CapabilityEntry:
-    """{"perplexity": {...}, "tasks": {...}} as far as the recipe asks for them."""
-    found: CapabilityEntry = {}
-    if recipe.capability.perplexity:
-        assert template is not None, (
-            "check_evaluation lets perplexity through for an engine in process only"
-        )
-        plain = [p for p in prompts if p.attack is None]
-        model = models.load_model(**models.model_options(recipe.model))
-        found["perplexity"] = perplexity(model, template, plain, seed=recipe.seed).as_dict()
+    """{"perplexity": {...}, "tasks": {...}} as far as they are measured."""
+    found: CapabilityEntry = {} if perplexity is None else {"perplexity": perplexity}
     if recipe.capability.tasks:
         found["tasks"] = lm_eval_scores(
             str(recipe.model["model_name_or_path"]),

@@ -1,4 +1,4 @@
-"""A judge model's weights: the device it runs on, and how many tokens it can take."""
+"""A judge model's weights: where it comes from, and the device it runs on."""
 
 from __future__ import annotations
 
@@ -26,9 +26,3 @@ def placed(model: PreTrainedModel) -> PreTrainedModel:
     if not getattr(model, "is_quantized", False):
         module.to("cuda" if models.has_cuda() else "cpu")
     return model
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens that a model can take; None if its config does not say."""
-    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return length

@@ -26,8 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from overrefusal_po.judges._guard_formats import FORMATS, named_format
 from overrefusal_po.judges._guard_model import GuardAnswer, LoadedGuard
 from overrefusal_po.judges._texts import EMPTY, judged_texts
-from overrefusal_po.judges._weights import Origin, context_length
+from overrefusal_po.judges._weights import Origin
 from overrefusal_po.model import load as models
+from overrefusal_po.model.generation import context_length, generating_by, generation_config
 from overrefusal_po.records import Completion, Message, Prompt, Refusal, Verdict
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class GuardJudge:
         self.format = FORMATS[format_name]
         self.name = f"guard:{format_name}:{settings.model_name_or_path}"
         self.version = f"{VERSION}@{settings.revision}"
+        self.says_refusals = "refused" in self.format.answer.groupindex
         if "Controversial" in self.format.labels:
             self.version += f" controversial={settings.controversial}"
 
@@ -134,16 +136,20 @@ class GuardJudge:
             seen.append(scores[:, loaded.labels.ids].float().cpu())
             return scores
 
-        with torch.inference_mode():
+        config = generation_config(
+            {
+                "do_sample": False,
+                "num_beams": 1,
+                "max_new_tokens": self.max_new_tokens,
+                "pad_token_id": loaded.tokenizer.pad_token_id,
+                "eos_token_id": loaded.stop_tokens,
+            }
+        )
+        with torch.inference_mode(), generating_by(loaded.model, config):
             output = loaded.model.generate(  # type: ignore[operator]  # causal models have it
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                max_new_tokens=self.max_new_tokens,
-                pad_token_id=loaded.tokenizer.pad_token_id,
-                eos_token_id=loaded.stop_tokens,
+                generation_config=config,
                 logits_processor=LogitsProcessorList([note]),
             )
         logits = torch.stack(seen, dim=1).tolist()

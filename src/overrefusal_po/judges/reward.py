@@ -25,9 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.identity import conversation_text
 from overrefusal_po.judges._texts import EMPTY, judged_texts
-from overrefusal_po.judges._weights import Origin, context_length, placed
+from overrefusal_po.judges._weights import Origin, placed
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.generation import context_length
 from overrefusal_po.records import Completion, Message, Prompt, Verdict
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Loaded(NamedTuple):
 class RewardJudge:
     """Scores completions with a reward model; weights are loaded when the first completion is
     scored."""
+
+    says_refusals = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

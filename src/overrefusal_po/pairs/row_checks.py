@@ -16,7 +16,7 @@ from difflib import SequenceMatcher
 
 from overrefusal_po.judges import Judge
 from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding, Severity
-from overrefusal_po.records import Completion, PreferencePair, Sampling, Verdict, content_id
+from overrefusal_po.records import Completion, PreferencePair, Prompt, Sampling, Verdict, content_id
 
 NEARLY_EQUAL = 0.9
 """Share of words in common, in order, from which two sides are nearly equal."""
@@ -37,6 +37,25 @@ SideVerdicts = tuple[Verdict, Verdict]
 
 def side_verdicts(pairs: Sequence[PreferencePair], judge: Judge) -> list[SideVerdicts]:
     """The judge's verdicts on (chosen, rejected) of each pair."""
+    return by_pair(judge.score(*side_completions(pairs)))
+
+
+def by_pair(verdicts: Sequence[Verdict]) -> list[SideVerdicts]:
+    """Verdicts on the completions of `side_completions`, the two of a pair together.
+
+    A verdict that says nothing of refusals is unscored: else a pair would pass unread.
+    """
+    known = [
+        v.model_copy(update={"unscored": "the judge does not say whether it refuses"})
+        if v.refusal is None and v.unscored is None
+        else v
+        for v in verdicts
+    ]
+    return list(zip(known[::2], known[1::2], strict=True))
+
+
+def side_completions(pairs: Sequence[PreferencePair]) -> tuple[list[Prompt], list[Completion]]:
+    """(prompts, completions): the two sides of each pair as a judge reads them."""
     greedy = Sampling()
     said = [
         Completion(
@@ -50,8 +69,7 @@ def side_verdicts(pairs: Sequence[PreferencePair], judge: Judge) -> list[SideVer
         for pair in pairs
         for text in (pair.chosen, pair.rejected)
     ]
-    verdicts = judge.score([p.prompt for p in pairs for _ in RESPONSE_SIDES], said)
-    return list(zip(verdicts[::2], verdicts[1::2], strict=True))
+    return [pair.prompt for pair in pairs for _ in RESPONSE_SIDES], said
 
 
 def row_findings(pair: PreferencePair, chosen: Verdict, rejected: Verdict) -> Iterator[Finding]:

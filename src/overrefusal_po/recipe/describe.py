@@ -60,5 +60,7 @@ def stage_origins(recipe: Recipe, name: str) -> dict[str, str]:
     known = {k.removeprefix(above): v for k, v in recipe.origin.items() if k.startswith(above)}
     given = recipe.body.stages[name]
     own = read_recipe(recipe.folder / str(given["recipe"])).origin if "recipe" in given else {}
-    inherited = {"seed": "pipeline"} if recipe.body.seed is not None else {}
+    inherited = {f"model.{key}": "pipeline" for key in recipe.body.model}
+    shared = {"seed": recipe.body.seed, "judge": recipe.body.judge}
+    inherited |= {key: "pipeline" for key, value in shared.items() if value is not None}
     return {**own, **inherited, **known}

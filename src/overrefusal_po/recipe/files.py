@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from overrefusal_po.recipe.model_names import with_model_sections
 from overrefusal_po.recipe.overrides import Values, dotted, merged_values
 
 
@@ -115,7 +116,7 @@ def read_yaml(file: Path) -> Values:
         raise ValueError(f"{file}: a recipe is a mapping of keys; got {type(values).__name__}.")
     values.pop("launch", None)
     check_plain(values, str(file))
-    return {str(key): value for key, value in values.items()}
+    return with_model_sections({str(key): value for key, value in values.items()})
 
 
 def check_plain(value: object, place: str) -> None:

@@ -106,9 +106,9 @@ def task_schema(
     required = [key for key in schema.pop("required") if key != "task"]
     shortcut = "base" if "base" in more else "recipe"
     whole: Schema = {"required": required}
+    schema["properties"]["model"] |= ref(MODEL_CONFIG)
     if "model" in required:
         whole["properties"] = {"model": {"required": ["model_name_or_path"]}}
-        schema["properties"]["model"] |= ref(MODEL_CONFIG)
     if more is STAGE_KEYS:
         del schema["properties"]["run_dir"]
     schema["properties"] |= more

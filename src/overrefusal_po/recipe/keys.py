@@ -59,9 +59,8 @@ def keys_of(task: str, method: str | None = None) -> dict[str, Key]:
     """{dotted key: Key} of a task; for `train` those of a method."""
     found = {"base": Key("text or null", None, BASE), "launch": Key("text or null", None, LAUNCH)}
     found |= section_keys(TASKS[task])
-    if task != "pipeline":
-        found |= trl_keys("model", MODEL_CONFIG, found["model"])
-        found["model.trust_remote_code"] = Key("true or false", False, REMOTE_CODE)
+    found |= trl_keys("model", MODEL_CONFIG, found["model"])
+    found["model.trust_remote_code"] = Key("true or false", False, REMOTE_CODE)
     if method is not None:
         row = find_method(method)
         found["method"] = found["method"]._replace(type=allowed({"enum": list(METHODS)}))

@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from overrefusal_po.recipe.faults import fault_text
 from overrefusal_po.recipe.files import in_words, read_recipe
 from overrefusal_po.recipe.methods import find_method
+from overrefusal_po.recipe.model_names import override_key
 from overrefusal_po.recipe.overrides import Values, parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import MANAGED_KEYS, TASKS, Body, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.trl_fields import check_fields, field_table
@@ -48,6 +49,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for key, value in parse_overrides(overrides):
         if key == "base":
             raise ValueError(f"{file}: base can only stand in a file, not in an override.")
+        key = override_key(key, value)
         set_dotted(given.values, key, value)
         origin[key] = "override"
     body = check_body(given.values, in_words(given.chain))

@@ -9,11 +9,13 @@ TRL's dataclasses. `sections` has the other sections.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from overrefusal_po.recipe.methods import find_method
+from overrefusal_po.recipe.model_names import own_name
 from overrefusal_po.recipe.sections import (
     Capability,
     Chat,
@@ -72,6 +74,8 @@ class TrainRecipe(Section):
     """How conversations are rendered."""
     generation: Generation = Generation(max_new_tokens=40)
     """How the student's own words are drawn: harmful responses, and rejects of containment."""
+    judge: PlugSpec = "refusal"
+    """The judge that says which texts refuse: the linter's, and that of the student's own words."""
     select: Select | None = None
     """Which step's weights are saved, measured on both sides. null: the last step's."""
     speed: Speed = Speed()
@@ -85,6 +89,13 @@ class TrainRecipe(Section):
     def typed_data(self) -> Section:
         """`data` as the section of this method."""
         return find_method(self.method).data.model_validate(self.data)
+
+    @property
+    def looks(self) -> Select | None:
+        """`select` with the judge that it uses."""
+        if self.select is None or self.select.judge is not None:
+            return self.select
+        return self.select.model_copy(update={"judge": self.judge})
 
 
 class CurateRecipe(Section):
@@ -133,8 +144,8 @@ class EvaluateRecipe(Section):
 
     task: Literal["evaluate"]
     """What this recipe does."""
-    name: str = "model"
-    """What the report calls this run."""
+    name: str | None = None
+    """What the report calls this run. null: the model's own name."""
     model: OpenSection
     """The measured model: TRL ModelConfig keys, and `trust_remote_code`."""
     data: EvaluateData = EvaluateData()
@@ -162,6 +173,21 @@ class EvaluateRecipe(Section):
     run_dir: str | None = None
     """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def named(cls, values: object) -> object:
+        """The values with the model's own name as `name` if they have none."""
+        if not isinstance(values, Mapping) or values.get("name") is not None:
+            return values
+        model = values.get("model")
+        given = model.get("model_name_or_path") if isinstance(model, Mapping) else None
+        return {**values, "name": own_name(given)} if isinstance(given, str) else values
+
+    @property
+    def run_name(self) -> str:
+        """What the report calls this run."""
+        return self.name or "model"
+
 
 class PipelineRecipe(Section):
     """Stages in a row. An input may name an earlier output (`@curate.pairs`, `@dpo.model`)."""
@@ -170,6 +196,12 @@ class PipelineRecipe(Section):
     """What this recipe does."""
     title: str = "pipeline"
     """The title of the report."""
+    model: OpenSection = Field(default_factory=dict)
+    """The start model: its keys are those of `model:` in every stage that does not say them itself.
+    A stage whose model is another stage's output (`@dpo.model`) keeps it, and takes the keys that
+    say how a model is loaded. `@model` names the start model in any other key of a stage."""
+    judge: PlugSpec | None = None
+    """The judge of every stage that does not name one itself. null: each stage has its own."""
     stages: dict[str, OpenSection] = Field(min_length=1)
     """{name: the keys of a train, curate or evaluate recipe}. `recipe: FILE` takes that file's keys
     first; the path is relative to this recipe."""

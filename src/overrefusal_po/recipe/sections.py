@@ -171,8 +171,8 @@ class Select(Section):
     """The most tokens of a response. A refusal shows in the first ones."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
     """How far harmful_refused may fall below the start policy's."""
-    judge: PlugSpec = "refusal"
-    """The judge of the responses."""
+    judge: PlugSpec | None = None
+    """The judge of the responses. null: the recipe's."""
     batch_size: int = Field(default=32, gt=0)
     """Prompts decoded at a time."""
 
@@ -287,9 +287,11 @@ class Capability(Section):
     """What the model can do besides answering. It shows if usefulness was bought with lost
     skill."""
 
-    perplexity: bool = False
-    """Measure perplexity on the reference answers of the measured benign and ordinary prompts. It
-    needs no download."""
+    perplexity: bool | None = None
+    """Measure perplexity on the reference answers of the benign and ordinary prompts, in one pass.
+    null: if the model is in process and there are such answers. `true`: else it is an error."""
+    max_answers_per_kind: int | None = Field(default=20, gt=0)
+    """Answers of each kind that perplexity reads (a fixed subset by content hash). null: all."""
     tasks: tuple[str, ...] = ()
     """Tasks of the lm-eval harness (the extra `lm-eval`)."""
     limit: int | None = Field(default=None, gt=0)

@@ -154,6 +154,13 @@ class GateResult(RatePart):
     baseline: str | None = None
 
 
+class Truncated(RatePart):
+    """How many responses ended at the limit of new tokens, of those that there are."""
+
+    count: Count
+    of: Count
+
+
 class Measured(RatePart):
     """What was measured how, in words."""
 
@@ -177,6 +184,7 @@ class MeasuredRun(MeasuredRates):
     certificate: dict[str, str] | None = None
     capability: MeasuredCapability | None = None
     gate: GateResult | None = None
+    truncated: Truncated | None = None
     model_form: str | None = None
 
 

@@ -113,7 +113,9 @@ def print_result(found: StageResult) -> None:
     """Prints the summary of a stage: its numbers, a table of rates, and a table of counts."""
     rates = [key for key in found if key in found.get("intervals", ())]
     for key, value in found.items():
-        if key not in rates and not isinstance(value, dict | list):
+        if key == "truncated":
+            say(truncated_words(value))
+        elif key not in rates and not isinstance(value, dict | list):
             say(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
     for key, value in found.items():
         if isinstance(value, list) and value:
@@ -159,8 +161,16 @@ def print_summary(folder: Path) -> None:
     summary = read_state(folder / "summary.json", ["runs"])
     rates = ("harmful_refused", "benign_answered", "f1")
     rows = [[run["name"], *(with_interval(run, key) for key in rates)] for run in summary["runs"]]
+    for run in summary["runs"]:
+        if (cut := run.get("truncated")) and cut["count"]:
+            say(f"{run['name']}: {truncated_words(cut)}")
     say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
+
+
+def truncated_words(cut: Mapping[str, int]) -> str:
+    """How many responses ended at the limit."""
+    return f"{cut['count']} of {cut['of']} responses ended at the limit of new tokens"
 
 
 def with_interval(run: StageResult, key: str) -> str:

@@ -31,11 +31,13 @@ from overrefusal_po.engines import (
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.generation import settings_words
 from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.records import Completion, Origin, Prompt, Sampling, write_atomic
 from overrefusal_po.run.appender import Appender, cut_torn_line, rows_if_any
+from overrefusal_po.run.folder import Run
 from overrefusal_po.run.ledger import LedgerSums, sum_ledger
 from overrefusal_po.run.pace import spoken
 
@@ -106,6 +108,36 @@ def engine_for(
     return made
 
 
+def note_left_out(
+    run: Run,
+    section: Mapping[str, object],
+    engine: EngineSpec = "transformers",
+    *,
+    name: str | None = None,
+) -> str | None:
+    """What of the model's own generation_config.json is not used, in words; None if nothing is.
+
+    It goes into the log and the run's manifest.
+    """
+    module, settings = find_plug("engines", engine)
+    if not hasattr(module, "left_out"):
+        return None
+    found = module.left_out(settings, section)
+    if not found:
+        return None
+    facts = run.facts.setdefault("generation_config_left_out", {})
+    assert isinstance(facts, dict)
+    name = name or str(section["model_name_or_path"])
+    facts[name] = found
+    words = (
+        f"The settings of {name}'s own generation_config.json are not used: "
+        f"{settings_words(found)}. To use them: engine: {{name: transformers, generation_config: "
+        "model}."
+    )
+    logger.warning("%s", words)
+    return words
+
+
 class Tally(NamedTuple):
     """The counts of a completions file and the files beside it."""
 
@@ -115,6 +147,8 @@ class Tally(NamedTuple):
     """{error: prompts without a completion}."""
     ledger: LedgerSums
     """Zeros if the engine is not paid."""
+    truncated: int = 0
+    """Completions that ended at the limit of new tokens."""
 
 
 def file_beside(path: Path, ending: str) -> Path:
@@ -159,6 +193,14 @@ def draw(
         _draw_missing(make_engine(), path, work, label=label, total=missing)
     tally = count_drawn(path, sampling)
     write_atomic(file_beside(path, "tally.json"), json.dumps(tally._asdict(), indent=1) + "\n")
+    if tally.truncated:
+        logger.info(
+            "%s: %d of %d ended at the limit of %d tokens",
+            label or path.name,
+            tally.truncated,
+            tally.completed,
+            sampling.max_new_tokens,
+        )
     if tally.failed:
         reasons = Counter(tally.reasons).most_common(3)
         logger.warning(
@@ -248,11 +290,12 @@ def drawn_rows(paths: Iterable[Path], sampling: Sampling) -> Iterator[dict[str, 
 
 def count_drawn(path: Path, sampling: Sampling) -> Tally:
     """The counts of `path` and the files beside it."""
-    completed = sum(1 for _ in drawn_rows((path,), sampling))
+    # rows leave out their defaults, and "stop" is one
+    ends = Counter(row.get("finish_reason", "stop") for row in drawn_rows((path,), sampling))
     failed = drawn_rows((file_beside(path, "failed.jsonl"),), sampling)
     reasons = Counter(str(row["error"]) for row in failed)
     ledger = sum_ledger(file_beside(path, "ledger.jsonl"))
-    return Tally(completed, reasons.total(), dict(reasons), ledger)
+    return Tally(ends.total(), reasons.total(), dict(reasons), ledger, ends["length"])
 
 
 def complete(

@@ -59,6 +59,8 @@ class Run:
         self.inputs = dict(inputs)
         self.writer = writer
         self.started = time.time()
+        self.facts: dict[str, object] = {}
+        """What else the manifest says."""
         self._lock: BaseFileLock | None = None
         self._log: logging.Handler | None = None
 
@@ -191,6 +193,7 @@ class Run:
             "key": self.key,
             "inputs": self.inputs,
             "seconds": self.status()["seconds"],
+            **self.facts,
             **environment(),
         }
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))

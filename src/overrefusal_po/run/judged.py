@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from overrefusal_po.judges import Judge
+from overrefusal_po.plugins import PlugSpec, make_refusal_judge
 from overrefusal_po.records import Completion, Prompt, Verdict, content_id
 from overrefusal_po.run.appender import Appender, rows_if_any
 
@@ -110,3 +111,31 @@ def no_verdict(judge: Judge, completion: Completion) -> Verdict:
     return Verdict(
         completion_id=completion.id, judge=judge.name, version=judge.version, unscored=why
     )
+
+
+def shared_judge(spec: PlugSpec) -> Judge:
+    """The judge of a recipe. The verdicts of a slow judge are kept while the program runs: the same
+    pairs are checked before a run, and again when they are read."""
+    found = make_refusal_judge(spec)
+    return RememberingJudge(found) if isinstance(found, SlowJudge) else found
+
+
+REMEMBERED: dict[tuple[str, str], dict[str, Verdict]] = {}
+"""{(judge's name, version): {completion id: verdict}}."""
+
+
+class RememberingJudge:
+    """A slow judge that is not asked twice about a completion."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge, self.name, self.version = judge, judge.name, judge.version
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
+        """One verdict for each completion, in their order."""
+        known = REMEMBERED.setdefault((self.name, self.version), {})
+        pairs = zip(prompts, completions, strict=True)
+        missing = list({c.id: (p, c) for p, c in pairs if c.id not in known}.values())
+        asked = self.judge.score([p for p, _ in missing], [c for _, c in missing])
+        fresh = {v.completion_id: v for v in asked}
+        known |= {key: v for key, v in fresh.items() if not may_change(v, self.judge)}
+        return [known.get(c.id) or fresh[c.id] for c in completions]

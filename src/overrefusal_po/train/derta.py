@@ -321,9 +321,11 @@ def own_triples(said: Sequence[StudentAnswer]) -> list[Triple]:
         if verdict.refusal == "none" and not verdict.degenerate
     ]
     if not triples:
+        unread = sum(row.verdict.refusal is None for row in said)
         raise ValueError(
-            f"The student refuses all {len(said)} harmful prompts, so it gives no harmful "
-            "responses for DeRTa. Load triples instead (data.triples: FILE.jsonl with prompt, "
+            f"The student answers none of the {len(said)} harmful prompts: {unread} responses have "
+            "no verdict, the others refuse or are degenerate. So there are no harmful responses "
+            "for DeRTa. Load triples instead (data.triples: FILE.jsonl with prompt, "
             "safe_response, harmful_response)."
         )
     logger.info("%d of %d harmful prompts gave a harmful response", len(triples), len(said))

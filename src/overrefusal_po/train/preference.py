@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.judges import Judge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs import files as pair_files
 from overrefusal_po.pairs.findings import Lint
@@ -27,6 +27,7 @@ from overrefusal_po.prompts import read_pairs, read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import PairsData
 from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.run.judged import shared_judge
 from overrefusal_po.sources._local import ENDINGS
 from overrefusal_po.train.data import Prepared, Source, draw_order
 from overrefusal_po.train.lengths import group_by_length
@@ -108,11 +109,12 @@ def prepare(
     pending = bool(source.asked) and said is None
     pairs = [p for p in source.records if isinstance(p, PreferencePair)]
     pairs += own_containment(said or ())
-    table, read = tokenised_and_read(pairs, template, data.opening)
+    judge = shared_judge(recipe.judge)
+    table, read = tokenised_and_read(pairs, template, data.opening, judge)
     fitting = fit_pairs(pairs, table, max_length=settings["max_length"], too_long=data.too_long)
     places = fitting.kept
     kept = [pairs[at] for at in places]
-    found = checked_pairs(kept, [read[at] for at in places], data, anchored=pending)
+    found = checked_pairs(kept, [read[at] for at in places], data, judge, anchored=pending)
     used = [places[at] for at in used_places(kept, data.max_pairs, recipe.seed)]
     chosen = [pairs[at] for at in used]
     rows = table.take(used)
@@ -142,7 +144,7 @@ class Read(NamedTuple):
 
 
 def tokenised_and_read(
-    pairs: Sequence[PreferencePair], template: ChatTemplate, opening: int | None
+    pairs: Sequence[PreferencePair], template: ChatTemplate, opening: int | None, judge: Judge
 ) -> tuple[pa.Table, list[Read]]:
     """The token ids of pairs, and what their texts say.
 
@@ -152,7 +154,7 @@ def tokenised_and_read(
     check_sides(pairs)
     with ThreadPoolExecutor(max_workers=1) as pool:
         tokenised = pool.submit(pair_table, pairs, template, opening)
-        verdicts = side_verdicts(pairs, RefusalJudge())
+        verdicts = side_verdicts(pairs, judge)
         hits: dict[str, dict[str, Hit]] = {}  # by prompt and benchmark
         for hit in contamination([pair.prompt for pair in pairs]):
             hits.setdefault(hit.id, {})[hit.benchmark] = hit
@@ -177,7 +179,12 @@ def used_places(pairs: Sequence[PreferencePair], limit: int | None, seed: int) -
 
 
 def checked_pairs(
-    pairs: Sequence[PreferencePair], read: Sequence[Read], data: PairsData, *, anchored: bool
+    pairs: Sequence[PreferencePair],
+    read: Sequence[Read],
+    data: PairsData,
+    judge: Judge,
+    *,
+    anchored: bool,
 ) -> Lint:
     """What the linter finds. Raises ValueError for its errors, benchmark prompts, and no anchor.
 
@@ -191,7 +198,7 @@ def checked_pairs(
         for pair, row in zip(pairs, read, strict=True)
         for hit in row.hits
     ]
-    found = lint(pairs, RefusalJudge(), waive=data.waive, verdicts=verdicts, contaminated=hits)
+    found = lint(pairs, judge, waive=data.waive, verdicts=verdicts, contaminated=hits)
     if found.errors:
         stay = sum(finding.check == "contamination" for finding in found.errors)
         raise ValueError(
@@ -199,7 +206,8 @@ def checked_pairs(
             f"prompts are a benchmark's. The first: {found.errors[0].words}. Fix or delete the "
             "rows (`overrefusal-po check PAIRS.jsonl` lists all), or waive one with a reason: "
             "data.waive: {id: reason}. If you never measure a benchmark, waive all of its prompts: "
-            "data.waive: {contamination/NAME: reason}."
+            "data.waive: {contamination/NAME: reason}. If the judge "
+            f"{judge.name} misreads the language of the pairs, name another one: judge."
         )
     return found
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import wants_deepspeed, wants_fsdp
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.sections import Select
 from overrefusal_po.records import (
@@ -38,6 +38,7 @@ from overrefusal_po.records import (
     read_jsonl,
     write_jsonl,
 )
+from overrefusal_po.run.judged import fresh_verdicts
 from overrefusal_po.train.weights import generating, restore, snapshot
 
 if TYPE_CHECKING:
@@ -219,7 +220,10 @@ class TwoSided:
             {"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled}
         )
         self.trainer, self.template, self.select = trainer, template, select
-        self.prompts, self.judge = dev_prompts(select), make_judge(select.judge)
+        self.prompts, self.judge = (
+            dev_prompts(select),
+            make_refusal_judge(select.judge or "refusal"),
+        )
         first = trainer.accelerator.is_main_process
         self.looks = Looks(folder, select.tolerance) if first else None
 
@@ -263,7 +267,7 @@ class TwoSided:
             sampling = Sampling(max_new_tokens=select.max_new_tokens)
             said = {c.prompt_id: c for c in engine.complete(self.prompts, sampling)}
             completions = [said[p.id] for p in self.prompts]
-            verdicts = self.judge.score(self.prompts, completions)
+            verdicts = fresh_verdicts(self.judge, self.prompts, completions)
         rows = zip(self.prompts, completions, verdicts, strict=True)
         return run_metrics([Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows])
 

@@ -21,7 +21,7 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
 from overrefusal_po.pairs.apart import check_apart, check_not_measured
-from overrefusal_po.plugins import make_judge
+from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
@@ -178,9 +178,9 @@ def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
 
 def check_selection(recipe: TrainRecipe, trained: Sequence[Prompt], prepared: Prepared) -> None:
     """Raises ValueError if steps are selected by a missing judge or by prompts trained on."""
-    if recipe.select is not None:
-        make_judge(recipe.select.judge)
-        looked_at = {"select.sets": dev_prompts(recipe.select)}
+    if (looks := recipe.looks) is not None:
+        make_refusal_judge(looks.judge or recipe.judge)
+        looked_at = {"select.sets": dev_prompts(looks)}
         check_apart(looked_at, {"data": trained})
         groups = [f.group for f, _ in prepared.waived if f.group and f.check == "contamination"]
         check_not_measured(looked_at, {"data": [name.partition("/")[2] for name in groups]})
@@ -227,8 +227,8 @@ def make_trainer(
 
 def run_training(recipe: TrainRecipe, trainer: Trainer, run: Run, template: ChatTemplate) -> None:
     """Trains from the last checkpoint, with two-sided looks and trackers as the recipe asks."""
-    if recipe.select is not None:
-        look = two_sided_callback(trainer, template=template, select=recipe.select, folder=run.path)
+    if (looks := recipe.looks) is not None:
+        look = two_sided_callback(trainer, template=template, select=looks, folder=run.path)
         trainer.add_callback(look)
     trainer.add_callback(tracker_callback(run.resolved, run.path))
     trainer.add_callback(finite_callback(trainer))

@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.make import containment_pair
+from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Verdict
-from overrefusal_po.run.complete import complete, engine_for, recipe_sampling
+from overrefusal_po.run.complete import complete, engine_for, note_left_out, recipe_sampling
 from overrefusal_po.run.folder import Run
+from overrefusal_po.run.judged import resumable_verdicts
 
 FILE = "student_harmful.jsonl"
 """What the student said to harmful prompts, in a run folder."""
@@ -42,6 +43,7 @@ def student_answers(
 ) -> list[StudentAnswer]:
     """What the start policy says to `prompts`, judged; a killed run goes on where it stopped."""
     name = str(recipe.model["model_name_or_path"])
+    note_left_out(run, recipe.model)
     answers = complete(
         run.path / FILE,
         prompts,
@@ -49,7 +51,8 @@ def student_answers(
         lambda: engine_for(recipe.model, template, recipe.generation, name),
         "student: harmful prompts",
     )
-    verdicts = RefusalJudge().score(prompts, answers)
+    judge = make_refusal_judge(recipe.judge)
+    verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judge, prompts, answers)
     return [StudentAnswer(*three) for three in zip(prompts, answers, verdicts, strict=True)]
 
 

@@ -1,0 +1,110 @@
+"""The names of models in recipes: `model: NAME`, a model's own name, and a pipeline's start model.
+
+    own_name("runs/dpo-1a2b/model")                 # "dpo-1a2b/model"
+    with_model_sections({"model": "my/model"})      # {"model": {"model_name_or_path": "my/model"}}
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from overrefusal_po.recipe.overrides import Values
+
+START = "@model"
+"""Names a pipeline's start model in a stage."""
+
+WHICH_MODEL = ("model_name_or_path", "model_revision")
+"""Keys of `model:` that say which model it is; the others say how it is loaded or adapted."""
+
+ADAPTER_KEYS = ("use_peft", "use_rslora", "use_dora", "lora_")
+"""How keys of `model:` begin that a training alone needs."""
+
+
+def own_name(model: str) -> str:
+    """A model's own name: a hub name unchanged, the last two parts of a longer path, the stage of
+    `@stage.model`."""
+    if model.startswith("@"):
+        return model[1:].partition(".")[0]
+    parts = [part for part in model.removeprefix("bundled:").split("/") if part not in NO_NAMES]
+    cached = [part for part in parts if part.startswith("models--")]
+    if cached:  # a folder of the hub's cache
+        return cached[-1].removeprefix("models--").replace("--", "/")
+    return "/".join(parts[-2:]) or model
+
+
+NO_NAMES = ("", ".", "..", "~")
+"""Parts of a path that name nothing."""
+
+
+def with_model_sections(values: Mapping[str, object]) -> Values:
+    """A recipe's values with `model: NAME` written as a section, in its stages too."""
+    found = dict(values)
+    if isinstance(found.get("model"), str):
+        found["model"] = {"model_name_or_path": found["model"]}
+    if isinstance(stages := found.get("stages"), Mapping):
+        found["stages"] = {
+            name: with_model_sections(body) if isinstance(body, Mapping) else body
+            for name, body in stages.items()
+        }
+    return found
+
+
+def override_key(key: str, value: object) -> str:
+    """The key that an override means: `model` and `stages.NAME.model` with a name stand for the
+    `model_name_or_path` in it."""
+    parts = key.split(".")
+    section = parts == ["model"] or (len(parts) == 3 and parts[::2] == ["stages", "model"])
+    return f"{key}.model_name_or_path" if section and isinstance(value, str) else key
+
+
+def model_section(values: Mapping[str, object]) -> Mapping[str, object]:
+    """The `model:` of a recipe's values; empty if there is none."""
+    section = values.get("model")
+    return section if isinstance(section, Mapping) else {}
+
+
+def with_start_model(values: Mapping[str, object], section: Mapping[str, object]) -> Values:
+    """A stage's values with the pipeline's start model for `@model`.
+
+    Raises ValueError if the pipeline's `model:`, which is `section`, names none.
+    """
+    found: Values = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found[key] = with_start_model(value, section)
+        elif value == START:
+            found[key] = section.get("model_name_or_path")
+            if not found[key]:
+                raise ValueError(
+                    f"{key} is {START}, and the pipeline has no start model. Give it one: "
+                    "model: {model_name_or_path: NAME}."
+                )
+        else:
+            found[key] = value
+    return found
+
+
+def stage_model(
+    start: Mapping[str, object], file: Mapping[str, object], own: Mapping[str, object], task: object
+) -> Values:
+    """The `model:` of a stage: its file's keys, the pipeline's over them, its own over both.
+
+    Args:
+        start: the pipeline's `model:`.
+        file: the `model:` of the stage's `recipe:` file.
+        own: the `model:` that the pipeline's file or an override gives the stage itself.
+        task: the stage's task; only a training takes the keys of an adapter.
+    """
+    named = own.get("model_name_or_path")
+    taken = {
+        key: value
+        for key, value in start.items()
+        if not (named and key in WHICH_MODEL)
+        and (task == "train" or not key.startswith(ADAPTER_KEYS))
+    }
+    # a revision belongs to the model that it stands beside
+    other = "model_name_or_path" in taken or named
+    below = {k: v for k, v in file.items() if not (other and k in WHICH_MODEL)}
+    return {**below, **taken, **own}
