@@ -118,7 +118,7 @@ def judge(
 
 
 def evaluate(
-    model: PreTrainedModel | Engine | str,
+    model: PreTrainedModel | Engine | str | Path,
     prompts: PromptsGiven,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -178,7 +178,7 @@ def evaluate(
 
 
 def curate(
-    model: PreTrainedModel | Engine | str,
+    model: PreTrainedModel | Engine | str | Path,
     prompts: PromptsGiven,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ from overrefusal_po.train.derta_rows import (
 from overrefusal_po.train.derta_tree import TreeCollator, tree_or_rows
 from overrefusal_po.train.given import evaluation_rows, given_prompts, given_triples
 from overrefusal_po.train.lengths import Fitting, fit, group_by_length
-from overrefusal_po.train.policy import check_model, tokenizer_and_template
+from overrefusal_po.train.policy import checked_model, tokenizer_and_template
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
 from overrefusal_po.train.student import (
@@ -57,7 +58,7 @@ PrefixUnit = Literal["words", "tokens"]
 
 
 def derta_trainer(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str | Path,
     triples: Sequence[Triple] | RowsGiven | Prepared,
     *,
     eval_dataset: object = None,
@@ -92,7 +93,7 @@ def derta_trainer(
             common answers begin with too.
     """
     triples = given_triples(triples)
-    check_model(model, processing_class or template)
+    model = checked_model(model, processing_class or template)
     mixed = given_prompts(helpful, "helpful")
     assert not isinstance(mixed, Prepared), "helpful prompts are rows or records"
     from trl import SFTConfig
@@ -145,10 +146,8 @@ def prepared_triples(
     seed: int,
     tree: bool,
 ) -> Prepared:
-    """Triples and helpful prompts as rows, in their order; raises what `derta_trainer` raises.
-
-    `name` says in errors what was given; a `Prepared` is returned unchanged.
-    """
+    """Triples and helpful prompts as rows, in their order; a `Prepared` unchanged. It raises what
+    `derta_trainer` raises, and names what was given."""
     triples = given_triples(given, name)
     if isinstance(triples, Prepared):
         return triples

@@ -23,7 +23,7 @@ from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer
 from overrefusal_po.train.policy import (
-    check_model,
+    checked_model,
     frozen_copy,
     load_policy,
     tokenizer_and_template,
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def dpo_trainer(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str | Path,
     pairs: Sequence[PreferencePair] | RowsGiven | Prepared,
     *,
     eval_dataset: object = None,
@@ -85,7 +85,7 @@ def dpo_trainer(
         TypeError: data or a model of another type.
     """
     pairs = given_pairs(pairs)
-    check_model(model, processing_class or template)
+    model = checked_model(model, processing_class or template)
     from trl import DPOConfig
 
     from overrefusal_po.train.trl_private import shared_prefix_on
