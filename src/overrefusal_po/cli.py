@@ -293,10 +293,11 @@ def compare(
     found = comparing.compare_folders(folders)
     page = comparing.write_page(found, out)
     if as_json:
-        print(json.dumps(comparing.as_json(found), indent=1, ensure_ascii=False))
+        terminal.say_json(comparing.as_json(found))
         return
     terminal.print_table(*comparing.table_rows(found), width=140)
-    print("\n".join([*comparing.move_lines(found), *found.notes, f"page: {page}"]))
+    for line in (*comparing.move_lines(found), *found.notes, f"page: {page}"):
+        terminal.say(line)
 
 
 @app.command()
