@@ -78,9 +78,8 @@ def derta_trainer(
     """TRL's `SFTTrainer` on DeRTa rows, mixed with helpful rows.
 
     Args as for `dpo_trainer`; `args` is `trl.SFTConfig` or a mapping of its keys, and further:
-        triples: each becomes one RTO row and one prefix row. Rows with prompt, safe_response and
-            harmful_response (a list, a `datasets.Dataset`, a path), or prepared rows are read too.
-        eval_dataset: triples in such a form, or {name: such triples}.
+        triples, eval_dataset: each triple becomes one RTO row and one prefix row; also rows with
+            prompt, safe_response and harmful_response (a list, a `datasets.Dataset`, a path).
         helpful: prompts with a reference response, learned by ordinary SFT.
         refusal_opener: its first token is the label of RTO; safe responses must begin with it.
         prefix_unit: "words" as in the released code, "tokens" as in the paper.
@@ -117,15 +116,7 @@ def derta_trainer(
     make = TreeCollator if tree else DertaCollator
     collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
     trainer = rows_trainer(
-        model,
-        prepared,
-        config,
-        tokenizer,
-        collator,
-        ref_model,
-        peft_config,
-        callbacks,
-        eval_rows=evaluated,
+        model, prepared, config, tokenizer, collator, ref_model, peft_config, callbacks, evaluated
     )
     if isinstance(collator, TreeCollator):
         collator.paired = shared_prefix_on(trainer)

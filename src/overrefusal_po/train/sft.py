@@ -74,15 +74,7 @@ def sft_trainer(
     prepared, evaluated = make(prompts, "prompts"), evaluation_rows(eval_dataset, make)
     collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
     trainer = rows_trainer(
-        model,
-        prepared,
-        config,
-        tokenizer,
-        collator,
-        ref_model,
-        peft_config,
-        callbacks,
-        eval_rows=evaluated,
+        model, prepared, config, tokenizer, collator, ref_model, peft_config, callbacks, evaluated
     )
     group_by_length(trainer)
     return trainer
