@@ -76,6 +76,8 @@ def test_judge_takes_records_and_a_judge_of_ones_own() -> None:
     [
         (lambda: api.judge(REFUSAL), TypeError, r"Put a single text into one: \[text\]"),
         (lambda: api.judge([REFUSAL], HOW), TypeError, "are lists"),
+        (lambda: api.judge(None), TypeError, "got a NoneType"),
+        (lambda: api.judge(iter([REFUSAL])), TypeError, "got a list_iterator"),
         (lambda: api.judge([REFUSAL], [HOW, HOW]), ValueError, "1 responses and 2 prompts"),
         (lambda: api.judge([None], [HOW]), TypeError, "Response 1 is a NoneType"),
         (lambda: api.judge([REFUSAL], [3]), TypeError, "A prompt is a int"),
@@ -194,6 +196,12 @@ def test_an_engine_that_leaves_a_prompt_out_is_named() -> None:
         ("prompts.jsonl", {}, ValueError, "no such file"),
         ([HOW, 3], {"kind": "benign"}, TypeError, "prompts, row 2: got int"),
         (BY_KIND, {"judge": "refusel"}, ValueError, "refusel"),
+        ([HOW], {"kind": "evil"}, ValueError, "kind is 'evil'; allowed is one of harmful"),
+        ({"benign": HOW}, {}, TypeError, "under 'benign' are one text"),
+        ({"benign": [HOW], "harmful": [HOW]}, {}, ValueError, "as benign and as harmful"),
+        ({"benign": [Prompt.of(HOW, kind="harmful")]}, {}, ValueError, "says that it is harmful"),
+        (BY_KIND, {"max_new_tokens": 0}, ValueError, r"generation: max_new_tokens: .*given: '0'"),
+        (BY_KIND, {"temperature": -1}, ValueError, "generation: temperature"),
     ],
 )
 def test_wrong_prompts_are_an_error_before_a_model_is_looked_for(
@@ -259,7 +267,9 @@ def test_curate_without_harmful_prompts_and_with_a_teacher(styles: dict[str, Sty
         (ROWS[2:], {}, "None of the 1 prompts is benign"),
         (ROWS, {"teacher": "/no/such/model"}, "cannot be found"),
         (ROWS, {"refusals": "teacher"}, "need a teacher"),
-        (ROWS, {"refusals": "mine"}, "refusals"),
+        (ROWS, {"refusals": "mine"}, "curate: chosen.refusals: .*given: 'mine'"),
+        (ROWS, {"judge": RefusalJudge()}, "curate: judge"),
+        (ROWS, {"temperature": -1}, "generation: temperature"),
         (ROWS, {"guard": "no_guard"}, "no_guard"),
     ],
 )

@@ -143,6 +143,21 @@ def test_other_prompts_and_judges_are_named(other: list[Outcome], words: str) ->
         check_comparable({"a": BASE, "ok": BASE, "b": other})
 
 
+def test_other_numbers_of_samples_are_named() -> None:
+    second = [
+        row.model_copy(update={"completion": row.completion.model_copy(update={"sample": 1})})
+        for row in BASE
+    ]
+    with pytest.raises(ValueError, match="responses to a prompt: a 2, b 1"):
+        check_comparable({"a": [*BASE, *second], "b": TUNED})
+    check_comparable({"a": [*BASE, *second], "b": [*second, *BASE]})
+
+
+def test_nothing_that_was_scored_in_both_is_an_error() -> None:
+    with pytest.raises(ValueError, match="No response was scored in both a and b"):
+        against_first({"a": said("harmful", "fu"), "b": said("harmful", "uf")})
+
+
 def test_another_kind_of_a_prompt_is_an_error() -> None:
     other = [
         BASE[0].model_copy(update={"prompt": BASE[0].prompt.model_copy(update={"kind": "benign"})})

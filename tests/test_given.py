@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pandas
 import pytest
 from conftest import Style
 from datasets import Dataset, DatasetDict
 from factories import EATS, FACTORIES, two_steps
 
 from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
-from overrefusal_po.train.given import given_pairs, given_prompts, given_triples
+from overrefusal_po.train.given import given_pairs, given_prompts, given_responses, given_triples
 
 SYSTEM = {"role": "system", "content": "Answer briefly."}
 Row = dict[str, Any]
@@ -70,6 +72,7 @@ def losses(
     return [dict(row) for row in trainer.train_dataset], found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", PAIR_FORMS)
 @pytest.mark.parametrize("method", PAIR_METHODS)
 def test_a_dataset_a_list_and_a_file_of_pairs_train_alike(
@@ -127,6 +130,7 @@ def sft_forms() -> dict[str, Callable[[Prompt], Row]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", sft_forms())
 def test_sft_takes_messages_and_completions(
     form: str, styles: dict[str, Style], helpful: list[Prompt], tmp_path: Path
@@ -147,6 +151,7 @@ def test_sft_keeps_the_turns_before_the_answer() -> None:
     assert prompt.reference == "So."
 
 
+@pytest.mark.slow
 def test_derta_takes_rows(styles: dict[str, Style], triples: list[Triple], tmp_path: Path) -> None:
     rows = [
         {
@@ -176,6 +181,7 @@ def labelled(pairs: list[PreferencePair], conversations: bool) -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conversations", [True, False])
 def test_kto_takes_unpaired_rows(
     conversations: bool, styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
@@ -258,6 +264,11 @@ WRONG = {
         "pairs, row 1.*prompt_ids",
     ),
     "text alone": ([{"text": "How? So."}], ValueError, "pairs, row 1.*text"),
+    "template options": (
+        [{**GOOD, "chat_template_kwargs": {"enable_thinking": False}}],
+        ValueError,
+        "pairs, row 1: chat_template_kwargs",
+    ),
     "tools": ([{**GOOD, "tools": ["search"]}], ValueError, "tools"),
 }
 
@@ -312,6 +323,54 @@ def test_a_model_without_a_name_needs_its_tokenizer(
 ) -> None:
     with pytest.raises(ValueError, match=r"tokenizer is not known.*processing_class"):
         FACTORIES["dpo"](styles["qwen"].make_model(), pairs)
+
+
+def test_values_of_pandas_and_numpy_are_read(pairs: list[PreferencePair], tmp_path: Path) -> None:
+    """A file of conversations that pandas read has arrays in its cells, and 1.0 for true."""
+    file = tmp_path / "pairs.parquet"
+    pandas.DataFrame([conversational(pair) for pair in pairs]).to_parquet(file)
+    rows = pandas.read_parquet(file).to_dict("records")
+    assert isinstance(rows[0]["chosen"], numpy.ndarray)
+    assert given_pairs(rows) == given_pairs(file) == given_pairs([*map(conversational, pairs)])
+    wanted = given_responses(labelled(pairs, False))
+    for kind in (numpy.bool_, numpy.int64, float, str):
+        rows = [{**row, "label": kind(row["label"])} for row in labelled(pairs, False)]
+        assert given_responses(rows) == wanted
+
+
+@pytest.mark.parametrize("empty", [[], {}, ()])
+def test_an_empty_evaluation_set_is_named(
+    empty: Any, styles: dict[str, Style], pairs: list[PreferencePair]
+) -> None:
+    with pytest.raises(ValueError, match="eval_dataset is empty"):
+        FACTORIES["dpo"](str(styles["qwen"].folder), pairs, eval_dataset=empty)
+
+
+def test_a_path_is_a_model(styles: dict[str, Style], pairs: list[PreferencePair]) -> None:
+    settings = {"output_dir": "out", "use_cpu": True, "report_to": []}
+    trainer = FACTORIES["dpo"](styles["qwen"].folder, pairs, args=settings)
+    assert trainer.processing_class.chat_template == styles["qwen"].tokenizer.chat_template
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"completion": "same"}, "6 responses are chosen in one row and rejected in another"),
+        ({"label": True}, "all 12 responses have the label True"),
+    ],
+)
+def test_kto_warns_of_labels_that_teach_nothing(
+    change: Row,
+    words: str,
+    styles: dict[str, Style],
+    pairs: list[PreferencePair],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = [{**row, **change} for row in labelled(pairs, False)]
+    args = {**two_steps(tmp_path), "per_device_train_batch_size": 2}
+    FACTORIES["kto"](str(styles["qwen"].folder), rows, args=args)
+    assert words in caplog.text
 
 
 def test_a_file_of_our_own_pairs_is_read(pairs: list[PreferencePair], tmp_path: Path) -> None:

@@ -13,15 +13,14 @@ all. Nothing is written.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from overrefusal_po.evaluate.given import given_prompts
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
 from overrefusal_po.judges import Judge
-from overrefusal_po.plugins import PlugSpec, make_judge
-from overrefusal_po.prompts import read_source
+from overrefusal_po.plugins import PlugSpec, checked_plug_settings, make_judge
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.records import (
@@ -36,12 +35,9 @@ from overrefusal_po.records import (
     Verdict,
     content_id,
 )
-from overrefusal_po.run.complete import recipe_sampling, unique_prompts
+from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.judged import fresh_verdicts
 from overrefusal_po.run.loaded import answering_engine
-from overrefusal_po.sources._given import given_rows
-from overrefusal_po.sources._local import ENDINGS
-from overrefusal_po.sources.file import Settings, file_prompt
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,8 +54,6 @@ if TYPE_CHECKING:
         | Sequence[Prompt | str | Mapping[str, Any]]
         | Mapping[Kind, Sequence[str]]
     )
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Evaluation(NamedTuple):
@@ -100,8 +94,12 @@ def judge(
             them, or a judge that cannot be made.
         TypeError: one text in place of a list.
     """
-    if isinstance(responses, str) or isinstance(prompts, str):
-        raise TypeError("responses and prompts are lists. Put a single text into one: [text].")
+    for given in (responses, prompts or ()):
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise TypeError(
+                f"responses and prompts are lists; got a {type(given).__name__}. Put a single text "
+                "into one: [text]."
+            )
     if prompts is None and judge != "refusal":
         raise ValueError(f"The judge {judge!r} reads the prompts too. Give one for each response.")
     if prompts is not None and len(prompts) != len(responses):
@@ -118,7 +116,7 @@ def judge(
 
 
 def evaluate(
-    model: PreTrainedModel | Engine | str,
+    model: PreTrainedModel | Engine | str | Path,
     prompts: PromptsGiven,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -161,7 +159,7 @@ def evaluate(
     """
     asked = given_prompts(prompts, kind=kind, split=split)
     judges = found_judge(judge), None if guard is None else found_judge(guard)
-    generation = Generation(
+    generation = checked_generation(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size
     )
     with answering_engine(
@@ -178,7 +176,7 @@ def evaluate(
 
 
 def curate(
-    model: PreTrainedModel | Engine | str,
+    model: PreTrainedModel | Engine | str | Path,
     prompts: PromptsGiven,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -221,7 +219,7 @@ def curate(
         judge=judge,
         guard=guard,
         chat=Chat(system_prompt=system_prompt),
-        generation=Generation(
+        generation=checked_generation(
             max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size
         ),
         seed=seed,
@@ -229,47 +227,9 @@ def curate(
     return Curated(*curate_in_memory(recipe, model, asked, tokenizer, template))
 
 
-def given_prompts(data: object, *, kind: Kind | None = None, split: Split | None) -> list[Prompt]:
-    """The prompts that were given, each once; ValueError if there is none, or one has no kind."""
-    found = list(unique_prompts(all_prompts(data, kind=kind, split=split)))
-    if not found:
-        raise ValueError("There is no prompt. Give at least one.")
-    return found
-
-
-def all_prompts(data: object, *, kind: Kind | None, split: Split | None) -> list[Prompt]:
-    """The prompts of a source, a file, a mapping by kind, or a list."""
-    if isinstance(data, Mapping) and data and data.keys() <= set(KINDS):
-        by_kind = cast("Mapping[Kind, Sequence[str]]", data)
-        return [p for of, texts in by_kind.items() for p in listed_prompts(texts, of)]
-    if isinstance(data, str | Path):
-        if Path(data).suffix.lower() in ENDINGS:
-            return read_source({"name": "file", "path": str(data), "kind": kind}, None)
-        return read_source(str(data), split)
-    return listed_prompts(data, kind)
-
-
-def listed_prompts(data: object, kind: Kind | None) -> list[Prompt]:
-    """Prompts, texts and rows of a list or a dataset as prompts."""
-    if not isinstance(data, Sequence) or isinstance(data, str):
-        return row_prompts(data, kind)
-    if any(isinstance(item, str) for item in data) and kind is None:
-        raise ValueError(
-            "The kind of a prompt that is a text must be given: kind='benign' (or 'harmful', "
-            "'general'), or {'benign': [...], 'harmful': [...]}."
-        )
-    rows = [{"prompt": item} if isinstance(item, str) else item for item in data]
-    if all(isinstance(row, Prompt) for row in rows):
-        return cast("list[Prompt]", rows)
-    return row_prompts(rows, kind)
-
-
-def row_prompts(data: object, kind: Kind | None) -> list[Prompt]:
-    """The prompts of rows, read as a file of prompts is."""
-    settings = Settings(path="prompts", kind=kind)
-    return [
-        file_prompt(row, place, settings, Counter()) for place, row in given_rows(data, "prompts")
-    ]
+def checked_generation(**values: float) -> Generation:
+    """How responses are drawn; ValueError names the value that is not allowed."""
+    return checked_plug_settings(Generation, values, "generation")
 
 
 def asked_prompt(given: object) -> Prompt:

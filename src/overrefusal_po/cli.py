@@ -272,7 +272,8 @@ def compare(
         terminal.say_json(comparing.as_json(found))
         return
     terminal.print_table(*comparing.table_rows(found), width=140)
-    print("\n".join([*comparing.move_lines(found), *found.notes, f"page: {page}"]))
+    for line in (*comparing.move_lines(found), *found.notes, f"page: {page}"):
+        terminal.say(line)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from overrefusal_po.curate.overgenerate import (
 )
 from overrefusal_po.curate.stage import pair_set
 from overrefusal_po.model import load as models
-from overrefusal_po.plugins import PlugSpec
+from overrefusal_po.plugins import PlugSpec, checked_plug_settings
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.records import PreferencePair, Prompt
@@ -65,7 +65,8 @@ def curation_recipe(
     seed: int = 0,
 ) -> CurateRecipe:
     """The recipe of a curation from Python. The student stands beside it, not in `model:`."""
-    recipe = CurateRecipe.model_validate(
+    recipe = checked_plug_settings(
+        CurateRecipe,
         {
             "task": "curate",
             "model": {"model_name_or_path": teacher or "given"},
@@ -76,7 +77,8 @@ def curation_recipe(
             "chat": chat or Chat(),
             "generation": generation or Generation(max_new_tokens=40),
             "seed": seed,
-        }
+        },
+        "curate",
     )
     check_settings(recipe)
     if teacher is not None:

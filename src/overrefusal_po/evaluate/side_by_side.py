@@ -109,6 +109,12 @@ def check_prompts(
             f"missing in {name}{examples(missing)}; {len(added)} of {name} are missing in {first}"
             f"{examples(added)}. Measure both on the same sets, with the same limits."
         )
+    numbers = [sorted({o.completion.sample for o in run}) for run in (wanted, outcomes)]
+    if numbers[0] != numbers[1]:
+        raise ValueError(
+            f"The runs have other numbers of responses to a prompt: {first} {len(numbers[0])}, "
+            f"{name} {len(numbers[1])}. Measure both with the same number."
+        )
 
 
 def examples(texts: Sequence[str]) -> str:
@@ -120,10 +126,17 @@ def examples(texts: Sequence[str]) -> str:
 def against_first(runs: Mapping[str, Sequence[Outcome]]) -> list[SideBySide]:
     """Every other run against the first. If there are more than two runs, p values are corrected.
 
-    Raises ValueError if the runs were not measured on the same prompts.
+    Raises ValueError if the runs were not measured on the same prompts, or if no response was
+    scored in both.
     """
     (first, wanted), *others = runs.items()
     found = [side_by_side(first, name, matched(wanted, run)) for name, run in others]
+    for one in found:
+        if not one.kinds:
+            raise ValueError(
+                f"No response was scored in both {one.before} and {one.after}, so nothing can be "
+                "compared. Their outcomes say why (`unscored`)."
+            )
     return with_holm(found) if len(found) > 1 else found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model import load as models
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from overrefusal_po.engines import Engine
 
-    Student = PreTrainedModel | Engine | str
+    Student = PreTrainedModel | Engine | str | Path
 
 
 @contextmanager
@@ -42,8 +43,8 @@ def answering_engine(
     for anything else.
     """
     chat = chat or Chat()
-    if isinstance(model, str):
-        section = {"model_name_or_path": model}
+    if isinstance(model, str | Path):
+        section = {"model_name_or_path": str(model)}
         check_engine(engine)
         known = template or (load_template(section, chat) if in_process(engine) else None)
         yield engine_for(section, known, generation, engine=engine, chat=chat)

@@ -46,7 +46,10 @@ def labelled_response(row: JsonObject, place: str, unread: Unread) -> LabelledRe
             f"it is a good one. The columns found are {', '.join(row)}."
         )
     turns, response = completion_turns(row, place, unread)
-    desirable = label_truth(row["label"], "label", place)
+    label = row["label"]
+    # a column with an empty cell holds 1.0 and 0.0 in pandas
+    label = bool(label) if isinstance(label, float) and label in (0.0, 1.0) else label
+    desirable = label_truth(label, "label", place)
     count_unread(row, (*COMPLETION_COLUMNS, "label"), place, unread)
     return LabelledResponse(row_prompt(row, turns, place), response, desirable)
 

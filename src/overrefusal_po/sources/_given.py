@@ -59,7 +59,17 @@ def dict_rows(rows: Iterable[object], name: str) -> Iterator[tuple[str, JsonObje
                 'dict such as {"prompt": ..., "chosen": ..., "rejected": ...}; all rows have one '
                 "form."
             )
-        yield f"{name}, row {number}", dict(row)
+        yield f"{name}, row {number}", {key: plain(value) for key, value in row.items()}
+
+
+def plain(value: object) -> object:
+    """A value as JSON has it: arrays and numbers of numpy, which pandas gives, become lists and
+    numbers."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def is_hub_type(data: object, name: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ from overrefusal_po.train.derta_rows import (
 from overrefusal_po.train.derta_tree import TreeCollator, tree_or_rows
 from overrefusal_po.train.given import evaluation_rows, given_prompts, given_triples
 from overrefusal_po.train.lengths import Fitting, fit, group_by_length
-from overrefusal_po.train.policy import check_model, tokenizer_and_template
+from overrefusal_po.train.policy import checked_model, tokenizer_and_template
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
 from overrefusal_po.train.student import (
@@ -57,7 +58,7 @@ PrefixUnit = Literal["words", "tokens"]
 
 
 def derta_trainer(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str | Path,
     triples: Sequence[Triple] | RowsGiven | Prepared,
     *,
     eval_dataset: object = None,
@@ -77,9 +78,8 @@ def derta_trainer(
     """TRL's `SFTTrainer` on DeRTa rows, mixed with helpful rows.
 
     Args as for `dpo_trainer`; `args` is `trl.SFTConfig` or a mapping of its keys, and further:
-        triples: each becomes one RTO row and one prefix row. Rows with prompt, safe_response and
-            harmful_response (a list, a `datasets.Dataset`, a path), or prepared rows are read too.
-        eval_dataset: triples in such a form, or {name: such triples}.
+        triples, eval_dataset: each triple becomes one RTO row and one prefix row; also rows with
+            prompt, safe_response and harmful_response (a list, a `datasets.Dataset`, a path).
         helpful: prompts with a reference response, learned by ordinary SFT.
         refusal_opener: its first token is the label of RTO; safe responses must begin with it.
         prefix_unit: "words" as in the released code, "tokens" as in the paper.
@@ -92,7 +92,7 @@ def derta_trainer(
             common answers begin with too.
     """
     triples = given_triples(triples)
-    check_model(model, processing_class or template)
+    model = checked_model(model, processing_class or template)
     mixed = given_prompts(helpful, "helpful")
     assert not isinstance(mixed, Prepared), "helpful prompts are rows or records"
     from trl import SFTConfig
@@ -116,15 +116,7 @@ def derta_trainer(
     make = TreeCollator if tree else DertaCollator
     collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
     trainer = rows_trainer(
-        model,
-        prepared,
-        config,
-        tokenizer,
-        collator,
-        ref_model,
-        peft_config,
-        callbacks,
-        eval_rows=evaluated,
+        model, prepared, config, tokenizer, collator, ref_model, peft_config, callbacks, evaluated
     )
     if isinstance(collator, TreeCollator):
         collator.paired = shared_prefix_on(trainer)
@@ -145,10 +137,8 @@ def prepared_triples(
     seed: int,
     tree: bool,
 ) -> Prepared:
-    """Triples and helpful prompts as rows, in their order; raises what `derta_trainer` raises.
-
-    `name` says in errors what was given; a `Prepared` is returned unchanged.
-    """
+    """Triples and helpful prompts as rows, in their order; a `Prepared` unchanged. It raises what
+    `derta_trainer` raises, and names what was given."""
     triples = given_triples(given, name)
     if isinstance(triples, Prepared):
         return triples

@@ -23,7 +23,7 @@ from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer
 from overrefusal_po.train.policy import (
-    check_model,
+    checked_model,
     frozen_copy,
     load_policy,
     tokenizer_and_template,
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def dpo_trainer(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str | Path,
     pairs: Sequence[PreferencePair] | RowsGiven | Prepared,
     *,
     eval_dataset: object = None,
@@ -64,8 +64,8 @@ def dpo_trainer(
 
     Args:
         model: a loaded model, its name or path (`bundled:...` too); its state is the reference.
-        pairs: at least one preference pair; rows of TRL's forms as a list, a `datasets.Dataset` or
-            the path of a file (docs/python.md); or rows that are prepared already.
+        pairs: preference pairs; rows of TRL's forms as a list, a `datasets.Dataset` or the path of
+            a file (docs/python.md); or rows that are prepared already. At least one.
         eval_dataset: pairs to evaluate on, in a form of `pairs`; or {name: such pairs}.
         args: `trl.DPOConfig`, or a mapping of its keys, or None for TRL's defaults.
         processing_class: the tokenizer; None loads the model's own.
@@ -79,13 +79,11 @@ def dpo_trainer(
         reference_store: a folder that keeps reference log-probs from run to run. Then no
             reference model is held, except under FSDP.
 
-    Raises:
-        ValueError: no pairs, a row in no known form, a tokenizer without chat template, a pair
-            longer than `max_length`. All before weights are loaded.
-        TypeError: data or a model of another type.
+    Raises ValueError or TypeError, before weights are loaded: no pairs, a row in no known form, no
+    model, a tokenizer without chat template, a pair longer than `max_length`.
     """
     pairs = given_pairs(pairs)
-    check_model(model, processing_class or template)
+    model = checked_model(model, processing_class or template)
     from trl import DPOConfig
 
     from overrefusal_po.train.trl_private import shared_prefix_on

@@ -67,8 +67,9 @@ def pair_row(row: JsonObject, place: str, unread: Unread) -> PreferencePair:
     """A row with chosen and rejected; ValueError that names the place, the way out too."""
     if "completion" in row and "chosen" not in row:
         raise ValueError(
-            f"{place}: the row has a completion and no chosen and rejected side. Rows with "
-            "completion and label train with kto_trainer, others with sft_trainer."
+            f"{place}: the row has a completion and no chosen and rejected side. All rows have "
+            "one form. Rows with completion and label are for kto_trainer alone, those with prompt "
+            "and completion for sft_trainer."
         )
     pair = read_row(row, place, unread)
     for side in ("chosen", "rejected"):
@@ -172,12 +173,25 @@ def check_kind(rows: Sequence[object], name: str, record: type) -> None:
 def read_all(rows: Any, name: str, read: Callable[[JsonObject, str, Unread], T]) -> list[T]:
     """The records of (place, row); columns that are not read are counted in the log."""
     unread: Unread = Counter()
-    found = [read(row, place, unread) for place, row in rows]
+    found = []
+    for place, row in rows:
+        check_template_options(row, place)
+        found.append(read(row, place, unread))
     if not found:
         raise ValueError(f"{name} holds no rows. Give at least one.")
     if unread:
         logger.warning("%s: columns that are not read: %s", name, unread_words(unread))
     return found
+
+
+def check_template_options(row: JsonObject, place: str) -> None:
+    """Raises ValueError for TRL's column of template options, which one template cannot follow."""
+    if row.get("chat_template_kwargs"):
+        raise ValueError(
+            f"{place}: chat_template_kwargs is {row['chat_template_kwargs']!r}. Options of the "
+            "template are the same for all rows here: template=ChatTemplate(tokenizer, "
+            "template_kwargs={...}). Delete the column."
+        )
 
 
 def validated(record: type[R], row: JsonObject, place: str) -> R:
@@ -211,6 +225,8 @@ def evaluation_rows(
     """The rows of `eval_dataset`: None, one set, or a mapping of sets by name."""
     if data is None:
         return None
+    if isinstance(data, Mapping | list | tuple) and not data:
+        raise ValueError("eval_dataset is empty. Give at least one row, or None.")
     if isinstance(data, Mapping):
         return {
             str(name): whole(prepare(part, f"eval_dataset[{name!r}]"))

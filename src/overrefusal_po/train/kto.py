@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model.chat import ChatTemplate
@@ -26,10 +27,11 @@ from overrefusal_po.train.kto_order import (
     compared_with,
     different_sides,
     in_training_order,
+    warn_of_labels,
 )
 from overrefusal_po.train.kto_responses import response_tokens
 from overrefusal_po.train.policy import (
-    check_model,
+    checked_model,
     frozen_copy,
     load_policy,
     tokenizer_and_template,
@@ -54,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 
 def kto_trainer(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str | Path,
     pairs: Sequence[PreferencePair] | RowsGiven | Prepared,
     *,
     eval_dataset: object = None,
@@ -77,7 +79,7 @@ def kto_trainer(
         ValueError: as for `dpo_trainer`, and if the prompts of a batch cannot all be different.
     """
     given = given_sides(pairs, "pairs")
-    check_model(model, processing_class or template)
+    model = checked_model(model, processing_class or template)
     from trl import KTOConfig
 
     from overrefusal_po.train.trl_private import ReadyKTOTrainer
@@ -136,6 +138,7 @@ def prepared_sides(
     if responses:
         found = response_tokens(responses, template, max_length=limit, too_long=too_long)
         sides = [Side(*row) for row in found.cut(opening)]
+        warn_of_labels(sides)
         return Prepared(side_columns(sides, settings), found.prompts, lengths=found.lengths)
     pairs = [row for row in given if isinstance(row, PreferencePair)]
     table = pair_table(pairs, template, opening)

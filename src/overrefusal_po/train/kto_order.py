@@ -97,13 +97,24 @@ def different_sides(pairs: Sequence[tuple[Side, Side]]) -> list[Side]:
         logger.warning(
             "%d of %d sides stand in another pair too; each is one row", again, len(given)
         )
-    if both_ways := len(known) - len({side[:2] for side in known}):
+    warn_of_labels(known)
+    return known
+
+
+def warn_of_labels(sides: Sequence[Side]) -> None:
+    """Warns of responses that are chosen and rejected for one prompt, and of a single label."""
+    if both_ways := len(sides) - len({side[:2] for side in sides}):
         logger.warning(
-            "%d responses are chosen in one pair and rejected in another of the same prompt: KTO "
+            "%d responses are chosen in one row and rejected in another of the same prompt: KTO "
             "trains both ways",
             both_ways,
         )
-    return known
+    if len({side.desirable for side in sides}) == 1:
+        logger.warning(
+            "all %d responses have the label %s: KTO has nothing to hold them against",
+            len(sides),
+            sides[0].desirable,
+        )
 
 
 def in_rounds(sides: Sequence[Side], seed: int) -> list[Side]:

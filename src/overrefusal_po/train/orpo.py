@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +31,7 @@ from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer
-from overrefusal_po.train.policy import check_model, load_policy, tokenizer_and_template
+from overrefusal_po.train.policy import checked_model, load_policy, tokenizer_and_template
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import prepare as prepare
 from overrefusal_po.train.preference import read as read
@@ -116,7 +117,7 @@ class ORPOTrainer(
 
 
 def orpo_trainer(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str | Path,
     pairs: Sequence[PreferencePair] | RowsGiven | Prepared,
     *,
     eval_dataset: object = None,
@@ -140,7 +141,7 @@ def orpo_trainer(
             "one."
         )
     pairs = given_pairs(pairs)
-    check_model(model, processing_class or template)
+    model = checked_model(model, processing_class or template)
     config = trainer_config(ORPOConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     make = pair_preparer(template, max_length=config.max_length, opening=opening, too_long=too_long)

@@ -8,6 +8,7 @@ reference = frozen_copy(policy)
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overrefusal_po.model import load as models
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def check_model(model: object, tokenizer: object = None) -> None:
-    """Raises TypeError for what is no model, ValueError for one whose tokenizer is not known."""
-    if isinstance(model, str):
-        return
+def checked_model(
+    model: PreTrainedModel | str | Path, tokenizer: object = None
+) -> PreTrainedModel | str:
+    """The model, a path as text. TypeError for what is no model, ValueError for a loaded one whose
+    tokenizer is not known."""
+    if isinstance(model, str | Path):
+        return str(model)
     if not (hasattr(model, "config") and callable(getattr(model, "parameters", None))):
         raise TypeError(
             f"model is a {type(model).__name__}; allowed is a loaded causal language model, or the "
@@ -33,6 +37,7 @@ def check_model(model: object, tokenizer: object = None) -> None:
             "The model was not loaded from a name or path, so its tokenizer is not known. Give it: "
             "processing_class=tokenizer."
         )
+    return model
 
 
 def tokenizer_and_template(

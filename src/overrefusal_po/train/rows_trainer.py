@@ -33,7 +33,6 @@ def rows_trainer(
     ref_model: PreTrainedModel | None,
     peft_config: PeftConfig | None,
     callbacks: Sequence[TrainerCallback],
-    *,
     eval_rows: Dataset | dict[str, Dataset | IterableDataset] | None = None,
 ) -> SFTTrainer:
     """An `SFTTrainer` on ready rows: TRL prepares and drops nothing.

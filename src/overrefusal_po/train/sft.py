@@ -8,6 +8,7 @@ Loss stands on the response alone. The prompts have references, or are the chose
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from overrefusal_po.train.derta_rows import (
 )
 from overrefusal_po.train.given import evaluation_rows, given_prompts
 from overrefusal_po.train.lengths import fit, group_by_length, warn_of_left_out
-from overrefusal_po.train.policy import check_model, tokenizer_and_template
+from overrefusal_po.train.policy import checked_model, tokenizer_and_template
 from overrefusal_po.train.preference import read_any_pairs
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def sft_trainer(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str | Path,
     prompts: Sequence[Prompt] | RowsGiven | Prepared,
     *,
     eval_dataset: object = None,
@@ -64,7 +65,7 @@ def sft_trainer(
         ValueError: no prompt, one without a reference, a row longer than `max_length`.
     """
     prompts = given_prompts(prompts)
-    check_model(model, processing_class or template)
+    model = checked_model(model, processing_class or template)
     from trl import SFTConfig
 
     config = trainer_config(SFTConfig, args)
@@ -73,15 +74,7 @@ def sft_trainer(
     prepared, evaluated = make(prompts, "prompts"), evaluation_rows(eval_dataset, make)
     collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
     trainer = rows_trainer(
-        model,
-        prepared,
-        config,
-        tokenizer,
-        collator,
-        ref_model,
-        peft_config,
-        callbacks,
-        eval_rows=evaluated,
+        model, prepared, config, tokenizer, collator, ref_model, peft_config, callbacks, evaluated
     )
     group_by_length(trainer)
     return trainer
