@@ -1,5 +1,6 @@
 """records.py: JSON Lines in and out, errors that say where, ids that are the same everywhere."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
