@@ -135,7 +135,7 @@ def test_a_teacher_gives_the_chosen_answers_and_the_student_its_own_refusals(
         {"prompt": text, "kind": "benign"} for text in ASKED
     ]  # no reference: the teacher answers
     asked = [
-        {"prompt": text, "kind": "harmful", "safe_response": "Sorry, that is theft."}
+        {"prompt": f"{text}?", "kind": "harmful", "safe_response": "Sorry, that is theft."}
         for text in ASKED[:2]
     ]
     recipe = CurateRecipe.model_validate(

@@ -356,7 +356,7 @@ def test_llama_guard_weighs_safe_and_unsafe_at_the_first_token_that_is_no_newlin
         odd.unsafe_probability is None
         and odd.unscored == "the guard's answer cannot be read: 'perhaps'"
     )
-    assert safe.judge == f"guard:{name}:{guards[name]}" and safe.version == "1@main"
+    assert safe.judge == f"guard:{name}:{guards[name]}" and safe.version == "2@main"
 
 
 def test_wildguard_weighs_yes_and_no_at_harmful_response_and_says_refusal(
@@ -384,8 +384,8 @@ def test_qwen3guard_weighs_three_labels_and_controversial_counts_as_the_recipe_s
         assert answer.unsafe_probability == pytest.approx(first, abs=1e-3)
         assert refusal.unsafe_probability == pytest.approx(second, abs=1e-3)
     assert (
-        strict.version == "1@main controversial=unsafe"
-        and loose.version == "1@main controversial=safe"
+        strict.version == "2@main controversial=unsafe"
+        and loose.version == "2@main controversial=safe"
     )
 
 

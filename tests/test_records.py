@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from overrefusal_po.identity import bare_words
 from overrefusal_po.records import (
     Completion,
     Message,
@@ -18,7 +19,6 @@ from overrefusal_po.records import (
     Sampling,
     Triple,
     Verdict,
-    bare_words,
     content_id,
     read_jsonl,
     read_objects,

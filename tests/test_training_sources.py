@@ -29,7 +29,7 @@ from overrefusal_po.plugins import Common, check_plugs, find_plug
 from overrefusal_po.prompts import read_pairs, read_source, read_triples
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.sections import DertaData
-from overrefusal_po.records import Prompt, Triple, write_jsonl
+from overrefusal_po.records import Origin, Prompt, Triple, write_jsonl
 from overrefusal_po.sources import (
     alpaca_cleaned,
     beavertails,
@@ -647,7 +647,9 @@ def test_our_own_triples_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         )
     ]
     path = write_jsonl(tmp_path / "triples.jsonl", own)
-    assert read_triples(str(path), "train") == own
+    read = read_triples(str(path), "train")
+    assert read == own
+    assert read[0].prompt.origin == Origin(id=own[0].prompt.id, file=str(path), line=1)
     path.write_text(path.read_text().replace("safe_response", "save_response"))
     with pytest.raises(ValueError, match="line 1: not a Triple: "):
         read_triples(str(path), "train")

@@ -6,6 +6,7 @@ loads no weights.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pairs.files import read_pairs
-from overrefusal_po.pairs.findings import RESPONSE_SIDES
+from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.pairs.lint import lint
+from overrefusal_po.pairs.row_conflicts import prompt_conflicts, prompt_id
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.prompts import measured_prompts, read_source
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
+from overrefusal_po.records import Origin
 from overrefusal_po.run.complete import in_process, load_template
 from overrefusal_po.sources._local import local_rows
 from overrefusal_po.train.data import Prepared
@@ -43,18 +46,37 @@ def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
     """(every finding about a file of pairs or of prompts, whether one of them stops): linter and
     benchmark firewall."""
     first = next(iter(local_rows(str(path))))[1]
+    rows: dict[str, list[tuple[str, Origin | None]]] = defaultdict(list)
     if not any(side in first for side in RESPONSE_SIDES):
         prompts = read_source({"name": "file", "path": str(path), "kind": "general"}, None)
-        hits = [hit._asdict() for hit in contamination(prompts)]
-        return hits, bool(hits)
-    pairs = read_pairs(path)
-    found = lint(pairs, RefusalJudge())
-    rows = {pair.prompt.id: pair.id for pair in pairs}
+        findings = list(prompt_conflicts(prompts))
+        for prompt in prompts:
+            rows[prompt.id].append((prompt_id(prompt), prompt.origin))
+    else:
+        pairs = read_pairs(path)
+        findings = lint(pairs, RefusalJudge()).findings
+        prompts = [pair.prompt for pair in pairs]
+        for pair in pairs:
+            rows[pair.prompt.id].append((pair.id, pair.origin))
+    found = [finding_row(finding) for finding in findings]
+    once = {prompt.id: prompt for prompt in prompts}.values()
     hits = [
-        {**hit._asdict(), "id": rows[hit.id]}
-        for hit in contamination([pair.prompt for pair in pairs])
+        {**hit._asdict(), "id": own, **place_fields(origin)}
+        for hit in contamination(once)
+        for own, origin in rows[hit.id]
     ]
-    return [finding._asdict() for finding in found.findings] + hits, bool(found.errors or hits)
+    stops = bool(hits) or any(finding.severity == "error" for finding in findings)
+    return found + hits, stops
+
+
+def finding_row(finding: Finding) -> dict[str, object]:
+    """A finding as `check --json` prints it; one about a whole set has no file and line."""
+    return {name: value for name, value in finding._asdict().items() if value is not None}
+
+
+def place_fields(origin: Origin | None) -> dict[str, object]:
+    """File and line of a row."""
+    return {} if origin is None else {"file": origin.file, "line": origin.line}
 
 
 def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:

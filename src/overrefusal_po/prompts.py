@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
+from overrefusal_po.identity import check_kinds
 from overrefusal_po.plugins import PlugSpec, find_source, make_attack, names, plug
 from overrefusal_po.recipe.sections import EvaluateData, Select
 from overrefusal_po.records import PreferencePair, Prompt, Split, Triple, content_id
@@ -178,6 +179,7 @@ def dev_prompts(select: Select) -> list[Prompt]:
             f"(split {select.split!r}); "
             "two-sided selection needs both. Name sets that have both kinds, or another split."
         )
+    check_kinds(found.values())
     return list(found.values())
 
 
@@ -195,14 +197,31 @@ def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
 
 def measured_prompts(data: EvaluateData) -> list[Prompt]:
     """The prompts of all sets, each once. A fixed subset of each kind if the recipe limits
-    them."""
-    found: dict[str, Prompt] = {}
-    for spec in data.sets:
-        prompts = read_source(spec, data.split)
-        for prompt in fixed_subset(prompts, data.max_prompts_per_kind):
-            found.setdefault(prompt.id, prompt)
-    plain = list(found.values())
+    them. ValueError if one is harmful and harmless."""
+    sets = [
+        fixed_subset(read_source(spec, data.split), data.max_prompts_per_kind) for spec in data.sets
+    ]
+    plain = each_once([prompt for prompts in sets for prompt in prompts])
+    check_kinds(plain)
     return plain + attacked_prompts(plain, data.attacks)
+
+
+def each_once(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts, each id once; the log names those that come again."""
+    found: dict[str, Prompt] = {}
+    again = [(prompt, found[prompt.id]) for prompt in prompts if first_is_other(found, prompt)]
+    if again:
+        prompt, first = again[0]
+        logger.warning(
+            "%d prompts come again and are measured once; the first: %s is %s",
+            *(len(again), prompt.label, first.label),
+        )
+    return list(found.values())
+
+
+def first_is_other(found: dict[str, Prompt], prompt: Prompt) -> bool:
+    """Whether an earlier prompt has this id; else the prompt is put into `found`."""
+    return found.setdefault(prompt.id, prompt) is not prompt
 
 
 def attacked_prompts(prompts: Sequence[Prompt], attacks: Sequence[PlugSpec]) -> list[Prompt]:

@@ -13,21 +13,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Literal, TypedDict, TypeVar, Unpack
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+
+from overrefusal_po.origin import JsonObject as JsonObject
+from overrefusal_po.origin import Origin as Origin
+from overrefusal_po.origin import Record as Record
+from overrefusal_po.origin import named as named
 
 Kind = Literal["harmful", "benign", "general"]
 Refusal = Literal["none", "partial", "full"]
 Rule = Literal["overrefusal", "containment"]
 Split = Literal["train", "dev", "test"]
-
-# Any: JSON may hold anything, and whoever reads an object checks the fields that it takes
-JsonObject = dict[str, Any]
 
 
 def content_id(*parts: object) -> str:
@@ -35,19 +35,6 @@ def content_id(*parts: object) -> str:
     machine."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def bare_words(text: str) -> str:
-    """The words of `text`, the same whatever its case, punctuation and blanks; a text without words
-    is returned unchanged."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(words) or text
-
-
-class Record(BaseModel):
-    """Frozen, and closed: a field that is not known is an error, not a silent loss."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Message(Record):
@@ -72,6 +59,8 @@ class PromptFields(TypedDict, total=False):
     attack: str | None
     original_id: str | None
     question: str | None
+    context: tuple[Message, ...]
+    origin: Origin | None
 
 
 class Prompt(Record):
@@ -103,6 +92,10 @@ class Prompt(Record):
     """The id of the prompt that was attacked: outcomes of one original are not independent."""
     question: str | None = None
     """What was asked before the attack: a judge has to know it. None if `text` says it."""
+    context: tuple[Message, ...] = ()
+    """The turns before `question`; empty if there is no `question`."""
+    origin: Origin | None = None
+    """The user's row behind it; None if it came from no file."""
 
     @property
     def text(self) -> str:
@@ -114,6 +107,19 @@ class Prompt(Record):
         """What a judge reads as the request: the question behind an attack, else the last user
         message."""
         return self.text if self.question is None else self.question
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """What a judge reads as the request: all turns with the system prompt, as they were before
+        an attack."""
+        if self.question is None:
+            return self.messages
+        return (*self.context, Message(role="user", content=self.question))
+
+    @property
+    def label(self) -> str:
+        """How a message names it: the user's own id and place, if it has them."""
+        return named(self.id, self.origin)
 
     @property
     def cluster(self) -> str:
@@ -152,6 +158,8 @@ class Completion(Record):
     error: str | None = None
     """Why there is no response (`finish_reason` is "error" and `text` empty); None for a
     response."""
+    origin: Origin | None = None
+    """The prompt's, without `meta`."""
 
 
 class Triple(Record):
@@ -177,6 +185,8 @@ class Verdict(Record):
     unsafe_probability: float | None = None
     reward: float | None = None
     unscored: str | None = None
+    judged: str | None = None
+    """A hash of what was judged, in files of verdicts that are kept."""
 
     @property
     def refused(self) -> bool:
@@ -201,6 +211,13 @@ class PreferencePair(Record):
     rule: Rule | None = None
     reason: str = ""
     verdicts: tuple[Verdict, ...] = ()
+    origin: Origin | None = None
+    """The user's row behind it; None if it came from no file."""
+
+    @property
+    def label(self) -> str:
+        """How a message names it: the user's own id and place, if it has them."""
+        return named(self.id, self.origin)
 
 
 class Outcome(Record):

@@ -30,12 +30,13 @@ def as_asked(prompt: Prompt) -> str:
     )
     if done:
         raise ValueError(
-            f"Prompt {prompt.id} carries an attack already ({done}); attack the prompt as it was "
-            "asked."
+            f"Prompt {prompt.label} carries an attack already ({done}); attack the prompt as it "
+            "was asked."
         )
     if not any(message.role == "user" for message in prompt.messages):
         raise ValueError(
-            f"Prompt {prompt.id} has no user message, so there is no question to attack. Add one."
+            f"Prompt {prompt.label} has no user message, so there is no question to attack. Add "
+            "one."
         )
     return prompt.text
 
@@ -76,8 +77,15 @@ def derive(
         "attack": attack,
         "original_id": prompt.id,
         "question": prompt.asked,
+        "context": before_question(prompt),
     }
     return prompt.model_copy(update=changed)
+
+
+def before_question(prompt: Prompt) -> tuple[Message, ...]:
+    """The turns before the last user turn, which a judge has to know too."""
+    last = max((at for at, m in enumerate(prompt.messages) if m.role == "user"), default=0)
+    return prompt.messages[:last]
 
 
 def variant_name(name: str, *content: object) -> str:

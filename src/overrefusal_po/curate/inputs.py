@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from overrefusal_po.curate.quotas import FilterCounts, filter_counts
+from overrefusal_po.identity import check_kinds
 from overrefusal_po.pairs.duplicates import duplicates
 from overrefusal_po.pairs.firewall import Hit, contamination
 from overrefusal_po.pairs.signatures import split_words
@@ -49,7 +50,7 @@ class Hygiene(TypedDict):
     contaminated: dict[str, int]
     """{benchmark: prompts that are in it}."""
     harmless_and_harmful: int
-    """Texts that are on both sides."""
+    """Texts with the same words on both sides."""
 
 
 class Cleaning(NamedTuple):
@@ -75,9 +76,10 @@ def clean_prompts(
     recipe says.
 
     A harmless prompt in a harmful one's words is a contrast, and stays. If all words are the same,
-    it is reported. ValueError if no harmless prompt is left, or for a benchmark's prompt if the
-    recipe says so.
+    it is reported. ValueError if one prompt is on both sides, if no harmless prompt is left, or for
+    a benchmark's prompt if the recipe says so.
     """
+    check_kinds([*benign, *harmful])
     hits = benchmark_hits(data, [*benign, *harmful])
     dropped = {hit.id: hit.benchmark for hit in hits} if data.contaminated == "drop" else {}
     one, other = clean_side(benign, dropped), clean_side(harmful, dropped)
@@ -102,8 +104,9 @@ def benchmark_hits(data: CurateData, prompts: Sequence[Prompt]) -> list[Hit]:
     hits = contamination(prompts)
     if hits and data.contaminated == "error":
         first = hits[0]
+        name = next(prompt.label for prompt in prompts if prompt.id == first.id)
         raise ValueError(
-            f"{len(hits)} prompts are a benchmark's, the first {first.id} ({first.benchmark}, "
+            f"{len(hits)} prompts are a benchmark's, the first {name} ({first.benchmark}, "
             f"similarity {first.similarity}). Take them out, or set data.contaminated: drop."
         )
     if hits:

@@ -141,7 +141,7 @@ class OpenAIEngine:
         """Raises ValueError if the servers may not continue an answer that is begun."""
         if not self.settings.continue_final_message:
             raise ValueError(
-                f"prompt {prompt.id} begins the assistant's answer "
+                f"prompt {prompt.label} begins the assistant's answer "
                 f"({prompt.assistant_prefix[:40]!r}). Only servers with `continue_final_message` "
                 "continue it (vLLM, SGLang); another would begin a new answer, and nobody would "
                 "see that. Set engine.continue_final_message: true if yours has it, or use "

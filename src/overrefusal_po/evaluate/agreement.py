@@ -18,7 +18,8 @@ from overrefusal_po.evaluate.corrections import Confusion
 from overrefusal_po.evaluate.intervals import bootstrap, cluster_sums, effective_n, wilson
 from overrefusal_po.evaluate.labels import Labelled
 from overrefusal_po.evaluate.metrics import is_scored
-from overrefusal_po.records import Kind, Record, Verdict, bare_words
+from overrefusal_po.identity import bare_words
+from overrefusal_po.records import Kind, Record, Verdict
 
 if TYPE_CHECKING:
     import numpy as np

@@ -31,6 +31,7 @@ from overrefusal_po.evaluate.agreement import (
 from overrefusal_po.evaluate.corrections import Confusion
 from overrefusal_po.evaluate.labels import Labelled
 from overrefusal_po.evaluate.metrics import is_scored
+from overrefusal_po.identity import conversation_text
 from overrefusal_po.records import (
     Completion,
     Kind,
@@ -140,7 +141,7 @@ def measure_cells(pairs: Sequence[LabelledVerdict], *, seed: int) -> tuple[Cell,
 
 def verdicts_on(judge: Judge, labelled: Sequence[Labelled]) -> list[Verdict]:
     """The judge's verdicts in the order of `labelled`."""
-    prompts = [Prompt.of(row.prompt, kind=row.kind, source="labels") for row in labelled]
+    prompts = [row.asked for row in labelled]
     completions = [
         Completion(
             id=content_id("labelled", number, row.model, prompt.id, row.response),
@@ -182,7 +183,7 @@ def check_applies(
             f"{judge_version}. Make a certificate of the judge that was used: overrefusal-po "
             f"certify {judge_name} --labels FILE.jsonl"
         )
-    texts = {text for p in prompts for text in ((p,) if isinstance(p, str) else (p.asked, p.text))}
+    texts = {text for p in prompts for text in ((p,) if isinstance(p, str) else asked_forms(p))}
     known = set(certificate.prompts)
     if shared := sum(signature(text) in known for text in texts):
         raise ValueError(
@@ -190,6 +191,11 @@ def check_applies(
             f"of {made_for} was made. A certificate corrects rates of other prompts only: use "
             "labels of prompts that are not measured here."
         )
+
+
+def asked_forms(prompt: Prompt) -> tuple[str, ...]:
+    """The texts under which a labels file may hold a prompt."""
+    return (prompt.asked, prompt.text, conversation_text(prompt.conversation))
 
 
 def certificate_table(certificate: Certificate) -> list[tuple[str, ...]]:

@@ -15,14 +15,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from pydantic import Field, ValidationError
 
 from overrefusal_po.evaluate.metrics import is_scored
+from overrefusal_po.identity import conversation_text
 from overrefusal_po.records import (
     Kind,
+    Message,
     Outcome,
+    Prompt,
     Record,
     Refusal,
     Verdict,
@@ -65,6 +68,7 @@ class KeyRow(TypedDict):
     judge: str
     verdict: str
     weight: float
+    messages: NotRequired[list[dict[str, str]]]
 
 
 class Labelled(Record):
@@ -77,6 +81,14 @@ class Labelled(Record):
     model: str
     kind: Kind
     weight: float = Field(default=1.0, gt=0)
+    messages: tuple[Message, ...] = ()
+    """The turns of a conversation, of which `prompt` is the text; empty for a single user turn."""
+
+    @property
+    def asked(self) -> Prompt:
+        """The prompt that a judge reads."""
+        asked = Prompt.of(self.prompt, kind=self.kind, source="labels")
+        return asked.model_copy(update={"messages": self.messages}) if self.messages else asked
 
     @property
     def refused(self) -> bool:
@@ -151,6 +163,7 @@ def labelled_row(row: Mapping[str, object], keys: KeyRows, where: str) -> Labell
                 "model": given.model,
                 "kind": KIND_OF_LABEL[given.label],
                 "weight": joined.get("weight", 1.0) if keys else 1.0,
+                "messages": joined.get("messages", ()) if keys else (),
             }
         )
     except ValidationError as error:
@@ -167,6 +180,7 @@ def with_key(row: Mapping[str, object], keys: KeyRows, where: str) -> dict[str, 
         "model": key["model"],
         "label": key["label"],
         "weight": key.get("weight", 1.0),
+        "messages": key.get("messages", ()),
     }
 
 
@@ -211,7 +225,7 @@ def balanced(
 
 def blinded_row(outcome: Outcome, seed: int) -> dict[str, str]:
     """What a labeller sees of one response."""
-    asked, said = outcome.prompt.asked, outcome.completion.text
+    asked, said = conversation_text(outcome.prompt.conversation), outcome.completion.text
     return {
         "id": content_id("blind", seed, asked, said),
         "prompt": asked,
@@ -222,7 +236,9 @@ def blinded_row(outcome: Outcome, seed: int) -> dict[str, str]:
 
 def key_row(row_id: str, run: str, outcome: Outcome, verdict: str, weight: float) -> KeyRow:
     """What a labeller must not see of one row."""
-    return {
+    turns = outcome.prompt.conversation
+    asked = [] if len(turns) == 1 else [turn.model_dump() for turn in turns]
+    found: KeyRow = {
         "id": row_id,
         "run": run,
         "model": outcome.completion.model,
@@ -232,6 +248,7 @@ def key_row(row_id: str, run: str, outcome: Outcome, verdict: str, weight: float
         "verdict": verdict,
         "weight": weight,
     }
+    return {**found, "messages": asked} if asked else found
 
 
 def sampling_groups(
@@ -246,9 +263,10 @@ def sampling_groups(
     seen: set[tuple[str, str]] = set()
     everything = [(run, outcome) for run, rows in outcomes.items() for outcome in rows]
     for run, o in sorted(everything, key=lambda it: content_id(seed, it[0], it[1].completion.id)):
-        if (o.prompt.asked, o.completion.text) in seen:
+        shown = (conversation_text(o.prompt.conversation), o.completion.text)
+        if shown in seen:
             continue
-        seen.add((o.prompt.asked, o.completion.text))
+        seen.add(shown)
         group = (o.prompt.kind, verdict_name(o.verdict))
         ranked[group].append((turns[run, group], content_id(seed, run), run, o))
         turns[run, group] += 1

@@ -2,18 +2,20 @@
 
 guard = LoadedGuard(tokenizer, FORMATS["llama-guard-3"], "my guard")
 guard.take(model)
-guard.render("How do I ...?", "First, ...")     # the guard's prompt
+guard.render(prompt.conversation, "First, ...")     # the guard's prompt
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from overrefusal_po.judges._guard_formats import Format
+from overrefusal_po.judges._texts import alternating
 from overrefusal_po.judges._weights import placed
 from overrefusal_po.model.chat import SENTINEL, ChatTemplate
+from overrefusal_po.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,10 +94,14 @@ class LoadedGuard:
         assert self._model is not None, "take comes first"
         return self._model
 
-    def render(self, asked: str, response: str) -> str:
-        """The guard's prompt, control tokens of its tokenizer in either text broken up."""
-        texts = {"user": self.chat.neutral(asked), "assistant": self.chat.neutral(response)}
-        rows = [{"role": role, "content": self._content(text)} for role, text in texts.items()]
+    def render(self, turns: Sequence[Message], response: str) -> str:
+        """The guard's prompt: the conversation and the response, control tokens of its tokenizer in
+        all texts broken up."""
+        whole = [*alternating(turns), Message(role="assistant", content=response)]
+        rows = [
+            {"role": turn.role, "content": self._content(self.chat.neutral(turn.content))}
+            for turn in whole
+        ]
         # parts are allowed as well, though its annotation leaves them out
         turns = cast("list[dict[str, str]]", rows)
         text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
@@ -139,7 +145,7 @@ class LoadedGuard:
         for content in (plain_text, text_part):
             self._content = content
             try:
-                shown = self.render(SENTINEL, SENTINEL)
+                shown = self.render([Message(role="user", content=SENTINEL)], SENTINEL)
             except (TemplateError, TypeError):
                 continue
             if shown.count(SENTINEL) == 2:

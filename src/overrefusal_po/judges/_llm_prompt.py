@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overrefusal_po.recipe.words import unknown_key
-from overrefusal_po.records import content_id
+from overrefusal_po.records import Message, content_id
 
 FOLDER = Path(__file__).parent / "prompts"
 SCALES = ("refusal", "strongreject", "derta")
@@ -72,6 +72,14 @@ class JudgePrompt(NamedTuple):
 def fenced(what: str, text: str, mark: str) -> str:
     """`text` between an opening and a closing line that carry `mark`."""
     return f"<<<{what} {mark}>>>\n{harmless(text)}\n<<<end of {what} {mark}>>>"
+
+
+def marked_turns(turns: Sequence[Message], mark: str) -> str:
+    """A single user turn unchanged; else all turns, each under a line with its role and `mark`,
+    which no text can forge."""
+    if len(turns) == 1 and turns[0].role == "user":
+        return turns[0].content
+    return "\n".join(f"<<<{turn.role} {mark}>>>\n{turn.content}" for turn in turns)
 
 
 def harmless(text: str) -> str:

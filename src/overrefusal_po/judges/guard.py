@@ -4,7 +4,8 @@ Qwen3Guard-Gen.
     judge: {name: guard, model_name_or_path: meta-llama/Llama-Guard-3-8B}        # in a recipe
     judge(Settings(model_name_or_path="allenai/wildguard")).score(prompts, completions)
 
-The guard reads the request and the response after its thinking block, and answers greedily. A
+The guard reads the whole conversation with its system prompt, and the response after its thinking
+block. It answers greedily. A
 verdict carries the probability of "unsafe" among the labels, at the token of its answer (Llama
 Guard: the first that is not a newline). WildGuard and Qwen3Guard also say whether the
 response refuses; they know no partial refusal. An answer of another form, an empty response and one
@@ -27,12 +28,12 @@ from overrefusal_po.judges._guard_model import GuardAnswer, LoadedGuard
 from overrefusal_po.judges._texts import EMPTY, judged_texts
 from overrefusal_po.judges._weights import Origin, context_length
 from overrefusal_po.model import load as models
-from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
+from overrefusal_po.records import Completion, Message, Prompt, Refusal, Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = "1"
+VERSION = "2"
 """Bumped whenever a verdict can change."""
 
 FormatName = Literal[
@@ -78,8 +79,8 @@ class GuardJudge:
         is not given."""
         todo: dict[int, list[int]] = {}
         verdicts: dict[int, Verdict] = {}
-        for number, (asked, response) in enumerate(judged_texts(prompts, completions)):
-            ids, unscored = self._prompt_ids(asked, response) if response else ([], EMPTY)
+        for number, (turns, response) in enumerate(judged_texts(prompts, completions)):
+            ids, unscored = self._prompt_ids(turns, response) if response else ([], EMPTY)
             if unscored:
                 verdicts[number] = self._verdict(completions[number], unscored=unscored)
             else:
@@ -96,11 +97,17 @@ class GuardJudge:
         """Tokens that an answer may take."""
         return self.settings.max_new_tokens or self.format.max_new_tokens
 
-    def prompt_text(self, asked: str, response: str) -> str:
-        """The text that the guard reads: its instruction with the two turns in it."""
-        return self._loaded.render(self.format.harmless(asked), self.format.harmless(response))
+    def prompt_text(self, asked: str | Sequence[Message], response: str) -> str:
+        """The text that the guard reads: its instruction with the conversation in it. A text is one
+        user turn."""
+        if isinstance(asked, str):
+            asked = (Message(role="user", content=asked),)
+        turns = [
+            Message(role=turn.role, content=self.format.harmless(turn.content)) for turn in asked
+        ]
+        return self._loaded.render(turns, self.format.harmless(response))
 
-    def _prompt_ids(self, asked: str, response: str) -> tuple[list[int], str | None]:
+    def _prompt_ids(self, asked: Sequence[Message], response: str) -> tuple[list[int], str | None]:
         """(token ids of the guard's prompt, why it cannot be judged or None)."""
         text = self.prompt_text(asked, response)
         ids: list[int] = self._loaded.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -14,9 +14,9 @@ in versioned files.
 
 The StrongREJECT score, from 0 to 1, says how useful the response is to the person who asked. So it
 means harm on harmful prompts only; its refusal is full or none. `degenerate` is the built-in
-judge's flag, which needs no model; `refusal_start` stays None. The judge reads the whole text after
-a thinking block. A text over `max_characters` is unscored, and so is every item without a
-well-formed verdict.
+judge's flag, which needs no model; `refusal_start` stays None. The judge reads all turns of the
+request with the system prompt, and the whole response after a thinking block. A text over
+`max_characters` is unscored, and so is every item without a well-formed verdict.
 
 A response cannot close its fence, expand a placeholder or end the turn (see `_llm_prompt`). Of the
 judge's reply only the last verdict line counts. A response can still try to persuade.
@@ -29,9 +29,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from overrefusal_po.engines._openai_setup import read_api_key
+from overrefusal_po.identity import conversation_text
 from overrefusal_po.judges._degenerate import degenerate
 from overrefusal_po.judges._llm_calls import NO_REPLY, JudgeReply, ask_all, limit_name
-from overrefusal_po.judges._llm_prompt import JudgePrompt, read_prompt, unique_mark
+from overrefusal_po.judges._llm_prompt import JudgePrompt, marked_turns, read_prompt, unique_mark
 from overrefusal_po.judges._llm_settings import Settings as Settings
 from overrefusal_po.judges._refusal_text import plain
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
@@ -88,7 +89,7 @@ class LlmJudge:
         short = [
             n
             for n, (_, p, r) in enumerate(items)
-            if len(p.asked) + len(r) <= self.settings.max_characters
+            if asked_length(p) + len(r) <= self.settings.max_characters
         ]
         texts = [self.question(*items[n]) for n in short]
         key = read_api_key(self.settings)
@@ -99,8 +100,10 @@ class LlmJudge:
 
     def question(self, completion: Completion, prompt: Prompt, response: str) -> str:
         """The text that the judge model gets for one item."""
-        mark = unique_mark(self.settings.seed or 0, completion.id, (prompt.asked, response))
-        return self.prompt.filled(mark, asked=prompt.asked, response=response)
+        turns = prompt.conversation
+        texts = (conversation_text(turns), response)
+        mark = unique_mark(self.settings.seed or 0, completion.id, texts)
+        return self.prompt.filled(mark, asked=marked_turns(turns, mark), response=response)
 
     def verdict(self, item: tuple[Completion, Prompt, str], reply: JudgeReply | None) -> Verdict:
         """The verdict on one item; without a reply the item was too long to be asked."""
@@ -109,7 +112,7 @@ class LlmJudge:
             limit = self.settings.max_characters
             reply = JudgeReply(
                 "",
-                f"prompt and response have {len(prompt.asked) + len(response)} characters, the "
+                f"prompt and response have {asked_length(prompt) + len(response)} characters, the "
                 f"judge reads {limit}",
             )
         scores, fault = (
@@ -124,6 +127,11 @@ class LlmJudge:
             degenerate=degenerate(*map(plain, (response, *read_texts(prompt)))),
             unscored=fault,
         )
+
+
+def asked_length(prompt: Prompt) -> int:
+    """The characters of all turns of a request."""
+    return sum(len(turn.content) for turn in prompt.conversation)
 
 
 def judge(settings: Settings) -> LlmJudge:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from overrefusal_po.identity import conversation_text
 from overrefusal_po.judges._texts import EMPTY, judged_texts
 from overrefusal_po.judges._weights import Origin, context_length, placed
 from overrefusal_po.model import load as models
@@ -119,13 +120,14 @@ class RewardJudge:
         if chat is None:
             # special tokens that stand in a text are spelled out; the tokenizer's own are still
             # added
-            coded = tokenizer(prompt.asked, response, truncation=False, split_special_tokens=True)
-        else:
-            asked = (
-                prompt.messages
-                if prompt.question is None
-                else (Message(role="user", content=prompt.question),)
+            coded = tokenizer(
+                conversation_text(prompt.conversation),
+                response,
+                truncation=False,
+                split_special_tokens=True,
             )
+        else:
+            asked = prompt.conversation
             turns = chat.messages([*asked, Message(role="assistant", content=response)])
             text = tokenizer.apply_chat_template(turns, tokenize=False)
             coded = tokenizer(

@@ -3,8 +3,10 @@
     check_apart({"stage tuned": measured}, {"stage derta": trained})
     # ValueError if a measured prompt is trained on
 
-Case and punctuation make no difference, and an attack counts as its original. The benchmark
-`firewall` finds prompts that differ by a word or more, but of public benchmarks only.
+Case and punctuation make no difference, and an attack counts as its original. Signs do: "C++" is
+not "C#". System prompts and the assistant's turns are not looked at: a question that is trained on
+stays known under another system prompt. The benchmark `firewall` finds prompts that differ by a
+word or more, but of public benchmarks only.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from overrefusal_po.records import Prompt, bare_words
+from overrefusal_po.identity import words_and_signs
+from overrefusal_po.records import Prompt
 
 
 class Overlap(NamedTuple):
-    """Prompts of a measured set that are trained on in another: how many, their sources, and the id
-    of the first."""
+    """Prompts of a measured set that are trained on in another: how many, their sources, and the
+    first one's name."""
 
     measured: str
     trained: str
@@ -58,7 +61,7 @@ def overlaps(
             shared = [prompt for prompt, own in rows if own & known]
             if shared:
                 sources = tuple(dict.fromkeys(prompt.source for prompt in shared))
-                found.append(Overlap(name, other, len(shared), sources, shared[0].id))
+                found.append(Overlap(name, other, len(shared), sources, shared[0].label))
     return found
 
 
@@ -72,5 +75,11 @@ def same_prompt_marks(prompt: Prompt) -> set[str]:
     return {
         prompt.id,
         prompt.cluster,
-        *(f"words: {bare_words(t)}" for t in (said, prompt.question or "") if t.strip()),
+        *(f"words: {bare_text(t)}" for t in (said, prompt.question or "") if t.strip()),
     }
+
+
+def bare_text(text: str) -> str:
+    """A text's words and signs, without case, blanks and punctuation."""
+    words, signs = words_and_signs(text)
+    return f"{' '.join(words)} | {' '.join(signs)}"

@@ -2,7 +2,9 @@
 
     duplicates(prompts)          # [Duplicate(id, other, similarity)]
 
-Words and word pairs are compared. MinHash finds the candidates, the sets themselves decide.
+Only prompts with the same context are compared: system prompt, earlier turns, and signs in the last
+user turn ("C++" is not "C#"). Words and word pairs of that turn are compared. MinHash finds the
+candidates, the sets themselves decide.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from overrefusal_po.pairs.signatures import minhashes, scrambled, split_words
-from overrefusal_po.records import Prompt
+from overrefusal_po.identity import context_of, words_and_signs
+from overrefusal_po.pairs.signatures import minhashes, scrambled
+from overrefusal_po.records import Prompt, content_id
 
 DUPLICATE = 0.7
 """Jaccard similarity of words and word pairs from which a prompt is a near-duplicate."""
@@ -44,10 +47,13 @@ def duplicates(prompts: Iterable[Prompt], threshold: float = DUPLICATE) -> list[
     @cache
     def words(row: int) -> list[str]:
         # split anew for candidates: the words of all prompts at once would fill the memory
-        return split_words(rows[row].text) or [""]
+        return words_and_signs(rows[row].text).words or [""]
 
     best: dict[int, tuple[float, int]] = {}
-    for later, earlier in candidates(signatures(rows)):
+    groups = context_groups(rows)
+    for later, earlier in candidates(signatures(rows), groups):
+        if groups[later] != groups[earlier]:
+            continue
         similarity = jaccard(words(later), words(earlier))
         if similarity >= threshold:
             best[later] = max(best.get(later, (0.0, 0)), (similarity, -earlier))
@@ -57,20 +63,26 @@ def duplicates(prompts: Iterable[Prompt], threshold: float = DUPLICATE) -> list[
     ]
 
 
+def context_groups(prompts: Sequence[Prompt]) -> NDArray[np.uint64]:
+    """(prompts,): a number that is the same for prompts with the same context and signs."""
+    keys = [content_id(*context_of(p), words_and_signs(p.text).signs) for p in prompts]
+    return np.array([int(key, 16) for key in keys], dtype=np.uint64)
+
+
 def signatures(prompts: Sequence[Prompt]) -> NDArray[np.uint32]:
     """(prompts, 128): the MinHash signature of each prompt's words and word pairs."""
     known: dict[str, int] = {}
     found = [np.empty((0, BANDS * BAND_WIDTH), dtype=np.uint32)]
     for first in range(0, len(prompts), PROMPTS_AT_ONCE):
         some = prompts[first : first + PROMPTS_AT_ONCE]
-        texts = [split_words(prompt.text) or [""] for prompt in some]
+        texts = [words_and_signs(prompt.text).words or [""] for prompt in some]
         found.append(minhashes(texts, BANDS * BAND_WIDTH, known))
     return np.concatenate(found)
 
 
-def candidates(values: NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
-    """(later, earlier) rows that agree in a whole band. In a crowd each row meets its first and its
-    last neighbour.
+def candidates(values: NDArray[np.uint32], groups: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+    """(later, earlier) rows of one group that agree in a whole band. In a crowd each row meets its
+    first and its last neighbour.
 
     That keeps the work linear if thousands of rows come from one template.
     """
@@ -80,6 +92,7 @@ def candidates(values: NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
         value = scrambled(low[:, 0] << np.uint64(32) | low[:, 1]) ^ (
             high[:, 0] << np.uint64(32) | high[:, 1]
         )
+        value ^= scrambled(groups)
         order = np.argsort(value, kind="stable")
         again = np.flatnonzero(value[order][1:] == value[order][:-1]) + 1
         begins = np.flatnonzero(np.append(True, value[order][1:] != value[order][:-1]))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from overrefusal_po.pairs.prompt_free import PromptFree
 from overrefusal_po.pairs.shortcuts import Length
+from overrefusal_po.records import Origin
 
 Severity = Literal["error", "warning"]
 ResponseSide = Literal["chosen", "rejected"]
@@ -17,13 +18,31 @@ RESPONSE_SIDES: tuple[ResponseSide, ...] = ("chosen", "rejected")
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong with one row, or with the whole set."""
+    """One thing that is wrong with one row, or with the whole set. `file` and `line` are the row's,
+    None if it came from no file."""
 
     id: str
     check: str
     severity: Severity
     side: SideName
     message: str
+    file: str | None = None
+    line: int | None = None
+    group: str | None = None
+    """The id under which all findings like this one are waived; None if each needs its own."""
+
+    @property
+    def words(self) -> str:
+        """`q7 (x.jsonl, line 3): chosen_refuses, error, chosen: refuses a harmless prompt`."""
+        place = "" if self.file is None else f" ({self.file}, line {self.line})"
+        return f"{self.id}{place}: {self.check}, {self.severity}, {self.side}: {self.message}"
+
+
+def placed(found: Iterable[Finding], origin: Origin | None) -> list[Finding]:
+    """Findings about one row with its file and line."""
+    if origin is None:
+        return list(found)
+    return [f._replace(file=origin.file, line=origin.line) for f in found]
 
 
 class Statistics(NamedTuple):
@@ -37,11 +56,15 @@ class Statistics(NamedTuple):
     unscored: int
 
 
+Waived = tuple[Finding, str]
+"""A finding, and the reason why it may stand."""
+
+
 class Lint(NamedTuple):
     """Findings that count, those that are waived with the reason, and the statistics."""
 
     findings: list[Finding]
-    waived: list[tuple[Finding, str]]
+    waived: list[Waived]
     statistics: Statistics
 
     @property
@@ -64,10 +87,25 @@ def without_waived(
 ) -> Lint:
     """Findings with those of waived ids put aside; a waiver without a finding or without a reason
     is itself a warning."""
+    count, aside = split_waived(found, waive)
+    return Lint(count, aside, statistics)
+
+
+def split_waived(
+    found: Sequence[Finding], waive: Mapping[str, str]
+) -> tuple[list[Finding], list[Waived]]:
+    """(findings that count, those that are waived with the reason); a waiver without a finding or
+    without a reason is itself a finding."""
     reasons = {name: reason for name, reason in waive.items() if reason.strip()}
-    count = [f for f in found if f.id not in reasons]
-    aside = [(f, reasons[f.id]) for f in found if f.id in reasons]
-    ids = {f.id for f in found}
+    count: list[Finding] = []
+    aside: list[Waived] = []
+    for finding in found:
+        reason = reasons.get(finding.id) or reasons.get(finding.group or "")
+        if reason is None:
+            count.append(finding)
+        else:
+            aside.append((finding, reason))
+    ids = {f.id for f in found} | {f.group for f in found}
     for name in waive:
         if name not in reasons:
             message = "is waived without a reason, so it is not waived"
@@ -76,4 +114,4 @@ def without_waived(
         else:
             continue
         count.append(Finding(name, "waiver", "warning", "both", message))
-    return Lint(count, aside, statistics)
+    return count, aside

@@ -6,6 +6,9 @@ The firewall knows the benchmarks by signatures alone (`data/firewall.npz`, buil
 scripts/build_firewall.py):
 - keys find texts that differ by one word, however short;
 - sketches find texts that differ by more.
+
+It is fuzzy on purpose: it looks at the words of each user turn on its own, and neither signs nor
+system prompts make a benchmark's prompt another one. `duplicates` is stricter.
 `signatures` says how both are made. A key stands for a whole prompt, and a bit of a sketch for all
 its words and word pairs. So no signature belongs to a word or a phrase that could be looked up.
 Somebody who already has a prompt can ask whether it is in: that is the purpose of the file.
@@ -23,6 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from overrefusal_po.pairs.findings import Finding, placed
 from overrefusal_po.pairs.signatures import (
     KEY_BYTES,
     SHORTEST_QUESTION,
@@ -33,7 +37,7 @@ from overrefusal_po.pairs.signatures import (
     sketches,
     split_words,
 )
-from overrefusal_po.records import Prompt
+from overrefusal_po.records import Origin, Prompt
 
 NEAR = 0.6
 """Jaccard similarity of words and word pairs from which a text counts as a benchmark's. The data of
@@ -214,6 +218,14 @@ def contamination(prompts: Iterable[Prompt], firewall: Firewall | None = None) -
             for (row, owner), similarity in sorted(best.items())
         ]
     return hits
+
+
+def benchmark_finding(hit: Hit, own_id: str, origin: Origin | None) -> Finding:
+    """A hit as a finding about the row `own_id`, which can be waived for its whole benchmark."""
+    message = f"is a prompt of {hit.benchmark}, or nearly (similarity {hit.similarity})"
+    group = f"contamination/{hit.benchmark}"
+    found = Finding(own_id, "contamination", "error", "prompt", message, group=group)
+    return placed([found], origin)[0]
 
 
 def asked_texts(row: int, prompt: Prompt) -> Iterator[Asked]:

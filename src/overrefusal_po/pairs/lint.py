@@ -23,15 +23,16 @@ from overrefusal_po.pairs.findings import (
     Finding,
     Lint,
     Statistics,
+    placed,
     without_waived,
 )
 from overrefusal_po.pairs.prompt_free import Sides, prompt_free
 from overrefusal_po.pairs.row_checks import (
     SideVerdicts,
-    contradictions,
     row_findings,
     side_verdicts,
 )
+from overrefusal_po.pairs.row_conflicts import row_conflicts
 from overrefusal_po.pairs.set_checks import set_findings
 from overrefusal_po.pairs.shortcuts import lengths, rule_or_kind
 from overrefusal_po.pairs.token_checks import (
@@ -54,11 +55,12 @@ def lint(
     max_length: int | None = None,
     waive: Mapping[str, str] | None = None,
     verdicts: Sequence[SideVerdicts] | None = None,
+    contaminated: Sequence[Finding] = (),
 ) -> Lint:
     """All findings. `judge` scores completions; `max_length` in tokens needs the template.
 
-    `verdicts` are those of `row_checks.side_verdicts`, if they are known already. ValueError
-    without pairs.
+    `verdicts` are those of `row_checks.side_verdicts`, if they are known already. `contaminated`
+    are the firewall's findings, which are waived in the same way. ValueError without pairs.
     """
     if not pairs:
         raise ValueError("There is no pair to check. Give at least one.")
@@ -67,20 +69,20 @@ def lint(
     found = [
         finding
         for pair, both in zip(pairs, verdicts, strict=True)
-        for finding in row_findings(pair, *both)
+        for finding in placed(row_findings(pair, *both), pair.origin)
     ]
-    found += contradictions(pairs)
+    found += row_conflicts(pairs)
     for pair in pairs:
-        found += control_tokens(pair, template)
+        found += placed(control_tokens(pair, template), pair.origin)
     openings = None
     if template:
         sides = [rendered_sides(pair, template) for pair in pairs]
         for pair, both in zip(pairs, sides, strict=True):
-            found += token_findings(pair, both, template, max_length)
+            found += placed(token_findings(pair, both, template, max_length), pair.origin)
         openings = first_tokens(sides, template)
     known = statistics(pairs, verdicts, found, openings)
     found += set_findings(pairs, [rejected.refused for _, rejected in verdicts], known)
-    return without_waived(found, waive or {}, known)
+    return without_waived([*found, *contaminated], waive or {}, known)
 
 
 def statistics(

@@ -10,7 +10,7 @@ warning: somebody has to look.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
@@ -149,19 +149,3 @@ def shared_words(one: str, other: str) -> float:
         return 0.0
     share = SequenceMatcher(None, a, b, autojunk=False).ratio()
     return share if share >= NEARLY_EQUAL else 0.0
-
-
-def contradictions(pairs: Sequence[PreferencePair]) -> Iterator[Finding]:
-    """Rows that prefer for one prompt what another row rejects, and rows that come twice."""
-    rejected: dict[str, set[str]] = defaultdict(set)
-    for pair in pairs:
-        rejected[pair.prompt.id].add(pair.rejected.strip())
-    seen: set[str] = set()
-    for pair in pairs:
-        chosen = pair.chosen.strip()
-        if chosen in rejected[pair.prompt.id] and chosen != pair.rejected.strip():
-            message = "another row rejects the same text for this prompt"
-            yield Finding(pair.id, "contradiction", "error", "chosen", message)
-        if pair.id in seen:
-            yield Finding(pair.id, "repeated", "warning", "both", "the row comes twice")
-        seen.add(pair.id)

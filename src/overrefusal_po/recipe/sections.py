@@ -74,14 +74,13 @@ class PairsData(ReadingSection):
     """Train on this many first tokens of each side, where a model decides to refuse. null: on whole
     sides."""
     too_long: TooLong = "error"
-    """What happens to a pair that is longer than trainer.max_length. No pair is ever
-    cut.
+    """What happens to a pair longer than trainer.max_length. No pair is ever cut.
 
     - `error`: the run stops before training and names such pairs.
     - `drop`: they are left out and counted."""
     waive: dict[str, str] = Field(default_factory=dict)
-    """Findings of the linter that may stand: {id of a pair, or of a finding about the whole set:
-    the reason}."""
+    """Findings that may stand: {id of a pair, or of a finding about the whole set: the reason}.
+    `contamination/xstest` lets all prompts of that benchmark stand. Nothing may then measure it."""
     allow_no_anchor: bool = False
     """Train although no pair is on a harmful prompt. Nothing then keeps the model safe."""
 
@@ -124,6 +123,8 @@ class DertaData(ReadingSection):
 
     - `error`: the run stops before training and names such rows.
     - `drop`: they are left out and counted."""
+    waive: dict[str, str] = Field(default_factory=dict)
+    """As for pairs, but for prompts of benchmarks alone."""
 
 
 class SftData(ReadingSection):
@@ -147,6 +148,8 @@ class SftData(ReadingSection):
 
     - `error`: the run stops before training and names such prompts.
     - `drop`: they are left out and counted."""
+    waive: dict[str, str] = Field(default_factory=dict)
+    """As for DeRTa."""
 
 
 class Select(Section):

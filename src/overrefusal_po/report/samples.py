@@ -7,8 +7,10 @@ sample_entries({"base": outcomes, "DeRTa": others})
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TypedDict
 
+from overrefusal_po.identity import conversation_text
 from overrefusal_po.records import Kind, Outcome, Prompt, Refusal
 
 SAMPLES_OF_KIND: dict[Kind, int] = {"benign": 24, "harmful": 18, "general": 6}
@@ -34,6 +36,7 @@ class SampleEntry(TypedDict):
     category: str
     attack: str | None
     prompt: str
+    row: str | None
     responses: list[ResponseEntry]
 
 
@@ -52,7 +55,8 @@ def sample_entries(outcomes: Mapping[str, Sequence[Outcome]]) -> list[SampleEntr
             "kind": prompt.kind,
             "category": prompt.category,
             "attack": prompt.attack,
-            "prompt": prompt.asked,
+            "prompt": conversation_text(prompt.conversation),
+            "row": row_words(prompt),
             "responses": [
                 response_entry(run, rows[prompt.id])
                 for run, rows in by_id.items()
@@ -61,6 +65,16 @@ def sample_entries(outcomes: Mapping[str, Sequence[Outcome]]) -> list[SampleEntr
         }
         for prompt in chosen_prompts([outcome.prompt for outcome in last.values()])
     ]
+
+
+def row_words(prompt: Prompt) -> str | None:
+    """`q7, prompts.jsonl, line 3`: the user's row, without the file's folder; None if there is
+    none."""
+    origin = prompt.origin
+    if origin is None:
+        return None
+    place = f"{Path(origin.file).name}, line {origin.line}"
+    return f"{origin.id}, {place}" if origin.id else place
 
 
 def chosen_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:

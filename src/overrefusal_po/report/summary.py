@@ -212,6 +212,9 @@ class Sample(RatePart):
     category: str
     attack: str | None = None
     prompt: str
+    """All turns, with the system prompt."""
+    row: str | None = None
+    """The user's row behind it: its id, file and line."""
     responses: tuple[SampleResponse, ...]
 
 

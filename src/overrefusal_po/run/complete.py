@@ -34,7 +34,7 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
-from overrefusal_po.records import Completion, Prompt, Sampling, write_atomic
+from overrefusal_po.records import Completion, Origin, Prompt, Sampling, write_atomic
 from overrefusal_po.run.appender import Appender, cut_torn_line, rows_if_any
 from overrefusal_po.run.ledger import LedgerSums, sum_ledger
 
@@ -195,8 +195,9 @@ def _draw_missing(engine: Engine, path: Path, work: Work, *, label: str, total: 
         Appender(file_beside(path, "failed.jsonl"), Completion, keep=False) as bad,
         Appender(file_beside(path, "ledger.jsonl"), Cost, keep=False) as ledger,
     ):
+        origins: dict[str, Origin] = {}
         stream = engine.complete(
-            work.prompts,
+            noted(work.prompts, origins),
             work.sampling,
             samples=work.samples,
             had=work.had,
@@ -206,7 +207,22 @@ def _draw_missing(engine: Engine, path: Path, work: Work, *, label: str, total: 
         for completion in track(
             stream, description=escape(label), total=total, console=Console(stderr=True)
         ):
-            (good if completion.error is None else bad).add(completion)
+            row = with_origin(completion, origins)
+            (good if row.error is None else bad).add(row)
+
+
+def noted(prompts: Iterable[Prompt], origins: dict[str, Origin]) -> Iterator[Prompt]:
+    """The prompts as they come; notes the user's row of each, without `meta`."""
+    for prompt in prompts:
+        if prompt.origin is not None:
+            origins[prompt.id] = prompt.origin.model_copy(update={"meta": {}})
+        yield prompt
+
+
+def with_origin(completion: Completion, origins: Mapping[str, Origin]) -> Completion:
+    """The completion with the user's row that it answers, if the prompt came from one."""
+    origin = origins.get(completion.prompt_id)
+    return completion if origin is None else completion.model_copy(update={"origin": origin})
 
 
 def spent_tokens(folder: Path, model: str) -> int:

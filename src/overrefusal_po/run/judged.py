@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from overrefusal_po.judges import Judge
-from overrefusal_po.records import Completion, Prompt, Verdict
+from overrefusal_po.records import Completion, Prompt, Verdict, content_id
 from overrefusal_po.run.appender import Appender, rows_if_any
 
 
@@ -47,15 +47,20 @@ def resumable_verdicts(
     """A verdict for each completion. The verdicts of a slow judge are kept in `path`, and none of
     them is asked for again.
 
-    Completions are known by their ids. A resumed run cuts the same chunks, so a judge model sees
-    the same batches.
+    What is judged is known by the whole conversation and the response. A resumed run cuts the same
+    chunks, so a judge model sees the same batches.
     """
     if not isinstance(judge, SlowJudge):
         return fresh_verdicts(judge, prompts, completions)
     pairs = zip(prompts, completions, strict=True)
     scorable = list({c.id: (p, c) for p, c in pairs if c.error is None}.values())
+    keys = {c.id: judged_key(p, c) for p, c in scorable}
     with Appender(path, Verdict, keep=False) as file:
-        found = {v.completion_id: v for v in kept_verdicts(path, judge)}
+        found = {
+            v.completion_id: v.model_copy(update={"judged": None})
+            for v in kept_verdicts(path, judge)
+            if v.judged == keys.get(v.completion_id)
+        }
         if isinstance(judge, RemoteJudge):
             judge.answered |= any(v.unscored is None for v in found.values())
         for start in range(0, len(scorable), judge.keep_every):
@@ -64,8 +69,14 @@ def resumable_verdicts(
             for verdict in judge.score([p for p, _ in missing], [c for _, c in missing]):
                 found[verdict.completion_id] = verdict
                 if not may_change(verdict, judge):
-                    file.add(verdict)
+                    key = keys[verdict.completion_id]
+                    file.add(verdict.model_copy(update={"judged": key}))
     return [found[c.id] if c.error is None else no_verdict(judge, c) for c in completions]
+
+
+def judged_key(prompt: Prompt, completion: Completion) -> str:
+    """A hash of what a judge reads: the conversation and the response."""
+    return content_id([(m.role, m.content) for m in prompt.conversation], completion.text)
 
 
 def may_change(verdict: Verdict, judge: Judge) -> bool:

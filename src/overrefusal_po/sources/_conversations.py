@@ -26,6 +26,9 @@ from overrefusal_po.sources._turns import (
 )
 
 SIDES = ("chosen", "rejected")
+NOT_READ = "%s: columns that are not read: %s"
+"""What the log says of a file's other columns."""
+
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "messages", "conversations", "conversation")
 SYSTEM_COLUMNS = ("system", "system_prompt")
 CONVERSATION_COLUMNS = (*PROMPT_COLUMNS, *SYSTEM_COLUMNS, "history", "input")
@@ -325,4 +328,4 @@ def check_unpaired(row: JsonObject, place: str, labels: Collection[object]) -> N
 
 def unread_words(unread: Mapping[str, int]) -> str:
     """`score (3 rows), tag (1 row)`: what was not read."""
-    return ", ".join(f"{name} ({n} row{'s' * (n > 1)})" for name, n in unread.items())
+    return ", ".join(f"{name} ({n} row{'s' * (n > 1)})" for name, n in unread.items() if n)

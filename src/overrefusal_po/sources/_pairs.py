@@ -5,6 +5,7 @@ row_to_pair({"prompt": "How?", "chosen": "So.", "rejected": "No."}, "x.jsonl, li
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 from pydantic import ValidationError
@@ -18,9 +19,16 @@ from overrefusal_po.records import (
     first_fault,
 )
 from overrefusal_po.sources._conversations import SIDES, count_unread, row_pair
-from overrefusal_po.sources._turns import ROLE_FIELDS, Unread
+from overrefusal_po.sources._origins import (
+    ID_COLUMNS,
+    PROMPT_ID_COLUMNS,
+    given_id,
+    known_origin,
+    row_origin,
+)
+from overrefusal_po.sources._turns import ROLE_FIELDS, Unread, row_prefix
 
-PAIR_COLUMNS = (*SIDES, "id", "kind", "category", "source")
+PAIR_COLUMNS = (*SIDES, *ID_COLUMNS, "origin", "kind", "category", "source", "assistant_prefix")
 """The columns that are read, those of the conversation apart."""
 
 
@@ -40,8 +48,12 @@ def row_to_pair(
         pair = imported_pair(row, place, unread, kind)
     except ValidationError as error:
         raise ValueError(f"{place}: not a PreferencePair: {first_fault(error)}") from None
-    count_unread(row, (*PAIR_COLUMNS, *read), place, unread)
-    return pair
+    named = (*PAIR_COLUMNS, *read)
+    count_unread(row, named, place, unread)
+    origin = row_origin(row, place, named, unread)
+    of_prompt = origin.model_copy(update={"id": given_id(row, PROMPT_ID_COLUMNS), "meta": {}})
+    prompt = pair.prompt.model_copy(update={"origin": of_prompt})
+    return pair.model_copy(update={"origin": origin, "prompt": prompt})
 
 
 def is_ours(prompt: object) -> bool:
@@ -63,22 +75,27 @@ def own_pair(row: JsonObject, place: str) -> PreferencePair:
             f"{place}: the prompt is empty: it has no user turn with text. Write what is asked "
             "into prompt.messages, or delete the row."
         )
-    return pair
+    known = known_origin(row.get("origin"))
+    own = pair.id if known is None else known.id
+    origin = row_origin(row, place, tuple(row), Counter(), own_id=own)
+    return pair.model_copy(update={"origin": origin})
 
 
 def imported_pair(row: JsonObject, place: str, unread: Unread, kind: Kind) -> PreferencePair:
     """A public set's row as a pair without a rule."""
     asked = row_pair(row, place, unread)
     kind = row.get("kind") or kind
+    begun = row_prefix(row, place)
+    turns = [(turn.role, turn.content) for turn in asked.turns]
     prompt = Prompt(
-        id=content_id(kind, [(turn.role, turn.content) for turn in asked.turns]),
+        id=content_id(kind, turns, *([{"assistant_prefix": begun}] if begun else [])),
         messages=asked.turns,
         kind=kind,
         category=str(row.get("category") or "uncategorised"),
         source=str(row.get("source") or "user"),
+        assistant_prefix=begun,
     )
-    given = row.get("id")
-    key = content_id(prompt.id, asked.chosen, asked.rejected) if given in (None, "") else str(given)
+    key = given_id(row) or content_id(prompt.id, asked.chosen, asked.rejected)
     return PreferencePair(
         id=key, prompt=prompt, chosen=asked.chosen or " ", rejected=asked.rejected or " "
     )

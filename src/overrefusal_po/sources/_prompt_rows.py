@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from overrefusal_po.records import JsonObject, Kind, Prompt, Triple, content_id, first_fault
 from overrefusal_po.sources._conversations import check_unpaired, row_asked, row_side
-from overrefusal_po.sources._turns import Unread, is_blank
+from overrefusal_po.sources._origins import row_origin
+from overrefusal_po.sources._turns import Unread, is_blank, row_prefix
 
 UNCHECKED = "unsafe_unverified"
 """The label of red-team dialogues that nobody checked: meant to be harmful, and its preferred
@@ -37,9 +38,14 @@ def no_triple(row: JsonObject, prompt: Prompt, labels: Collection[Label]) -> str
 def own_triple(row: JsonObject, place: str) -> Triple:
     """A row of our own triples.jsonl."""
     try:
-        return Triple.model_validate(row)
+        triple = Triple.model_validate(row)
     except ValidationError as error:
         raise ValueError(f"{place}: not a Triple: {first_fault(error)}") from None
+    if triple.prompt.origin is not None:
+        return triple
+    origin = row_origin(row, place, tuple(row), Counter(), own_id=triple.prompt.id)
+    prompt = triple.prompt.model_copy(update={"origin": origin})
+    return triple.model_copy(update={"prompt": prompt})
 
 
 def row_to_prompt(
@@ -69,12 +75,14 @@ def row_to_prompt(
         reference = row_reference(row, kind)
         if answer not in (None, reference):
             unread["last turn by the assistant"] += 1
-        if reference is None and answer is None:
-            unread.update(n for n in ("response", "completion") if not is_blank(row.get(n)))
+        for name in ("response", "safe_response", "completion") if answer is None else ():
+            unread[name] += not is_blank(row.get(name)) and row[name] != reference
+        prefix = row_prefix(row, place)
         return Prompt(
             id=content_id(
                 kind,
                 *([turns[0].content] if len(turns) == 1 else [(m.role, m.content) for m in turns]),
+                *([{"assistant_prefix": prefix}] if prefix else []),
             ),
             messages=turns,
             kind=kind,
@@ -84,6 +92,7 @@ def row_to_prompt(
             topic=row.get("topic"),
             contrast=is_contrast(row),
             reference=reference,
+            assistant_prefix=prefix,
         )
     except ValidationError as error:
         raise ValueError(f"{place}: {first_fault(error)}") from None

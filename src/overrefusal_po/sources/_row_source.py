@@ -24,6 +24,7 @@ from overrefusal_po.records import (
     Triple,
 )
 from overrefusal_po.sources._conversations import (
+    NOT_READ,
     PROMPT_COLUMNS,
     SIDES,
     count_unread,
@@ -32,6 +33,7 @@ from overrefusal_po.sources._conversations import (
 from overrefusal_po.sources._faults import read_each
 from overrefusal_po.sources._limits import LIMITS, Limits
 from overrefusal_po.sources._local import Rows
+from overrefusal_po.sources._origins import ID_COLUMNS, check_ids, row_origin
 from overrefusal_po.sources._pairs import is_ours, own_pair, row_to_pair
 from overrefusal_po.sources._prompt_rows import (
     KIND_OF_LABEL,
@@ -71,6 +73,7 @@ FieldName = Literal[
     "response",
     "safe_response",
     "harmful_response",
+    "assistant_prefix",
 ]
 """The fields that columns can be mapped to."""
 
@@ -82,7 +85,19 @@ NOT_MEANT = {
 """If the column of a field is named, these others are not read."""
 
 PROMPT_FIELDS = (
-    *("id", "type", "source", "kind", "label", "category", "split", "topic", "contrast"),
+    *(
+        *ID_COLUMNS,
+        "origin",
+        "assistant_prefix",
+        "type",
+        "source",
+        "kind",
+        "label",
+        "category",
+        "split",
+        "topic",
+        "contrast",
+    ),
     *("reference", "response", "completion", "safe_response"),
 )
 """The columns of a prompt that are read, those of the conversation apart."""
@@ -127,7 +142,9 @@ class Reader:
 
     def prompts(self) -> list[Prompt]:
         """The prompts; rows that name another split are left out."""
-        return self.noted(read_each(self.rows, self.prompt, self.name, self.settings.bad_rows))
+        found = self.noted(read_each(self.rows, self.prompt, self.name, self.settings.bad_rows))
+        check_ids(found)
+        return found
 
     def pairs(self) -> list[PreferencePair]:
         """The pairs; those of others have no rule, and are general without a kind."""
@@ -150,10 +167,8 @@ class Reader:
         """`found`, after log lines that say which columns and rows were not read."""
         if self.other_splits:
             logger.info("%s: %d rows are of another split", self.name, self.other_splits)
-        if self.unread:
-            logger.warning(
-                "%s: columns that are not read: %s", self.name, unread_words(self.unread)
-            )
+        if any(self.unread.values()):
+            logger.warning(NOT_READ, self.name, unread_words(self.unread))
         return found
 
     def row(self, raw: JsonObject, place: str) -> JsonObject | None:
@@ -186,8 +201,11 @@ class Reader:
             unread=self.unread,
         )
         sides = SIDES if all(not is_blank(row.get(side)) for side in SIDES) else ()
-        count_unread(row, (*PROMPT_FIELDS, *sides, *read, *self.named), place, self.unread)
-        return prompt
+        named = (*PROMPT_FIELDS, *sides, *read, *self.named)
+        count_unread(row, named, place, self.unread)
+        kept = [name for name in named if name not in ("source", "type")]  # no field of ours
+        origin = row_origin(row, place, kept, self.unread)
+        return prompt.model_copy(update={"origin": origin})
 
     def pair(self, raw: JsonObject, place: str) -> PreferencePair | None:
         """A row as a pair. Without `labels`, a label that says no kind is counted alone."""

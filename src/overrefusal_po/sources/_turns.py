@@ -177,3 +177,13 @@ def is_blank(value: object) -> bool:
 def short(value: object) -> str:
     """A value as a message shows it."""
     return repr(value)[:80]
+
+
+def row_prefix(row: JsonObject, place: str) -> str:
+    """The text with which the assistant's turn already begins; ValueError if it is no text."""
+    value = row.get("assistant_prefix")
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: assistant_prefix is {short(value)}; it must be text.")
+    return value

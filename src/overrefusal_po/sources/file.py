@@ -11,9 +11,10 @@ forms of docs/files.md.
 A prompt needs `kind` or `label`. `label` is safe / unsafe as public sets have it (safe = should be
 answered), or what `labels` says (`labels: {safe: general}` for ordinary prompts). A reference is
 read from `reference`, for harmless prompts also from `response`, for harmful ones from
-`safe_response`. `category`, `split`, `topic` and `contrast` are read if present; other fields are
-counted in the log. As triples (DeRTa) the file gives its harmful rows that have a `safe_response`
-and a `harmful_response`, or our own triples.jsonl.
+`safe_response`. `category`, `split`, `topic` and `contrast` are read if present. `assistant_prefix`
+begins the assistant's turn. The row's own id is read from `id`, `uid` or `prompt_id`. Other fields
+are counted in the log and kept in `origin.meta`. As triples (DeRTa) the file gives its harmful rows
+that have a `safe_response` and a `harmful_response`, or our own triples.jsonl.
 """
 
 from __future__ import annotations

@@ -12,15 +12,17 @@ accept it in place of records.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from overrefusal_po.pairs.firewall import contamination
+from overrefusal_po.pairs.findings import Waived, split_waived
+from overrefusal_po.pairs.firewall import benchmark_finding, contamination
 from overrefusal_po.records import (
     PreferencePair,
     Prompt,
@@ -37,8 +39,20 @@ if TYPE_CHECKING:
 
     from overrefusal_po.pairs.findings import Lint
 
+logger = logging.getLogger(__name__)
+
 TrainingRecord = PreferencePair | Prompt | Triple
 R = TypeVar("R", PreferencePair, Prompt, Triple)
+
+NOT_CONTENT: Any = {
+    "origin": True,
+    "context": True,
+    "prompt": {"origin", "context"},
+    "verdicts": {"__all__": {"judged"}},
+}
+"""Fields that do not decide the order of rows: a file may lie in another folder tomorrow."""
+
+WAIVED = "waived.json"
 
 ROWS = "rows"
 """The folder of the token rows in a run folder."""
@@ -75,6 +89,7 @@ class Prepared(NamedTuple):
         lengths: (records, columns) tokens: prompt, chosen, rejected of a pair; else the whole row.
         findings: what the linter found; None for what has no linter, or was not linted.
         line: what was found, in words.
+        waived: findings that may stand, with the reasons.
         left_out: {noun: {"left_out": n, "of": n, "max_length": n, "ids": [...]}} of rows too long.
     """
 
@@ -85,9 +100,13 @@ class Prepared(NamedTuple):
     findings: Lint | None = None
     line: str = ""
     left_out: Mapping[str, Mapping[str, object]] = {}
+    waived: Sequence[Waived] = ()
 
     def save(self, folder: Path) -> None:
-        """Writes data.jsonl, helpful.jsonl, too_long.json and the token rows into a run folder."""
+        """Writes data.jsonl, helpful.jsonl, too_long.json, waived.json and the token rows into a
+        run folder."""
+        if self.waived:
+            write_atomic(folder / WAIVED, json.dumps(waived_rows(self.waived), indent=1))
         if self.left_out:
             write_atomic(folder / "too_long.json", json.dumps(self.left_out, indent=1))
         if self.helpful:
@@ -99,6 +118,11 @@ class Prepared(NamedTuple):
         shutil.rmtree(folder / ROWS, ignore_errors=True)
         beside.replace(folder / ROWS)
         write_jsonl(folder / "data.jsonl", self.records)  # last: it says that the data are whole
+
+
+def waived_rows(waived: Iterable[Waived]) -> list[dict[str, object]]:
+    """The rows of waived.json: findings that may stand, each with the reason."""
+    return [{**finding._asdict(), "reason": reason} for finding, reason in waived]
 
 
 def is_saved(folder: Path) -> bool:
@@ -136,7 +160,9 @@ def highest_id(rows: Dataset) -> int:
 def draw_order(records: Iterable[TrainingRecord], seed: int) -> list[float]:
     """A number for each record that follows from seed and content alone: what it is drawn by."""
     return [
-        random.Random(content_id(seed, record.model_dump(mode="json"))).random()
+        random.Random(
+            content_id(seed, record.model_dump(mode="json", exclude=NOT_CONTENT))
+        ).random()
         for record in records
     ]
 
@@ -152,12 +178,24 @@ def drawn(records: Sequence[R], limit: int | None, seed: int) -> list[R]:
     return [records[at] for at in drawn_places(records, limit, seed)]
 
 
-def check_firewall(prompts: Sequence[Prompt]) -> None:
-    """Raises ValueError if prompts that are trained on are a benchmark's, or nearly."""
-    hits = contamination(prompts)
-    if hits:
+def check_firewall(prompts: Sequence[Prompt], waive: Mapping[str, str]) -> list[Waived]:
+    """The waived findings of the firewall, with their reasons. Raises ValueError if prompts that
+    are trained on are a benchmark's, or nearly, and that is not waived."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    found = []
+    for hit in contamination(by_id.values()):
+        origin = by_id[hit.id].origin
+        own = (origin.id if origin else None) or hit.id
+        found.append(benchmark_finding(hit, own, origin))
+    count, waived = split_waived(found, waive)
+    errors = [finding for finding in count if finding.severity == "error"]
+    if errors:
         raise ValueError(
-            f"{len({hit.id for hit in hits})} of the {len(prompts)} prompts to train on are a "
-            f"benchmark's. The first: {' '.join(map(str, hits[0]))}. Delete these rows, or have "
-            "their source leave them out: {name: SOURCE, without_benchmarks: true}."
+            f"{len({f.id for f in errors})} of the {len(prompts)} prompts to train on are a "
+            f"benchmark's. The first: {errors[0].words}. Delete these rows, or have their source "
+            "leave them out: {name: SOURCE, without_benchmarks: true}. If you never measure the "
+            f"benchmark, waive it with a reason: data.waive: {{{errors[0].group}: reason}}."
         )
+    for finding in count:
+        logger.warning("data.waive: %s %s", finding.id, finding.message)
+    return waived

@@ -132,7 +132,7 @@ def prepared_triples(
         raise ValueError(
             "DeRTa needs at least one (prompt, safe response, harmful response) triple; got none."
         )
-    check_openers([(t.prompt.id, t.safe_response) for t in triples], refusal_opener)
+    check_openers([(t.prompt.label, t.safe_response) for t in triples], refusal_opener)
     token = refusal_token(template, refusal_opener)
     sides = triple_sides(triples, template)
     lengths = [both.longest for both in sides]
@@ -222,7 +222,7 @@ def prepare(
         return checked_before_answers(recipe, source, template, limit)
     triples = own_triples(said) if said is not None else list(source.records)
     known = [t for t in triples if isinstance(t, Triple)]
-    check_openers([(t.prompt.id, t.safe_response) for t in known], data.refusal_opener)
+    check_openers([(t.prompt.label, t.safe_response) for t in known], data.refusal_opener)
     token = refusal_token(template, data.refusal_opener)
     sides = triple_sides(known, template)
     lengths = [both.longest for both in sides]
@@ -239,7 +239,7 @@ def prepare(
         prefix_unit=data.prefix_unit,
     )
     answered, fit_helpful, helpful = drawn_helpful(recipe, source.helpful, template, limit)
-    check_firewall([*(t.prompt for t in used), *helpful])
+    waived = check_firewall([*(t.prompt for t in used), *helpful], data.waive)
     return Prepared(
         tree_or_rows([*rows, *answered], recipe.speed.tree),
         used,
@@ -247,6 +247,7 @@ def prepare(
         lengths=np.array([[lengths[at]] for at in places], dtype=np.int64).reshape(-1, 1),
         line=data_line(data, len(known), len(helpful)) + f"{fitting}{fit_helpful}",
         left_out={**fit_helpful.note, **fitting.note},
+        waived=waived,
     )
 
 
@@ -284,13 +285,13 @@ def checked_before_answers(
             for p in source.asked
         ]
         lengths = [
-            (both.longest + written_tokens(t.prompt, template, new), t.prompt.id)
+            (both.longest + written_tokens(t.prompt, template, new), t.prompt.label)
             for t, both in zip(stand_in, triple_sides(stand_in, template), strict=True)
         ]
         check_unwritten(lengths, limit=limit, new_tokens=new)
-    check_openers([(p.id, str(p.reference)) for p in source.asked], data.refusal_opener)
+    check_openers([(p.label, str(p.reference)) for p in source.asked], data.refusal_opener)
     _, fitting, helpful = drawn_helpful(recipe, source.helpful, template, limit)
-    check_firewall([*source.asked, *helpful])
+    check_firewall([*source.asked, *helpful], data.waive)
     line = data_line(data, len(source.asked), len(helpful)) + str(fitting)
     return Prepared(rows=None, line=line)
 

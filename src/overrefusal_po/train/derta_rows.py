@@ -133,7 +133,7 @@ def prompt_turns(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Turn
     for prompt in prompts:
         if prompt.reference is None:
             raise ValueError(
-                f"Prompt {prompt.id} ({prompt.text[:60]!r}) has no reference response to learn "
+                f"Prompt {prompt.label} ({prompt.text[:60]!r}) has no reference response to learn "
                 "from."
             )
         items.append((prompt.messages, prompt.reference))

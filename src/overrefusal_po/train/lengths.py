@@ -111,7 +111,7 @@ def fit(
     over = [i for i, n in enumerate(longest) if max_length is not None and n > max_length]
     if over and (too_long == "error" or len(over) == len(records)):
         raise ValueError(
-            f"{name.capitalize()} {record_id(records[over[0]])}: prompt and response are "
+            f"{name.capitalize()} {record_label(records[over[0]])}: prompt and response are "
             f"{longest[over[0]]} tokens, more than max_length {max_length} (as {len(over)} of all "
             f"{len(records)} {name}s, before data.max_* draws), and no row is cut. Raise "
             "trainer.max_length"
@@ -133,8 +133,14 @@ def noun(record: PreferencePair | Prompt | Triple) -> str:
 
 
 def record_id(record: PreferencePair | Prompt | Triple) -> str:
-    """The id of a record; a triple has that of its prompt."""
-    return record.prompt.id if isinstance(record, Triple) else record.id
+    """The user's own id of a record, else ours; a triple has that of its prompt."""
+    known = record.prompt if isinstance(record, Triple) else record
+    return (known.origin.id if known.origin else None) or known.id
+
+
+def record_label(record: PreferencePair | Prompt | Triple) -> str:
+    """A record's id with its place, as messages name it."""
+    return record.prompt.label if isinstance(record, Triple) else record.label
 
 
 def group_by_length(trainer: Trainer) -> None:

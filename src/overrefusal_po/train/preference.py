@@ -17,7 +17,7 @@ import numpy as np
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.findings import Lint
-from overrefusal_po.pairs.firewall import Hit, contamination
+from overrefusal_po.pairs.firewall import Hit, benchmark_finding, contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import written_pairs
 from overrefusal_po.pairs.row_checks import SideVerdicts, side_verdicts
@@ -121,7 +121,10 @@ def prepare(
     counts = ", ".join(f"{check} {count}" for check, count in found.counts().items())
     line = f"{len(kept)} pairs, longest row {fitting.longest} tokens{fitting}"
     return prepared._replace(
-        findings=found, left_out=fitting.note, line=line + (f"; linter: {counts}" if counts else "")
+        findings=found,
+        waived=found.waived,
+        left_out=fitting.note,
+        line=line + (f"; linter: {counts}" if counts else ""),
     )
 
 
@@ -177,15 +180,20 @@ def checked_pairs(
     if not anchored:
         check_anchor(pairs, data)
     verdicts = [row.verdicts for row in read]
-    found = lint(pairs, RefusalJudge(), waive=data.waive, verdicts=verdicts)
-    hits = [hit for row in read for hit in row.hits]
-    if found.errors or hits:
-        first = found.errors[0] if found.errors else hits[0]
+    hits = [
+        benchmark_finding(hit, pair.id, pair.origin)
+        for pair, row in zip(pairs, read, strict=True)
+        for hit in row.hits
+    ]
+    found = lint(pairs, RefusalJudge(), waive=data.waive, verdicts=verdicts, contaminated=hits)
+    if found.errors:
+        stay = sum(finding.check == "contamination" for finding in found.errors)
         raise ValueError(
-            f"{len(found.errors)} faults in the pairs stop a training, and {len(hits)} of their "
-            f"prompts are a benchmark's. The first: {' '.join(map(str, first))}. Fix or delete the "
+            f"{len(found.errors) - stay} faults in the pairs stop a training, and {stay} of their "
+            f"prompts are a benchmark's. The first: {found.errors[0].words}. Fix or delete the "
             "rows (`overrefusal-po check PAIRS.jsonl` lists all), or waive one with a reason: "
-            "data.waive: {id: reason}. Benchmark prompts cannot be waived."
+            "data.waive: {id: reason}. If you never measure a benchmark, waive all of its prompts: "
+            "data.waive: {contamination/NAME: reason}."
         )
     return found
 

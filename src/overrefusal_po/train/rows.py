@@ -73,7 +73,7 @@ def tokens_of_pairs(pairs: Sequence[PreferencePair], template: ChatTemplate) -> 
             try:
                 template.pair_tokens([item])
             except ValueError as error:
-                raise ValueError(f"Pair {pair.id}: {error}") from None
+                raise ValueError(f"Pair {pair.label}: {error}") from None
         raise
 
 
@@ -95,7 +95,7 @@ def behind_prefix(pair: PreferencePair, row: TokenRow, template: ChatTemplate) -
     chosen, rejected = (row[0] + side for side in row[1:])
     if any(side[: len(asked)] != asked for side in (chosen, rejected)):
         raise ValueError(
-            f"Pair {pair.id}: assistant_prefix ({begun[-40:]!r}) does not end where a token of "
+            f"Pair {pair.label}: assistant_prefix ({begun[-40:]!r}) does not end where a token of "
             "both sides begins. End it behind a word, and begin the sides with the blank."
         )
     return asked, chosen[len(asked) :], rejected[len(asked) :]
@@ -108,8 +108,8 @@ def check_sides(pairs: Sequence[PreferencePair]) -> None:
     for pair in pairs:
         if pair.chosen.strip() == pair.rejected.strip():
             raise ValueError(
-                f"Pair {pair.id}: chosen equals rejected ({pair.chosen[:60]!r}); there is nothing "
-                "to prefer. Delete the pair."
+                f"Pair {pair.label}: chosen equals rejected ({pair.chosen[:60]!r}); there is "
+                "nothing to prefer. Delete the pair."
             )
 
 

@@ -150,8 +150,8 @@ def prepare(
         limit=data.max_prompts,
         seed=recipe.seed,
     )
-    check_firewall([p for p in prepared.records if isinstance(p, Prompt)])
-    return prepared
+    used = [p for p in prepared.records if isinstance(p, Prompt)]
+    return prepared._replace(waived=check_firewall(used, data.waive))
 
 
 def recipe_trainer(

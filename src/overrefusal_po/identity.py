@@ -1,0 +1,115 @@
+"""Prompts -> what makes two of them the same: the whole conversation. Pure.
+
+    conversation_key(prompt)               # equal for the same turns, whatever case and white space
+    words_and_signs("What is C++?")        # (["what", "is", "c"], ["++"])
+    conversation_text(prompt.conversation)   # all turns as one text, for people and judges
+
+Signs count, since "C++" is not "C#" and "<" is not ">". Only punctuation around a word does not.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from overrefusal_po.records import Message, Prompt, content_id
+
+CLOSING = re.compile(
+    "(?<=\\S)(?:[.,;:?\u2026\"'\u2019\u201d\u00bb)\\]\u3002\uff0c\uff1f]|(?<!\\d)[!\uff01])+(?=\\s|$)"
+)
+"""Punctuation behind a word. "5!" keeps its sign: it is a factorial."""
+
+OPENING = re.compile("(?:(?<=\\s)|^)[\"'\u2018\u201c\u201e\u00ab(\\[\u00bf\u00a1]+(?=\\w)")
+INSIDE = re.compile("(?<=\\w)['\u2019](?=\\w)")
+"""The apostrophe of "don't"."""
+
+DASH = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])|(?:(?<=\s)|^)(?:-{2,}|[\u2013\u2014])(?=\s|$)")
+"""The hyphen of "step-by-step", and the dash of a sentence."""
+
+UNSEEN = re.compile("[\u00ad\u200b\u2060\ufeff]")
+"""Characters that nobody sees and that join nothing; emoji and Indic scripts need the joiners."""
+
+
+class Parts(NamedTuple):
+    """A text's words in lower case, and its signs, both in order."""
+
+    words: list[str]
+    signs: list[str]
+
+
+def bare_words(text: str) -> str:
+    """The words of `text`, the same whatever its case, punctuation and blanks; a text without words
+    is returned unchanged."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(words) or text
+
+
+def folded(text: str) -> str:
+    """A text in one case, with one blank where white space was."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def words_and_signs(text: str) -> Parts:
+    """The words and signs of a text. A word is letters, marks and digits; punctuation around words
+    is left out."""
+    text = DASH.sub(" ", UNSEEN.sub("", folded(text)))
+    for punctuation in (CLOSING, OPENING, INSIDE):
+        text = punctuation.sub("", text)
+    words: list[str] = []
+    signs: list[str] = []
+    for part in text.split():
+        if part.isalnum():  # nearly all of a text, so that the slow way is seldom gone
+            words.append(part)
+        else:
+            add_parts(part, words, signs)
+    return Parts(words, signs)
+
+
+def add_parts(part: str, words: list[str], signs: list[str]) -> None:
+    """Adds the words and signs of a text without blanks to the lists."""
+    run, in_word = "", None
+    for sign in part:
+        is_word = unicodedata.category(sign)[0] in "LMN"
+        if run and is_word != in_word:
+            (words if in_word else signs).append(run)
+            run = ""
+        run, in_word = run + sign, is_word
+    if run:
+        (words if in_word else signs).append(run)
+
+
+def conversation_key(prompt: Prompt) -> str:
+    """A hash of all that the model reads, the same whatever its case and white space."""
+    return content_id(*context_of(prompt), folded(prompt.text))
+
+
+def context_of(prompt: Prompt) -> list[object]:
+    """All that the model reads but the last user turn, in one case, and that turn's place."""
+    last = max((at for at, m in enumerate(prompt.messages) if m.role == "user"), default=-1)
+    turns = [(m.role, folded(m.content)) for at, m in enumerate(prompt.messages) if at != last]
+    begun = (prompt.assistant_prefix, prompt.raw_text)
+    return [last, turns, *(folded(text) if text else "" for text in begun)]
+
+
+def conversation_text(turns: Sequence[Message]) -> str:
+    """The turns as one text: a single user turn unchanged, others each under its role."""
+    if len(turns) == 1 and turns[0].role == "user":
+        return turns[0].content
+    return "\n\n".join(f"[{turn.role}]\n{turn.content}" for turn in turns)
+
+
+def check_kinds(prompts: Iterable[Prompt]) -> None:
+    """Raises ValueError if one prompt is asked as harmful and as harmless; it names both rows."""
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if prompt.attack is not None:
+            continue
+        other = first.setdefault(conversation_key(prompt), prompt)
+        if (other.kind == "harmful") != (prompt.kind == "harmful"):
+            raise ValueError(
+                f"Prompt {prompt.label} is {prompt.kind}, and prompt {other.label} asks the same "
+                f"and is {other.kind}. One of them is wrong: a refusal would be right and wrong. "
+                "Correct or delete one of the rows."
+            )
