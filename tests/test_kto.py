@@ -25,7 +25,8 @@ from overrefusal_po.records import Completion, PreferencePair, Prompt, read_json
 from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.train.dpo import dpo_trainer
-from overrefusal_po.train.kto import Side, compared_with, interleaved, kto_trainer, unpaired
+from overrefusal_po.train.kto import kto_trainer
+from overrefusal_po.train.kto_order import Side, compared_with, interleaved, unpaired
 from overrefusal_po.train.stage import check_sources, first_data, write_data
 from overrefusal_po.train.student import starter_harmful
 

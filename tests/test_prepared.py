@@ -72,7 +72,7 @@ def prepared_of(method: str, rows: list[Any], style: Style, settings: dict[str, 
         return side_rows(rows, pair_table(rows, template), options, None)
     derta: Callable[..., Prepared] = partial(prepared_triples, refusal_opener="Sorry", tree=False)
     options = {"max_length": limit, "prefix_unit": "words", "too_long": "error", "seed": 42}
-    return derta(rows, (), template, **options)
+    return derta(rows, "triples", template=template, **options)
 
 
 @pytest.mark.slow

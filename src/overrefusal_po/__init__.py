@@ -17,6 +17,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from overrefusal_po.api import curate as curate_pairs
+    from overrefusal_po.api import evaluate as evaluate_model
+    from overrefusal_po.api import judge as judge_responses
     from overrefusal_po.cli import launch as launch
     from overrefusal_po.train.derta import derta_trainer as derta_trainer
     from overrefusal_po.train.dpo import dpo_trainer as dpo_trainer
@@ -25,20 +28,35 @@ if TYPE_CHECKING:
     from overrefusal_po.train.sft import sft_trainer as sft_trainer
 
 __version__ = "0.1.0"
-__all__ = ["derta_trainer", "dpo_trainer", "kto_trainer", "launch", "orpo_trainer", "sft_trainer"]
+__all__ = [
+    "curate_pairs",
+    "derta_trainer",
+    "dpo_trainer",
+    "evaluate_model",
+    "judge_responses",
+    "kto_trainer",
+    "launch",
+    "orpo_trainer",
+    "sft_trainer",
+]
+
+OTHER_PLACES = {
+    "launch": ("overrefusal_po.cli", "launch"),
+    "curate_pairs": ("overrefusal_po.api", "curate"),
+    "evaluate_model": ("overrefusal_po.api", "evaluate"),
+    "judge_responses": ("overrefusal_po.api", "judge"),
+}
+"""Name -> (module, its name there), for the names that are no factory."""
 
 
 def __getattr__(name: str) -> object:
-    """Loads the factories and `launch` when they are first used, so that importing the package
-    costs nothing."""
-    if name == "launch":
-        from overrefusal_po.cli import launch
-
-        return launch
-    if name in __all__:
-        module = importlib.import_module(f"overrefusal_po.train.{name.removesuffix('_trainer')}")
-        return getattr(module, name)
-    raise AttributeError(f"module 'overrefusal_po' has no attribute {name!r}")
+    """Loads the names of `__all__` when they are first used, so that importing the package costs
+    nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'overrefusal_po' has no attribute {name!r}")
+    factory = (f"overrefusal_po.train.{name.removesuffix('_trainer')}", name)
+    place, inner = OTHER_PLACES.get(name, factory)
+    return getattr(importlib.import_module(place), inner)
 
 
 def __dir__() -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,14 +28,14 @@ from overrefusal_po.train.derta_rows import (
     derta_rows,
     prompt_turns,
     refusal_token,
-    rows_dataset,
     sft_row,
     triple_sides,
     turn_length,
 )
-from overrefusal_po.train.derta_tree import TreeCollator, trees
+from overrefusal_po.train.derta_tree import TreeCollator, tree_or_rows
+from overrefusal_po.train.given import evaluation_rows, given_prompts, given_triples
 from overrefusal_po.train.lengths import Fitting, fit, group_by_length
-from overrefusal_po.train.policy import tokenizer_and_template
+from overrefusal_po.train.policy import check_model, tokenizer_and_template
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
 from overrefusal_po.train.student import (
@@ -45,10 +46,11 @@ from overrefusal_po.train.student import (
 )
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig, SFTTrainer
+
+    from overrefusal_po.train.given import RowsGiven
 
 logger = logging.getLogger(__name__)
 PrefixUnit = Literal["words", "tokens"]
@@ -56,15 +58,16 @@ PrefixUnit = Literal["words", "tokens"]
 
 def derta_trainer(
     model: PreTrainedModel | str,
-    triples: Sequence[Triple] | Prepared,
+    triples: Sequence[Triple] | RowsGiven | Prepared,
     *,
+    eval_dataset: object = None,
     args: SFTConfig | Mapping[str, Any] | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     ref_model: PreTrainedModel | None = None,
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     template: ChatTemplate | None = None,
-    helpful: Sequence[Prompt] = (),
+    helpful: Sequence[Prompt] | RowsGiven = (),
     refusal_opener: str = "Sorry",
     prefix_unit: PrefixUnit = "words",
     rto_dropout: float = 0.95,
@@ -74,7 +77,9 @@ def derta_trainer(
     """TRL's `SFTTrainer` on DeRTa rows, mixed with helpful rows.
 
     Args as for `dpo_trainer`; `args` is `trl.SFTConfig` or a mapping of its keys, and further:
-        triples: each becomes one RTO row and one prefix row; or rows that are prepared already.
+        triples: each becomes one RTO row and one prefix row. Rows with prompt, safe_response and
+            harmful_response (a list, a `datasets.Dataset`, a path), or prepared rows are read too.
+        eval_dataset: triples in such a form, or {name: such triples}.
         helpful: prompts with a reference response, learned by ordinary SFT.
         refusal_opener: its first token is the label of RTO; safe responses must begin with it.
         prefix_unit: "words" as in the released code, "tokens" as in the paper.
@@ -86,28 +91,40 @@ def derta_trainer(
         ValueError: no triples, a safe response that does not begin with the opener, an opener that
             common answers begin with too.
     """
+    triples = given_triples(triples)
+    check_model(model, processing_class or template)
+    mixed = given_prompts(helpful, "helpful")
+    assert not isinstance(mixed, Prepared), "helpful prompts are rows or records"
     from trl import SFTConfig
 
     from overrefusal_po.train.trl_private import shared_prefix_on
 
     config = trainer_config(SFTConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    if not isinstance(triples, Prepared):
-        triples = prepared_triples(
-            triples,
-            helpful,
-            template,
-            max_length=config.max_length,
-            refusal_opener=refusal_opener,
-            prefix_unit=prefix_unit,
-            too_long=too_long,
-            seed=config.seed,
-            tree=tree,
-        )
+    prepare_given = partial(
+        prepared_triples,
+        template=template,
+        max_length=config.max_length,
+        refusal_opener=refusal_opener,
+        prefix_unit=prefix_unit,
+        too_long=too_long,
+        seed=config.seed,
+        tree=tree,
+    )
+    prepared = prepare_given(triples, "triples", helpful=mixed)
+    evaluated = evaluation_rows(eval_dataset, prepare_given)
     make = TreeCollator if tree else DertaCollator
     collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
     trainer = rows_trainer(
-        model, triples, config, tokenizer, collator, ref_model, peft_config, callbacks
+        model,
+        prepared,
+        config,
+        tokenizer,
+        collator,
+        ref_model,
+        peft_config,
+        callbacks,
+        eval_rows=evaluated,
     )
     if isinstance(collator, TreeCollator):
         collator.paired = shared_prefix_on(trainer)
@@ -116,10 +133,11 @@ def derta_trainer(
 
 
 def prepared_triples(
-    triples: Sequence[Triple],
-    helpful: Sequence[Prompt],
-    template: ChatTemplate,
+    given: object,
+    name: str,
     *,
+    template: ChatTemplate,
+    helpful: Sequence[Prompt] = (),
     max_length: int | None,
     refusal_opener: str,
     prefix_unit: PrefixUnit,
@@ -127,7 +145,13 @@ def prepared_triples(
     seed: int,
     tree: bool,
 ) -> Prepared:
-    """Triples and helpful prompts as rows, in their order; raises what `derta_trainer` raises."""
+    """Triples and helpful prompts as rows, in their order; raises what `derta_trainer` raises.
+
+    `name` says in errors what was given; a `Prepared` is returned unchanged.
+    """
+    triples = given_triples(given, name)
+    if isinstance(triples, Prepared):
+        return triples
     if not triples:
         raise ValueError(
             "DeRTa needs at least one (prompt, safe response, harmful response) triple; got none."
@@ -146,13 +170,6 @@ def prepared_triples(
         helpful=[helpful[at] for at in fitting.warned()],
         lengths=np.array([[lengths[at]] for at in kept], dtype=np.int64).reshape(-1, 1),
     )
-
-
-def tree_or_rows(rows: Sequence[Row], tree: bool) -> Dataset:
-    """Rows as a dataset, or as trees of both rows of a question (see `derta_tree`)."""
-    from datasets import Dataset
-
-    return Dataset.from_list(trees(rows)) if tree else rows_dataset(rows)
 
 
 def helpful_rows(

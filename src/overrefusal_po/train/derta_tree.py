@@ -15,14 +15,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from overrefusal_po.train.derta_rows import IGNORED, DertaCollator, Row, RowColumns
+from overrefusal_po.train.derta_rows import IGNORED, DertaCollator, Row, RowColumns, rows_dataset
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import Tensor
 
 
 Tree = dict[str, list[RowColumns]]
 """{"branches": one row or two}: a training example."""
+
+
+def tree_or_rows(rows: Sequence[Row], tree: bool) -> Dataset:
+    """Rows as a dataset, or as trees of both rows of a question (see `derta_tree`)."""
+    from datasets import Dataset
+
+    return Dataset.from_list(trees(rows)) if tree else rows_dataset(rows)
 
 
 def trees(rows: Sequence[Row]) -> list[Tree]:

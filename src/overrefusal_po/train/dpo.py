@@ -21,11 +21,17 @@ from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.recipe.trl_fields import cache_folder
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
-from overrefusal_po.train.policy import frozen_copy, load_policy, tokenizer_and_template, trains_all
+from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer
+from overrefusal_po.train.policy import (
+    check_model,
+    frozen_copy,
+    load_policy,
+    tokenizer_and_template,
+    trains_all,
+)
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import prepare as prepare
 from overrefusal_po.train.preference import read as read
-from overrefusal_po.train.rows import prepared_pairs
 from overrefusal_po.train.settings import trainer_config
 
 if TYPE_CHECKING:
@@ -33,13 +39,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
+    from overrefusal_po.train.given import RowsGiven
+
 logger = logging.getLogger(__name__)
 
 
 def dpo_trainer(
     model: PreTrainedModel | str,
-    pairs: Sequence[PreferencePair] | Prepared,
+    pairs: Sequence[PreferencePair] | RowsGiven | Prepared,
     *,
+    eval_dataset: object = None,
     args: DPOConfig | Mapping[str, Any] | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     ref_model: PreTrainedModel | None = None,
@@ -55,7 +64,9 @@ def dpo_trainer(
 
     Args:
         model: a loaded model, its name or path (`bundled:...` too); its state is the reference.
-        pairs: preference pairs with at least one row, or rows that are prepared already.
+        pairs: at least one preference pair; rows of TRL's forms as a list, a `datasets.Dataset` or
+            the path of a file (docs/python.md); or rows that are prepared already.
+        eval_dataset: pairs to evaluate on, in a form of `pairs`; or {name: such pairs}.
         args: `trl.DPOConfig`, or a mapping of its keys, or None for TRL's defaults.
         processing_class: the tokenizer; None loads the model's own.
         ref_model: another reference than the start policy.
@@ -69,8 +80,12 @@ def dpo_trainer(
             reference model is held, except under FSDP.
 
     Raises:
-        ValueError: no pairs, a tokenizer without chat template, a pair longer than `max_length`.
+        ValueError: no pairs, a row in no known form, a tokenizer without chat template, a pair
+            longer than `max_length`. All before weights are loaded.
+        TypeError: data or a model of another type.
     """
+    pairs = given_pairs(pairs)
+    check_model(model, processing_class or template)
     from trl import DPOConfig
 
     from overrefusal_po.train.trl_private import shared_prefix_on
@@ -80,15 +95,15 @@ def dpo_trainer(
         config = copy.copy(config)  # the caller's own object stays unchanged
         config.precompute_ref_log_probs = True
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    prepared = prepared_pairs(
-        pairs, template, max_length=config.max_length, opening=opening, too_long=too_long
-    )
+    make = pair_preparer(template, max_length=config.max_length, opening=opening, too_long=too_long)
+    prepared, evaluated = make(pairs, "pairs"), evaluation_rows(eval_dataset, make)
     policy = load_policy(model, peft_config)
     trainer = trainer_class(config, reference_store, shared_prefix)(
         model=policy,
         ref_model=ref_model or reference_copy(policy, peft_config, config),
         args=config,
         train_dataset=prepared.rows,
+        eval_dataset=evaluated,
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=list(callbacks),

@@ -1,40 +1,40 @@
 """KTO (arXiv 2402.01306, equation 7) by TRL's `KTOTrainer`: sides of pairs as rows of their own.
 
     trainer = kto_trainer("my/model", pairs, args={"per_device_train_batch_size": 4})
-    sides = unpaired([(chosen, rejected), ...], batch_size=4, seed=0)     # in training order
 
-KTO compares a response with how far the policy has moved from the reference. It measures that
-distance on prompts with responses to *other* prompts. TRL 1.16 picks those responses once, before
-training. Among each `per_device_train_batch_size` rows in a row, a prompt gets the response of the
-row before it; the first prompt gets the response of the last row. If TRL makes rows of pairs
-itself, all chosen sides come before all rejected ones. A batch then has one label. The order made
-here has these properties:
-
-- All prompts of a batch are different, so that no prompt gets a response to itself.
-- Any run of rows has its share of desirable rows, to within one row. The share is a half if no side
-  is in two pairs.
-- The order follows from the seed and the rows alone, whatever order they come in.
-
-accelerate gives whole batches to the processes in turn, and a step accumulates whole batches. So
-both keep these properties. accelerate repeats rows to fill the last step of an epoch; those rows
-keep their responses. Every epoch has the same order, since TRL pairs only once. A new order would
-need a trainer and a sampler of our own.
+`kto_order` says in which order.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.recipe.methods import check_kto, uses_kl
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import TooLong
-from overrefusal_po.records import PreferencePair, content_id
+from overrefusal_po.records import PreferencePair
+from overrefusal_po.sources._completions import LabelledResponse
 from overrefusal_po.train import preference
 from overrefusal_po.train.data import Prepared, Source, as_dataset
-from overrefusal_po.train.policy import frozen_copy, load_policy, tokenizer_and_template, trains_all
+from overrefusal_po.train.given import evaluation_rows, given_pairs, given_responses
+from overrefusal_po.train.kto_order import (
+    Side,
+    compared_with,
+    different_sides,
+    in_training_order,
+)
+from overrefusal_po.train.kto_responses import response_tokens
+from overrefusal_po.train.policy import (
+    check_model,
+    frozen_copy,
+    load_policy,
+    tokenizer_and_template,
+    trains_all,
+)
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import read as read
 from overrefusal_po.train.rows import COLUMNS, fit_pairs, pair_table, side_lengths
@@ -48,13 +48,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import KTOConfig, KTOTrainer
 
+    from overrefusal_po.train.given import RowsGiven
+
 logger = logging.getLogger(__name__)
 
 
 def kto_trainer(
     model: PreTrainedModel | str,
-    pairs: Sequence[PreferencePair] | Prepared,
+    pairs: Sequence[PreferencePair] | RowsGiven | Prepared,
     *,
+    eval_dataset: object = None,
     args: KTOConfig | Settings | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     ref_model: PreTrainedModel | None = None,
@@ -64,14 +67,17 @@ def kto_trainer(
     opening: int | None = None,
     too_long: TooLong = "error",
 ) -> KTOTrainer:
-    """TRL's `KTOTrainer` on the sides of pairs as rows of their own, in the order of this module.
+    """TRL's `KTOTrainer` on the sides of pairs as rows of their own, in the order of `kto_order`.
 
     Arguments as for `dpo_trainer`; `args` is `trl.KTOConfig` or a mapping of its keys. A batch
-    counts sides, not pairs, and holds at least 2.
+    counts sides, not pairs, and holds at least 2. `pairs` may also be rows of TRL's unpaired form
+    (prompt, completion, label): each is a side of its own.
 
     Raises:
         ValueError: as for `dpo_trainer`, and if the prompts of a batch cannot all be different.
     """
+    given = given_sides(pairs, "pairs")
+    check_model(model, processing_class or template)
     from trl import KTOConfig
 
     from overrefusal_po.train.trl_private import ReadyKTOTrainer
@@ -79,13 +85,16 @@ def kto_trainer(
     config = trainer_config(KTOConfig, args)
     check_kto(vars(config))
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    if not isinstance(pairs, Prepared):
-        table = pair_table(pairs, template, opening)
-        kept = fit_pairs(pairs, table, max_length=config.max_length, too_long=too_long).warned()
-        used = [pairs[at] for at in kept]
-        pairs = side_rows(used, table.take(kept), vars(config), opening)
-    assert pairs.rows is not None, "data without rows are not whole"
-    warn_of_cut(pairs.rows, config.max_length)
+
+    make = partial(prepared_sides, template=template, opening=opening, too_long=too_long)
+    prepared = make(given, settings=vars(config))
+    batch = {"per_device_train_batch_size": config.per_device_eval_batch_size}
+    evaluated = evaluation_rows(
+        eval_dataset,
+        lambda data, name: make(given_sides(data, name), settings={**vars(config), **batch}),
+    )
+    assert prepared.rows is not None, "data without rows are not whole"
+    warn_of_cut(prepared.rows, config.max_length)
     policy = load_policy(model, peft_config)
     if ref_model is None and trains_all(policy, peft_config):
         ref_model = frozen_copy(policy)
@@ -94,12 +103,44 @@ def kto_trainer(
             model=policy,
             ref_model=ref_model,
             args=config,
-            train_dataset=pairs.rows,
+            train_dataset=prepared.rows,
+            eval_dataset=evaluated,
             processing_class=tokenizer,
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
     )
+
+
+def given_sides(
+    data: object, name: str
+) -> Sequence[PreferencePair] | Sequence[LabelledResponse] | Prepared:
+    """Pairs, or labelled responses, from what `kto_trainer` was given."""
+    responses = given_responses(data, name)
+    return given_pairs(data, name) if responses is None else responses
+
+
+def prepared_sides(
+    given: Sequence[PreferencePair] | Sequence[LabelledResponse] | Prepared,
+    *,
+    template: ChatTemplate,
+    settings: Settings,
+    opening: int | None,
+    too_long: TooLong,
+) -> Prepared:
+    """Pairs or labelled responses as rows in training order; a `Prepared` is returned unchanged."""
+    if isinstance(given, Prepared):
+        return cast("Prepared", given)
+    limit: int | None = settings["max_length"]
+    responses = [row for row in given if isinstance(row, LabelledResponse)]
+    if responses:
+        found = response_tokens(responses, template, max_length=limit, too_long=too_long)
+        sides = [Side(*row) for row in found.cut(opening)]
+        return Prepared(side_columns(sides, settings), found.prompts, lengths=found.lengths)
+    pairs = [row for row in given if isinstance(row, PreferencePair)]
+    table = pair_table(pairs, template, opening)
+    kept = fit_pairs(pairs, table, max_length=limit, too_long=too_long).warned()
+    return side_rows([pairs[at] for at in kept], table.take(kept), settings, opening)
 
 
 def prepare(
@@ -108,7 +149,7 @@ def prepare(
     template: ChatTemplate,
     said: Sequence[StudentAnswer] | None = None,
 ) -> Prepared:
-    """The sides to train on (see `preference.prepare`), in this module's order."""
+    """The sides to train on (see `preference.prepare`), in `kto_order`'s order."""
     return preference.prepare(recipe, source, template, said, make_rows=side_rows)
 
 
@@ -125,21 +166,19 @@ def recipe_trainer(
     return kto_trainer(model, prepared, args=args, template=template, peft_config=peft_config)
 
 
-class Side(NamedTuple):
-    """The token ids of one side of a pair, and whether it is the chosen one."""
-
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...]
-    desirable: bool
-
-
 def side_rows(
     pairs: Sequence[PreferencePair],
     table: pa.Table,
     settings: Settings,
     opening: int | None,
 ) -> Prepared:
-    """Both sides of pairs as rows in training order; `settings` are trl.KTOConfig's keys.
+    """Both sides of pairs as rows in training order; `settings` are trl.KTOConfig's keys."""
+    sides = different_sides(sides_of_pairs(table))
+    return Prepared(side_columns(sides, settings), pairs, lengths=side_lengths(table))
+
+
+def side_columns(sides: Sequence[Side], settings: Settings) -> Dataset:
+    """Sides as rows in training order.
 
     With a KL term each row also holds the completion that its prompt is compared with. TRL takes
     that of the row before it in its batch; the first row gets that of the last.
@@ -147,11 +186,8 @@ def side_rows(
     import pyarrow as pa
 
     size = int(settings["per_device_train_batch_size"])
-    sides = unpaired(
-        sides_of_pairs(table),
-        batch_size=size if uses_kl(settings) else 1,
-        seed=int(settings["seed"]),
-    )
+    batch_size = size if uses_kl(settings) else 1
+    sides = in_training_order(sides, batch_size=batch_size, seed=int(settings["seed"]))
     kind = pa.list_(pa.int32())
     columns = {
         "prompt_ids": pa.array([side.prompt for side in sides], kind),
@@ -161,18 +197,7 @@ def side_rows(
     if uses_kl(settings):
         others = [sides[compared_with(at, len(sides), size)].completion for at in range(len(sides))]
         columns["KL_completion_ids"] = pa.array(others, kind)
-    return Prepared(as_dataset(pa.table(columns)), pairs, lengths=side_lengths(table))
-
-
-def compared_with(place: int, rows: int, batch_size: int) -> int:
-    """The place of the row whose completion the prompt at `place` gets for its KL term.
-
-    >>> [compared_with(at, 5, 3) for at in range(5)]
-    [2, 0, 1, 4, 3]
-    """
-    start = place - place % batch_size
-    end = min(start + batch_size, rows)
-    return end - 1 if place == start else place - 1
+    return as_dataset(pa.table(columns))
 
 
 def sides_of_pairs(table: pa.Table) -> list[tuple[Side, Side]]:
@@ -182,117 +207,6 @@ def sides_of_pairs(table: pa.Table) -> list[tuple[Side, Side]]:
         (Side(tuple(p), tuple(c), True), Side(tuple(p), tuple(r), False))
         for p, c, r in zip(prompts, chosen, rejected, strict=True)
     ]
-
-
-def unpaired(pairs: Sequence[tuple[Side, Side]], *, batch_size: int, seed: int) -> list[Side]:
-    """All sides in training order; a side that is in several pairs comes once.
-
-    Left out, with a warning: pairs whose sides have the same tokens, and a row that would be a
-    batch by itself. Raises ValueError if no pair is left, and if the prompts of a batch cannot all
-    be different.
-    """
-    sides = different_sides(pairs)
-    order = interleaved(
-        *(in_rounds([s for s in sides if s.desirable is label], seed) for label in (True, False))
-    )
-    separate_prompts(order, batch_size)
-    if len(order) % batch_size == 1 < batch_size:
-        order.pop()
-        logger.warning("1 of %d rows would be a batch by itself and is left out", len(order) + 1)
-    return order
-
-
-def different_sides(pairs: Sequence[tuple[Side, Side]]) -> list[Side]:
-    """Each side once, without the pairs whose sides have the same tokens.
-
-    Warns of what it leaves out, and of responses that one pair of a prompt chooses and another
-    rejects. Raises ValueError if no pair is left.
-    """
-    given = [side for both in pairs if both[0].completion != both[1].completion for side in both]
-    if not given:
-        raise ValueError(
-            f"The sides of all {len(pairs)} pairs have the same tokens. Raise data.opening."
-        )
-    if equal := len(pairs) - len(given) // 2:
-        logger.warning(
-            "%d of %d pairs begin with the same tokens on both sides and are left out",
-            equal,
-            len(pairs),
-        )
-    known = list(dict.fromkeys(given))
-    if again := len(given) - len(known):
-        logger.warning(
-            "%d of %d sides stand in another pair too; each is one row", again, len(given)
-        )
-    if both_ways := len(known) - len({side[:2] for side in known}):
-        logger.warning(
-            "%d responses are chosen in one pair and rejected in another of the same prompt: KTO "
-            "trains both ways",
-            both_ways,
-        )
-    return known
-
-
-def in_rounds(sides: Sequence[Side], seed: int) -> list[Side]:
-    """Sides of one label in a drawn order, in rounds.
-
-    The first round has one side of each prompt, the next one side of each prompt that has more. A
-    round of undesirable sides begins in its middle. So both sides of a prompt are half a round
-    apart.
-    """
-    by_prompt: dict[tuple[int, ...], list[Side]] = {}
-    for side in sorted(sides, key=lambda s: content_id(seed, s.prompt, s.completion)):
-        by_prompt.setdefault(side.prompt, []).append(side)
-    waiting = [by_prompt[prompt] for prompt in sorted(by_prompt, key=lambda p: content_id(seed, p))]
-    order: list[Side] = []
-    while waiting:
-        middle = 0 if sides[0].desirable else (len(waiting) + 1) // 2
-        order += [own.pop() for own in waiting[middle:] + waiting[:middle]]
-        waiting = [own for own in waiting if own]
-    return order
-
-
-def interleaved(some: Sequence[Side], others: Sequence[Side]) -> list[Side]:
-    """Both lists in one list, each spread evenly over it."""
-    places = [((2 * i + 1) * len(others), side) for i, side in enumerate(some)]
-    places += [((2 * i + 1) * len(some), side) for i, side in enumerate(others)]
-    return [side for _, side in sorted(places, key=lambda place: place[0])]
-
-
-def separate_prompts(order: list[Side], batch_size: int) -> None:
-    """Swaps rows of one label until no batch has a prompt twice.
-
-    No swap is needed if each prompt has one side of each label. (A batch must not have more rows
-    than there are prompts.) If some prompts have more sides, twice as many prompts were always
-    enough (tried). With fewer prompts an order may exist that is not found: that is a ValueError.
-    """
-    for i, side in enumerate(order):
-        if is_alone(order, i, side.prompt, batch_size):
-            continue
-        fits = (
-            j
-            for j, other in enumerate(order)
-            if other.desirable is side.desirable
-            and is_alone(order, i, other.prompt, batch_size)
-            and is_alone(order, j, side.prompt, batch_size)
-        )
-        if (j := next(fits, None)) is None:
-            raise ValueError(
-                f"KTO holds each response against responses to the other prompts of its batch, but "
-                f"the {len(order)} sides, of {len({s.prompt for s in order})} prompts, do not go "
-                f"into batches of {batch_size} with different prompts. "
-                "Lower trainer.per_device_train_batch_size, or give pairs for more prompts."
-            )
-        order[i], order[j] = order[j], order[i]
-
-
-def is_alone(order: Sequence[Side], place: int, prompt: tuple[int, ...], batch_size: int) -> bool:
-    """Whether no other row in the batch of `place` has `prompt`."""
-    start = place - place % batch_size
-    return all(
-        start + k == place or s.prompt != prompt
-        for k, s in enumerate(order[start : start + batch_size])
-    )
 
 
 def warn_of_cut(rows: Dataset, max_length: int | None) -> None:

@@ -29,11 +29,11 @@ from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
-from overrefusal_po.train.policy import load_policy, tokenizer_and_template
+from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer
+from overrefusal_po.train.policy import check_model, load_policy, tokenizer_and_template
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import prepare as prepare
 from overrefusal_po.train.preference import read as read
-from overrefusal_po.train.rows import prepared_pairs
 from overrefusal_po.train.settings import Settings, trainer_config
 from overrefusal_po.train.trl_private import OwnLossTrainer, shared_prefix_on
 from overrefusal_po.train.windows import Batch, chosen_row_tokens
@@ -41,6 +41,8 @@ from overrefusal_po.train.windows import Batch, chosen_row_tokens
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+    from overrefusal_po.train.given import RowsGiven
 
 
 @dataclass
@@ -115,8 +117,9 @@ class ORPOTrainer(
 
 def orpo_trainer(
     model: PreTrainedModel | str,
-    pairs: Sequence[PreferencePair] | Prepared,
+    pairs: Sequence[PreferencePair] | RowsGiven | Prepared,
     *,
+    eval_dataset: object = None,
     args: ORPOConfig | Settings | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     ref_model: PreTrainedModel | None = None,
@@ -136,15 +139,17 @@ def orpo_trainer(
             "ORPO has no reference model; ref_model must be None. Use dpo_trainer to train against "
             "one."
         )
+    pairs = given_pairs(pairs)
+    check_model(model, processing_class or template)
     config = trainer_config(ORPOConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    prepared = prepared_pairs(
-        pairs, template, max_length=config.max_length, opening=opening, too_long=too_long
-    )
+    make = pair_preparer(template, max_length=config.max_length, opening=opening, too_long=too_long)
+    prepared, evaluated = make(pairs, "pairs"), evaluation_rows(eval_dataset, make)
     trainer = ORPOTrainer(
         model=load_policy(model, peft_config),
         args=config,
         train_dataset=prepared.rows,
+        eval_dataset=evaluated,
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=list(callbacks),

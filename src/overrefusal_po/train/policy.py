@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def check_model(model: object, tokenizer: object = None) -> None:
+    """Raises TypeError for what is no model, ValueError for one whose tokenizer is not known."""
+    if isinstance(model, str):
+        return
+    if not (hasattr(model, "config") and callable(getattr(model, "parameters", None))):
+        raise TypeError(
+            f"model is a {type(model).__name__}; allowed is a loaded causal language model, or the "
+            "name or path of one as text."
+        )
+    if tokenizer is None and not getattr(model.config, "name_or_path", ""):
+        raise ValueError(
+            "The model was not loaded from a name or path, so its tokenizer is not known. Give it: "
+            "processing_class=tokenizer."
+        )
+
+
 def tokenizer_and_template(
     model: PreTrainedModel | str,
     processing_class: PreTrainedTokenizerBase | None,
@@ -26,11 +42,13 @@ def tokenizer_and_template(
 ) -> tuple[PreTrainedTokenizerBase, ChatTemplate]:
     """The tokenizer with a pad token, and its chat template.
 
-    The tokenizer is the template's, or the one given, or the model's own.
+    The tokenizer is the template's, or the one given, or the model's own. ValueError if the model
+    cannot be found.
     """
     if template is None:
         if processing_class is None:
             name = model if isinstance(model, str) else str(model.config.name_or_path)
+            models.check_available(name)
             processing_class = models.load_tokenizer(name)
         template = ChatTemplate(processing_class)
     tokenizer: PreTrainedTokenizerBase = template.tokenizer

@@ -11,6 +11,7 @@ from overrefusal_po.train.derta_rows import DertaCollator
 from overrefusal_po.train.policy import exact_adapter, load_policy
 
 if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
     from peft import PeftConfig
     from transformers import (
         PreTrainedModel,
@@ -32,6 +33,8 @@ def rows_trainer(
     ref_model: PreTrainedModel | None,
     peft_config: PeftConfig | None,
     callbacks: Sequence[TrainerCallback],
+    *,
+    eval_rows: Dataset | dict[str, Dataset | IterableDataset] | None = None,
 ) -> SFTTrainer:
     """An `SFTTrainer` on ready rows: TRL prepares and drops nothing.
 
@@ -55,6 +58,7 @@ def rows_trainer(
         args=config,
         data_collator=collator,
         train_dataset=prepared.rows,
+        eval_dataset=eval_rows,
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=[*callbacks, epoch_callback(collator)],

@@ -7,7 +7,7 @@ Loss stands on the response alone. The prompts have references, or are the chose
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +25,9 @@ from overrefusal_po.train.derta_rows import (
     sft_row,
     turn_length,
 )
+from overrefusal_po.train.given import evaluation_rows, given_prompts
 from overrefusal_po.train.lengths import fit, group_by_length, warn_of_left_out
-from overrefusal_po.train.policy import tokenizer_and_template
+from overrefusal_po.train.policy import check_model, tokenizer_and_template
 from overrefusal_po.train.preference import read_any_pairs
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from overrefusal_po.train.given import RowsGiven
+
 
 def sft_trainer(
     model: PreTrainedModel | str,
-    prompts: Sequence[Prompt] | Prepared,
+    prompts: Sequence[Prompt] | RowsGiven | Prepared,
     *,
+    eval_dataset: object = None,
     args: SFTConfig | Mapping[str, Any] | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     ref_model: PreTrainedModel | None = None,
@@ -52,27 +56,51 @@ def sft_trainer(
 ) -> SFTTrainer:
     """TRL's `SFTTrainer` on prompts with reference responses, loss on the response only.
 
-    Arguments as for `dpo_trainer`; `args` is `trl.SFTConfig` or a mapping of its keys. `ref_model`
-    must be None.
+    `prompts` may be rows with `messages` that end with the assistant, with `prompt` and
+    `completion`, or pairs, whose chosen sides are learned (docs/python.md). Other arguments as for
+    `dpo_trainer`; `args` is `trl.SFTConfig` or a mapping of its keys. `ref_model` must be None.
 
     Raises:
         ValueError: no prompt, one without a reference, a row longer than `max_length`.
     """
+    prompts = given_prompts(prompts)
+    check_model(model, processing_class or template)
     from trl import SFTConfig
 
     config = trainer_config(SFTConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    if not isinstance(prompts, Prepared):
-        prompts = prepared_prompts(
-            prompts, template, max_length=config.max_length, too_long=too_long
-        )
-        warn_of_left_out(prompts.left_out)
+    make = prompt_preparer(template, max_length=config.max_length, too_long=too_long)
+    prepared, evaluated = make(prompts, "prompts"), evaluation_rows(eval_dataset, make)
     collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
     trainer = rows_trainer(
-        model, prompts, config, tokenizer, collator, ref_model, peft_config, callbacks
+        model,
+        prepared,
+        config,
+        tokenizer,
+        collator,
+        ref_model,
+        peft_config,
+        callbacks,
+        eval_rows=evaluated,
     )
     group_by_length(trainer)
     return trainer
+
+
+def prompt_preparer(
+    template: ChatTemplate, *, max_length: int | None, too_long: TooLong
+) -> Callable[[object, str], Prepared]:
+    """A function (what was given, its name) -> rows; a warning counts what is left out."""
+
+    def make(data: object, name: str) -> Prepared:
+        found = given_prompts(data, name)
+        if isinstance(found, Prepared):
+            return found
+        prepared = prepared_prompts(found, template, max_length=max_length, too_long=too_long)
+        warn_of_left_out(prepared.left_out)
+        return prepared
+
+    return make
 
 
 def prepared_prompts(

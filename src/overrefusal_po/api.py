@@ -1,0 +1,348 @@
+"""Evaluation, judging and curation from Python: records and metrics in memory, no run folder.
+
+    from overrefusal_po import api
+    api.judge(["I'm sorry, I can't help."], prompts=["How do I kill a Python process?"])[0].refused
+    found = api.evaluate("my/model", {"benign": ["How do I kill a process?"]})
+    found.metrics.benign_answered.value          # a share from 0 to 1; None without such prompts
+    api.curate("my/model", "starter").pairs
+
+The package has them as `evaluate_model`, `judge_responses` and `curate_pairs` too, since
+`overrefusal_po.evaluate` and `overrefusal_po.curate` are folders of modules. docs/python.md shows
+all. Nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+
+from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
+from overrefusal_po.judges import Judge
+from overrefusal_po.plugins import PlugSpec, make_judge
+from overrefusal_po.prompts import read_source
+from overrefusal_po.recipe.sections import Chat, Generation
+from overrefusal_po.recipe.sections import Engine as EngineSpec
+from overrefusal_po.records import (
+    Completion,
+    Kind,
+    Message,
+    Outcome,
+    PreferencePair,
+    Prompt,
+    Sampling,
+    Split,
+    Verdict,
+    content_id,
+)
+from overrefusal_po.run.complete import recipe_sampling, unique_prompts
+from overrefusal_po.run.judged import fresh_verdicts
+from overrefusal_po.run.loaded import answering_engine
+from overrefusal_po.sources._given import given_rows
+from overrefusal_po.sources._local import ENDINGS
+from overrefusal_po.sources.file import Settings, file_prompt
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from overrefusal_po.engines import Engine
+    from overrefusal_po.model.chat import ChatTemplate
+
+    # Any: a row holds what JSON may hold
+    PromptsGiven = (
+        str
+        | Path
+        | Dataset
+        | Sequence[Prompt | str | Mapping[str, Any]]
+        | Mapping[Kind, Sequence[str]]
+    )
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Evaluation(NamedTuple):
+    """What a model said, what the judge found, and the rates.
+
+    `outcomes` has one outcome a prompt, in the prompts' order. `metrics` holds shares from 0 to 1
+    with 95 % intervals.
+    """
+
+    outcomes: list[Outcome]
+    metrics: RunMetrics
+
+
+class Curated(NamedTuple):
+    """Preference pairs, and summary.json of the stage: counts by rule and by filter."""
+
+    pairs: list[PreferencePair]
+    # Any: summary.json, whose form follows from what was asked
+    summary: dict[str, Any]
+
+
+def judge(
+    responses: Sequence[str | Completion],
+    prompts: Sequence[str | Prompt] | None = None,
+    *,
+    judge: PlugSpec | Judge = "refusal",
+) -> list[Verdict]:
+    """One verdict for each response, in their order.
+
+    Args:
+        responses: texts, or completions.
+        prompts: what each response answers: texts or prompts. Only the built-in judge can do
+            without them, and it is then a little less exact.
+        judge: a judge as a recipe names it (`refusal`, `{name: guard, model: ...}`), or one.
+
+    Raises:
+        ValueError: another number of prompts than responses, no prompts for a judge that needs
+            them, or a judge that cannot be made.
+        TypeError: one text in place of a list.
+    """
+    if isinstance(responses, str) or isinstance(prompts, str):
+        raise TypeError("responses and prompts are lists. Put a single text into one: [text].")
+    if prompts is None and judge != "refusal":
+        raise ValueError(f"The judge {judge!r} reads the prompts too. Give one for each response.")
+    if prompts is not None and len(prompts) != len(responses):
+        raise ValueError(
+            f"There are {len(responses)} responses and {len(prompts)} prompts. Give one prompt for "
+            "each response, in the same order."
+        )
+    asked = [asked_prompt(text) for text in prompts or [""] * len(responses)]
+    answers = [
+        answer_of(prompt, response, number)
+        for number, (prompt, response) in enumerate(zip(asked, responses, strict=True))
+    ]
+    return fresh_verdicts(found_judge(judge), asked, answers)
+
+
+def evaluate(
+    model: PreTrainedModel | Engine | str,
+    prompts: PromptsGiven,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    kind: Kind | None = None,
+    split: Split | None = "test",
+    judge: PlugSpec | Judge = "refusal",
+    guard: PlugSpec | Judge | None = None,
+    engine: EngineSpec = "transformers",
+    template: ChatTemplate | None = None,
+    system_prompt: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Evaluation:
+    """Asks a model every prompt once, judges its responses, and computes the rates.
+
+    Args:
+        model: a loaded model, its name or path, or an object with `name` and `complete` (an
+            engine). A loaded model is not changed.
+        prompts: prompts; rows (dicts, a `datasets.Dataset`, a path); `{"benign": [texts], ...}`;
+            texts with `kind`; or the name of a source, such as "starter" or "xstest".
+        tokenizer: of a loaded model; None loads that of its name.
+        kind: of rows and texts that say none: harmful, benign or general.
+        split: of a source that has splits.
+        judge, guard: as in a recipe, or a judge of your own. A guard judges harm.
+        engine: what a model given by name runs on, as in a recipe.
+        template: chat options; None uses the tokenizer's template.
+        system_prompt: put before conversations that have none.
+        max_new_tokens: the most tokens of a response.
+        temperature, top_p: 0 takes the most likely token each time.
+        batch_size: prompts decoded at a time.
+        seed: decides what is drawn, and the samples behind the intervals.
+
+    Raises:
+        ValueError: prompts without a kind, no prompt, a model or a plug that cannot be found, or
+            no response that could be scored. All but the last before weights are loaded.
+        TypeError: prompts or a model of another type.
+    """
+    asked = given_prompts(prompts, kind=kind, split=split)
+    judges = found_judge(judge), None if guard is None else found_judge(guard)
+    generation = Generation(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size
+    )
+    with answering_engine(
+        model,
+        generation,
+        engine=engine,
+        chat=Chat(system_prompt=system_prompt),
+        tokenizer=tokenizer,
+        template=template,
+    ) as made:
+        answers = answers_in_order(made, asked, recipe_sampling(generation, seed))
+    outcomes = judged_outcomes(asked, answers, *judges)
+    return Evaluation(outcomes, run_metrics(outcomes, seed=seed))
+
+
+def curate(
+    model: PreTrainedModel | Engine | str,
+    prompts: PromptsGiven,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    kind: Kind | None = None,
+    split: Split | None = "train",
+    teacher: str | None = None,
+    refusals: Literal["reference", "student", "teacher"] = "reference",
+    prefill: str | None = "Sure, here",
+    judge: PlugSpec = "refusal",
+    guard: PlugSpec | None = None,
+    template: ChatTemplate | None = None,
+    system_prompt: str | None = None,
+    max_new_tokens: int = 40,
+    temperature: float = 0.0,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Curated:
+    """Preference pairs from what a model says: benign prompts that it refuses, harmful ones.
+
+    Args:
+        model: the student: as for `evaluate`.
+        prompts: as for `evaluate`. Benign prompts have a `reference` answer (or there is a
+            teacher), harmful ones a reference refusal (or `refusals` says otherwise).
+        teacher: the name of a model that answers the refused benign prompts.
+        refusals, prefill: keys `chosen.refusals` and `rejects.prefill` of a recipe.
+        judge, guard: as in a recipe.
+        tokenizer, kind, split, template, system_prompt, max_new_tokens, temperature, batch_size,
+            seed: as for `evaluate`.
+
+    Raises:
+        ValueError: as for `evaluate`; no usable prompt; or a rule that yields no pair.
+    """
+    asked = given_prompts(prompts, kind=kind, split=split)
+    from overrefusal_po.curate.loaded import curate_in_memory, curation_recipe
+
+    recipe = curation_recipe(
+        teacher=teacher,
+        refusals=refusals,
+        prefill=prefill,
+        judge=judge,
+        guard=guard,
+        chat=Chat(system_prompt=system_prompt),
+        generation=Generation(
+            max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size
+        ),
+        seed=seed,
+    )
+    return Curated(*curate_in_memory(recipe, model, asked, tokenizer, template))
+
+
+def given_prompts(data: object, *, kind: Kind | None = None, split: Split | None) -> list[Prompt]:
+    """The prompts that were given, each once; ValueError if there is none, or one has no kind."""
+    found = list(unique_prompts(all_prompts(data, kind=kind, split=split)))
+    if not found:
+        raise ValueError("There is no prompt. Give at least one.")
+    return found
+
+
+def all_prompts(data: object, *, kind: Kind | None, split: Split | None) -> list[Prompt]:
+    """The prompts of a source, a file, a mapping by kind, or a list."""
+    if isinstance(data, Mapping) and data and data.keys() <= set(KINDS):
+        by_kind = cast("Mapping[Kind, Sequence[str]]", data)
+        return [p for of, texts in by_kind.items() for p in listed_prompts(texts, of)]
+    if isinstance(data, str | Path):
+        if Path(data).suffix.lower() in ENDINGS:
+            return read_source({"name": "file", "path": str(data), "kind": kind}, None)
+        return read_source(str(data), split)
+    return listed_prompts(data, kind)
+
+
+def listed_prompts(data: object, kind: Kind | None) -> list[Prompt]:
+    """Prompts, texts and rows of a list or a dataset as prompts."""
+    if not isinstance(data, Sequence) or isinstance(data, str):
+        return row_prompts(data, kind)
+    if any(isinstance(item, str) for item in data) and kind is None:
+        raise ValueError(
+            "The kind of a prompt that is a text must be given: kind='benign' (or 'harmful', "
+            "'general'), or {'benign': [...], 'harmful': [...]}."
+        )
+    rows = [{"prompt": item} if isinstance(item, str) else item for item in data]
+    if all(isinstance(row, Prompt) for row in rows):
+        return cast("list[Prompt]", rows)
+    return row_prompts(rows, kind)
+
+
+def row_prompts(data: object, kind: Kind | None) -> list[Prompt]:
+    """The prompts of rows, read as a file of prompts is."""
+    settings = Settings(path="prompts", kind=kind)
+    return [
+        file_prompt(row, place, settings, Counter()) for place, row in given_rows(data, "prompts")
+    ]
+
+
+def asked_prompt(given: object) -> Prompt:
+    """A text or a prompt as a prompt; TypeError for anything else."""
+    if isinstance(given, Prompt):
+        return given
+    if isinstance(given, str):
+        message = Message(role="user", content=given)
+        return Prompt(id=content_id("asked", given), messages=(message,), kind="general")
+    raise TypeError(f"A prompt is a {type(given).__name__}; allowed is a text or a Prompt.")
+
+
+def answer_of(prompt: Prompt, given: object, number: int) -> Completion:
+    """A response as the completion of its prompt; TypeError if it is no text."""
+    if isinstance(given, Completion):
+        return given.model_copy(update={"prompt_id": prompt.id})
+    if not isinstance(given, str):
+        raise TypeError(
+            f"Response {number + 1} is a {type(given).__name__}; allowed is a text or a Completion."
+        )
+    return Completion(
+        id=content_id(number, prompt.id, given),
+        prompt_id=prompt.id,
+        text=given,
+        model="given",
+        engine="given",
+        sampling=Sampling(),
+    )
+
+
+def found_judge(judge: PlugSpec | Judge) -> Judge:
+    """The judge that a recipe would name so, or the judge itself."""
+    if isinstance(judge, str | Mapping):
+        return make_judge(judge)
+    if not callable(getattr(judge, "score", None)):
+        raise TypeError(
+            f"judge is a {type(judge).__name__}; allowed is a name, a mapping with a name and "
+            "settings, or an object with name, version and score(prompts, completions)."
+        )
+    return judge
+
+
+def answers_in_order(
+    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling
+) -> list[Completion]:
+    """The completion of each prompt, in their order; ValueError if the engine leaves one out."""
+    found = {completion.prompt_id: completion for completion in engine.complete(prompts, sampling)}
+    missing = [prompt for prompt in prompts if prompt.id not in found]
+    if missing:
+        raise ValueError(
+            f"The engine {engine.name!r} gave no completion for {len(missing)} of {len(prompts)} "
+            f"prompts, the first {missing[0].text[:60]!r}. Each needs one, with its prompt_id."
+        )
+    return [found[prompt.id] for prompt in prompts]
+
+
+def judged_outcomes(
+    prompts: Sequence[Prompt], answers: Sequence[Completion], judge: Judge, guard: Judge | None
+) -> list[Outcome]:
+    """Outcomes with the judge's verdicts; ValueError if none of them could be scored."""
+    from overrefusal_po.evaluate.stage import with_guard
+
+    verdicts = fresh_verdicts(judge, prompts, answers)
+    if guard is not None:
+        both = [(p, c) for p, c in zip(prompts, answers, strict=True) if p.kind == "harmful"]
+        said = fresh_verdicts(guard, [p for p, _ in both], [c for _, c in both])
+        verdicts = with_guard(verdicts, said)
+    unscored = [v.unscored for v in verdicts if v.unscored is not None]
+    if len(unscored) == len(verdicts):
+        raise ValueError(
+            f"None of the {len(verdicts)} responses could be scored. The first: {unscored[0]}."
+        )
+    return [
+        Outcome(prompt=p, completion=c, verdict=v)
+        for p, c, v in zip(prompts, answers, verdicts, strict=True)
+    ]

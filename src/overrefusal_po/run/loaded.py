@@ -1,0 +1,97 @@
+"""A model by name, a loaded model, or an engine -> an engine; used from Python, without a recipe.
+
+with answering_engine(model, Generation(), tokenizer=tokenizer) as engine:
+    engine.complete(prompts, sampling)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.plugins import check_engine
+from overrefusal_po.recipe.sections import Chat, Generation
+from overrefusal_po.recipe.sections import Engine as EngineSpec
+from overrefusal_po.run.complete import engine_for, in_process, load_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from overrefusal_po.engines import Engine
+
+    Student = PreTrainedModel | Engine | str
+
+
+@contextmanager
+def answering_engine(
+    model: Student,
+    generation: Generation,
+    *,
+    engine: EngineSpec = "transformers",
+    chat: Chat | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    template: ChatTemplate | None = None,
+) -> Iterator[Engine]:
+    """An engine for a model by name, a loaded model, or an engine; a loaded model is left in the
+    mode that it had.
+
+    Raises ValueError for a model that cannot be found, or whose tokenizer is not known; TypeError
+    for anything else.
+    """
+    chat = chat or Chat()
+    if isinstance(model, str):
+        section = {"model_name_or_path": model}
+        check_engine(engine)
+        known = template or (load_template(section, chat) if in_process(engine) else None)
+        yield engine_for(section, known, generation, engine=engine, chat=chat)
+        return
+    if not hasattr(model, "parameters") and hasattr(model, "complete"):
+        yield model
+        return
+    loaded = checked_model(model, tokenizer or template)
+    training = loaded.training
+    try:
+        yield loaded_engine(loaded, generation, chat, tokenizer, template)
+    finally:
+        loaded.train(training)
+
+
+def checked_model(model: object, tokenizer: object) -> PreTrainedModel:
+    """The loaded model; TypeError if it is none, ValueError if its tokenizer is not known."""
+    if not (hasattr(model, "config") and hasattr(model, "generate")):
+        raise TypeError(
+            f"model is a {type(model).__name__}; allowed is a loaded causal language model, the "
+            "name or path of one as text, or an object with name and complete."
+        )
+    if tokenizer is None and not getattr(model.config, "name_or_path", ""):
+        raise ValueError(
+            "The model was not loaded from a name or path, so its tokenizer is not known. Give it: "
+            "tokenizer=..."
+        )
+    return cast("PreTrainedModel", model)
+
+
+def loaded_engine(
+    model: PreTrainedModel,
+    generation: Generation,
+    chat: Chat,
+    tokenizer: PreTrainedTokenizerBase | None,
+    template: ChatTemplate | None,
+) -> Engine:
+    """The transformers engine of a model that is loaded, on the device where it is."""
+    from overrefusal_po.engines.transformers import TransformersEngine
+
+    name = str(model.config.name_or_path)
+    if template is None:
+        known = tokenizer or models.load_tokenizer(name)
+        template = ChatTemplate(known, system_prompt=chat.system_prompt)
+    return TransformersEngine(
+        model,
+        template,
+        name=name or type(model).__name__,
+        batch_size=generation.batch_size,
+        device=str(model.device),
+    )

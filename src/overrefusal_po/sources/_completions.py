@@ -1,0 +1,110 @@
+"""A row with one response in the column `completion`, as TRL has it -> prompt and response.
+
+    labelled_response({"prompt": "How?", "completion": "So.", "label": True}, "x, row 1", Counter())
+    answered_prompt({"prompt": "How?", "completion": "So."}, "x, row 1", Counter())
+
+`completion` is text, one message of the assistant, or a whole conversation that ends with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from overrefusal_po.records import JsonObject, Kind, Prompt, content_id, first_fault
+from overrefusal_po.sources._answers import label_truth
+from overrefusal_po.sources._conversations import (
+    agreed_turns,
+    checked_prompt,
+    count_unread,
+    row_asked,
+    row_side,
+    stated_prompt,
+    with_context,
+)
+from overrefusal_po.sources._turns import Turns, Unread, is_blank
+
+COMPLETION_COLUMNS = ("completion", "id", "kind", "category", "source")
+"""The columns that are read, those of the conversation apart."""
+
+
+class LabelledResponse(NamedTuple):
+    """A response to a prompt, and whether it is a good one: what KTO learns from."""
+
+    prompt: Prompt
+    response: str
+    desirable: bool
+
+
+def labelled_response(row: JsonObject, place: str, unread: Unread) -> LabelledResponse:
+    """A row of TRL's unpaired form (prompt, completion, label); ValueError names the place."""
+    if is_blank(row.get("label")):
+        raise ValueError(
+            f"{place}: no label. A row with a completion says by `label` (true or false) whether "
+            f"it is a good one. The columns found are {', '.join(row)}."
+        )
+    turns, response = completion_turns(row, place, unread)
+    desirable = label_truth(row["label"], "label", place)
+    count_unread(row, (*COMPLETION_COLUMNS, "label"), place, unread)
+    return LabelledResponse(row_prompt(row, turns, place), response, desirable)
+
+
+def completion_turns(row: JsonObject, place: str, unread: Unread) -> tuple[Turns, str]:
+    """What a row asks, and its completion; ValueError if the completion is empty."""
+    side = row_side(row, "completion", place, unread)
+    stated = stated_prompt(row, place, unread)
+    turns = agreed_turns(stated.turns, side.turns, place)
+    whole = checked_prompt(with_context(row, turns, place, unread), row, place)
+    response = str(side.answer)
+    if not response.strip():
+        raise ValueError(f"{place}: the completion is empty. Write it, or delete the row.")
+    return whole, response
+
+
+def answered_prompt(
+    row: JsonObject, place: str, unread: Unread, *, read: Collection[str] = ()
+) -> Prompt:
+    """A row that SFT learns from, as a prompt with a reference.
+
+    The reference is the completion, the last turn by the assistant, or `reference` or `response`.
+    ValueError if there is none.
+    """
+    if not is_blank(row.get("completion")):
+        turns, answer = completion_turns(row, place, unread)
+    else:
+        asked = row_asked(row, place, unread)
+        turns, answer = asked.turns, asked.answer or other_answer(row)
+    if is_blank(answer):
+        raise ValueError(
+            f"{place}: there is no answer to learn. Give `completion`, `response`, or `messages` "
+            f"that end with the assistant. The columns found are {', '.join(row)}."
+        )
+    known = (*COMPLETION_COLUMNS, "reference", "response", "label", *read)
+    count_unread(row, known, place, unread)
+    return row_prompt(row, turns, place).model_copy(update={"reference": answer})
+
+
+def other_answer(row: JsonObject) -> str:
+    """The answer of a row in another column than the conversation's; "" without one."""
+    found = (row.get(name) for name in ("reference", "response"))
+    return next((text for text in found if isinstance(text, str) and text.strip()), "")
+
+
+def row_prompt(row: JsonObject, turns: Turns, place: str, kind: Kind = "general") -> Prompt:
+    """The prompt of a row; its kind from the column, else `kind`."""
+    kind = row.get("kind") or kind
+    try:
+        return Prompt(
+            id=content_id(
+                kind,
+                *([turns[0].content] if len(turns) == 1 else [(m.role, m.content) for m in turns]),
+            ),
+            messages=turns,
+            kind=kind,
+            category=str(row.get("category") or "uncategorised"),
+            source=str(row.get("source") or "user"),
+        )
+    except ValidationError as error:
+        raise ValueError(f"{place}: {first_fault(error)}") from None
