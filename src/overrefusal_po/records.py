@@ -220,6 +220,15 @@ class PreferencePair(Record):
         return named(self.id, self.origin)
 
 
+class LabelledResponse(Record):
+    """A response to a prompt, and whether it is a good one: a row of TRL's unpaired form, for
+    KTO."""
+
+    prompt: Prompt
+    response: str
+    desirable: bool
+
+
 class Outcome(Record):
     """One item after judging: a prompt, the model's response, and the judge's verdict on it."""
 

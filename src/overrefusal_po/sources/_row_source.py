@@ -18,11 +18,13 @@ from overrefusal_po.recipe.reading import BadRows
 from overrefusal_po.records import (
     JsonObject,
     Kind,
+    LabelledResponse,
     PreferencePair,
     Prompt,
     Split,
     Triple,
 )
+from overrefusal_po.sources._completions import labelled_response
 from overrefusal_po.sources._conversations import (
     NOT_READ,
     PROMPT_COLUMNS,
@@ -102,7 +104,7 @@ PROMPT_FIELDS = (
 )
 """The columns of a prompt that are read, those of the conversation apart."""
 
-R = TypeVar("R", Prompt, Triple, PreferencePair)
+R = TypeVar("R", Prompt, Triple, PreferencePair, LabelledResponse)
 
 
 class RowSettings(BaseModel):
@@ -149,6 +151,16 @@ class Reader:
     def pairs(self) -> list[PreferencePair]:
         """The pairs; those of others have no rule, and are general without a kind."""
         return self.noted(read_each(self.rows, self.pair, self.name, self.settings.bad_rows))
+
+    def responses(self) -> list[LabelledResponse]:
+        """The labelled responses of TRL's unpaired form."""
+        return self.noted(read_each(self.rows, self.response, self.name, self.settings.bad_rows))
+
+    def is_unpaired(self) -> bool:
+        """Whether the first row is of TRL's unpaired form: a completion and no sides."""
+        _, row = next(iter(self.rows), ("", {}))
+        columns = {**dict.fromkeys(row), **self.settings.columns}
+        return "completion" in columns and not any(side in columns for side in SIDES)
 
     def triples(self) -> list[Triple]:
         """The triples. Rows that are left out are counted; ValueError if nothing is left."""
@@ -220,6 +232,14 @@ class Reader:
         read = ("label", "split", *self.named) if kind else ("split", *self.named)
         kind = kind or self.settings.kind or "general"
         return row_to_pair(row, place, self.unread, kind=kind, read=read)
+
+    def response(self, raw: JsonObject, place: str) -> LabelledResponse | None:
+        """A row as a labelled response."""
+        row = self.row(raw, place)
+        if row is None:
+            return None
+        kind, read = self.settings.kind or "general", ("split", *self.named)
+        return labelled_response(row, place, self.unread, kind=kind, read=read)
 
     def triple(self, raw: JsonObject, place: str) -> Triple | None:
         """A row as a triple; None if it is none, which is counted."""

@@ -19,7 +19,7 @@ that have a `safe_response` and a `harmful_response`, or our own triples.jsonl.
 
 from __future__ import annotations
 
-from overrefusal_po.records import PreferencePair, Prompt, Split, Triple
+from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt, Split, Triple
 from overrefusal_po.sources._local import local_rows
 from overrefusal_po.sources._prompt_rows import TRIPLE_SIDES as TRIPLE_SIDES
 from overrefusal_po.sources._prompt_rows import own_triple as own_triple
@@ -41,6 +41,16 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
 def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
     """The file's preference pairs; those of others have no rule, and are general without a kind."""
     return reader(settings, split).pairs()
+
+
+def responses(settings: Settings, split: Split | None) -> list[LabelledResponse]:
+    """The labelled responses of rows with prompt, completion and label, for KTO."""
+    return reader(settings, split).responses()
+
+
+def unpaired(settings: Settings) -> bool:
+    """Whether the first row has a completion and no sides."""
+    return reader(settings, None).is_unpaired()
 
 
 def triples(settings: Settings, split: Split | None) -> list[Triple]:

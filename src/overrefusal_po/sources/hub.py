@@ -13,7 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from overrefusal_po.records import JsonObject, PreferencePair, Prompt, Split, Triple
+from overrefusal_po.records import (
+    JsonObject,
+    LabelledResponse,
+    PreferencePair,
+    Prompt,
+    Split,
+    Triple,
+)
 from overrefusal_po.sources._hub import HubSet, load
 from overrefusal_po.sources._limits import Meter
 from overrefusal_po.sources._row_source import Reader, RowSettings
@@ -37,6 +44,16 @@ def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
 def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
     """The set's preference pairs, without a rule."""
     return reader(settings, split).pairs()
+
+
+def responses(settings: Settings, split: Split | None) -> list[LabelledResponse]:
+    """The labelled responses of rows with prompt, completion and label, for KTO."""
+    return reader(settings, split).responses()
+
+
+def unpaired(settings: Settings) -> bool:
+    """Whether the first row has a completion and no sides."""
+    return reader(settings, None).is_unpaired()
 
 
 def triples(settings: Settings, split: Split | None) -> list[Triple]:

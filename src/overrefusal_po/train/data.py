@@ -24,6 +24,7 @@ import numpy as np
 from overrefusal_po.pairs.findings import Waived, split_waived
 from overrefusal_po.pairs.firewall import benchmark_finding, contamination
 from overrefusal_po.records import (
+    LabelledResponse,
     PreferencePair,
     Prompt,
     Triple,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TrainingRecord = PreferencePair | Prompt | Triple
+TrainingRecord = PreferencePair | Prompt | Triple | LabelledResponse
 R = TypeVar("R", PreferencePair, Prompt, Triple)
 
 NOT_CONTENT: Any = {

@@ -24,7 +24,7 @@ from overrefusal_po.pairs.row_checks import SideVerdicts, side_verdicts
 from overrefusal_po.prompts import read_pairs, read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import PairsData
-from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt
 from overrefusal_po.train.data import Prepared, Source, draw_order
 from overrefusal_po.train.lengths import group_by_length
 from overrefusal_po.train.policy import exact_adapter
@@ -198,7 +198,9 @@ def checked_pairs(
     return found
 
 
-def check_anchor(pairs: Sequence[PreferencePair], data: PairsData) -> None:
+def check_anchor(
+    pairs: Sequence[PreferencePair] | Sequence[LabelledResponse], data: PairsData
+) -> None:
     """Raises ValueError if no pair is about a harmful prompt, unless the recipe allows it."""
     if not (data.allow_no_anchor or any(p.prompt.kind == "harmful" for p in pairs)):
         raise ValueError(
