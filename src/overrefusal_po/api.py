@@ -13,7 +13,6 @@ all. Nothing is written.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
@@ -41,7 +40,8 @@ from overrefusal_po.run.judged import fresh_verdicts
 from overrefusal_po.run.loaded import answering_engine
 from overrefusal_po.sources._given import given_rows
 from overrefusal_po.sources._local import ENDINGS
-from overrefusal_po.sources.file import Settings, file_prompt
+from overrefusal_po.sources._row_source import Reader
+from overrefusal_po.sources.file import Settings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -267,9 +267,7 @@ def listed_prompts(data: object, kind: Kind | None) -> list[Prompt]:
 def row_prompts(data: object, kind: Kind | None) -> list[Prompt]:
     """The prompts of rows, read as a file of prompts is."""
     settings = Settings(path="prompts", kind=kind)
-    return [
-        file_prompt(row, place, settings, Counter()) for place, row in given_rows(data, "prompts")
-    ]
+    return Reader(given_rows(data, "prompts"), settings, "prompts", None).prompts()
 
 
 def asked_prompt(given: object) -> Prompt:

@@ -89,7 +89,7 @@ def check(
     from overrefusal_po.sources._local import ENDINGS
 
     if recipe.suffix.lower() in ENDINGS:
-        check_rows(recipe, as_json)
+        check_rows(recipe, as_json, context.args)
         return
     stages = stages_of(load_recipe(recipe, context.args))
     for above, stage in stages.items():
@@ -105,11 +105,11 @@ def check(
     print(f"{recipe} is valid.")
 
 
-def check_rows(path: Path, as_json: bool) -> None:
+def check_rows(path: Path, as_json: bool, overrides: Sequence[str]) -> None:
     """Prints the findings about a file of pairs or prompts; exit code 2 if one stops."""
     from overrefusal_po.checks import check_file
 
-    found, stops = check_file(path)
+    found, stops = check_file(path, overrides)
     for row in found:
         words = "  ".join(str(value) for value in row.values())
         print(json.dumps(row, ensure_ascii=False) if as_json else words)

@@ -159,7 +159,7 @@ class Reader:
     def is_unpaired(self) -> bool:
         """Whether the first row is of TRL's unpaired form: a completion and no sides."""
         _, row = next(iter(self.rows), ("", {}))
-        columns = {**dict.fromkeys(row), **self.settings.columns}
+        columns = {*row, *self.settings.columns}
         return "completion" in columns and not any(side in columns for side in SIDES)
 
     def triples(self) -> list[Triple]:

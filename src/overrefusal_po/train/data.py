@@ -179,6 +179,26 @@ def drawn(records: Sequence[R], limit: int | None, seed: int) -> list[R]:
     return [records[at] for at in drawn_places(records, limit, seed)]
 
 
+def check_rendered(prompts: Iterable[Prompt], *, begun: bool) -> None:
+    """Raises ValueError for a prompt that a chat template does not render as it is asked.
+
+    `begun`: whether an `assistant_prefix` is trained behind.
+    """
+    for prompt in prompts:
+        if prompt.raw_text is not None:
+            raise ValueError(
+                f"Prompt {prompt.label}: it has a raw_text ({prompt.raw_text[:40]!r}), which goes "
+                "to a model without a chat template. A training renders `messages` by the "
+                "template. Write what is asked into messages, and delete raw_text."
+            )
+        if prompt.assistant_prefix and not begun:
+            raise ValueError(
+                f"Prompt {prompt.label}: it has an assistant_prefix "
+                f"({prompt.assistant_prefix[:40]!r}), and only pairs (DPO, ORPO, KTO) are trained "
+                "behind one. Write it into the response, and delete assistant_prefix."
+            )
+
+
 def check_firewall(prompts: Sequence[Prompt], waive: Mapping[str, str]) -> list[Waived]:
     """The waived findings of the firewall, with their reasons. Raises ValueError if prompts that
     are trained on are a benchmark's, or nearly, and that is not waived."""

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.prompts import is_unpaired, read_responses
@@ -140,7 +140,7 @@ def prepared_sides(
 ) -> Prepared:
     """Pairs or labelled responses as rows in training order; a `Prepared` is returned unchanged."""
     if isinstance(given, Prepared):
-        return cast("Prepared", given)
+        return given
     limit: int | None = settings["max_length"]
     responses = [row for row in given if isinstance(row, LabelledResponse)]
     if responses:

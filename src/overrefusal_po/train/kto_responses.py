@@ -19,6 +19,7 @@ from overrefusal_po.pairs.findings import Finding, Waived, split_waived
 from overrefusal_po.pairs.response_checks import response_findings
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import LabelledResponse
+from overrefusal_po.train.data import check_rendered
 from overrefusal_po.train.lengths import Fitting, fit
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def response_tokens(
 ) -> ResponseTokens:
     """The responses that fit into `max_length` tokens; raises what `lengths.fit` raises."""
     rows: list[ResponseRow] = []
+    check_rendered([row.prompt for row in responses], begun=False)
     for start in range(0, len(responses), BATCH):
         part = responses[start : start + BATCH]
         items = [(row.prompt.messages, row.response, row.response) for row in part]
