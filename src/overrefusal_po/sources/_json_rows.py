@@ -184,9 +184,10 @@ class JsonText:
                 return value, size
             place = f"{self.file}, line {self.place()[0]}"
             self.limits.check_row(place, len(self.text) - self.at)
+            start = self.at
             if (fault and not is_cut(fault, len(self.text))) or not self.more():
                 if fault:
-                    self.at = fault.pos
+                    self.at += fault.pos - start
                 self.fault(fault.msg if fault else "the text ends too early")
 
     def more(self) -> bool:
