@@ -331,6 +331,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["RLE_DICTIONARY", "DELTA_BYTE_ARRAY", "many nulls"])
 def test_a_small_parquet_file_that_unpacks_to_gigabytes_stops_in_bounded_memory(
     encoding: str, tmp_path: Path
@@ -371,6 +372,7 @@ def test_a_small_parquet_file_that_unpacks_to_gigabytes_stops_in_bounded_memory(
 HUB_ROWS = [{"asked": "How?", "better": "So.", "worse": "No.", "tag": "fine"}]
 
 
+@pytest.mark.slow
 def test_any_set_of_the_hub_gives_pairs_and_prompts(tmp_path: Path) -> None:
     files = {"README.md": card({"default": {"train": "data/train-*"}})}
     repo = Repo({**files, "data/train-0.parquet": parquet(HUB_ROWS)})
