@@ -14,7 +14,19 @@ from typing import Any
 import pytest
 from conftest import Style
 from hub_server import Repo, ask_readers, card, parquet, serve
-from test_pair_files import ANSWERS, BRIEF, HOW, LATER, hh, rows_file, said, turns, written
+from test_pair_files import (
+    ANSWERS,
+    BRIEF,
+    FAULTS,
+    FORMS,
+    HOW,
+    LATER,
+    hh,
+    rows_file,
+    said,
+    turns,
+    written,
+)
 from typer.testing import CliRunner
 
 from overrefusal_po.cli import app
@@ -543,3 +555,40 @@ def test_unread_columns_are_logged_by_check(
     with caplog.at_level(logging.WARNING):
         assert CliRunner().invoke(app, ["check", path]).exit_code == 0
     assert f"{path}: columns that are not read: score (1 row)" in caplog.messages
+
+
+# ------------------------------------------------------------------------------------- in tables
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_pair_is_read_from_a_table(form: str, ending: str, tmp_path: Path) -> None:
+    row, expected = FORMS[form]
+    path = written(tmp_path / f"pairs{ending}", [{**row, "kind": "benign"}])
+    (pair,) = read_pairs(path)
+    assert (turns(pair), pair.chosen, pair.rejected) == (expected, "So.", "No.")
+    (prompt,) = read_source({"name": "file", "path": path}, None)
+    assert turns(prompt) == expected
+
+
+TEXT_IN_A_TABLE = {"input no text", "prompt a number", "system no text", "message a text"}
+"""Faults of JSON that CSV does not have: each of its cells is a text."""
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - TEXT_IN_A_TABLE))
+def test_every_fault_of_a_pair_is_named_in_a_table(fault: str, tmp_path: Path) -> None:
+    row, _ = FAULTS[fault]
+    path = written(tmp_path / "pairs.csv", [row])
+    with pytest.raises(ValueError, match=r"pairs\.csv, row 1"):
+        read_pairs(path)
+    assert isinstance(CliRunner().invoke(app, ["check", path]).exception, ValueError)
+
+
+def test_our_own_pairs_are_read_from_a_table_and_as_prompts(tmp_path: Path) -> None:
+    row = own_pair().model_dump(exclude_defaults=True)
+    for ending in (".csv", ".jsonl"):
+        path = written(tmp_path / f"pairs{ending}", [row])
+        (pair,) = read_pairs(path)
+        (prompt,) = read_source({"name": "file", "path": path}, None)
+        assert turns(pair) == turns(prompt) == [("user", "How do I whip cream?")]
+        assert (prompt.id, prompt.kind, pair.chosen) == ("q", "benign", " Chill it.")

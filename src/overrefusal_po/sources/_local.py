@@ -3,7 +3,8 @@
     for place, row in local_rows("questions.csv"):
         ...
 
-Values come unchanged from the file. In CSV and TSV they are text, and an empty cell is None.
+Values come unchanged from the file. In CSV and TSV they are text, and an empty cell is
+None, as are `null`, `NaN`, `[]` and `{}`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from overrefusal_po.sources._parquet import parquet_rows
 Rows = Iterator[tuple[str, JsonObject]]
 
 ENDINGS = FILE_ENDINGS
+
+NO_VALUE = ("", "null", "NULL", "nan", "NaN", "[]", "{}")
+"""Cells of CSV and TSV that hold nothing."""
 
 
 def local_rows(path: str, limits: Limits = LIMITS) -> Rows:
@@ -87,7 +91,13 @@ def under_header(file: Path, cells: Iterator[list[str]], limits: Limits) -> Rows
                 f"{place}: {len(row)} cells under {len(header)} columns "
                 f"({', '.join(header)}). Put cells that hold a comma in quotation marks."
             )
-        yield place, {name: cell or None for name, cell in zip(header, row, strict=True)}
+        yield (
+            place,
+            {
+                name: None if cell in NO_VALUE else cell
+                for name, cell in zip(header, row, strict=True)
+            },
+        )
     if not meter.rows:
         raise ValueError(
             f"{file}: the file holds no rows. A header and at least one row are needed."

@@ -46,7 +46,7 @@ from overrefusal_po.sources._prompt_rows import (
     own_triple,
     row_to_prompt,
 )
-from overrefusal_po.sources._turns import Unread, is_blank
+from overrefusal_po.sources._turns import Unread, from_json, is_blank
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +188,11 @@ class Reader:
         if not passes(raw, self.settings.where, place):
             return None
         row = renamed(raw, self.settings, place, self.unread)
+        row |= (
+            {"prompt": from_json(row["prompt"], f"{place}, column prompt")}
+            if "prompt" in row
+            else {}
+        )
         row |= {"split": "dev"} if row.get("split") in DEV_NAMES else {}
         wanted = self.split is None or row.get("split") in (None, self.split)
         self.other_splits += not wanted
