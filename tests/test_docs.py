@@ -23,8 +23,10 @@ from overrefusal_po.evaluate.labels import read_labels
 from overrefusal_po.judges.refusal import judge_text
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.prompts import read_pairs as read_source_pairs
+from overrefusal_po.prompts import read_responses as read_unpaired
 from overrefusal_po.prompts import read_source, read_triples
 from overrefusal_po.recipe.load import load_recipe
+from overrefusal_po.recipe.sections import PairsData
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "overrefusal_po"
@@ -255,6 +257,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "pairs": read_pairs,
     "prompts": lambda file: read_source(str(file), None),
     "triples": lambda file: read_triples(str(file), None, opener="Sorry"),
+    "unpaired": lambda file: read_unpaired(str(file), None),
     "responses": read_responses,
     "labels": read_labels,
     "sample": sample_with_key,
@@ -286,8 +289,9 @@ def test_every_reader_has_an_example() -> None:
 def test_the_mapped_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of_pairs, block = blocks(ROOT / "docs/files.md", "yaml")
     monkeypatch.chdir(tmp_path)
-    Path("pairs.csv").write_text("asked,good,bad\nHow?,So.,No.\n")
-    (pair,) = read_source_pairs(yaml.safe_load(of_pairs)["data"]["pairs"], None)
+    Path("pairs.csv").write_text("asked,better,worse\nHow?,So.,No.\n")
+    section = PairsData.model_validate(yaml.safe_load(of_pairs)["data"])
+    (pair,) = read_source_pairs(section.pairs, None)
     assert (pair.prompt.text, pair.chosen, pair.rejected) == ("How?", "So.", "No.")
     rows = "question,tag,language\nWhat is this?,fine,en\nUnd das?,bad,de\n"
     Path("questions.csv").write_text(rows)

@@ -1,5 +1,6 @@
 """records.py: JSON Lines in and out, errors that say where, ids that are the same everywhere."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,9 +126,11 @@ def test_an_empty_file_is_an_error(text: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(ValueError, match=f"{path.name}: there is no such file. Give the path"):
-            read_jsonl(path, Prompt)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    found = {"none.jsonl": "there is no such file", ".": "this is a folder"}
+    for name, words in {**found, "pipe.jsonl": "this is a pipe or a device"}.items():
+        with pytest.raises(ValueError, match=f"{words}.*Give the path"):
+            read_jsonl(tmp_path / name, Prompt)
 
 
 @pytest.mark.parametrize(

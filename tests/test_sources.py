@@ -25,7 +25,11 @@ XSTEST = [
 ]
 
 
-NEEDED: dict[str, dict[str, Any]] = {"file": {"path": "x"}, "table": {"set": "phtest"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "file": {"path": "x"},
+    "hub": {"repo": "a/b"},
+    "table": {"set": "phtest"},
+}
 """Settings that a source cannot do without."""
 
 

@@ -494,7 +494,10 @@ def test_ultrafeedback_gives_prompts_and_pairs_without_a_rule(loaded: dict[str, 
     ("case", "parts"),
     [
         ("tails head", ["PKU-Alignment/BeaverTails could not be loaded"]),
-        ("wild triples", ["'wildjailbreak' gives no triples", "beavertails, file, pku_saferlhf"]),
+        (
+            "wild triples",
+            ["'wildjailbreak' gives no triples", "beavertails, file, hub, pku_saferlhf"],
+        ),
         ("drift tails", ["drift/column, row 1", "query, topic", "prompt + response + is_safe"]),
         ("drift label", ["drift/label, row 1, column is_safe", "'?'", "true or false"]),
         ("drift pku", ["drift/column, row 1", "query, topic", "response_0 + is_response_0_safe"]),

@@ -7,25 +7,30 @@ loads no weights.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.inputs import clean_prompts, read_prompts
 from overrefusal_po.evaluate.stage import check_evaluation
+from overrefusal_po.judges import Judge
 from overrefusal_po.pairs.apart import check_apart, check_not_measured, waived_benchmarks
-from overrefusal_po.pairs.files import read_pairs
-from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding
+from overrefusal_po.pairs.findings import Finding
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.pairs.lint import lint
+from overrefusal_po.pairs.response_checks import response_findings
 from overrefusal_po.pairs.row_conflicts import prompt_conflicts, prompt_id
-from overrefusal_po.plugins import PlugSpec, check_engine, make_refusal_judge
-from overrefusal_po.prompts import measured_prompts, read_source
+from overrefusal_po.plugins import check_engine, find_source, make_refusal_judge
+from overrefusal_po.prompts import measured_prompts, read_pairs, read_responses, read_source
+from overrefusal_po.recipe.overrides import parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
 from overrefusal_po.records import Origin
 from overrefusal_po.run.complete import in_process, load_template
+from overrefusal_po.sources._forms import Form, rows_form
 from overrefusal_po.sources._local import local_rows
+from overrefusal_po.sources.file import Settings
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.memory import (
     Batch,
@@ -41,20 +46,51 @@ from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_fit, check_sources
 
 
-def check_file(path: Path, judge: PlugSpec = "refusal") -> tuple[list[dict[str, object]], bool]:
-    """(every finding about a file of pairs or of prompts, whether one of them stops): linter and
-    benchmark firewall. `judge` says which sides refuse."""
-    scorer = make_refusal_judge(judge)
-    first = next(iter(local_rows(str(path))))[1]
+def check_file(path: Path, overrides: Sequence[str] = ()) -> tuple[list[dict[str, object]], bool]:
+    """(every finding about a file of rows, whether one of them stops): linter and benchmark
+    firewall. `overrides` are those of a recipe's `data` for files (columns, ignore, limits), and
+    `judge`, which says which sides refuse."""
+    given = file_keys(overrides)
+    judge = make_refusal_judge(given["judge"])
+    spec = {"kind": "general", **given["data"], "name": "file", "path": str(path)}
+    settings = find_source(spec).settings
+    assert isinstance(settings, Settings)
+    form = rows_form(local_rows(settings.path, settings.limits), settings, settings.path)
+    if form == "responses":
+        found = response_findings(read_responses(spec, None), judge)
+        stops = any(finding.severity == "error" for finding in found)
+        return [finding_row(finding) for finding in found], stops
+    return check_pairs_or_prompts(spec, form, judge)
+
+
+# Any: a plug checks the judge's keys, and the source those of `data`
+def file_keys(tokens: Sequence[str]) -> dict[str, Any]:
+    """`data` and `judge` of overrides; ValueError for any other override."""
+    values: dict[str, Any] = {"data": {}, "judge": "refusal"}
+    for key, value in parse_overrides(tokens):
+        if key != "judge" and not key.startswith(("data.", "judge.")):
+            raise ValueError(
+                f"--{key} is nothing that a file of rows takes. Allowed are --judge=NAME and the "
+                "keys of `data` for files, such as --data.columns.prompt=question or "
+                "--data.limit_mb=4096."
+            )
+        set_dotted(values, key, value)
+    return values
+
+
+def check_pairs_or_prompts(
+    spec: Mapping[str, object], form: Form, judge: Judge
+) -> tuple[list[dict[str, object]], bool]:
+    """(the findings about a file of pairs or of prompts, whether one of them stops)."""
     rows: dict[str, list[tuple[str, Origin | None]]] = defaultdict(list)
-    if not any(side in first for side in RESPONSE_SIDES):
-        prompts = read_source({"name": "file", "path": str(path), "kind": "general"}, None)
+    if form == "prompts":
+        prompts = read_source(spec, None)
         findings = list(prompt_conflicts(prompts))
         for prompt in prompts:
             rows[prompt.id].append((prompt_id(prompt), prompt.origin))
     else:
-        pairs = read_pairs(path)
-        findings = lint(pairs, scorer).findings
+        pairs = read_pairs(spec, None)
+        findings = lint(pairs, judge).findings
         prompts = [pair.prompt for pair in pairs]
         for pair in pairs:
             rows[pair.prompt.id].append((pair.id, pair.origin))

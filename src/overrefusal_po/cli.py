@@ -20,7 +20,7 @@ import typer
 
 from overrefusal_po import plugins
 from overrefusal_po.recipe.load import load_recipe
-from overrefusal_po.recipe.overrides import only_override, parse_overrides
+from overrefusal_po.recipe.overrides import parse_overrides
 from overrefusal_po.records import write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.report.quiet import quiet_packages
@@ -103,7 +103,7 @@ def check(
     from overrefusal_po.sources._local import ENDINGS
 
     if recipe.suffix.lower() in ENDINGS:
-        return check_rows(recipe, as_json, only_override(context.args, "judge", "refusal"))
+        return check_rows(recipe, as_json, context.args)
     stages = stages_of(load_recipe(recipe, context.args))
     if "" in stages:  # a pipeline checks the names of its stages when it is taken apart
         check_alone(stages[""])
@@ -119,11 +119,11 @@ def check(
     terminal.say(f"{recipe} is valid.")
 
 
-def check_rows(path: Path, as_json: bool, judge: plugins.PlugSpec) -> None:
+def check_rows(path: Path, as_json: bool, overrides: Sequence[str]) -> None:
     """Prints the findings about a file of pairs or prompts; exit code 2 if one stops."""
     from overrefusal_po.checks import check_file
 
-    found, stops = check_file(path, judge)
+    found, stops = check_file(path, overrides)
     for row in found:
         words = "  ".join(str(value) for value in row.values())
         if as_json:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from overrefusal_po.attacks import Attack, AttackPlug
 from overrefusal_po.judges import Judge, JudgePlug
+from overrefusal_po.recipe.reading import FILE_ENDINGS as FILE_ENDINGS
 from overrefusal_po.recipe.words import unknown_key
 from overrefusal_po.records import first_fault
 from overrefusal_po.sources import SourcePlug
@@ -43,9 +44,6 @@ PlugSpec = str | Mapping[str, Any]
 """A plug in a recipe: its name, or {name: ..., key: value}."""
 
 S = TypeVar("S", bound=BaseModel)
-
-FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-"""A source that ends so is a path, short for `{name: file, path: ...}`."""
 
 FUNCTIONS: dict[Room, tuple[str, ...]] = {
     "sources": ("prompts", "triples", "pairs"),
@@ -185,7 +183,7 @@ def split_spec(spec: PlugSpec, room: Room) -> tuple[str, dict[str, Any]]:
             f"{room}: a mapping needs a `name`; got the keys "
             f"{', '.join(map(str, values)) or 'none'}."
         )
-    if room == "sources" and isinstance(spec, str) and spec.endswith(FILE_ENDINGS):
+    if room == "sources" and isinstance(spec, str) and spec.lower().endswith(FILE_ENDINGS):
         return "file", {"path": spec}
     if room == "sources" and "." not in name and name in plain_sets():
         return "table", {"set": name, **values}

@@ -18,13 +18,24 @@ from typing import Any, TypeVar
 from overrefusal_po.identity import check_kinds
 from overrefusal_po.plugins import PlugSpec, find_source, make_attack, names, plug
 from overrefusal_po.recipe.sections import EvaluateData, Select
-from overrefusal_po.records import PreferencePair, Prompt, Split, Triple, content_id
+from overrefusal_po.records import (
+    LabelledResponse,
+    PreferencePair,
+    Prompt,
+    Split,
+    Triple,
+    content_id,
+)
 
 logger = logging.getLogger(__name__)
 
-R = TypeVar("R", Prompt, Triple, PreferencePair)
+SourceRow = Prompt | Triple | PreferencePair | LabelledResponse
+"""A row that a source gives."""
 
-SOURCE_FUNCTIONS: dict[type[Prompt] | type[Triple] | type[PreferencePair], str] = {
+R = TypeVar("R", Prompt, Triple, PreferencePair, LabelledResponse)
+
+SOURCE_FUNCTIONS: dict[type[SourceRow], str] = {
+    LabelledResponse: "responses",
     Prompt: "prompts",
     Triple: "triples",
     PreferencePair: "pairs",
@@ -61,6 +72,18 @@ def read_triples(
 def read_pairs(spec: PlugSpec, split: Split | None) -> list[PreferencePair]:
     """The preference pairs of a source; those of public sets have no rule."""
     return source_rows(PreferencePair, spec, split)
+
+
+def read_responses(spec: PlugSpec, split: Split | None) -> list[LabelledResponse]:
+    """The labelled responses of a source of TRL's unpaired form."""
+    return source_rows(LabelledResponse, spec, split)
+
+
+def is_unpaired(spec: PlugSpec) -> bool:
+    """Whether a source's first row is of TRL's unpaired form (prompt, completion, label)."""
+    source, settings, _ = find_source(spec)
+    look: Callable[[object], bool] = getattr(source, "unpaired", lambda _: False)
+    return look(settings)
 
 
 # Any: rows of the record that the key names
@@ -149,15 +172,17 @@ def outside_benchmarks(rows: list[R], spec: PlugSpec) -> list[R]:
     return kept
 
 
-def row_prompt(row: Prompt | Triple | PreferencePair) -> Prompt:
+def row_prompt(row: SourceRow) -> Prompt:
     """The prompt of a row, which may be one itself."""
     return row if isinstance(row, Prompt) else row.prompt
 
 
-def row_key(row: Prompt | Triple | PreferencePair) -> str:
+def row_key(row: SourceRow) -> str:
     """The id by which a row differs from the others of its source."""
     if isinstance(row, Triple):
         return content_id(row.prompt.id, row.safe_response, row.harmful_response)
+    if isinstance(row, LabelledResponse):
+        return content_id(row.prompt.id, row.response, row.desirable)
     return row.id
 
 

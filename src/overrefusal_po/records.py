@@ -220,6 +220,15 @@ class PreferencePair(Record):
         return named(self.id, self.origin)
 
 
+class LabelledResponse(Record):
+    """A response to a prompt, and whether it is a good one: a row of TRL's unpaired form, for
+    KTO."""
+
+    prompt: Prompt
+    response: str
+    desirable: bool
+
+
 class Outcome(Record):
     """One item after judging: a prompt, the model's response, and the judge's verdict on it."""
 
@@ -241,11 +250,7 @@ def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject
     file holds no row at all.
     """
     file = Path(path)
-    if not file.is_file():
-        raise ValueError(
-            f"{file}: there is no such file. Give the path of a JSON Lines file (one object a "
-            "line)."
-        )
+    check_regular(file, "a JSON Lines file (one object a line)")
     found = False
     with file.open("rb") as lines:
         for number, raw in enumerate(lines, 1):
@@ -255,6 +260,19 @@ def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject
                 yield number, value
     if not found:
         raise ValueError(f"{file}: the file holds no rows. At least one JSON object is needed.")
+
+
+def check_regular(file: Path, wanted: str) -> None:
+    """Raises ValueError if a path is no regular file: a folder, or a pipe or device that may never
+    end."""
+    if file.is_file():
+        return
+    found = "there is no such file"
+    if file.is_dir():
+        found = "this is a folder"
+    elif file.exists():
+        found = "this is a pipe or a device, which may never end. Save its rows into a file first"
+    raise ValueError(f"{file}: {found}. Give the path of {wanted}.")
 
 
 def json_object(raw: bytes, file: Path, number: int) -> JsonObject | None:
@@ -275,6 +293,11 @@ def json_object(raw: bytes, file: Path, number: int) -> JsonObject | None:
         raise ValueError(
             f"{file}, line {number}, column {error.colno}: this is not JSON ({error.msg}). Every "
             "line must be one JSON object; fix or delete the line."
+        ) from None
+    except (RecursionError, ValueError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(
+            f"{file}, line {number}: this JSON cannot be read ({why}). Fix or delete the line."
         ) from None
     if not isinstance(value, dict):
         raise ValueError(

@@ -6,7 +6,6 @@ given_prompts("starter", split="test")
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -16,7 +15,8 @@ from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.run.complete import unique_prompts
 from overrefusal_po.sources._given import given_rows
 from overrefusal_po.sources._local import ENDINGS
-from overrefusal_po.sources.file import Settings, file_prompt
+from overrefusal_po.sources._row_source import Reader
+from overrefusal_po.sources.file import Settings
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -91,6 +91,4 @@ def listed_prompts(data: object, kind: Kind | None) -> list[Prompt]:
 def row_prompts(data: object, kind: Kind | None) -> list[Prompt]:
     """The prompts of rows, read as a file of prompts is."""
     settings = Settings(path="prompts", kind=kind)
-    return [
-        file_prompt(row, place, settings, Counter()) for place, row in given_rows(data, "prompts")
-    ]
+    return Reader(given_rows(data, "prompts"), settings, "prompts", None).prompts()

@@ -8,17 +8,12 @@ docs/files.md lists the forms that are read. A row in another form is a ValueErr
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from pathlib import Path
 
 from overrefusal_po.records import JsonObject, Kind, PreferencePair
-from overrefusal_po.sources._conversations import NOT_READ, unread_words
-from overrefusal_po.sources._local import local_rows
+from overrefusal_po.sources import file
 from overrefusal_po.sources._pairs import row_to_pair
 from overrefusal_po.sources._turns import Unread
-
-logger = logging.getLogger(__name__)
 
 KIND_OF_LABEL: dict[str, Kind] = {
     "safe": "benign",
@@ -28,16 +23,12 @@ KIND_OF_LABEL: dict[str, Kind] = {
 
 
 def read_pairs(path: str | Path) -> list[PreferencePair]:
-    """The pairs of a file (JSON Lines, a JSON list, CSV, TSV, Parquet): our own rows, or others'.
+    """The pairs of a file (JSON Lines, JSON, CSV, TSV, Parquet): our own rows, or others'.
 
     An empty side is read, so that the linter can name the row. Columns that are not read are
     counted in the log. ValueError names the line that is no pair.
     """
-    unread: Unread = Counter()
-    pairs = [read_row(row, place, unread) for place, row in local_rows(str(path))]
-    if unread:
-        logger.warning(NOT_READ, path, unread_words(unread))
-    return pairs
+    return file.pairs(file.Settings(path=str(path)), None)
 
 
 def read_row(row: JsonObject, place: str, unread: Unread) -> PreferencePair:

@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from overrefusal_po.model.chat import Turn
 from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding, ResponseSide, Severity, SideName
 from overrefusal_po.pairs.prompt_free import OPENING, Sides
 from overrefusal_po.records import PreferencePair
 
 if TYPE_CHECKING:
-    from overrefusal_po.model.chat import ChatTemplate, Turn
+    from overrefusal_po.model.chat import ChatTemplate
 
 CONTROL = re.compile(
     r"<[|\uff5c][^|\uff5c<>\n]{1,40}[|\uff5c]>|</?s>|\[/?INST\]|<</?SYS>>"
@@ -73,10 +74,30 @@ def rendered_sides(pair: PreferencePair, template: ChatTemplate) -> RenderedSide
     faults: dict[ResponseSide, str] = {}
     for side in RESPONSE_SIDES:
         try:
-            turns[side] = template.turn(pair.prompt.messages, getattr(pair, side))
+            turns[side] = rendered_side(pair, getattr(pair, side), template)
         except ValueError as error:
             turns[side], faults[side] = None, str(error)
     return RenderedSides(turns["chosen"], turns["rejected"], faults)
+
+
+def rendered_side(pair: PreferencePair, text: str, template: ChatTemplate) -> Turn:
+    """One side as a turn; the tokens of `assistant_prefix` belong to the prompt, as in training.
+
+    ValueError if a token holds both the end of the prefix and the start of the side.
+    """
+    asked, begun = pair.prompt.messages, pair.prompt.assistant_prefix
+    turn = template.turn(asked, begun + text)
+    if not begun:
+        return turn
+    prompt_ids = template.prompt_ids(asked, begun)
+    ids, own = [*turn.prompt_ids, *turn.response_ids], len(prompt_ids)
+    if ids[:own] != prompt_ids:
+        raise ValueError(
+            f"assistant_prefix ({begun[-40:]!r}) does not end where a token of the side begins. "
+            "End it behind a word, and begin the sides with the blank."
+        )
+    offsets = turn.offsets[own - len(turn.prompt_ids) :]
+    return Turn(prompt_ids, ids[own:], offsets, turn.text)
 
 
 def token_findings(

@@ -42,18 +42,6 @@ def parse_overrides(tokens: Sequence[str]) -> list[tuple[str, object]]:
     return found
 
 
-def only_override(tokens: Sequence[str], name: str, default: str) -> Any:
-    """The value of the one key that may be given: `--judge=NAME`, or the mapping that
-    `--judge.name=NAME --judge.key=value` make. Any: a plug checks it.
-    """
-    given: Values = {name: default}
-    for key, value in parse_overrides(tokens):
-        if key.partition(".")[0] != name:
-            raise ValueError(f"{key} cannot be given here; allowed is --{name}=NAME.")
-        set_dotted(given, key, value)
-    return given[name]
-
-
 def is_value(token: str) -> bool:
     """Whether a token is the value of the flag before it, and no override itself."""
     return not token.startswith("--") and not NEXT_OVERRIDE.match(token)

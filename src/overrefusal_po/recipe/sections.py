@@ -9,10 +9,12 @@ A key with several options names each on a line of its own.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from overrefusal_po.recipe.reading import ReadingSection
+from overrefusal_po.recipe.reading import Section as Section
 from overrefusal_po.records import content_id
 
 # Any: a plug's own settings, whose class checks them
@@ -26,21 +28,13 @@ TooLong = Literal["error", "drop"]
 """What happens to a row that is longer than trainer.max_length."""
 
 
-class Section(BaseModel):
-    """Frozen and closed: an unknown key is an error. The docstring under a field is its text."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
-
-
 class Chat(Section):
     """How conversations are rendered. It is the same in every stage."""
 
     system_prompt: str | None = None
     """Put before conversations that have no system prompt. null: the template decides."""
     # Any: the template's own variables
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template, for example `enable_thinking: false`."""
 
 
@@ -58,9 +52,10 @@ class Generation(Section):
     """Prompts decoded at a time by `transformers`. Servers choose their own batches."""
 
 
-class PairsData(Section):
+class PairsData(ReadingSection):
     """What DPO, ORPO and KTO learn from."""
 
+    sources: ClassVar[tuple[str, ...]] = ("pairs",)
     pairs: PlugSpec = "starter"
     """The preference pairs.
 
@@ -83,16 +78,17 @@ class PairsData(Section):
 
     - `error`: the run stops before training and names such pairs.
     - `drop`: they are left out and counted."""
-    waive: dict[str, str] = {}
+    waive: dict[str, str] = Field(default_factory=dict)
     """Findings that may stand: {id of a pair, or of a finding about the whole set: the reason}.
     `contamination/xstest` lets all prompts of that benchmark stand. Nothing may then measure it."""
     allow_no_anchor: bool = False
     """Train although no pair is on a harmful prompt. Nothing then keeps the model safe."""
 
 
-class DertaData(Section):
+class DertaData(ReadingSection):
     """What DeRTa learns from."""
 
+    sources: ClassVar[tuple[str, ...]] = ("triples", "helpful_from")
     triples: PlugSpec = "starter"
     """Harmful prompts, each with a safe and a harmful response.
 
@@ -127,13 +123,14 @@ class DertaData(Section):
 
     - `error`: the run stops before training and names such rows.
     - `drop`: they are left out and counted."""
-    waive: dict[str, str] = {}
+    waive: dict[str, str] = Field(default_factory=dict)
     """As for pairs, but for prompts of benchmarks alone."""
 
 
-class SftData(Section):
+class SftData(ReadingSection):
     """What plain SFT learns from: prompts with references, or the chosen sides of pairs."""
 
+    sources: ClassVar[tuple[str, ...]] = ("prompts", "pairs")
     prompts: PlugSpec | None = None
     """A source of prompts that have references. Give this or `pairs`."""
     kinds: tuple[Literal["harmful", "benign", "general"], ...] = ("harmful", "benign", "general")
@@ -151,7 +148,7 @@ class SftData(Section):
 
     - `error`: the run stops before training and names such prompts.
     - `drop`: they are left out and counted."""
-    waive: dict[str, str] = {}
+    waive: dict[str, str] = Field(default_factory=dict)
     """As for DeRTa."""
 
 
@@ -191,10 +188,11 @@ class Speed(Section):
     """DeRTa: put both rows of a question into one. A batch then counts questions, not rows."""
 
 
-class CurateData(Section):
+class CurateData(ReadingSection):
     """Prompts that pairs are built from. Prompts that come twice, or nearly, are dropped and
     counted."""
 
+    sources: ClassVar[tuple[str, ...]] = ("benign", "harmful")
     benign: PlugSpec = "starter"
     """The source of harmless prompts."""
     kinds: tuple[Literal["benign", "general"], ...] = Field(default=("benign",), min_length=1)
@@ -269,9 +267,10 @@ class Rejects(Section):
     """Further values of tau. Each gets a file pairs_tau_<value>.jsonl and a row in summary.json."""
 
 
-class EvaluateData(Section):
+class EvaluateData(ReadingSection):
     """Prompts that are measured."""
 
+    sources: ClassVar[tuple[str, ...]] = ("sets",)
     sets: tuple[PlugSpec, ...] = Field(default=("starter",), min_length=1)
     """Source names, paths of JSON Lines files, or mappings {name: ..., ...settings}."""
     split: Literal["train", "dev", "test"] | None = "test"

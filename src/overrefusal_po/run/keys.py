@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from overrefusal_po.records import content_id
+from overrefusal_po.records import check_regular, content_id
 
 NOT_KEYED = ("run_dir", "shard")
 """Recipe keys that do not change what a run makes."""
@@ -57,12 +57,19 @@ def run_folder(name: str, resolved: Mapping[str, object], inputs: Mapping[str, s
     )
 
 
+HASHED_WHOLE = 2**33
+"""Bytes of a file that is hashed as a whole, at most."""
+
+
 def file_hash(path: str | Path) -> str:
     """16 hex digits for a file's content, or for a folder (a model): names and samples of its
-    files."""
+    files. A very large file is sampled too. ValueError for a pipe or a device."""
     path = Path(path)
     if path.is_dir():
         return content_id(sorted((f.name, sample_hash(f)) for f in path.iterdir() if f.is_file()))
+    check_regular(path, "a file")
+    if path.stat().st_size > HASHED_WHOLE:
+        return sample_hash(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -9,11 +9,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from overrefusal_po.records import JsonObject, Kind, Prompt, content_id, first_fault
+from overrefusal_po.records import (
+    JsonObject,
+    Kind,
+    LabelledResponse,
+    Prompt,
+    content_id,
+    first_fault,
+)
 from overrefusal_po.sources._answers import label_truth
 from overrefusal_po.sources._conversations import (
     agreed_turns,
@@ -24,22 +30,25 @@ from overrefusal_po.sources._conversations import (
     stated_prompt,
     with_context,
 )
+from overrefusal_po.sources._origins import ID_COLUMNS, row_origin
 from overrefusal_po.sources._turns import Turns, Unread, is_blank
 
-COMPLETION_COLUMNS = ("completion", "id", "kind", "category", "source")
+COMPLETION_COLUMNS = ("completion", *ID_COLUMNS, "origin", "kind", "category", "source")
 """The columns that are read, those of the conversation apart."""
 
 
-class LabelledResponse(NamedTuple):
-    """A response to a prompt, and whether it is a good one: what KTO learns from."""
+def labelled_response(
+    row: JsonObject,
+    place: str,
+    unread: Unread,
+    *,
+    kind: Kind = "general",
+    read: Collection[str] = (),
+) -> LabelledResponse:
+    """A row of TRL's unpaired form (prompt, completion, label); ValueError names the place.
 
-    prompt: Prompt
-    response: str
-    desirable: bool
-
-
-def labelled_response(row: JsonObject, place: str, unread: Unread) -> LabelledResponse:
-    """A row of TRL's unpaired form (prompt, completion, label); ValueError names the place."""
+    `kind` is for rows that have none; `read` names further columns that the caller reads.
+    """
     if is_blank(row.get("label")):
         raise ValueError(
             f"{place}: no label. A row with a completion says by `label` (true or false) whether "
@@ -50,8 +59,11 @@ def labelled_response(row: JsonObject, place: str, unread: Unread) -> LabelledRe
     # a column with an empty cell holds 1.0 and 0.0 in pandas
     label = bool(label) if isinstance(label, float) and label in (0.0, 1.0) else label
     desirable = label_truth(label, "label", place)
-    count_unread(row, (*COMPLETION_COLUMNS, "label"), place, unread)
-    return LabelledResponse(row_prompt(row, turns, place), response, desirable)
+    named = (*COMPLETION_COLUMNS, "label", *read)
+    count_unread(row, named, place, unread)
+    origin = row_origin(row, place, named, unread)
+    prompt = row_prompt(row, turns, place, kind).model_copy(update={"origin": origin})
+    return LabelledResponse(prompt=prompt, response=response, desirable=desirable)
 
 
 def completion_turns(row: JsonObject, place: str, unread: Unread) -> tuple[Turns, str]:

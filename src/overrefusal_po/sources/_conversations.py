@@ -18,6 +18,7 @@ from overrefusal_po.sources._turns import (
     Unread,
     from_json,
     hh_turns,
+    holds_turns,
     is_blank,
     parsed_json,
     read_turns,
@@ -35,7 +36,11 @@ CONVERSATION_COLUMNS = (*PROMPT_COLUMNS, *SYSTEM_COLUMNS, "history", "input")
 
 LOST_COLUMNS = frozenset(
     {"context", "dialogue", "dialog", "turns", "query", "input", "tools", "functions"}
-    | {"image", "images", "video", "videos", "audio", "audios"}
+    | {"image", "images", "video", "videos", "audio", "audios", "attachments", "files"}
+    | {"chat_history", "dialog_history", "dialogue_history", "conversation_history"}
+    | {"previous_turns", "previous_messages", "past", "chat", "dialogs", "documents", "document"}
+    | {"passage", "passages", "background", "assistant_prefix", "raw_text", "prefix"}
+    | {"user_prompt", "user_message", "system_message", "tool_calls", "tool_results"}
 )
 """Columns that others have for text of the conversation, and that are not read."""
 
@@ -44,6 +49,12 @@ FORMS = (
     "`instruction` (with `input`), each with `system` and `history` if there are any; or whole "
     'conversations in `chosen` and `rejected` (messages, or text "\\n\\nHuman: ... \\n\\n'
     'Assistant: ...")'
+)
+
+
+UNPAIRED = (
+    "the row is TRL's unpaired form (prompt, completion, label). Only `method: kto` trains on it; "
+    "the other methods need a pair: chosen and rejected."
 )
 
 
@@ -97,7 +108,7 @@ def checked_prompt(turns: Turns, row: JsonObject, place: str) -> Turns:
         raise ValueError(
             f"{place}: the prompt is empty or missing (no user turn with text); the columns "
             f"found are {', '.join(map(str, row))}. Read are {FORMS}. Rename the column "
-            "that holds the prompt; the source `file` takes columns: {prompt: ...}."
+            "that holds the prompt, or name it: data.columns: {prompt: ...}."
         )
     if turns[-1].role != "user" or not turns[-1].content.strip():
         raise ValueError(
@@ -109,10 +120,12 @@ def checked_prompt(turns: Turns, row: JsonObject, place: str) -> Turns:
 
 def row_side(row: JsonObject, side: str, place: str, unread: Unread) -> Asked:
     """One side as the conversation before the answer, and the answer."""
+    if side not in row and "completion" in row and "label" in row:
+        raise ValueError(f"{place}: no {side!r}; {UNPAIRED}")
     if side not in row:
         raise ValueError(
             f"{place}: no {side!r}. A pair has prompt, chosen and rejected; found: "
-            f"{', '.join(map(str, row))}."
+            f"{', '.join(map(str, row))}. Name other columns: data.columns: {{{side}: ...}}."
         )
     there = f"{place}, column {side}"
     value = from_json(row[side], there)
@@ -279,13 +292,21 @@ def count_unread(row: JsonObject, read: Collection[str], place: str, unread: Unr
     for name, value in row.items():
         if is_read(row, name, read) or is_blank(value) or value in ("[]", "{}"):
             continue
-        if name in LOST_COLUMNS and isinstance(value, str | list | dict):
+        if carries_conversation(name, value):
             raise ValueError(
                 f"{place}: the column {name!r} ({short(value)}) carries text of the conversation "
                 "and is not read. Write it into the prompt or into `system`, or delete or rename "
-                "the column."
+                f"the column, or leave it out on purpose: data.ignore: [{name}]."
             )
         unread[name] += 1
+
+
+def carries_conversation(name: str, value: object) -> bool:
+    """Whether a column that is not read holds turns, or is called as others call such a column."""
+    if not isinstance(value, str | list | dict):
+        return False
+    called = name.strip().lower().replace(" ", "_").replace("-", "_")
+    return called in LOST_COLUMNS or called in CONVERSATION_COLUMNS or holds_turns(value)
 
 
 def is_read(row: JsonObject, name: str, read: Collection[str]) -> bool:
@@ -293,6 +314,16 @@ def is_read(row: JsonObject, name: str, read: Collection[str]) -> bool:
     if name == "input" and is_blank(row.get("instruction")):
         return name in read
     return name in read or name in CONVERSATION_COLUMNS
+
+
+def check_unpaired(row: JsonObject, place: str, labels: Collection[object]) -> None:
+    """Raises ValueError for a row of KTO's form: a completion, and a label that is true or
+    false."""
+    label = row.get("label")
+    if is_blank(row.get("completion")) or str(label).lower() not in ("true", "false", "0", "1"):
+        return
+    if label not in labels:
+        raise ValueError(f"{place}: {UNPAIRED}")
 
 
 def unread_words(unread: Mapping[str, int]) -> str:

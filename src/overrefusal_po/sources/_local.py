@@ -1,65 +1,78 @@
-"""Rows of a local file: JSON Lines, a JSON list, CSV, TSV or Parquet; the file's ending says which.
+"""Rows of a local file: JSON Lines, JSON, CSV, TSV or Parquet; the file's ending says which.
 
     for place, row in local_rows("questions.csv"):
         ...
 
-Values come unchanged from the file. In CSV and TSV they are text, and an empty cell is None.
+Values come unchanged from the file. In CSV and TSV they are text, and an empty cell is
+None, as are `null`, `NaN`, `[]` and `{}`.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
-from overrefusal_po.records import JsonObject, read_objects
+from overrefusal_po.recipe.reading import FILE_ENDINGS
+from overrefusal_po.records import JsonObject
+from overrefusal_po.sources._json_rows import json_lines, json_rows
+from overrefusal_po.sources._limits import LIMITS, Limits, Meter
+from overrefusal_po.sources._parquet import parquet_rows
 
 Rows = Iterator[tuple[str, JsonObject]]
 
-ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-LONGEST_CELL = 2**24
-"""Characters; csv's own limit of 131,072 is less than a long prompt with context."""
+ENDINGS = FILE_ENDINGS
+
+NO_VALUE = ("", "null", "NULL", "nan", "NaN", "[]", "{}")
+"""Cells of CSV and TSV that hold nothing."""
 
 
-def local_rows(path: str) -> Rows:
+def local_rows(path: str, limits: Limits = LIMITS) -> Rows:
     """(place, row) for every row. Raises ValueError with file and place if a file or a row
-    cannot be read."""
+    cannot be read, or is over a limit."""
     file = Path(path)
-    if not file.is_file():
-        raise ValueError(
-            f"{file}: there is no such file. Give the path of a file that ends in one of "
-            f"{', '.join(ENDINGS)}."
-        )
+    limits.check_file(file)
     ending = file.suffix.lower()
     if ending in (".csv", ".tsv"):
-        return csv_rows(file, "\t" if ending == ".tsv" else ",")
+        return csv_rows(file, "\t" if ending == ".tsv" else ",", limits)
     if ending == ".parquet":
-        return parquet_rows(file)
-    if ending == ".json" and begins_a_list(file):
-        return list_rows(file)
-    return ((f"{path}, line {number}", row) for number, row in read_objects(path))
+        return parquet_rows(file, limits)
+    return json_rows(file, limits) if ending == ".json" else json_lines(file, limits)
 
 
-def csv_rows(file: Path, delimiter: str) -> Rows:
+def csv_rows(file: Path, delimiter: str, limits: Limits = LIMITS) -> Rows:
     """The rows under a header; a row with more or fewer cells than the header is an error, not a
     shift."""
-    csv.field_size_limit(LONGEST_CELL)
+    csv.field_size_limit(limits.row_size)
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            lines = bounded_lines(text, file, limits)
             cells = csv.reader(lines, delimiter=delimiter, strict=True)
-            yield from under_header(file, cells)
+            yield from under_header(file, cells, limits)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{file}: this is not UTF-8 ({error.reason}). Save the file as UTF-8."
         ) from None
     except csv.Error as error:
+        if "field limit" in str(error):
+            limits.check_row(f"{file}, a cell", limits.row_size + 1)
         raise ValueError(
             f"{file}: this is not CSV ({error}). Is a quotation mark left open?"
         ) from None
 
 
-def under_header(file: Path, cells: Iterator[list[str]]) -> Rows:
+def bounded_lines(text: TextIO, file: Path, limits: Limits) -> Iterator[str]:
+    """The lines of a text; ValueError for one that is longer than a row may be."""
+    number, longest = 0, limits.row_size
+    while line := text.readline(longest + 1):
+        number += 1
+        if len(line) > longest:
+            limits.check_row(f"{file}, line {number}", len(line))
+        yield line
+
+
+def under_header(file: Path, cells: Iterator[list[str]], limits: Limits) -> Rows:
     """(place, {column: cell or None}) for every row under the first; ValueError on rows of another
     length."""
     header = next(cells, [])
@@ -67,65 +80,25 @@ def under_header(file: Path, cells: Iterator[list[str]]) -> Rows:
         raise ValueError(
             f"{file}: two columns have one name: {', '.join(header)}. Rename one of them."
         )
-    number = 0
+    meter = Meter(str(file), limits)
     for row in cells:
         if not row:
             continue
-        number += 1
+        place = f"{file}, row {meter.rows + 1}"
+        meter.add(place, sum(map(len, row)))
         if len(row) != len(header):
             raise ValueError(
-                f"{file}, row {number}: {len(row)} cells under {len(header)} columns "
+                f"{place}: {len(row)} cells under {len(header)} columns "
                 f"({', '.join(header)}). Put cells that hold a comma in quotation marks."
             )
         yield (
-            f"{file}, row {number}",
-            {name: cell or None for name, cell in zip(header, row, strict=True)},
+            place,
+            {
+                name: None if cell in NO_VALUE else cell
+                for name, cell in zip(header, row, strict=True)
+            },
         )
-    if not number:
+    if not meter.rows:
         raise ValueError(
             f"{file}: the file holds no rows. A header and at least one row are needed."
         )
-
-
-def parquet_rows(file: Path) -> Rows:
-    """The rows of a Parquet file; ValueError if it is none."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file}: this is not a Parquet file ({error}).") from None
-    if not table.num_rows:
-        raise ValueError(f"{file}: the file holds no rows.")
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{file}, row {number}", row
-
-
-def begins_a_list(file: Path) -> bool:
-    """Whether a `.json` file is one list; else its lines are read as JSON Lines."""
-    with file.open("rb") as text:
-        return text.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-
-
-def list_rows(file: Path) -> Rows:
-    """The objects of a JSON list."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}: this is not UTF-8 ({error.reason}). Save the file as UTF-8."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{file}, line {error.lineno}, column {error.colno}: this is not JSON ({error.msg})."
-        ) from None
-    if not values:
-        raise ValueError(f"{file}: the file holds no rows. At least one JSON object is needed.")
-    for number, value in enumerate(values, 1):
-        if not isinstance(value, dict):
-            raise ValueError(
-                f"{file}, row {number}: expected a JSON object ({{...}}), got "
-                f"{type(value).__name__}."
-            )
-        yield f"{file}, row {number}", value

@@ -123,28 +123,57 @@ def hh_turns(text: str) -> Turns:
 
 
 def from_json(value: object, place: str) -> object:
-    """A list of messages that a CSV cell holds as JSON; any other value unchanged."""
+    """The messages that a CSV cell holds as JSON; any other value unchanged."""
     if isinstance(value, str) and looks_like_messages(value):
         return parsed_json(value, place)
     return value
 
 
 def parsed_json(text: str, place: str) -> object:
-    """The list that a cell holds as JSON; ValueError if it is written in another way."""
+    """What a cell holds as JSON; ValueError if it is written in another way."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        why = getattr(error, "msg", "it is nested too deep")
         raise ValueError(
-            f"{place}: the text looks like a list, but is not JSON ({error.msg}): {short(text)}. "
+            f"{place}: the text looks like messages, but is not JSON ({why}): {short(text)}. "
             "Write it as JSON, with double quotation marks."
         ) from None
 
 
+WRITTEN = re.compile(r"\[?\s*\{.*[\"'](role|from|messages|content)[\"']\s*:", re.DOTALL)
+"""How a written message, a list of messages or a record of ours begins."""
+
+WRITTEN_TEXT = re.compile(r"[\"'](content|value|messages)[\"']\s*:")
+
+
 def looks_like_messages(text: str) -> bool:
-    """Whether a text is a written list of messages, as CSV files hold it."""
+    """Whether a text is a written message or list of messages, as CSV files hold them."""
     start = text.lstrip()[:400]
-    named = re.search(r"[\"'](role|from)[\"']\s*:", start)
-    return bool(re.match(r"\[\s*\{", start) and named)
+    if not WRITTEN.match(start) or text.rstrip()[-1] not in "]}":
+        return False
+    return start.startswith("[") or WRITTEN_TEXT.search(text) is not None
+
+
+def holds_turns(value: object) -> bool:
+    """Whether a value is messages, pairs of texts, "Human: ... Assistant: ...", or JSON of
+    messages."""
+    if isinstance(value, str):
+        return looks_like_messages(value) or bool(hh_turns(value))
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and (all(map(is_message, items)) or all(map(is_exchange, items)))
+
+
+def is_message(value: object) -> bool:
+    """Whether a value has the fields of a message."""
+    return isinstance(value, dict) and all(
+        value.keys() & set(fields) for fields in (ROLE_FIELDS, TEXT_FIELDS)
+    )
+
+
+def is_exchange(value: object) -> bool:
+    """Whether a value is a pair of texts: what the user said, and what the assistant said."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
 def is_blank(value: object) -> bool:

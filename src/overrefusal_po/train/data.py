@@ -24,6 +24,7 @@ import numpy as np
 from overrefusal_po.pairs.findings import WAIVED_FILE, Waived, split_waived
 from overrefusal_po.pairs.firewall import benchmark_finding, contamination
 from overrefusal_po.records import (
+    LabelledResponse,
     PreferencePair,
     Prompt,
     Triple,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TrainingRecord = PreferencePair | Prompt | Triple
+TrainingRecord = PreferencePair | Prompt | Triple | LabelledResponse
 R = TypeVar("R", PreferencePair, Prompt, Triple)
 
 NOT_CONTENT: Any = {
@@ -175,6 +176,26 @@ def drawn_places(records: Sequence[TrainingRecord], limit: int | None, seed: int
 def drawn(records: Sequence[R], limit: int | None, seed: int) -> list[R]:
     """At most `limit` records (None: all) in an order that follows from seed and content alone."""
     return [records[at] for at in drawn_places(records, limit, seed)]
+
+
+def check_rendered(prompts: Iterable[Prompt], *, begun: bool) -> None:
+    """Raises ValueError for a prompt that a chat template does not render as it is asked.
+
+    `begun`: whether an `assistant_prefix` is trained behind.
+    """
+    for prompt in prompts:
+        if prompt.raw_text is not None:
+            raise ValueError(
+                f"Prompt {prompt.label}: it has a raw_text ({prompt.raw_text[:40]!r}), which goes "
+                "to a model without a chat template. A training renders `messages` by the "
+                "template. Write what is asked into messages, and delete raw_text."
+            )
+        if prompt.assistant_prefix and not begun:
+            raise ValueError(
+                f"Prompt {prompt.label}: it has an assistant_prefix "
+                f"({prompt.assistant_prefix[:40]!r}), and only pairs (DPO, ORPO, KTO) are trained "
+                "behind one. Write it into the response, and delete assistant_prefix."
+            )
 
 
 def check_firewall(prompts: Sequence[Prompt], waive: Mapping[str, str]) -> list[Waived]:

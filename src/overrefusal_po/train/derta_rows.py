@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.records import Message, Prompt, Triple, content_id
+from overrefusal_po.train.data import check_rendered
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -118,6 +119,7 @@ TOKENISED_TOGETHER = 256
 
 def triple_sides(triples: Sequence[Triple], template: ChatTemplate) -> list[TripleTurns]:
     """Both responses of each triple as turns, tokenised in batches."""
+    check_rendered([triple.prompt for triple in triples], begun=False)
     items = [
         (triple.prompt.messages, response)
         for triple in triples
@@ -130,6 +132,7 @@ def triple_sides(triples: Sequence[Triple], template: ChatTemplate) -> list[Trip
 def prompt_turns(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Turn]:
     """The reference response of each prompt as a turn; ValueError for a prompt without one."""
     items = []
+    check_rendered(prompts, begun=False)
     for prompt in prompts:
         if prompt.reference is None:
             raise ValueError(

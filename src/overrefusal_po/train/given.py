@@ -24,6 +24,7 @@ from overrefusal_po.pairs.files import read_row
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import (
     JsonObject,
+    LabelledResponse,
     PreferencePair,
     Prompt,
     Record,
@@ -31,7 +32,6 @@ from overrefusal_po.records import (
     first_fault,
 )
 from overrefusal_po.sources._completions import (
-    LabelledResponse,
     answered_prompt,
     labelled_response,
 )

@@ -8,19 +8,25 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.prompts import is_unpaired, read_responses
 from overrefusal_po.recipe.methods import check_kto, uses_kl
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import TooLong
-from overrefusal_po.records import PreferencePair
-from overrefusal_po.sources._completions import LabelledResponse
+from overrefusal_po.records import LabelledResponse, PreferencePair
 from overrefusal_po.train import preference
-from overrefusal_po.train.data import Prepared, Source, as_dataset
+from overrefusal_po.train.data import (
+    Prepared,
+    Source,
+    as_dataset,
+    drawn_places,
+)
 from overrefusal_po.train.given import evaluation_rows, given_pairs, given_responses
 from overrefusal_po.train.kto_order import (
     Side,
@@ -29,7 +35,12 @@ from overrefusal_po.train.kto_order import (
     in_training_order,
     warn_of_labels,
 )
-from overrefusal_po.train.kto_responses import response_tokens
+from overrefusal_po.train.kto_responses import (
+    ResponseTokens,
+    checked_responses,
+    response_tokens,
+)
+from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.policy import (
     checked_model,
     frozen_copy,
@@ -38,9 +49,8 @@ from overrefusal_po.train.policy import (
     trains_all,
 )
 from overrefusal_po.train.preference import finished
-from overrefusal_po.train.preference import read as read
 from overrefusal_po.train.rows import COLUMNS, fit_pairs, pair_table, side_lengths
-from overrefusal_po.train.settings import Settings, trainer_config
+from overrefusal_po.train.settings import Settings, full_settings, trainer_config
 from overrefusal_po.train.student import StudentAnswer
 
 if TYPE_CHECKING:
@@ -132,18 +142,34 @@ def prepared_sides(
 ) -> Prepared:
     """Pairs or labelled responses as rows in training order; a `Prepared` is returned unchanged."""
     if isinstance(given, Prepared):
-        return cast("Prepared", given)
+        return given
     limit: int | None = settings["max_length"]
     responses = [row for row in given if isinstance(row, LabelledResponse)]
     if responses:
         found = response_tokens(responses, template, max_length=limit, too_long=too_long)
-        sides = [Side(*row) for row in found.cut(opening)]
-        warn_of_labels(sides)
-        return Prepared(side_columns(sides, settings), found.prompts, lengths=found.lengths)
+        warn_of_left_out(found.fitting.note)
+        return response_rows(found, settings, opening)
     pairs = [row for row in given if isinstance(row, PreferencePair)]
     table = pair_table(pairs, template, opening)
     kept = fit_pairs(pairs, table, max_length=limit, too_long=too_long).warned()
     return side_rows([pairs[at] for at in kept], table.take(kept), settings, opening)
+
+
+def response_rows(found: ResponseTokens, settings: Settings, opening: int | None) -> Prepared:
+    """Labelled responses as rows in training order."""
+    sides = [Side(*row) for row in found.cut(opening)]
+    warn_of_labels(sides)
+    rows = side_columns(sides, settings)
+    note = found.fitting.note
+    return Prepared(rows, found.responses, lengths=found.lengths, left_out=note)
+
+
+def read(recipe: TrainRecipe) -> Source:
+    """Pairs as DPO reads them, or labelled responses if the source has TRL's unpaired form."""
+    spec = preference.pairs_section(recipe).pairs
+    if spec != "starter" and is_unpaired(spec):
+        return Source(read_responses(spec, "train"))
+    return preference.read(recipe)
 
 
 def prepare(
@@ -153,7 +179,33 @@ def prepare(
     said: Sequence[StudentAnswer] | None = None,
 ) -> Prepared:
     """The sides to train on (see `preference.prepare`), in `kto_order`'s order."""
+    responses = [row for row in source.records if isinstance(row, LabelledResponse)]
+    if responses:
+        return prepared_responses(recipe, responses, template)
     return preference.prepare(recipe, source, template, said, make_rows=side_rows)
+
+
+def prepared_responses(
+    recipe: TrainRecipe, responses: Sequence[LabelledResponse], template: ChatTemplate
+) -> Prepared:
+    """Labelled responses that were checked like pairs, those that fit, drawn.
+
+    Raises ValueError for the linter's errors, benchmark prompts, no harmful prompt, long rows.
+    """
+    data, settings = preference.pairs_section(recipe), full_settings(recipe)
+    found = response_tokens(
+        responses, template, max_length=settings["max_length"], too_long=data.too_long
+    )
+    preference.check_anchor(found.responses, data)
+    findings, waived = checked_responses(found.responses, data.waive)
+    found = found.taken(drawn_places(found.responses, data.max_pairs, recipe.seed))
+    prepared = response_rows(found, settings, data.opening)
+    good = sum(row.desirable for row in found.responses)
+    line = f"{good} good and {len(found.responses) - good} bad responses{found.fitting}"
+    by_check = Counter(finding.check for finding in findings).most_common()
+    counts = ", ".join(f"{check} {count}" for check, count in by_check)
+    line += f"; linter: {counts}" if counts else ""
+    return prepared._replace(line=line, waived=waived)
 
 
 def recipe_trainer(

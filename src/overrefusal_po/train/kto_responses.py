@@ -8,16 +8,19 @@ The ids are those of the same response as a side of a pair.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.pairs.findings import Finding, Waived, split_waived
+from overrefusal_po.pairs.response_checks import response_findings
 from overrefusal_po.recipe.sections import TooLong
-from overrefusal_po.records import Prompt
-from overrefusal_po.sources._completions import LabelledResponse
-from overrefusal_po.train.lengths import fit
+from overrefusal_po.records import LabelledResponse
+from overrefusal_po.train.data import check_rendered
+from overrefusal_po.train.lengths import Fitting, fit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,10 +31,17 @@ BATCH = 128
 
 
 class ResponseTokens(NamedTuple):
-    """The prompts of the responses that fit, and their rows of token ids."""
+    """The responses that fit, their rows of token ids, and what was too long."""
 
-    prompts: list[Prompt]
+    responses: list[LabelledResponse]
     rows: list[ResponseRow]
+    fitting: Fitting
+
+    def taken(self, places: Sequence[int]) -> ResponseTokens:
+        """Those at some places, in that order."""
+        return ResponseTokens(
+            [self.responses[at] for at in places], [self.rows[at] for at in places], self.fitting
+        )
 
     def cut(self, opening: int | None) -> list[ResponseRow]:
         """The rows, each different one once, with the first `opening` ids of each response."""
@@ -53,6 +63,7 @@ def response_tokens(
 ) -> ResponseTokens:
     """The responses that fit into `max_length` tokens; raises what `lengths.fit` raises."""
     rows: list[ResponseRow] = []
+    check_rendered([row.prompt for row in responses], begun=False)
     for start in range(0, len(responses), BATCH):
         part = responses[start : start + BATCH]
         items = [(row.prompt.messages, row.response, row.response) for row in part]
@@ -62,5 +73,20 @@ def response_tokens(
         ]
     prompts = [row.prompt for row in responses]
     longest = [len(asked) + len(said) for asked, said, _ in rows]
-    kept = fit(prompts, longest, max_length=max_length, too_long=too_long).warned()
-    return ResponseTokens([prompts[at] for at in kept], [rows[at] for at in kept])
+    fitting = fit(prompts, longest, max_length=max_length, too_long=too_long)
+    return ResponseTokens(list(responses), rows, fitting).taken(fitting.kept)
+
+
+def checked_responses(
+    responses: Sequence[LabelledResponse], waive: Mapping[str, str]
+) -> tuple[list[Finding], list[Waived]]:
+    """The findings that count, and those that are waived. ValueError for errors."""
+    found, waived = split_waived(response_findings(responses, RefusalJudge()), waive)
+    errors = [finding for finding in found if finding.severity == "error"]
+    if errors:
+        raise ValueError(
+            f"{len(errors)} faults in the responses stop a training. The first: "
+            f"{errors[0].words}. Fix or delete the rows (`overrefusal-po check FILE` lists "
+            "all), or waive one with a reason: data.waive: {id: reason}."
+        )
+    return found, waived

@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from overrefusal_po.judges import Judge
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.pairs import files as pair_files
 from overrefusal_po.pairs.findings import Lint
 from overrefusal_po.pairs.firewall import Hit, benchmark_finding, contamination
 from overrefusal_po.pairs.lint import lint
@@ -26,9 +24,8 @@ from overrefusal_po.pairs.row_checks import SideVerdicts, side_verdicts
 from overrefusal_po.prompts import read_pairs, read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import PairsData
-from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt
 from overrefusal_po.run.judged import shared_judge
-from overrefusal_po.sources._local import ENDINGS
 from overrefusal_po.train.data import Prepared, Source, draw_order
 from overrefusal_po.train.lengths import group_by_length
 from overrefusal_po.train.policy import exact_adapter
@@ -78,8 +75,6 @@ def read_any_pairs(spec: str | Mapping[str, Any]) -> list[PreferencePair]:
     """The pairs that the starter set carries, of a file, or of a source."""
     if spec == "starter":
         return written_pairs(read_source("starter", "train"))
-    if isinstance(spec, str) and Path(spec).suffix.lower() in ENDINGS:
-        return pair_files.read_pairs(spec)
     return read_pairs(spec, "train")
 
 
@@ -212,7 +207,9 @@ def checked_pairs(
     return found
 
 
-def check_anchor(pairs: Sequence[PreferencePair], data: PairsData) -> None:
+def check_anchor(
+    pairs: Sequence[PreferencePair] | Sequence[LabelledResponse], data: PairsData
+) -> None:
     """Raises ValueError if no pair is about a harmful prompt, unless the recipe allows it."""
     if not (data.allow_no_anchor or any(p.prompt.kind == "harmful" for p in pairs)):
         raise ValueError(

@@ -1,0 +1,80 @@
+"""Rows of a Parquet file, a few at a time, so that a small file cannot fill the memory.
+
+for place, row in parquet_rows(Path("pairs.parquet"), Limits()):
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overrefusal_po.records import JsonObject
+from overrefusal_po.sources._limits import MB, Limits
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+BATCH_SIZE = 64 * MB
+"""Bytes that a batch of rows may unpack to."""
+
+VALUE_SIZE = 8
+"""Bytes that a value takes at least, if it is null too."""
+
+
+def parquet_rows(file: Path, limits: Limits) -> Iterator[tuple[str, JsonObject]]:
+    """The rows of a Parquet file; ValueError if it is none, or unpacks to more than the limits."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as content:
+            check_content(content.metadata, str(file), limits)
+            yield from rows_in_batches(content, file, limits)
+    except (pa.ArrowException, OSError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file}: this is not a Parquet file ({words}).") from None
+
+
+def check_content(content: pq.FileMetaData, place: str, limits: Limits) -> None:
+    """Raises ValueError for no row, and for what the file itself says is over a limit."""
+    if not content.num_rows:
+        raise ValueError(f"{place}: the file holds no rows.")
+    limits.check_rows(place, content.num_rows)
+    sizes = [max(size, values * VALUE_SIZE) for size, values in column_sizes(content)]
+    limits.check_size(place, sum(sizes))
+
+
+def column_sizes(content: pq.FileMetaData) -> Iterator[tuple[int, int]]:
+    """(unpacked bytes, values) of each column in each group of rows."""
+    for group in range(content.num_row_groups):
+        part = content.row_group(group)
+        for at in range(part.num_columns):
+            column = part.column(at)
+            yield column.total_uncompressed_size, column.num_values
+
+
+def rows_in_batches(
+    content: pq.ParquetFile, file: Path, limits: Limits
+) -> Iterator[tuple[str, JsonObject]]:
+    """The rows, read in batches that fit into memory.
+
+    One text of a column may stand in all of its rows, and is packed once. So a batch has few rows
+    if the column is large.
+    """
+    largest = max(size for size, _ in column_sizes(content.metadata))
+    rows = max(1, min(1024, BATCH_SIZE // max(largest, 1)))
+    size = 0
+    for batch in content.iter_batches(batch_size=rows):  # before a row becomes Python's
+        size += batch.nbytes
+        limits.check_size(str(file), size)
+    number = 0
+    for batch in content.iter_batches(batch_size=rows):
+        for at in range(batch.num_rows):
+            number += 1
+            place = f"{file}, row {number}"
+            part = batch.slice(at, 1)
+            if batch.nbytes > limits.row_size:
+                limits.check_row(place, part.nbytes)
+            yield place, part.to_pylist()[0]

@@ -1,0 +1,130 @@
+"""A row under our names -> Prompt or Triple, its kind by `kind` or `label`.
+
+row_to_prompt({"prompt": "How?", "label": "safe"}, "x.jsonl, line 1", None, source="x.jsonl")
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+from pydantic import ValidationError
+
+from overrefusal_po.records import JsonObject, Kind, Prompt, Triple, content_id, first_fault
+from overrefusal_po.sources._conversations import check_unpaired, row_asked, row_side
+from overrefusal_po.sources._origins import row_origin
+from overrefusal_po.sources._turns import Unread, is_blank, row_prefix
+
+UNCHECKED = "unsafe_unverified"
+"""The label of red-team dialogues that nobody checked: meant to be harmful, and its preferred
+response may comply."""
+
+Label = str | int | bool
+KIND_OF_LABEL: dict[Label, Kind] = {"safe": "benign", "unsafe": "harmful", UNCHECKED: "harmful"}
+
+TRIPLE_SIDES = ("safe_response", "harmful_response")
+
+
+def no_triple(row: JsonObject, prompt: Prompt, labels: Collection[Label]) -> str | None:
+    """Why a row gives no triple; None if it does."""
+    if prompt.kind != "harmful":
+        return f"of kind {prompt.kind}"
+    if row.get("label") == UNCHECKED and UNCHECKED not in labels:
+        return f"with the label {UNCHECKED}"
+    missing = [side for side in TRIPLE_SIDES if not str(row.get(side) or "").strip()]
+    return f"without {missing[0]}" if missing else None
+
+
+def own_triple(row: JsonObject, place: str) -> Triple:
+    """A row of our own triples.jsonl."""
+    try:
+        triple = Triple.model_validate(row)
+    except ValidationError as error:
+        raise ValueError(f"{place}: not a Triple: {first_fault(error)}") from None
+    if triple.prompt.origin is not None:
+        return triple
+    origin = row_origin(row, place, tuple(row), Counter(), own_id=triple.prompt.id)
+    prompt = triple.prompt.model_copy(update={"origin": origin})
+    return triple.model_copy(update={"prompt": prompt})
+
+
+def row_to_prompt(
+    row: JsonObject,
+    place: str,
+    kind: Kind | None,
+    *,
+    source: str,
+    labels: Mapping[Label, Kind] = KIND_OF_LABEL,
+    unread: Unread | None = None,
+) -> Prompt:
+    """One row of a public set as a Prompt; ValueError names `place` and the field."""
+    check_unpaired(row, place, labels)
+    kind = row.get("kind") or label_kind(row.get("label"), labels, place) or kind
+    if kind is None:
+        raise ValueError(
+            f"{place}: no kind. Add `kind` (harmful, benign, general) or `label` (safe, unsafe) to "
+            f"the row, or `kind` to the source. The columns found are {', '.join(map(str, row))}."
+        )
+    try:
+        unread = Counter() if unread is None else unread
+        turns, answer = row_asked(row, place, unread)
+        if not is_blank(row.get("completion")):
+            row = {**row, "completion": row_side(row, "completion", place, unread).answer}
+        if answer is not None and is_blank(row.get("response")):
+            row = {**row, "response": answer}
+        reference = row_reference(row, kind)
+        if answer not in (None, reference):
+            unread["last turn by the assistant"] += 1
+        for name in ("response", "safe_response", "completion") if answer is None else ():
+            unread[name] += not is_blank(row.get(name)) and row[name] != reference
+        prefix = row_prefix(row, place)
+        return Prompt(
+            id=content_id(
+                kind,
+                *([turns[0].content] if len(turns) == 1 else [(m.role, m.content) for m in turns]),
+                *([{"assistant_prefix": prefix}] if prefix else []),
+            ),
+            messages=turns,
+            kind=kind,
+            category=str(row.get("category") or row.get("type") or "uncategorised"),
+            source=source,
+            split=row.get("split"),
+            topic=row.get("topic"),
+            contrast=is_contrast(row),
+            reference=reference,
+            assistant_prefix=prefix,
+        )
+    except ValidationError as error:
+        raise ValueError(f"{place}: {first_fault(error)}") from None
+
+
+def label_kind(label: object, labels: Mapping[Label, Kind], place: str) -> Kind | None:
+    """The kind behind a label, whatever its case; None without a label. ValueError on a label that
+    is not known."""
+    if label is None:
+        return None
+    known = {str(name).lower(): kind for name, kind in labels.items()}
+    if str(label).lower() not in known:
+        raise ValueError(
+            f"{place}: label is {label!r}; allowed is one of {', '.join(known)}. Other labels: "
+            "`labels: {their label: harmful | benign | general}`."
+        )
+    return known[str(label).lower()]
+
+
+def row_reference(row: JsonObject, kind: Kind) -> str | None:
+    """The good response of a row, None if none is known to be good."""
+    if row.get("reference") or kind != "harmful":
+        return row.get("reference") or row.get("response") or row.get("completion")
+    # a bare `response` beside a harmful prompt may be anything, and so may the preferred one of an
+    # unchecked dialogue
+    return None if row.get("label") == UNCHECKED else row.get("safe_response")
+
+
+def is_contrast(row: JsonObject) -> bool:
+    """Whether a row is the harmful twin of a benign prompt; its category tells if the row does not
+    say."""
+    value = row.get("contrast")
+    if value is None:
+        return str(row.get("category") or row.get("type")).startswith("contrast")
+    return str(value).lower() in ("true", "1", "yes")
