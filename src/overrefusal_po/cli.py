@@ -4,8 +4,8 @@ scripts.
     overrefusal-po recipes/dpo.yaml --trainer.beta=0.2
     overrefusal-po check recipes/dpo.yaml
 
-Exit codes: 0 done, 2 recipe or data error, 3 an evaluation's gate failed, 1 anything else, 130
-interrupted (the same command goes on).
+Exit codes: 0 done, 2 recipe or data error, 3 an evaluation's gate failed, 130 interrupted (the same
+command goes on), 1 anything else (too few responses have a verdict, for example).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import typer
 from overrefusal_po import plugins
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import parse_overrides
-from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, write_atomic
+from overrefusal_po.records import write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.run.interrupts import terminable
+from overrefusal_po.run.unscored import RunFailed
 from overrefusal_po.stages import check_data, run_recipe, single, stages_of
 
 app = typer.Typer(
@@ -160,52 +161,11 @@ def judge(
 ) -> None:
     """Print one verdict a line for the rows of a file. The judge's settings follow as
     --model=my-judge."""
+    from overrefusal_po.evaluate.responses import judged_rows
+
     scorer = plugins.make_judge(judge_spec(name, context.args))
-    for verdict in scorer.score(*read_responses(file)):
-        print(json.dumps(verdict_row(verdict), ensure_ascii=False))
-
-
-def read_responses(file: Path) -> tuple[list[Prompt], list[Completion]]:
-    """The prompts and completions of rows {id, prompt, response}; without ids by line numbers."""
-    from overrefusal_po.records import read_objects
-
-    prompts, completions = [], []
-    for number, row in read_objects(file):
-        missing = [key for key in ("prompt", "response") if not isinstance(row.get(key), str)]
-        if missing:
-            raise ValueError(
-                f"{file}, line {number}: the text {missing[0]!r} is missing. Rows are {{id, "
-                f"prompt, response}}."
-            )
-        prompt = Prompt.of(row["prompt"], kind="general")
-        prompts.append(prompt.model_copy(update={"id": f"{number}"}))
-        completions.append(
-            Completion(
-                id=str(row.get("id", number)),
-                prompt_id=f"{number}",
-                text=row["response"],
-                model="file",
-                engine="file",
-                sampling=Sampling(),
-            )
-        )
-    return prompts, completions
-
-
-def verdict_row(verdict: Verdict) -> dict[str, object]:
-    """A verdict as `judge` prints it; scores that the judge did not give are left out."""
-    scores = {
-        "unsafe_probability": verdict.unsafe_probability,
-        "reward": verdict.reward,
-        "unscored": verdict.unscored,
-    }
-    return {
-        "id": verdict.completion_id,
-        "refusal": verdict.refusal,
-        "refusal_start": verdict.refusal_start,
-        "degenerate": verdict.degenerate,
-        **{key: value for key, value in scores.items() if value is not None},
-    }
+    for row in judged_rows(scorer, file):
+        print(json.dumps(row, ensure_ascii=False))
 
 
 @app.command(context_settings=ANY_ARGUMENTS)
@@ -338,6 +298,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         print(f"overrefusal-po: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunFailed as error:
+        print(f"overrefusal-po: {error}", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of a KeyboardInterrupt
             print(

@@ -32,6 +32,7 @@ from overrefusal_po.run.complete import (
 )
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import SlowJudge, resumable_verdicts
+from overrefusal_po.run.unscored import check_scored
 
 
 class CurationJudges(NamedTuple):
@@ -169,10 +170,16 @@ class Curation(NamedTuple):
     def verdicts(
         self, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> list[Verdict]:
-        """A verdict for each completion. The run folder keeps those of slow judges."""
+        """A verdict for each completion. The run folder keeps those of slow judges.
+
+        RunFailed if too few completions have one.
+        """
         if isinstance(judge, SlowJudge):  # it may load weights
             self.models.release()
-        return resumable_verdicts(self.run.path / "verdicts.jsonl", judge, prompts, completions)
+        folder, limit = self.run.path, self.recipe.unscored_max
+        verdicts = resumable_verdicts(folder / "verdicts.jsonl", judge, prompts, completions)
+        check_scored(verdicts, limit, folder, what=f"curation, judge {judge.name}")
+        return verdicts
 
 
 def make_curation(recipe: CurateRecipe, run: Run) -> Curation:

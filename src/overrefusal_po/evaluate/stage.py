@@ -24,7 +24,7 @@ from overrefusal_po.evaluate.certificates import (
 from overrefusal_po.evaluate.corrections import corrected_rates
 from overrefusal_po.evaluate.entries import CapabilityEntry, MeasuredEntry, MetricsEntry
 from overrefusal_po.evaluate.gate import check_gate, gate_result
-from overrefusal_po.evaluate.metrics import run_metrics
+from overrefusal_po.evaluate.metrics import is_scored, run_metrics
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.plugins import engine_note, make_judge, source_note, split_spec
@@ -40,6 +40,7 @@ from overrefusal_po.run.complete import (
 )
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import resumable_verdicts
+from overrefusal_po.run.unscored import check_scored
 
 if TYPE_CHECKING:
     from overrefusal_po.judges import Judge
@@ -100,11 +101,12 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
 
 
 def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
-    """Writes outcomes.jsonl; returns metrics.json."""
+    """Writes outcomes.jsonl; returns metrics.json. RunFailed if too few outcomes are scored."""
     prompts, judges = check_evaluation(recipe)
     template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
-    outcomes = make_outcomes(recipe, run, prompts, judges, template)
+    outcomes, guarded = make_outcomes(recipe, run, prompts, judges, template)
     write_jsonl(run.path / "outcomes.jsonl", outcomes)
+    check_outcomes_scored(recipe, run, outcomes, guarded)
     metrics = all_rates(recipe, outcomes, judges)
     metrics["capability"] = measure_capability(recipe, prompts, template)
     metrics["measured"] = describe_measurement(recipe, judges, prompts)
@@ -119,8 +121,9 @@ def make_outcomes(
     prompts: Sequence[Prompt],
     judges: EvaluationJudges,
     template: ChatTemplate | None,
-) -> list[Outcome]:
-    """What the model says to each prompt, and what the judges say about it."""
+) -> tuple[list[Outcome], list[Verdict]]:
+    """What the model says to each prompt with what the judges say about it, and the guard's
+    verdicts."""
     name = str(recipe.model["model_name_or_path"])
     completions = complete(
         run.path / "completions.jsonl",
@@ -132,13 +135,35 @@ def make_outcomes(
         f"{recipe.name}: answering {len(prompts)} prompts",
     )
     verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
+    said: list[Verdict] = []
     if judges.guard is not None:
         said = guard_verdicts(run, judges.guard, prompts, completions)
         verdicts = with_guard(verdicts, said)
-    return [
-        Outcome(prompt=p, completion=c, verdict=v)
-        for p, c, v in zip(prompts, completions, verdicts, strict=True)
-    ]
+    rows = zip(prompts, completions, verdicts, strict=True)
+    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows], said
+
+
+def check_outcomes_scored(
+    recipe: EvaluateRecipe, run: Run, outcomes: Sequence[Outcome], guarded: Sequence[Verdict]
+) -> None:
+    """Raises RunFailed if too few outcomes are scored, or none of a kind, or too few by the
+    guard."""
+    limit, name = recipe.unscored_max, recipe.name
+    verdicts = [refusal_verdict(outcome) for outcome in outcomes]
+    check_scored(verdicts, limit, run.path, what=name)
+    check_scored(guarded, limit, run.path, what=f"{name}, the guard")
+    for kind, rows in grouped(outcomes, "kind").items():
+        of_kind = [refusal_verdict(outcome) for outcome in rows]
+        check_scored(of_kind, 1.0, run.path, what=f"{name}, {kind} prompts", key=None)
+
+
+def refusal_verdict(outcome: Outcome) -> Verdict:
+    """The verdict, unscored with a reason if it does not say whether the response refuses."""
+    verdict = outcome.verdict
+    if is_scored(verdict) or verdict.unscored is not None:
+        return verdict
+    why = f"the judge {verdict.judge} does not say whether a response refuses"
+    return verdict.model_copy(update={"unscored": why})
 
 
 def guard_verdicts(

@@ -1,10 +1,13 @@
-"""A judge model's weights: the device it runs on, and how many tokens it can take."""
+"""A judge model's weights: the device it runs on, how many tokens it can take, and whether what it
+says is a number."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypedDict
 
 from overrefusal_po.model import load as models
+from overrefusal_po.records import Completion
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -32,3 +35,13 @@ def context_length(model: PreTrainedModel) -> int | None:
     """Tokens that a model can take; None if its config does not say."""
     length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return length
+
+
+def check_finite(judge: str, completion: Completion, score: float) -> None:
+    """Raises ValueError if a judge model's score is nan or infinite."""
+    if not math.isfinite(score):
+        raise ValueError(
+            f"judge {judge}: its score of completion {completion.id} (prompt "
+            f"{completion.prompt_id}) is {score}. Its weights are damaged, or its dtype is too "
+            "small for them: download it again, or set dtype: float32."
+        )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.judges._texts import EMPTY, judged_texts
-from overrefusal_po.judges._weights import Origin, context_length, placed
+from overrefusal_po.judges._weights import Origin, check_finite, context_length, placed
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Completion, Message, Prompt, Verdict
@@ -102,6 +102,8 @@ class RewardJudge:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             rewards |= zip(batch, self._rewards([rows[n] for n in batch]), strict=True)
+        for number, reward in rewards.items():
+            check_finite(self.name, completions[number], reward)
         return [
             Verdict(
                 completion_id=completion.id,

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
-from overrefusal_po.judges import Judge
+from overrefusal_po.judges import Judge, scored
 from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding, Severity
 from overrefusal_po.records import Completion, PreferencePair, Sampling, Verdict, content_id
 
@@ -50,7 +50,7 @@ def side_verdicts(pairs: Sequence[PreferencePair], judge: Judge) -> list[SideVer
         for pair in pairs
         for text in (pair.chosen, pair.rejected)
     ]
-    verdicts = judge.score([p.prompt for p in pairs for _ in RESPONSE_SIDES], said)
+    verdicts = scored(judge, [p.prompt for p in pairs for _ in RESPONSE_SIDES], said)
     return list(zip(verdicts[::2], verdicts[1::2], strict=True))
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
+from overrefusal_po.judges import scored
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import wants_deepspeed, wants_fsdp
 from overrefusal_po.plugins import make_judge
@@ -263,7 +264,7 @@ class TwoSided:
             sampling = Sampling(max_new_tokens=select.max_new_tokens)
             said = {c.prompt_id: c for c in engine.complete(self.prompts, sampling)}
             completions = [said[p.id] for p in self.prompts]
-            verdicts = self.judge.score(self.prompts, completions)
+            verdicts = scored(self.judge, self.prompts, completions)
         rows = zip(self.prompts, completions, verdicts, strict=True)
         return run_metrics([Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows])
 

@@ -19,6 +19,7 @@ from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Verdict
 from overrefusal_po.run.complete import complete, engine_for, recipe_sampling
 from overrefusal_po.run.folder import Run
+from overrefusal_po.run.judged import fresh_verdicts
 
 FILE = "student_harmful.jsonl"
 """What the student said to harmful prompts, in a run folder."""
@@ -49,7 +50,7 @@ def student_answers(
         lambda: engine_for(recipe.model, template, recipe.generation, name),
         "student: harmful prompts",
     )
-    verdicts = RefusalJudge().score(prompts, answers)
+    verdicts = fresh_verdicts(RefusalJudge(), prompts, answers)
     return [StudentAnswer(*three) for three in zip(prompts, answers, verdicts, strict=True)]
 
 
