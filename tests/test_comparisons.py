@@ -137,6 +137,28 @@ def test_a_prompt_whose_kind_differs_raises() -> None:
         compare([before], [after])
 
 
+def by_judge(run: list[Outcome], name: str, version: str) -> list[Outcome]:
+    """The outcomes with verdicts of another judge."""
+    changes = {"judge": name, "version": version}
+    return [o.model_copy(update={"verdict": o.verdict.model_copy(update=changes)}) for o in run]
+
+
+@pytest.mark.parametrize(("name", "version"), [("refusal", "0"), ("llm", "1")])
+def test_runs_of_two_judges_are_not_compared(name: str, version: str) -> None:
+    before = flags("harmful", "10") + flags("benign", "00")
+    after = by_judge(before, name, version)
+    for compared in (compare, transitions):
+        with pytest.raises(ValueError, match=f"the second by {name} {version}"):
+            compared(before, after)
+    assert compare(after, after).gain.value == 0
+
+
+def test_a_run_of_mixed_verdicts_is_not_compared() -> None:
+    run = flags("harmful", "10") + by_judge(flags("benign", "00"), "refusal", "0")
+    with pytest.raises(ValueError, match="first run are of several judges or versions"):
+        compare(run, run)
+
+
 def test_the_summary_entry_of_a_comparison_has_the_keys_of_the_schema() -> None:
     before = flags("harmful", "10") + flags("benign", "00")
     after = flags("harmful", "10") + flags("benign", "11")

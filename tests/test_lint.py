@@ -192,6 +192,8 @@ def test_a_guards_verdict_lets_a_refusing_reject_stand() -> None:
 class Silent:
     """A judge that could score nothing: a server that gave no reply."""
 
+    name, version = "llm", "1"
+
     def score(self, asked: list[Prompt], said: list[Completion]) -> list[Verdict]:
         return [
             Verdict(completion_id=c.id, judge="llm", version="1", unscored="no reply") for c in said

@@ -196,6 +196,16 @@ def test_what_is_not_the_same_with_another_seed_has_no_mean(tmp_path: Path) -> N
         write_report(first, second)
 
 
+def test_runs_of_two_judges_have_no_mean(tmp_path: Path) -> None:
+    folders = seeds(tmp_path, first=0.7, second=0.8)
+    file = folders[1] / "summary.json"
+    other = json.loads(file.read_text())
+    other["measured"]["judge"] = "refusal 0"
+    file.write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"measured by different judges: .*refusal 0"):
+        write_report(*folders)
+
+
 def test_a_gain_whose_interval_includes_zero_is_not_claimed(tmp_path: Path) -> None:
     text = words(page(tmp_path, comparisons=[step("DeRTa", "DeRTa+DPO", low=-0.1)]))
     assert (

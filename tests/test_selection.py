@@ -332,13 +332,31 @@ def test_looking_leaves_the_training_as_it_was_to_the_last_bit(
 
 
 def test_what_is_selected_under_lora_is_the_adapter(
-    styles: dict[str, Style], dev: list[Prompt], tmp_path: Path
+    styles: dict[str, Style],
+    dev: list[Prompt],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Random weights answer nothing, so that the start policy stays: the adapter ends where it
-    began."""
+    """A judge that sees a refusal everywhere: no look is better, so that the start policy stays,
+    and the adapter ends where it began."""
     write_jsonl(tmp_path / "dev.jsonl", dev)
+    package = tmp_path / "stern"
+    package.mkdir()
+    (package / "judge.py").write_text(
+        "from overrefusal_po.judges import refusal\n"
+        "from overrefusal_po.judges.refusal import Settings\n\n\n"
+        "class Stern(refusal.RefusalJudge):\n"
+        "    def verdict(self, completion, found):\n"
+        "        return super().verdict(completion, found._replace(refusal='full'))\n\n\n"
+        "def judge(settings):\n    return Stern()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
     select = Select(
-        every_steps=2, sets=(str(tmp_path / "dev.jsonl"),), split=None, max_new_tokens=4
+        every_steps=2,
+        sets=(str(tmp_path / "dev.jsonl"),),
+        split=None,
+        max_new_tokens=4,
+        judge="stern.judge",
     )
     trainer = lora_trainer(styles["llama"], tmp_path / "out", False)
     start = {name: weight.clone() for name, weight in trainer.model.named_parameters()}

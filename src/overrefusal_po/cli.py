@@ -4,8 +4,8 @@ scripts.
     overrefusal-po recipes/dpo.yaml --trainer.beta=0.2
     overrefusal-po check recipes/dpo.yaml
 
-Exit codes: 0 done, 2 recipe or data error, 3 an evaluation's gate failed, 1 anything else, 130
-interrupted (the same command goes on).
+Exit codes: 0 done, 2 recipe or data error, 3 an evaluation's gate failed, 130 interrupted (the same
+command goes on), 1 anything else (too few responses have a verdict, for example).
 """
 
 from __future__ import annotations
@@ -180,11 +180,11 @@ def judge(
 ) -> None:
     """Print one verdict a line for the rows of a file. The judge's settings follow as
     --model=my-judge."""
-    from overrefusal_po.evaluate.labels import read_responses, verdict_row
+    from overrefusal_po.evaluate.judged_rows import judged_rows
 
     scorer = plugins.make_judge(judge_spec(name, context.args))
-    for verdict in scorer.score(*read_responses(file)):
-        terminal.say_json(verdict_row(verdict))
+    for row in judged_rows(scorer, file):
+        terminal.say_json(row)
 
 
 @app.command(context_settings=ANY_ARGUMENTS)

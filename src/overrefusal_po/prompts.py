@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from overrefusal_po.attacks import Attack
 from overrefusal_po.identity import check_kinds
 from overrefusal_po.plugins import PlugSpec, find_source, make_attack, names, plug
 from overrefusal_po.recipe.sections import EvaluateData, Select
@@ -25,6 +28,7 @@ from overrefusal_po.records import (
     Split,
     Triple,
     content_id,
+    first_fault,
 )
 
 logger = logging.getLogger(__name__)
@@ -134,18 +138,34 @@ def fresh_rows(record: type[R], spec: PlugSpec, split: Split | None) -> list[R]:
             f"The source {spec!r} gives no {name}; those that do are {', '.join(givers)}."
         )
     function: Callable[..., list[R]] = getattr(module, name)
-    rows = list(function(settings, split))
-    other = next((row for row in rows if not isinstance(row, record)), None)
-    if other is not None:
-        raise ValueError(
-            f"The source {spec!r}: {name}() gives {type(other).__name__}. Every row must be a "
-            f"{record.__name__} of overrefusal_po.records."
-        )
+    rows = checked_rows(record, function(settings, split), f"The source {spec!r}: {name}()")
     if common.without_benchmarks:
         rows = outside_benchmarks(rows, spec)
     if not rows:
         raise ValueError(f"The source {spec!r} has no {name} in split {split!r}.")
     return rows if common.max is None else hashed_subset(rows, common.max)
+
+
+def checked_rows(record: type[R], given: Iterable[R], where: str) -> list[R]:
+    """What a source or an attack gave, as a list. ValueError if it is no list of valid records."""
+    if given is None or isinstance(given, str | bytes | Mapping | BaseModel):
+        raise ValueError(
+            f"{where} gives {type(given).__name__}. It must give a list of {record.__name__}s of "
+            "overrefusal_po.records."
+        )
+    rows = list(given)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, record):
+            raise ValueError(
+                f"{where} gives {type(row).__name__}. Every row must be a {record.__name__} of "
+                "overrefusal_po.records."
+            )
+        try:
+            # a copy may have left the checks out (model_copy, model_construct)
+            record.model_validate(row.model_dump(include=set(record.model_fields), warnings=False))
+        except ValidationError as error:
+            raise ValueError(f"{where} gives a row {number} with {first_fault(error)}.") from None
+    return rows
 
 
 def hashed_subset(rows: list[R], limit: int) -> list[R]:
@@ -256,7 +276,7 @@ def attacked_prompts(prompts: Sequence[Prompt], attacks: Sequence[PlugSpec]) -> 
     harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
     for spec in attacks:
         attack = make_attack(spec)
-        made = [form for prompt in harmful for form in attack(prompt)]
+        made = [form for prompt in harmful for form in attacked_forms(spec, attack, prompt)]
         if not made:
             raise ValueError(
                 f"data.attacks: {spec!r} makes no prompt of the {len(harmful)} harmful prompts in "
@@ -264,3 +284,23 @@ def attacked_prompts(prompts: Sequence[Prompt], attacks: Sequence[PlugSpec]) -> 
             )
         found |= {form.id: form for form in made}
     return list(found.values())
+
+
+def attacked_forms(spec: PlugSpec, attack: Attack, prompt: Prompt) -> list[Prompt]:
+    """The forms of one prompt that an attack makes. ValueError if they do not say what was
+    attacked, or cannot be distinguished from it."""
+    where = f"data.attacks: {spec!r} on prompt {prompt.id!r}"
+    forms = checked_rows(Prompt, attack(prompt), where)
+    for form in forms:
+        fault = None
+        if form.attack is None:
+            fault = "has no `attack`, the name under which it is counted"
+        elif form.original_id != prompt.id:
+            fault = f"has original_id {form.original_id!r}; the prompt's id is needed"
+        elif form.id == prompt.id or sum(form.id == other.id for other in forms) > 1:
+            fault = f"has the id {form.id!r} of another prompt; each form needs one of its own"
+        elif form.kind != prompt.kind:
+            fault = f"is of kind {form.kind}; the prompt is {prompt.kind}"
+        if fault is not None:
+            raise ValueError(f"{where}: a form of it {fault}.")
+    return forms

@@ -161,6 +161,13 @@ class Completion(Record):
     origin: Origin | None = None
     """The prompt's, without `meta`."""
 
+    @property
+    def content_id(self) -> str:
+        """The id that follows from what is in it: in a completions file, the id of every row."""
+        said = self.error or self.text
+        how = self.sampling.model_dump()
+        return content_id(self.prompt_id, self.model, self.revision, how, self.sample, said)
+
 
 class Triple(Record):
     """What DeRTa trains on: a harmful prompt, a safe response that begins with the refusal opener,
@@ -179,12 +186,12 @@ class Verdict(Record):
     judge: str
     version: str
     refusal: Refusal | None = None
-    refusal_start: int | None = None
+    refusal_start: int | None = Field(default=None, ge=0)
     """Character offset at which the refusal starts; None without a refusal."""
     degenerate: bool = False
-    unsafe_probability: float | None = None
-    reward: float | None = None
-    unscored: str | None = None
+    unsafe_probability: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    reward: float | None = Field(default=None, allow_inf_nan=False)
+    unscored: str | None = Field(default=None, min_length=1)
     judged: str | None = None
     """A hash of what was judged, in files of verdicts that are kept."""
 

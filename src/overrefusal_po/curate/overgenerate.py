@@ -34,6 +34,7 @@ from overrefusal_po.run.complete import (
 )
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import SlowJudge, resumable_verdicts
+from overrefusal_po.run.unscored import check_scored
 
 
 class CurationJudges(NamedTuple):
@@ -174,11 +175,16 @@ class Curation(NamedTuple):
     def verdicts(
         self, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> list[Verdict]:
-        """A verdict for each completion. The run folder keeps those of slow judges."""
+        """A verdict for each completion. The run folder keeps those of slow judges.
+
+        RunFailed if too few completions have one.
+        """
         slow = isinstance(judge, SlowJudge)
         if slow:  # it may load weights
             self.models.release()
-        found = resumable_verdicts(self.run.path / "verdicts.jsonl", judge, prompts, completions)
+        folder, limit = self.run.path, self.recipe.unscored_max
+        found = resumable_verdicts(folder / "verdicts.jsonl", judge, prompts, completions)
+        check_scored(found, limit, folder, what=f"curation, judge {judge.name}")
         if slow and judge is self.judges.refusal:
             texts = [(c.prompt_id, answer_of(c)) for c in completions]
             self.read.update(zip(texts, found, strict=True))

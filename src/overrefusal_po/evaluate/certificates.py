@@ -17,7 +17,6 @@ import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -32,6 +31,7 @@ from overrefusal_po.evaluate.corrections import Confusion
 from overrefusal_po.evaluate.labels import Labelled
 from overrefusal_po.evaluate.metrics import is_scored
 from overrefusal_po.identity import conversation_text
+from overrefusal_po.judges import Judge, scored
 from overrefusal_po.records import (
     Completion,
     Kind,
@@ -42,9 +42,6 @@ from overrefusal_po.records import (
     content_id,
     first_fault,
 )
-
-if TYPE_CHECKING:
-    from overrefusal_po.judges import Judge
 
 TABLE_HEAD = (
     "model",
@@ -153,11 +150,7 @@ def verdicts_on(judge: Judge, labelled: Sequence[Labelled]) -> list[Verdict]:
         )
         for number, (row, prompt) in enumerate(zip(labelled, prompts, strict=True))
     ]
-    verdicts = judge.score(prompts, completions)
-    assert [v.completion_id for v in verdicts] == [c.id for c in completions], (
-        f"{judge.name} lost or moved a verdict"
-    )
-    return verdicts
+    return scored(judge, prompts, completions)
 
 
 def labels_hash(labelled: Sequence[Labelled], labels: str | Path | None) -> str:

@@ -176,7 +176,7 @@ def matched(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Outcome
     """The outcomes of two runs side by side, in the order of `before`.
 
     Outcomes match if prompt id and sample number are equal. Raises ValueError if a run holds a
-    sample twice or lacks one of the other's, or if `check_same_prompts` does.
+    sample twice or lacks one of the other's, or if `check_same_prompts` or `check_same_judge` does.
     """
     first, second = (
         {(o.prompt.id, o.completion.sample): o for o in run} for run in (before, after)
@@ -196,7 +196,29 @@ def matched(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Outcome
         )
     pairs = [(outcome, second[key]) for key, outcome in first.items()]
     check_same_prompts(pairs)
+    check_same_judge(before, after)
     return pairs
+
+
+def judge_names(outcomes: Sequence[Outcome]) -> list[str]:
+    """The judges of a run's verdicts with their versions, by name."""
+    return sorted({f"{o.verdict.judge} {o.verdict.version}" for o in outcomes})
+
+
+def check_same_judge(before: Sequence[Outcome], after: Sequence[Outcome]) -> None:
+    """Raises ValueError if the verdicts are not all of one judge and version: the difference would
+    be one of judges too."""
+    for run, which in ((before, "first"), (after, "second")):
+        if len(names := judge_names(run)) > 1:
+            raise ValueError(
+                f"the verdicts of the {which} run are of several judges or versions: "
+                f"{', '.join(names)}. Measure it again with one."
+            )
+    if before and after and (old := judge_names(before)) != (new := judge_names(after)):
+        raise ValueError(
+            f"the first run was judged by {old[0]}, the second by {new[0]}. Measure both with the "
+            "same judge and version."
+        )
 
 
 def check_same_prompts(pairs: Sequence[OutcomePair]) -> None:

@@ -22,14 +22,12 @@ from pydantic import Field, ValidationError
 from overrefusal_po.evaluate.metrics import is_scored
 from overrefusal_po.identity import conversation_text
 from overrefusal_po.records import (
-    Completion,
     Kind,
     Message,
     Outcome,
     Prompt,
     Record,
     Refusal,
-    Sampling,
     Verdict,
     content_id,
     first_fault,
@@ -283,44 +281,3 @@ def verdict_name(verdict: Verdict) -> str:
     if not is_scored(verdict):
         return "unscored"
     return "refusal" if verdict.refused else "degenerate" if verdict.degenerate else "none"
-
-
-def read_responses(file: Path) -> tuple[list[Prompt], list[Completion]]:
-    """The prompts and completions of rows {id, prompt, response}; without ids by line numbers."""
-    prompts, completions = [], []
-    for number, row in read_objects(file):
-        missing = [key for key in ("prompt", "response") if not isinstance(row.get(key), str)]
-        if missing:
-            raise ValueError(
-                f"{file}, line {number}: the text {missing[0]!r} is missing. Rows are {{id, "
-                f"prompt, response}}."
-            )
-        prompt = Prompt.of(row["prompt"], kind="general")
-        prompts.append(prompt.model_copy(update={"id": f"{number}"}))
-        completions.append(
-            Completion(
-                id=str(row.get("id", number)),
-                prompt_id=f"{number}",
-                text=row["response"],
-                model="file",
-                engine="file",
-                sampling=Sampling(),
-            )
-        )
-    return prompts, completions
-
-
-def verdict_row(verdict: Verdict) -> dict[str, object]:
-    """A verdict as `judge` prints it; scores that the judge did not give are left out."""
-    scores = {
-        "unsafe_probability": verdict.unsafe_probability,
-        "reward": verdict.reward,
-        "unscored": verdict.unscored,
-    }
-    return {
-        "id": verdict.completion_id,
-        "refusal": verdict.refusal,
-        "refusal_start": verdict.refusal_start,
-        "degenerate": verdict.degenerate,
-        **{key: value for key, value in scores.items() if value is not None},
-    }

@@ -30,7 +30,7 @@ from overrefusal_po.evaluate.entries import (
 )
 from overrefusal_po.evaluate.gate import check_gate, gate_result
 from overrefusal_po.evaluate.measured_model import MeasuredModel, wants_perplexity
-from overrefusal_po.evaluate.metrics import run_metrics
+from overrefusal_po.evaluate.metrics import is_scored, run_metrics
 from overrefusal_po.evaluate.responses import response_notes, truncated_entry
 from overrefusal_po.plugins import (
     check_engine,
@@ -58,6 +58,7 @@ from overrefusal_po.run.complete import (
 )
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import resumable_verdicts
+from overrefusal_po.run.unscored import check_scored
 
 if TYPE_CHECKING:
     from overrefusal_po.judges import Judge
@@ -121,7 +122,7 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
 
 
 def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
-    """Writes outcomes.jsonl; returns metrics.json."""
+    """Writes outcomes.jsonl; returns metrics.json. RunFailed if too few outcomes are scored."""
     prompts, judges = check_evaluation(recipe)
     template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
     left_out = note_left_out(run, recipe.model, recipe.engine, name=recipe.run_name)
@@ -129,8 +130,9 @@ def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
     completions = model.completions(run, prompts)
     perplexity = model.perplexity(run, plain_prompts(prompts))
     model.release()
-    outcomes = judged_outcomes(run, judges, prompts, completions)
+    outcomes, guarded = judged_outcomes(run, judges, prompts, completions)
     write_jsonl(run.path / "outcomes.jsonl", outcomes)
+    check_outcomes_scored(recipe, run, outcomes, guarded)
     metrics = all_rates(recipe, outcomes, judges)
     metrics["capability"] = measure_capability(recipe, perplexity)
     metrics["truncated"] = truncated = truncated_entry(outcomes)
@@ -151,16 +153,38 @@ def judged_outcomes(
     judges: EvaluationJudges,
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
-) -> list[Outcome]:
-    """The responses with what the judges say about them."""
+) -> tuple[list[Outcome], list[Verdict]]:
+    """The responses with what the judges say about them, and the guard's verdicts."""
     verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
+    said: list[Verdict] = []
     if judges.guard is not None:
         said = guard_verdicts(run, judges.guard, prompts, completions)
         verdicts = with_guard(verdicts, said)
-    return [
-        Outcome(prompt=p, completion=c, verdict=v)
-        for p, c, v in zip(prompts, completions, verdicts, strict=True)
-    ]
+    rows = zip(prompts, completions, verdicts, strict=True)
+    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows], said
+
+
+def check_outcomes_scored(
+    recipe: EvaluateRecipe, run: Run, outcomes: Sequence[Outcome], guarded: Sequence[Verdict]
+) -> None:
+    """Raises RunFailed if too few outcomes are scored, or none of a kind, or too few by the
+    guard."""
+    limit, name = recipe.unscored_max, recipe.run_name
+    verdicts = [refusal_verdict(outcome) for outcome in outcomes]
+    check_scored(verdicts, limit, run.path, what=name)
+    check_scored(guarded, limit, run.path, what=f"{name}, the guard")
+    for kind, rows in grouped(outcomes, "kind").items():
+        of_kind = [refusal_verdict(outcome) for outcome in rows]
+        check_scored(of_kind, 1.0, run.path, what=f"{name}, {kind} prompts", key=None)
+
+
+def refusal_verdict(outcome: Outcome) -> Verdict:
+    """The verdict, unscored with a reason if it does not say whether the response refuses."""
+    verdict = outcome.verdict
+    if is_scored(verdict) or verdict.unscored is not None:
+        return verdict
+    why = f"the judge {verdict.judge} does not say whether a response refuses"
+    return verdict.model_copy(update={"unscored": why})
 
 
 def guard_verdicts(

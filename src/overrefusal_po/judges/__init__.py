@@ -1,18 +1,22 @@
 """Completions in, verdicts out: one file per judge, and the file's name is the judge's name in a
 recipe.
 
+    verdicts = scored(judge, prompts, completions)
+    # checked, and in the completions' order
+
 This file says what a judge is, and what a file of this room defines. It imports records alone, so
 that any room may name these types.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from overrefusal_po.records import Completion, Prompt, Verdict
+from overrefusal_po.records import Completion, Prompt, Verdict, first_fault
 
 
 class Judge(Protocol):
@@ -37,8 +41,11 @@ class Judge(Protocol):
         """Changes whenever a verdict can change."""
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict for each completion, in their order; ValueError if a completion's prompt is
-        not given."""
+        """One verdict for each completion; ValueError if a completion's prompt is not given.
+
+        `prompts` and `completions` stand side by side, each completion once. A verdict belongs to
+        the completion whose id it has.
+        """
 
 
 class JudgePlug(Protocol):
@@ -50,3 +57,113 @@ class JudgePlug(Protocol):
     # Any: each file takes the Settings that it defines itself
     def judge(self, settings: Any) -> Judge:
         """The judge; ValueError if the settings cannot work. No weights are loaded."""
+
+
+def scored(
+    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[Verdict]:
+    """The judge's verdict on each completion, by its id, in the completions' order.
+
+    Raises ValueError as `checked_verdicts` does.
+    """
+    once = distinct(prompts, completions)
+    given = judge.score([p for p, _ in once.values()], [c for _, c in once.values()])
+    asked = [c for _, c in once.values()]
+    found = {verdict.completion_id: verdict for verdict in checked_verdicts(judge, asked, given)}
+    return [found[completion.id] for completion in completions]
+
+
+def distinct(
+    prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> dict[str, tuple[Prompt, Completion]]:
+    """{completion id: prompt and completion}, each id once. ValueError if one id stands for two
+    responses."""
+    found: dict[str, tuple[Prompt, Completion]] = {}
+    for prompt, completion in zip(prompts, completions, strict=True):
+        _, known = found.setdefault(completion.id, (prompt, completion))
+        if (known.prompt_id, known.text) != (completion.prompt_id, completion.text):
+            raise ValueError(
+                f"two responses have the id {completion.id!r}: {shown(known)} and "
+                f"{shown(completion)}. A verdict names a response by its id, so each response "
+                "needs an id of its own."
+            )
+    return found
+
+
+def shown(completion: Completion) -> str:
+    """The beginning of a response, and the prompt that it answers."""
+    return f"{completion.text[:40]!r} to prompt {completion.prompt_id}"
+
+
+def checked_verdicts(
+    judge: Judge, completions: Sequence[Completion], given: Sequence[Verdict]
+) -> Iterator[Verdict]:
+    """What the judge gave, in the completions' order, as far as it is valid.
+
+    Then raises ValueError for the first fault: too few or too many verdicts, one on another
+    completion, of another judge or version, or with a score out of range. It names the completion
+    and the judge. The verdicts before it may be kept.
+    """
+    if not isinstance(given, list | tuple):
+        kind = type(given).__name__
+        raise judge_fault(judge, f"score() gave a {kind}. A list of Verdicts is needed.")
+    verdicts = [row for row in given if isinstance(row, Verdict)]
+    times = Counter(verdict.completion_id for verdict in verdicts)
+    found = {verdict.completion_id: verdict for verdict in verdicts}
+    faults = []
+    for c in completions:
+        fault = verdict_fault(judge, c, found.get(c.id), times[c.id])
+        if fault is None:
+            yield found[c.id]
+        else:
+            faults.append(f"completion {c.id} (prompt {c.prompt_id}): {fault}")
+    if unknown := found.keys() - {c.id for c in completions}:
+        faults.append(f"a verdict is on completion {min(unknown)!r}, which was not given to it.")
+    if len(verdicts) < len(given):
+        other = next(row for row in given if not isinstance(row, Verdict))
+        faults.append(f"one of its verdicts is a {type(other).__name__}, not a Verdict.")
+    if faults:
+        more = f" ({len(faults)} faults in {len(given)} verdicts)" if len(faults) > 1 else ""
+        raise judge_fault(judge, faults[0] + more)
+
+
+def verdict_fault(
+    judge: Judge, completion: Completion, verdict: Verdict | None, times: int
+) -> str | None:
+    """What is wrong with the verdict on a completion; None if nothing is."""
+    if verdict is None:
+        return "there is no verdict."
+    if times > 1:
+        return f"there are {times} verdicts."
+    if (verdict.judge, verdict.version) != (judge.name, judge.version):
+        return f"the verdict is of judge {verdict.judge} {verdict.version}."
+    if (fault := field_fault(verdict)) is not None:
+        return fault
+    if verdict.refusal_start is not None and verdict.refusal_start > len(completion.text):
+        return (
+            f"refusal_start is {verdict.refusal_start}; the response has {len(completion.text)} "
+            "characters."
+        )
+    scores = (verdict.refusal, verdict.unsafe_probability, verdict.reward)
+    if (verdict.unscored is None) == all(score is None for score in scores):
+        said = "neither a score nor" if verdict.unscored is None else "a score beside"
+        return f"the verdict has {said} `unscored`. One of both is needed."
+    return None
+
+
+def field_fault(verdict: Verdict) -> str | None:
+    """The first field that a Verdict cannot have; a copy or a subclass may have left the check
+    out."""
+    try:
+        Verdict.model_validate(
+            verdict.model_dump(include=set(Verdict.model_fields), warnings=False)
+        )
+    except ValidationError as error:
+        return f"{first_fault(error)}."
+    return None
+
+
+def judge_fault(judge: Judge, fault: str) -> ValueError:
+    """The error that names the judge and where it comes from."""
+    place = type(judge).__module__
+    return ValueError(f"judge {judge.name} {judge.version} (of {place}): {fault}")

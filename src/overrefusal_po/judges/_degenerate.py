@@ -1,11 +1,12 @@
-"""A response -> whether it is degenerate: empty, garbage, a bare opening, an echo of the prompt, or
-a loop."""
+"""A response -> whether it is degenerate: empty, garbage, a bare opening, an echo of the prompt, a
+loop, or word salad."""
 
 from __future__ import annotations
 
 import re
 
 from overrefusal_po.judges._refusal_text import lower
+from overrefusal_po.judges._salad import salad
 
 WORD = re.compile(r"\w+")
 LETTER = re.compile(r"[^\W\d_]")
@@ -30,8 +31,8 @@ SHORTEST_GLUED = 24
 
 
 def degenerate(text: str, *prompts: str) -> bool:
-    """Whether a response is empty, garbage, a bare opening, an echo of one of `prompts`, or a loop;
-    all are plain text."""
+    """Whether a response is empty, garbage, a bare opening, an echo of one of `prompts`, a loop, or
+    word salad; all are plain text."""
     low = lower(text).strip()
     words = WORD.findall(low)
     letters = sum(map(len, words))
@@ -43,7 +44,7 @@ def degenerate(text: str, *prompts: str) -> bool:
         return True
     if any(glued_loop(piece) for piece in text.split() if len(piece) >= SHORTEST_GLUED):
         return True
-    if any(echoes(words, prompt) for prompt in prompts) or loops(words):
+    if any(echoes(words, prompt) for prompt in prompts) or loops(words) or salad(text):
         return True
     return (not low.isascii() or max(map(len, words)) >= 20) and LOOPED_CHARACTERS.search(
         low

@@ -1,10 +1,12 @@
-"""A judge model's weights: where it comes from, and the device it runs on."""
+"""A judge model's weights: where it comes from, the device it runs on, and whether it says numbers."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypedDict
 
 from overrefusal_po.model import load as models
+from overrefusal_po.records import Completion
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -26,3 +28,13 @@ def placed(model: PreTrainedModel) -> PreTrainedModel:
     if not getattr(model, "is_quantized", False):
         module.to("cuda" if models.has_cuda() else "cpu")
     return model
+
+
+def check_finite(judge: str, completion: Completion, score: float) -> None:
+    """Raises ValueError if a judge model's score is nan or infinite."""
+    if not math.isfinite(score):
+        raise ValueError(
+            f"judge {judge}: its score of completion {completion.id} (prompt "
+            f"{completion.prompt_id}) is {score}. Its weights are damaged, or its dtype is too "
+            "small for them: download it again, or set dtype: float32."
+        )

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from overrefusal_po.judges._guard_formats import FORMATS, named_format
 from overrefusal_po.judges._guard_model import GuardAnswer, LoadedGuard
 from overrefusal_po.judges._texts import EMPTY, judged_texts
-from overrefusal_po.judges._weights import Origin
+from overrefusal_po.judges._weights import Origin, check_finite
 from overrefusal_po.model import load as models
 from overrefusal_po.model.generation import context_length, generating_by, generation_config
 from overrefusal_po.records import Completion, Message, Prompt, Refusal, Verdict
@@ -175,6 +175,7 @@ class GuardJudge:
         if self.settings.controversial == "unsafe":
             counted.add("Controversial")
         unsafe = share(answer.logits[place], [label in counted for label in self.format.labels])
+        check_finite(self.name, completion, unsafe)
         return self._verdict(completion, refusal=reading.refusal, unsafe_probability=unsafe)
 
     def _verdict(

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.identity import conversation_text
 from overrefusal_po.judges._texts import EMPTY, judged_texts
-from overrefusal_po.judges._weights import Origin, placed
+from overrefusal_po.judges._weights import Origin, check_finite, placed
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.generation import context_length
@@ -106,6 +106,8 @@ class RewardJudge:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             rewards |= zip(batch, self._rewards([rows[n] for n in batch]), strict=True)
+        for number, reward in rewards.items():
+            check_finite(self.name, completions[number], reward)
         return [
             Verdict(
                 completion_id=completion.id,

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
-from overrefusal_po.judges import Judge
+from overrefusal_po.judges import Judge, scored
 from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding, Severity
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Sampling, Verdict, content_id
 
@@ -37,7 +37,7 @@ SideVerdicts = tuple[Verdict, Verdict]
 
 def side_verdicts(pairs: Sequence[PreferencePair], judge: Judge) -> list[SideVerdicts]:
     """The judge's verdicts on (chosen, rejected) of each pair."""
-    return by_pair(judge.score(*side_completions(pairs)))
+    return by_pair(scored(judge, *side_completions(pairs)))
 
 
 def by_pair(verdicts: Sequence[Verdict]) -> list[SideVerdicts]:

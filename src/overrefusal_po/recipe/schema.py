@@ -128,6 +128,9 @@ class CurateRecipe(Section):
     containment goes by `tau`. null: none."""
     reward: PlugSpec | None = None
     """A judge of rewards, for `chosen.select: reward`. null: none."""
+    unscored_max: float = Field(default=0.5, ge=0, le=1)
+    """The greatest share of a judge's completions without a verdict. Above it the run fails with
+    exit code 1, and so it does if none has one."""
     chat: Chat = Chat()
     """How conversations are rendered."""
     seed: int = Field(default=0, ge=0)
@@ -164,6 +167,10 @@ class EvaluateRecipe(Section):
     judge's errors. null: none."""
     capability: Capability = Capability()
     """What else the model can do."""
+    unscored_max: float = Field(default=0.25, ge=0, le=1)
+    """The greatest share of responses without a verdict (the server gave none, or a judge's reply
+    could not be read). Above it the run fails with exit code 1, and so it does if no response to
+    a kind of prompts has one."""
     gate: Gate | None = None
     """Bounds that this run must hold. null: none."""
     chat: Chat = Chat()

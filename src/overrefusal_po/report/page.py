@@ -171,8 +171,13 @@ def seed_spreads(summaries: Sequence[Summary]) -> dict[str, dict[RateName, SeedS
     seeds of one recipe.
 
     Raises ValueError if several summaries share no name, or if the runs of one name were measured
-    on other prompts.
+    on other prompts or by another judge.
     """
+    if len(judges := sorted({summary.measured.judge for summary in summaries})) > 1:
+        raise ValueError(
+            f"these run folders were measured by different judges: {'; '.join(judges)}. A mean "
+            "needs one judge and version: measure them again with the same one."
+        )
     groups: dict[str, list[MeasuredRun]] = {}
     for run in (run for summary in summaries for run in summary.runs):
         groups.setdefault(run.name, []).append(run)

@@ -14,7 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from overrefusal_po.evaluate.comparisons import ComparisonEntry, compare, transitions
+from overrefusal_po.evaluate.comparisons import (
+    ComparisonEntry,
+    compare,
+    judge_names,
+    transitions,
+)
 from overrefusal_po.evaluate.entries import MeasuredEntry, MetricsEntry
 from overrefusal_po.evaluate.labels import blinded_sample
 from overrefusal_po.evaluate.metrics import State
@@ -140,10 +145,12 @@ def reader_notes(runs: Sequence[StageMetrics], stages: Mapping[str, StageRecipe]
 
 
 def comparable_steps(outcomes: Mapping[str, Sequence[Outcome]]) -> list[tuple[str, str]]:
-    """Neighbouring runs on the same prompts, and the first and last if there are more than two."""
-    groups: dict[frozenset[str], list[str]] = {}
+    """Neighbouring runs on the same prompts by the same judge, and the first and last if there are
+    more than two."""
+    groups: dict[tuple[frozenset[str], tuple[str, ...]], list[str]] = {}
     for name, rows in outcomes.items():
-        groups.setdefault(frozenset(o.prompt.id for o in rows), []).append(name)
+        measured = frozenset(o.prompt.id for o in rows), tuple(judge_names(rows))
+        groups.setdefault(measured, []).append(name)
     steps = []
     for names in groups.values():
         steps += list(itertools.pairwise(names))

@@ -91,7 +91,13 @@ def whole_records(path: Path, record: type[R]) -> Iterator[R]:
 
 
 # Any: rows of several files and versions, read as plain JSON
+def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, JSON object) of a file that may be empty or missing."""
+    if path.is_file() and path.stat().st_size:
+        yield from read_objects(path)
+
+
+# Any: as above
 def rows_if_any(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file that may be empty or missing."""
-    if path.is_file() and path.stat().st_size:
-        yield from (row for _, row in read_objects(path))
+    yield from (row for _, row in numbered_rows(path))

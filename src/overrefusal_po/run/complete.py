@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, cast
 from overrefusal_po.engines import (
     Engine,
     EnginePlug,
-    SampleKey,
     check_engine_made,
     check_engine_plug,
 )
@@ -35,8 +34,9 @@ from overrefusal_po.model.generation import settings_words
 from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
-from overrefusal_po.records import Completion, Origin, Prompt, Sampling, write_atomic
+from overrefusal_po.records import Completion, Prompt, Sampling, write_atomic
 from overrefusal_po.run.appender import Appender, cut_torn_line, rows_if_any
+from overrefusal_po.run.drawn import Asked, Work, read_drawn
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.ledger import LedgerSums, sum_ledger
 from overrefusal_po.run.pace import spoken
@@ -214,29 +214,20 @@ def draw(
     return tally
 
 
-class Work(NamedTuple):
-    """What to draw: `samples` of each prompt, without those that earlier runs had."""
-
-    prompts: Iterable[Prompt]
-    sampling: Sampling
-    samples: int
-    had: set[SampleKey]
-
-
 def _draw_missing(engine: Engine, path: Path, work: Work, *, label: str, total: int | None) -> None:
     """Completions go to `path`, failures and costs beside it, each as soon as it comes.
 
     A cost is written before its completion. If a kill comes between the two, that completion is
-    asked for and paid twice.
+    asked for and paid twice. What the engine gives is checked (`drawn`).
     """
     with (
         Appender(path, Completion, keep=False) as good,
         Appender(file_beside(path, "failed.jsonl"), Completion, keep=False) as bad,
         Appender(file_beside(path, "ledger.jsonl"), Cost, keep=False) as ledger,
     ):
-        origins: dict[str, Origin] = {}
+        asked = Asked(engine, work)
         stream = engine.complete(
-            noted(work.prompts, origins),
+            asked.prompts(),
             work.sampling,
             samples=work.samples,
             had=work.had,
@@ -246,22 +237,9 @@ def _draw_missing(engine: Engine, path: Path, work: Work, *, label: str, total: 
         if label:
             logger.info("%s", label)
         for completion in spoken(stream, label or path.name, total=total):
-            row = with_origin(completion, origins)
+            row = asked.taken(completion)
             (good if row.error is None else bad).add(row)
-
-
-def noted(prompts: Iterable[Prompt], origins: dict[str, Origin]) -> Iterator[Prompt]:
-    """The prompts as they come; notes the user's row of each, without `meta`."""
-    for prompt in prompts:
-        if prompt.origin is not None:
-            origins[prompt.id] = prompt.origin.model_copy(update={"meta": {}})
-        yield prompt
-
-
-def with_origin(completion: Completion, origins: Mapping[str, Origin]) -> Completion:
-    """The completion with the user's row that it answers, if the prompt came from one."""
-    origin = origins.get(completion.prompt_id)
-    return completion if origin is None else completion.model_copy(update={"origin": origin})
+        asked.check_all_given()
 
 
 def spent_tokens(folder: Path, model: str) -> int:
@@ -309,12 +287,9 @@ def complete(
 ) -> list[Completion]:
     """`draw`, then the completions in the prompts' order, each prompt's samples together.
 
-    A prompt that got none has a completion with `error`; judges never see it (`judged`).
+    A prompt that got none has a completion with `error`; judges never see it (`judged`). ValueError
+    for a row that is damaged or changed (`drawn.read_drawn`).
     """
     draw(path, prompts, sampling, make_engine, samples=samples, label=label, total=len(prompts))
-    rows = [
-        Completion.model_validate(row)
-        for row in drawn_rows((path, file_beside(path, "failed.jsonl")), sampling)
-    ]
-    found = {(c.prompt_id, c.sample): c for c in rows}
+    found = read_drawn((path, file_beside(path, "failed.jsonl")), sampling)
     return [found[p.id, n] for p in prompts for n in range(samples)]

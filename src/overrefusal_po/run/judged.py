@@ -8,14 +8,16 @@ completions. Quick judges are asked again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from overrefusal_po.judges import Judge
+from pydantic import ValidationError
+
+from overrefusal_po.judges import Judge, checked_verdicts, distinct, scored
 from overrefusal_po.plugins import PlugSpec, make_refusal_judge
-from overrefusal_po.records import Completion, Prompt, Verdict, content_id
-from overrefusal_po.run.appender import Appender, rows_if_any
+from overrefusal_po.records import Completion, Prompt, Verdict, content_id, first_fault
+from overrefusal_po.run.appender import Appender, numbered_rows
 
 
 @runtime_checkable
@@ -53,21 +55,20 @@ def resumable_verdicts(
     """
     if not isinstance(judge, SlowJudge):
         return fresh_verdicts(judge, prompts, completions)
-    pairs = zip(prompts, completions, strict=True)
-    scorable = list({c.id: (p, c) for p, c in pairs if c.error is None}.values())
+    once = distinct(prompts, completions).values()
+    scorable = [(p, c) for p, c in once if c.error is None]
     keys = {c.id: judged_key(p, c) for p, c in scorable}
     with Appender(path, Verdict, keep=False) as file:
-        found = {
-            v.completion_id: v.model_copy(update={"judged": None})
-            for v in kept_verdicts(path, judge)
-            if v.judged == keys.get(v.completion_id)
-        }
+        found = kept_verdicts(path, judge, keys)
         if isinstance(judge, RemoteJudge):
             judge.answered |= any(v.unscored is None for v in found.values())
         for start in range(0, len(scorable), judge.keep_every):
             chunk = scorable[start : start + judge.keep_every]
             missing = [(p, c) for p, c in chunk if c.id not in found]
-            for verdict in judge.score([p for p, _ in missing], [c for _, c in missing]):
+            if not missing:
+                continue
+            given = judge.score([p for p, _ in missing], [c for _, c in missing])
+            for verdict in checked_verdicts(judge, [c for _, c in missing], given):
                 found[verdict.completion_id] = verdict
                 if not may_change(verdict, judge):
                     key = keys[verdict.completion_id]
@@ -87,11 +88,43 @@ def may_change(verdict: Verdict, judge: Judge) -> bool:
     return verdict.unscored.startswith(judge.asked_again)
 
 
-def kept_verdicts(path: Path, judge: Judge) -> Iterator[Verdict]:
-    """The verdicts in `path` by a judge of this name and version."""
-    for row in rows_if_any(path):
-        if (row["judge"], row["version"]) == (judge.name, judge.version):
-            yield Verdict.model_validate(row)
+def kept_verdicts(path: Path, judge: Judge, keys: Mapping[str, str]) -> dict[str, Verdict]:
+    """{completion id: verdict} of the verdicts in `path` by this judge on what is judged now; other
+    judges' and others' may stand beside them. `keys`: {completion id: `judged_key`}.
+
+    Raises ValueError if the file holds verdicts of another version of this judge, or two that
+    differ on one completion.
+    """
+    found: dict[str, Verdict] = {}
+    for number, row in numbered_rows(path):
+        if row.get("judge") != judge.name:
+            continue
+        verdict = kept_verdict(row, f"{path}, line {number}")
+        if verdict.version != judge.version:
+            raise ValueError(
+                f"{path}, line {number}: a verdict of {judge.name} {verdict.version}, and this run "
+                f"has version {judge.version}. Verdicts of two versions are not mixed: delete the "
+                "file to ask again, or choose another run_dir."
+            )
+        if verdict.judged != keys.get(verdict.completion_id):
+            continue
+        verdict = verdict.model_copy(update={"judged": None})
+        if found.setdefault(verdict.completion_id, verdict) != verdict:
+            raise ValueError(
+                f"{path}, line {number}: another verdict of {judge.name} on completion "
+                f"{verdict.completion_id} stands in an earlier line. Delete the file to ask again."
+            )
+    return found
+
+
+def kept_verdict(row: Mapping[str, object], where: str) -> Verdict:
+    """A line of a verdicts file; ValueError if it is no Verdict."""
+    try:
+        return Verdict.model_validate(row)
+    except ValidationError as error:
+        raise ValueError(
+            f"{where}: not a Verdict: {first_fault(error)}. Delete the line to ask again."
+        ) from None
 
 
 def fresh_verdicts(
@@ -101,7 +134,7 @@ def fresh_verdicts(
     for an empty answer; that one is unscored."""
     pairs = zip(prompts, completions, strict=True)
     scorable = [(p, c) for p, c in pairs if c.error is None]
-    verdicts = iter(judge.score([p for p, _ in scorable], [c for _, c in scorable]))
+    verdicts = iter(scored(judge, [p for p, _ in scorable], [c for _, c in scorable]))
     return [next(verdicts) if c.error is None else no_verdict(judge, c) for c in completions]
 
 
@@ -135,7 +168,7 @@ class RememberingJudge:
         known = REMEMBERED.setdefault((self.name, self.version), {})
         pairs = zip(prompts, completions, strict=True)
         missing = list({c.id: (p, c) for p, c in pairs if c.id not in known}.values())
-        asked = self.judge.score([p for p, _ in missing], [c for _, c in missing])
+        asked = scored(self.judge, [p for p, _ in missing], [c for _, c in missing])
         fresh = {v.completion_id: v for v in asked}
         known |= {key: v for key, v in fresh.items() if not may_change(v, self.judge)}
         return [known.get(c.id) or fresh[c.id] for c in completions]

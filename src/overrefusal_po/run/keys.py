@@ -11,7 +11,7 @@ from pathlib import Path
 
 from overrefusal_po.records import check_regular, content_id
 
-NOT_KEYED = ("run_dir", "shard")
+NOT_KEYED = ("run_dir", "shard", "unscored_max")
 """Recipe keys that do not change what a run makes."""
 
 ENGINE_NOT_KEYED = (

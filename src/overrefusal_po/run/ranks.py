@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from overrefusal_po.run.folder import printable
+from overrefusal_po.run.unscored import RunFailed
 
 SECONDS_TO_BE_ENDED = 20.0
 """How long another rank waits before it speaks. A launcher ends all ranks soon after the first
@@ -27,14 +28,18 @@ ended, which may take seconds with torch loaded. So these words come if no other
 
 @contextmanager
 def speaking_once() -> Iterator[None]:
-    """Within, ValueError ends the process with exit code 2 and a sentence, and an interrupt with
-    130 and a sentence. In ranks other than the first nothing is said at once."""
+    """Within, ValueError ends the process with exit code 2 and a sentence, RunFailed with 1 and a
+    sentence, and an interrupt with 130 and one. Ranks other than the first say nothing at once."""
     try:
         yield
     except ValueError as error:
         wait_for_the_first()
         print(printable(f"overrefusal-po: {rank_words()}{error}"), file=sys.stderr)
         sys.exit(2)
+    except RunFailed as error:
+        wait_for_the_first()
+        print(printable(f"overrefusal-po: {rank_words()}{error}"), file=sys.stderr)
+        sys.exit(1)
     except SystemExit as end:
         # what typer makes of a KeyboardInterrupt
         if end.code == 130 and os.environ.get("RANK", "0") == "0":
