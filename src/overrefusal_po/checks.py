@@ -22,7 +22,7 @@ from overrefusal_po.plugins import make_judge
 from overrefusal_po.prompts import measured_prompts, read_source
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
-from overrefusal_po.run.complete import in_process, load_template
+from overrefusal_po.run.complete import check_template_engine, in_process, load_template
 from overrefusal_po.sources._local import local_rows
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.memory import (
@@ -80,6 +80,8 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     not exist yet."""
     named = not str(body.model["model_name_or_path"]).startswith("@")
     local = isinstance(body, TrainRecipe) or in_process(body.engine)
+    if not isinstance(body, TrainRecipe):
+        check_template_engine(body.engine, body.chat)
     template = load_template(body.model, body.chat) if named and local else None
     if isinstance(body, EvaluateRecipe):
         prompts, _ = check_evaluation(body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from overrefusal_po.model.chat import thinking_end as thinking_end
+from overrefusal_po.model.frame import thinking_end as thinking_end
 from overrefusal_po.records import Completion, Prompt
 
 EMPTY = "there is no response to judge (empty, or nothing after its thinking block)"

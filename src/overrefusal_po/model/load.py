@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from datetime import timedelta
@@ -170,6 +171,33 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_chat_template(path: str) -> str:
+    """The text of a file with a Jinja chat template; ValueError if it is none."""
+    from jinja2.exceptions import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8")
+        # transformers' own tags and statements: {% generation %}, {% break %}
+        plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
+        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"chat.template: {path} cannot be read ({error}). Give a text file with a Jinja chat "
+            "template; its path is relative to the recipe."
+        ) from None
+    except TemplateSyntaxError as error:
+        raise ValueError(
+            f"chat.template: {path}, line {error.lineno}: {error.message}. Fix the template."
+        ) from None
+    if "messages" not in text:
+        raise ValueError(
+            f"chat.template: {path} does not read `messages`, so it is no chat template."
+        )
+    return text
 
 
 def load_model(

@@ -109,7 +109,7 @@ class TripleTurns(NamedTuple):
         seed never decides if a triple fits.
         """
         prompt, harmful, safe = self.harmful.prompt_ids, self.harmful, self.safe
-        return len(prompt) + len(harmful.response_ids) - 1 + len(safe.response_ids)
+        return len(prompt) + len(harmful.answer_ids) + len(safe.response_ids)
 
 
 TOKENISED_TOGETHER = 256
@@ -176,8 +176,12 @@ def derta_rows(
 
 
 def rto_row(harmful: Turn, token: int, row_id: str) -> Row:
-    """The harmful response with the refusal token as each label, its end of turn too."""
-    prompt, response = harmful.prompt_ids, harmful.response_ids
+    """The harmful response with the refusal token as each label, its end of turn too.
+
+    What the template writes behind the end of turn is left out: nothing can be refused there.
+    """
+    prompt = harmful.prompt_ids
+    response = harmful.response_ids[: len(harmful.answer_ids) + 1]
     return Row(prompt + response, [IGNORED] * len(prompt) + [token] * len(response), "rto", row_id)
 
 
