@@ -335,9 +335,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with terminable():
             app(arguments, prog_name="overrefusal-po")
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         print(f"overrefusal-po: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of a KeyboardInterrupt
             print(

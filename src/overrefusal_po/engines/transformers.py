@@ -18,6 +18,7 @@ from overrefusal_po.engines._continuous import check_continuous, generate_contin
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.finite import FiniteLogits
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 if TYPE_CHECKING:
@@ -138,13 +139,18 @@ class TransformersEngine:
             # the seed follows from the batch's content, so every run draws the same from it
             ids = [prompt.id for prompt, _ in batch]
             torch.manual_seed(int(content_id(sampling.seed, sample, ids), 16) % 2**31)
+        watch = FiniteLogits(self.name)
         with torch.inference_mode():
-            # (batch, prompt + response); transformers does not annotate `generate`
-            output: torch.Tensor = self.model.generate(  # type: ignore[operator]
-                **inputs,
-                **self.options(sampling),
-                max_new_tokens=sampling.max_new_tokens,
-            )
+            try:
+                # (batch, prompt + response); transformers does not annotate `generate`
+                output: torch.Tensor = self.model.generate(  # type: ignore[operator]
+                    **inputs,
+                    **self.options(sampling),
+                    logits_processor=[watch],
+                    max_new_tokens=sampling.max_new_tokens,
+                )
+            finally:  # a draw from NaN is a RuntimeError, which says less
+                watch.check()
         width = inputs["input_ids"].shape[1]
         for (prompt, _), tokens in zip(batch, output[:, width:].tolist(), strict=True):
             yield self.completion(prompt, tokens, sampling, sample=sample)

@@ -17,6 +17,7 @@ from overrefusal_po.evaluate.entries import PerplexityEntry, TaskScores
 from overrefusal_po.evaluate.intervals import bootstrap, cluster_sums
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate, Turn
+from overrefusal_po.model.finite import NotFiniteError
 from overrefusal_po.records import Prompt
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ def perplexity(
         )
     turns = [template.turn(p.messages, str(p.reference)) for p in asked]
     losses = response_nats(model, turns, batch_size)
+    if not np.isfinite(losses).all():
+        raise NotFiniteError(
+            "The loss of a reference answer is NaN or infinite, so the model has no perplexity. "
+            "Load it in the number format that it was trained in (model.dtype)."
+        )
     rows = [
         (p.cluster, (nats, len(turn.response_ids)))
         for p, turn, nats in zip(asked, turns, losses, strict=True)

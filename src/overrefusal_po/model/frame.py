@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 SENTINEL = "\u2402content\u2403"
@@ -36,6 +37,33 @@ def thinking_end(response: str) -> int:
     if not tags:
         return 0
     return tags[-1].end() if tags[-1][1] else len(response)
+
+
+def read_chat_template(path: str) -> str:
+    """The text of a file with a Jinja chat template; ValueError if it is none."""
+    from jinja2.exceptions import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8")
+        # transformers' own tags and statements: {% generation %}, {% break %}
+        plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
+        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"chat.template: {path} cannot be read ({error}). Give a text file with a Jinja chat "
+            "template; its path is relative to the recipe."
+        ) from None
+    except TemplateSyntaxError as error:
+        raise ValueError(
+            f"chat.template: {path}, line {error.lineno}: {error.message}. Fix the template."
+        ) from None
+    if "messages" not in text:
+        raise ValueError(
+            f"chat.template: {path} does not read `messages`, so it is no chat template."
+        )
+    return text
 
 
 class Frame(NamedTuple):

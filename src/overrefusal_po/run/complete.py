@@ -31,6 +31,7 @@ from overrefusal_po.engines import (
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.frame import read_chat_template
 from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
@@ -60,7 +61,7 @@ def load_template(section: Mapping[str, object], chat: Chat) -> ChatTemplate:
     models.check_available(name, revision=revision, trust_remote_code=trust)
     tokenizer = models.load_tokenizer(name, revision=revision, trust_remote_code=trust)
     if chat.template is not None:
-        tokenizer.chat_template = models.read_chat_template(chat.template)
+        tokenizer.chat_template = read_chat_template(chat.template)
     return ChatTemplate(
         tokenizer, system_prompt=chat.system_prompt, template_kwargs=chat.chat_template_kwargs
     )

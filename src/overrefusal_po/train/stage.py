@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.finite import check_finite
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.plugins import make_judge
@@ -29,7 +30,7 @@ from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
-from overrefusal_po.train.finite import check_finite, finite_callback
+from overrefusal_po.train.finite import finite_callback
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
@@ -256,7 +257,7 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     if not run.writer:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
-    check_finite(model)
+    check_finite(model, "the trained model")
     probe = live_probe(trainer)
     summary = training_summary(trainer, run)
     if hasattr(model, "peft_config"):
