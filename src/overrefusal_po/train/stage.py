@@ -28,7 +28,7 @@ from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import Prompt, write_atomic
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
+from overrefusal_po.run.interrupts import drop_unusable, last_checkpoint
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
 from overrefusal_po.train.finite import finite_callback
 from overrefusal_po.train.lengths import warn_of_left_out
@@ -176,7 +176,7 @@ def write_data(
     recipe: TrainRecipe, run: Run, template: ChatTemplate, made: FirstData | None
 ) -> None:
     """Writes the data of the run unless they are there; the student answers first if it must."""
-    drop_incomplete(run.path / "checkpoints")
+    drop_unusable(run.path / "checkpoints")
     if made is None:
         return
     source, prepared = made
