@@ -220,8 +220,19 @@ class ChatTemplate:
         return self._open(messages) + self._frame.header
 
     def _open(self, messages: Sequence[Message]) -> str:
-        """The rendered conversation with the template's own generation prompt, if it has one."""
-        return self._render(self.messages(messages), add_generation_prompt=True)
+        """The rendered conversation with the template's own generation prompt, if it has one.
+
+        Raises ValueError for a template that leaves a system message out without a word.
+        """
+        rows = self.messages(messages)
+        text = self._render(rows, add_generation_prompt=True)
+        first = rows[0]["content"].strip()
+        if rows[0]["role"] == "system" and first not in text:
+            raise ValueError(
+                f"The chat template leaves the system message out ({first[:60]!r}). Take "
+                "chat.system_prompt out, or say it in the user turn."
+            )
+        return text
 
     def first_response_token(self, text: str) -> tuple[int, int]:
         """(id of the first token, number of tokens) of `text` at the start of a response."""

@@ -33,6 +33,7 @@ from overrefusal_po.train.derta_rows import (
     turn_length,
 )
 from overrefusal_po.train.derta_tree import TreeCollator, trees
+from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.lengths import Fitting, fit, group_by_length
 from overrefusal_po.train.policy import tokenizer_and_template
 from overrefusal_po.train.rows_trainer import rows_trainer
@@ -104,6 +105,7 @@ def derta_trainer(
             seed=config.seed,
             tree=tree,
         )
+    check_first_rows(triples, template)
     make = TreeCollator if tree else DertaCollator
     collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
     trainer = rows_trainer(

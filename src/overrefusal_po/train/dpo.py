@@ -21,6 +21,7 @@ from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.recipe.trl_fields import cache_folder
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
+from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.policy import frozen_copy, load_policy, tokenizer_and_template, trains_all
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import prepare as prepare
@@ -83,6 +84,7 @@ def dpo_trainer(
     prepared = prepared_pairs(
         pairs, template, max_length=config.max_length, opening=opening, too_long=too_long
     )
+    check_first_rows(prepared, template)
     policy = load_policy(model, peft_config)
     trainer = trainer_class(config, reference_store, shared_prefix)(
         model=policy,

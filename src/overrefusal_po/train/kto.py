@@ -34,6 +34,7 @@ from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair, content_id
 from overrefusal_po.train import preference
 from overrefusal_po.train.data import Prepared, Source, as_dataset
+from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.policy import frozen_copy, load_policy, tokenizer_and_template, trains_all
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import read as read
@@ -85,6 +86,7 @@ def kto_trainer(
         used = [pairs[at] for at in kept]
         pairs = side_rows(used, table.take(kept), vars(config), opening)
     assert pairs.rows is not None, "data without rows are not whole"
+    check_first_rows(pairs, template)
     warn_of_cut(pairs.rows, config.max_length)
     policy = load_policy(model, peft_config)
     if ref_model is None and trains_all(policy, peft_config):

@@ -29,6 +29,7 @@ from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
+from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.policy import load_policy, tokenizer_and_template
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import prepare as prepare
@@ -141,6 +142,7 @@ def orpo_trainer(
     prepared = prepared_pairs(
         pairs, template, max_length=config.max_length, opening=opening, too_long=too_long
     )
+    check_first_rows(prepared, template)
     trainer = ORPOTrainer(
         model=load_policy(model, peft_config),
         args=config,

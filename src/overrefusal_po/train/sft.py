@@ -25,6 +25,7 @@ from overrefusal_po.train.derta_rows import (
     sft_row,
     turn_length,
 )
+from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.lengths import fit, group_by_length, warn_of_left_out
 from overrefusal_po.train.policy import tokenizer_and_template
 from overrefusal_po.train.preference import read_any_pairs
@@ -67,6 +68,7 @@ def sft_trainer(
             prompts, template, max_length=config.max_length, too_long=too_long
         )
         warn_of_left_out(prompts.left_out)
+    check_first_rows(prompts, template)
     collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
     trainer = rows_trainer(
         model, prompts, config, tokenizer, collator, ref_model, peft_config, callbacks

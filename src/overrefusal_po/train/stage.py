@@ -31,6 +31,7 @@ from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_unusable, last_checkpoint
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
 from overrefusal_po.train.finite import finite_callback
+from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
@@ -150,6 +151,7 @@ def check_fit(recipe: TrainRecipe, prepared: Prepared, template: ChatTemplate) -
     """Raises ValueError if rows, template and model do not fit; warns of a missing BOS."""
     config = config_of(recipe.model)
     check_tied(recipe.model, config)
+    check_first_rows(prepared, template)
     check_vocabulary(prepared, template, config)
     if missing_bos(template):
         logger.warning(
