@@ -81,6 +81,59 @@ def test_a_label_on_the_prompt_is_refused(style: Style, helpful: list[Prompt]) -
         check_first_rows(prepared._replace(rows=wrong), style.template)
 
 
+MERGING = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|im_start|>' + m['content'] + ' => ' }}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+"""A prompt that ends with a blank, which is one token with a following word."""
+
+
+@pytest.mark.parametrize("method", FACTORIES)
+def test_a_boundary_that_merges_on_one_side_only_names_the_record(
+    method: str, styles: dict[str, Style], tmp_path: Path
+) -> None:
+    """ " Sorry" or " the" is one token; a blank and a digit are two."""
+    tokenizer = copy.deepcopy(styles["llama"].tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = MERGING
+    template = ChatTemplate(tokenizer)
+    prompt = Prompt.of("How do I stop it?", kind="harmful", reference="the end")
+    ids = tokenizer("=> 1", add_special_tokens=False)["input_ids"]
+    assert ids[:-1] == tokenizer("=> ", add_special_tokens=False)["input_ids"]
+    data: dict[str, Any] = {
+        "prompts": [prompt],
+        "pairs": [PreferencePair(id="p", prompt=prompt, chosen="1. Go", rejected="the end")],
+        "triples": [
+            Triple(prompt=prompt, safe_response="1. No", harmful_response="the end is here")
+        ],
+    }
+    settings = trainer_settings(tmp_path, 2)
+    own = {"refusal_opener": "1"} if method == "derta" else {}
+    # DeRTa looks for the refusal's first token before it reads a record
+    name = "" if method == "derta" else f"(Pair p|Prompt {prompt.id}): "
+    with pytest.raises(ValueError, match=rf"{name}.*tokens merge"):
+        FACTORIES[method]("no-model", data[EATS[method]], template=template, args=settings, **own)
+
+
+@pytest.mark.parametrize("method", FACTORIES)
+def test_every_factory_warns_of_prompts_without_bos(
+    method: str,
+    styles: dict[str, Style],
+    pairs: list[PreferencePair],
+    triples: list[Triple],
+    helpful: list[Prompt],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    style = styles["llama"]
+    tokenizer = copy.deepcopy(style.tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
+    data: Any = {"prompts": helpful, "triples": triples, "pairs": pairs}[EATS[method]]
+    settings = trainer_settings(tmp_path, 2)
+    FACTORIES[method](style.make_model(), data, template=ChatTemplate(tokenizer), args=settings)
+    assert caplog.text.count("missing_bos: the tokenizer begins plain text with") == 1
+
+
 def test_a_template_that_drops_the_system_message_is_a_sentence(styles: dict[str, Style]) -> None:
     tokenizer = copy.deepcopy(styles["qwen"].tokenizer)
     tokenizer.chat_template = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.inputs import clean_prompts, read_prompts
@@ -35,8 +36,12 @@ from overrefusal_po.train.memory import (
     widest_batch,
 )
 from overrefusal_po.train.method import method_module
+from overrefusal_po.train.model_checks import check_tied
 from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_fit, check_sources
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def check_file(path: Path) -> tuple[list[dict[str, object]], bool]:
@@ -96,13 +101,15 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         return f"{len(benign)} benign and {len(harmful)} harmful prompts"
     if template is None or any(str(value).startswith("@") for value in body.data.values()):
         return "takes what an earlier stage makes; checked when that is done"
+    config = config_of(body.model)
+    check_tied(body.model, config)
     prepared = check_sources(body, template)
-    check_fit(body, prepared, template)
-    memory = memory_of(body, prepared)
+    check_fit(prepared, template, config)
+    memory = memory_of(body, prepared, config)
     return f"{prepared.line}; memory of a device without sharding: {memory}"
 
 
-def memory_of(recipe: TrainRecipe, prepared: Prepared) -> Memory:
+def memory_of(recipe: TrainRecipe, prepared: Prepared, config: PretrainedConfig) -> Memory:
     """What a training takes at its peak.
 
     DeRTa's rows count as long as they may be, since a model may still write them.
@@ -113,7 +120,7 @@ def memory_of(recipe: TrainRecipe, prepared: Prepared) -> Memory:
         batch = Batch(tokens, tokens)
     else:
         batch = widest_batch(recipe, prepared.lengths)
-    shape = shape_of(config_of(recipe.model), recipe.model)
+    shape = shape_of(config, recipe.model)
     return estimate(
         shape, recipe, batch, *device_memory(use_cpu=bool(recipe.trainer.get("use_cpu")))
     )

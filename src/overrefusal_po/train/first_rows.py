@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.records import Message, PreferencePair, Prompt, Triple
 from overrefusal_po.train.data import Prepared, TrainingRecord
+from overrefusal_po.train.model_checks import warn_of_missing_bos
 
 FIRST = 4
 """Rows that are looked at."""
@@ -32,10 +33,14 @@ class Part(NamedTuple):
 
 
 def check_first_rows(prepared: Prepared, template: ChatTemplate) -> None:
-    """Raises ValueError if one of the first rows is not its record as the template renders it."""
+    """Raises ValueError if one of the first rows is not its record as the template renders it.
+
+    Warns of prompts without BOS. Rows that were loaded have no records, and were checked before.
+    """
     records = [*prepared.records, *prepared.helpful]
     if prepared.rows is None or not records:
         return
+    warn_of_missing_bos(template)
     for number in range(min(FIRST, len(prepared.rows))):
         for part in parts_of(prepared.rows[number]):
             check_part(number, part, records, template)

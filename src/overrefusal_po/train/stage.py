@@ -35,7 +35,7 @@ from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
-from overrefusal_po.train.model_checks import check_tied, check_vocabulary, missing_bos
+from overrefusal_po.train.model_checks import check_tied, check_vocabulary, warn_of_missing_bos
 from overrefusal_po.train.resume import resumable
 from overrefusal_po.train.saved import check_saved, live_probe
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
@@ -45,7 +45,7 @@ from overrefusal_po.train.trackers import check_trackers, tracker_callback
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from transformers import Trainer, TrainingArguments
+    from transformers import PretrainedConfig, Trainer, TrainingArguments
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -132,9 +132,10 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
     """
     if is_saved(run.path):
         return None
-    check_tied(recipe.model, config_of(recipe.model))
+    config = config_of(recipe.model)
+    check_tied(recipe.model, config)
     source, prepared = read_and_prepare(recipe, template)
-    check_fit(recipe, prepared, template)
+    check_fit(prepared, template, config)
     return FirstData(source, prepared)
 
 
@@ -147,18 +148,12 @@ def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Sourc
     return source, prepared
 
 
-def check_fit(recipe: TrainRecipe, prepared: Prepared, template: ChatTemplate) -> None:
+def check_fit(prepared: Prepared, template: ChatTemplate, config: PretrainedConfig) -> None:
     """Raises ValueError if rows, template and model do not fit; warns of a missing BOS."""
-    config = config_of(recipe.model)
-    check_tied(recipe.model, config)
     check_first_rows(prepared, template)
     check_vocabulary(prepared, template, config)
-    if missing_bos(template):
-        logger.warning(
-            "missing_bos: the tokenizer begins plain text with %r, and the chat template begins no "
-            "prompt with it. If the model was trained with it, its template lacks it.",
-            template.tokenizer.bos_token,
-        )
+    if prepared.rows is None:  # else `check_first_rows` has warned
+        warn_of_missing_bos(template)
 
 
 def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
@@ -186,7 +181,7 @@ def write_data(
     if source.asked:
         said = student_answers(recipe, run, template, source.asked)
         prepared = method_module(recipe.method).prepare(recipe, source, template, said)
-        check_fit(recipe, prepared, template)
+        check_fit(prepared, template, config_of(recipe.model))
         logger.info("data, with what the student said: %s", prepared.line)
     warn_of_left_out(prepared.left_out)
     prepared.save(run.path)
