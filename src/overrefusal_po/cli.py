@@ -10,7 +10,6 @@ interrupted (the same command goes on).
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -100,9 +99,9 @@ def check(
 
         bodies = {above: single(stage) for above, stage in stages.items()}
         for above, body in bodies.items():
-            print(f"{above}data: {check_data(body)}")
+            terminal.say(f"{above}data: {check_data(body)}")
         check_stages_apart(bodies)
-    print(f"{recipe} is valid.")
+    terminal.say(f"{recipe} is valid.")
 
 
 def check_rows(path: Path, as_json: bool) -> None:
@@ -112,9 +111,14 @@ def check_rows(path: Path, as_json: bool) -> None:
     found, stops = check_file(path)
     for row in found:
         words = "  ".join(str(value) for value in row.values())
-        print(json.dumps(row, ensure_ascii=False) if as_json else words)
+        if as_json:
+            terminal.say_json(row)
+        else:
+            terminal.say(words)
     if not as_json:
-        print(f"{path}: {len(found)} findings" + (", and some stop a training." if stops else "."))
+        terminal.say(
+            f"{path}: {len(found)} findings" + (", and some stop a training." if stops else ".")
+        )
     if stops:
         sys.exit(2)
 
@@ -137,7 +141,7 @@ def explain(
     if key.split(".")[0] == "stages" and without_stage(key) != key:
         stages = {above: stage for above, stage in stages.items() if key.startswith(above)}
     known = contexts(method) if recipe is None or method else recipe_contexts(stages)
-    print(explanation(key, known))
+    terminal.say(explanation(key, known))
     for above, stage in stages.items():
         rows = describe(stage, everything=True)
         terminal.print_keys([row for row in rows if row[0] == without_stage(key)], above)
@@ -162,7 +166,7 @@ def judge(
     --model=my-judge."""
     scorer = plugins.make_judge(judge_spec(name, context.args))
     for verdict in scorer.score(*read_responses(file)):
-        print(json.dumps(verdict_row(verdict), ensure_ascii=False))
+        terminal.say_json(verdict_row(verdict))
 
 
 def read_responses(file: Path) -> tuple[list[Prompt], list[Completion]]:
@@ -232,7 +236,7 @@ def certify(
     head, *cells = certificates.certificate_table(found)
     terminal.print_table(head, cells, width=200)
     write_atomic(out, found.model_dump_json(indent=1) + "\n")
-    print(f"certificate: {out} ({found.judge} {found.version})")
+    terminal.say(f"certificate: {out} ({found.judge} {found.version})")
 
 
 def judge_spec(name: str, overrides: Sequence[str]) -> dict[str, object]:
@@ -254,7 +258,7 @@ def merge(
     # a shard may have stopped at a source of rejects that it did not need; the whole run then asks
     # for the rest
     for name, rows in merge_shards(folder, incomplete=True).items():
-        print(f"{folder / name}: {rows} completions of {count} shards, each once")
+        terminal.say(f"{folder / name}: {rows} completions of {count} shards, each once")
     print("The same recipe without --shard goes on from here.")
 
 
@@ -268,7 +272,7 @@ def report(
     seeds, it shows the mean and the range."""
     from overrefusal_po.report.page import write_report
 
-    print(write_report(*folders))
+    terminal.say(write_report(*folders))
 
 
 @app.command()
@@ -282,7 +286,7 @@ def card(
     """Write the model card (README.md) beside a trained model, with its results in the metadata."""
     from overrefusal_po.report.card import write_card
 
-    print(write_card(folder, run=name))
+    terminal.say(write_card(folder, run=name))
 
 
 @app.command(name="list")
@@ -307,7 +311,7 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the recipes")
         raise ValueError(f"{target} is there already. Choose another folder, or delete it.")
     shutil.copytree(recipes_folder(), target)
     names = sorted(str(path.relative_to(target)) for path in target.rglob("*.yaml"))
-    print(f"{target}: {', '.join(names)}")
+    terminal.say(f"{target}: {', '.join(names)}")
 
 
 def recipes_folder() -> Path:
@@ -336,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with terminable():
             app(arguments, prog_name="overrefusal-po")
     except (ValueError, FloatingPointError) as error:
-        print(f"overrefusal-po: {error}", file=sys.stderr)
+        terminal.say(f"overrefusal-po: {error}", error=True)
         sys.exit(2 if isinstance(error, ValueError) else 1)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of a KeyboardInterrupt

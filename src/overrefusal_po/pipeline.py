@@ -26,7 +26,7 @@ from overrefusal_po.recipe.files import read_recipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.overrides import dotted, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
-from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
+from overrefusal_po.records import Outcome, content_id, read_jsonl, read_state, write_atomic
 from overrefusal_po.report.pipeline_summary import (
     StageMetrics,
     StageRecipe,
@@ -247,7 +247,7 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
 def path_hash(path: Path) -> str:
     """The key of the stage that made this output, else the hash of the path's content."""
     status = path.parent / "status.json"
-    if path.is_dir() and status.is_file() and (key := json.loads(status.read_text()).get("key")):
+    if path.is_dir() and status.is_file() and (key := read_state(status).get("key")):
         return str(key)
     return file_hash(path)
 

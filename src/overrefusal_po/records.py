@@ -211,6 +211,9 @@ class Outcome(Record):
     verdict: Verdict
 
 
+START_OVER = "Restore the file, or delete its folder and run the same command again."
+"""What to do about a damaged file of a run."""
+
 R = TypeVar("R", bound=BaseModel)
 
 
@@ -261,6 +264,34 @@ def json_object(raw: bytes, file: Path, number: int) -> JsonObject | None:
             f"{file}, line {number}, column 1: expected a JSON object ({{...}}), got "
             f"{type(value).__name__}."
         )
+    return value
+
+
+# Any: JSON of several files
+def read_state(
+    path: str | os.PathLike[str], needed: Iterable[str] = (), *, remedy: str = START_OVER
+) -> dict[str, Any]:
+    """The JSON object of a file that a run wrote, with the keys `needed`.
+
+    Such a file is written whole, so a fault means that a disk lost it or that somebody edited it:
+    ValueError with the file, the place and `remedy`, a sentence on what to do.
+    """
+    file = Path(path)
+    try:
+        value = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}). {remedy}") from None
+    except RecursionError:
+        raise ValueError(f"{file} is damaged (it is nested too deeply). {remedy}") from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{file} is damaged or was edited ({error}). {remedy}") from None
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{file} is damaged or was edited (a JSON object was expected, it holds "
+            f"{type(value).__name__}). {remedy}"
+        )
+    if missing := [key for key in needed if key not in value]:
+        raise ValueError(f"{file} was edited (it has no {missing[0]!r}). {remedy}")
     return value
 
 

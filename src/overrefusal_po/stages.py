@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from overrefusal_po.recipe.load import Recipe
 from overrefusal_po.recipe.schema import CurateRecipe, PipelineRecipe
-from overrefusal_po.records import write_atomic
+from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report import terminal
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run_pipeline_recipe(recipe: Recipe) -> None:
     if not (folder / "summary.json").is_file():
         return
     terminal.print_summary(folder)
-    runs = json.loads((folder / "summary.json").read_text())["runs"]
+    runs = read_state(folder / "summary.json", ["runs"])["runs"]
     if failed := {run["name"]: found for run in runs if (found := gate_failures(run))}:
         refuse_at_gate(failed, folder)
 
@@ -124,10 +124,10 @@ def refuse_at_gate(failed: Mapping[str, list[str]], folder: Path) -> NoReturn:
     hold."""
     lines = [f"{name}: {sentence}" for name, sentences in failed.items() for sentence in sentences]
     status = folder / "status.json"
-    known = json.loads(status.read_text())
+    known = read_state(status)
     write_atomic(
         status, json.dumps({**known, "exit_code": 3, "message": " ".join(lines)}, indent=1)
     )
     for line in lines:
-        print(f"overrefusal-po: the gate failed. {line}", file=sys.stderr)
+        terminal.say(f"overrefusal-po: the gate failed. {line}", error=True)
     sys.exit(3)

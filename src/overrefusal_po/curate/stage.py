@@ -54,7 +54,7 @@ from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.row_checks import row_findings, side_verdicts
 from overrefusal_po.pairs.token_checks import control_tokens
 from overrefusal_po.recipe.schema import CurateRecipe
-from overrefusal_po.records import PreferencePair, Prompt, write_atomic, write_jsonl
+from overrefusal_po.records import PreferencePair, Prompt, read_state, write_atomic, write_jsonl
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.shards import shard_prompts
 
@@ -90,7 +90,7 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
             write_jsonl(run.path / f"{recipe.makes}.jsonl", made.rows)
         write_atomic(run.path / "summary.json", json.dumps(summary, indent=1))
         run.finish(summary)
-    done: dict[str, Any] = json.loads((run.path / "summary.json").read_text())
+    done: dict[str, Any] = read_state(run.path / "summary.json")
     return done
 
 

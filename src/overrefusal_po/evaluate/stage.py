@@ -30,7 +30,15 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.plugins import engine_note, make_judge, source_note, split_spec
 from overrefusal_po.prompts import measured_prompts
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, write_atomic, write_jsonl
+from overrefusal_po.records import (
+    Completion,
+    Outcome,
+    Prompt,
+    Verdict,
+    read_state,
+    write_atomic,
+    write_jsonl,
+)
 from overrefusal_po.run.complete import (
     complete,
     engine_for,
@@ -95,8 +103,8 @@ def evaluate(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
         metrics = measure(recipe, run)
         write_atomic(run.path / "metrics.json", json.dumps(metrics, indent=1))
         run.finish({key: metrics[key] for key in ("harmful_refused", "benign_answered", "f1")})
-    found: MetricsEntry = json.loads((run.path / "metrics.json").read_text())
-    return found
+    needed = ("name", "n", "intervals", "unscored", "harmful_refused", "benign_answered", "f1")
+    return cast(MetricsEntry, read_state(run.path / "metrics.json", needed))
 
 
 def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:

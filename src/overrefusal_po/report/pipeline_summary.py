@@ -19,7 +19,7 @@ from overrefusal_po.evaluate.entries import MeasuredEntry, MetricsEntry
 from overrefusal_po.evaluate.labels import blinded_sample
 from overrefusal_po.evaluate.metrics import State
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
-from overrefusal_po.records import Kind, Outcome, write_atomic
+from overrefusal_po.records import Kind, Outcome, read_state, write_atomic
 from overrefusal_po.report.samples import SampleEntry, sample_entries
 from overrefusal_po.run.environment import environment
 
@@ -85,7 +85,7 @@ def make_summary(
         "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
         "samples": sample_entries(outcomes),
         "measured": {**runs[-1]["measured"], "notes": reader_notes(runs, stages)},
-        "seconds": sum(json.loads(file.read_text()).get("seconds", 0) for file in status_files),
+        "seconds": sum(read_state(file).get("seconds", 0) for file in status_files),
         "versions": known["versions"],
         "hardware": known["hardware"],
     }

@@ -21,7 +21,7 @@ from pydantic.json_schema import models_json_schema
 from typing_extensions import TypedDict
 
 from overrefusal_po.evaluate.metrics import ScoredState
-from overrefusal_po.records import Kind, Outcome, Refusal, first_fault, read_jsonl
+from overrefusal_po.records import Kind, Outcome, Refusal, first_fault, read_jsonl, read_state
 from overrefusal_po.report.samples import sample_entries
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -269,7 +269,7 @@ def evaluation_summary(folder: Path) -> Summary:
     metrics = parsed(Metrics, file.read_bytes(), fault)
     outcomes = read_jsonl(rows, Outcome) if rows.is_file() else []
     manifest = folder / "manifest.json"
-    known = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    known = read_state(manifest) if manifest.is_file() else {}
     ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.stat().st_mtime))
     samples = sample_entries({metrics.name: outcomes})
     return Summary(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+
+from overrefusal_po.records import read_state
+from overrefusal_po.report.texts import visible
 
 logger = logging.getLogger("overrefusal_po")
 
@@ -39,22 +44,43 @@ StageResult = Mapping[str, Any]
 """What a stage returns: its rates and counts, with intervals where they are measured."""
 
 
+class Visible(logging.Formatter):
+    """Log lines without control bytes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, as `say` would print it."""
+        return str(visible(super().format(record)))
+
+
 def set_up_logging(first: bool) -> None:
     """Our log at info level on rank 0, at warning level on the others."""
     if not logger.handlers:
         handler = RichHandler(
             console=Console(stderr=True), show_path=False, show_level=False, markup=False
         )
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(Visible("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if first else logging.WARNING)
+
+
+def say(*words: object, error: bool = False) -> None:
+    """Prints a line to stdout or stderr, without control bytes: part of it may come from a model, a
+    server or a file, and a terminal would obey them."""
+    print(*(visible(str(word)) for word in words), file=sys.stderr if error else sys.stdout)
+
+
+def say_json(row: object) -> None:
+    """Prints a value as one line of JSON with readable letters. All control characters are escaped,
+    those above 127 too."""
+    text = json.dumps(row, ensure_ascii=False)
+    print(re.sub(r"[\x7f-\x9f]", lambda sign: f"\\u{ord(sign[0]):04x}", text))
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, width: int | None) -> None:
     """Prints a table without lines. `width` None: as wide as the terminal."""
     table = Table(*head, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*[escape(cell) for cell in row])
+        table.add_row(*[escape(str(visible(cell))) for cell in row])
     Console(width=width).print(table)
 
 
@@ -63,7 +89,10 @@ def print_keys(rows: Iterable[tuple[str, object, str]], above: str = "") -> None
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, value, origin in rows:
         text = value if isinstance(value, str) else json.dumps(value)
-        table.add_row(escape(f"{above}{key}"), escape(text), f"[dim]{escape(origin)}[/dim]")
+        table.add_row(
+            *[escape(str(visible(cell))) for cell in (f"{above}{key}", text)],
+            f"[dim]{escape(origin)}[/dim]",
+        )
     Console(soft_wrap=True, highlight=False).print(table)
 
 
@@ -72,17 +101,17 @@ def print_result(found: StageResult) -> None:
     for key, value in found.items():
         if key in found.get("intervals", ()):
             counts = f"n = {found['n'][key]}, unscored {found['unscored'][key]}"
-            print(f"{key}: {with_interval(found, key)} ({counts})")
+            say(f"{key}: {with_interval(found, key)} ({counts})")
         elif not isinstance(value, dict) or (value and key in SHOWN_COUNTS):
-            print(f"{key}: {value}")
+            say(f"{key}: {value}")
 
 
 def print_summary(folder: Path) -> None:
     """Prints the last lines of a pipeline: the report's place and a row for each run."""
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_state(folder / "summary.json", ["runs"])
     rates = ("harmful_refused", "benign_answered", "f1")
     rows = [[run["name"], *(with_interval(run, key) for key in rates)] for run in summary["runs"]]
-    print(f"report: {folder / 'report.html'}")
+    say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
 
 

@@ -84,7 +84,9 @@ def whole_records(path: Path, record: type[R]) -> Iterator[R]:
             except ValidationError as error:
                 fault = error.errors()[0]["msg"]
                 raise ValueError(
-                    f"{path}, line {number}: not a {record.__name__} ({fault})"
+                    f"{path}, line {number}: not a {record.__name__} ({fault}). A run wrote this "
+                    "file, so it is damaged or was edited. Delete the line, and the same command "
+                    "makes it again."
                 ) from None
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from overrefusal_po.records import write_atomic
+from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.run.environment import environment
 from overrefusal_po.run.keys import keyed, run_key
 
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 LAYOUT = 2
 """The version of a run folder's files, in status.json. Raise it when you rename a file or a key."""
+
+
+SPELT = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+"""Control characters -> how a log spells them."""
 
 
 class Run:
@@ -79,7 +83,7 @@ class Run:
         from filelock import FileLock, Timeout
 
         check_own(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_private(self.path)
         self._lock = FileLock(self.path / ".lock")
         try:
             self._lock.acquire(timeout=0)
@@ -103,7 +107,7 @@ class Run:
 
     def _open_log(self) -> None:
         handler = logging.FileHandler(self.path / "log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        handler.setFormatter(Printable("%(asctime)s %(levelname)s %(name)s %(message)s"))
         self._log = handler
         logging.getLogger("overrefusal_po").addHandler(handler)
 
@@ -125,7 +129,7 @@ class Run:
         """What differs between the folder's recipe and inputs and those of this run."""
         from overrefusal_po.recipe.overrides import dotted
 
-        there = dict(dotted(keyed(yaml.safe_load((self.path / "recipe.yaml").read_text()) or {})))
+        there = dict(dotted(keyed(self._written_recipe())))
         now = dict(dotted(keyed(self.resolved)))
         return [
             f"{key} ({there.get(key)!r} there, {now.get(key)!r} now)"
@@ -136,6 +140,14 @@ class Run:
             for key in {**known_inputs, **self.inputs}
             if known_inputs.get(key) != self.inputs.get(key)
         ]
+
+    def _written_recipe(self) -> dict[str, object]:
+        """The folder's recipe.yaml, empty if it is damaged: then only the inputs are compared."""
+        try:
+            found = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def key(self) -> str:
@@ -151,7 +163,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """status.json, or an empty mapping."""
         file = self.path / "status.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return read_state(file, ["state", "key"]) if file.is_file() else {}
 
     def _write_status(self, state: str, extra: Mapping[str, object] | None = None) -> None:
         seconds = self.status().get("seconds", 0) + time.time() - self.started
@@ -208,7 +220,7 @@ class Run:
             self.fail(exit_code(error), f"{type(error).__name__}: {error}")
             if self._log is not None:
                 with (self.path / "log").open("a", encoding="utf-8") as log:
-                    log.write("".join(traceback.format_exception(error)))
+                    log.write(printable("".join(traceback.format_exception(error))))
         self.close()
 
 
@@ -219,11 +231,41 @@ def exit_code(error: BaseException) -> int:
     return 2 if isinstance(error, ValueError) else 1
 
 
-def check_own(folder: Path) -> None:
-    """Raises ValueError unless a folder is new, empty, a run's, or holds the shards of one.
+class Printable(logging.Formatter):
+    """Log lines without control bytes, which a terminal that shows the log would obey."""
 
-    A run replaces and deletes files in its folder, and those of somebody else must stay.
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with `printable` text."""
+        return printable(super().format(record))
+
+
+def printable(text: str) -> str:
+    r"""A text with its control characters spelt out (`\x1b`). Tabs and line ends stay."""
+    return text.translate(SPELT)
+
+
+def make_private(folder: Path) -> None:
+    """Creates a folder, and what is missing above it, that only its owner may enter (mode 0700):
+    responses of a model may be harmful. A folder that exists keeps its mode."""
+    for path in reversed([folder, *folder.parents]):
+        if not path.exists():
+            path.mkdir(mode=0o700, exist_ok=True)
+
+
+def check_own(folder: Path) -> None:
+    """Raises ValueError unless a folder is new, empty, a run's, or holds the shards of one; and if
+    a link is in it.
+
+    A run replaces and deletes files in its folder. Those of somebody else must stay, and a link
+    would let it write to theirs.
     """
+    for path in [*folder.glob("*"), *folder.glob("checkpoints/*")]:
+        if path.is_symlink():
+            raise ValueError(
+                f"run_dir: {path} is a link (to {path.readlink()}). A run writes into its own "
+                "folder and follows no links. Delete the link, or let run_dir itself lead to the "
+                "other disk."
+            )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run_dir: {folder} is a file. Give the path of a new or an empty folder.")
     if not folder.is_dir() or (folder / "status.json").is_file():

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from overrefusal_po.recipe.sections import Shard
-from overrefusal_po.records import Prompt
+from overrefusal_po.records import Prompt, read_state
 from overrefusal_po.run.appender import rows_if_any
 
 PARTS = ("jsonl", "failed.jsonl", "ledger.jsonl")
@@ -43,7 +43,7 @@ def check_done(folder: Path) -> int:
     the first."""
     shards = shard_folders(folder)
     found = {
-        s.name: json.loads(file.read_text())
+        s.name: read_state(file, ["state", "key"])
         for s in shards
         if (file := s / "status.json").is_file()
     }
@@ -146,7 +146,7 @@ def check_complete(shards: Iterable[Path], name: str) -> None:
     twice."""
     seen: Counter[CompletionKey] = Counter()
     for shard in shards:
-        tally = json.loads((shard / f"{name}.tally.json").read_text())
+        tally = read_state(shard / f"{name}.tally.json", ["completed", "failed"])
         for part, count in (
             (f"{name}.jsonl", tally["completed"]),
             (f"{name}.failed.jsonl", tally["failed"]),

@@ -25,7 +25,7 @@ from overrefusal_po.plugins import make_judge
 from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
-from overrefusal_po.records import Prompt, write_atomic
+from overrefusal_po.records import Prompt, read_state, write_atomic
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_unusable, last_checkpoint
@@ -77,7 +77,7 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
             run_training(recipe, trainer, run, template)
             save(trainer, recipe, template, run)
             state.wait_for_everyone()
-        summary: dict[str, Any] = json.loads((run.path / "training.json").read_text())["summary"]
+        summary: dict[str, Any] = read_state(run.path / "training.json", ["summary"])["summary"]
     return summary
 
 
@@ -225,7 +225,7 @@ def note_processes(run: Run, number: int) -> None:
     Batches would be others, and the epoch would go back: the result is not that of one training.
     """
     file = run.path / "processes.json"
-    known = json.loads(file.read_text())["processes"] if file.is_file() else number
+    known = read_state(file, ["processes"])["processes"] if file.is_file() else number
     if known != number and last_checkpoint(run.path / "checkpoints") is not None:
         raise ValueError(
             f"{run.path} holds checkpoints of a training with {known} processes, and {number} were "
@@ -289,7 +289,7 @@ def training_summary(trainer: Trainer, run: Run) -> dict[str, Any]:
         "model": str(run.path / "model"),
     }
     if (run.path / "too_long.json").is_file():
-        left_out = json.loads((run.path / "too_long.json").read_text())
+        left_out = read_state(run.path / "too_long.json")
         summary["too_long"] = {
             f"{name}s": f"{row['left_out']} of {row['of']}" for name, row in left_out.items()
         }
