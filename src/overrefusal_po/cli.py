@@ -110,11 +110,10 @@ def check_rows(path: Path, as_json: bool) -> None:
 
     found, stops = check_file(path)
     for row in found:
-        words = "  ".join(str(value) for value in row.values())
         if as_json:
             terminal.say_json(row)
         else:
-            terminal.say(words)
+            terminal.say("  ".join(str(value) for value in row.values()))
     if not as_json:
         terminal.say(
             f"{path}: {len(found)} findings" + (", and some stop a training." if stops else ".")

@@ -215,8 +215,7 @@ def load_model(
     if Path(name).is_dir():
         check_model_files(Path(name))
     with named_faults(name):
-        model: PreTrainedModel
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolve(name),
             revision=revision,
             dtype=dtype or default_dtype(),
@@ -226,7 +225,9 @@ def load_model(
             ignore_mismatched_sizes=True,  # `check_tensors` names them
             **extra,
         )
-    check_tensors(name, info)
+    # a tuple with `output_loading_info`, which transformers' type leaves out
+    model: PreTrainedModel = loaded[0]
+    check_tensors(name, loaded[1])
     check_finite(model, name)
     for module in model.modules():
         # At the first CPU pass in eval mode bitsandbytes 0.50 repacks 4-bit weights into a form

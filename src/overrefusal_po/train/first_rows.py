@@ -59,15 +59,15 @@ def parts_of(row: Mapping[str, Any]) -> Iterator[Part]:  # Any: columns of sever
     if row.get("kind") in ("sft", "prefix", "rto"):
         labels, ids = list(row["labels"]), list(row["input_ids"])
         start = next((at for at, label in enumerate(labels) if label != -100), len(ids))
-        field = {"sft": "reference", "prefix": "safe_response", "rto": "harmful_response"}
-        yield Part(ids[:start], ids[start:], field[row["kind"]])
+        named = {"sft": "reference", "prefix": "safe_response", "rto": "harmful_response"}
+        yield Part(ids[:start], ids[start:], named[row["kind"]])
 
 
 def check_part(
     number: int, part: Part, records: Sequence[TrainingRecord], template: ChatTemplate
 ) -> None:
     """Raises ValueError unless a record gives this part."""
-    shown = squeezed(template.tokenizer.decode(part.prompt))
+    shown = squeezed(str(template.tokenizer.decode(part.prompt)))
     likely = [r for r in records if squeezed(template.content(asked(r)[-1])) in shown]
     for record in likely or records[:CANDIDATES]:
         if (said := response(record, part.side_of)) is None:

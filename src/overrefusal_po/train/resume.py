@@ -136,7 +136,7 @@ class InterruptionEvents:
         """Notes the hashes of the checkpoint's files, and stops once it is written."""
         self.trainer.accelerator.wait_for_everyone()
         if self.trainer.accelerator.is_main_process:
-            write_checkpoint_hashes(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            write_checkpoint_hashes(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
         if self.stopping:
             self.trainer.accelerator.wait_for_everyone()
             step = state.global_step
