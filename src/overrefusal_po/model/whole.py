@@ -19,8 +19,12 @@ from overrefusal_po.records import write_atomic
 CHANGEABLE = ("README.md", "generation_config.json", ".gitattributes")
 """Files of a model that people may edit without another model coming of it."""
 
-KNOWN_EXTRA = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(?:masked_)?bias$")
-"""Buffers that old checkpoints hold and that newer code computes."""
+KNOWN_EXTRA = re.compile(
+    r"rotary_emb\.inv_freq$|\.attn\.(?:masked_)?bias$"
+    r"|^(?:model\.)?(?:vision_|visual\.|audio_|multi_modal_projector\.|image_newline)"
+)
+"""Buffers that newer code computes, and the parts for pictures and sound of a model whose text part
+is loaded alone."""
 
 NOT_READ = ("missing_keys", "mismatched_keys")
 
