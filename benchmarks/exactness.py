@@ -7,7 +7,7 @@ real pairs.
 A case is one optimizer step by `trainer.train()` (SGD with learning rate 0: nothing moves); the
 logged loss and the gradient that the optimizer is handed are compared. Cases are full/...,
 lora/..., qlora/... (nf4, computing in float32), qlora-auto/... (nf4 as the recipes load it:
-computing in bfloat16 where the CPU has it), orpo/..., derta/... and two/...; `--only` takes
+computing in bfloat16 where the CPU has it), orpo/..., derta/..., two/... and cuts/...; `--only` takes
 beginnings of their names. Loss types are those that TRL's DPOConfig names. TRL knows no DeRTa: the
 plain side of derta/... is its SFTTrainer on the rows and labels of our collator, so that what is
 compared there is the tree of rows alone. The policy is its reference with seeded noise, so that no
@@ -20,7 +20,10 @@ both losses. With B pairs in each process that is, for a loss that is a mean ove
 process has on the 2B pairs. A mean over tokens (sft) or a sort over the batch (aot) is not: for
 these the partner is plain TRL in two processes.
 
-Ends with 1 and a line for each difference above its bound (BOUND).
+cuts/...: the same step on the same four pairs, cut into micro-batches of 4, 2 and 1. TRL's depends
+on the cut, so ours is compared with ours: 4 x 1 is the plain side, and the bound is 1e-5.
+
+Ends with 1 and a line for each difference above its bound (BOUND, CUT_BOUND).
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ WAYS = {
     "shared": "ours, shared prefix",
     "store": "ours, shared prefix and store",
 }
+CUTS = {"2x2": "ours, 2 x 2", "1x4": "ours, 1 x 4"}
+CUT_BOUND = 1e-5
 SIGMOID = {"loss_type": ["sigmoid"]}
 COMBINED: dict[str, dict[str, Any]] = {
     "sigmoid+sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]},
@@ -134,13 +139,15 @@ def main() -> None:
         raise SystemExit(f"--only {' '.join(options.only)}: no case begins so")
     wrong = []
     for section in dict.fromkeys(case.name.split("/")[0] for case in chosen):
-        columns = [section, "plain loss", *WAYS.values(), "allowed"]
+        ways, plain = (CUTS, "loss of 4 x 1") if section == "cuts" else (WAYS, "plain loss")
+        columns = [section, plain, *ways.values(), "allowed"]
         print(f"\n| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|", flush=True)
         some = [case for case in chosen if case.name.split("/")[0] == section]
-        for case, loss, gaps, bound in (two if section == "two" else alone)(options, some):
+        finder = {"two": two, "cuts": cuts}.get(section, alone)
+        for case, loss, gaps, bound in finder(options, some):
             texts = [
                 " / ".join(f"{value:.0e}" for value in gaps[way]) if way in gaps else "-"
-                for way in WAYS
+                for way in ways
             ]
             allowed = "-" if bound is None else f"{bound:.0e}"
             print(f"| {case.name} | {loss:.4f} | {' | '.join(texts)} | {allowed} |", flush=True)
@@ -218,6 +225,9 @@ def cases() -> list[Case]:
                 world=1,
             )
         )
+    recipe = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.1]}  # recipes/dpo.yaml
+    found.append(Case("cuts/lora/sigmoid+sft", "lora", keys=recipe, ways=tuple(CUTS)))
+    found.append(Case("cuts/lora/orpo", "lora", "orpo", ways=tuple(CUTS)))
     for name in (
         "sigmoid",
         "sigmoid+sft",
@@ -240,7 +250,8 @@ def failures(case: Case, gaps: dict[str, Gap], bound: float | None) -> Iterator[
     """A line for each difference above the bound; a NaN is above it."""
     for way, value in gaps.items():
         if bound is not None and not all(number <= bound for number in value):
-            yield f"{case.name}, {WAYS[way]}: {value} to plain TRL; allowed is {bound:g}"
+            name = {**WAYS, **CUTS}[way]
+            yield f"{case.name}, {name}: {value} to the plain side; allowed is {bound:g}"
 
 
 # -------------------------------------------------------------------------------------------- steps
@@ -260,6 +271,25 @@ def alone(options: argparse.Namespace, chosen: list[Case]) -> Iterator[Found]:
             yield Found(
                 case, plain.loss, gaps, None if case.name.endswith(ROUNDED) else BOUND[dtype]
             )
+
+
+def cuts(options: argparse.Namespace, chosen: list[Case]) -> Iterator[Found]:
+    """Our step on four pairs in one micro-batch, against the same in two and in four."""
+    four = argparse.Namespace(**{**vars(options), "pairs": 4})
+    for case in chosen:
+        base = load(four, case.kind)
+
+        def cut(size: int, case: Case = case, base: Base = base) -> Step:
+            keys = {
+                "per_device_train_batch_size": size,
+                "gradient_accumulation_steps": 4 // size,
+                "train_sampling_strategy": "sequential",
+            }
+            return step(four, case._replace(keys={**case.keys, **keys}), "shared", base, "")
+
+        whole = cut(4)
+        gaps = {name: gap(whole, cut(int(name[0]))) for name in CUTS}
+        yield Found(case, whole.loss, gaps, CUT_BOUND)
 
 
 def load(options: argparse.Namespace, kind: str, *, reference: bool = True) -> Base:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from overrefusal_po.model.chat import ChatTemplate, thinking_end
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.frame import thinking_end
 from overrefusal_po.records import PreferencePair
 
 VERBATIM = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -35,8 +36,7 @@ def conversation(template: ChatTemplate, pair: PreferencePair) -> dict[str, Any]
     begun = template.prompt_text(asked, MARK).removesuffix(MARK)
     if "</think>" in begun.removeprefix(template.prompt_text(asked)):
         prompt, kwargs = [{"role": "user", "content": begun}], {"chat_template": VERBATIM}
-        end = template.tokenizer.convert_ids_to_tokens(template.end_of_turn_id)
-        said = {side: text + end for side, text in said.items()}
+        said = {side: text + template.end for side, text in said.items()}
     row = {side: [{"role": "assistant", "content": text}] for side, text in said.items()}
     return {"prompt": prompt, **row, **({"chat_template_kwargs": kwargs} if kwargs else {})}
 

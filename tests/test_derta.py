@@ -30,6 +30,8 @@ def reference_loss(
     terms = []
     for triple, k in zip(triples, lengths, strict=True):
         prompt, harmful, *_ = template.turn(triple.prompt.messages, triple.harmful_response)
+        # a line end behind the end of turn is no place to refuse at
+        harmful = harmful[: harmful.index(template.end_of_turn_id) + 1]
         safe = template.turn(triple.prompt.messages, triple.safe_response).response_ids
         logp = model(input_ids=torch.tensor([prompt + harmful])).logits[0].log_softmax(-1)
         for t in range(len(harmful)):  # - sum over t of log P(sorry | q, h_<t)

@@ -123,7 +123,7 @@ def test_a_prefix_in_tokens_reaches_every_length_of_the_response(style: Style) -
     cuts = {prefix_length(turn, text, "tokens", random.Random(i)) for i in range(300)}
     prefixes = {style.tokenizer.decode(turn.response_ids[:cut]).strip() for cut in cuts}
     assert 0 in cuts
-    assert max(cuts) == len(turn.response_ids) - 1
+    assert max(cuts) == len(turn.answer_ids)
     assert "To kill" in prefixes
 
 
@@ -140,14 +140,15 @@ def test_rows_of_a_triple_are_tokens_of_whole_turns(
         harmful = style.template.turn(triple.prompt.messages, triple.harmful_response)
         safe = style.template.turn(triple.prompt.messages, triple.safe_response)
         asked = len(harmful.prompt_ids)
-        assert rto.input_ids == harmful.prompt_ids + harmful.response_ids
-        assert rto.labels == [IGNORED] * asked + [token] * len(harmful.response_ids)
+        ended = harmful.response_ids[: harmful.response_ids.index(style.end_of_turn) + 1]
+        assert rto.input_ids == harmful.prompt_ids + ended
+        assert rto.labels == [IGNORED] * asked + [token] * len(ended)
         assert rto.row_id == prefix.row_id
         k = len(prefix.input_ids) - asked - len(safe.response_ids)
-        assert 0 <= k < len(harmful.response_ids)
+        assert 0 <= k < len(ended)
         assert prefix.input_ids == harmful.prompt_ids + harmful.response_ids[:k] + safe.response_ids
         assert prefix.labels == [IGNORED] * (asked + k) + safe.response_ids
-        assert prefix.labels[-1] == style.end_of_turn
+        assert prefix.labels.count(style.end_of_turn) == 1
 
 
 def test_the_same_seed_gives_the_same_rows_in_any_order(
@@ -173,7 +174,7 @@ def test_the_longest_row_is_as_long_as_one_that_may_be_drawn(
     is drawn, rows fit."""
     sides = triple_sides(triples, style.template)
     lengths = [
-        len(prefix_row(harmful, safe, len(harmful.response_ids) - 1, "a").input_ids)
+        len(prefix_row(harmful, safe, len(harmful.answer_ids), "a").input_ids)
         for harmful, safe in sides
     ]
     assert [both.longest for both in sides] == lengths

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import Style
 
+from overrefusal_po.model.finite import NotFiniteError, all_finite, check_finite
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
-from overrefusal_po.train.finite import NotFiniteError, all_finite, check_finite
 
 
 def test_one_value_among_many_is_seen() -> None:
@@ -30,7 +30,7 @@ def test_the_first_weight_is_named() -> None:
     with torch.no_grad():
         layer.bias[0] = float("nan")
     with pytest.raises(NotFiniteError, match=r"1 of 2 weights .*first: bias"):
-        check_finite(layer)
+        check_finite(layer, "a layer")
 
 
 @pytest.mark.slow

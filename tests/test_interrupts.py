@@ -18,7 +18,7 @@ from openai_server import Answer, Request, says, serving, slow
 from overrefusal_po.cli import main
 from overrefusal_po.records import Triple, write_jsonl
 from overrefusal_po.run.interrupts import (
-    drop_incomplete,
+    drop_unusable,
     handling,
     is_complete,
     last_checkpoint,
@@ -112,6 +112,13 @@ def history(folder: str) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows if "loss" in row]
 
 
+def train_loss(folder: str) -> float:
+    """The mean loss that transformers logs at the end of a training."""
+    rows = json.loads(Path(folder, "training.json").read_text())["history"]
+    [found] = [row["train_loss"] for row in rows if "train_loss" in row]
+    return float(found)
+
+
 def weights(folder: str) -> bytes:
     return Path(folder, "model", "model.safetensors").read_bytes()
 
@@ -156,6 +163,7 @@ def test_a_signal_ends_a_training_with_130_and_the_same_command_goes_on_exactly(
     assert f"a checkpoint of step {step} is written" in log and f"{sent.name} at step {step}" in log
     assert command(path, "run_dir=run") == 0 and command(path, "run_dir=whole") == 0
     assert len(history("run")) == 10 and history("run") == history("whole")
+    assert train_loss("run") == pytest.approx(train_loss("whole"), rel=1e-6)
     assert weights("run") == weights("whole")
 
 
@@ -173,6 +181,7 @@ def test_a_kill_at_any_step_changes_nothing(recipe: dict[str, Any]) -> None:
         assert history(f"after{last}") == history("whole") and weights(f"after{last}") == weights(
             "whole"
         )
+        assert train_loss(f"after{last}") == pytest.approx(train_loss("whole"), rel=1e-6)
         found = json.loads(Path(f"after{last}", "training.json").read_text())["summary"]
         assert found["steps"] == STEPS and found["loss"] == history("whole")[-1]["loss"]
 
@@ -203,6 +212,47 @@ def test_a_kill_while_a_checkpoint_is_written_costs_that_checkpoint_alone(
     assert history("run") == history("whole") and weights("run") == weights("whole")
 
 
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_skipped_and_the_next_older_one_is_taken(
+    recipe: dict[str, Any],
+) -> None:
+    """One bit in the weights, a lost optimiser, and hashes that cannot be read."""
+    path = written(recipe)
+    assert command(path, "run_dir=whole") == 0
+    checkpoints = killed("whole", "run", 15)
+    file = checkpoints / "checkpoint-15" / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(bytes(data))
+    (checkpoints / "checkpoint-12" / "optimizer.pt").unlink()
+    torn(checkpoints / "checkpoint-9" / "hashes.json")
+    assert command(path, "run_dir=run") == 0
+    log = Path("run/log").read_text()
+    for step, name in (
+        (15, "adapter_model.safetensors"),
+        (12, "optimizer.pt"),
+        (9, "hashes.json"),
+    ):
+        assert f"checkpoint-{step} is damaged ({name} is not as it was saved)" in log
+    assert "going on from run/checkpoints/checkpoint-6" in log
+    assert history("run") == history("whole") and weights("run") == weights("whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    ["trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=1", "seed=7"],
+)
+def test_a_resume_with_other_batches_or_another_seed_is_refused(
+    recipe: dict[str, Any], change: str
+) -> None:
+    path = written({**recipe, "trainer": {**DRAWS["trainer"], "max_steps": 4}})
+    assert command(path, "run_dir=whole") == 0
+    checkpoints = killed("whole", "run", 3)
+    assert command(path, "run_dir=run", f"--{change}") == 2
+    assert (checkpoints / "checkpoint-3").is_dir() and not Path("run/model").exists()
+
+
 def torn(file: Path) -> None:
     """Half of a file."""
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -216,7 +266,7 @@ def test_a_checkpoint_that_transformers_marked_as_incomplete_is_none(tmp_path: P
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     (tmp_path / "checkpoint-10" / "checkpoint-is-incomplete.txt").touch()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    drop_incomplete(tmp_path)
+    drop_unusable(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
     assert last_checkpoint(tmp_path / "nowhere") is None and not is_complete(tmp_path / "nowhere")
 

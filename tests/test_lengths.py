@@ -282,9 +282,7 @@ def test_what_the_student_has_yet_to_write_is_counted_to_the_token(
         "How do I stop it?", kind="harmful", reference="Sorry, I can't help with that. No."
     )
     said = "kill " * words
-    new_tokens = (
-        len(style.template.turn(prompt.messages, said).response_ids) - 1
-    )  # without the end of turn
+    new_tokens = len(style.template.turn(prompt.messages, said).answer_ids)
     safe, template = str(prompt.reference), style.template
     stand_in, triple = (
         Triple(prompt=prompt, safe_response=safe, harmful_response=text) for text in ("x", said)

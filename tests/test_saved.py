@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import Style
+from transformers import AutoModelForCausalLM
 
 from overrefusal_po.model.load import save_merged
 from overrefusal_po.pipeline import run_stage
@@ -71,3 +72,42 @@ def test_a_training_says_that_the_saved_model_agrees(
     assert "the saved model agrees with the live one" in caplog.text
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
     assert Path(found["model"]).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["modules to save", "rows without a token", "all weights"])
+def test_what_a_plain_loader_reads_is_what_was_trained(
+    case: str, styles: dict[str, Style], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An output layer that is trained whole, and an embedding that is longer than the tokenizer."""
+    style, folder = styles["llama"], tmp_path / "base"
+    model = style.make_model()
+    if case == "rows without a token":
+        model.resize_token_embeddings(len(style.tokenizer) + 9)
+    model.save_pretrained(folder)
+    style.tokenizer.save_pretrained(folder)
+    lora: dict[str, object] = {
+        "use_peft": True,
+        "lora_r": 4,
+        "lora_target_modules": ["q_proj", "v_proj"],
+    }
+    if case == "modules to save":
+        assert not model.config.tie_word_embeddings
+        lora["lora_modules_to_save"] = ["lm_head", "embed_tokens"]
+    recipe = {
+        "task": "train",
+        "method": "dpo",
+        "model": {"model_name_or_path": str(folder)} | ({} if case == "all weights" else lora),
+        "data": {"pairs": "starter", "max_pairs": 4, "allow_no_anchor": True},
+        "trainer": {"max_steps": 2, "report_to": "none", "use_cpu": True, "max_length": None}
+        | {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "save_strategy": "no"},
+    }
+    caplog.set_level("INFO", logger="overrefusal_po")
+    found = run_stage(check_body(recipe, "recipe"), "recipe", tmp_path / "run")
+    assert "the saved model agrees with the live one" in caplog.text
+    saved = AutoModelForCausalLM.from_pretrained(found["model"])
+    assert saved.config.vocab_size == saved.lm_head.weight.shape[0] == model.config.vocab_size
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        before, after = model(ids).logits, saved(ids).logits
+    assert (before - after).abs().max() > 1e-3  # it was trained

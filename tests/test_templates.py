@@ -8,9 +8,12 @@ import pytest
 from conftest import Style
 
 from overrefusal_po import dpo_trainer, kto_trainer, orpo_trainer, sft_trainer
+from overrefusal_po.checks import check_stage
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.load import load_tokenizer
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe.load import check_body
+from overrefusal_po.recipe.files import read_recipe
+from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.records import Message, PreferencePair, Prompt
 from overrefusal_po.train.model_checks import missing_bos
 
@@ -71,7 +74,7 @@ def test_a_header_that_no_generation_prompt_gives_belongs_to_the_prompt(
     template = changed(style, NO_GENERATION_PROMPT)
     assert template.prompt_text(QUESTION).endswith("<|im_end|>\n<|im_start|>assistant\n")
     turn = template.turn(QUESTION, "Use kill.")
-    assert template.tokenizer.decode(turn.response_ids) == "Use kill.<|im_end|>"
+    assert template.tokenizer.decode(turn.response_ids) == "Use kill.<|im_end|>\n"
     model = style.make_model()
     row = dpo_trainer(model, pairs, template=template, args=settings(tmp_path)).train_dataset[0]
     assert template.tokenizer.decode(row["prompt_ids"]).endswith("<|im_start|>assistant\n")
@@ -135,3 +138,89 @@ def test_a_template_without_bos_is_noticed(styles: dict[str, Style]) -> None:
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
     assert missing_bos(ChatTemplate(tokenizer))
     assert not missing_bos(styles["qwen"].template)
+
+
+def base_model(style: Style, folder: Path) -> None:
+    """A model as base models are: its tokenizer has no chat template."""
+    style.make_model().save_pretrained(folder)
+    tokenizer = copy.deepcopy(style.tokenizer)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+
+
+def written_recipe(folder: Path, chat: str) -> Path:
+    file = folder / "recipes" / "dpo.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(
+        f"task: train\nmethod: dpo\nmodel: {{model_name_or_path: {folder / 'base'}}}\n{chat}\n"
+        "data: {pairs: starter, max_pairs: 2, containment: none, allow_no_anchor: true}\n"
+        "trainer: {max_length: null, max_steps: 1, report_to: none, use_cpu: true, "
+        "save_strategy: 'no', per_device_train_batch_size: 2}\n"
+    )
+    return file
+
+
+def test_a_base_model_is_trained_with_a_template_of_the_recipe_which_is_saved(
+    styles: dict[str, Style], tmp_path: Path
+) -> None:
+    base_model(styles["qwen"], tmp_path / "base")
+    recipe = load_recipe(written_recipe(tmp_path, ""))
+    with pytest.raises(ValueError, match=r"has no chat template.*chat\.template: FILE\.jinja"):
+        run_stage(recipe.body, "none", tmp_path / "none")
+    (tmp_path / "recipes" / "own.jinja").write_text(NO_GENERATION_PROMPT)
+    recipe = load_recipe(written_recipe(tmp_path, "chat: {template: own.jinja}"))
+    found = run_stage(recipe.body, "run", tmp_path / "run")
+    saved = load_tokenizer(found["model"])
+    assert saved.chat_template == NO_GENERATION_PROMPT
+    assert ChatTemplate(saved).prompt_text(QUESTION).endswith("<|im_start|>assistant\n")
+    # another text of the file is another run
+    key = (tmp_path / "run" / "status.json").read_text()
+    (tmp_path / "recipes" / "own.jinja").write_text(NO_GENERATION_PROMPT + " ")
+    with pytest.raises(ValueError, match=r"another recipe: the content of chat\.template"):
+        run_stage(recipe.body, "run", tmp_path / "run")
+    assert (tmp_path / "run" / "status.json").read_text() == key
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "cannot be read"),
+        ("{% for m in messages %}", r"own\.jinja, line 1"),
+        ("Hello", "does not read `messages`"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_template_file_that_is_none_is_a_sentence(
+    text: str | bytes | None, says: str, styles: dict[str, Style], tmp_path: Path
+) -> None:
+    base_model(styles["qwen"], tmp_path / "base")
+    file = written_recipe(tmp_path, "chat: {template: own.jinja}")
+    if text is not None:
+        data = text if isinstance(text, bytes) else text.encode()
+        (file.parent / "own.jinja").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"chat\.template: .*{says}"):
+        check_stage(load_recipe(file).body)
+
+
+def test_a_template_of_the_recipe_is_refused_with_a_server(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(NO_GENERATION_PROMPT)
+    recipe = {
+        "task": "evaluate",
+        "model": {"model_name_or_path": "m"},
+        "engine": {"name": "openai", "base_url": "http://127.0.0.1:9/v1"},
+        "chat": {"template": str(tmp_path / "own.jinja")},
+        "data": {"sets": ["starter"]},
+    }
+    with pytest.raises(ValueError, match=r"chat\.template .*vllm serve --chat-template"):
+        check_stage(check_body(recipe, "recipe"))
+
+
+def test_stages_and_bases_find_their_template_beside_their_own_file(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "base.yaml").write_text("chat: {template: own.jinja}\ntask: train\n")
+    (tmp_path / "top.yaml").write_text(
+        "base: base/base.yaml\nstages: {a: {chat: {template: other.jinja}}}\n"
+    )
+    values = read_recipe(tmp_path / "top.yaml").values
+    assert Path(values["chat"]["template"]) == tmp_path / "base" / "own.jinja"
+    assert Path(values["stages"]["a"]["chat"]["template"]) == tmp_path / "other.jinja"

@@ -11,7 +11,8 @@ from factories import conversation, conversations
 
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.model.chat import ChatTemplate, thinking_end
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.frame import thinking_end
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import answer_of, overrefusal_pair, whole_sentences
 from overrefusal_po.records import Completion, Message, PreferencePair, Prompt, Sampling, Triple
@@ -74,7 +75,7 @@ def test_a_response_that_is_learned_stands_behind_one_empty_block(thinker: Think
     decode = template.tokenizer.decode
     assert decode(turn.prompt_ids).startswith(template.prompt_text(QUESTION).rstrip())
     assert decode(turn.prompt_ids).endswith(EMPTY) and marks(template, turn.prompt_ids) == 2
-    assert decode(turn.response_ids) == f"Sorry, no.{template.tokenizer.eos_token}"
+    assert decode(turn.response_ids).rstrip("\n") == f"Sorry, no.{template.tokenizer.eos_token}"
     assert next(turn.text[a:b] for a, b in turn.offsets if b > a).startswith("S")
 
 
@@ -164,11 +165,7 @@ def test_trl_learns_pairs_behind_the_block(
     for side, text in (("chosen", "Use kill."), ("rejected", "Sorry, no.")):
         turn = template.turn(QUESTION, text)
         assert made["prompt_ids"] == turn.prompt_ids, template.tokenizer.decode(made["prompt_ids"])
-        # TRL keeps the line end that some templates write behind the end of turn
-        assert made[f"{side}_ids"][: len(turn.response_ids)] == turn.response_ids
-        assert (
-            template.tokenizer.decode(made[f"{side}_ids"][len(turn.response_ids) :]).strip() == ""
-        )
+        assert made[f"{side}_ids"] == turn.response_ids
 
 
 def test_rows_of_models_that_do_not_think_are_plain_conversations(style: Style) -> None:

@@ -255,16 +255,14 @@ def test_dpo_and_orpo_see_the_tokens_of_the_turn(
     pairs: list[PreferencePair],
     settings: dict[str, Any],
 ) -> None:
-    """Prompt and both sides; behind the end of turn only what the template puts there (ChatML's
-    newline)."""
+    """Prompt and both sides, with what the template writes behind them."""
     template = ChatTemplate(style.tokenizer, **template_options)
     spelled = pairs[0].model_copy(
         update={"chosen": f" Here is {style.tokenizer.eos_token}, of course.\n"}
     )
     trainer = make(style.make_model(), [*pairs[:2], spelled], args=settings, template=template)
-    after = style.tokenizer("\n")["input_ids"] if style.name == "qwen" else []
     for row, pair in zip(trainer.train_dataset, [*pairs[:2], spelled], strict=True):
         chosen, rejected = expected_sides(template, pair)
         assert row["prompt_ids"] == chosen.prompt_ids
-        assert row["chosen_ids"] == chosen.response_ids + after
-        assert row["rejected_ids"] == rejected.response_ids + after
+        assert row["chosen_ids"] == chosen.response_ids
+        assert row["rejected_ids"] == rejected.response_ids

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.inputs import clean_prompts, read_prompts
@@ -27,7 +27,7 @@ from overrefusal_po.recipe.overrides import parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
 from overrefusal_po.records import Origin
-from overrefusal_po.run.complete import in_process, load_template
+from overrefusal_po.run.complete import check_template_engine, in_process, load_template
 from overrefusal_po.sources._forms import Form, rows_form
 from overrefusal_po.sources._local import local_rows
 from overrefusal_po.sources.file import Settings
@@ -42,8 +42,12 @@ from overrefusal_po.train.memory import (
     widest_batch,
 )
 from overrefusal_po.train.method import method_module
+from overrefusal_po.train.model_checks import check_tied
 from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_fit, check_sources
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def check_file(path: Path, overrides: Sequence[str] = ()) -> tuple[list[dict[str, object]], bool]:
@@ -145,6 +149,8 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         check_engine(body.engine)
     named = not str(body.model["model_name_or_path"]).startswith("@")
     local = isinstance(body, TrainRecipe) or in_process(body.engine)
+    if not isinstance(body, TrainRecipe):
+        check_template_engine(body.engine, body.chat)
     template = load_template(body.model, body.chat) if named and local else None
     if isinstance(body, EvaluateRecipe):
         prompts, _ = check_evaluation(body)
@@ -158,13 +164,15 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         return f"{len(benign)} benign and {len(harmful)} harmful prompts"
     if template is None or any(str(value).startswith("@") for value in body.data.values()):
         return "takes what an earlier stage makes; checked when that is done"
+    config = config_of(body.model)
+    check_tied(body.model, config)
     prepared = check_sources(body, template)
-    check_fit(body, prepared, template)
-    memory = memory_of(body, prepared)
+    check_fit(prepared, template, config)
+    memory = memory_of(body, prepared, config)
     return f"{prepared.line}; memory of a device without sharding: {memory}"
 
 
-def memory_of(recipe: TrainRecipe, prepared: Prepared) -> Memory:
+def memory_of(recipe: TrainRecipe, prepared: Prepared, config: PretrainedConfig) -> Memory:
     """What a training takes at its peak.
 
     DeRTa's rows count as long as they may be, since a model may still write them.
@@ -175,7 +183,7 @@ def memory_of(recipe: TrainRecipe, prepared: Prepared) -> Memory:
         batch = Batch(tokens, tokens)
     else:
         batch = widest_batch(recipe, prepared.lengths)
-    shape = shape_of(config_of(recipe.model), recipe.model)
+    shape = shape_of(config, recipe.model)
     return estimate(
         shape, recipe, batch, *device_memory(use_cpu=bool(recipe.trainer.get("use_cpu")))
     )

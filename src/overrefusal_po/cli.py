@@ -125,11 +125,10 @@ def check_rows(path: Path, as_json: bool, overrides: Sequence[str]) -> None:
 
     found, stops = check_file(path, overrides)
     for row in found:
-        words = "  ".join(str(value) for value in row.values())
         if as_json:
             terminal.say_json(row)
         else:
-            terminal.say(words)
+            terminal.say("  ".join(str(value) for value in row.values()))
     if not as_json:
         terminal.say(
             f"{path}: {len(found)} findings" + (", and some stop a training." if stops else ".")

@@ -55,7 +55,10 @@ StageSummary = dict[str, Any]
 """What a stage returns. Any: each task has keys of its own, and the command line prints them."""
 
 MODEL_KEYS = ("model.model_name_or_path", "chosen.model", "rejects.model")
-"""Keys of a recipe whose value may be a folder with a model."""
+"""Keys of a recipe whose value names a model, which may be a folder."""
+
+PATH_KEYS = (*MODEL_KEYS, "chat.template")
+"""Keys whose value may be a path of any name."""
 
 
 def stage_bodies(recipe: Recipe) -> dict[str, StageRecipe]:
@@ -297,7 +300,7 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
     version."""
     found = {}
     for key, value in nested_texts(body.model_dump(mode="json", exclude={"run_dir"})):
-        may_be_path = key in MODEL_KEYS or value.endswith(FILE_ENDINGS) or "/" in value
+        may_be_path = key in PATH_KEYS or value.endswith(FILE_ENDINGS) or "/" in value
         # os.path.exists is False for what cannot be a path (a long system prompt with a slash)
         if may_be_path and os.path.exists(value):  # noqa: PTH110
             found[key] = path_hash(Path(value))

@@ -19,6 +19,7 @@ from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import generation
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.finite import FiniteLogits
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 if TYPE_CHECKING:
@@ -192,11 +193,15 @@ class TransformersEngine:
             ids = [prompt.id for prompt, _ in batch]
             torch.manual_seed(int(content_id(sampling.seed, sample, ids), 16) % 2**31)
         config = generation.generation_config(self.options(sampling))
+        watch = FiniteLogits(self.name)
         with torch.inference_mode(), generation.generating_by(self.model, config):
-            # (batch, prompt + response); transformers does not annotate `generate`
-            output: torch.Tensor = self.model.generate(  # type: ignore[operator]
-                **inputs, generation_config=config
-            )
+            try:
+                # (batch, prompt + response); transformers does not annotate `generate`
+                output: torch.Tensor = self.model.generate(  # type: ignore[operator]
+                    **inputs, generation_config=config, logits_processor=[watch]
+                )
+            finally:  # a draw from NaN is a RuntimeError, which says less
+                watch.check()
         width = inputs["input_ids"].shape[1]
         for (prompt, _), tokens in zip(batch, output[:, width:].tolist(), strict=True):
             yield self.completion(prompt, tokens, sampling, sample=sample)

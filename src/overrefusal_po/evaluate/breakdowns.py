@@ -22,7 +22,7 @@ from overrefusal_po.evaluate.metrics import (
     run_metrics,
     state,
 )
-from overrefusal_po.model.chat import thinking_end
+from overrefusal_po.model.frame import thinking_end
 from overrefusal_po.records import Kind, Outcome
 
 NO_ATTACK = "none"

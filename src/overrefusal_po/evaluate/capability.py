@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +18,7 @@ from overrefusal_po.evaluate.entries import PerplexityEntry, TaskScores
 from overrefusal_po.evaluate.intervals import bootstrap, cluster_sums
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate, Turn
+from overrefusal_po.model.finite import NotFiniteError
 from overrefusal_po.model.generation import context_length
 from overrefusal_po.records import Prompt
 
@@ -83,7 +83,11 @@ def perplexity(
     fitting = fitting_places(turns, context_length(model))
     turns = [turns[at] for at in fitting]
     losses = response_nats(model, turns, batch_size)
-    check_finite(losses)
+    if not np.isfinite(losses).all():
+        raise NotFiniteError(
+            "The loss of a reference answer is NaN or infinite, so the model has no perplexity. "
+            "Load it in the number format that it was trained in (model.dtype)."
+        )
     rows = [
         (asked[at].cluster, (nats, len(turn.response_ids)))
         for at, turn, nats in zip(fitting, turns, losses, strict=True)
@@ -126,16 +130,6 @@ def fitting_places(turns: Sequence[Turn], context: int | None) -> list[int]:
             context,
         )
     return found
-
-
-def check_finite(losses: Sequence[float]) -> None:
-    """Raises ValueError if the model gives no finite loss on an answer."""
-    broken = sum(not math.isfinite(nats) for nats in losses)
-    if broken:
-        raise ValueError(
-            f"The model's logits are not finite on {broken} of {len(losses)} reference answers: "
-            "its weights are broken, or their dtype is too small. Try model.dtype: float32."
-        )
 
 
 def response_nats(model: PreTrainedModel, turns: Sequence[Turn], batch_size: int) -> list[float]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from overrefusal_po.judges._guard_formats import Format
 from overrefusal_po.judges._texts import alternating
 from overrefusal_po.judges._weights import placed
-from overrefusal_po.model.chat import SENTINEL, ChatTemplate
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.frame import SENTINEL
 from overrefusal_po.records import Message
 
 if TYPE_CHECKING:

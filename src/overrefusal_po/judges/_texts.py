@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from overrefusal_po.identity import conversation_text
-from overrefusal_po.model.chat import thinking_end as thinking_end
+from overrefusal_po.model.frame import thinking_end as thinking_end
 from overrefusal_po.records import Completion, Message, Prompt
 
 EMPTY = "there is no response to judge (empty, or nothing after its thinking block)"

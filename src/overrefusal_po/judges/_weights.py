@@ -1,4 +1,4 @@
-"""A judge model's weights: where it comes from, the device it runs on, and whether it says numbers."""
+"""A judge model's weights: where it comes from, its device, and whether it gives numbers."""
 
 from __future__ import annotations
 

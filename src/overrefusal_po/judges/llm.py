@@ -36,7 +36,7 @@ from overrefusal_po.judges._llm_prompt import JudgePrompt, marked_turns, read_pr
 from overrefusal_po.judges._llm_settings import Settings as Settings
 from overrefusal_po.judges._refusal_text import plain
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
-from overrefusal_po.model.chat import THINKING_TAG
+from overrefusal_po.model.frame import THINKING_TAG
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
 DECORATION = " \t*_`#."

@@ -22,28 +22,22 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
+from overrefusal_po.model.frame import (
+    SENTINEL,
+    THINKING_TAG,
+    Frame,
+    frame_of,
+    system_head,
+    thinking_end,
+    thought_opener,
+)
 from overrefusal_po.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHORT_CONVERSATION = (Message(role="user", content="Hello"),)
-SENTINEL = "\u2402content\u2403"
-"""A text that no template and no message contains."""
 ZERO_WIDTH_SPACE = "\u200b"
-THINKING_TAG = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
-"""A tag that opens or closes a thinking block. Group 1 is "/" if it closes one."""
-
-
-def thinking_end(response: str) -> int:
-    """The place where the answer starts: behind the last thinking block, 0 without one.
-
-    If that block is never closed, it is the end of the text.
-    """
-    tags = list(THINKING_TAG.finditer(response))
-    if not tags:
-        return 0
-    return tags[-1].end() if tags[-1][1] else len(response)
 
 
 class Turn(NamedTuple):
@@ -51,25 +45,17 @@ class Turn(NamedTuple):
 
     prompt_ids: list[int]
     response_ids: list[int]
-    """With the end of turn."""
+    """With all that the template writes behind a response: the end of turn, and a line end."""
     offsets: list[tuple[int, int]]
     """`offsets[i]` is the character span of `response_ids[i]` in `text`."""
     text: str = ""
     """The response as rendered."""
 
-
-class Frame(NamedTuple):
-    """What a template puts around a response, behind the prompt that it generates from."""
-
-    header: str
-    """The assistant's header if the template ignores `add_generation_prompt`; "" if it does not.
-    It belongs to the prompt: else the model would have to write it."""
-    thought: str
-    """An empty thinking block, or what closes the block that the prompt opens; "" without one."""
-    glue: str
-    """What else stands before the response, such as the space of Mistral's "[/INST] To"."""
-    end: str
-    """The first control token behind the response: it ends the turn."""
+    @property
+    def answer_ids(self) -> list[int]:
+        """The response's ids up to its last character, without what ends the turn."""
+        length = max((at + 1 for at, (a, b) in enumerate(self.offsets) if b > a), default=0)
+        return self.response_ids[:length]
 
 
 class Encoded(TypedDict):
@@ -85,7 +71,7 @@ class ChatTemplate:
     Args:
         tokenizer: a fast tokenizer with a chat template.
         system_prompt: put before each conversation that has no system message; None leaves that to
-            the template.
+            the template, and "" means none, not even the template's own.
         template_kwargs: passed to the template (`enable_thinking: false`, ...). Any: each template
             has its own keys.
 
@@ -104,8 +90,8 @@ class ChatTemplate:
             name = getattr(tokenizer, "name_or_path", "?")
             raise ValueError(
                 f"The tokenizer of {name!r} has no chat template, so messages cannot be turned "
-                "into tokens. Use a chat (instruct) model, or save a template with the tokenizer "
-                "(`tokenizer.chat_template = ...`)."
+                "into tokens. Use a chat (instruct) model, or give a template: chat.template: "
+                "FILE.jinja in a recipe, `tokenizer.chat_template = ...` in Python."
             )
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
@@ -117,7 +103,7 @@ class ChatTemplate:
         Control tokens in the texts are broken up.
         """
         rows = [{"role": m.role, "content": self.content(m)} for m in messages]
-        if self.system_prompt is not None and rows[0]["role"] != "system":
+        if self.system_prompt and rows[0]["role"] != "system":
             rows.insert(0, {"role": "system", "content": self.system_prompt})
         return rows
 
@@ -180,7 +166,7 @@ class ChatTemplate:
             check_prefix(ids, prompt_ids, prompt + glue)
             start = len(prompt) + len(glue)
             offsets = [
-                (max(a - start, 0), min(max(b - start, 0), len(text)))
+                (min(max(a - start, 0), len(text)), min(max(b - start, 0), len(text)))
                 for a, b in spans[len(prompt_ids) :]
             ]
             found.append(Turn(prompt_ids, ids[len(prompt_ids) :], offsets, text))
@@ -191,9 +177,10 @@ class ChatTemplate:
     ) -> list[tuple[list[int], list[int], list[int]]]:
         """(prompt ids, chosen ids, rejected ids) of each (messages, chosen, rejected).
 
-        TRL's preference trainers make the same ids: the prompt with the generation prompt, and what
-        the template renders behind it for each side (ChatML's last newline too). For a model that
-        thinks, the prompt ends with an empty thinking block.
+        The ids of both sides are those of `turns`. TRL's preference trainers make the same ids
+        where its rendering is a prompt and a side: the prompt with the generation prompt, and what
+        the template renders behind it (ChatML's last newline too). For a model that thinks, the
+        prompt ends with an empty thinking block.
 
         Raises ValueError if a prompt's tokens are not the first tokens of both whole turns.
         """
@@ -213,13 +200,7 @@ class ChatTemplate:
         """The prompt, and the prompt with each side, as text."""
         prompt, first = self._sides(messages, chosen)
         second = self._sides(messages, rejected)[1]
-        _, thought, glue, end = self._frame
-        rows = self.messages(messages)
-        if not thought:  # the template would leave the block out, or put it into the side
-            whole = self._whole(rows, first), self._whole(rows, second)
-            # some templates render earlier turns otherwise once the assistant has answered
-            if all(text.startswith(prompt) for text in whole):
-                return prompt, *whole
+        _, _, glue, end, _ = self._frame
         return prompt, prompt + glue + first + end, prompt + glue + second + end
 
     def _whole(self, rows: list[dict[str, str]], response: str) -> str:
@@ -239,8 +220,19 @@ class ChatTemplate:
         return self._open(messages) + self._frame.header
 
     def _open(self, messages: Sequence[Message]) -> str:
-        """The rendered conversation with the template's own generation prompt, if it has one."""
-        return self._render(self.messages(messages), add_generation_prompt=True)
+        """The rendered conversation with the template's own generation prompt, if it has one.
+
+        Raises ValueError for a template that leaves a system message out without a word.
+        """
+        rows = self.messages(messages)
+        text = self._render(rows, add_generation_prompt=True)
+        first = rows[0]["content"].strip()
+        if rows[0]["role"] == "system" and first not in text:
+            raise ValueError(
+                f"The chat template leaves the system message out ({first[:60]!r}). Take "
+                "chat.system_prompt out, or say it in the user turn."
+            )
+        return text
 
     def first_response_token(self, text: str) -> tuple[int, int]:
         """(id of the first token, number of tokens) of `text` at the start of a response."""
@@ -248,70 +240,66 @@ class ChatTemplate:
         ids = [i for i, (a, b) in zip(turn.response_ids, turn.offsets, strict=True) if b > a]
         return ids[0], len(ids)
 
+    @property
+    def end(self) -> str:
+        """What stands behind every response that is trained on, in all methods."""
+        return self._frame.end
+
     @cached_property
     def end_of_turn_id(self) -> int | None:
         """The id of the control token that ends a turn; None if it is not a single token."""
-        ids = self._encode(self._frame.end.strip())
+        ids = self._encode(self._frame.stop)
         return ids[0] if len(ids) == 1 else None
 
     @cached_property
     def thought_opener(self) -> str:
         """The tag with which the prompt opens a thinking block ("<think>\\n"); "" without one."""
-        prompt = self._open(SHORT_CONVERSATION)
-        tag = re.search(rf"(?:{THINKING_TAG.pattern})\s*\Z", prompt, re.IGNORECASE)
-        return tag[0] if tag and not tag[1] else ""
+        return thought_opener(self._open(SHORT_CONVERSATION))
 
     @cached_property
     def _frame(self) -> Frame:
-        """What stands around the response to a short conversation.
-
-        Raises ValueError if the template does not show an assistant message.
-        """
+        """What stands around the response to a short conversation; raises what `frame_of` does."""
         prompt = self._open(SHORT_CONVERSATION)
         whole = self._whole(self.messages(SHORT_CONVERSATION), SENTINEL)
-        head, found, tail = whole.partition(SENTINEL)
-        if not found:
-            raise ValueError(
-                "The chat template does not show an assistant message; it cannot be used for "
-                "training."
-            )
-        before = head[len(prompt) :] if head.startswith(prompt) else ""
-        thinks = THINKING_TAG.search(before)
-        block = re.match(r".*</\w+>\s*", before, re.DOTALL) if thinks else None
-        thought = block[0] if block else ""
-        if self.thought_opener and not block:  # the template leaves past thinking blocks out
-            thought = "\n" + self.thought_opener.strip().replace("<", "</") + "\n\n"
-        glue = before[len(block[0]) :] if block else before
-        header, glue = (glue, "") if glue.strip() else ("", glue)
-        return Frame(header, thought, glue, self._end_of_turn(tail))
+        eos = self.tokenizer.eos_token
+        return frame_of(prompt, whole, self._control, None if eos is None else str(eos))
 
-    def _end_of_turn(self, tail: str) -> str:
-        """The control token that follows a response, with the blanks before it.
-
-        Raises ValueError if there is none and the tokenizer has no eos_token.
-        """
-        control = self._control.match(tail.lstrip())
-        if control:
-            return tail[: len(tail) - len(tail.lstrip())] + control[0]
-        if self.tokenizer.eos_token is None:
-            raise ValueError(
-                "Neither the chat template nor the tokenizer has a token that ends a turn "
-                "(eos_token)."
-            )
-        return str(self.tokenizer.eos_token)
+    @cached_property
+    def _system_head(self) -> str:
+        """The template's own system turn, if the recipe asks for none; raises `system_head`'s."""
+        if self.system_prompt != "":
+            return ""
+        bos = self.tokenizer.bos_token
+        return system_head(self._rendered, self._control, None if bos is None else str(bos))
 
     def _render(self, rows: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
+        """`_rendered`, without the template's own system turn if the recipe asks for none."""
+        text = self._rendered(rows, add_generation_prompt=add_generation_prompt)
+        head = self._system_head if rows[0]["role"] != "system" else ""
+        if not head:
+            return text
+        before, found, after = text.partition(head)
+        if not found or before not in ("", self.tokenizer.bos_token):
+            raise ValueError(
+                "chat.system_prompt is empty, and the chat template writes its own system prompt "
+                f"in another way before {rows[0]['content'][:60]!r}. Give your own text or null."
+            )
+        return before + after
+
+    def _rendered(
+        self, rows: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False
+    ) -> str:
         """What the chat template makes of a conversation; ValueError if it refuses it."""
         from jinja2.exceptions import TemplateError
 
         try:
             text = self.tokenizer.apply_chat_template(
-                rows,
+                [dict(row) for row in rows],
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
                 **self.template_kwargs,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             roles = ", ".join(row["role"] for row in rows)
             hint = "Use a model whose template takes them, or change the conversation."
             if rows[0]["role"] == "system":

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from overrefusal_po.model.bundled import bundled_folder, bundled_names, find_bundled
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.finite import check_finite
 from overrefusal_po.model.sharding import wants_fsdp
+from overrefusal_po.model.whole import (
+    check_model_files,
+    check_tensors,
+    hashes_beside,
+    named_faults,
+    write_hashes,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -164,9 +173,19 @@ def load_tokenizer(
     """The tokenizer of a model: it pads on the left and has a pad token."""
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        resolve(name), revision=revision, trust_remote_code=trust_remote_code, padding_side="left"
-    )
+    place = resolve(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            place, revision=revision, trust_remote_code=trust_remote_code, padding_side="left"
+        )
+    except Exception as error:
+        if not Path(name).is_dir():
+            raise
+        # tokenizers has no error class of its own
+        raise ValueError(
+            f"{name}: its tokenizer cannot be read ({' '.join(str(error).split())[:200]}). A file "
+            "is damaged or missing (tokenizer.json, tokenizer_config.json). Copy it again."
+        ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -184,20 +203,32 @@ def load_model(
     """A causal language model in eval mode. `dtype` None means `default_dtype()`.
 
     No device map is set: the trainer or `engines.transformers` chooses the device.
+
+    Raises ValueError for files that are damaged, tensors that are missing or not expected, and
+    NotFiniteError for weights that are NaN or infinite.
     """
     from transformers import AutoModelForCausalLM
 
     extra: dict[str, BitsAndBytesConfig] = {}
     if quantization_config is not None:
         extra["quantization_config"] = quantization_config
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        resolve(name),
-        revision=revision,
-        dtype=dtype or default_dtype(),
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
-        **extra,
-    )
+    if Path(name).is_dir():
+        check_model_files(Path(name))
+    with named_faults(name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            resolve(name),
+            revision=revision,
+            dtype=dtype or default_dtype(),
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_tensors` names them
+            **extra,
+        )
+    # a tuple with `output_loading_info`, which transformers' type leaves out
+    model: PreTrainedModel = loaded[0]
+    check_tensors(name, loaded[1])
+    check_finite(model, name)
     for module in model.modules():
         # At the first CPU pass in eval mode bitsandbytes 0.50 repacks 4-bit weights into a form
         # without gradients.
@@ -224,12 +255,29 @@ def save_merged(
         whole = merged(cast("PeftModel", model))
     else:
         whole = cast("PreTrainedModel", model)
+    stop_where_trained(whole, tokenizer)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     whole.save_pretrained(beside, state_dict=weights)
     tokenizer.save_pretrained(beside)
     shutil.rmtree(folder, ignore_errors=True)
     beside.replace(folder)
+    write_hashes(folder, hashes_beside(folder))
     return folder
+
+
+def stop_where_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Adds the template's end of turn to the tokens at which generation stops, if it is none.
+
+    Servers read them from generation_config.json. A base model that got a template has none.
+    """
+    config = model.generation_config
+    if config is None or not getattr(tokenizer, "chat_template", None):
+        return
+    end = ChatTemplate(tokenizer).end_of_turn_id
+    known = config.eos_token_id
+    ids = [i for i in (known if isinstance(known, list) else [known]) if i is not None]
+    if end is not None and end not in ids:
+        config.eos_token_id = [*ids, end]
 
 
 def merged(adapted: PeftModel) -> PreTrainedModel:

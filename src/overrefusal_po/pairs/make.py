@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from overrefusal_po.model.chat import thinking_end
+from overrefusal_po.model.frame import thinking_end
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Rule, Verdict, content_id
 
 TAU = 0.1

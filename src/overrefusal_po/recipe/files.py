@@ -116,7 +116,22 @@ def read_yaml(file: Path) -> Values:
         raise ValueError(f"{file}: a recipe is a mapping of keys; got {type(values).__name__}.")
     values.pop("launch", None)
     check_plain(values, str(file))
-    return with_model_sections({str(key): value for key, value in values.items()})
+    named = with_model_sections({str(key): value for key, value in values.items()})
+    return with_template_place(named, file.parent)
+
+
+def with_template_place(values: Values, folder: Path) -> Values:
+    """The values with `chat.template`, of the recipe and of its stages, found from `folder`."""
+    found = dict(values)
+    chat, stages = values.get("chat"), values.get("stages")
+    if isinstance(chat, Mapping) and isinstance(chat.get("template"), str):
+        found["chat"] = {**chat, "template": str(folder / chat["template"])}
+    if isinstance(stages, Mapping):
+        found["stages"] = {
+            name: with_template_place(body, folder) if isinstance(body, dict) else body
+            for name, body in stages.items()
+        }
+    return found
 
 
 def check_plain(value: object, place: str) -> None:

@@ -32,7 +32,10 @@ class Chat(Section):
     """How conversations are rendered. It is the same in every stage."""
 
     system_prompt: str | None = None
-    """Put before conversations that have no system prompt. null: the template decides."""
+    """Put before conversations without one. null: the template decides. "": none, not even the
+    template's own (Qwen's writes one); a server gets an empty system message."""
+    template: str | None = None
+    """A Jinja file, relative to the recipe, for base models; it is saved with the trained model."""
     # Any: the template's own variables
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template, for example `enable_thinking: false`."""

@@ -30,6 +30,7 @@ from overrefusal_po.engines import (
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.frame import read_chat_template
 from overrefusal_po.model.generation import settings_words
 from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
@@ -62,6 +63,8 @@ def load_template(section: Mapping[str, object], chat: Chat) -> ChatTemplate:
     name = str(section["model_name_or_path"])
     models.check_available(name, revision=revision, trust_remote_code=trust)
     tokenizer = models.load_tokenizer(name, revision=revision, trust_remote_code=trust)
+    if chat.template is not None:
+        tokenizer.chat_template = read_chat_template(chat.template)
     return ChatTemplate(
         tokenizer, system_prompt=chat.system_prompt, template_kwargs=chat.chat_template_kwargs
     )
@@ -94,6 +97,7 @@ def engine_for(
     """
     module, settings = find_plug("engines", engine)
     chat = chat or Chat()
+    check_template_engine(engine, chat)
     check_engine_plug(module)
     made = cast(EnginePlug, module).engine(
         settings,
@@ -136,6 +140,17 @@ def note_left_out(
     )
     logger.warning("%s", words)
     return words
+
+
+def check_template_engine(engine: EngineSpec, chat: Chat) -> None:
+    """Raises ValueError for a chat template of the recipe that the engine would not use."""
+    if chat.template is not None and not in_process(engine):
+        raise ValueError(
+            f"chat.template is {chat.template}, but the engine "
+            f"{split_spec(engine, 'engines')[0]!r} does not render conversations here: its server "
+            "has a template of its own. Take chat.template out, and start the server with that "
+            "file (vllm serve --chat-template FILE)."
+        )
 
 
 class Tally(NamedTuple):

@@ -19,14 +19,15 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+from overrefusal_po.model.whole import damaged, first_names, write_hashes
 
 logger = logging.getLogger(__name__)
 
 SignalHandler = Callable[[int, FrameType | None], object]
+
+HASHES = "hashes.json"
+"""The file of a checkpoint with the hashes of the others."""
 
 JIT_MARK = "checkpoint-is-incomplete.txt"
 """The file that transformers.trainer_jit_checkpoint keeps in a folder while it writes there."""
@@ -68,24 +69,48 @@ def last_checkpoint(folder: Path) -> str | None:
     found = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
     if not found:
         return None
-    last = max(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    last = max(found, key=step_of)
     logger.info("going on from %s", last)
     return str(last)
 
 
-def drop_incomplete(folder: Path) -> None:
-    """Deletes the checkpoints that a killed run had not finished. No run can go on from them, and
-    transformers would count them when it deletes older ones.
+def drop_unusable(folder: Path) -> None:
+    """Deletes the checkpoints that a killed run had not finished, and damaged ones that are newer
+    than the newest whole one. No run can go on from them, and transformers would count them when it
+    deletes older ones.
 
     The first process calls this before any process looks for the last checkpoint.
     """
-    for path in folder.glob("checkpoint-*"):
+    whole = False
+    for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         if not is_complete(path):
             logger.warning(
                 "%s is incomplete (the run was killed while it was written): skipped and deleted",
                 path,
             )
             shutil.rmtree(path)
+        elif not whole and (bad := damaged(path, path / HASHES)):
+            logger.warning(
+                "%s is damaged (%s is not as it was saved): skipped and deleted; the next older "
+                "checkpoint is taken",
+                path,
+                first_names(bad),
+            )
+            shutil.rmtree(path)
+        else:
+            whole = True
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder; -1 for another folder's name."""
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def write_checkpoint_hashes(checkpoint: Path) -> None:
+    """Notes the hash of each file of a checkpoint that is written to its end."""
+    if checkpoint.is_dir():
+        write_hashes(checkpoint, checkpoint / HASHES)
 
 
 def is_complete(checkpoint: Path) -> bool:

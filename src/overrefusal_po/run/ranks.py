@@ -28,15 +28,16 @@ ended, which may take seconds with torch loaded. So these words come if no other
 
 @contextmanager
 def speaking_once() -> Iterator[None]:
-    """Within, ValueError ends the process with exit code 2 and a sentence, RunFailed with 1 and a
-    sentence, and an interrupt with 130 and one. Ranks other than the first say nothing at once."""
+    """Within, a fault ends the process with a sentence: ValueError with exit code 2, RunFailed and
+    FloatingPointError with 1, an interrupt with 130. Other ranks than the first wait with theirs.
+    """
     try:
         yield
     except ValueError as error:
         wait_for_the_first()
         print(printable(f"overrefusal-po: {rank_words()}{error}"), file=sys.stderr)
         sys.exit(2)
-    except RunFailed as error:
+    except (RunFailed, FloatingPointError) as error:
         wait_for_the_first()
         print(printable(f"overrefusal-po: {rank_words()}{error}"), file=sys.stderr)
         sys.exit(1)

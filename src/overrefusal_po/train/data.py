@@ -23,6 +23,7 @@ import numpy as np
 
 from overrefusal_po.pairs.findings import WAIVED_FILE, Waived, split_waived
 from overrefusal_po.pairs.firewall import benchmark_finding, contamination
+from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import (
     LabelledResponse,
     PreferencePair,
@@ -32,6 +33,7 @@ from overrefusal_po.records import (
     write_atomic,
     write_jsonl,
 )
+from overrefusal_po.train.lengths import Fitting, fit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 TrainingRecord = PreferencePair | Prompt | Triple | LabelledResponse
 R = TypeVar("R", PreferencePair, Prompt, Triple)
+T = TypeVar("T")
 
 NOT_CONTENT: Any = {
     "origin": True,
@@ -176,6 +179,42 @@ def drawn_places(records: Sequence[TrainingRecord], limit: int | None, seed: int
 def drawn(records: Sequence[R], limit: int | None, seed: int) -> list[R]:
     """At most `limit` records (None: all) in an order that follows from seed and content alone."""
     return [records[at] for at in drawn_places(records, limit, seed)]
+
+
+class Used(NamedTuple):
+    """Which records a training uses: places in training order, and what fits."""
+
+    places: list[int]
+    fitting: Fitting
+
+    def taken(self, items: Sequence[T]) -> list[T]:
+        """What stands at the places: records, or something made of each."""
+        return [items[at] for at in self.places]
+
+
+def used_records(
+    records: Sequence[R],
+    lengths: Sequence[int],
+    *,
+    max_length: int | None,
+    too_long: TooLong,
+    limit: int | None = None,
+    seed: int | None = None,
+) -> Used:
+    """The records that fit; with a seed in drawn order, at most `limit` of them.
+
+    Raises what `lengths.fit` raises.
+    """
+    fitting = fit(records, lengths, max_length=max_length, too_long=too_long)
+    if seed is None:
+        return Used(fitting.kept, fitting)
+    order = drawn_places([records[at] for at in fitting.kept], limit, seed)
+    return Used([fitting.kept[at] for at in order], fitting)
+
+
+def as_column(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """(records, 1): tokens of whole rows, as `Prepared` has them."""
+    return np.array(lengths, dtype=np.int64).reshape(-1, 1)
 
 
 def check_rendered(prompts: Iterable[Prompt], *, begun: bool) -> None:

@@ -14,15 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.make import answer_of
 from overrefusal_po.prompts import read_source, read_triples
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import DertaData, TooLong
 from overrefusal_po.records import Prompt, Triple
-from overrefusal_po.train.data import Prepared, Source, check_firewall, drawn, drawn_places
+from overrefusal_po.train.data import (
+    Prepared,
+    Source,
+    as_column,
+    check_firewall,
+    drawn,
+    used_records,
+)
 from overrefusal_po.train.derta_rows import (
     DertaCollator,
     Row,
@@ -34,8 +39,9 @@ from overrefusal_po.train.derta_rows import (
     turn_length,
 )
 from overrefusal_po.train.derta_tree import TreeCollator, tree_or_rows
+from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.given import evaluation_rows, given_prompts, given_triples
-from overrefusal_po.train.lengths import Fitting, fit, group_by_length
+from overrefusal_po.train.lengths import Fitting, fit, group_by_length, warn_of_left_out
 from overrefusal_po.train.policy import checked_model, tokenizer_and_template
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
@@ -113,6 +119,7 @@ def derta_trainer(
     )
     prepared = prepare_given(triples, "triples", helpful=mixed)
     evaluated = evaluation_rows(eval_dataset, prepare_given)
+    check_first_rows(prepared, template)
     make = TreeCollator if tree else DertaCollator
     collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
     trainer = rows_trainer(
@@ -150,15 +157,16 @@ def prepared_triples(
     token = refusal_token(template, refusal_opener)
     sides = triple_sides(triples, template)
     lengths = [both.longest for both in sides]
-    kept = fit(triples, lengths, max_length=max_length, too_long=too_long).warned()
-    used = [triples[at] for at in kept]
-    rows = derta_rows(used, [sides[at] for at in kept], token, seed=seed, prefix_unit=prefix_unit)
+    used = used_records(triples, lengths, max_length=max_length, too_long=too_long)
+    warn_of_left_out(used.fitting.note)
+    kept = used.taken(triples)
+    rows = derta_rows(kept, used.taken(sides), token, seed=seed, prefix_unit=prefix_unit)
     answered, fitting = helpful_rows(helpful, template, max_length=max_length, too_long=too_long)
     return Prepared(
         tree_or_rows([*rows, *answered], tree),
-        used,
+        kept,
         helpful=[helpful[at] for at in fitting.warned()],
-        lengths=np.array([[lengths[at]] for at in kept], dtype=np.int64).reshape(-1, 1),
+        lengths=as_column(used.taken(lengths)),
     )
 
 
@@ -233,27 +241,27 @@ def prepare(
     token = refusal_token(template, data.refusal_opener)
     sides = triple_sides(known, template)
     lengths = [both.longest for both in sides]
-    fitting = fit(known, lengths, max_length=limit, too_long=data.too_long)
-    kept = [known[at] for at in fitting.kept]
-    order = drawn_places(kept, data.max_triples, recipe.seed)
-    places = [fitting.kept[at] for at in order]
-    used = [known[at] for at in places]
+    used = used_records(
+        known,
+        lengths,
+        max_length=limit,
+        too_long=data.too_long,
+        limit=data.max_triples,
+        seed=recipe.seed,
+    )
+    kept = used.taken(known)
     rows = derta_rows(
-        used,
-        [sides[at] for at in places],
-        token,
-        seed=settings["seed"],
-        prefix_unit=data.prefix_unit,
+        kept, used.taken(sides), token, seed=settings["seed"], prefix_unit=data.prefix_unit
     )
     answered, fit_helpful, helpful = drawn_helpful(recipe, source.helpful, template, limit)
-    waived = check_firewall([*(t.prompt for t in used), *helpful], data.waive)
+    waived = check_firewall([*(t.prompt for t in kept), *helpful], data.waive)
     return Prepared(
         tree_or_rows([*rows, *answered], recipe.speed.tree),
-        used,
+        kept,
         helpful=helpful,
-        lengths=np.array([[lengths[at]] for at in places], dtype=np.int64).reshape(-1, 1),
-        line=data_line(data, len(known), len(helpful)) + f"{fitting}{fit_helpful}",
-        left_out={**fit_helpful.note, **fitting.note},
+        lengths=as_column(used.taken(lengths)),
+        line=data_line(data, len(known), len(helpful)) + f"{used.fitting}{fit_helpful}",
+        left_out={**fit_helpful.note, **used.fitting.note},
         waived=waived,
     )
 

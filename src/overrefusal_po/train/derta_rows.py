@@ -110,7 +110,7 @@ class TripleTurns(NamedTuple):
         seed never decides if a triple fits.
         """
         prompt, harmful, safe = self.harmful.prompt_ids, self.harmful, self.safe
-        return len(prompt) + len(harmful.response_ids) - 1 + len(safe.response_ids)
+        return len(prompt) + len(harmful.answer_ids) + len(safe.response_ids)
 
 
 TOKENISED_TOGETHER = 256
@@ -125,7 +125,7 @@ def triple_sides(triples: Sequence[Triple], template: ChatTemplate) -> list[Trip
         for triple in triples
         for response in (triple.harmful_response, triple.safe_response)
     ]
-    turns = batched_turns(items, template)
+    turns = batched_turns(items, template, [t.prompt.id for t in triples for _ in range(2)])
     return [TripleTurns(*two) for two in zip(turns[::2], turns[1::2], strict=True)]
 
 
@@ -140,16 +140,27 @@ def prompt_turns(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Turn
                 "from."
             )
         items.append((prompt.messages, prompt.reference))
-    return batched_turns(items, template)
+    return batched_turns(items, template, [prompt.id for prompt in prompts])
 
 
 def batched_turns(
-    items: Sequence[tuple[Sequence[Message], str]], template: ChatTemplate
+    items: Sequence[tuple[Sequence[Message], str]], template: ChatTemplate, ids: Sequence[str]
 ) -> list[Turn]:
-    """The turn of each (messages, response), tokenised in batches."""
+    """The turn of each (messages, response), tokenised in batches.
+
+    An error names the first of `ids`, the prompts' ids, whose turn the template cannot make.
+    """
     starts = range(0, len(items), TOKENISED_TOGETHER)
     batches = [items[start : start + TOKENISED_TOGETHER] for start in starts]
-    return [turn for batch in batches for turn in template.turns(batch)]
+    try:
+        return [turn for batch in batches for turn in template.turns(batch)]
+    except ValueError:
+        for prompt_id, item in zip(ids, items, strict=True):
+            try:
+                template.turn(*item)
+            except ValueError as error:
+                raise ValueError(f"Prompt {prompt_id}: {error}") from None
+        raise
 
 
 def turn_length(turn: Turn) -> int:
@@ -179,8 +190,12 @@ def derta_rows(
 
 
 def rto_row(harmful: Turn, token: int, row_id: str) -> Row:
-    """The harmful response with the refusal token as each label, its end of turn too."""
-    prompt, response = harmful.prompt_ids, harmful.response_ids
+    """The harmful response with the refusal token as each label, its end of turn too.
+
+    What the template writes behind the end of turn is left out: nothing can be refused there.
+    """
+    prompt = harmful.prompt_ids
+    response = harmful.response_ids[: len(harmful.answer_ids) + 1]
     return Row(prompt + response, [IGNORED] * len(prompt) + [token] * len(response), "rto", row_id)
 
 

@@ -1,7 +1,6 @@
 """A training that leaves the finite numbers stops at that step: nothing is shipped, exit code 1.
 
     trainer.add_callback(finite_callback(trainer))
-    check_finite(model)              # before the weights are saved
 
 transformers logs a NaN loss as 0.0 and goes on. A loss that is NaN or infinite makes gradients
 that are not finite, so gradients are looked at before each optimiser step, and weights after it.
@@ -13,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from overrefusal_po.model.finite import NotFiniteError, all_finite
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
@@ -22,34 +23,6 @@ if TYPE_CHECKING:
         TrainerControl,
         TrainerState,
         TrainingArguments,
-    )
-
-
-class NotFiniteError(FloatingPointError):
-    """A loss, a gradient or a weight is NaN or infinite."""
-
-
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all values are finite: their largest size, read once."""
-    import torch
-
-    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
-    filled = [t.detach() for t in local if t.numel() and t.is_floating_point()]
-    largest = torch.nn.utils.get_total_norm(filled, norm_type=float("inf"))
-    return bool(torch.isfinite(largest))
-
-
-def check_finite(model: Module, place: str = "the trained model") -> None:
-    """Raises NotFiniteError if a weight of `model` is NaN or infinite; names the first one."""
-    import torch
-
-    weights = dict(model.named_parameters())
-    if all_finite(weights.values()):
-        return
-    bad = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
-    raise NotFiniteError(
-        f"{place}: {len(bad)} of {len(weights)} weights hold NaN or infinity (the first: "
-        f"{bad[0] if bad else 'unknown'}). Nothing is saved."
     )
 
 

@@ -27,6 +27,7 @@ from overrefusal_po.train.data import (
     as_dataset,
     drawn_places,
 )
+from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.given import evaluation_rows, given_pairs, given_responses
 from overrefusal_po.train.kto_order import (
     Side,
@@ -106,6 +107,7 @@ def kto_trainer(
         lambda data, name: make(given_sides(data, name), settings={**vars(config), **batch}),
     )
     assert prepared.rows is not None, "data without rows are not whole"
+    check_first_rows(prepared, template)
     warn_of_cut(prepared.rows, config.max_length)
     policy = load_policy(model, peft_config)
     if ref_model is None and trains_all(policy, peft_config):

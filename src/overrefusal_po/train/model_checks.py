@@ -7,6 +7,7 @@ missing_bos(template)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +16,8 @@ from overrefusal_po.train.data import Prepared, highest_id
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+logger = logging.getLogger(__name__)
 
 EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
 """Names of input and output embeddings in model classes."""
@@ -53,6 +56,16 @@ def check_vocabulary(prepared: Prepared, template: ChatTemplate, config: Pretrai
             f"The token {token!r} has the id {highest}, but the model's embedding has {size} rows "
             "(vocab_size). The tokenizer is another model's, or tokens were added without "
             "model.resize_token_embeddings. Use the model's own tokenizer, or resize and save it."
+        )
+
+
+def warn_of_missing_bos(template: ChatTemplate) -> None:
+    """Warns if no prompt begins with the BOS with which the tokenizer begins plain text."""
+    if missing_bos(template):
+        logger.warning(
+            "missing_bos: the tokenizer begins plain text with %r, and the chat template begins no "
+            "prompt with it. If the model was trained with it, its template lacks it.",
+            template.tokenizer.bos_token,
         )
 
 

@@ -15,10 +15,11 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
-from overrefusal_po.run.interrupts import handling
+from overrefusal_po.run.interrupts import handling, write_checkpoint_hashes
 
 if TYPE_CHECKING:
     from transformers import (
@@ -132,7 +133,10 @@ class InterruptionEvents:
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Stops once the checkpoint is written."""
+        """Notes the hashes of the checkpoint's files, and stops once it is written."""
+        self.trainer.accelerator.wait_for_everyone()
+        if self.trainer.accelerator.is_main_process:
+            write_checkpoint_hashes(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
         if self.stopping:
             self.trainer.accelerator.wait_for_everyone()
             step = state.global_step

@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import SftData, TooLong
 from overrefusal_po.records import Prompt
-from overrefusal_po.train.data import Prepared, Source, check_firewall, drawn_places
+from overrefusal_po.train.data import Prepared, Source, as_column, check_firewall, used_records
 from overrefusal_po.train.derta_rows import (
     DertaCollator,
     prompt_turns,
@@ -26,8 +24,9 @@ from overrefusal_po.train.derta_rows import (
     sft_row,
     turn_length,
 )
+from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.given import evaluation_rows, given_prompts
-from overrefusal_po.train.lengths import fit, group_by_length, warn_of_left_out
+from overrefusal_po.train.lengths import group_by_length, warn_of_left_out
 from overrefusal_po.train.policy import checked_model, tokenizer_and_template
 from overrefusal_po.train.preference import read_any_pairs
 from overrefusal_po.train.rows_trainer import rows_trainer
@@ -72,6 +71,7 @@ def sft_trainer(
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     make = prompt_preparer(template, max_length=config.max_length, too_long=too_long)
     prepared, evaluated = make(prompts, "prompts"), evaluation_rows(eval_dataset, make)
+    check_first_rows(prepared, template)
     collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
     trainer = rows_trainer(
         model, prepared, config, tokenizer, collator, ref_model, peft_config, callbacks, evaluated
@@ -113,17 +113,16 @@ def prepared_prompts(
         raise ValueError("SFT needs at least one prompt with a reference response; got none.")
     turns = prompt_turns(prompts, template)
     lengths = [turn_length(turn) for turn in turns]
-    fitting = fit(prompts, lengths, max_length=max_length, too_long=too_long)
-    places = fitting.kept
-    if seed is not None:
-        places = [places[at] for at in drawn_places([prompts[i] for i in places], limit, seed)]
-    used = [prompts[at] for at in places]
+    used = used_records(
+        prompts, lengths, max_length=max_length, too_long=too_long, limit=limit, seed=seed
+    )
+    kept = used.taken(prompts)
     return Prepared(
-        rows_dataset([sft_row(prompts[at], turns[at]) for at in places]),
-        used,
-        lengths=np.array([[lengths[at]] for at in places], dtype=np.int64).reshape(-1, 1),
-        line=f"{len(used)} prompts with a reference{fitting}",
-        left_out=fitting.note,
+        rows_dataset([sft_row(*both) for both in zip(kept, used.taken(turns), strict=True)]),
+        kept,
+        lengths=as_column(used.taken(lengths)),
+        line=f"{len(kept)} prompts with a reference{used.fitting}",
+        left_out=used.fitting.note,
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from overrefusal_po.identity import check_kinds
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.finite import check_finite
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
 from overrefusal_po.pairs.apart import check_apart, check_not_measured
 from overrefusal_po.plugins import make_refusal_judge
@@ -29,13 +30,14 @@ from overrefusal_po.records import PreferencePair, Prompt, read_state, write_ato
 from overrefusal_po.report.card import write_card
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.interrupts import drop_incomplete, last_checkpoint
+from overrefusal_po.run.interrupts import drop_unusable, last_checkpoint
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
-from overrefusal_po.train.finite import check_finite, finite_callback
+from overrefusal_po.train.finite import finite_callback
+from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
-from overrefusal_po.train.model_checks import check_tied, check_vocabulary, missing_bos
+from overrefusal_po.train.model_checks import check_tied, check_vocabulary, warn_of_missing_bos
 from overrefusal_po.train.progress import speak_in_words
 from overrefusal_po.train.push import check_push, push_of, push_run, without_push
 from overrefusal_po.train.resume import resumable
@@ -47,7 +49,7 @@ from overrefusal_po.train.trackers import check_trackers, tracker_callback
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from transformers import Trainer, TrainingArguments
+    from transformers import PretrainedConfig, Trainer, TrainingArguments
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -139,9 +141,10 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
     """
     if is_saved(run.path):
         return None
-    check_tied(recipe.model, config_of(recipe.model))
+    config = config_of(recipe.model)
+    check_tied(recipe.model, config)
     source, prepared = read_and_prepare(recipe, template)
-    check_fit(recipe, prepared, template)
+    check_fit(prepared, template, config)
     return FirstData(source, prepared)
 
 
@@ -156,17 +159,12 @@ def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Sourc
     return source, prepared
 
 
-def check_fit(recipe: TrainRecipe, prepared: Prepared, template: ChatTemplate) -> None:
+def check_fit(prepared: Prepared, template: ChatTemplate, config: PretrainedConfig) -> None:
     """Raises ValueError if rows, template and model do not fit; warns of a missing BOS."""
-    config = config_of(recipe.model)
-    check_tied(recipe.model, config)
+    check_first_rows(prepared, template)
     check_vocabulary(prepared, template, config)
-    if missing_bos(template):
-        logger.warning(
-            "missing_bos: the tokenizer begins plain text with %r, and the chat template begins no "
-            "prompt with it. If the model was trained with it, its template lacks it.",
-            template.tokenizer.bos_token,
-        )
+    if prepared.rows is None:  # else `check_first_rows` has warned
+        warn_of_missing_bos(template)
 
 
 def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
@@ -190,7 +188,7 @@ def write_data(
     recipe: TrainRecipe, run: Run, template: ChatTemplate, made: FirstData | None
 ) -> None:
     """Writes the data of the run unless they are there; the student answers first if it must."""
-    drop_incomplete(run.path / "checkpoints")
+    drop_unusable(run.path / "checkpoints")
     if made is None:
         return
     source, prepared = made
@@ -198,7 +196,7 @@ def write_data(
     if source.asked:
         said = student_answers(recipe, run, template, source.asked)
         prepared = method_module(recipe.method).prepare(recipe, source, template, said)
-        check_fit(recipe, prepared, template)
+        check_fit(prepared, template, config_of(recipe.model))
         logger.info("data, with what the student said: %s", prepared.line)
     warn_of_left_out(prepared.left_out)
     prepared.save(run.path)
@@ -273,7 +271,7 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     if not run.writer:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
-    check_finite(model)
+    check_finite(model, "the trained model")
     probe = live_probe(trainer)
     summary = training_summary(trainer, run)
     logger.info("saving %s, and comparing it with the trained model", run.path / "model")

@@ -11,7 +11,8 @@ what broke.
 | `DPOTrainer._name`, `_tag_names`, `_paper` | the model card of ORPO |
 | `trl.trainer.utils.add_fused_lm_head`, its `fused_lm_head` argument | log-probs without logits |
 | `Trainer._get_train_sampler`, `LengthGroupedSampler` | batches of similar length |
-| `Trainer._tr_loss`, `_globalstep_last_logged`, `_initial_global_step` | exact resume |
+| `Trainer._tr_loss`, `_total_loss_scalar`, `_globalstep_last_logged` | exact resume |
+| `Trainer._initial_global_step` | exact resume |
 | `Trainer._run_epoch` | a training that was killed after its last step |
 | `config._attn_implementation` | the name of a model's attention |
 
@@ -280,6 +281,8 @@ class LogRow(TypedDict, total=False):
     """The sum of the losses over the row's steps."""
     last_logged: int
     """The step of the last row."""
+    total: float
+    """The sum of the losses of all rows so far."""
     metrics: dict[str, list[float]]
     """TRL's metrics."""
     tokens: int
@@ -297,6 +300,7 @@ def open_log_row(trainer: Trainer, loss: float) -> LogRow:
     return {
         "loss": loss if private._globalstep_last_logged < trainer.state.global_step else 0.0,
         "last_logged": private._globalstep_last_logged,
+        "total": private._total_loss_scalar,
         "metrics": dict(private._metrics["train"]),
         "tokens": private._total_train_tokens,
     }
@@ -306,8 +310,9 @@ def restore_log_row(trainer: Trainer, kept: LogRow) -> None:
     """Puts `open_log_row` back. The first row after a resume is then that of an undisturbed run."""
     private: Any = trainer  # private names of transformers' and TRL's trainers have no types
     private._tr_loss += kept["loss"]
-    # the mean over the whole training includes these steps, too
-    private._globalstep_last_logged = private._initial_global_step = kept["last_logged"]
+    private._globalstep_last_logged = kept["last_logged"]
+    # train_loss is then the mean over the whole training, as if it had not been stopped
+    private._total_loss_scalar, private._initial_global_step = kept["total"], 0
     private._metrics["train"].update(kept["metrics"])
     private._total_train_tokens = kept["tokens"]
 

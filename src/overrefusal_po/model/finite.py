@@ -1,0 +1,71 @@
+"""Numbers that are NaN or infinite are an error, exit code 1, wherever a model is used.
+
+check_finite(model, "my/model")            # NotFiniteError names the first weight
+watch = FiniteLogits("my/model")
+model.generate(..., logits_processor=[watch])
+watch.check()                              # NotFiniteError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss, a gradient, a weight or a logit is NaN or infinite."""
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all values are finite: their largest size, read once."""
+    import torch
+
+    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
+    filled = [t.detach() for t in local if t.numel() and t.is_floating_point()]
+    largest = torch.nn.utils.get_total_norm(filled, norm_type=float("inf"))
+    return bool(torch.isfinite(largest))
+
+
+def check_finite(model: Module, place: str) -> None:
+    """Raises NotFiniteError if a weight of `model` is NaN or infinite; names the first one."""
+    import torch
+
+    weights = dict(model.named_parameters())
+    if all_finite(weights.values()):
+        return
+    bad = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
+    raise NotFiniteError(
+        f"{place}: {len(bad)} of {len(weights)} weights hold NaN or infinity (the first: "
+        f"{bad[0] if bad else 'unknown'}). Train it again, or take another model."
+    )
+
+
+class FiniteLogits:
+    """A logits processor that changes nothing and notes logits that no text can be drawn from.
+
+    It costs one pass over the logits of a step. The device is waited for in `check` alone.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bad: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores (B, V) unchanged."""
+        # -inf forbids a token, which is allowed unless it forbids all of them
+        highest = scores.amax(-1)  # (B,): NaN if one of its row is
+        bad = ~highest.isfinite().all()
+        self.bad = bad if self.bad is None else self.bad | bad
+        return scores
+
+    def check(self) -> None:
+        """Raises NotFiniteError if logits were NaN or infinite."""
+        if self.bad is not None and bool(self.bad):
+            raise NotFiniteError(
+                f"{self.name}: its logits are NaN or infinite, so its texts mean nothing. Load it "
+                "in the number format that it was trained in (model.dtype: bfloat16 or float32)."
+            )

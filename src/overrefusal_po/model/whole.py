@@ -1,0 +1,132 @@
+"""Whether the files of a model or a checkpoint are whole, and all its tensors were read.
+
+write_hashes(folder, folder / "hashes.json")
+damaged(folder, folder / "hashes.json")         # ["model.safetensors"], or []
+check_tensors("my/model", info)                 # of from_pretrained(output_loading_info=True)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from overrefusal_po.records import write_atomic
+
+CHANGEABLE = ("README.md", "generation_config.json", ".gitattributes")
+"""Files of a model that people may edit without another model coming of it."""
+
+KNOWN_EXTRA = re.compile(
+    r"rotary_emb\.inv_freq$|\.attn\.(?:masked_)?bias$"
+    r"|^(?:model\.)?(?:vision_|visual\.|audio_|multi_modal_projector\.|image_newline)"
+)
+"""Buffers that newer code computes, and the parts for pictures and sound of a model whose text part
+is loaded alone."""
+
+NOT_READ = ("missing_keys", "mismatched_keys")
+
+SHOWN = 3
+
+
+def write_hashes(folder: Path, file: Path) -> None:
+    """Writes the SHA-256 of each file in `folder` to `file`."""
+    found = {
+        str(path.relative_to(folder)): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != file and path.name not in CHANGEABLE
+    }
+    write_atomic(file, json.dumps({"sha256": found}, indent=1))
+
+
+def damaged(folder: Path, file: Path) -> list[str]:
+    """The files of `folder` that are missing or not as `file` says; [] without that file.
+
+    An unreadable `file` is the damaged one.
+    """
+    if not file.is_file():
+        return []
+    try:
+        known: Mapping[str, str] = json.loads(file.read_bytes())["sha256"]
+    except (ValueError, KeyError, TypeError):
+        return [file.name]
+    return [
+        name
+        for name, digest in known.items()
+        if not (folder / name).is_file() or file_digest(folder / name) != digest
+    ]
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes_beside(folder: Path) -> Path:
+    """Where the hashes of a saved model stand: beside its folder, which holds no odd files."""
+    return folder.with_name(f"{folder.name}.sha256.json")
+
+
+def check_model_files(folder: Path) -> None:
+    """Raises ValueError if files of a model that a run saved are damaged or missing."""
+    if bad := damaged(folder, hashes_beside(folder)):
+        raise ValueError(
+            f"{folder}: {first_names(bad)} are not as they were saved: damaged, missing or "
+            "changed. Copy the folder again, or train again. If you changed them yourself, delete "
+            f"{hashes_beside(folder).name} beside it."
+        )
+
+
+@contextlib.contextmanager
+def named_faults(name: str) -> Iterator[None]:
+    """Within, what a loader says of a model's files becomes a ValueError that names the model."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError, EOFError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(
+            f"{name}: its weights cannot be read ({' '.join(lines[:2])[:300]}). A file is damaged "
+            "or missing, or config.json is another model's. Copy or download it again."
+        ) from None
+
+
+def check_tensors(name: str, info: Mapping[str, Iterable[object]]) -> None:
+    """Raises ValueError for tensors that a model's files lack, or that its class does not have.
+
+    transformers draws missing ones at random and drops the others, with a warning alone.
+    """
+    missing, mismatched = (sorted(map(key_of, info.get(key) or ())) for key in NOT_READ)
+    extra = sorted(
+        str(key) for key in info.get("unexpected_keys") or () if not KNOWN_EXTRA.search(str(key))
+    )
+    if missing:
+        raise ValueError(
+            f"{name}: its files hold no tensors for {first_names(missing)}, which would be random. "
+            "The folder is incomplete, or it is no causal language model of this class "
+            "(config.json)."
+        )
+    if mismatched:
+        raise ValueError(
+            f"{name}: tensors of another shape than config.json says: {first_names(mismatched)}."
+        )
+    if extra:
+        raise ValueError(
+            f"{name}: its files hold tensors that the model of its config.json has not: "
+            f"{first_names(extra)}. They would be left out. Give the config.json of these weights."
+        )
+
+
+def key_of(entry: object) -> str:
+    """A tensor's name: alone, or in front of its two shapes."""
+    return str(entry[0] if isinstance(entry, tuple) else entry)
+
+
+def first_names(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
