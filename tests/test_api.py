@@ -152,7 +152,10 @@ def test_a_guard_judges_the_harmful_prompts() -> None:
 
         def score(self, prompts: Any, completions: Any) -> Any:
             verdicts = RefusalJudge().score(prompts, completions)
-            return [v.model_copy(update={"unsafe_probability": 0.9}) for v in verdicts]
+            return [
+                v.model_copy(update={"judge": "guard", "version": "1", "unsafe_probability": 0.9})
+                for v in verdicts
+            ]
 
     found = api.evaluate(REPLIES, BY_KIND, guard=Guard())
     assert found.metrics.harmful_not_unsafe.value == 0.0
@@ -166,7 +169,15 @@ def test_nothing_scored_is_an_error() -> None:
         def score(self, prompts: Any, completions: Any) -> Any:
             verdicts = RefusalJudge().score(prompts, completions)
             return [
-                v.model_copy(update={"unscored": "no reply", "refusal": None}) for v in verdicts
+                v.model_copy(
+                    update={
+                        "judge": "silent",
+                        "version": "1",
+                        "unscored": "no reply",
+                        "refusal": None,
+                    }
+                )
+                for v in verdicts
             ]
 
     with pytest.raises(ValueError, match=r"None of the 3 responses.*no reply"):

@@ -9,6 +9,7 @@ import torch
 from conftest import Style
 
 from overrefusal_po.evaluate.capability import check_tasks, lm_eval_scores, perplexity, plain_scores
+from overrefusal_po.model.finite import NotFiniteError
 from overrefusal_po.records import Prompt
 
 ANSWERS = {
@@ -153,5 +154,5 @@ def test_logits_that_are_not_finite_are_an_error(styles: dict[str, Style]) -> No
     model = llama.make_model()
     model.lm_head.weight.data[5] = float("nan")
     prompt = Prompt.of("What is a fox?", kind="benign", reference="An animal.")
-    with pytest.raises(ValueError, match="not finite on 1 of 1 reference answers"):
+    with pytest.raises(NotFiniteError, match="is NaN or infinite, so the model has no perplexity"):
         perplexity(model, llama.template, [prompt])

@@ -318,6 +318,7 @@ def test_the_page_of_files_names_every_file_of_a_run_folder() -> None:
         "config.json": "`model/`",
         "adapter_config.json": "`adapter/`",
         "trainer_state.json": "`checkpoints/`",
+        "hashes.json": "`checkpoints/`",
         ".key.jsonl": "to_label.key.jsonl",
     }
     assert len(found) > 15

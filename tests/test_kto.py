@@ -130,7 +130,7 @@ def test_a_response_that_is_chosen_and_rejected_is_counted(
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
         order = order_of(pairs, 2)
     assert {side[2] for side in order if side[:2] == ((1,), (2,))} == {True, False}
-    assert "1 responses are chosen in one pair and rejected in another" in caplog.text
+    assert "1 responses are chosen in one row and rejected in another" in caplog.text
 
 
 def test_a_row_that_would_be_a_batch_by_itself_is_left_out(

@@ -190,14 +190,12 @@ def lengths_of(
 
 
 def test_a_shared_prefix_counts_the_prompt_once(style: Style, pairs: list[PreferencePair]) -> None:
-    """Sides with what the template puts behind the end of turn (ChatML's newline)."""
     turns = [
         style.template.turn(pairs[0].prompt.messages, side)
         for side in (pairs[0].chosen, pairs[0].rejected)
     ]
-    after = len(style.tokenizer("\n")["input_ids"]) if style.name == "qwen" else 0
     prompt = len(turns[0].prompt_ids)
-    chosen, rejected = (len(turn.response_ids) + after for turn in turns)
+    chosen, rejected = (len(turn.response_ids) for turn in turns)
     lengths = lengths_of(pairs[:1], style)
     assert lengths.tolist() == [[prompt, chosen, rejected]]
     shared, plain, orpo = recipe(), recipe(speed={"shared_prefix": False}), recipe("orpo")
@@ -302,10 +300,12 @@ def test_check_says_what_a_training_takes_without_loading_weights(
     model = {"model_name_or_path": str(folder)}
     template = styles["llama"].template
     body = recipe(model=model)
-    found = memory_of(body, prepared_pairs(pairs, template, max_length=None))
+    config = config_of(model)
+    found = memory_of(body, prepared_pairs(pairs, template, max_length=None), config)
     assert found.weights == 4 * sum(p.numel() for p in styles["llama"].make_model().parameters())
     assert found.verdict == "fits" and found.available == device_memory(use_cpu=True)[1]
-    derta = memory_of(recipe("derta", model=model, trainer={"max_length": 64}), Prepared(None))
+    rto = recipe("derta", model=model, trainer={"max_length": 64})
+    derta = memory_of(rto, Prepared(None), config)
     assert derta.activations > 0
     asked = [
         pair.model_copy(update={"prompt": Prompt.of(f"How do I {thing}?", kind="benign")})

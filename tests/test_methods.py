@@ -19,7 +19,7 @@ from overrefusal_po.cli import main
 from overrefusal_po.recipe.methods import METHODS, Method, all_methods, find_method
 from overrefusal_po.recipe.sections import PairsData
 from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
-from overrefusal_po.report.card import method_words
+from overrefusal_po.report.training import method_words
 from overrefusal_po.train.method import NEEDED, method_module
 
 SOURCE = Path(overrefusal_po.__file__).parent
@@ -284,9 +284,9 @@ def test_an_entry_point_to_nowhere_is_a_sentence(
 
 
 def test_a_card_names_a_method_that_is_not_installed() -> None:
-    assert method_words("derta") == f" with method derta ({METHODS['derta'].title})"
-    assert method_words("gone.tilted") == " with method gone.tilted"
-    assert method_words(None) == ""
+    assert method_words({"method": "derta"}) == f"derta: {METHODS['derta'].title}"
+    assert method_words({"method": "gone.tilted"}) == "gone.tilted: a method of another package"
+    assert method_words({}) == ""
 
 
 @pytest.mark.parametrize("name", METHODS)

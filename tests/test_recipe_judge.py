@@ -108,7 +108,7 @@ def test_the_linter_of_a_training_and_of_check_data_uses_the_recipes_judge(
 ) -> None:
     model = styles["llama"]
     keys = {"data": {"pairs": str(pairs_file)}, "trainer": {"max_length": 512}}
-    with pytest.raises(ValueError, match=r"chosen_complies .*name another one: judge"):
+    with pytest.raises(ValueError, match=r"chosen_complies.*name another one: judge"):
         check_stage(body("train", model, **keys))
     assert check_stage(body("train", model, **keys, judge=thai)).startswith("2 pairs, ")
 
@@ -118,12 +118,15 @@ def test_check_of_a_file_takes_a_judge(
 ) -> None:
     found, stops = check_file(pairs_file)
     assert stops and "chosen_complies" in {row["check"] for row in found}
-    assert not check_file(pairs_file, thai)[1]
+    assert not check_file(pairs_file, [f"--judge={thai}"])[1]
     for option, code in ((f"--judge={thai}", 0), (f"--judge.name={thai}", 0), ("--jury=x", 2)):
         with pytest.raises(SystemExit) as end:
             main(["check", str(pairs_file), option])
         assert (end.value.code or 0) == code
-    assert "jury cannot be given here; allowed is --judge=NAME" in capsys.readouterr().err
+    assert (
+        "--jury is nothing that a file of rows takes. Allowed are --judge=NAME"
+        in capsys.readouterr().err
+    )
 
 
 def test_curation_drops_no_correct_pair_of_a_language_that_its_judge_knows(
@@ -141,6 +144,11 @@ def test_curation_drops_no_correct_pair_of_a_language_that_its_judge_knows(
     assert found == {"refusal": {made.pair.id: "chosen_complies"}, thai: {}}
 
 
+def kept(row: Completion) -> Completion:
+    """The completion as a completions file holds it: its id is that of its content."""
+    return row.model_copy(update={"id": row.content_id})
+
+
 def test_what_the_student_says_is_judged_by_the_recipes_judge(
     styles: Any, thai: str, tmp_path: Path
 ) -> None:
@@ -153,8 +161,10 @@ def test_what_the_student_says_is_judged_by_the_recipes_judge(
         write_jsonl(
             run.path / FILE,
             [
-                Completion(
-                    id=p.id, prompt_id=p.id, text=text, model="m", engine="e", sampling=sampling
+                kept(
+                    Completion(
+                        id="", prompt_id=p.id, text=text, model="m", engine="e", sampling=sampling
+                    )
                 )
                 for p, text in zip(asked, (REFUSAL, ANSWER), strict=True)
             ],

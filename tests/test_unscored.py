@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from openai_server import Answer, Request, fails, says, serving
 
-from overrefusal_po.evaluate.responses import judged_rows
+from overrefusal_po.evaluate.judged_rows import judged_rows
 from overrefusal_po.plugins import make_judge
 from overrefusal_po.records import Prompt, Verdict, write_jsonl
 from overrefusal_po.run.keys import run_key

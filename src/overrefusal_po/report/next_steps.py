@@ -56,15 +56,21 @@ def uses_of(model: str) -> Iterator[NextStep]:
     yield "make a GGUF file", command(*converter, "--outfile", Path(f"{model}.gguf"))
 
 
+CURATED = (
+    ("pairs.jsonl", "dpo", "pairs", ("--data.containment=none",)),
+    ("sft.jsonl", "sft", "prompts", ()),
+)
+"""What a curation makes -> the recipe that trains on it, its key for the data, other overrides."""
+
+
 def after_curation(folder: Path, recipes: Path) -> Iterator[NextStep]:
     """Check the pairs and train on them; an SFT set is for SFT."""
-    for file, method, key in (("pairs.jsonl", "dpo", "pairs"), ("sft.jsonl", "sft", "prompts")):
+    for file, method, key, more in CURATED:
         path = folder / file
         if path.is_file():
             yield "check them", command("overrefusal-po", "check", path)
             if shipped(recipes, method).is_file():
-                data = [override(f"data.{key}", str(path))]
-                data += ["--data.containment=none"] if method == "dpo" else []
+                data = [override(f"data.{key}", str(path)), *more]
                 yield (
                     "train on them",
                     command("overrefusal-po", shipped(recipes, method), *data),

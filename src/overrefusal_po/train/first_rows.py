@@ -12,12 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from overrefusal_po.model.chat import ChatTemplate, Turn
-from overrefusal_po.records import Message, PreferencePair, Prompt, Triple
+from overrefusal_po.records import LabelledResponse, Message, PreferencePair, Prompt, Triple
 from overrefusal_po.train.data import Prepared, TrainingRecord
 from overrefusal_po.train.model_checks import warn_of_missing_bos
 
 FIRST = 4
 """Rows that are looked at."""
+
+ROW_KINDS = {"sft": "reference", "prefix": "safe_response", "rto": "harmful_response"}
+"""What a row of DeRTa's kinds trains -> the field of its record."""
 
 CANDIDATES = 64
 """Records that may have made a row, if the tokenizer does not write their questions back."""
@@ -56,11 +59,10 @@ def parts_of(row: Mapping[str, Any]) -> Iterator[Part]:  # Any: columns of sever
     if "completion_ids" in row:
         field = "chosen" if row.get("label", True) else "rejected"
         yield Part(list(row["prompt_ids"]), list(row["completion_ids"]), field)
-    if row.get("kind") in ("sft", "prefix", "rto"):
+    if "labels" in row and "kind" in row:
         labels, ids = list(row["labels"]), list(row["input_ids"])
         start = next((at for at, label in enumerate(labels) if label != -100), len(ids))
-        named = {"sft": "reference", "prefix": "safe_response", "rto": "harmful_response"}
-        yield Part(ids[:start], ids[start:], named[row["kind"]])
+        yield Part(ids[:start], ids[start:], ROW_KINDS[row["kind"]])
 
 
 def check_part(
@@ -107,7 +109,10 @@ def response(record: TrainingRecord, field: str) -> str | None:
         PreferencePair: ("chosen", "rejected"),
         Triple: ("safe_response", "harmful_response"),
         Prompt: ("reference",),
+        LabelledResponse: (),
     }[type(record)]
+    if isinstance(record, LabelledResponse):
+        return record.response if record.desirable == (field == "chosen") else None
     return getattr(record, field) if field in known else None
 
 
