@@ -526,7 +526,8 @@ def test_batches_are_checked_once_all_pairs_are_there(
                 "engine": "e",
                 "sampling": recipe_sampling(body.generation, body.seed),
             }
-            answers = [Completion(id=p.id, prompt_id=p.id, **said) for p in starter_harmful()]
+            drawn = [Completion(id="", prompt_id=p.id, **said) for p in starter_harmful()]
+            answers = [c.model_copy(update={"id": c.content_id}) for c in drawn]
             write_jsonl(run.path / "student_harmful.jsonl", answers)
             write_data(body, run, style.template, first_data(body, run, style.template))
         return tmp_path / name / "data.jsonl"

@@ -75,7 +75,8 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
     config = method_config(recipe, {**settings, "output_dir": str(run.path / "checkpoints")})
     template = load_template(recipe.model, recipe.chat)
     check_trackers(recipe.trainer.get("report_to"))
-    in_first_process(state, lambda: check_push(push))
+    if push is not None:
+        in_first_process(state, lambda: check_push(push))
     made = in_first_process(state, lambda: first_data(recipe, run, template))
     with open_run(state.is_main_process) as run:
         if not run.done:
@@ -86,7 +87,9 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
             save(trainer, recipe, template, run)
             state.wait_for_everyone()
         summary: dict[str, Any] = read_state(run.path / "training.json", ["summary"])["summary"]
-    in_first_process(state, lambda: push_run(push, run.path))
+    if push is not None:
+        in_first_process(state, lambda: push_run(push, run.path))
+        state.wait_for_everyone()  # a rank that ends closes the others' connections
     return summary
 
 
