@@ -27,7 +27,7 @@ from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, read_state, write_atomic
-from overrefusal_po.report.card import write_card
+from overrefusal_po.report.card import card_text, put_card
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_unusable, last_checkpoint
@@ -297,7 +297,7 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     write_atomic(
         run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
     )
-    write_card(run.path)  # in the place of peft's README, which names folders of this machine
+    put_card(run.path, card_text(None, None, run.path))  # in the place of peft's README, which names folders of this machine
     run.finish(summary)
 
 
