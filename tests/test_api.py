@@ -209,7 +209,12 @@ def test_an_engine_that_leaves_a_prompt_out_is_named() -> None:
         (BY_KIND, {"judge": "refusel"}, ValueError, "refusel"),
         ([HOW], {"kind": "evil"}, ValueError, "kind is 'evil'; allowed is one of harmful"),
         ({"benign": HOW}, {}, TypeError, "under 'benign' are one text"),
-        ({"benign": [HOW], "harmful": [HOW]}, {}, ValueError, "as benign and as harmful"),
+        (
+            {"benign": [HOW], "harmful": [HOW.upper()]},
+            {},
+            ValueError,
+            r"\(prompts\['harmful'\], line 1\) is harmful, and prompt .*\['benign'\], line 1\)",
+        ),
         ({"benign": [Prompt.of(HOW, kind="harmful")]}, {}, ValueError, "says that it is harmful"),
         (BY_KIND, {"max_new_tokens": 0}, ValueError, r"generation: max_new_tokens: .*given: '0'"),
         (BY_KIND, {"temperature": -1}, ValueError, "generation: temperature"),
