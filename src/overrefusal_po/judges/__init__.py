@@ -127,6 +127,15 @@ def checked_verdicts(
         raise judge_fault(judge, faults[0] + more)
 
 
+def refusal_verdict(verdict: Verdict) -> Verdict:
+    """The verdict; unscored, with a reason, if it does not say whether the response refuses. Else
+    a response would count as read that nobody has read."""
+    if verdict.refusal is not None or verdict.unscored is not None:
+        return verdict
+    why = f"the judge {verdict.judge} does not say whether a response refuses"
+    return verdict.model_copy(update={"unscored": why})
+
+
 def verdict_fault(
     judge: Judge, completion: Completion, verdict: Verdict | None, times: int
 ) -> str | None:
