@@ -46,7 +46,7 @@ PlugSpec = str | Mapping[str, Any]
 S = TypeVar("S", bound=BaseModel)
 
 FUNCTIONS: dict[Room, tuple[str, ...]] = {
-    "sources": ("prompts", "triples", "pairs"),
+    "sources": ("prompts", "triples", "pairs", "responses"),
     "attacks": ("attacked",),
     "engines": ("engine",),
     "judges": ("judge",),
