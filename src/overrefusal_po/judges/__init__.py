@@ -59,6 +59,17 @@ class JudgePlug(Protocol):
         """The judge; ValueError if the settings cannot work. No weights are loaded."""
 
 
+def refusal_judge(judge: Judge) -> Judge:
+    """`judge`; ValueError if it never says what refuses."""
+    if getattr(judge, "says_refusals", True):
+        return judge
+    raise ValueError(
+        f"judge: {judge.name} never says whether a response refuses. Name one that does (refusal, "
+        "llm, or a guard of WildGuard's or Qwen3Guard's kind). A judge of harm goes under "
+        "`guard:`, and a reward model under `reward:`."
+    )
+
+
 def scored(
     judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[Verdict]:
