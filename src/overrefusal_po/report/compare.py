@@ -261,7 +261,7 @@ def table_rows(found: ComparedFolders) -> tuple[list[str], list[list[str]]]:
             shares = (f"{side.before:.2f}", f"{side.after:.2f}", signed(side.difference))
             rows.append([name, RIGHT_WORDS[kind], *shares, *map(str, counts), *p])
         blank = ["", "", "", ""] + ([""] if corrected else [])
-        rows.append([name, "sum of both", "", "", signed(one.total), *blank])
+        rows.append([name, "harmful + harmless", "", "", signed(one.total), *blank])
     return head + (["p, Holm"] if corrected else []), rows
 
 
