@@ -221,6 +221,19 @@ def test_a_verdict_without_a_class_of_refusal_is_unscored() -> None:
     assert second.unscored is None
 
 
+def test_one_id_of_two_files_is_judged_in_both(thai: str, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    judge = shared_judge({"name": thai, "calls": str(calls)})
+    for asked in ("How do I open a file?", "How do I close a file?"):
+        prompt = Prompt.of(asked, kind="benign").model_copy(update={"id": "q1"})
+        said = Completion(
+            id="c1", prompt_id="q1", text="So.", model="m", engine="e", sampling=Sampling()
+        )
+        for _ in range(2):
+            assert judge.score([prompt], [said])[0].completion_id == "c1"
+    assert len(calls.read_text().splitlines()) == 2
+
+
 def test_a_slow_judge_reads_a_pair_once_while_the_program_runs(
     styles: Any, thai: str, pairs_file: Path, tmp_path: Path
 ) -> None:
@@ -236,16 +249,3 @@ def test_a_slow_judge_reads_a_pair_once_while_the_program_runs(
     asked = calls.read_text().splitlines()
     assert len(asked) == 4 == len(set(asked))
     assert isinstance(shared_judge("refusal"), RefusalJudge)
-
-
-def test_one_id_of_two_files_is_judged_in_both(thai: str, tmp_path: Path) -> None:
-    calls = tmp_path / "calls"
-    judge = shared_judge({"name": thai, "calls": str(calls)})
-    for asked in ("How do I open a file?", "How do I close a file?"):
-        prompt = Prompt.of(asked, kind="benign").model_copy(update={"id": "q1"})
-        said = Completion(
-            id="c1", prompt_id="q1", text="So.", model="m", engine="e", sampling=Sampling()
-        )
-        for _ in range(2):
-            assert judge.score([prompt], [said])[0].completion_id == "c1"
-    assert len(calls.read_text().splitlines()) == 2
