@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from overrefusal_po import api
 from overrefusal_po.judges.refusal import RefusalJudge
-from overrefusal_po.records import Completion, Prompt, Sampling, content_id, write_jsonl
+from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, content_id, write_jsonl
 
 REFUSAL = "I'm sorry, but I can't help with that."
 ANSWER = "Use kill and the number of the process. Then it is gone."
@@ -184,12 +184,46 @@ def test_nothing_scored_is_an_error() -> None:
         api.evaluate(REPLIES, BY_KIND, judge=Silent())
 
 
+def test_a_judge_that_says_no_refusals_is_an_error() -> None:
+    class Harm:
+        """A judge of harm. Without `says_refusals` nobody knows before it has judged."""
+
+        name, version = "harm", "1"
+
+        def score(self, prompts: Any, completions: Any) -> Any:
+            return [
+                Verdict(completion_id=c.id, judge="harm", version="1", unsafe_probability=0.1)
+                for c in completions
+            ]
+
+    with pytest.raises(ValueError, match=r"None of the 3 responses.*judge harm does not say"):
+        api.evaluate(REPLIES, BY_KIND, judge=Harm())
+    Harm.says_refusals = False  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="harm never says whether a response refuses"):
+        api.evaluate("/no/such/model", BY_KIND, judge=Harm())
+
+
+def test_what_an_engine_gives_is_checked_and_carries_the_users_row() -> None:
+    rows = [{"id": "q7", "prompt": HOW, "kind": "benign"}]
+    found = api.evaluate(REPLIES, rows).outcomes[0].completion
+    assert found.id == found.content_id
+    assert found.origin is not None and found.origin.id == "q7"
+
+    class Torn(PlainReplies):
+        def complete(self, prompts: Any, sampling: Any, **options: Any) -> Any:
+            for row in super().complete(prompts, sampling):
+                yield row.model_copy(update={"finish_reason": "error"})
+
+    with pytest.raises(ValueError, match="has finish_reason 'error' and error None"):
+        api.evaluate(Torn(REPLIES.replies), rows)
+
+
 def test_an_engine_that_leaves_a_prompt_out_is_named() -> None:
     class Lazy(PlainReplies):
         def complete(self, prompts: Any, sampling: Any, **options: Any) -> Any:
             yield from list(super().complete(prompts, sampling))[1:]
 
-    with pytest.raises(ValueError, match=r"'replies' gave no completion for 1 of 3.*Open a lock"):
+    with pytest.raises(ValueError, match=r"'replies' .*ended without 1 completions"):
         api.evaluate(Lazy(REPLIES.replies), BY_KIND)
 
 
@@ -209,7 +243,12 @@ def test_an_engine_that_leaves_a_prompt_out_is_named() -> None:
         (BY_KIND, {"judge": "refusel"}, ValueError, "refusel"),
         ([HOW], {"kind": "evil"}, ValueError, "kind is 'evil'; allowed is one of harmful"),
         ({"benign": HOW}, {}, TypeError, "under 'benign' are one text"),
-        ({"benign": [HOW], "harmful": [HOW]}, {}, ValueError, "as benign and as harmful"),
+        (
+            {"benign": [HOW], "harmful": [HOW.upper()]},
+            {},
+            ValueError,
+            r"\(prompts\['harmful'\], line 1\) is harmful, and prompt .*\['benign'\], line 1\)",
+        ),
         ({"benign": [Prompt.of(HOW, kind="harmful")]}, {}, ValueError, "says that it is harmful"),
         (BY_KIND, {"max_new_tokens": 0}, ValueError, r"generation: max_new_tokens: .*given: '0'"),
         (BY_KIND, {"temperature": -1}, ValueError, "generation: temperature"),

@@ -307,3 +307,10 @@ def test_the_training_stage_writes_the_card_in_the_place_of_pefts(tmp_path: Path
     (folder / "adapter" / "README.md").write_text("base_model: /home/me/model")
     write_card(folder)
     assert "/home/me" not in (folder / "adapter" / "README.md").read_text()
+
+
+def test_a_damaged_recipe_is_named_with_what_to_do(tmp_path: Path) -> None:
+    folder = training(tmp_path / "run")
+    (folder / "recipe.yaml").write_text("task: [train\n")
+    with pytest.raises(ValueError, match=r"recipe\.yaml is damaged.*Restore the file"):
+        write_card(folder)

@@ -206,6 +206,7 @@ def test_the_command_prints_a_table_and_writes_a_page(
     assert ["base", "->", "dpo", "harmless", "answered", "0.50", "0.88", "+0.38"] in [
         row[:8] for row in rows
     ]
+    assert any(row[3:6] == ["harmful", "+", "harmless"] for row in rows)  # the sum
     assert "base -> dpo, harmless prompts: refused -> answered 3" in printed
     assert f"page: {page}" in printed and "Holm" not in printed
     assert page.read_text().startswith("<!doctype html>")

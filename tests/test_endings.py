@@ -157,9 +157,11 @@ def test_a_result_is_numbers_and_tables_and_never_a_raw_mapping(
             "hygiene": {"duplicates": {}},
             "unfilled": [],
             "folder": "runs/a",
+            "capability": {"perplexity": {"value": 54.61, "low": 32.92, "high": 90.09, "n": 8}},
         }
     )
     out = capsys.readouterr().out
+    assert "perplexity: 54.6 (32.9 to 90.1) on 8 reference answers" in out
     assert "{" not in out and "[" not in out
     rows = [line.split() for line in out.splitlines()]
     assert ["harmful_refused", "0.50", "0.25", "to", "0.75", "8", "1"] in rows

@@ -154,6 +154,18 @@ def test_perplexity_of_the_references_is_measured_unless_it_is_turned_off(
     assert not (tmp_path / "other" / "perplexity.json").exists()
 
 
+def test_a_damaged_perplexity_file_is_named_with_what_to_do(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    run(recipe, folder := tmp_path / "run")
+    (folder / "status.json").write_text(
+        (folder / "status.json").read_text().replace('"done"', '"interrupted"')
+    )
+    (folder / "perplexity.json").write_text('{"value": 3.0, "n"')
+    with pytest.raises(ValueError, match=r"perplexity\.json is damaged.*Restore the file"):
+        run(recipe, folder)
+
+
 def test_perplexity_that_cannot_be_measured_is_left_out_or_an_error_if_asked_for(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from factories import EATS, FACTORIES, two_steps
 
 from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
 from overrefusal_po.train.given import given_pairs, given_prompts, given_responses, given_triples
+from overrefusal_po.train.preference import read_any_pairs
 
 SYSTEM = {"role": "system", "content": "Answer briefly."}
 Row = dict[str, Any]
@@ -90,6 +91,17 @@ def test_a_dataset_a_list_and_a_file_of_pairs_train_alike(
     assert losses(method, styles["qwen"], Dataset.from_list(rows), tmp_path) == wanted
     assert losses(method, styles["qwen"], rows, tmp_path) == wanted
     assert losses(method, styles["qwen"], str(file), tmp_path) == wanted
+
+
+@pytest.mark.parametrize(("label", "kind"), [("Safe", "benign"), ("UNSAFE", "harmful")])
+def test_a_label_says_the_kind_in_a_list_as_in_a_file(
+    label: str, kind: str, tmp_path: Path
+) -> None:
+    row = {"prompt": "How?", "chosen": "So.", "rejected": "No.", "label": label}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    kinds = [given_pairs([row])[0].prompt.kind, read_any_pairs(str(file))[0].prompt.kind]
+    assert kinds == [kind, kind]
 
 
 def test_ids_of_rows_are_those_of_the_file(pairs: list[PreferencePair], tmp_path: Path) -> None:

@@ -218,8 +218,8 @@ def test_check_names_prompts_by_the_users_id_file_and_line(tmp_path: Path) -> No
     )
     assert checks(path) == [
         ("9", "repeated", "warning", 2),
-        ("x1", "contamination", None, 1),
-        ("9", "contamination", None, 2),
+        ("x1", "contamination", "error", 1),
+        ("9", "contamination", "error", 2),
     ]
     assert {row["file"] for row in check_file(path)[0]} == {str(path)}
 

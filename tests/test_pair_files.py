@@ -537,3 +537,14 @@ def test_check_takes_every_kind_of_file(ending: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["check", path])
     assert result.exit_code == 2
     assert "the sides are equal" in result.output
+
+
+@pytest.mark.parametrize("read", [read_pairs, lambda path: read_source(str(path), None)])
+def test_a_fault_in_a_row_of_our_own_names_file_line_and_field(read: Any, tmp_path: Path) -> None:
+    asked = {"id": "q1", "messages": said("How?"), "kind": "benign"}
+    rows = [{"id": "p1", "prompt": asked, **ANSWERS}, {"id": "p2", "prompt": asked, **ANSWERS}]
+    rows[1]["tag"] = "new"
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"pairs.jsonl, line 2: not a PreferencePair: tag: "):
+        read(file)

@@ -277,6 +277,8 @@ def test_a_text_that_was_changed_in_the_file_is_refused(tmp_path: Path) -> None:
         lambda lines: [*lines, lines[0]],
         lambda lines: [*lines, lines[0].replace("Fine.", "No.")],
         lambda lines: [lines[0].replace('"model"', '"modell"'), *lines[1:]],
+        lambda lines: [lines[0].replace('"prompt_id"', '"prompt"'), *lines[1:]],
+        lambda lines: [lines[0].replace('"sampling"', '"how"'), *lines[1:]],
     ],
 )
 def test_a_damaged_file_of_completions_is_refused(

@@ -18,7 +18,7 @@ from overrefusal_po.pipeline import stage_inputs
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import CurateRecipe, TrainRecipe
-from overrefusal_po.records import Completion, Prompt, Verdict, write_jsonl
+from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, write_jsonl
 from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import shared_judge
@@ -217,8 +217,21 @@ def test_a_verdict_without_a_class_of_refusal_is_unscored() -> None:
     harm = Verdict(completion_id="a", judge="j", version="1", unsafe_probability=0.9)
     refusal = harm.model_copy(update={"refusal": "none"})
     ((first, second),) = by_pair([harm, refusal])
-    assert first.unscored == "the judge does not say whether it refuses"
+    assert first.unscored == "the judge j does not say whether a response refuses"
     assert second.unscored is None
+
+
+def test_one_id_of_two_files_is_judged_in_both(thai: str, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    judge = shared_judge({"name": thai, "calls": str(calls)})
+    for asked in ("How do I open a file?", "How do I close a file?"):
+        prompt = Prompt.of(asked, kind="benign").model_copy(update={"id": "q1"})
+        said = Completion(
+            id="c1", prompt_id="q1", text="So.", model="m", engine="e", sampling=Sampling()
+        )
+        for _ in range(2):
+            assert judge.score([prompt], [said])[0].completion_id == "c1"
+    assert len(calls.read_text().splitlines()) == 2
 
 
 def test_a_slow_judge_reads_a_pair_once_while_the_program_runs(

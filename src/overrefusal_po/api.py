@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from overrefusal_po.evaluate.given import given_prompts
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
-from overrefusal_po.judges import Judge
+from overrefusal_po.judges import Judge, refusal_judge, refusal_verdict
 from overrefusal_po.plugins import PlugSpec, checked_plug_settings, make_judge
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
@@ -36,6 +36,7 @@ from overrefusal_po.records import (
     content_id,
 )
 from overrefusal_po.run.complete import recipe_sampling
+from overrefusal_po.run.drawn import Asked, Work
 from overrefusal_po.run.judged import fresh_verdicts
 from overrefusal_po.run.loaded import answering_engine
 
@@ -158,7 +159,7 @@ def evaluate(
         TypeError: prompts or a model of another type.
     """
     asked = given_prompts(prompts, kind=kind, split=split)
-    judges = found_judge(judge), None if guard is None else found_judge(guard)
+    judges = refusal_judge(found_judge(judge)), None if guard is None else found_judge(guard)
     generation = checked_generation(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size
     )
@@ -275,14 +276,11 @@ def found_judge(judge: PlugSpec | Judge) -> Judge:
 def answers_in_order(
     engine: Engine, prompts: Sequence[Prompt], sampling: Sampling
 ) -> list[Completion]:
-    """The completion of each prompt, in their order; ValueError if the engine leaves one out."""
-    found = {completion.prompt_id: completion for completion in engine.complete(prompts, sampling)}
-    missing = [prompt for prompt in prompts if prompt.id not in found]
-    if missing:
-        raise ValueError(
-            f"The engine {engine.name!r} gave no completion for {len(missing)} of {len(prompts)} "
-            f"prompts, the first {missing[0].text[:60]!r}. Each needs one, with its prompt_id."
-        )
+    """The completion of each prompt, in their order, checked as those of a recipe's engine."""
+    asked = Asked(engine, Work(prompts, sampling, 1, set()))
+    given = map(asked.taken, engine.complete(list(asked.prompts()), sampling))
+    found = {completion.prompt_id: completion for completion in given}
+    asked.check_all_given()
     return [found[prompt.id] for prompt in prompts]
 
 
@@ -297,7 +295,7 @@ def judged_outcomes(
         both = [(p, c) for p, c in zip(prompts, answers, strict=True) if p.kind == "harmful"]
         said = fresh_verdicts(guard, [p for p, _ in both], [c for _, c in both])
         verdicts = with_guard(verdicts, said)
-    unscored = [v.unscored for v in verdicts if v.unscored is not None]
+    unscored = [v.unscored for v in map(refusal_verdict, verdicts) if v.unscored is not None]
     if len(unscored) == len(verdicts):
         raise ValueError(
             f"None of the {len(verdicts)} responses could be scored. The first: {unscored[0]}."

@@ -17,7 +17,7 @@ from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges import Judge
 from overrefusal_po.pairs.apart import check_apart, check_not_measured, waived_benchmarks
 from overrefusal_po.pairs.findings import Finding
-from overrefusal_po.pairs.firewall import contamination
+from overrefusal_po.pairs.firewall import benchmark_finding, contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.response_checks import response_findings
 from overrefusal_po.pairs.row_conflicts import prompt_conflicts, prompt_id
@@ -61,9 +61,7 @@ def check_file(path: Path, overrides: Sequence[str] = ()) -> tuple[list[dict[str
     assert isinstance(settings, Settings)
     form = rows_form(local_rows(settings.path, settings.limits), settings, settings.path)
     if form == "responses":
-        found = response_findings(read_responses(spec, None), judge)
-        stops = any(finding.severity == "error" for finding in found)
-        return [finding_row(finding) for finding in found], stops
+        return finding_rows(response_findings(read_responses(spec, None), judge))
     return check_pairs_or_prompts(spec, form, judge)
 
 
@@ -98,25 +96,24 @@ def check_pairs_or_prompts(
         prompts = [pair.prompt for pair in pairs]
         for pair in pairs:
             rows[pair.prompt.id].append((pair.id, pair.origin))
-    found = [finding_row(finding) for finding in findings]
     once = {prompt.id: prompt for prompt in prompts}.values()
-    hits = [
-        {**hit._asdict(), "id": own, **place_fields(origin)}
+    findings += [
+        benchmark_finding(hit, own, origin)
         for hit in contamination(once)
         for own, origin in rows[hit.id]
     ]
-    stops = bool(hits) or any(finding.severity == "error" for finding in findings)
-    return found + hits, stops
+    return finding_rows(findings)
+
+
+def finding_rows(findings: Sequence[Finding]) -> tuple[list[dict[str, object]], bool]:
+    """(the findings as `check` prints them, whether one of them stops a training)."""
+    stops = any(finding.severity == "error" for finding in findings)
+    return [finding_row(finding) for finding in findings], stops
 
 
 def finding_row(finding: Finding) -> dict[str, object]:
     """A finding as `check --json` prints it; one about a whole set has no file and line."""
     return {name: value for name, value in finding._asdict().items() if value is not None}
-
-
-def place_fields(origin: Origin | None) -> dict[str, object]:
-    """File and line of a row."""
-    return {} if origin is None else {"file": origin.file, "line": origin.line}
 
 
 def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:

@@ -130,9 +130,9 @@ def check_rows(path: Path, as_json: bool, overrides: Sequence[str]) -> None:
         else:
             terminal.say("  ".join(str(value) for value in row.values()))
     if not as_json:
-        terminal.say(
-            f"{path}: {len(found)} findings" + (", and some stop a training." if stops else ".")
-        )
+        number = "1 finding" if len(found) == 1 else f"{len(found)} findings"
+        end = ", and a training would stop." if stops else "."
+        terminal.say(f"{path}: {number}{end}")
     if stops:
         sys.exit(2)
 

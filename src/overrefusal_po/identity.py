@@ -60,7 +60,7 @@ def words_and_signs(text: str) -> Parts:
     words: list[str] = []
     signs: list[str] = []
     for part in text.split():
-        if part.isalnum():  # nearly all of a text, so that the slow way is seldom gone
+        if part.isalnum():  # nearly all of a text; only the rest is read sign by sign
             words.append(part)
         else:
             add_parts(part, words, signs)

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from overrefusal_po.attacks import Attack, AttackPlug
-from overrefusal_po.judges import Judge, JudgePlug
+from overrefusal_po.judges import Judge, JudgePlug, refusal_judge
 from overrefusal_po.recipe.reading import FILE_ENDINGS as FILE_ENDINGS
 from overrefusal_po.recipe.words import unknown_key
 from overrefusal_po.records import first_fault
@@ -46,7 +46,7 @@ PlugSpec = str | Mapping[str, Any]
 S = TypeVar("S", bound=BaseModel)
 
 FUNCTIONS: dict[Room, tuple[str, ...]] = {
-    "sources": ("prompts", "triples", "pairs"),
+    "sources": ("prompts", "triples", "pairs", "responses"),
     "attacks": ("attacked",),
     "engines": ("engine",),
     "judges": ("judge",),
@@ -318,14 +318,7 @@ def make_judge(spec: PlugSpec) -> Judge:
 
 def make_refusal_judge(spec: PlugSpec) -> Judge:
     """`make_judge` for a recipe's `judge:`. ValueError for a judge that never says what refuses."""
-    found = make_judge(spec)
-    if not getattr(found, "says_refusals", True):
-        raise ValueError(
-            f"judge: {found.name} never says whether a response refuses. Name one that does "
-            "(refusal, llm, or a guard of WildGuard's or Qwen3Guard's kind). A judge of harm goes "
-            "under `guard:`, and a reward model under `reward:`."
-        )
-    return found
+    return refusal_judge(make_judge(spec))
 
 
 def built_judge(spec: PlugSpec) -> Judge:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-from overrefusal_po.prompts import read_source
+from overrefusal_po.identity import check_kinds
+from overrefusal_po.prompts import each_once, read_source
 from overrefusal_po.records import Kind, Prompt, Split
-from overrefusal_po.run.complete import unique_prompts
 from overrefusal_po.sources._given import given_rows
 from overrefusal_po.sources._local import ENDINGS
 from overrefusal_po.sources._row_source import Reader
@@ -28,25 +28,11 @@ def given_prompts(data: object, *, kind: Kind | None = None, split: Split | None
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; allowed is one of {', '.join(KINDS)}.")
-    found = list(unique_prompts(all_prompts(data, kind=kind, split=split)))
+    found = each_once(all_prompts(data, kind=kind, split=split))
     if not found:
         raise ValueError("There is no prompt. Give at least one.")
-    check_one_side(found)
+    check_kinds(found)
     return found
-
-
-def check_one_side(prompts: Sequence[Prompt]) -> None:
-    """Raises ValueError for a prompt that is given as harmful and as harmless."""
-    sides: dict[object, Prompt] = {}
-    for prompt in prompts:
-        known = sides.setdefault(
-            (prompt.messages, prompt.assistant_prefix, prompt.raw_text), prompt
-        )
-        if (known.kind == "harmful") != (prompt.kind == "harmful"):
-            raise ValueError(
-                f"The prompt {prompt.text[:60]!r} is given as {known.kind} and as {prompt.kind}. "
-                "Take one of them out."
-            )
 
 
 def all_prompts(data: object, *, kind: Kind | None, split: Split | None) -> list[Prompt]:
@@ -64,7 +50,7 @@ def kind_prompts(part: object, kind: Kind) -> Iterator[Prompt]:
     """The prompts under one kind; ValueError for one that says another kind."""
     if isinstance(part, str):
         raise TypeError(f"The prompts under {kind!r} are one text. Put it into a list: [text].")
-    for prompt in listed_prompts(part, kind):
+    for prompt in listed_prompts(part, kind, f"prompts[{kind!r}]"):
         if prompt.kind != kind:
             raise ValueError(
                 f"The prompt {prompt.text[:60]!r} stands under {kind!r}, but says that it is "
@@ -73,10 +59,10 @@ def kind_prompts(part: object, kind: Kind) -> Iterator[Prompt]:
         yield prompt
 
 
-def listed_prompts(data: object, kind: Kind | None) -> list[Prompt]:
-    """Prompts, texts and rows of a list or a dataset as prompts."""
+def listed_prompts(data: object, kind: Kind | None, name: str = "prompts") -> list[Prompt]:
+    """Prompts, texts and rows of a list or a dataset as prompts; `name` is what errors call it."""
     if not isinstance(data, Sequence) or isinstance(data, str):
-        return row_prompts(data, kind)
+        return row_prompts(data, kind, name)
     if any(isinstance(item, str) for item in data) and kind is None:
         raise ValueError(
             "The kind of a prompt that is a text must be given: kind='benign' (or 'harmful', "
@@ -85,10 +71,10 @@ def listed_prompts(data: object, kind: Kind | None) -> list[Prompt]:
     rows = [{"prompt": item} if isinstance(item, str) else item for item in data]
     if all(isinstance(row, Prompt) for row in rows):
         return cast("list[Prompt]", rows)
-    return row_prompts(rows, kind)
+    return row_prompts(rows, kind, name)
 
 
-def row_prompts(data: object, kind: Kind | None) -> list[Prompt]:
+def row_prompts(data: object, kind: Kind | None, name: str) -> list[Prompt]:
     """The prompts of rows, read as a file of prompts is."""
     settings = Settings(path="prompts", kind=kind)
-    return Reader(given_rows(data, "prompts"), settings, "prompts", None).prompts()
+    return Reader(given_rows(data, name), settings, "prompts", None).prompts()

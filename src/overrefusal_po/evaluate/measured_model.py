@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from typing import cast
 
 from overrefusal_po.engines import Engine
 from overrefusal_po.engines.transformers import TransformersEngine
@@ -20,7 +21,7 @@ from overrefusal_po.evaluate.entries import PerplexityEntry
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.records import Completion, Prompt, write_atomic
+from overrefusal_po.records import Completion, Prompt, read_state, write_atomic
 from overrefusal_po.run.complete import complete, engine_for, in_process, recipe_sampling
 from overrefusal_po.run.folder import Run
 
@@ -104,5 +105,5 @@ class MeasuredModel:
             assert isinstance(engine, TransformersEngine) and template is not None
             found = perplexity(engine.model, template, read, seed=self.recipe.seed)
             write_atomic(file, json.dumps(found.as_dict(), indent=1))
-        known: PerplexityEntry = json.loads(file.read_text())
-        return known
+        known = read_state(file, PerplexityEntry.__required_keys__)
+        return cast(PerplexityEntry, known)

@@ -12,13 +12,14 @@ Rates are those of the prompts that were scored in both runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from overrefusal_po.evaluate.comparisons import (
     KIND_ORDER,
     OutcomePair,
     Paired,
+    judge_names,
     kind_change,
     matched,
 )
@@ -83,17 +84,12 @@ def check_judges(
     first: str, wanted: Sequence[Outcome], name: str, outcomes: Sequence[Outcome]
 ) -> None:
     """Raises ValueError if two runs were judged by different judges, or versions of one."""
-    theirs, own = judges(wanted), judges(outcomes)
+    theirs, own = judge_names(wanted), judge_names(outcomes)
     if theirs != own:
         raise ValueError(
             f"The runs were judged differently: {first} by {' and '.join(theirs)}, {name} by "
             f"{' and '.join(own)}. Evaluate both with one judge and one version of it."
         )
-
-
-def judges(outcomes: Iterable[Outcome]) -> list[str]:
-    """The judges of outcomes with their versions, each once, by name."""
-    return sorted({f"{o.verdict.judge} {o.verdict.version}" for o in outcomes})
 
 
 def check_prompts(

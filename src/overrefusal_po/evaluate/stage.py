@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from overrefusal_po.evaluate.breakdowns import grouped, rates_by, refusal_positions
 from overrefusal_po.evaluate.capability import check_lm_eval, lm_eval_scores
@@ -30,8 +30,9 @@ from overrefusal_po.evaluate.entries import (
 )
 from overrefusal_po.evaluate.gate import check_gate, gate_result
 from overrefusal_po.evaluate.measured_model import MeasuredModel, wants_perplexity
-from overrefusal_po.evaluate.metrics import is_scored, run_metrics
+from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.responses import response_notes, truncated_entry
+from overrefusal_po.judges import Judge, refusal_verdict
 from overrefusal_po.plugins import (
     check_engine,
     engine_note,
@@ -59,9 +60,6 @@ from overrefusal_po.run.complete import (
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import resumable_verdicts
 from overrefusal_po.run.unscored import check_scored
-
-if TYPE_CHECKING:
-    from overrefusal_po.judges import Judge
 
 logger = logging.getLogger(__name__)
 
@@ -170,21 +168,12 @@ def check_outcomes_scored(
     """Raises RunFailed if too few outcomes are scored, or none of a kind, or too few by the
     guard."""
     limit, name = recipe.unscored_max, recipe.run_name
-    verdicts = [refusal_verdict(outcome) for outcome in outcomes]
+    verdicts = [refusal_verdict(outcome.verdict) for outcome in outcomes]
     check_scored(verdicts, limit, run.path, what=name)
     check_scored(guarded, limit, run.path, what=f"{name}, the guard")
     for kind, rows in grouped(outcomes, "kind").items():
-        of_kind = [refusal_verdict(outcome) for outcome in rows]
+        of_kind = [refusal_verdict(outcome.verdict) for outcome in rows]
         check_scored(of_kind, 1.0, run.path, what=f"{name}, {kind} prompts", key=None)
-
-
-def refusal_verdict(outcome: Outcome) -> Verdict:
-    """The verdict, unscored with a reason if it does not say whether the response refuses."""
-    verdict = outcome.verdict
-    if is_scored(verdict) or verdict.unscored is not None:
-        return verdict
-    why = f"the judge {verdict.judge} does not say whether a response refuses"
-    return verdict.model_copy(update={"unscored": why})
 
 
 def guard_verdicts(

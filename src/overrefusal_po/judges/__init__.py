@@ -59,6 +59,17 @@ class JudgePlug(Protocol):
         """The judge; ValueError if the settings cannot work. No weights are loaded."""
 
 
+def refusal_judge(judge: Judge) -> Judge:
+    """`judge`; ValueError if it never says what refuses."""
+    if getattr(judge, "says_refusals", True):
+        return judge
+    raise ValueError(
+        f"judge: {judge.name} never says whether a response refuses. Name one that does (refusal, "
+        "llm, or a guard of WildGuard's or Qwen3Guard's kind). A judge of harm goes under "
+        "`guard:`, and a reward model under `reward:`."
+    )
+
+
 def scored(
     judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[Verdict]:
@@ -125,6 +136,15 @@ def checked_verdicts(
     if faults:
         more = f" ({len(faults)} faults in {len(given)} verdicts)" if len(faults) > 1 else ""
         raise judge_fault(judge, faults[0] + more)
+
+
+def refusal_verdict(verdict: Verdict) -> Verdict:
+    """The verdict; unscored, with a reason, if it does not say whether the response refuses. Else
+    a response would count as read that nobody has read."""
+    if verdict.refusal is not None or verdict.unscored is not None:
+        return verdict
+    why = f"the judge {verdict.judge} does not say whether a response refuses"
+    return verdict.model_copy(update={"unscored": why})
 
 
 def verdict_fault(

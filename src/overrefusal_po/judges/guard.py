@@ -1,15 +1,15 @@
 """Completions in, harmfulness verdicts out, by a guard model: Llama Guard 2, 3, 4, WildGuard or
 Qwen3Guard-Gen.
 
-    judge: {name: guard, model_name_or_path: meta-llama/Llama-Guard-3-8B}        # in a recipe
+    guard: {name: guard, model_name_or_path: meta-llama/Llama-Guard-3-8B}        # in a recipe
     judge(Settings(model_name_or_path="allenai/wildguard")).score(prompts, completions)
 
 The guard reads the whole conversation with its system prompt, and the response after its thinking
-block. It answers greedily. A
-verdict carries the probability of "unsafe" among the labels, at the token of its answer (Llama
-Guard: the first that is not a newline). WildGuard and Qwen3Guard also say whether the
-response refuses; they know no partial refusal. An answer of another form, an empty response and one
-too long for the guard are unscored, with the reason.
+block. It answers greedily. A verdict carries the probability of "unsafe" among the labels, at the
+token of its answer (Llama Guard: the first that is not a newline). WildGuard and Qwen3Guard also
+say whether the response refuses; they know no partial refusal. Llama Guard does not, so it cannot
+be a recipe's `judge`. An answer of another form, an empty response and one too long for the guard
+are unscored, with the reason.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """Completions in, rewards out, by a reward model: sequence classification over a prompt and its
 response.
 
-    judge: {name: reward, model_name_or_path: OpenAssistant/reward-model-deberta-v3-large-v2,
-            format: pair}
-    judge: {name: reward, model_name_or_path: Skywork/Skywork-Reward-Llama-3.1-8B-v0.2}
-    judge: {name: reward, model_name_or_path: RLHFlow/ArmoRM-Llama3-8B-v0.1, head: 9}
+    reward: {name: reward, model_name_or_path: OpenAssistant/reward-model-deberta-v3-large-v2,
+             format: pair}
+    reward: {name: reward, model_name_or_path: Skywork/Skywork-Reward-Llama-3.1-8B-v0.2}
+    reward: {name: reward, model_name_or_path: RLHFlow/ArmoRM-Llama3-8B-v0.1, head: 9}
 
 A verdict's `reward` is the model's one output, or the head that `head` names. ArmoRM has 19: 9 is
 ultrafeedback-helpfulness, 10 beavertails-is_safe. Its heads are read by transformers' own classes;
 its overall score (`head` left out) needs its own code, so `trust_remote_code: true`, and a
 transformers version that code still runs on. An empty response and one too long for the model are
-unscored, with the reason.
+unscored, with the reason. It never says what refuses, so it goes under a curation's `reward:`.
 """
 
 from __future__ import annotations

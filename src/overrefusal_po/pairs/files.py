@@ -10,16 +10,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from overrefusal_po.records import JsonObject, Kind, PreferencePair
+from overrefusal_po.records import JsonObject, PreferencePair
 from overrefusal_po.sources import file
 from overrefusal_po.sources._pairs import row_to_pair
+from overrefusal_po.sources._prompt_rows import known_kind
 from overrefusal_po.sources._turns import Unread
-
-KIND_OF_LABEL: dict[str, Kind] = {
-    "safe": "benign",
-    "unsafe": "harmful",
-    "unsafe_unverified": "harmful",
-}
 
 
 def read_pairs(path: str | Path) -> list[PreferencePair]:
@@ -33,6 +28,6 @@ def read_pairs(path: str | Path) -> list[PreferencePair]:
 
 def read_row(row: JsonObject, place: str, unread: Unread) -> PreferencePair:
     """One row as a pair; its kind from `kind` or `label` (safe, unsafe), else general."""
-    kind = KIND_OF_LABEL.get(str(row.get("label")))
+    kind = known_kind(row.get("label"))
     known = ("label",) if kind else ()  # a label of another kind is counted as not read
     return row_to_pair(row, place, unread, kind=kind or "general", read=known)

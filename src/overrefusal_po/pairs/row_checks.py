@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
-from overrefusal_po.judges import Judge, scored
+from overrefusal_po.judges import Judge, refusal_verdict, scored
 from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding, Severity
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Sampling, Verdict, content_id
 
@@ -45,12 +45,7 @@ def by_pair(verdicts: Sequence[Verdict]) -> list[SideVerdicts]:
 
     A verdict that says nothing of refusals is unscored: else a pair would pass unread.
     """
-    known = [
-        v.model_copy(update={"unscored": "the judge does not say whether it refuses"})
-        if v.refusal is None and v.unscored is None
-        else v
-        for v in verdicts
-    ]
+    known = [refusal_verdict(verdict) for verdict in verdicts]
     return list(zip(known[::2], known[1::2], strict=True))
 
 

@@ -14,7 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-from overrefusal_po.evaluate.comparisons import EstimateEntry, OutcomePair, estimate_entry
+from overrefusal_po.evaluate.comparisons import (
+    EstimateEntry,
+    OutcomePair,
+    estimate_entry,
+    judge_names,
+)
 from overrefusal_po.evaluate.intervals import Estimate
 from overrefusal_po.evaluate.metrics import State, state
 from overrefusal_po.evaluate.side_by_side import (
@@ -23,7 +28,6 @@ from overrefusal_po.evaluate.side_by_side import (
     SideBySide,
     against_first,
     check_comparable,
-    judges,
 )
 from overrefusal_po.records import Kind, Outcome, read_jsonl, write_atomic
 from overrefusal_po.report.summary import KIND_WORDS, STATE_WORDS, Metrics, parsed
@@ -191,7 +195,7 @@ def as_json(found: ComparedFolders) -> ComparedEntry:
         "runs": [
             {"name": run.name, "folder": str(run.folder), "model": run.model} for run in found.runs
         ],
-        "judge": " and ".join(judges(found.runs[0].outcomes)),
+        "judge": " and ".join(judge_names(found.runs[0].outcomes)),
         "comparisons": [comparison_entry(one) for one in found.comparisons],
         "notes": found.notes,
     }
@@ -257,7 +261,7 @@ def table_rows(found: ComparedFolders) -> tuple[list[str], list[list[str]]]:
             shares = (f"{side.before:.2f}", f"{side.after:.2f}", signed(side.difference))
             rows.append([name, RIGHT_WORDS[kind], *shares, *map(str, counts), *p])
         blank = ["", "", "", ""] + ([""] if corrected else [])
-        rows.append([name, "sum of both", "", "", signed(one.total), *blank])
+        rows.append([name, "harmful + harmless", "", "", signed(one.total), *blank])
     return head + (["p, Holm"] if corrected else []), rows
 
 
@@ -318,7 +322,7 @@ def render(found: ComparedFolders) -> str:
     environment.filters |= {"clipped": clipped, "csp_hash": csp_hash}
     return environment.get_template("compare.html.j2").render(
         found=found,
-        judge=" and ".join(judges(found.runs[0].outcomes)),
+        judge=" and ".join(judge_names(found.runs[0].outcomes)),
         corrected=len(found.comparisons) > 1,
         kinds=KIND_WORDS,
         states={**STATE_WORDS, "unscored": "unscored"},

@@ -28,9 +28,6 @@ QUIET = {
 }
 """Variables that packages read when they are imported. One that the user has set stays."""
 
-WARNINGS = "py.warnings"
-"""The logger to which Python sends what the module `warnings` would print."""
-
 
 @contextmanager
 def quiet_packages() -> Iterator[None]:

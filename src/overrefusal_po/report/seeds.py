@@ -13,10 +13,9 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-import yaml
-
 from overrefusal_po.records import content_id
 from overrefusal_po.report.summary import Summary
+from overrefusal_po.report.training import stage_recipe
 
 SEED_KEYS = ("seed", "data_seed", "run_dir")
 """Recipe keys in which two seeds of one training may differ."""
@@ -80,7 +79,7 @@ def same_model(model: str, folder: Path, depth: int = 0) -> str:
     that this training began with. Other models are called by their names.
     """
     stage = trained_in(model, folder)
-    values = {} if stage is None else recipe_values(stage.folder / "recipe.yaml")
+    values = {} if stage is None else stage_recipe(stage.folder)
     if stage is None or depth >= DEEPEST:
         return model
     if not values:
@@ -120,12 +119,6 @@ def trained_in(model: str, folder: Path) -> Stage | None:
     if Path(model).is_dir() and (alone / "recipe.yaml").is_file():
         return Stage(alone, "", str(alone))
     return None
-
-
-def recipe_values(file: Path) -> dict[str, object]:
-    """The recipe of a run folder; empty if there is none."""
-    values = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return values if isinstance(values, dict) else {}
 
 
 def without_seeds(value: object, above: str) -> object:

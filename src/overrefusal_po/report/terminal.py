@@ -115,6 +115,8 @@ def print_result(found: StageResult) -> None:
     for key, value in found.items():
         if key == "truncated":
             say(truncated_words(value))
+        elif key == "capability" and "perplexity" in value:
+            say(perplexity_words(value["perplexity"]))
         elif key not in rates and not isinstance(value, dict | list):
             say(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
     for key, value in found.items():
@@ -171,6 +173,12 @@ def print_summary(folder: Path) -> None:
 def truncated_words(cut: Mapping[str, int]) -> str:
     """How many responses ended at the limit."""
     return f"{cut['count']} of {cut['of']} responses ended at the limit of new tokens"
+
+
+def perplexity_words(found: Mapping[str, Any]) -> str:
+    """`perplexity: 54.6 (32.9 to 90.1) on 8 reference answers`."""
+    ends = "" if found["low"] is None else f" ({found['low']:.1f} to {found['high']:.1f})"
+    return f"perplexity: {found['value']:.1f}{ends} on {found['n']} reference answers"
 
 
 def with_interval(run: StageResult, key: str) -> str:

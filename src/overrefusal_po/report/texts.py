@@ -42,6 +42,18 @@ def one_line(text: str) -> str:
     return re.sub(r"(?i):(?=//)|(?<=www)\.|@", r"\\\g<0>", signs)
 
 
+def looks_local(text: str) -> bool:
+    """Whether a text holds a path of somebody's machine."""
+    return bool(
+        re.search(r"(^|[\s'\"(:=])(/|~|\.{1,2}/|[A-Za-z]:\\)|\.(jsonl?|csv|parquet|txt)\b", text)
+    )
+
+
+def public_text(text: str) -> str:
+    """A text as one line; "a local one" if it holds a path."""
+    return "a local one" if looks_local(text) else one_line(text)
+
+
 def csp_hash(text: str) -> str:
     """The source expression of a Content-Security-Policy that allows exactly this inline text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from overrefusal_po.json_files import START_OVER
 from overrefusal_po.recipe.methods import METHODS
 from overrefusal_po.recipe.overrides import dotted
 from overrefusal_po.records import read_objects, read_state
@@ -226,6 +227,13 @@ def is_plain(value: object) -> bool:
 
 
 def stage_recipe(stage: Path) -> dict[str, object]:
-    """The stage's resolved recipe; empty if it has none."""
+    """The stage's resolved recipe; empty if it has none. ValueError if the file is damaged."""
     file = stage / "recipe.yaml"
-    return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file} is damaged or was edited ({why}). {START_OVER}") from None
+    return found if isinstance(found, dict) else {}

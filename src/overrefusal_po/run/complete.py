@@ -36,7 +36,7 @@ from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.records import Completion, Prompt, Sampling, write_atomic
-from overrefusal_po.run.appender import Appender, cut_torn_line, rows_if_any
+from overrefusal_po.run.appender import Appender, cut_torn_line, numbered_rows
 from overrefusal_po.run.drawn import Asked, Work, read_drawn
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.ledger import LedgerSums, sum_ledger
@@ -273,10 +273,16 @@ def unique_prompts(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
 
 # Any: rows as plain JSON; validating each would be slow
 def drawn_rows(paths: Iterable[Path], sampling: Sampling) -> Iterator[dict[str, Any]]:
-    """The rows of completions files with this sampling, as plain data, one at a time."""
+    """The rows of completions files with this sampling, as plain data, one at a time. ValueError
+    for a row that does not say its prompt or its sampling."""
     wanted = sampling.model_dump(exclude_defaults=True)
     for path in paths:
-        for row in rows_if_any(path):
+        for number, row in numbered_rows(path):
+            if missing := {"prompt_id", "sampling"} - row.keys():
+                raise ValueError(
+                    f"{path}, line {number}: not a Completion: there is no {min(missing)}. Delete "
+                    "the line to ask again."
+                )
             if row["sampling"] == wanted:
                 yield row
 
@@ -286,7 +292,7 @@ def count_drawn(path: Path, sampling: Sampling) -> Tally:
     # rows leave out their defaults, and "stop" is one
     ends = Counter(row.get("finish_reason", "stop") for row in drawn_rows((path,), sampling))
     failed = drawn_rows((file_beside(path, "failed.jsonl"),), sampling)
-    reasons = Counter(str(row["error"]) for row in failed)
+    reasons = Counter(str(row.get("error")) for row in failed)
     ledger = sum_ledger(file_beside(path, "ledger.jsonl"))
     return Tally(ends.total(), reasons.total(), dict(reasons), ledger, ends["length"])
 

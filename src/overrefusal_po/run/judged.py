@@ -153,8 +153,12 @@ def shared_judge(spec: PlugSpec) -> Judge:
     return RememberingJudge(found) if isinstance(found, SlowJudge) else found
 
 
-REMEMBERED: dict[tuple[str, str], dict[str, Verdict]] = {}
-"""{(judge's name, version): {completion id: verdict}}."""
+Asked = tuple[str, str]
+"""A completion's id and its `judged_key`: in another file the same id may stand for another
+text."""
+
+REMEMBERED: dict[tuple[str, str], dict[Asked, Verdict]] = {}
+"""{(judge's name, version): {what was judged: verdict}}."""
 
 
 class RememberingJudge:
@@ -166,9 +170,12 @@ class RememberingJudge:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict for each completion, in their order."""
         known = REMEMBERED.setdefault((self.name, self.version), {})
-        pairs = zip(prompts, completions, strict=True)
-        missing = list({c.id: (p, c) for p, c in pairs if c.id not in known}.values())
-        asked = scored(self.judge, [p for p, _ in missing], [c for _, c in missing])
-        fresh = {v.completion_id: v for v in asked}
+        pairs = list(zip(prompts, completions, strict=True))
+        keys: list[Asked] = [(c.id, judged_key(p, c)) for p, c in pairs]
+        missing = {key: both for key, both in zip(keys, pairs, strict=True) if key not in known}
+        asked = scored(
+            self.judge, [p for p, _ in missing.values()], [c for _, c in missing.values()]
+        )
+        fresh = dict(zip(missing, asked, strict=True))
         known |= {key: v for key, v in fresh.items() if not may_change(v, self.judge)}
-        return [known.get(c.id) or fresh[c.id] for c in completions]
+        return [known.get(key) or fresh[key] for key in keys]

@@ -1,4 +1,5 @@
-"""Sources: public data sets and files -> prompts. A file's name here is its name in a recipe.
+"""Sources: public data sets and files -> prompts, pairs, triples and responses. A file's name here
+is its name in a recipe.
 
 This file says what a file of this room defines. It imports records alone, so that any room may name
 this type.
@@ -10,12 +11,12 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from overrefusal_po.records import PreferencePair, Prompt, Split, Triple
+from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt, Split, Triple
 
 
 class SourcePlug(Protocol):
-    """What a file of this room defines: `Settings`, and at least one of `prompts`, `triples` and
-    `pairs`. It may also define `note`.
+    """What a file of this room defines: `Settings`, and at least one of `prompts`, `triples`,
+    `pairs` and `responses`. It may also define `unpaired` and `note`.
 
     A split is train, dev or test; None gives all. Each function raises ValueError if the source
     cannot be read.
@@ -34,6 +35,12 @@ class SourcePlug(Protocol):
 
     def pairs(self, settings: Any, split: Split | None) -> list[PreferencePair]:
         """The preference pairs of a split."""
+
+    def responses(self, settings: Any, split: Split | None) -> list[LabelledResponse]:
+        """The labelled responses of a split, for KTO."""
+
+    def unpaired(self, settings: Any) -> bool:
+        """Whether KTO reads `responses` and not `pairs`; never, if this is missing."""
 
     def note(self, settings: Any) -> str | None:
         """What a reader of a number from this source has to know; None if there is nothing."""

@@ -17,7 +17,6 @@ from overrefusal_po.records import (
     Kind,
     LabelledResponse,
     Prompt,
-    content_id,
     first_fault,
 )
 from overrefusal_po.sources._answers import label_truth
@@ -31,7 +30,7 @@ from overrefusal_po.sources._conversations import (
     with_context,
 )
 from overrefusal_po.sources._origins import ID_COLUMNS, row_origin
-from overrefusal_po.sources._turns import Turns, Unread, is_blank
+from overrefusal_po.sources._turns import Turns, Unread, is_blank, prompt_id
 
 COMPLETION_COLUMNS = ("completion", *ID_COLUMNS, "origin", "kind", "category", "source")
 """The columns that are read, those of the conversation apart."""
@@ -112,10 +111,7 @@ def row_prompt(row: JsonObject, turns: Turns, place: str, kind: Kind = "general"
     kind = row.get("kind") or kind
     try:
         return Prompt(
-            id=content_id(
-                kind,
-                *([turns[0].content] if len(turns) == 1 else [(m.role, m.content) for m in turns]),
-            ),
+            id=prompt_id(kind, turns),
             messages=turns,
             kind=kind,
             category=str(row.get("category") or "uncategorised"),

@@ -43,9 +43,9 @@ def row_to_pair(
 ) -> PreferencePair:
     """One row as a pair. `kind` is for rows of others that have none; `read` names further columns
     that the caller reads. ValueError names the place."""
+    if is_ours(row.get("prompt")):
+        return own_pair(row, place)
     try:
-        if is_ours(row.get("prompt")):
-            return own_pair(row, place)
         pair = imported_pair(row, place, unread, kind)
     except ValidationError as error:
         raise ValueError(f"{place}: not a PreferencePair: {first_fault(error)}") from None
@@ -63,14 +63,17 @@ def is_ours(prompt: object) -> bool:
 
 
 def own_pair(row: JsonObject, place: str) -> PreferencePair:
-    """A row of our own form; ValueError if nobody asks anything in it."""
+    """A row of our own form; ValueError if it is none, or if nobody asks anything in it."""
     for side in SIDES:
         if row.get(side) is None:
             raise ValueError(
                 f"{place}: no {side!r}. A pair has prompt, chosen and rejected; found: "
                 f"{', '.join(row)}, of which {side} is null or missing."
             )
-    pair = PreferencePair.model_validate({**row, **{s: row[s] or " " for s in SIDES}})
+    try:
+        pair = PreferencePair.model_validate({**row, **{s: row[s] or " " for s in SIDES}})
+    except ValidationError as error:
+        raise ValueError(f"{place}: not a PreferencePair: {first_fault(error)}") from None
     if not (pair.prompt.text.strip() or (pair.prompt.raw_text or "").strip()):
         raise ValueError(
             f"{place}: the prompt is empty: it has no user turn with text. Write what is asked "

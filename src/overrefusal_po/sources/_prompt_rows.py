@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping
 
 from pydantic import ValidationError
 
-from overrefusal_po.records import JsonObject, Kind, Prompt, Triple, content_id, first_fault
+from overrefusal_po.records import JsonObject, Kind, Prompt, Triple, first_fault
 from overrefusal_po.sources._conversations import check_unpaired, row_asked, row_side
 from overrefusal_po.sources._origins import row_origin
-from overrefusal_po.sources._turns import Unread, is_blank, row_prefix
+from overrefusal_po.sources._turns import Unread, is_blank, prompt_id, row_prefix
 
 UNCHECKED = "unsafe_unverified"
 """The label of red-team dialogues that nobody checked: meant to be harmful, and its preferred
@@ -79,11 +79,7 @@ def row_to_prompt(
             unread[name] += not is_blank(row.get(name)) and row[name] != reference
         prefix = row_prefix(row, place)
         return Prompt(
-            id=content_id(
-                kind,
-                *([turns[0].content] if len(turns) == 1 else [(m.role, m.content) for m in turns]),
-                *([{"assistant_prefix": prefix}] if prefix else []),
-            ),
+            id=prompt_id(kind, turns, prefix),
             messages=turns,
             kind=kind,
             category=str(row.get("category") or row.get("type") or "uncategorised"),
@@ -96,6 +92,11 @@ def row_to_prompt(
         )
     except ValidationError as error:
         raise ValueError(f"{place}: {first_fault(error)}") from None
+
+
+def known_kind(label: object) -> Kind | None:
+    """The kind behind a label of public sets, whatever its case; None for another label."""
+    return KIND_OF_LABEL.get(str(label).lower())
 
 
 def label_kind(label: object, labels: Mapping[Label, Kind], place: str) -> Kind | None:

@@ -41,6 +41,7 @@ from overrefusal_po.sources._prompt_rows import (
     KIND_OF_LABEL,
     TRIPLE_SIDES,
     Label,
+    known_kind,
     label_kind,
     no_triple,
     own_triple,
@@ -230,9 +231,8 @@ class Reader:
         if row is None:
             return None
         labels, strict = self.settings.labels, "label" in self.settings.columns
-        known = str(row.get("label")).lower() in KIND_OF_LABEL
-        kind = None
-        if labels or strict or known:
+        kind = known_kind(row.get("label"))
+        if labels or strict:
             kind = label_kind(row.get("label"), labels or KIND_OF_LABEL, place)
         read = ("label", "split", *self.named) if kind else ("split", *self.named)
         kind = kind or self.settings.kind or "general"

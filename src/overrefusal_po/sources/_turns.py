@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 
-from overrefusal_po.records import JsonObject, Message
+from overrefusal_po.records import JsonObject, Message, content_id
 
 Turns = tuple[Message, ...]
 Unread = Counter[str]
@@ -184,6 +184,13 @@ def is_blank(value: object) -> bool:
 def short(value: object) -> str:
     """A value as a message shows it."""
     return repr(value)[:80]
+
+
+def prompt_id(kind: str, turns: Turns, prefix: str = "") -> str:
+    """The id of a prompt in a row: a hash of its kind, its turns, and how the answer begins. That
+    of a single turn is `Prompt.of`'s."""
+    asked = [turns[0].content] if len(turns) == 1 else [(m.role, m.content) for m in turns]
+    return content_id(kind, *asked, *([{"assistant_prefix": prefix}] if prefix else []))
 
 
 def row_prefix(row: JsonObject, place: str) -> str:

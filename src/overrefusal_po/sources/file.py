@@ -21,9 +21,6 @@ from __future__ import annotations
 
 from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt, Split, Triple
 from overrefusal_po.sources._local import local_rows
-from overrefusal_po.sources._prompt_rows import TRIPLE_SIDES as TRIPLE_SIDES
-from overrefusal_po.sources._prompt_rows import own_triple as own_triple
-from overrefusal_po.sources._prompt_rows import row_to_prompt as row_to_prompt
 from overrefusal_po.sources._row_source import Reader, RowSettings
 
 

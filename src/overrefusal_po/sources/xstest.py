@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources._hub import HubSet
+from overrefusal_po.sources._prompt_rows import row_to_prompt
 from overrefusal_po.sources._rows import Form, never_train, set_items
-from overrefusal_po.sources.file import row_to_prompt
 
 FORMS = (
     Form("prompt", "type", ("label",)),

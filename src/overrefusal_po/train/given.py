@@ -38,8 +38,8 @@ from overrefusal_po.sources._completions import (
 from overrefusal_po.sources._conversations import unread_words
 from overrefusal_po.sources._given import given_rows
 from overrefusal_po.sources._pairs import is_ours
+from overrefusal_po.sources._prompt_rows import TRIPLE_SIDES, own_triple
 from overrefusal_po.sources._turns import Unread
-from overrefusal_po.sources.file import TRIPLE_SIDES, own_triple
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.preference import read_any_pairs
 from overrefusal_po.train.rows import prepared_pairs
