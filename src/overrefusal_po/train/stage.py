@@ -297,7 +297,8 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     write_atomic(
         run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
     )
-    put_card(run.path, card_text(None, None, run.path))  # in the place of peft's README, which names folders of this machine
+    # in the place of peft's README, which names folders of this machine
+    put_card(run.path, card_text(None, None, run.path))
     run.finish(summary)
 
 
