@@ -91,12 +91,24 @@ def test_what_packages_warn_of_is_caught_and_everything_comes_back(
         warnings.warn("of a package", FutureWarning, stacklevel=1)
         assert os.environ["TQDM_DISABLE"] == "0", "what the user has set stays"
         assert os.environ["DATASETS_VERBOSITY"] == "error"
+        logging.getLogger("a.package").warning("of a package")
     logging.getLogger("py.warnings").removeHandler(handler)
     assert len(seen) == 1 and "FutureWarning: of a package" in seen[0]
     assert capsys.readouterr() == ("", "")
     assert "DATASETS_VERBOSITY" not in os.environ and set(QUIET) > {"TQDM_DISABLE"}
     with pytest.warns(FutureWarning, match="again"):
         warnings.warn("again", FutureWarning, stacklevel=1)
+
+
+def test_our_own_warnings_are_printed_while_packages_are_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("overrefusal_po"), "handlers", [])
+    with quiet_packages():
+        logging.getLogger("overrefusal_po.train").warning("missing_bos: %s", "<s>\x1b[2J")
+        logging.getLogger("overrefusal_po.train").info("a detail")
+        logging.getLogger("overrefusal_post").warning("of a package")
+    assert capsys.readouterr() == ("", "missing_bos: <s>\n")
 
 
 # progress

@@ -13,7 +13,7 @@ import pytest
 from overrefusal_po.pipeline import path_hash
 from overrefusal_po.records import read_state
 from overrefusal_po.report.terminal import print_summary, print_table, say, say_json
-from overrefusal_po.run.folder import Run, printable
+from overrefusal_po.run.folder import Run, make_private, printable
 from overrefusal_po.run.shards import check_complete, check_done
 from overrefusal_po.train.stage import note_processes
 
@@ -42,6 +42,13 @@ def test_new_run_folders_are_closed_to_others_and_existing_ones_keep_their_mode(
 
 
 # where a run writes
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file" / "run", Path("/proc/nowhere/run")):
+        with pytest.raises(ValueError, match=f"{folder.parent}.* cannot be made .*may write"):
+            make_private(folder)
 
 
 @pytest.mark.parametrize("name", ["model", "adapter", "log", "status.json", "completions.jsonl"])

@@ -100,6 +100,11 @@ def test_templates_of_vision_models_are_a_sentence(name: str, styles: dict[str, 
         with_template(styles["llama"], TEMPLATES[name]).turn(QUESTION, "Use kill.")
 
 
+def test_a_torn_template_is_a_sentence_that_names_the_line(styles: dict[str, Style]) -> None:
+    with pytest.raises(ValueError, match=r"template is damaged \(line 2: .*chat\.template: FILE"):
+        with_template(styles["llama"], "{{ bos_token }}\n{% for m in").turn(QUESTION, "Use kill.")
+
+
 @pytest.mark.parametrize(
     ("text", "end"),
     [

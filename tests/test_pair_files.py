@@ -216,6 +216,12 @@ FAULTS: dict[str, tuple[Row, list[str]]] = {
     "text sides alone": (ANSWERS, ["the prompt is empty or missing", "chosen, rejected", "Human:"]),
     "prompt null": ({"prompt": None, **ANSWERS}, ["empty or missing", "prompt, chosen, rejected"]),
     "prompt blank": ({"prompt": " \n", **ANSWERS}, ["the prompt is empty"]),
+    "prompt without width": ({"prompt": "\u200b\ufeff\u2060", **ANSWERS}, ["the prompt is empty"]),
+    "turn without a sign": ({"prompt": said("\x00\u200b"), **ANSWERS}, ["the prompt is empty"]),
+    "last turn without a sign": (
+        {"prompt": said("Hi", "Hello", "\u200b"), **ANSWERS},
+        ["not empty"],
+    ),
     "prompt of no message": ({"prompt": [], **ANSWERS}, ["the prompt is empty"]),
     "prompt of nothing": ({"prompt": {}, **ANSWERS}, ["the prompt is empty"]),
     "input no text": (

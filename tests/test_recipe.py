@@ -248,6 +248,18 @@ def test_a_wrong_file_names_the_place(
         assert part in found
 
 
+@pytest.mark.parametrize("sign", ["[]", "{}"], ids=["lists", "mappings"])
+def test_a_recipe_that_is_nested_too_deep_is_named(write: Callable[[str], Path], sign: str) -> None:
+    opening = sign[0] + ("a: " if sign == "{}" else "")
+    path = write(f"{TRAIN}x: {opening * 2000}{sign[1] * 2000}\n")
+    assert fault(path) == f"{path} is nested too deep for a recipe. Take levels out."
+
+
+def test_an_override_that_is_nested_too_deep_is_named() -> None:
+    with pytest.raises(ValueError, match=r"--data\.sets is nested too deep"):
+        parse_overrides(["--data.sets=" + "[" * 2000 + "]" * 2000])
+
+
 def test_a_missing_file_says_how_to_get_recipes(tmp_path: Path) -> None:
     assert "overrefusal-po init" in fault(tmp_path / "none.yaml")
     assert "overrefusal-po init" in fault(tmp_path)

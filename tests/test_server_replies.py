@@ -409,8 +409,9 @@ def test_an_error_with_status_200_is_tried_again_and_named() -> None:
         lambda key: raw(json.dumps({"error": {"message": f"bad {key}", "code": 1}}).encode()),
         lambda key: raw(json.dumps({"error": f"flagged {key}"}).encode()),
         lambda key: fails(403, f"flagged {key}"),
+        lambda key: says(f"You sent {key}."),
     ],
-    ids=["finish", "error", "filter", "403"],
+    ids=["finish", "error", "filter", "403", "text"],
 )
 def test_a_key_that_a_reply_repeats_is_not_shown(
     script: Callable[[str], Answer], monkeypatch: pytest.MonkeyPatch
@@ -421,8 +422,16 @@ def test_a_key_that_a_reply_repeats_is_not_shown(
         settings = Settings(base_url=(server.url,), api_key_env="TEST_API_KEY", max_retries=0)
         (found,), _ = drawn(OpenAIEngine(settings, name="m"))
         (verdict,) = judged(server, api_key_env="TEST_API_KEY")
-    assert "[key]" in str(found.error)
-    assert key.lower() not in f"{found.error} {verdict.unscored}".lower()
+    assert "[key]" in f"{found.error} {found.text}"
+    assert key.lower() not in f"{found} {verdict}".lower()
+
+
+def test_a_key_that_may_be_a_word_leaves_texts_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_API_KEY", "EMPTY")
+    with serving(lambda request: says("The list is EMPTY.")) as server:
+        settings = Settings(base_url=(server.url,), api_key_env="TEST_API_KEY")
+        (found,), _ = drawn(OpenAIEngine(settings, name="m"))
+    assert found.text == "The list is EMPTY."
 
 
 # limits

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +57,16 @@ def check_regular(file: Path, wanted: str) -> None:
     raise ValueError(f"{file}: {found}. Give the path of {wanted}.")
 
 
+def without_doubles(fields: Sequence[tuple[str, object]]) -> JsonObject:
+    """The object of these fields. ValueError if a key is there twice: one value would be lost."""
+    value = dict(fields)
+    if len(value) != len(fields):
+        keys = [key for key, _ in fields]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice; keep one")
+    return value
+
+
 def json_object(raw: bytes, file: Path, number: int) -> JsonObject | None:
     """The object of one line, None if the line is blank; ValueError if it is no JSON object."""
     try:
@@ -70,7 +80,7 @@ def json_object(raw: bytes, file: Path, number: int) -> JsonObject | None:
     if not line.strip():
         return None
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=without_doubles)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{file}, line {number}, column {error.colno}: this is not JSON ({error.msg}). Every "

@@ -22,6 +22,7 @@ from overrefusal_po.engines._openai_setup import (
     proxy_note,
     refused_field,
     shown,
+    text_without_key,
     without_key,
     wrong_setup,
 )
@@ -155,7 +156,7 @@ async def ask(
     if isinstance(result, Fault):
         return result._replace(reason=without_key(result.reason, key)[:LONGEST_REASON])
     endpoint.limit.answered()
-    return result
+    return result._replace(text=text_without_key(result.text, key))
 
 
 def explained(

@@ -283,6 +283,10 @@ def proxy_note(url: str) -> str:
     )
 
 
+SHORTEST_SECRET = 16
+"""Characters from which on a key is taken out of responses."""
+
+
 def nobody_there(error: BaseException) -> bool:
     """Whether no connection was made at all."""
     return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
@@ -299,6 +303,14 @@ def shown(what: str, error: Exception, key: SecretStr) -> str:
 def without_key(text: str, key: SecretStr) -> str:
     """A server's text with [key] if it repeats the key."""
     return text if key is NO_KEY else text.replace(key.get_secret_value(), "[key]")
+
+
+def text_without_key(text: str, key: SecretStr) -> str:
+    """A response without the key: it goes into files and reports.
+
+    A short key (EMPTY) may be a word of the response, and is left in.
+    """
+    return without_key(text, key) if len(key.get_secret_value()) >= SHORTEST_SECRET else text
 
 
 def fastapi_detail(body: object) -> str:

@@ -23,6 +23,7 @@ from overrefusal_po.engines._openai_setup import (
     proxy_note,
     refused_field,
     shown,
+    text_without_key,
     without_key,
     wrong_setup,
 )
@@ -164,7 +165,7 @@ class Asker:
             self.answered = True
             self.limit.answered()
             fault = reply.fault and without_key(reply.fault, self.key)[:LONGEST_FAULT]
-            return JudgeReply(reply.text, fault)
+            return JudgeReply(text_without_key(reply.text, self.key), fault)
 
     def asks_again(self, sent: Mapping[str, object], error: APIError) -> bool:
         """Whether the server may take the limit on tokens under its other name."""

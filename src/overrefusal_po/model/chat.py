@@ -290,7 +290,7 @@ class ChatTemplate:
         self, rows: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False
     ) -> str:
         """What the chat template makes of a conversation; ValueError if it refuses it."""
-        from jinja2.exceptions import TemplateError
+        from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
         try:
             text = self.tokenizer.apply_chat_template(
@@ -299,6 +299,11 @@ class ChatTemplate:
                 tokenize=False,
                 **self.template_kwargs,
             )
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"The chat template is damaged (line {error.lineno}: {error.message}). Copy the "
+                "model's again, or give another one: chat.template: FILE.jinja in a recipe."
+            ) from None
         except (TemplateError, TypeError) as error:
             roles = ", ".join(row["role"] for row in rows)
             hint = "Use a model whose template takes them, or change the conversation."

@@ -110,6 +110,8 @@ def read_yaml(file: Path) -> Values:
         ) from None
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{file} is nested too deep for a recipe. Take levels out.") from None
     except OmegaConfBaseException as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -60,6 +60,8 @@ def parse_value(name: str, text: str) -> object:
         loaded = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
     except yaml.YAMLError:
         return text
+    except RecursionError:
+        raise ValueError(f"--{name} is nested too deep. Take levels out.") from None
     assert isinstance(loaded, dict)
     value = loaded["value"]
     if isinstance(value, dict):

@@ -256,8 +256,14 @@ def make_private(folder: Path) -> None:
     """Creates a folder, and what is missing above it, that only its owner may enter (mode 0700):
     responses of a model may be harmful. A folder that exists keeps its mode."""
     for path in reversed([folder, *folder.parents]):
-        if not path.exists():
-            path.mkdir(mode=0o700, exist_ok=True)
+        try:
+            if not path.exists():
+                path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: the folder {path} cannot be made ({error.strerror}). Give the path of "
+                "a folder in which you may write."
+            ) from None
 
 
 def check_own(folder: Path) -> None:

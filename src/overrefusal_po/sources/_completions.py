@@ -30,7 +30,7 @@ from overrefusal_po.sources._conversations import (
     with_context,
 )
 from overrefusal_po.sources._origins import ID_COLUMNS, row_origin
-from overrefusal_po.sources._turns import Turns, Unread, is_blank, prompt_id
+from overrefusal_po.sources._turns import Turns, Unread, is_blank, is_seen, prompt_id
 
 COMPLETION_COLUMNS = ("completion", *ID_COLUMNS, "origin", "kind", "category", "source")
 """The columns that are read, those of the conversation apart."""
@@ -72,7 +72,7 @@ def completion_turns(row: JsonObject, place: str, unread: Unread) -> tuple[Turns
     turns = agreed_turns(stated.turns, side.turns, place)
     whole = checked_prompt(with_context(row, turns, place, unread), row, place)
     response = str(side.answer)
-    if not response.strip():
+    if not is_seen(response):
         raise ValueError(f"{place}: the completion is empty. Write it, or delete the row.")
     return whole, response
 

@@ -20,6 +20,7 @@ from overrefusal_po.sources._turns import (
     hh_turns,
     holds_turns,
     is_blank,
+    is_seen,
     parsed_json,
     read_turns,
     short,
@@ -104,13 +105,13 @@ def row_asked(row: JsonObject, place: str, unread: Unread) -> Asked:
 
 def checked_prompt(turns: Turns, row: JsonObject, place: str) -> Turns:
     """The turns, if the last one is a user's and says something; else ValueError."""
-    if not any(turn.role == "user" and turn.content.strip() for turn in turns):
+    if not any(turn.role == "user" and is_seen(turn.content) for turn in turns):
         raise ValueError(
             f"{place}: the prompt is empty or missing (no user turn with text); the columns "
             f"found are {', '.join(map(str, row))}. Read are {FORMS}. Rename the column "
             "that holds the prompt, or name it: data.columns: {prompt: ...}."
         )
-    if turns[-1].role != "user" or not turns[-1].content.strip():
+    if turns[-1].role != "user" or not is_seen(turns[-1].content):
         raise ValueError(
             f"{place}: the prompt's last turn is by the {turns[-1].role} "
             f"({short(turns[-1].content)}). It must be a user turn that is not empty."

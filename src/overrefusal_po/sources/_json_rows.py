@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from overrefusal_po.json_files import without_doubles
 from overrefusal_po.records import JsonObject, json_object
 from overrefusal_po.sources._limits import Limits, Meter
 
@@ -106,7 +107,7 @@ class JsonText:
     def __init__(self, file: Path, lines: TextIO, limits: Limits) -> None:
         self.file, self.lines, self.limits = file, lines, limits
         self.text, self.at, self.line, self.column = "", 0, 1, 1
-        self.decoder = json.JSONDecoder()
+        self.decoder = json.JSONDecoder(object_pairs_hook=without_doubles)
 
     def rows(self) -> Iterator[tuple[object, int]]:
         """(value, its characters) of every item of the list, or of the list under a key."""

@@ -10,7 +10,7 @@ None, as are `null`, `NaN`, `[]` and `{}`.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -89,7 +89,7 @@ def under_header(file: Path, cells: Iterator[list[str]], limits: Limits) -> Rows
         if len(row) != len(header):
             raise ValueError(
                 f"{place}: {len(row)} cells under {len(header)} columns "
-                f"({', '.join(header)}). Put cells that hold a comma in quotation marks."
+                f"({', '.join(header)}). {cells_remedy(header, len(row))}"
             )
         yield (
             place,
@@ -102,3 +102,12 @@ def under_header(file: Path, cells: Iterator[list[str]], limits: Limits) -> Rows
         raise ValueError(
             f"{file}: the file holds no rows. A header and at least one row are needed."
         )
+
+
+def cells_remedy(header: Sequence[str], cells: int) -> str:
+    """What to do about a row with another number of cells than its header."""
+    if len(header) == 1 and ";" in header[0]:
+        return "The cells are parted by semicolons; save the file with commas between them."
+    if cells < len(header):
+        return "Write the cells that are missing, or delete the row."
+    return "Put cells that hold a comma in quotation marks."

@@ -27,7 +27,7 @@ from overrefusal_po.sources._origins import (
     known_origin,
     row_origin,
 )
-from overrefusal_po.sources._turns import ROLE_FIELDS, Unread, row_prefix
+from overrefusal_po.sources._turns import ROLE_FIELDS, Unread, is_seen, row_prefix
 
 PAIR_COLUMNS = (*SIDES, *ID_COLUMNS, "origin", "kind", "category", "source", "assistant_prefix")
 """The columns that are read, those of the conversation apart."""
@@ -74,7 +74,7 @@ def own_pair(row: JsonObject, place: str) -> PreferencePair:
         pair = PreferencePair.model_validate({**row, **{s: row[s] or " " for s in SIDES}})
     except ValidationError as error:
         raise ValueError(f"{place}: not a PreferencePair: {first_fault(error)}") from None
-    if not (pair.prompt.text.strip() or (pair.prompt.raw_text or "").strip()):
+    if not (is_seen(pair.prompt.text) or is_seen(pair.prompt.raw_text or "")):
         raise ValueError(
             f"{place}: the prompt is empty: it has no user turn with text. Write what is asked "
             "into prompt.messages, or delete the row."

@@ -18,6 +18,7 @@ from overrefusal_po.records import JsonObject, Origin, Split
 from overrefusal_po.sources._hub import HubSet, hub_rows
 from overrefusal_po.sources._local import local_rows
 from overrefusal_po.sources._origins import given_id, row_origin
+from overrefusal_po.sources._turns import is_seen
 
 
 class Form(NamedTuple):
@@ -79,7 +80,7 @@ def column_text(row: JsonObject, column: str, place: str) -> str:
     value = row[column]
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not is_seen(value):
         raise ValueError(
             f"{place}, column {column}: there must be text that is not empty; got "
             f"{str(value)[:80]!r}."

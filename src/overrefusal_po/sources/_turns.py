@@ -12,8 +12,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from unicodedata import category
 
 from overrefusal_po.records import JsonObject, Message, content_id
+
+UNSEEN = ("Cc", "Cf")
+"""Unicode's categories of control characters, and of those without width."""
 
 Turns = tuple[Message, ...]
 Unread = Counter[str]
@@ -177,8 +181,13 @@ def is_exchange(value: object) -> bool:
 
 
 def is_blank(value: object) -> bool:
-    """Whether a value says nothing: null, no text, an empty list."""
-    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
+    """Whether a value says nothing: null, a text without a sign that is seen, an empty list."""
+    return value is None or value in ([], {}) or (isinstance(value, str) and not is_seen(value))
+
+
+def is_seen(text: str) -> bool:
+    """Whether a text has a sign that is seen: no blank, no control or zero-width character."""
+    return any(not sign.isspace() and category(sign) not in UNSEEN for sign in text)
 
 
 def short(value: object) -> str:
