@@ -6,14 +6,35 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Style
+from conftest import Style, trainer_settings
 from transformers import AutoModelForCausalLM
 
 from overrefusal_po.model.load import save_merged
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
+from overrefusal_po.records import PreferencePair
+from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.model_checks import check_tied
-from overrefusal_po.train.saved import Probe, check_saved, next_log_probs
+from overrefusal_po.train.saved import (
+    Probe,
+    check_saved,
+    live_probe,
+    next_log_probs,
+    release_training,
+    release_weights,
+)
+
+OWN_MODEL = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
 
 
 def probe_of(style: Style, model: torch.nn.Module) -> Probe:
@@ -72,6 +93,56 @@ def test_a_training_says_that_the_saved_model_agrees(
     assert "the saved model agrees with the live one" in caplog.text
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
     assert Path(found["model"]).is_dir()
+
+
+def test_the_live_model_says_the_same_without_what_only_a_next_step_needs(
+    styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    """All weights are trained: optimiser states, gradients and a reference stand beside them."""
+    style = styles["llama"]
+    trainer = dpo_trainer(
+        style.make_model(),
+        pairs,
+        args=trainer_settings(tmp_path, batch=2, max_steps=1),
+        processing_class=style.tokenizer,
+    )
+    trainer.train()
+    before = live_probe(trainer)
+    assert before is not None and trainer.optimizer.state and trainer.ref_model is not None
+    release_training(trainer)
+    after = live_probe(trainer)
+    assert after is not None and torch.equal(before.log_probs, after.log_probs)
+    assert not trainer.optimizer.state
+    assert all(weight.grad is None for weight in trainer.model.parameters())
+    assert sum(weight.numel() for weight in trainer.ref_model.parameters()) == 0
+    release_weights(trainer.model)
+    assert sum(weight.numel() for weight in trainer.model.parameters()) == 0
+
+
+@pytest.mark.slow
+def test_a_model_with_code_of_its_own_is_compared_too(
+    styles: dict[str, Style], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    style, folder = styles["llama"], tmp_path / "base"
+    style.make_model().save_pretrained(folder)
+    style.tokenizer.save_pretrained(folder)
+    (folder / "own.py").write_text(OWN_MODEL)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": names}
+    (folder / "config.json").write_text(json.dumps(config))
+    recipe = {
+        "task": "train",
+        "method": "sft",
+        "model": {"model_name_or_path": str(folder), "trust_remote_code": True},
+        "data": {"pairs": "starter", "max_prompts": 4},
+        "trainer": {"max_steps": 1, "report_to": "none", "use_cpu": True, "max_length": None}
+        | {"per_device_train_batch_size": 2, "save_strategy": "no"},
+    }
+    caplog.set_level("INFO", logger="overrefusal_po")
+    found = run_stage(check_body(recipe, "recipe"), "recipe", tmp_path / "run")
+    assert "the saved model agrees with the live one" in caplog.text
+    assert (Path(found["model"]) / "own.py").is_file()
 
 
 @pytest.mark.slow

@@ -41,7 +41,13 @@ from overrefusal_po.train.model_checks import check_tied, check_vocabulary, warn
 from overrefusal_po.train.progress import speak_in_words
 from overrefusal_po.train.push import check_push, push_of, push_run, without_push
 from overrefusal_po.train.resume import resumable
-from overrefusal_po.train.saved import check_saved, live_probe
+from overrefusal_po.train.saved import (
+    Probe,
+    check_saved,
+    live_probe,
+    release_training,
+    release_weights,
+)
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
 from overrefusal_po.train.student import student_answers
@@ -49,7 +55,8 @@ from overrefusal_po.train.trackers import check_trackers, tracker_callback
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from transformers import PretrainedConfig, Trainer, TrainingArguments
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -276,26 +283,49 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     summary = training_summary(trainer, run)
     logger.info("saving %s, and comparing it with the trained model", run.path / "model")
     if hasattr(model, "peft_config"):
-        model.save_pretrained(run.path / "adapter", state_dict=weights)
         summary["adapter"] = str(run.path / "adapter")
-        if weights is not None:
-            from peft import PeftModel
-
-            base = models.load_model(**models.model_options(recipe.model))
-            model, weights = PeftModel.from_pretrained(base, run.path / "adapter"), None
-    models.save_merged(model, template.tokenizer, run.path / "model", weights)
     if probe is not None:
-        try:
-            check_saved(probe, run.path / "model")
-        except ValueError:
-            shutil.rmtree(run.path / "model")  # another model than the trained one is not shipped
-            raise
+        release_training(trainer)
+    write_model(model, weights, recipe, template, run)
+    if probe is not None:
+        release_weights(model)
+        compare_saved(probe, recipe, run)
     history = trainer.state.log_history
     write_atomic(
         run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
     )
     write_card(run.path)  # in the place of peft's README, which names folders of this machine
     run.finish(summary)
+
+
+def write_model(
+    model: PreTrainedModel,
+    weights: dict[str, Tensor] | None,
+    recipe: TrainRecipe,
+    template: ChatTemplate,
+    run: Run,
+) -> None:
+    """Writes adapter/ (LoRA) and model/ (merged). `weights` are those of a sharded model."""
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(run.path / "adapter", state_dict=weights)
+        if weights is not None:
+            from peft import PeftModel
+
+            base = models.load_model(**models.model_options(recipe.model))
+            model, weights = PeftModel.from_pretrained(base, run.path / "adapter"), None
+    models.save_merged(model, template.tokenizer, run.path / "model", weights)
+
+
+def compare_saved(probe: Probe, recipe: TrainRecipe, run: Run) -> None:
+    """`check_saved` on model/, which is removed if it is not the trained model."""
+    folder = run.path / "model"
+    try:
+        check_saved(
+            probe, folder, trust_remote_code=bool(recipe.model.get("trust_remote_code", False))
+        )
+    except ValueError:
+        shutil.rmtree(folder)  # another model than the trained one is not shipped
+        raise
 
 
 def training_summary(trainer: Trainer, run: Run) -> dict[str, Any]:
