@@ -2,19 +2,19 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import Style, trainer_settings
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from overrefusal_po.model.load import save_merged
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.dpo import dpo_trainer
-from overrefusal_po.train.model_checks import check_tied
+from overrefusal_po.train.model_checks import check_adapter
+from overrefusal_po.train.policy import adapter_config
 from overrefusal_po.train.saved import (
     Probe,
     check_saved,
@@ -65,15 +65,40 @@ def test_other_weights_fail(styles: dict[str, Style], tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
 def test_an_adapter_on_shared_embeddings_is_refused(key: str, name: str) -> None:
     section = {"use_peft": True, key: ["q_proj", name]}
-    tied, free = (
-        SimpleNamespace(tie_word_embeddings=True),
-        SimpleNamespace(tie_word_embeddings=False),
-    )
+    tied, free = (LlamaConfig(tie_word_embeddings=shared) for shared in (True, False))
     with pytest.raises(ValueError, match=f"{name} would be adapted"):
-        check_tied(section, tied)
-    check_tied(section, free)
-    check_tied({**section, "use_peft": False}, tied)
-    check_tied({"use_peft": True, "lora_target_modules": "all-linear"}, tied)
+        check_adapter(section, tied)
+    check_adapter(section, free)
+    check_adapter({**section, "use_peft": False}, tied)
+    check_adapter({"use_peft": True, "lora_target_modules": "all-linear"}, tied)
+
+
+@pytest.mark.parametrize("key", ["lora_target_modules", "lora_modules_to_save"])
+def test_an_adapter_on_a_module_that_is_not_there_is_refused(key: str) -> None:
+    """peft leaves such a name out without a word if it finds another one."""
+    section = {"use_peft": True, key: ["k_proj", "q_projj"]}
+    with pytest.raises(ValueError, match=f"model.{key} names 'q_projj'.*Did you mean q_proj"):
+        check_adapter(section, LlamaConfig())
+    check_adapter({**section, key: ["self_attn.q_proj", "mlp"]}, LlamaConfig())
+    check_adapter({**section, key: r".*\.q_proj"}, LlamaConfig())  # a pattern is peft's to read
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["q_proj"], {"q_proj"}),
+        ("q_proj", {"q_proj"}),
+        (["q_proj", "k_proj"], {"q_proj", "k_proj"}),
+        (["all-linear"], "all-linear"),
+        (r".*\.q_proj", r".*\.q_proj"),
+    ],
+)
+def test_one_name_of_a_module_stays_a_name(given: object, read: object) -> None:
+    """TRL makes a list of one name a text, which peft reads as a pattern of the whole path."""
+    section = {"model_name_or_path": "x", "use_peft": True, "lora_target_modules": given}
+    found = adapter_config(section)
+    assert found is not None and found.target_modules == read
+    assert adapter_config({**section, "use_peft": False}) is None
 
 
 def test_a_training_says_that_the_saved_model_agrees(

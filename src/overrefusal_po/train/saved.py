@@ -92,9 +92,7 @@ def check_saved(probe: Probe, folder: Path, *, trust_remote_code: bool = False) 
 
     Compared are mean log-probs a token, within the rounding of the number format.
     """
-    saved = models.load_model(
-        str(folder), dtype=probe.dtype, trust_remote_code=trust_remote_code
-    )
+    saved = models.load_model(str(folder), dtype=probe.dtype, trust_remote_code=trust_remote_code)
     found = next_log_probs(saved, probe.input_ids.to("cpu"), probe.attention_mask.to("cpu"))
     tokens = probe.attention_mask[:, 1:].cpu().sum(1)
     gap = float(((found - probe.log_probs).abs().sum(1) / tokens).max())

@@ -37,7 +37,8 @@ from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
-from overrefusal_po.train.model_checks import check_tied, check_vocabulary, warn_of_missing_bos
+from overrefusal_po.train.model_checks import check_adapter, check_vocabulary, warn_of_missing_bos
+from overrefusal_po.train.policy import adapter_config
 from overrefusal_po.train.progress import speak_in_words
 from overrefusal_po.train.push import check_push, push_of, push_run, without_push
 from overrefusal_po.train.resume import resumable
@@ -149,7 +150,7 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
     if is_saved(run.path):
         return None
     config = config_of(recipe.model)
-    check_tied(recipe.model, config)
+    check_adapter(recipe.model, config)
     source, prepared = read_and_prepare(recipe, template)
     check_fit(prepared, template, config)
     return FirstData(source, prepared)
@@ -213,12 +214,9 @@ def make_trainer(
     recipe: TrainRecipe, prepared: Prepared, config: TrainingArguments, template: ChatTemplate
 ) -> Trainer:
     """The method's trainer on prepared rows, its policy loaded with the recipe's model options."""
-    from trl import ModelConfig, get_peft_config
-
     options = models.model_options(recipe.model, fsdp=wants_fsdp(vars(config)))
     if not recipe.model.get("use_peft"):  # full fine-tuning: bfloat16 loses steps of 1e-6
         options["dtype"] = options["dtype"] or "float32"
-    section = {k: v for k, v in recipe.model.items() if k != "trust_remote_code"}
     logger.info("loading %s", options["name"])
     return method_module(recipe.method).recipe_trainer(
         models.load_model(**options),
@@ -226,7 +224,7 @@ def make_trainer(
         recipe=recipe,
         args=config,
         template=template,
-        peft_config=get_peft_config(ModelConfig(**section)),
+        peft_config=adapter_config(recipe.model),
     )
 
 
