@@ -9,7 +9,10 @@ check_saved(probe, folder)                  # ValueError if the saved model is a
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -78,6 +81,7 @@ def release_training(trainer: Trainer) -> None:
     cast("Module", trainer.model).zero_grad(set_to_none=True)
     if (reference := getattr(trainer, "ref_model", None)) is not None:
         release_weights(reference)
+    return_freed()
 
 
 def release_weights(model: Module) -> None:
@@ -85,6 +89,14 @@ def release_weights(model: Module) -> None:
     empty."""
     for weight in model.parameters():
         weight.data = weight.data.new_empty(0)
+    return_freed()
+
+
+def return_freed() -> None:
+    """Gives freed memory back to the system: glibc keeps what small tensors have left."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def check_saved(probe: Probe, folder: Path, *, trust_remote_code: bool = False) -> None:
