@@ -12,7 +12,6 @@ A stage that is done is skipped; a stage that was killed goes on at the same pla
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -157,11 +156,10 @@ def check_stage_given(recipe: Recipe, name: str, given: Mapping[str, object]) ->
     whole = [key for key, stage in stages.items() if "recipe" in stage or "task" in stage]
     if name in whole:
         return
-    near = difflib.get_close_matches(name, whole, n=1)
-    hint = f"Did you mean {near[0]}?" if near else "A new stage needs one of both."
+    hint = nearest(name, whole) or " A new stage needs one of both."
     raise ValueError(
         f"{recipe.name}, stage {name}: it has neither `recipe` nor `task`. The stages are "
-        f"{', '.join(whole) or 'none'}. {hint}"
+        f"{', '.join(whole) or 'none'}.{hint}"
     )
 
 

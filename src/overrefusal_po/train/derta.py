@@ -39,7 +39,7 @@ from overrefusal_po.train.derta_rows import (
     turn_length,
 )
 from overrefusal_po.train.derta_tree import TreeCollator, tree_or_rows
-from overrefusal_po.train.first_rows import check_first_rows
+from overrefusal_po.train.first_rows import check_given_rows
 from overrefusal_po.train.given import evaluation_rows, given_prompts, given_triples
 from overrefusal_po.train.lengths import Fitting, fit, group_by_length, warn_of_left_out
 from overrefusal_po.train.policy import checked_model, tokenizer_and_template
@@ -119,7 +119,7 @@ def derta_trainer(
     )
     prepared = prepare_given(triples, "triples", helpful=mixed)
     evaluated = evaluation_rows(eval_dataset, prepare_given)
-    check_first_rows(prepared, template)
+    check_given_rows(prepared, template)
     make = TreeCollator if tree else DertaCollator
     collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
     trainer = rows_trainer(

@@ -21,7 +21,7 @@ from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.recipe.trl_fields import cache_folder
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
-from overrefusal_po.train.first_rows import check_first_rows
+from overrefusal_po.train.first_rows import check_given_rows
 from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer
 from overrefusal_po.train.policy import (
     checked_model,
@@ -96,7 +96,7 @@ def dpo_trainer(
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     make = pair_preparer(template, max_length=config.max_length, opening=opening, too_long=too_long)
     prepared, evaluated = make(pairs, "pairs"), evaluation_rows(eval_dataset, make)
-    check_first_rows(prepared, template)
+    check_given_rows(prepared, template)
     policy = load_policy(model, peft_config)
     trainer = trainer_class(config, reference_store, shared_prefix)(
         model=policy,

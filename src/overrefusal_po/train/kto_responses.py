@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.judges import Judge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.findings import Finding, Waived, split_waived
 from overrefusal_po.pairs.response_checks import response_findings
@@ -78,15 +78,16 @@ def response_tokens(
 
 
 def checked_responses(
-    responses: Sequence[LabelledResponse], waive: Mapping[str, str]
+    responses: Sequence[LabelledResponse], judge: Judge, waive: Mapping[str, str]
 ) -> tuple[list[Finding], list[Waived]]:
     """The findings that count, and those that are waived. ValueError for errors."""
-    found, waived = split_waived(response_findings(responses, RefusalJudge()), waive)
+    found, waived = split_waived(response_findings(responses, judge), waive)
     errors = [finding for finding in found if finding.severity == "error"]
     if errors:
         raise ValueError(
             f"{len(errors)} faults in the responses stop a training. The first: "
             f"{errors[0].words}. Fix or delete the rows (`overrefusal-po check FILE` lists "
-            "all), or waive one with a reason: data.waive: {id: reason}."
+            "all), or waive one with a reason: data.waive: {id: reason}. If the judge "
+            f"{judge.name} misreads the language of the responses, name another one: judge."
         )
     return found, waived

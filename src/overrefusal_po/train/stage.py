@@ -157,26 +157,26 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
 
 
 def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Source, Prepared]:
-    """The recipe's records and what is made of them, before any weight is loaded."""
+    """The recipe's records and what is made of them, before any weight is loaded; warns of a
+    missing BOS."""
     module = method_module(recipe.method)
     source = module.read(recipe)
     if not any(isinstance(record, PreferencePair) for record in source.records):
         check_kinds(source.prompts)  # of pairs the linter finds it, and a waiver may let it stand
     prepared = module.prepare(recipe, source, template, None)
     check_selection(recipe, source.prompts, prepared)
+    warn_of_missing_bos(template)
     return source, prepared
 
 
 def check_fit(prepared: Prepared, template: ChatTemplate, config: PretrainedConfig) -> None:
-    """Raises ValueError if rows, template and model do not fit; warns of a missing BOS."""
+    """Raises ValueError if rows, template and model do not fit."""
     check_first_rows(prepared, template)
     check_vocabulary(prepared, template, config)
-    if prepared.rows is None:  # else `check_first_rows` has warned
-        warn_of_missing_bos(template)
 
 
 def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
-    """`read_and_prepare` with the trackers checked: what `check --data` shows."""
+    """`read_and_prepare`, with trackers and push checked: what `check --data` shows."""
     check_trackers(recipe.trainer.get("report_to"))
     push_of(recipe)
     return read_and_prepare(recipe, template)[1]
