@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from overrefusal_po.model.chat import ChatTemplate, Turn
@@ -66,6 +66,17 @@ class RowColumns(TypedDict):
     labels: Sequence[int]
     kind: RowKind
     row_id: str
+
+
+def check_openers(safe: Iterable[tuple[str, str]], opener: str) -> None:
+    """Raises ValueError for the first (prompt id, safe response) without the refusal opener."""
+    stray = next(((key, text) for key, text in safe if not text.startswith(opener)), None)
+    if stray is not None:
+        raise ValueError(
+            f"Safe responses must begin with the refusal opener {opener!r} (data.refusal_opener), "
+            f"which RTO teaches at every position; the one for prompt {stray[0]} begins with "
+            f"{stray[1][:30]!r}. Change the opener or the response."
+        )
 
 
 def refusal_token(template: ChatTemplate, opener: str = "Sorry") -> int:
