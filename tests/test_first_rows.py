@@ -117,6 +117,22 @@ def test_a_boundary_that_merges_on_one_side_only_names_the_record(
         FACTORIES[method]("no-model", data[EATS[method]], template=template, args=settings, **own)
 
 
+def test_a_boundary_that_merges_names_the_labelled_row_too(
+    styles: dict[str, Style], tmp_path: Path
+) -> None:
+    """The same template, and rows of TRL's unpaired form."""
+    tokenizer = copy.deepcopy(styles["llama"].tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = MERGING
+    rows = [
+        {"id": name, "prompt": f"How do I stop {name}?", "completion": text, "label": name == "one"}
+        for name, text in (("one", "1. Go"), ("two", "the end"))
+    ]
+    settings = trainer_settings(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"Response to prompt two.*tokens merge"):
+        FACTORIES["kto"]("no-model", rows, template=ChatTemplate(tokenizer), args=settings)
+
+
 @pytest.mark.parametrize("method", FACTORIES)
 def test_every_factory_warns_of_prompts_without_bos(
     method: str,

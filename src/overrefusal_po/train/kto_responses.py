@@ -21,6 +21,7 @@ from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import LabelledResponse
 from overrefusal_po.train.data import check_rendered
 from overrefusal_po.train.lengths import Fitting, fit
+from overrefusal_po.train.rows import TokenRow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,15 +67,31 @@ def response_tokens(
     check_rendered([row.prompt for row in responses], begun=False)
     for start in range(0, len(responses), BATCH):
         part = responses[start : start + BATCH]
-        items = [(row.prompt.messages, row.response, row.response) for row in part]
+        sides = tokens_of_responses(part, template)
         rows += [
             (tuple(asked), tuple(said), row.desirable)
-            for row, (asked, said, _) in zip(part, template.pair_tokens(items), strict=True)
+            for row, (asked, said, _) in zip(part, sides, strict=True)
         ]
     prompts = [row.prompt for row in responses]
     longest = [len(asked) + len(said) for asked, said, _ in rows]
     fitting = fit(prompts, longest, max_length=max_length, too_long=too_long)
     return ResponseTokens(list(responses), rows, fitting).taken(fitting.kept)
+
+
+def tokens_of_responses(
+    responses: Sequence[LabelledResponse], template: ChatTemplate
+) -> list[TokenRow]:
+    """`ChatTemplate.pair_tokens`; an error names the first response that has it."""
+    items = [(row.prompt.messages, row.response, row.response) for row in responses]
+    try:
+        return template.pair_tokens(items)
+    except ValueError:
+        for row, item in zip(responses, items, strict=True):
+            try:
+                template.pair_tokens([item])
+            except ValueError as error:
+                raise ValueError(f"Response to prompt {row.prompt.label}: {error}") from None
+        raise
 
 
 def checked_responses(

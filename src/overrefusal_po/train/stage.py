@@ -56,6 +56,7 @@ from overrefusal_po.train.trackers import check_trackers, tracker_callback
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from peft import PeftModel
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
@@ -297,7 +298,7 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
 
 
 def write_model(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     weights: dict[str, Tensor] | None,
     recipe: TrainRecipe,
     template: ChatTemplate,
