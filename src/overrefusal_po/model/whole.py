@@ -110,7 +110,7 @@ def check_tensors(name: str, info: Mapping[str, Iterable[object]]) -> None:
         )
     if extra:
         raise ValueError(
-            f"{name}: its files hold tensors that the model of its config.json has not: "
+            f"{name}: its files hold tensors that the model in its config.json does not have: "
             f"{first_names(extra)}. They would be left out. Give the config.json of these weights."
         )
 

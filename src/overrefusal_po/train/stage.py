@@ -306,7 +306,7 @@ def write_model(
 ) -> None:
     """Writes adapter/ (LoRA) and model/ (merged). `weights` are those of a sharded model."""
     if hasattr(model, "peft_config"):
-        model.save_pretrained(run.path / "adapter", state_dict=weights)
+        model.save_pretrained(str(run.path / "adapter"), state_dict=weights)
         if weights is not None:
             from peft import PeftModel
 
