@@ -221,12 +221,9 @@ def test_dpo_after_derta_starts_at_the_policy_that_derta_made(
 def mean_chosen(model: Any, style: Style, pairs: list[PreferencePair]) -> float:
     """The mean over pairs of log P(chosen | prompt), worked out from logits one row at a time."""
     found = []
-    after = style.tokenizer("\n")[
-        "input_ids"
-    ]  # what ChatML puts behind a turn, which TRL scores too
     for pair in pairs:
         turn = style.template.turn(pair.prompt.messages, pair.chosen)
-        response = turn.response_ids + after
+        response = turn.response_ids  # with what ChatML puts behind a turn, which TRL scores too
         with torch.no_grad():
             logp = (
                 model(input_ids=torch.tensor([turn.prompt_ids + response]))
