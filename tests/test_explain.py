@@ -120,6 +120,10 @@ def test_a_key_says_who_knows_it(
         (["data.triples", "--method", "dpo"], ["not a key here", "derta"]),
         (["trainer.beta", "--method", "ppo"], ["'ppo'", "sft, derta, dpo"]),
         (["seed", "--recipe", "nowhere.yaml"], ["no such recipe"]),
+        (
+            ["stages.befor.seed", "--recipe", str(RECIPES / "porover.yaml")],
+            ["no stage 'befor'", "before, curate, dpo, after", "Did you mean before?"],
+        ),
     ],
 )
 def test_an_unknown_key_ends_with_2_and_names_near_ones(

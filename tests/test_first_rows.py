@@ -9,6 +9,8 @@ from conftest import Style, trainer_settings
 from factories import EATS, FACTORIES
 
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.pipeline import run_stage
+from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import PreferencePair, Prompt, Triple
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.first_rows import check_first_rows
@@ -115,6 +117,22 @@ def test_a_boundary_that_merges_on_one_side_only_names_the_record(
         FACTORIES[method]("no-model", data[EATS[method]], template=template, args=settings, **own)
 
 
+def test_a_boundary_that_merges_names_the_labelled_row_too(
+    styles: dict[str, Style], tmp_path: Path
+) -> None:
+    """The same template, and rows of TRL's unpaired form."""
+    tokenizer = copy.deepcopy(styles["llama"].tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = MERGING
+    rows = [
+        {"id": name, "prompt": f"How do I stop {name}?", "completion": text, "label": name == "one"}
+        for name, text in (("one", "1. Go"), ("two", "the end"))
+    ]
+    settings = trainer_settings(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"Response to prompt two.*tokens merge"):
+        FACTORIES["kto"]("no-model", rows, template=ChatTemplate(tokenizer), args=settings)
+
+
 @pytest.mark.parametrize("method", FACTORIES)
 def test_every_factory_warns_of_prompts_without_bos(
     method: str,
@@ -132,6 +150,29 @@ def test_every_factory_warns_of_prompts_without_bos(
     settings = trainer_settings(tmp_path, 2)
     FACTORIES[method](style.make_model(), data, template=ChatTemplate(tokenizer), args=settings)
     assert caplog.text.count("missing_bos: the tokenizer begins plain text with") == 1
+
+
+@pytest.mark.slow
+def test_a_missing_bos_is_said_once_by_a_recipe_whose_student_writes_data(
+    styles: dict[str, Style], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its rows are made and checked twice: before and after the student has answered."""
+    style, folder = styles["llama"], tmp_path / "model"
+    tokenizer = copy.deepcopy(style.tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
+    style.make_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    recipe = {
+        "task": "train",
+        "method": "dpo",
+        "model": {"model_name_or_path": str(folder)},
+        "data": {"pairs": "starter", "containment": "student", "max_pairs": 2},
+        "generation": {"max_new_tokens": 4},
+        "trainer": {"max_steps": 1, "report_to": "none", "use_cpu": True, "max_length": None}
+        | {"per_device_train_batch_size": 2, "save_strategy": "no"},
+    }
+    run_stage(check_body(recipe, "recipe"), "recipe", tmp_path / "run")
+    assert caplog.text.count("missing_bos") == 1
 
 
 def test_a_template_that_drops_the_system_message_is_a_sentence(styles: dict[str, Style]) -> None:

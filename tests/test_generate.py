@@ -21,7 +21,8 @@ from overrefusal_po.engines._openai_session import BudgetSpent
 from overrefusal_po.engines.openai import OpenAIEngine, Settings
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.plugins import make_judge, names, plug
-from overrefusal_po.recipe.sections import Chat, Generation, Shard
+from overrefusal_po.recipe.sections import Chat, Generation
+from overrefusal_po.recipe.shard import Shard
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, read_jsonl
 from overrefusal_po.run.complete import complete, draw, engine_for
 from overrefusal_po.run.folder import Run

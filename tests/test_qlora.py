@@ -223,7 +223,7 @@ def mean_chosen(model: Any, style: Style, pairs: list[PreferencePair]) -> float:
     found = []
     for pair in pairs:
         turn = style.template.turn(pair.prompt.messages, pair.chosen)
-        response = turn.response_ids
+        response = turn.response_ids  # with what ChatML puts behind a turn, which TRL scores too
         with torch.no_grad():
             logp = (
                 model(input_ids=torch.tensor([turn.prompt_ids + response]))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Style
 
 from overrefusal_po.checks import check_file, check_stage
 from overrefusal_po.cli import main
@@ -249,3 +250,22 @@ def test_a_slow_judge_reads_a_pair_once_while_the_program_runs(
     asked = calls.read_text().splitlines()
     assert len(asked) == 4 == len(set(asked))
     assert isinstance(shared_judge("refusal"), RefusalJudge)
+
+
+def test_labelled_responses_are_checked_by_the_recipes_judge(
+    thai: str, styles: dict[str, Style], tmp_path: Path
+) -> None:
+    """TRL's unpaired rows: the judge of English takes the Thai refusal for an answer."""
+    rows = [
+        {"prompt": HARMFUL.text, "kind": "harmful", "completion": REFUSAL, "label": True},
+        {"prompt": HARMFUL.text, "kind": "harmful", "completion": ANSWER, "label": False},
+        {"prompt": BENIGN.text, "kind": "benign", "completion": ANSWER, "label": True},
+        {"prompt": BENIGN.text, "kind": "benign", "completion": REFUSAL, "label": False},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {"method": "kto", "data": {"pairs": str(file)}}
+    keys |= {"trainer": {"max_length": 2048, "per_device_train_batch_size": 2}}
+    with pytest.raises(ValueError, match=r"faults in the responses.*name another one: judge"):
+        check_stage(body("train", styles["qwen"], **keys))
+    assert "2 good and 2 bad" in check_stage(body("train", styles["qwen"], judge=thai, **keys))

@@ -2,18 +2,39 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Style
-from transformers import AutoModelForCausalLM
+from conftest import Style, trainer_settings
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from overrefusal_po.model.load import save_merged
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
-from overrefusal_po.train.model_checks import check_tied
-from overrefusal_po.train.saved import Probe, check_saved, next_log_probs
+from overrefusal_po.records import PreferencePair
+from overrefusal_po.train.dpo import dpo_trainer
+from overrefusal_po.train.model_checks import check_adapter
+from overrefusal_po.train.policy import adapter_config
+from overrefusal_po.train.saved import (
+    Probe,
+    check_saved,
+    live_probe,
+    next_log_probs,
+    release_training,
+    release_weights,
+)
+
+OWN_MODEL = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
 
 
 def probe_of(style: Style, model: torch.nn.Module) -> Probe:
@@ -44,15 +65,40 @@ def test_other_weights_fail(styles: dict[str, Style], tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
 def test_an_adapter_on_shared_embeddings_is_refused(key: str, name: str) -> None:
     section = {"use_peft": True, key: ["q_proj", name]}
-    tied, free = (
-        SimpleNamespace(tie_word_embeddings=True),
-        SimpleNamespace(tie_word_embeddings=False),
-    )
+    tied, free = (LlamaConfig(tie_word_embeddings=shared) for shared in (True, False))
     with pytest.raises(ValueError, match=f"{name} would be adapted"):
-        check_tied(section, tied)
-    check_tied(section, free)
-    check_tied({**section, "use_peft": False}, tied)
-    check_tied({"use_peft": True, "lora_target_modules": "all-linear"}, tied)
+        check_adapter(section, tied)
+    check_adapter(section, free)
+    check_adapter({**section, "use_peft": False}, tied)
+    check_adapter({"use_peft": True, "lora_target_modules": "all-linear"}, tied)
+
+
+@pytest.mark.parametrize("key", ["lora_target_modules", "lora_modules_to_save"])
+def test_an_adapter_on_a_module_that_is_not_there_is_refused(key: str) -> None:
+    """peft leaves such a name out without a word if it finds another one."""
+    section = {"use_peft": True, key: ["k_proj", "q_projj"]}
+    with pytest.raises(ValueError, match=f"model.{key} names 'q_projj'.*Did you mean q_proj"):
+        check_adapter(section, LlamaConfig())
+    check_adapter({**section, key: ["self_attn.q_proj", "mlp"]}, LlamaConfig())
+    check_adapter({**section, key: r".*\.q_proj"}, LlamaConfig())  # a pattern is peft's to read
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["q_proj"], {"q_proj"}),
+        ("q_proj", {"q_proj"}),
+        (["q_proj", "k_proj"], {"q_proj", "k_proj"}),
+        (["all-linear"], "all-linear"),
+        (r".*\.q_proj", r".*\.q_proj"),
+    ],
+)
+def test_one_name_of_a_module_stays_a_name(given: object, read: object) -> None:
+    """TRL makes a list of one name a text, which peft reads as a pattern of the whole path."""
+    section = {"model_name_or_path": "x", "use_peft": True, "lora_target_modules": given}
+    found = adapter_config(section)
+    assert found is not None and found.target_modules == read
+    assert adapter_config({**section, "use_peft": False}) is None
 
 
 def test_a_training_says_that_the_saved_model_agrees(
@@ -72,6 +118,56 @@ def test_a_training_says_that_the_saved_model_agrees(
     assert "the saved model agrees with the live one" in caplog.text
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
     assert Path(found["model"]).is_dir()
+
+
+def test_the_live_model_says_the_same_without_what_only_a_next_step_needs(
+    styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    """All weights are trained: optimiser states, gradients and a reference stand beside them."""
+    style = styles["llama"]
+    trainer = dpo_trainer(
+        style.make_model(),
+        pairs,
+        args=trainer_settings(tmp_path, batch=2, max_steps=1),
+        processing_class=style.tokenizer,
+    )
+    trainer.train()
+    before = live_probe(trainer)
+    assert before is not None and trainer.optimizer.state and trainer.ref_model is not None
+    release_training(trainer)
+    after = live_probe(trainer)
+    assert after is not None and torch.equal(before.log_probs, after.log_probs)
+    assert not trainer.optimizer.state
+    assert all(weight.grad is None for weight in trainer.model.parameters())
+    assert sum(weight.numel() for weight in trainer.ref_model.parameters()) == 0
+    release_weights(trainer.model)
+    assert sum(weight.numel() for weight in trainer.model.parameters()) == 0
+
+
+@pytest.mark.slow
+def test_a_model_with_code_of_its_own_is_compared_too(
+    styles: dict[str, Style], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    style, folder = styles["llama"], tmp_path / "base"
+    style.make_model().save_pretrained(folder)
+    style.tokenizer.save_pretrained(folder)
+    (folder / "own.py").write_text(OWN_MODEL)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": names}
+    (folder / "config.json").write_text(json.dumps(config))
+    recipe = {
+        "task": "train",
+        "method": "sft",
+        "model": {"model_name_or_path": str(folder), "trust_remote_code": True},
+        "data": {"pairs": "starter", "max_prompts": 4},
+        "trainer": {"max_steps": 1, "report_to": "none", "use_cpu": True, "max_length": None}
+        | {"per_device_train_batch_size": 2, "save_strategy": "no"},
+    }
+    caplog.set_level("INFO", logger="overrefusal_po")
+    found = run_stage(check_body(recipe, "recipe"), "recipe", tmp_path / "run")
+    assert "the saved model agrees with the live one" in caplog.text
+    assert (Path(found["model"]) / "own.py").is_file()
 
 
 @pytest.mark.slow

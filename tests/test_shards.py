@@ -13,7 +13,7 @@ from openai_server import says, serving
 
 from overrefusal_po.cli import main
 from overrefusal_po.recipe.load import load_recipe
-from overrefusal_po.recipe.sections import Shard
+from overrefusal_po.recipe.shard import Shard
 from overrefusal_po.records import Prompt
 from overrefusal_po.run.shards import check_done, shard_prompts
 from overrefusal_po.stages import shard_folder

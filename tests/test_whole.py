@@ -61,7 +61,7 @@ def no_config(folder: Path) -> None:
     ("damage", "says"),
     [
         (drop_tensor, r"hold no tensors for model\.layers\.0\.mlp\.up_proj\.weight"),
-        (add_tensor, r"has not: model\.layers\.7\.mlp\.up_proj\.weight"),
+        (add_tensor, r"does not have: model\.layers\.7\.mlp\.up_proj\.weight"),
         (reshape_tensor, r"up_proj\.weight"),
         (cut_file, "cannot be read"),
         (no_weights, "cannot be read"),

@@ -42,7 +42,7 @@ from overrefusal_po.train.memory import (
     widest_batch,
 )
 from overrefusal_po.train.method import method_module
-from overrefusal_po.train.model_checks import check_tied
+from overrefusal_po.train.model_checks import check_adapter
 from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_fit, check_sources
 
@@ -162,7 +162,7 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     if template is None or any(str(value).startswith("@") for value in body.data.values()):
         return "takes what an earlier stage makes; checked when that is done"
     config = config_of(body.model)
-    check_tied(body.model, config)
+    check_adapter(body.model, config)
     prepared = check_sources(body, template)
     check_fit(prepared, template, config)
     memory = memory_of(body, prepared, config)

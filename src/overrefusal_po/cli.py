@@ -148,17 +148,17 @@ def explain(
     ] = None,
 ) -> None:
     """Explain a recipe key: its type, its default and what it does."""
+    from overrefusal_po.recipe import explain as explaining
     from overrefusal_po.recipe.describe import describe
-    from overrefusal_po.recipe.explain import contexts, explanation, recipe_contexts, without_stage
 
     stages = {} if recipe is None else stages_of(load_recipe(recipe))
-    if key.split(".")[0] == "stages" and without_stage(key) != key:
-        stages = {above: stage for above, stage in stages.items() if key.startswith(above)}
-    known = contexts(method) if recipe is None or method else recipe_contexts(stages)
-    terminal.say(explanation(key, known))
+    stages = explaining.named_stages(key, stages)
+    all_known = recipe is None or method
+    known = explaining.contexts(method) if all_known else explaining.recipe_contexts(stages)
+    terminal.say(explaining.explanation(key, known))
     for above, stage in stages.items():
         rows = describe(stage, everything=True)
-        terminal.print_keys([row for row in rows if row[0] == without_stage(key)], above)
+        terminal.print_keys([row for row in rows if row[0] == explaining.without_stage(key)], above)
 
 
 @app.command()

@@ -12,7 +12,6 @@ A stage that is done is skipped; a stage that was killed goes on at the same pla
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ from overrefusal_po.plugins import FILE_ENDINGS, built_judge, check_plugs, may_b
 from overrefusal_po.recipe.files import read_recipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.model_names import model_section, stage_model, with_start_model
-from overrefusal_po.recipe.overrides import dotted, set_dotted
+from overrefusal_po.recipe.overrides import dotted, nested_texts, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.words import nearest
 from overrefusal_po.records import Outcome, content_id, read_jsonl, read_state, write_atomic
@@ -157,11 +156,10 @@ def check_stage_given(recipe: Recipe, name: str, given: Mapping[str, object]) ->
     whole = [key for key, stage in stages.items() if "recipe" in stage or "task" in stage]
     if name in whole:
         return
-    near = difflib.get_close_matches(name, whole, n=1)
-    hint = f"Did you mean {near[0]}?" if near else "A new stage needs one of both."
+    hint = nearest(name, whole) or " A new stage needs one of both."
     raise ValueError(
         f"{recipe.name}, stage {name}: it has neither `recipe` nor `task`. The stages are "
-        f"{', '.join(whole) or 'none'}. {hint}"
+        f"{', '.join(whole) or 'none'}.{hint}"
     )
 
 
@@ -326,15 +324,6 @@ def path_hash(path: Path) -> str:
     if path.is_dir() and status.is_file() and (key := read_state(status).get("key")):
         return str(key)
     return file_hash(path)
-
-
-def nested_texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of all texts in plain data, also of those in lists ("data.sets.0")."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, Mapping | list):
-        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from nested_texts(inner, f"{key}.{name}" if key else str(name))
 
 
 def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> StageSummary:

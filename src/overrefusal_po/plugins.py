@@ -232,7 +232,7 @@ class NamedPlug(NamedTuple):
 
 def check_plugs(body: BaseModel, above: str = "") -> None:
     """Raises ValueError if a recipe's body names a plug that is not there, or gives it a setting
-    that it has not. `above` stands before the key that the error names."""
+    that it does not have. `above` stands before the key that the error names."""
     for key, room, spec in named_plugs(body):
         try:
             find_plug(room, spec)

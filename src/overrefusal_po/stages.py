@@ -161,7 +161,7 @@ def shard_folder(recipe: Recipe) -> Path | None:
     if not isinstance(recipe.body, CurateRecipe) or recipe.body.shard is None:
         return None
     from overrefusal_po.pipeline import stage_inputs
-    from overrefusal_po.recipe.sections import Shard
+    from overrefusal_po.recipe.shard import Shard
     from overrefusal_po.run.keys import run_folder
 
     whole = run_folder(recipe.name, recipe.resolved(), stage_inputs(recipe.body))

@@ -8,12 +8,12 @@ check_tensors("my/model", info)                 # of from_pretrained(output_load
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from overrefusal_po.model.stamps import file_sha256
 from overrefusal_po.records import write_atomic
 
 CHANGEABLE = ("README.md", "generation_config.json", ".gitattributes")
@@ -34,7 +34,7 @@ SHOWN = 3
 def write_hashes(folder: Path, file: Path) -> None:
     """Writes the SHA-256 of each file in `folder` to `file`."""
     found = {
-        str(path.relative_to(folder)): file_digest(path)
+        str(path.relative_to(folder)): file_sha256(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != file and path.name not in CHANGEABLE
     }
@@ -55,14 +55,8 @@ def damaged(folder: Path, file: Path) -> list[str]:
     return [
         name
         for name, digest in known.items()
-        if not (folder / name).is_file() or file_digest(folder / name) != digest
+        if not (folder / name).is_file() or file_sha256(folder / name) != digest
     ]
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes_beside(folder: Path) -> Path:
@@ -116,7 +110,7 @@ def check_tensors(name: str, info: Mapping[str, Iterable[object]]) -> None:
         )
     if extra:
         raise ValueError(
-            f"{name}: its files hold tensors that the model of its config.json has not: "
+            f"{name}: its files hold tensors that the model in its config.json does not have: "
             f"{first_names(extra)}. They would be left out. Give the config.json of these weights."
         )
 

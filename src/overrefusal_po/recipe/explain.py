@@ -17,6 +17,7 @@ from overrefusal_po.recipe.keys import Key, keys_of
 from overrefusal_po.recipe.load import Recipe
 from overrefusal_po.recipe.methods import all_methods
 from overrefusal_po.recipe.schema import MANAGED_KEYS, TASKS, Body, TrainRecipe
+from overrefusal_po.recipe.words import nearest as nearest_name
 
 WIDTH = 100
 """Columns of the printed text."""
@@ -77,6 +78,24 @@ def without_stage(key: str) -> str:
     """A key without the `stages.NAME.` of a pipeline."""
     parts = key.split(".")
     return ".".join(parts[2:]) if parts[0] == "stages" and len(parts) > 2 else key
+
+
+def named_stages(key: str, stages: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """The stage that a key names, or all if it names none; ValueError if there is no such stage.
+
+    `stages` are those of `stages_of`: {`stages.NAME.`: its recipe}.
+    """
+    if without_stage(key) == key:
+        return dict(stages)
+    found = {above: stage for above, stage in stages.items() if key.startswith(above)}
+    if stages and not found:
+        names = [above.split(".")[1] for above in stages]
+        name = key.split(".")[1]
+        raise ValueError(
+            f"{key}: this pipeline has no stage {name!r}. Its stages are {', '.join(names)}."
+            f"{nearest_name(name, names)}"
+        )
+    return found
 
 
 def paragraph(key: str, group: Sequence[Context], known: Sequence[Context]) -> str:

@@ -22,6 +22,10 @@ ADAPTER_KEYS = ("use_peft", "use_rslora", "use_dora", "lora_")
 """How keys of `model:` begin that a training alone needs."""
 
 
+NO_NAMES = ("", ".", "..", "~")
+"""Parts of a path that name nothing."""
+
+
 def own_name(model: str) -> str:
     """A model's own name: a hub name unchanged, the last two parts of a longer path, the stage of
     `@stage.model`."""
@@ -32,10 +36,6 @@ def own_name(model: str) -> str:
     if cached:  # a folder of the hub's cache
         return cached[-1].removeprefix("models--").replace("--", "/")
     return "/".join(parts[-2:]) or model
-
-
-NO_NAMES = ("", ".", "..", "~")
-"""Parts of a path that name nothing."""
 
 
 def with_model_sections(values: Mapping[str, object]) -> Values:

@@ -8,7 +8,7 @@ They come as `--a.b=v`, `--a.b v`, bare `--flag`, `a.b=v` or `+a.b=v`; `None` me
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # Any: what YAML can hold; the sections and TRL's tables check it
@@ -80,6 +80,15 @@ def dotted(values: Mapping[str, object], above: str = "") -> list[tuple[str, obj
         name = f"{above}.{key}" if above else str(key)
         found += dotted(value, name) if isinstance(value, Mapping) and value else [(name, value)]
     return found
+
+
+def nested_texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of all texts in plain data, also of those in lists ("data.sets.0")."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping | list):
+        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from nested_texts(inner, f"{key}.{name}" if key else str(name))
 
 
 def set_dotted(values: Values, key: str, value: object) -> None:

@@ -29,9 +29,9 @@ from overrefusal_po.recipe.sections import (
     Rejects,
     Section,
     Select,
-    Shard,
     Speed,
 )
+from overrefusal_po.recipe.shard import Shard
 
 HARDWARE_KEYS = ("use_cpu", "bf16", "gradient_checkpointing", "dataloader_pin_memory")
 """Trainer keys that hardware decides when a recipe leaves them open."""

@@ -8,14 +8,12 @@ A key with several options names each on a line of its own.
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from overrefusal_po.recipe.reading import ReadingSection
 from overrefusal_po.recipe.reading import Section as Section
-from overrefusal_po.records import content_id
 
 # Any: a plug's own settings, whose class checks them
 PlugSpec = str | dict[str, Any]
@@ -326,29 +324,3 @@ class Gate(Section):
     """The greatest share of degenerate responses (loops, for example). null: no bound."""
     unscored_max: float = Field(default=0.02, ge=0, le=1)
     """The greatest share of outcomes that no judge could score."""
-
-
-class Shard(NamedTuple):
-    """Part `number` (from 1) of `parts`."""
-
-    number: int
-    parts: int
-
-    @classmethod
-    def of(cls, text: str) -> Shard:
-        """ "2/4" -> Shard(2, 4). ValueError for anything else."""
-        found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
-        if not found or int(found[1]) > int(found[2]):
-            raise ValueError(
-                f"shard is {text!r}; allowed is i/n with i from 1 to n, for example 2/4."
-            )
-        return cls(int(found[1]), int(found[2]))
-
-    @property
-    def folder(self) -> str:
-        """The name of its folder."""
-        return f"shard-{self.number}-of-{self.parts}"
-
-    def has(self, prompt_id: str) -> bool:
-        """Whether a prompt is this shard's: by its id alone, so order and source do not matter."""
-        return int(content_id("shard", prompt_id), 16) % self.parts == self.number - 1

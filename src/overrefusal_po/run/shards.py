@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from overrefusal_po.recipe.sections import Shard
+from overrefusal_po.recipe.shard import Shard
 from overrefusal_po.records import Prompt, read_state
 from overrefusal_po.run.appender import rows_if_any
 

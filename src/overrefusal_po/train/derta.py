@@ -9,7 +9,7 @@ harmful responses.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +31,7 @@ from overrefusal_po.train.data import (
 from overrefusal_po.train.derta_rows import (
     DertaCollator,
     Row,
+    check_openers,
     derta_rows,
     prompt_turns,
     refusal_token,
@@ -39,7 +40,7 @@ from overrefusal_po.train.derta_rows import (
     turn_length,
 )
 from overrefusal_po.train.derta_tree import TreeCollator, tree_or_rows
-from overrefusal_po.train.first_rows import check_first_rows
+from overrefusal_po.train.first_rows import check_given_rows
 from overrefusal_po.train.given import evaluation_rows, given_prompts, given_triples
 from overrefusal_po.train.lengths import Fitting, fit, group_by_length, warn_of_left_out
 from overrefusal_po.train.policy import checked_model, tokenizer_and_template
@@ -93,17 +94,14 @@ def derta_trainer(
             full, 0 LoRA).
         tree: run both rows of a question as one (see `derta_tree`); a batch then counts questions.
 
-    Raises:
-        ValueError: no triples, a safe response that does not begin with the opener, an opener that
-            common answers begin with too.
+    Raises ValueError for no triples, a safe response that does not begin with the opener, and an
+    opener that common answers begin with too.
     """
     triples = given_triples(triples)
     model = checked_model(model, processing_class or template)
     mixed = given_prompts(helpful, "helpful")
-    assert not isinstance(mixed, Prepared), "helpful prompts are rows or records"
+    assert not isinstance(mixed, Prepared), "helpful prompts are rows"
     from trl import SFTConfig
-
-    from overrefusal_po.train.trl_private import shared_prefix_on
 
     config = trainer_config(SFTConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
@@ -119,12 +117,19 @@ def derta_trainer(
     )
     prepared = prepare_given(triples, "triples", helpful=mixed)
     evaluated = evaluation_rows(eval_dataset, prepare_given)
-    check_first_rows(prepared, template)
+    check_given_rows(prepared, template)
     make = TreeCollator if tree else DertaCollator
     collator = make(pad_token_id=tokenizer.pad_token_id, rto_dropout=rto_dropout, seed=config.seed)
     trainer = rows_trainer(
         model, prepared, config, tokenizer, collator, ref_model, peft_config, callbacks, evaluated
     )
+    return finished(trainer, collator)
+
+
+def finished(trainer: SFTTrainer, collator: DertaCollator) -> SFTTrainer:
+    """The trainer with trees run as such, and batches of rows of similar length."""
+    from overrefusal_po.train.trl_private import shared_prefix_on
+
     if isinstance(collator, TreeCollator):
         collator.paired = shared_prefix_on(trainer)
     group_by_length(trainer)
@@ -182,17 +187,6 @@ def helpful_rows(
     lengths = [turn_length(turn) for turn in turns]
     fitting = fit(prompts, lengths, max_length=max_length, too_long=too_long)
     return [sft_row(prompts[at], turns[at]) for at in fitting.kept], fitting
-
-
-def check_openers(safe: Iterable[tuple[str, str]], opener: str) -> None:
-    """Raises ValueError for the first (prompt id, safe response) without the refusal opener."""
-    stray = next(((key, text) for key, text in safe if not text.startswith(opener)), None)
-    if stray is not None:
-        raise ValueError(
-            f"Safe responses must begin with the refusal opener {opener!r} (data.refusal_opener), "
-            f"which RTO teaches at every position; the one for prompt {stray[0]} begins with "
-            f"{stray[1][:30]!r}. Change the opener or the response."
-        )
 
 
 def read(recipe: TrainRecipe) -> Source:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from overrefusal_po.model.chat import ChatTemplate, Turn
@@ -66,6 +66,17 @@ class RowColumns(TypedDict):
     labels: Sequence[int]
     kind: RowKind
     row_id: str
+
+
+def check_openers(safe: Iterable[tuple[str, str]], opener: str) -> None:
+    """Raises ValueError for the first (prompt id, safe response) without the refusal opener."""
+    stray = next(((key, text) for key, text in safe if not text.startswith(opener)), None)
+    if stray is not None:
+        raise ValueError(
+            f"Safe responses must begin with the refusal opener {opener!r} (data.refusal_opener), "
+            f"which RTO teaches at every position; the one for prompt {stray[0]} begins with "
+            f"{stray[1][:30]!r}. Change the opener or the response."
+        )
 
 
 def refusal_token(template: ChatTemplate, opener: str = "Sorry") -> int:
@@ -125,7 +136,7 @@ def triple_sides(triples: Sequence[Triple], template: ChatTemplate) -> list[Trip
         for triple in triples
         for response in (triple.harmful_response, triple.safe_response)
     ]
-    turns = batched_turns(items, template, [t.prompt.id for t in triples for _ in range(2)])
+    turns = batched_turns(items, template, [t.prompt.label for t in triples for _ in range(2)])
     return [TripleTurns(*two) for two in zip(turns[::2], turns[1::2], strict=True)]
 
 
@@ -140,26 +151,26 @@ def prompt_turns(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Turn
                 "from."
             )
         items.append((prompt.messages, prompt.reference))
-    return batched_turns(items, template, [prompt.id for prompt in prompts])
+    return batched_turns(items, template, [prompt.label for prompt in prompts])
 
 
 def batched_turns(
-    items: Sequence[tuple[Sequence[Message], str]], template: ChatTemplate, ids: Sequence[str]
+    items: Sequence[tuple[Sequence[Message], str]], template: ChatTemplate, labels: Sequence[str]
 ) -> list[Turn]:
     """The turn of each (messages, response), tokenised in batches.
 
-    An error names the first of `ids`, the prompts' ids, whose turn the template cannot make.
+    An error names the first prompt, by its label, whose turn the template cannot make.
     """
     starts = range(0, len(items), TOKENISED_TOGETHER)
     batches = [items[start : start + TOKENISED_TOGETHER] for start in starts]
     try:
         return [turn for batch in batches for turn in template.turns(batch)]
     except ValueError:
-        for prompt_id, item in zip(ids, items, strict=True):
+        for label, item in zip(labels, items, strict=True):
             try:
                 template.turn(*item)
             except ValueError as error:
-                raise ValueError(f"Prompt {prompt_id}: {error}") from None
+                raise ValueError(f"Prompt {label}: {error}") from None
         raise
 
 

@@ -21,7 +21,7 @@ from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.recipe.trl_fields import cache_folder
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
-from overrefusal_po.train.first_rows import check_first_rows
+from overrefusal_po.train.first_rows import check_given_rows
 from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer
 from overrefusal_po.train.policy import (
     checked_model,
@@ -65,8 +65,8 @@ def dpo_trainer(
 
     Args:
         model: a loaded model, its name or path (`bundled:...` too); its state is the reference.
-        pairs: preference pairs; rows of TRL's forms as a list, a `datasets.Dataset` or the path of
-            a file (docs/python.md); or rows that are prepared already. At least one.
+        pairs: at least one preference pair; or rows of TRL's forms as a list, a `datasets.Dataset`
+            or the path of a file (docs/python.md).
         eval_dataset: pairs to evaluate on, in a form of `pairs`; or {name: such pairs}.
         args: `trl.DPOConfig`, or a mapping of its keys, or None for TRL's defaults.
         processing_class: the tokenizer; None loads the model's own.
@@ -77,26 +77,20 @@ def dpo_trainer(
         opening: train on this many first tokens of each side; None: on whole sides.
         too_long: "drop" leaves out, and counts, pairs longer than `max_length`; none is ever cut.
         shared_prefix: compute the prompt of a pair once, if that is proven exact.
-        reference_store: a folder that keeps reference log-probs from run to run. Then no
-            reference model is held, except under FSDP.
+        reference_store: a folder for reference log-probs; then only FSDP holds a reference model.
 
-    Raises ValueError or TypeError, before weights are loaded: no pairs, a row in no known form, no
-    model, a tokenizer without chat template, a pair longer than `max_length`.
+    Raises ValueError or TypeError before weights are loaded: no pairs, a row in no known form, no
+    model, no chat template, a pair longer than `max_length`.
     """
     pairs = given_pairs(pairs)
     model = checked_model(model, processing_class or template)
-    from trl import DPOConfig
-
     from overrefusal_po.train.trl_private import shared_prefix_on
 
-    config = trainer_config(DPOConfig, args)
-    if reference_store is not None:
-        config = copy.copy(config)  # the caller's own object stays unchanged
-        config.precompute_ref_log_probs = True
+    config = dpo_config(args, stored=reference_store is not None)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     make = pair_preparer(template, max_length=config.max_length, opening=opening, too_long=too_long)
     prepared, evaluated = make(pairs, "pairs"), evaluation_rows(eval_dataset, make)
-    check_first_rows(prepared, template)
+    check_given_rows(prepared, template)
     policy = load_policy(model, peft_config)
     trainer = trainer_class(config, reference_store, shared_prefix)(
         model=policy,
@@ -111,6 +105,17 @@ def dpo_trainer(
     if shared_prefix and not config.precompute_ref_log_probs:
         shared_prefix_on(trainer)  # with a store it is on since the reference pass
     return finished(trainer)
+
+
+def dpo_config(args: DPOConfig | Mapping[str, Any] | None, *, stored: bool) -> DPOConfig:
+    """TRL's settings; with a store of reference log-probs those are computed ahead."""
+    from trl import DPOConfig
+
+    config = trainer_config(DPOConfig, args)
+    if stored:
+        config = copy.copy(config)  # the caller's own object stays unchanged
+        config.precompute_ref_log_probs = True
+    return config
 
 
 def trainer_class(

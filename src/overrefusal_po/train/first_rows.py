@@ -1,6 +1,7 @@
 """The first rows of every training against the template, before any weights are loaded.
 
 check_first_rows(prepared, template)        # ValueError if a row is not what `turn()` renders
+check_given_rows(prepared, template)        # in a factory: warns of a missing BOS too
 
 A wrong boundary between prompt and side trains the question as the answer, and no number shows it.
 So the first rows, whoever made them, are compared with the turns of their records.
@@ -35,15 +36,21 @@ class Part(NamedTuple):
     """The field of its record that it is, for the error."""
 
 
-def check_first_rows(prepared: Prepared, template: ChatTemplate) -> None:
-    """Raises ValueError if one of the first rows is not its record as the template renders it.
+def check_given_rows(prepared: Prepared, template: ChatTemplate) -> None:
+    """`check_first_rows` for a factory, with a warning of prompts without BOS.
 
-    Warns of prompts without BOS. Rows that were loaded have no records, and were checked before.
+    Rows that were loaded have no records, and were checked before.
     """
+    if prepared.rows is not None and (prepared.records or prepared.helpful):
+        warn_of_missing_bos(template)
+        check_first_rows(prepared, template)
+
+
+def check_first_rows(prepared: Prepared, template: ChatTemplate) -> None:
+    """Raises ValueError if one of the first rows is not its record as the template renders it."""
     records = [*prepared.records, *prepared.helpful]
     if prepared.rows is None or not records:
         return
-    warn_of_missing_bos(template)
     for number in range(min(FIRST, len(prepared.rows))):
         for part in parts_of(prepared.rows[number]):
             check_part(number, part, records, template)

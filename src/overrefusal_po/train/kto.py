@@ -20,6 +20,7 @@ from overrefusal_po.recipe.methods import check_kto, uses_kl
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import LabelledResponse, PreferencePair
+from overrefusal_po.run.judged import shared_judge
 from overrefusal_po.train import preference
 from overrefusal_po.train.data import (
     Prepared,
@@ -27,7 +28,7 @@ from overrefusal_po.train.data import (
     as_dataset,
     drawn_places,
 )
-from overrefusal_po.train.first_rows import check_first_rows
+from overrefusal_po.train.first_rows import check_given_rows
 from overrefusal_po.train.given import evaluation_rows, given_pairs, given_responses
 from overrefusal_po.train.kto_order import (
     Side,
@@ -107,7 +108,7 @@ def kto_trainer(
         lambda data, name: make(given_sides(data, name), settings={**vars(config), **batch}),
     )
     assert prepared.rows is not None, "data without rows are not whole"
-    check_first_rows(prepared, template)
+    check_given_rows(prepared, template)
     warn_of_cut(prepared.rows, config.max_length)
     policy = load_policy(model, peft_config)
     if ref_model is None and trains_all(policy, peft_config):
@@ -199,13 +200,15 @@ def prepared_responses(
         responses, template, max_length=settings["max_length"], too_long=data.too_long
     )
     preference.check_anchor(found.responses, data)
-    findings, waived = checked_responses(found.responses, data.waive)
+    judge = shared_judge(recipe.judge)
+    findings, waived = checked_responses(found.responses, judge, data.waive)
     found = found.taken(drawn_places(found.responses, data.max_pairs, recipe.seed))
     prepared = response_rows(found, settings, data.opening)
     good = sum(row.desirable for row in found.responses)
     line = f"{good} good and {len(found.responses) - good} bad responses{found.fitting}"
     by_check = Counter(finding.check for finding in findings).most_common()
     counts = ", ".join(f"{check} {count}" for check, count in by_check)
+    line += f"; {len(waived)} findings waived" if waived else ""
     line += f"; linter: {counts}" if counts else ""
     return prepared._replace(line=line, waived=waived)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.judges import Judge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.findings import Finding, Waived, split_waived
 from overrefusal_po.pairs.response_checks import response_findings
@@ -21,6 +21,7 @@ from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import LabelledResponse
 from overrefusal_po.train.data import check_rendered
 from overrefusal_po.train.lengths import Fitting, fit
+from overrefusal_po.train.rows import TokenRow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,10 +67,10 @@ def response_tokens(
     check_rendered([row.prompt for row in responses], begun=False)
     for start in range(0, len(responses), BATCH):
         part = responses[start : start + BATCH]
-        items = [(row.prompt.messages, row.response, row.response) for row in part]
+        sides = tokens_of_responses(part, template)
         rows += [
             (tuple(asked), tuple(said), row.desirable)
-            for row, (asked, said, _) in zip(part, template.pair_tokens(items), strict=True)
+            for row, (asked, said, _) in zip(part, sides, strict=True)
         ]
     prompts = [row.prompt for row in responses]
     longest = [len(asked) + len(said) for asked, said, _ in rows]
@@ -77,16 +78,33 @@ def response_tokens(
     return ResponseTokens(list(responses), rows, fitting).taken(fitting.kept)
 
 
+def tokens_of_responses(
+    responses: Sequence[LabelledResponse], template: ChatTemplate
+) -> list[TokenRow]:
+    """`ChatTemplate.pair_tokens`; an error names the first response that has it."""
+    items = [(row.prompt.messages, row.response, row.response) for row in responses]
+    try:
+        return template.pair_tokens(items)
+    except ValueError:
+        for row, item in zip(responses, items, strict=True):
+            try:
+                template.pair_tokens([item])
+            except ValueError as error:
+                raise ValueError(f"Response to prompt {row.prompt.label}: {error}") from None
+        raise
+
+
 def checked_responses(
-    responses: Sequence[LabelledResponse], waive: Mapping[str, str]
+    responses: Sequence[LabelledResponse], judge: Judge, waive: Mapping[str, str]
 ) -> tuple[list[Finding], list[Waived]]:
     """The findings that count, and those that are waived. ValueError for errors."""
-    found, waived = split_waived(response_findings(responses, RefusalJudge()), waive)
+    found, waived = split_waived(response_findings(responses, judge), waive)
     errors = [finding for finding in found if finding.severity == "error"]
     if errors:
         raise ValueError(
             f"{len(errors)} faults in the responses stop a training. The first: "
             f"{errors[0].words}. Fix or delete the rows (`overrefusal-po check FILE` lists "
-            "all), or waive one with a reason: data.waive: {id: reason}."
+            "all), or waive one with a reason: data.waive: {id: reason}. If the judge "
+            f"{judge.name} misreads the language of the responses, name another one: judge."
         )
     return found, waived

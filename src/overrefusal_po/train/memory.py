@@ -95,7 +95,8 @@ class Memory(NamedTuple):
     activations: float
     logits: float
     saved: float
-    """The saved model, which stands beside the live one when both are compared."""
+    """The whole model in 16 or 32 bits, as it is saved and then compared. The rest is freed before
+    that."""
     overhead: float
     available: float
 
@@ -103,12 +104,12 @@ class Memory(NamedTuple):
     def total(self) -> float:
         """The sum of the parts. What stands in memory at different times counts once.
 
-        Gradients grow while activations shrink. The saved model is loaded after the last step.
-        malloc still holds the memory of activations then (measured).
+        Gradients grow while activations shrink. The saved model is loaded after the training is
+        freed.
         """
-        end = self.activations + self.saved if self.saved else 0.0
-        step = max(self.activations + self.logits, self.gradients, end)
-        return self.weights + self.reference + self.optimiser + step + self.overhead
+        step = max(self.activations + self.logits, self.gradients)
+        training = self.weights + self.reference + self.optimiser + step
+        return max(training, self.saved) + self.overhead
 
     @property
     def verdict(self) -> Literal["fits", "tight", "will not fit"]:
@@ -191,7 +192,7 @@ def layer_values(hidden: int, intermediate: int, queries: int, keys: int) -> int
 def estimate(
     shape: Shape, recipe: TrainRecipe, batch: Batch, device: str, available: float
 ) -> Memory:
-    """The peak of a training: of a step on `batch`, or of the comparison after the last step.
+    """The peak of a training: of a step on `batch`, or of the saved model after it.
 
     `device` is "cpu" or "cuda", and has `available` bytes. Sharding over several devices (FSDP,
     ZeRO) is not counted.

@@ -1,6 +1,6 @@
 """Whether a training's rows, its template and its model fit each other; no weights are loaded.
 
-check_tied(recipe.model, config)
+check_adapter(recipe.model, config)
 check_vocabulary(prepared, template, config)
 missing_bos(template)
 """
@@ -8,11 +8,13 @@ missing_bos(template)
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
+from overrefusal_po.recipe.words import nearest
 from overrefusal_po.train.data import Prepared, highest_id
+from overrefusal_po.train.policy import PLAIN_NAME
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,25 +24,65 @@ logger = logging.getLogger(__name__)
 EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
 """Names of input and output embeddings in model classes."""
 
+ADAPTED = ("lora_target_modules", "lora_modules_to_save")
+"""Keys of `model:` that name modules."""
 
-def check_tied(section: Mapping[str, object], config: PretrainedConfig) -> None:
+
+def check_adapter(section: Mapping[str, object], config: PretrainedConfig) -> None:
+    """Raises ValueError for an adapter on shared embeddings, or on modules that are not there.
+
+    `section` is a recipe's `model:`.
+    """
+    if section.get("use_peft"):
+        names = {key: named_modules(section, key) for key in ADAPTED}
+        check_tied(names, config)
+        if not section.get("trust_remote_code"):  # other people's code may not load without weights
+            check_there(names, config)
+
+
+def named_modules(section: Mapping[str, object], key: str) -> list[str]:
+    """The names under a key of `model:`; a text is one name."""
+    value = section.get(key) or ()
+    return [value] if isinstance(value, str) else list(cast("list[str]", value))
+
+
+def check_tied(names: Mapping[str, Sequence[str]], config: PretrainedConfig) -> None:
     """Raises ValueError for an adapter on embeddings that input and output share.
 
-    `section` is a recipe's `model:`. Merging such an adapter changes the other embedding too, so
-    the saved model would be another one than the trained.
+    Merging such an adapter changes the other embedding too, so the saved model would be another
+    one than the trained.
     """
-    named: set[str] = set()
-    for key in ("lora_target_modules", "lora_modules_to_save"):
-        value = section.get(key) or ()
-        named |= {value} if isinstance(value, str) else set(cast("list[str]", value))
-    found = sorted(named & EMBEDDINGS)
-    if found and section.get("use_peft") and getattr(config, "tie_word_embeddings", False):
+    found = sorted({name for named in names.values() for name in named} & EMBEDDINGS)
+    if found and getattr(config, "tie_word_embeddings", False):
         raise ValueError(
             f"model: {', '.join(found)} would be adapted, but this model shares one matrix for "
             "its input and output embeddings (tie_word_embeddings), and the merged model would "
             "not be the trained one. Take these names out of lora_target_modules and "
             "lora_modules_to_save, or train all weights (use_peft: false)."
         )
+
+
+def check_there(names: Mapping[str, Sequence[str]], config: PretrainedConfig) -> None:
+    """Raises ValueError for a name that no module has: peft leaves it out if others are there."""
+    plain = {key: [n for n in named if PLAIN_NAME.fullmatch(n)] for key, named in names.items()}
+    if not any(plain.values()):
+        return
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    paths = [path for path, _ in model.named_modules()]
+    for key, named in plain.items():
+        for name in named:
+            if not any(f".{path}".endswith(f".{name}") for path in paths):
+                ends = sorted(
+                    {path.rpartition(".")[2] for path in paths if not path[-1:].isdigit()}
+                )
+                raise ValueError(
+                    f"model.{key} names {name!r}, and this model has no such module. Its modules "
+                    f"are {', '.join(filter(None, ends))}.{nearest(name, ends)}"
+                )
 
 
 def check_vocabulary(prepared: Prepared, template: ChatTemplate, config: PretrainedConfig) -> None:

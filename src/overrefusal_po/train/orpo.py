@@ -30,7 +30,7 @@ from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
-from overrefusal_po.train.first_rows import check_first_rows
+from overrefusal_po.train.first_rows import check_given_rows
 from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer
 from overrefusal_po.train.policy import checked_model, load_policy, tokenizer_and_template
 from overrefusal_po.train.preference import finished
@@ -147,7 +147,7 @@ def orpo_trainer(
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     make = pair_preparer(template, max_length=config.max_length, opening=opening, too_long=too_long)
     prepared, evaluated = make(pairs, "pairs"), evaluation_rows(eval_dataset, make)
-    check_first_rows(prepared, template)
+    check_given_rows(prepared, template)
     trainer = ORPOTrainer(
         model=load_policy(model, peft_config),
         args=config,

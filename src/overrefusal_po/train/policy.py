@@ -8,16 +8,21 @@ reference = frozen_copy(policy)
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.load import ModelSection
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch.nn import Module, Parameter
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PLAIN_NAME = re.compile(r"[\w.]+")
+"""A module's name or the end of its path; `all-linear` and patterns with other signs are none."""
 
 
 def checked_model(
@@ -75,6 +80,18 @@ def load_policy(model: PreTrainedModel | str, peft_config: PeftConfig | None) ->
         loaded = model
     loaded.train()
     return loaded
+
+
+def adapter_config(section: ModelSection) -> PeftConfig | None:
+    """The adapter that a recipe's `model:` asks for; None without `use_peft`."""
+    from trl import ModelConfig, get_peft_config
+
+    config = ModelConfig(**{k: v for k, v in section.items() if k != "trust_remote_code"})
+    # ModelConfig makes one name a text, which peft reads as a pattern of a module's whole path
+    targets = config.lora_target_modules
+    if isinstance(targets, str) and PLAIN_NAME.fullmatch(targets):
+        config.lora_target_modules = [targets]
+    return get_peft_config(config)
 
 
 def trains_all(policy: PreTrainedModel, peft_config: PeftConfig | None) -> bool:

@@ -1,13 +1,18 @@
 """What is saved is what was trained: one batch through the saved model against the live one.
 
 probe = live_probe(trainer)                 # before the adapter is merged
+release_training(trainer)                   # optimiser states, gradients, the reference
 save_merged(model, tokenizer, folder)
+release_weights(model)                      # so that both models never stand in memory at once
 check_saved(probe, folder)                  # ValueError if the saved model is another one
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -17,6 +22,7 @@ from overrefusal_po.model import load as models
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
+    from torch.nn import Module
     from transformers import PreTrainedModel, Trainer
 
 logger = logging.getLogger(__name__)
@@ -68,12 +74,37 @@ def next_log_probs(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     return (chosen * mask[:, 1:]).cpu()
 
 
-def check_saved(probe: Probe, folder: Path) -> None:
+def release_training(trainer: Trainer) -> None:
+    """Frees what only a next step would need: optimiser states, gradients, the reference."""
+    if trainer.optimizer is not None:
+        trainer.optimizer.state.clear()
+    cast("Module", trainer.model).zero_grad(set_to_none=True)
+    if (reference := getattr(trainer, "ref_model", None)) is not None:
+        release_weights(reference)
+    return_freed()
+
+
+def release_weights(model: Module) -> None:
+    """Frees the weights of a model. Trainer, accelerate and callbacks hold it, so it stays, but
+    empty."""
+    for weight in model.parameters():
+        weight.data = weight.data.new_empty(0)
+    return_freed()
+
+
+def return_freed() -> None:
+    """Gives freed memory back to the system: glibc keeps what small tensors have left."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
+def check_saved(probe: Probe, folder: Path, *, trust_remote_code: bool = False) -> None:
     """Raises ValueError if the model in `folder` is not the one that the probe was made with.
 
     Compared are mean log-probs a token, within the rounding of the number format.
     """
-    saved = models.load_model(str(folder), dtype=probe.dtype)
+    saved = models.load_model(str(folder), dtype=probe.dtype, trust_remote_code=trust_remote_code)
     found = next_log_probs(saved, probe.input_ids.to("cpu"), probe.attention_mask.to("cpu"))
     tokens = probe.attention_mask[:, 1:].cpu().sum(1)
     gap = float(((found - probe.log_probs).abs().sum(1) / tokens).max())

@@ -24,7 +24,7 @@ from overrefusal_po.train.derta_rows import (
     sft_row,
     turn_length,
 )
-from overrefusal_po.train.first_rows import check_first_rows
+from overrefusal_po.train.first_rows import check_given_rows
 from overrefusal_po.train.given import evaluation_rows, given_prompts
 from overrefusal_po.train.lengths import group_by_length, warn_of_left_out
 from overrefusal_po.train.policy import checked_model, tokenizer_and_template
@@ -71,7 +71,7 @@ def sft_trainer(
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     make = prompt_preparer(template, max_length=config.max_length, too_long=too_long)
     prepared, evaluated = make(prompts, "prompts"), evaluation_rows(eval_dataset, make)
-    check_first_rows(prepared, template)
+    check_given_rows(prepared, template)
     collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
     trainer = rows_trainer(
         model, prepared, config, tokenizer, collator, ref_model, peft_config, callbacks, evaluated

@@ -37,11 +37,18 @@ from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
-from overrefusal_po.train.model_checks import check_tied, check_vocabulary, warn_of_missing_bos
+from overrefusal_po.train.model_checks import check_adapter, check_vocabulary, warn_of_missing_bos
+from overrefusal_po.train.policy import adapter_config
 from overrefusal_po.train.progress import speak_in_words
 from overrefusal_po.train.push import check_push, push_of, push_run, without_push
 from overrefusal_po.train.resume import resumable
-from overrefusal_po.train.saved import check_saved, live_probe
+from overrefusal_po.train.saved import (
+    Probe,
+    check_saved,
+    live_probe,
+    release_training,
+    release_weights,
+)
 from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
 from overrefusal_po.train.student import student_answers
@@ -49,7 +56,9 @@ from overrefusal_po.train.trackers import check_trackers, tracker_callback
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from transformers import PretrainedConfig, Trainer, TrainingArguments
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -145,33 +154,33 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
     if is_saved(run.path):
         return None
     config = config_of(recipe.model)
-    check_tied(recipe.model, config)
+    check_adapter(recipe.model, config)
     source, prepared = read_and_prepare(recipe, template)
     check_fit(prepared, template, config)
     return FirstData(source, prepared)
 
 
 def read_and_prepare(recipe: TrainRecipe, template: ChatTemplate) -> tuple[Source, Prepared]:
-    """The recipe's records and what is made of them, before any weight is loaded."""
+    """The recipe's records and what is made of them, before any weight is loaded; warns of a
+    missing BOS."""
     module = method_module(recipe.method)
     source = module.read(recipe)
     if not any(isinstance(record, PreferencePair) for record in source.records):
         check_kinds(source.prompts)  # of pairs the linter finds it, and a waiver may let it stand
     prepared = module.prepare(recipe, source, template, None)
     check_selection(recipe, source.prompts, prepared)
+    warn_of_missing_bos(template)
     return source, prepared
 
 
 def check_fit(prepared: Prepared, template: ChatTemplate, config: PretrainedConfig) -> None:
-    """Raises ValueError if rows, template and model do not fit; warns of a missing BOS."""
+    """Raises ValueError if rows, template and model do not fit."""
     check_first_rows(prepared, template)
     check_vocabulary(prepared, template, config)
-    if prepared.rows is None:  # else `check_first_rows` has warned
-        warn_of_missing_bos(template)
 
 
 def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
-    """`read_and_prepare` with the trackers checked: what `check --data` shows."""
+    """`read_and_prepare`, with trackers and push checked: what `check --data` shows."""
     check_trackers(recipe.trainer.get("report_to"))
     push_of(recipe)
     return read_and_prepare(recipe, template)[1]
@@ -209,12 +218,9 @@ def make_trainer(
     recipe: TrainRecipe, prepared: Prepared, config: TrainingArguments, template: ChatTemplate
 ) -> Trainer:
     """The method's trainer on prepared rows, its policy loaded with the recipe's model options."""
-    from trl import ModelConfig, get_peft_config
-
     options = models.model_options(recipe.model, fsdp=wants_fsdp(vars(config)))
     if not recipe.model.get("use_peft"):  # full fine-tuning: bfloat16 loses steps of 1e-6
         options["dtype"] = options["dtype"] or "float32"
-    section = {k: v for k, v in recipe.model.items() if k != "trust_remote_code"}
     logger.info("loading %s", options["name"])
     return method_module(recipe.method).recipe_trainer(
         models.load_model(**options),
@@ -222,7 +228,7 @@ def make_trainer(
         recipe=recipe,
         args=config,
         template=template,
-        peft_config=get_peft_config(ModelConfig(**section)),
+        peft_config=adapter_config(recipe.model),
     )
 
 
@@ -279,20 +285,13 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     summary = training_summary(trainer, run)
     logger.info("saving %s, and comparing it with the trained model", run.path / "model")
     if hasattr(model, "peft_config"):
-        model.save_pretrained(run.path / "adapter", state_dict=weights)
         summary["adapter"] = str(run.path / "adapter")
-        if weights is not None:
-            from peft import PeftModel
-
-            base = models.load_model(**models.model_options(recipe.model))
-            model, weights = PeftModel.from_pretrained(base, run.path / "adapter"), None
-    models.save_merged(model, template.tokenizer, run.path / "model", weights)
     if probe is not None:
-        try:
-            check_saved(probe, run.path / "model")
-        except ValueError:
-            shutil.rmtree(run.path / "model")  # another model than the trained one is not shipped
-            raise
+        release_training(trainer)
+    write_model(model, weights, recipe, template, run)
+    if probe is not None:
+        release_weights(model)
+        compare_saved(probe, recipe, run)
     history = trainer.state.log_history
     write_atomic(
         run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
@@ -300,6 +299,36 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     # in the place of peft's README, which names folders of this machine
     put_card(run.path, card_text(None, None, run.path))
     run.finish(summary)
+
+
+def write_model(
+    model: PreTrainedModel | PeftModel,
+    weights: dict[str, Tensor] | None,
+    recipe: TrainRecipe,
+    template: ChatTemplate,
+    run: Run,
+) -> None:
+    """Writes adapter/ (LoRA) and model/ (merged). `weights` are those of a sharded model."""
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(str(run.path / "adapter"), state_dict=weights)
+        if weights is not None:
+            from peft import PeftModel
+
+            base = models.load_model(**models.model_options(recipe.model))
+            model, weights = PeftModel.from_pretrained(base, run.path / "adapter"), None
+    models.save_merged(model, template.tokenizer, run.path / "model", weights)
+
+
+def compare_saved(probe: Probe, recipe: TrainRecipe, run: Run) -> None:
+    """`check_saved` on model/, which is removed if it is not the trained model."""
+    folder = run.path / "model"
+    try:
+        check_saved(
+            probe, folder, trust_remote_code=bool(recipe.model.get("trust_remote_code", False))
+        )
+    except ValueError:
+        shutil.rmtree(folder)  # another model than the trained one is not shipped
+        raise
 
 
 def training_summary(trainer: Trainer, run: Run) -> dict[str, Any]:
