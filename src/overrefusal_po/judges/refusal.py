@@ -19,6 +19,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.judges._degenerate import degenerate
+from overrefusal_po.judges._languages import unread_language
 from overrefusal_po.judges._refusal_rules import decide, sorry_verdict
 from overrefusal_po.judges._refusal_text import (
     composed,
@@ -33,6 +34,10 @@ from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
 VERSION = "6"
 """Bumped whenever a verdict can change."""
+
+
+UNREAD = "the judge does not read {language}; name another judge, or add a file of wordings"
+"""`unscored` of a reply in a language without a file."""
 
 
 class Judgement(NamedTuple):
@@ -64,19 +69,28 @@ class RefusalJudge:
         """
         answered = zip(prompts_of(prompts, completions), completions, strict=True)
         return [
-            self.verdict(completion, judge_text(completion.text, *read_texts(prompt)))
+            self.verdict(
+                completion, judge_text(completion.text, *read_texts(prompt)), prompt.asked
+            )
             for prompt, completion in answered
         ]
 
-    def verdict(self, completion: Completion, found: Judgement) -> Verdict:
-        """The judgement as a record."""
+    def verdict(self, completion: Completion, found: Judgement, asked: str = "") -> Verdict:
+        """The judgement as a record; unscored if the reply is in a language that is not read.
+
+        A refusal that is seen, or a degenerate reply, needs no reading.
+        """
+        unread = None
+        if found.refusal == "none" and not found.degenerate:
+            unread = unread_language(completion.text[thinking_end(completion.text) :], asked)
         return Verdict(
             completion_id=completion.id,
             judge=self.name,
             version=self.version,
-            refusal=found.refusal,
+            refusal=None if unread else found.refusal,
             refusal_start=found.refusal_start,
             degenerate=found.degenerate,
+            unscored=unread and UNREAD.format(language=unread),
         )
 
 

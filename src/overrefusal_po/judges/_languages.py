@@ -1,0 +1,218 @@
+"""The language of a reply, if the built-in judge does not read it.
+
+    unread_language("Przykro mi, ale nie mogę w tym pomóc.")    # "Polish", without wordings/pl.yaml
+    unread_language("I can't recommend this book enough.")      # None
+
+Scripts are counted first, by their names in Unicode. Then the common words of each language are
+counted (`languages.yaml`). A doubt is decided for reading: code, tables and names are read, and so
+is a reply that opens in a language that is read. The numbers are our choice.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from overrefusal_po.judges._refusal_wordings import FOLDER, other_languages
+
+FILE = Path(__file__).with_name("languages.yaml")
+WORDS = 300
+"""Words at the beginning of a reply that are looked at."""
+LEAST_WORDS = 3
+"""Different common words that tell a language; two are enough if one has a mark."""
+LEAD, ENGLISH_LEAD = 1.25, 2.0
+"""How many times the words of a read language an unread one must have."""
+LEAST_LETTERS = 12
+"""Letters that tell a script: of three words without a mark between them, or of one in a script
+that has no blanks. An alphabet or a list of names has no such words."""
+NO_BLANKS = {"THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
+PUNCTUATION = ".,;:!?…()[]{}\"'“”„«»‘’*_`-–—¿¡،؟؛।。"
+QUOTED = re.compile(r'```.*?(?:```|\Z)|"[^"\n]{1,600}"|“[^”\n]{1,600}”|«[^»\n]{1,600}»', re.DOTALL)
+PART = re.compile(r"[^.,;:!?()\n/|•0-9–—]+")
+SENTENCE = re.compile(r"[^.!?:\n]+")
+TRANSLATION = re.compile(
+    r"\b(?:translat|how (?:do|does|would|can) \w+ say|übersetz|tradu|traduis|vertaal|перевед|çevir)"
+    r"|ترجم|अनुवाद|翻译|翻譯|翻訳|訳して|번역"
+)
+"""What a prompt says that asks for a translation."""
+
+
+class Profile(NamedTuple):
+    """How a language is known: its name, its common words, and letters that mark a word."""
+
+    name: str
+    words: frozenset[str]
+    marks: frozenset[str]
+    read_as: str
+
+
+Claim = tuple[str, set[str]]
+"""A word, and the codes of the languages in which it is common."""
+
+
+@cache
+def profiles(folder: Path = FOLDER) -> dict[str, Profile]:
+    """The languages by code. A file of wordings adds its common words, and may add a language."""
+    file = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    found = {
+        code: Profile(
+            entry["name"],
+            frozenset(entry["words"].split()),
+            frozenset(entry.get("marks", "")),
+            entry.get("read_as", code),
+        )
+        for code, entry in file.items()
+    }
+    for language in other_languages(folder):
+        code, words = language.path.stem, language.common_words
+        known = found.get(code, Profile(language.file["language"], words, frozenset(), code))
+        found[code] = known._replace(words=known.words | words)
+    return found
+
+
+@cache
+def read_codes(folder: Path = FOLDER) -> frozenset[str]:
+    """The codes of the languages that the judge reads."""
+    files = {"en", *(language.path.stem for language in other_languages(folder))}
+    return frozenset(code for code, known in profiles(folder).items() if known.read_as in files)
+
+
+@cache
+def claims(folder: Path, kind: str) -> dict[str, list[str]]:
+    """Each common word (`kind`: words) or letter (`kind`: marks) with the codes of its languages."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for code, known in profiles(folder).items():
+        for token in getattr(known, kind):
+            found[token].append(code)
+    return dict(found)
+
+
+def unread_language(reply: str, prompt: str = "", *, folder: Path = FOLDER) -> str | None:
+    """The name of the reply's language, or its script, if the judge does not read it; else None.
+
+    A translation that the prompt asks for is read: it is the answer, unless it is much shorter
+    than the prompt. `folder` has the files of wordings.
+    """
+    start = reply[: 12 * WORDS].lower()
+    words = start.split()
+    english = sum(map(profiles(folder)["en"].words.__contains__, words))
+    if 6 * english >= len(words):
+        return None
+    text = QUOTED.sub(" ", unicodedata.normalize("NFC", start))
+    name = unread_script(text, folder) or unread_by_words(text, folder)
+    if name is None or opens_read(text, folder) or is_translation(prompt, words):
+        return None
+    return name
+
+
+def is_translation(prompt: str, words: list[str]) -> bool:
+    """Whether the prompt asks for a translation, and the reply is long enough to be it."""
+    return TRANSLATION.search(prompt.lower()) is not None and 3 * len(words) >= len(prompt.split())
+
+
+def unread_script(text: str, folder: Path) -> str | None:
+    """The script of most letters, by its name in Unicode, if no file of wordings has letters in it.
+
+    Every second letter must be of a script that is not read.
+    """
+    if text.isascii():
+        return None
+    scripts = Counter(script(char) if char > "\u024f" else "LATIN" for char in text if char.isalpha())
+    read = read_scripts(folder)
+    unread = Counter({name: count for name, count in scripts.items() if name not in read})
+    if unread.total() < scripts.total() / 2 or not unread:
+        return None
+    name = unread.most_common(1)[0][0]
+    return name.title() if any(is_told(part, name) for part in PART.findall(text)) else None
+
+
+def is_told(part: str, name: str) -> bool:
+    """Whether words without a mark between them tell a script."""
+    letters = sum(script(char) == name for char in part if char.isalpha())
+    return letters >= LEAST_LETTERS and (name in NO_BLANKS or len(part.split()) >= 3)
+
+
+@cache
+def script(letter: str) -> str:
+    """The first word of a letter's name in Unicode: LATIN, THAI, GREEK and so on."""
+    return unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
+
+
+@cache
+def read_scripts(folder: Path) -> frozenset[str]:
+    """The scripts in which a file of wordings has letters or common words."""
+    found = {"LATIN", "UNKNOWN", "FULLWIDTH", "MODIFIER", "MATHEMATICAL", "DOUBLE", "SCRIPT"}
+    for language in other_languages(folder):
+        found |= {script(char) for word in language.common_words for char in word if char.isalpha()}
+        if letters := language.letters:
+            found |= {script(char) for char in map(chr, range(0x250, 0xFFFF)) if letters.match(char)}
+    return frozenset(found)
+
+
+def unread_by_words(text: str, folder: Path) -> str | None:
+    """The language of most common words, if it is not read and no read one has nearly as many."""
+    words = stripped_words(text)
+    found = claimed(words, folder)
+    hits = Counter(code for _, codes in found for code in codes)
+    read = read_codes(folder)
+    code = max((c for c in profiles(folder) if c not in read), key=lambda c: hits[c], default="en")
+    if hits[code] < max(2, 0.15 * len(words)) or not is_enough(found, code, folder):
+        return None
+    clear = all(leads(found, code, other, LEAD) for other in read & hits.keys())
+    return profiles(folder)[code].name if clear and leads(found, code, "en", ENGLISH_LEAD) else None
+
+
+def is_enough(found: list[Claim], code: str, folder: Path) -> bool:
+    """Whether the words of a language are enough to tell it: letters alone may stand in names."""
+    known = profiles(folder)[code]
+    kinds = {word for word, codes in found if code in codes}
+    marked = any(not known.marks.isdisjoint(word) for word in kinds)
+    return len(kinds) >= LEAST_WORDS - marked and len(kinds & known.words) >= 2
+
+
+def leads(found: list[Claim], code: str, other: str, lead: float) -> bool:
+    """Whether a language has clearly more of the words that only one of the two claims."""
+    own = sum(code in codes and other not in codes for _, codes in found)
+    others = sum(other in codes and code not in codes for _, codes in found)
+    return own >= 1 + lead * others
+
+
+def opens_read(text: str, folder: Path) -> bool:
+    """Whether one of the first two sentences is in a language that is read ("Here is the poem:").
+
+    Such a language has twice the words of every other.
+    """
+    read = read_codes(folder)
+    for sentence in SENTENCE.findall(text)[:2]:
+        words = stripped_words(sentence)
+        hits = Counter(code for _, codes in claimed(words, folder) for code in codes)
+        best = max((hits[code] for code in read), default=0)
+        other = max((count for code, count in hits.items() if code not in read), default=0)
+        if len(words) >= 4 and best >= 2 and best >= 2 * other:
+            return True
+    return False
+
+
+def claimed(words: list[str], folder: Path) -> list[Claim]:
+    """Each word with the languages that claim it: by the word, or else by a letter in it."""
+    known, marks = claims(folder, "words"), claims(folder, "marks")
+    found = []
+    for word in words:
+        codes = set(known.get(word, ()))
+        if not word.isascii():
+            codes.update(code for letter in word for code in marks.get(letter, ()))
+        if codes:
+            found.append((word, codes))
+    return found
+
+
+def stripped_words(text: str) -> list[str]:
+    """The words without punctuation around them, and without single ASCII letters."""
+    words = (word.strip(PUNCTUATION) for word in text.split()[:WORDS])
+    return [word for word in words if len(word) > 1 or not word.isascii()]
