@@ -99,21 +99,21 @@ def unread_language(reply: str, prompt: str = "", *, folder: Path = FOLDER) -> s
     A translation that the prompt asks for is read: it is the answer, unless it is much shorter
     than the prompt. `folder` has the files of wordings.
     """
-    start = reply[: 12 * WORDS].lower()
-    words = start.split()
+    text = QUOTED.sub(" ", reply[: 12 * WORDS].lower())
+    words = text.split()
     english = sum(map(profiles(folder)["en"].words.__contains__, words))
     if 6 * english >= len(words):
         return None
-    text = QUOTED.sub(" ", unicodedata.normalize("NFC", start))
+    text = unicodedata.normalize("NFC", text)
     name = unread_script(text, folder) or unread_by_words(text, folder)
-    if name is None or opens_read(text, folder) or is_translation(prompt, words):
+    if name is None or opens_read(text, name, folder) or is_translation(prompt, reply):
         return None
     return name
 
 
-def is_translation(prompt: str, words: list[str]) -> bool:
+def is_translation(prompt: str, reply: str) -> bool:
     """Whether the prompt asks for a translation, and the reply is long enough to be it."""
-    return TRANSLATION.search(prompt.lower()) is not None and 3 * len(words) >= len(prompt.split())
+    return 3 * len(reply) >= len(prompt) and TRANSLATION.search(prompt.lower()) is not None
 
 
 def unread_script(text: str, folder: Path) -> str | None:
@@ -135,7 +135,8 @@ def unread_script(text: str, folder: Path) -> str | None:
 def is_told(part: str, name: str) -> bool:
     """Whether words without a mark between them tell a script."""
     letters = sum(script(char) == name for char in part if char.isalpha())
-    return letters >= LEAST_LETTERS and (name in NO_BLANKS or len(part.split()) >= 3)
+    words = sum(len(word) > 1 for word in part.split())
+    return letters >= LEAST_LETTERS and (name in NO_BLANKS or words >= 3)
 
 
 @cache
@@ -180,21 +181,21 @@ def leads(found: list[Claim], code: str, other: str, lead: float) -> bool:
     """Whether a language has clearly more of the words that only one of the two claims."""
     own = sum(code in codes and other not in codes for _, codes in found)
     others = sum(other in codes and code not in codes for _, codes in found)
-    return own >= 1 + lead * others
+    return own >= 2 + lead * others
 
 
-def opens_read(text: str, folder: Path) -> bool:
+def opens_read(text: str, name: str, folder: Path) -> bool:
     """Whether one of the first two sentences is in a language that is read ("Here is the poem:").
 
-    Such a language has twice the words of every other.
+    It has twice the words that the language `name` has in it.
     """
     read = read_codes(folder)
+    code = next((code for code, known in profiles(folder).items() if known.name == name), "")
     for sentence in SENTENCE.findall(text)[:2]:
         words = stripped_words(sentence)
-        hits = Counter(code for _, codes in claimed(words, folder) for code in codes)
-        best = max((hits[code] for code in read), default=0)
-        other = max((count for code, count in hits.items() if code not in read), default=0)
-        if len(words) >= 4 and best >= 2 and best >= 2 * other:
+        hits = Counter(claim for _, codes in claimed(words, folder) for claim in codes)
+        best = max(hits[each] for each in read)
+        if len(words) >= 4 and best >= max(2, 2 * hits[code]):
             return True
     return False
 
