@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +32,14 @@ LEAST_LETTERS = 12
 """Letters that tell a script: of three words without a mark between them, or of one in a script
 that has no blanks. An alphabet or a list of names has no such words."""
 NO_BLANKS = {"THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
+SCRIPTS_OF_ALL = {"LATIN", "FULLWIDTH", "MODIFIER", "MATHEMATICAL", "DOUBLE", "UNKNOWN"}
+"""Latin letters and symbols: they tell no language."""
 PUNCTUATION = ".,;:!?…()[]{}\"'“”„«»‘’*_`-–—¿¡،؟؛।。"
 QUOTED = re.compile(r'```.*?(?:```|\Z)|"[^"\n]{1,600}"|“[^”\n]{1,600}”|«[^»\n]{1,600}»', re.DOTALL)
 PART = re.compile(r"[^.,;:!?()\n/|•0-9–—]+")
 SENTENCE = re.compile(r"[^.!?:\n]+")
 TRANSLATION = re.compile(
-    r"\b(?:translat|how (?:do|does|would|can) \w+ say|übersetz|tradu|traduis|vertaal|перевед|çevir)"
+    r"\b(?:translat|how (?:do|does|would|can) \w+ say|übersetz|tradu|vertaal|перевед|çevir)"
     r"|ترجم|अनुवाद|翻译|翻譯|翻訳|訳して|번역"
 )
 """What a prompt says that asks for a translation."""
@@ -52,7 +54,7 @@ class Profile(NamedTuple):
     read_as: str
 
 
-Claim = tuple[str, set[str]]
+Claim = tuple[str, frozenset[str]]
 """A word, and the codes of the languages in which it is common."""
 
 
@@ -84,13 +86,13 @@ def read_codes(folder: Path = FOLDER) -> frozenset[str]:
 
 
 @cache
-def claims(folder: Path, kind: str) -> dict[str, list[str]]:
-    """Each common word (`kind`: words) or letter (`kind`: marks) with the codes of its languages."""
-    found: dict[str, list[str]] = defaultdict(list)
+def claims(folder: Path = FOLDER) -> dict[str, frozenset[str]]:
+    """Each common word with the codes of its languages."""
+    found: dict[str, set[str]] = defaultdict(set)
     for code, known in profiles(folder).items():
-        for token in getattr(known, kind):
-            found[token].append(code)
-    return dict(found)
+        for word in known.words:
+            found[word].add(code)
+    return {word: frozenset(codes) for word, codes in found.items()}
 
 
 def unread_language(reply: str, prompt: str = "", *, folder: Path = FOLDER) -> str | None:
@@ -123,13 +125,23 @@ def unread_script(text: str, folder: Path) -> str | None:
     """
     if text.isascii():
         return None
-    scripts = Counter(script(char) if char > "\u024f" else "LATIN" for char in text if char.isalpha())
-    read = read_scripts(folder)
-    unread = Counter({name: count for name, count in scripts.items() if name not in read})
-    if unread.total() < scripts.total() / 2 or not unread:
+    letters: dict[str, list[str]] = defaultdict(list)
+    for char in filter(str.isalpha, text):
+        letters[script(char) if char > "\u024f" else "LATIN"].append(char)
+    unread = {name: len(found) for name, found in letters.items() if not reads(found, folder)}
+    if 2 * sum(unread.values()) < sum(map(len, letters.values())) or not unread:
         return None
-    name = unread.most_common(1)[0][0]
+    name = max(unread, key=lambda each: unread[each])
     return name.title() if any(is_told(part, name) for part in PART.findall(text)) else None
+
+
+def reads(letters: list[str], folder: Path) -> bool:
+    """Whether a file of wordings has some of these letters, all of one script."""
+    name = script(letters[0])
+    if name in SCRIPTS_OF_ALL or name in word_scripts(folder):
+        return True
+    text = "".join(letters)
+    return any(each.letters and each.letters.search(text) for each in other_languages(folder))
 
 
 def is_told(part: str, name: str) -> bool:
@@ -146,14 +158,10 @@ def script(letter: str) -> str:
 
 
 @cache
-def read_scripts(folder: Path) -> frozenset[str]:
-    """The scripts in which a file of wordings has letters or common words."""
-    found = {"LATIN", "UNKNOWN", "FULLWIDTH", "MODIFIER", "MATHEMATICAL", "DOUBLE", "SCRIPT"}
-    for language in other_languages(folder):
-        found |= {script(char) for word in language.common_words for char in word if char.isalpha()}
-        if letters := language.letters:
-            found |= {script(char) for char in map(chr, range(0x250, 0xFFFF)) if letters.match(char)}
-    return frozenset(found)
+def word_scripts(folder: Path) -> frozenset[str]:
+    """The scripts of the common words in the files of wordings."""
+    words = (word for language in other_languages(folder) for word in language.common_words)
+    return frozenset(script(char) for word in words for char in word if char.isalpha())
 
 
 def unread_by_words(text: str, folder: Path) -> str | None:
@@ -201,16 +209,26 @@ def opens_read(text: str, name: str, folder: Path) -> bool:
 
 
 def claimed(words: list[str], folder: Path) -> list[Claim]:
-    """Each word with the languages that claim it: by the word, or else by a letter in it."""
-    known, marks = claims(folder, "words"), claims(folder, "marks")
+    """Each word with the languages that claim it, if there are any: by the word or its letters."""
+    known = claims(folder)
     found = []
     for word in words:
-        codes = set(known.get(word, ()))
+        codes = known.get(word, frozenset())
         if not word.isascii():
-            codes.update(code for letter in word for code in marks.get(letter, ()))
+            codes = codes | by_letters(frozenset(c for c in word if not c.isascii()), folder)
         if codes:
             found.append((word, codes))
     return found
+
+
+@lru_cache(maxsize=4096)
+def by_letters(letters: frozenset[str], folder: Path) -> frozenset[str]:
+    """The languages that have these letters among their marks: all of them in Latin script, or else
+    one (the marks of other scripts are only the unusual letters)."""
+    known = profiles(folder).items()
+    if all(script(letter) == "LATIN" for letter in letters):
+        return frozenset(code for code, language in known if letters <= language.marks)
+    return frozenset(code for code, language in known if letters & language.marks)
 
 
 def stripped_words(text: str) -> list[str]:

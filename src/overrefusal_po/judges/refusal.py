@@ -69,9 +69,7 @@ class RefusalJudge:
         """
         answered = zip(prompts_of(prompts, completions), completions, strict=True)
         return [
-            self.verdict(
-                completion, judge_text(completion.text, *read_texts(prompt)), prompt.asked
-            )
+            self.verdict(completion, judge_text(completion.text, *read_texts(prompt)), prompt.asked)
             for prompt, completion in answered
         ]
 
