@@ -24,6 +24,8 @@ from overrefusal_po.judges._refusal_wordings import FOLDER, other_languages
 FILE = Path(__file__).with_name("languages.yaml")
 WORDS = 300
 """Words at the beginning of a reply that are looked at."""
+ENGLISH_CHARACTERS = 1200
+"""Characters at the beginning that tell English."""
 LEAST_WORDS = 3
 """Different common words that tell a language; two are enough if one has a mark."""
 LEAD, ENGLISH_LEAD = 1.25, 2.0
@@ -36,6 +38,7 @@ SCRIPTS_OF_ALL = {"LATIN", "FULLWIDTH", "MODIFIER", "MATHEMATICAL", "DOUBLE", "U
 """Latin letters and symbols: they tell no language."""
 PUNCTUATION = ".,;:!?…()[]{}\"'“”„«»‘’*_`-–—¿¡،؟؛।。"
 QUOTED = re.compile(r'```.*?(?:```|\Z)|"[^"\n]{1,600}"|“[^”\n]{1,600}”|«[^»\n]{1,600}»', re.DOTALL)
+MAY_QUOTE = re.compile(r'["“«`]')
 PART = re.compile(r"[^.,;:!?()\n/|•0-9–—]+")
 SENTENCE = re.compile(r"[^.!?:\n]+")
 TRANSLATION = re.compile(
@@ -101,16 +104,24 @@ def unread_language(reply: str, prompt: str = "", *, folder: Path = FOLDER) -> s
     A translation that the prompt asks for is read: it is the answer, unless it is much shorter
     than the prompt. `folder` has the files of wordings.
     """
-    text = QUOTED.sub(" ", reply[: 12 * WORDS].lower())
-    words = text.split()
-    english = sum(map(profiles(folder)["en"].words.__contains__, words))
-    if 6 * english >= len(words):
+    if is_english(unquoted(reply[:ENGLISH_CHARACTERS]), folder):
         return None
-    text = unicodedata.normalize("NFC", text)
+    text = unicodedata.normalize("NFC", unquoted(reply[: 12 * WORDS]))
     name = unread_script(text, folder) or unread_by_words(text, folder)
     if name is None or opens_read(text, name, folder) or is_translation(prompt, reply):
         return None
     return name
+
+
+def unquoted(text: str) -> str:
+    """The text in lower case, without quotations and code."""
+    return QUOTED.sub(" ", text.lower()) if MAY_QUOTE.search(text) else text.lower()
+
+
+def is_english(text: str, folder: Path) -> bool:
+    """Whether every sixth word is a common English one: quick, and so for nearly all replies."""
+    words = text.split()
+    return 6 * sum(map(profiles(folder)["en"].words.__contains__, words)) >= len(words)
 
 
 def is_translation(prompt: str, reply: str) -> bool:
