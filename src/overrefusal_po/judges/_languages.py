@@ -25,6 +25,7 @@ import yaml
 from overrefusal_po.judges._refusal_wordings import FOLDER, other_languages
 
 FILE = Path(__file__).with_name("languages.yaml")
+UNREAD = "the judge does not read {language}; name another judge, or add a file of wordings"
 WORDS = 300
 """Words at the beginning of a reply that are looked at."""
 ENGLISH_CHARACTERS = 1200
@@ -99,6 +100,12 @@ def claims(folder: Path = FOLDER) -> dict[str, frozenset[str]]:
         for word in known.words:
             found[word].add(code)
     return {word: frozenset(codes) for word, codes in found.items()}
+
+
+def unread_reason(reply: str, prompt: str = "") -> str | None:
+    """Why a reply is unscored: the judge does not read its language. None if it does."""
+    language = unread_language(reply, prompt)
+    return None if language is None else UNREAD.format(language=language)
 
 
 def unread_language(reply: str, prompt: str = "", *, folder: Path = FOLDER) -> str | None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.judges._degenerate import degenerate
-from overrefusal_po.judges._languages import unread_language
+from overrefusal_po.judges._languages import unread_reason
 from overrefusal_po.judges._refusal_rules import decide, sorry_verdict
 from overrefusal_po.judges._refusal_text import (
     composed,
@@ -34,10 +34,6 @@ from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
 VERSION = "6"
 """Bumped whenever a verdict can change."""
-
-
-UNREAD = "the judge does not read {language}; name another judge, or add a file of wordings"
-"""`unscored` of a reply in a language without a file."""
 
 
 class Judgement(NamedTuple):
@@ -80,7 +76,7 @@ class RefusalJudge:
         """
         unread = None
         if found.refusal == "none" and not found.degenerate:
-            unread = unread_language(completion.text[thinking_end(completion.text) :], asked)
+            unread = unread_reason(completion.text[thinking_end(completion.text) :], asked)
         return Verdict(
             completion_id=completion.id,
             judge=self.name,
@@ -88,7 +84,7 @@ class RefusalJudge:
             refusal=None if unread else found.refusal,
             refusal_start=found.refusal_start,
             degenerate=found.degenerate,
-            unscored=unread and UNREAD.format(language=unread),
+            unscored=unread,
         )
 
 
@@ -101,7 +97,7 @@ def judge_text(response: str, prompt: str = "", *also_read: str) -> Judgement:
     """Refusal, where it starts in `response`, and whether the response is degenerate.
 
     `prompt`, the question, makes both more exact. `also_read` are texts that the model read in its
-    place: an echo of one is degenerate. A language that is not read gives "none" here.
+    place: an echo of one is degenerate.
     """
     skipped = thinking_end(response)
     answer = composed(response[skipped:])
