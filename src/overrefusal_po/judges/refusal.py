@@ -65,27 +65,35 @@ class RefusalJudge:
         """
         answered = zip(prompts_of(prompts, completions), completions, strict=True)
         return [
-            self.verdict(completion, judge_text(completion.text, *read_texts(prompt)), prompt.asked)
+            self.read_verdict(prompt, completion)
             for prompt, completion in answered
         ]
 
-    def verdict(self, completion: Completion, found: Judgement, asked: str = "") -> Verdict:
-        """The judgement as a record; unscored if the reply is in a language that is not read.
-
-        A refusal that is seen, or a degenerate reply, needs no reading.
-        """
-        unread = None
-        if found.refusal == "none" and not found.degenerate:
-            unread = unread_reason(completion.text[thinking_end(completion.text) :], asked)
+    def verdict(self, completion: Completion, found: Judgement) -> Verdict:
+        """The judgement as a record."""
         return Verdict(
             completion_id=completion.id,
             judge=self.name,
             version=self.version,
-            refusal=None if unread else found.refusal,
+            refusal=found.refusal,
             refusal_start=found.refusal_start,
             degenerate=found.degenerate,
-            unscored=unread,
         )
+
+    def read_verdict(self, prompt: Prompt, completion: Completion) -> Verdict:
+        """The verdict on one completion; unscored if it is in a language that is not read.
+
+        A refusal that is seen, or a degenerate reply, needs no reading.
+        """
+        found = judge_text(completion.text, *read_texts(prompt))
+        verdict = self.verdict(completion, found)
+        if found.refusal != "none" or found.degenerate:
+            return verdict
+        answer = completion.text[thinking_end(completion.text) :]
+        reason = unread_reason(answer, prompt.asked)
+        if reason is None:
+            return verdict
+        return verdict.model_copy(update={"refusal": None, "unscored": reason})
 
 
 def judge(settings: Settings) -> RefusalJudge:
