@@ -64,10 +64,7 @@ class RefusalJudge:
         either is degenerate.
         """
         answered = zip(prompts_of(prompts, completions), completions, strict=True)
-        return [
-            self.read_verdict(prompt, completion)
-            for prompt, completion in answered
-        ]
+        return [self.read_verdict(prompt, completion) for prompt, completion in answered]
 
     def verdict(self, completion: Completion, found: Judgement) -> Verdict:
         """The judgement as a record."""
