@@ -42,6 +42,12 @@ HIDDEN = re.compile(
 """Code, quotations with double marks, and single-quoted speech (with apostrophes in it)."""
 
 
+OWN_WORD = re.compile(r"[^\W_]+")
+OWN_WORDS = 2
+"""Words outside quotations, at most, in a reply that is one quotation: a label such as "Bot says:".
+"""
+
+
 class Sentence(NamedTuple):
     """A sentence of the plain text: where it starts, its text, whether it is an item of a list."""
 
@@ -111,10 +117,10 @@ def lower(text: str) -> str:
 
 
 def read_reply(text: str) -> Reply:
-    """The plain text in sentences. Quotations and code are hidden unless they are most of it."""
+    """The plain text in sentences. Quotations and code are hidden unless they are all of it."""
     low = lower(text)
     seen = HIDDEN.sub(blank, low) if MAY_HIDE.search(low) else low
-    if seen.count("\x01") > 0.6 * len(low):
+    if "\x01" in seen and len(OWN_WORD.findall(seen)) <= OWN_WORDS:
         seen = low
     sentences = []
     start = 0
@@ -145,7 +151,11 @@ def word_count(text: str) -> int:
 
 
 class Question(NamedTuple):
-    """What the prompt tells about its answers. `topic`: the first letters of its content words."""
+    """What the prompt tells about its answers. `topic`: the first letters of its content words.
+
+    `copies`: a text that itself negates is copied or changed. `negated`: the prompt holds such
+    words. `declining`: it asks how to refuse.
+    """
 
     text: str
     topic: frozenset[str]
@@ -155,6 +165,8 @@ class Question(NamedTuple):
     defines: bool
     creative: bool
     copies: bool
+    negated: bool
+    declining: bool
 
 
 STEM = re.compile(r"[a-z]{4,}")
@@ -165,6 +177,8 @@ def read_question(prompt: str) -> Question:
     """Reads a prompt; an empty one is unknown, and then nothing is ruled out."""
     low = lower(plain(composed(prompt[:2000])))
     idle = say.idle_words
+    # what stands behind the part that is read may negate
+    negated = len(prompt) > 2000 or say.negated_prompt.search(low) is not None
     return Question(
         low,
         frozenset(word[:5] for word in STEM.findall(low) if word not in idle),
@@ -173,5 +187,7 @@ def read_question(prompt: str) -> Question:
         say.norms_prompt.search(low) is not None,
         say.definition_prompt.match(low) is not None,
         say.creative_prompt.search(low) is not None,
-        say.copying_prompt.search(low) is not None,
+        negated and say.copying_prompt.search(low) is not None,
+        negated,
+        say.declining_prompt.search(low) is not None,
     )
