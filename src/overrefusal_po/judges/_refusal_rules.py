@@ -13,6 +13,11 @@ import re
 from typing import NamedTuple
 
 from overrefusal_po.judges._refusal_answers import ANSWER_WORDS, answer_size, answers_after_turn
+from overrefusal_po.judges._refusal_redirects import (
+    crisis_verdict,
+    question_verdict,
+    redirect_verdict,
+)
 from overrefusal_po.judges._refusal_text import Question, Reply, Sentence, lower, word_count
 from overrefusal_po.judges._refusal_wordings import in_any_language, say
 from overrefusal_po.records import Refusal
@@ -152,6 +157,9 @@ def decide(reply: Reply, asked: Question) -> tuple[Refusal, int | None]:
     for rule in (word_criticism_verdict, lack_of_means_verdict, reproach_verdict, moral_verdict):
         if verdict := rule(reply, opening, asked):
             return partial_if_answered_later(reply, verdict, asked)
+    for later in (redirect_verdict, question_verdict, crisis_verdict):
+        if refused := later(reply, asked):
+            return refused
     return "none", None
 
 

@@ -154,7 +154,7 @@ class Question(NamedTuple):
     """What the prompt tells about its answers. `topic`: the first letters of its content words.
 
     `copies`: a text that itself negates is copied or changed. `negated`: the prompt holds such
-    words. `declining`: it asks how to refuse.
+    words. `declining`: it asks how to refuse. `safety`: for help against harm.
     """
 
     text: str
@@ -167,6 +167,7 @@ class Question(NamedTuple):
     copies: bool
     negated: bool
     declining: bool
+    safety: bool
 
 
 STEM = re.compile(r"[a-z]{4,}")
@@ -190,4 +191,5 @@ def read_question(prompt: str) -> Question:
         negated and say.copying_prompt.search(low) is not None,
         negated,
         say.declining_prompt.search(low) is not None,
+        say.safety_prompt.search(low) is not None,
     )
