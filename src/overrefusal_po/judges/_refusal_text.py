@@ -155,6 +155,7 @@ class Question(NamedTuple):
 
     `copies`: a text that itself negates is copied or changed. `negated`: the prompt holds such
     words. `declining`: it asks how to refuse. `safety`: for help against harm.
+    `assesses`: for facts or a judgement about an act.
     """
 
     text: str
@@ -168,6 +169,7 @@ class Question(NamedTuple):
     negated: bool
     declining: bool
     safety: bool
+    assesses: bool
 
 
 STEM = re.compile(r"[a-z]{4,}")
@@ -192,4 +194,5 @@ def read_question(prompt: str) -> Question:
         negated,
         say.declining_prompt.search(low) is not None,
         say.safety_prompt.search(low) is not None,
+        say.assessing_prompt.match(low) is not None,
     )
