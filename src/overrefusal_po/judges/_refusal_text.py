@@ -155,7 +155,8 @@ class Question(NamedTuple):
 
     `copies`: a text that itself negates is copied or changed. `negated`: the prompt holds such
     words. `declining`: it asks how to refuse. `safety`: for help against harm.
-    `assesses`: for facts or a judgement about an act.
+    `assesses`: for facts or a judgement about an act. `text_task`: for a text, or work on one.
+    `two_part`: for two things.
     """
 
     text: str
@@ -170,6 +171,8 @@ class Question(NamedTuple):
     declining: bool
     safety: bool
     assesses: bool
+    text_task: bool
+    two_part: bool
 
 
 STEM = re.compile(r"[a-z]{4,}")
@@ -195,4 +198,6 @@ def read_question(prompt: str) -> Question:
         say.declining_prompt.search(low) is not None,
         say.safety_prompt.search(low) is not None,
         say.assessing_prompt.match(low) is not None,
+        say.text_prompt.match(low) is not None,
+        say.two_part_prompt.search(low) is not None,
     )
