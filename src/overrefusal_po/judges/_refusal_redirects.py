@@ -51,7 +51,7 @@ class Substitute(NamedTuple):
 
 def redirect_verdict(reply: Reply, asked: Question) -> tuple[Refusal, int] | None:
     """Condemned, and nothing or something else given. None if an answer is what follows."""
-    if asked.yes_no or asked.defines or asked.norms or asked.safety or asked.assesses:
+    if asked.asks_judgement:
         return None
     found = condemning_sentence(reply, asked)
     if found is None:
@@ -189,7 +189,9 @@ def crisis_verdict(reply: Reply, asked: Question) -> tuple[Refusal, int] | None:
     return "full", line.start
 
 
-def answers_other_part(refusing: Sequence[Sentence], rest: Sequence[Sentence], asked: Question) -> bool:
+def answers_other_part(
+    refusing: Sequence[Sentence], rest: Sequence[Sentence], asked: Question
+) -> bool:
     """Whether sentences beside a refusal answer the other part of a request for two things.
 
     They hold words of the prompt that the refusing sentences lack.
