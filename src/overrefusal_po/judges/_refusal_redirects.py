@@ -59,7 +59,7 @@ def redirect_verdict(reply: Reply, asked: Question) -> tuple[Refusal, int] | Non
     place, strength = found
     lead, rest = reply.sentences[place], reply.sentences[place + 1 :]
     held = substitute(rest, say.elsewhere.search(lead.text) is not None, asked)
-    if strength == "mild" and items_answer(lead, rest):
+    if strength == "mild" and (items_answer(lead, rest) or say.nonsense.search(reply.low)):
         return None
     if answers_before(held, strength, asked):
         return None
@@ -208,3 +208,17 @@ def answers(sentence: Sentence) -> bool:
     """Whether a sentence says something, and does not condemn, fill or point elsewhere."""
     text = unlabelled(sentence.text)
     return sentence.item or not (say.elsewhere.search(text) or fills(text))
+
+
+def unsubstituted(rest: Sequence[Sentence], asked: Question) -> list[Sentence]:
+    """The sentences without those of a substitute: from "Instead, ..." to a turn."""
+    kept = []
+    pointing = False
+    for sentence in rest:
+        text = unlabelled(sentence.text)
+        if gives_in(sentence, text, asked):
+            pointing = False
+        pointing = pointing or say.instead.search(text) is not None
+        if not pointing:
+            kept.append(sentence)
+    return kept

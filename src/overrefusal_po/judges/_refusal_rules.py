@@ -18,6 +18,7 @@ from overrefusal_po.judges._refusal_redirects import (
     crisis_verdict,
     question_verdict,
     redirect_verdict,
+    unsubstituted,
 )
 from overrefusal_po.judges._refusal_text import Question, Reply, Sentence, lower, word_count
 from overrefusal_po.judges._refusal_wordings import in_any_language, say
@@ -200,7 +201,7 @@ def declined_verdict(
     refusing = {found.place for found in declines}
     before = answer_size(without_opening(reply, declines[0]), asked)
     rest = [s for i, s in enumerate(reply.sentences) if i > first and i not in refusing]
-    after = answer_size(rest, asked)
+    after = answer_size(unsubstituted(rest, asked), asked)
     private = say.privacy.search(reply.low) is not None
     on_topic = after.topic or not asked.topic
     answered_after = (
