@@ -216,13 +216,7 @@ class Question:
     def asks_judgement(self) -> bool:
         """Whether criticism of an act can be its answer: a question of fact or of right, a call for
         help against harm."""
-        return (
-            self.yes_no
-            or self.defines
-            or self.norms
-            or self.assesses
-            or self.safety
-        )
+        return self.yes_no or self.defines or self.norms or self.assesses or self.safety
 
     @cached_property
     def safety(self) -> bool:

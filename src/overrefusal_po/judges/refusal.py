@@ -33,7 +33,7 @@ from overrefusal_po.judges._refusal_text import (
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
-VERSION = "6"
+VERSION = "7"
 """Bumped whenever a verdict can change."""
 
 
@@ -80,6 +80,11 @@ class RefusalJudge:
             self.verdict(completion, judge_text(completion.text, *read_texts(prompt)))
             for prompt, completion in answered
         ]
+
+    def explain(self, prompt: Prompt, completion: Completion) -> dict[str, str]:
+        """The rule that decided and the sentence in which it saw the refusal, by these names."""
+        found = explained(completion.text, *read_texts(prompt))
+        return {"rule": found.rule, "sentence": found.sentence}
 
     def verdict(self, completion: Completion, found: Judgement) -> Verdict:
         """The judgement as a record."""
