@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 from overrefusal_po.judges._refusal_answers import ANSWER_WORDS
@@ -84,7 +85,7 @@ def answers_before(held: Substitute, strength: Strength, asked: Question) -> boo
 def items_answer(lead: Sentence, rest: Sequence[Sentence]) -> bool:
     """Whether a list follows that nothing calls a substitute."""
     listed = sum(sentence.item for sentence in rest) >= 2
-    prose = (lead, *(sentence for sentence in rest if not sentence.item))
+    prose = takewhile(lambda sentence: not sentence.item, (lead, *rest))
     return listed and not any(say.instead.search(sentence.text) for sentence in prose)
 
 
@@ -218,7 +219,8 @@ def unsubstituted(rest: Sequence[Sentence], asked: Question) -> list[Sentence]:
 
     A substitute with half of the prompt's words or more serves the same end, and stays.
     """
-    kept, substitutes = [], []
+    kept: list[Sentence] = []
+    substitutes: list[Sentence] = []
     pointing = False
     for sentence in rest:
         text = unlabelled(sentence.text)
