@@ -66,11 +66,18 @@ def redirect_verdict(reply: Reply, asked: Question) -> tuple[Refusal, int] | Non
         return None
     if not (held.elsewhere or 2 * held.idle >= len(rest)):
         return None
-    if strength == "mild" and held.idle == 0 and not say.reason.search(lead.text):
+    if strength == "mild" and not preached(lead, held):
         return None
     if held.turned < ANSWER_WORDS:
         return "full", lead.start
     return ("partial", lead.start) if strength == "hard" else None
+
+
+def preached(lead: Sentence, held: Substitute) -> bool:
+    """Whether a mild condemnation is more than a warning: it goes on, or gives a reason."""
+    if not held.elsewhere:
+        return held.idle >= 2
+    return held.idle > 0 or say.reason.search(lead.text) is not None
 
 
 def answers_before(held: Substitute, strength: Strength, asked: Question) -> bool:
@@ -96,10 +103,18 @@ def condemning_sentence(reply: Reply, asked: Question) -> tuple[int, Strength] |
         text = unlabelled(sentence.text)
         if strength := condemns(text, asked):
             voice = not asked.text_task or speaks_to_asker(reply.sentences[: place + 1])
+            voice = voice or any(say.mission.search(s.text) for s in reply.sentences[:3])
             return (place, strength) if voice and not sentence.item else None
-        if sentence.item or not (sentence.words <= 4 or say.preamble.match(text)):
+        if sentence.item or not (sentence.words <= 4 or begins_idly(text, place)):
             return None
     return None
+
+
+def begins_idly(text: str, place: int) -> bool:
+    """Whether a sentence before the condemning one says nothing: understanding, a first maxim."""
+    return say.preamble.match(text) is not None or (
+        place == 0 and say.reason.search(text) is not None
+    )
 
 
 def condemns(text: str, asked: Question) -> Strength | None:
