@@ -176,13 +176,16 @@ def judge(
     context: typer.Context,
     name: JUDGE,
     file: Annotated[Path, typer.Argument(help="JSON Lines with id, prompt and response")],
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also print the rule and the sentence that decided.")
+    ] = False,
 ) -> None:
     """Print one verdict a line for the rows of a file. The judge's settings follow as
     --model=my-judge."""
     from overrefusal_po.evaluate.judged_rows import judged_rows
 
     scorer = plugins.make_judge(judge_spec(name, context.args))
-    for row in judged_rows(scorer, file):
+    for row in judged_rows(scorer, file, explain=explain):
         terminal.say_json(row)
 
 

@@ -7,7 +7,7 @@ for row in judged_rows(judge, Path("responses.jsonl")):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +24,36 @@ class Responses(NamedTuple):
     completions: list[Completion]
 
 
-def judged_rows(judge: Judge, file: Path) -> Iterator[dict[str, object]]:
-    """The judge's verdicts on the rows of a file, as `judge` prints them. In the end, RunFailed if
-    none is scored."""
+def judged_rows(judge: Judge, file: Path, *, explain: bool = False) -> Iterator[dict[str, object]]:
+    """The judge's verdicts on the rows of a file, as `judge` prints them.
+
+    With `explain` each row says what decided; ValueError if the judge cannot. In the end, RunFailed
+    if none is scored.
+    """
+    explaining = explanations(judge) if explain else no_explanation
     rows = read_responses(file)
     verdicts = scored(judge, rows.prompts, rows.completions)
-    for row_id, verdict in zip(rows.ids, verdicts, strict=True):
-        yield {"id": row_id, **verdict_row(verdict)}
+    asked = zip(rows.prompts, rows.completions, strict=True)
+    for row_id, verdict, (prompt, completion) in zip(rows.ids, verdicts, asked, strict=True):
+        yield {"id": row_id, **verdict_row(verdict), **explaining(prompt, completion)}
     check_scored(verdicts, 1.0, what=f"{judge.name} on {file}", key=None)
+
+
+def explanations(judge: Judge) -> Callable[[Prompt, Completion], Mapping[str, str]]:
+    """The judge's `explain`; ValueError if it has none."""
+    explain = getattr(judge, "explain", None)
+    if explain is None:
+        raise ValueError(
+            f"judge {judge.name} does not say what decided. Leave --explain out, or take the judge "
+            "refusal."
+        )
+    found: Callable[[Prompt, Completion], Mapping[str, str]] = explain
+    return found
+
+
+def no_explanation(prompt: Prompt, completion: Completion) -> Mapping[str, str]:
+    """Nothing."""
+    return {}
 
 
 def read_responses(file: Path) -> Responses:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_left
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from overrefusal_po.judges._refusal_wordings import Language, languages_in, say
@@ -40,6 +40,12 @@ HIDDEN = re.compile(
     re.DOTALL,
 )
 """Code, quotations with double marks, and single-quoted speech (with apostrophes in it)."""
+
+
+OWN_WORD = re.compile(r"[^\W_]+")
+OWN_WORDS = 2
+"""Words outside quotations, at most, in a reply that is one quotation: a label such as "Bot says:".
+"""
 
 
 class Sentence(NamedTuple):
@@ -111,10 +117,10 @@ def lower(text: str) -> str:
 
 
 def read_reply(text: str) -> Reply:
-    """The plain text in sentences. Quotations and code are hidden unless they are most of it."""
+    """The plain text in sentences. Quotations and code are hidden unless they are all of it."""
     low = lower(text)
     seen = HIDDEN.sub(blank, low) if MAY_HIDE.search(low) else low
-    if seen.count("\x01") > 0.6 * len(low):
+    if "\x01" in seen and len(OWN_WORD.findall(seen)) <= OWN_WORDS:
         seen = low
     sentences = []
     start = 0
@@ -144,34 +150,98 @@ def word_count(text: str) -> int:
     return blanks if text.isascii() else max(blanks, sum(c >= "\u3040" for c in text) // 2)
 
 
-class Question(NamedTuple):
-    """What the prompt tells about its answers. `topic`: the first letters of its content words."""
-
-    text: str
-    topic: frozenset[str]
-    yes_no: bool
-    why: bool
-    norms: bool
-    defines: bool
-    creative: bool
-    copies: bool
-
+READ_CHARACTERS = 2000
+"""Characters of a prompt that are read."""
 
 STEM = re.compile(r"[a-z]{4,}")
+
+
+class Question:
+    """What the prompt tells about its answers. `text` is its plain text in lower case.
+
+    Each property is found when it is first asked for: most replies need few of them.
+    """
+
+    def __init__(self, text: str, *, cut: bool = False) -> None:
+        self.text = text
+        self.cut = cut
+
+    @cached_property
+    def topic(self) -> frozenset[str]:
+        """The first letters of its content words."""
+        idle = say.idle_words
+        return frozenset(word[:5] for word in STEM.findall(self.text) if word not in idle)
+
+    @cached_property
+    def yes_no(self) -> bool:
+        """Whether yes or no answers it."""
+        return say.yes_no_prompt.match(self.text) is not None
+
+    @cached_property
+    def why(self) -> bool:
+        """Whether it asks for reasons."""
+        return say.why_prompt.match(self.text) is not None
+
+    @cached_property
+    def norms(self) -> bool:
+        """Whether it asks what is allowed or risky."""
+        return say.norms_prompt.search(self.text) is not None
+
+    @cached_property
+    def defines(self) -> bool:
+        """Whether it asks what something is."""
+        return say.definition_prompt.match(self.text) is not None
+
+    @cached_property
+    def creative(self) -> bool:
+        """Whether it asks for a text in which somebody may speak."""
+        return say.creative_prompt.search(self.text) is not None
+
+    @cached_property
+    def negated(self) -> bool:
+        """Whether it speaks of refusing; taken for granted if a part was not read."""
+        return self.cut or say.negated_prompt.search(self.text) is not None
+
+    @cached_property
+    def copies(self) -> bool:
+        """Whether a text that may itself refuse is to be copied or changed."""
+        return say.copying_prompt.search(self.text) is not None and self.negated
+
+    @cached_property
+    def declining(self) -> bool:
+        """Whether it asks how to refuse."""
+        return say.declining_prompt.search(self.text) is not None
+
+    @cached_property
+    def asks_judgement(self) -> bool:
+        """Whether criticism of an act can be its answer: a question of fact or of right, a call for
+        help against harm."""
+        return self.yes_no or self.defines or self.norms or self.assesses or self.safety
+
+    @cached_property
+    def safety(self) -> bool:
+        """Whether it asks for help against harm."""
+        return say.safety_prompt.search(self.text) is not None
+
+    @cached_property
+    def assesses(self) -> bool:
+        """Whether it asks for facts or a judgement about an act, not for the act."""
+        return say.assessing_prompt.match(self.text) is not None
+
+    @cached_property
+    def text_task(self) -> bool:
+        """Whether it asks for a text, or gives one to work on."""
+        return say.text_prompt.match(self.text) is not None
+
+    @cached_property
+    def two_part(self) -> bool:
+        """Whether it asks for two things."""
+        return say.two_part_prompt.search(self.text) is not None
 
 
 @lru_cache(maxsize=16)  # both sides of a pair, and samples, have one prompt
 def read_question(prompt: str) -> Question:
     """Reads a prompt; an empty one is unknown, and then nothing is ruled out."""
-    low = lower(plain(composed(prompt[:2000])))
-    idle = say.idle_words
     return Question(
-        low,
-        frozenset(word[:5] for word in STEM.findall(low) if word not in idle),
-        say.yes_no_prompt.match(low) is not None,
-        say.why_prompt.match(low) is not None,
-        say.norms_prompt.search(low) is not None,
-        say.definition_prompt.match(low) is not None,
-        say.creative_prompt.search(low) is not None,
-        say.copying_prompt.search(low) is not None,
+        lower(plain(composed(prompt[:READ_CHARACTERS]))), cut=len(prompt) > READ_CHARACTERS
     )

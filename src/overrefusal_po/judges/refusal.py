@@ -12,6 +12,7 @@ The wordings are data: `wordings/<language>.yaml`. A reply in a language without
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from overrefusal_po.judges._degenerate import degenerate
 from overrefusal_po.judges._languages import unread_reason
 from overrefusal_po.judges._refusal_rules import decide, sorry_verdict
 from overrefusal_po.judges._refusal_text import (
+    Reply,
     composed,
     given_offset,
     plain,
@@ -32,7 +34,7 @@ from overrefusal_po.judges._refusal_text import (
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
-VERSION = "6"
+VERSION = "7"
 """Bumped whenever a verdict can change."""
 
 
@@ -42,6 +44,17 @@ class Judgement(NamedTuple):
     refusal: Refusal
     refusal_start: int | None
     degenerate: bool
+
+
+class Explanation(NamedTuple):
+    """A judgement and its evidence: the rule that decided, and the sentence with the refusal.
+
+    `rule` is "answer" and `sentence` empty without one.
+    """
+
+    judgement: Judgement
+    rule: str
+    sentence: str
 
 
 class Settings(BaseModel):
@@ -65,6 +78,11 @@ class RefusalJudge:
         """
         answered = zip(prompts_of(prompts, completions), completions, strict=True)
         return [self.read_verdict(prompt, completion) for prompt, completion in answered]
+
+    def explain(self, prompt: Prompt, completion: Completion) -> dict[str, str]:
+        """The rule that decided and the sentence in which it saw the refusal, by these names."""
+        found = explained(completion.text, *read_texts(prompt))
+        return {"rule": found.rule, "sentence": found.sentence}
 
     def verdict(self, completion: Completion, found: Judgement) -> Verdict:
         """The judgement as a record."""
@@ -104,17 +122,35 @@ def judge_text(response: str, prompt: str = "", *also_read: str) -> Judgement:
     `prompt`, the question, makes both more exact. `also_read` are texts that the model read in its
     place: an echo of one is degenerate.
     """
+    return explained(response, prompt, *also_read).judgement
+
+
+def explained(response: str, prompt: str = "", *also_read: str) -> Explanation:
+    """The judgement, the rule that decided, and the sentence in which it saw the refusal."""
     skipped = thinking_end(response)
     answer = composed(response[skipped:])
     text = plain(answer)
     asked = read_question(prompt)
-    refusal, at = decide(read_reply(text), asked)
+    reply = read_reply(text)
+    refusal, at, rule = decide(reply, asked)
     if refusal == "none" and not asked.copies and "apolog" not in asked.text:
         refusal, at = sorry_verdict(text)
+        rule = rule if at is None else "sorry"
     start = None
     if at is not None:
         start = skipped + given_offset(response[skipped:], answer, raw_offset(answer, at))
-    return Judgement(refusal, start, degenerate(text, *map(plain_prompt, (prompt, *also_read))))
+    broken = degenerate(text, *map(plain_prompt, (prompt, *also_read)))
+    return Explanation(Judgement(refusal, start, broken), rule, sentence_at(reply, at))
+
+
+def sentence_at(reply: Reply, at: int | None) -> str:
+    """The sentence around that offset of the plain text, as written; empty for None."""
+    if at is None:
+        return ""
+    starts = [sentence.start for sentence in reply.sentences]
+    place = max(0, bisect_right(starts, at) - 1)
+    end = starts[place + 1] if place + 1 < len(starts) else len(reply.cased)
+    return reply.cased[starts[place] : end].strip()
 
 
 plain_prompt = lru_cache(maxsize=16)(plain)
