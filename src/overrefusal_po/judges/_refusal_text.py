@@ -120,7 +120,7 @@ def read_reply(text: str) -> Reply:
     """The plain text in sentences. Quotations and code are hidden unless they are all of it."""
     low = lower(text)
     seen = HIDDEN.sub(blank, low) if MAY_HIDE.search(low) else low
-    if "\x01" in seen and len(OWN_WORD.findall(seen)) <= OWN_WORDS:
+    if "\x01" in seen and sum(map(word_count, OWN_WORD.findall(seen))) <= OWN_WORDS:
         seen = low
     sentences = []
     start = 0

@@ -82,7 +82,8 @@ class RefusalJudge:
     def explain(self, prompt: Prompt, completion: Completion) -> dict[str, str]:
         """The rule that decided and the sentence in which it saw the refusal, by these names."""
         found = explained(completion.text, *read_texts(prompt))
-        return {"rule": found.rule, "sentence": found.sentence}
+        unread = self.read_verdict(prompt, completion).unscored is not None
+        return {"rule": "unread" if unread else found.rule, "sentence": found.sentence}
 
     def verdict(self, completion: Completion, found: Judgement) -> Verdict:
         """The judgement as a record."""
