@@ -344,7 +344,7 @@ def test_every_example_of_a_refusal_has_its_class(named_class: str, asked: str, 
 def test_the_page_names_each_rule_of_the_judge() -> None:
     text = (ROOT / "docs/measuring.md").read_text()
     table = text[text.index("### What decided") : text.index("## Judges")]
-    rules = {"decline", *OPENING_RULES, *WHOLE_RULES, "sorry", "answer"}
+    rules = {"decline", *OPENING_RULES, *WHOLE_RULES, "sorry", "answer", "unread"}
     assert set(re.findall(r"^\| `([a-z ]+)` \|", table, re.MULTILINE)) == rules
 
 
