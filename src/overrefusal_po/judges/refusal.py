@@ -49,7 +49,7 @@ class Judgement(NamedTuple):
 class Explanation(NamedTuple):
     """A judgement and its evidence: the rule that decided, and the sentence with the refusal.
 
-    `rule` is "answer" and `sentence` empty without one.
+    Without one, `rule` is "answer" and `sentence` is empty.
     """
 
     judgement: Judgement
