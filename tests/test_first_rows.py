@@ -172,7 +172,7 @@ def test_a_missing_bos_is_said_once_by_a_recipe_whose_student_writes_data(
         | {"per_device_train_batch_size": 2, "save_strategy": "no"},
     }
     run_stage(check_body(recipe, "recipe"), "recipe", tmp_path / "run")
-    assert caplog.text.count("missing_bos") == 1
+    assert caplog.text.count("missing_bos: ") == 1
 
 
 def test_a_template_that_drops_the_system_message_is_a_sentence(styles: dict[str, Style]) -> None:
