@@ -15,7 +15,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 TrainingRecord = PreferencePair | Prompt | Triple | LabelledResponse
 R = TypeVar("R", PreferencePair, Prompt, Triple)
 T = TypeVar("T")
+U = TypeVar("U")
 
 NOT_CONTENT: Any = {
     "origin": True,
@@ -215,6 +216,21 @@ def used_records(
 def as_column(lengths: Sequence[int]) -> NDArray[np.int64]:
     """(records, 1): tokens of whole rows, as `Prepared` has them."""
     return np.array(lengths, dtype=np.int64).reshape(-1, 1)
+
+
+def rendered(
+    items: Sequence[T], names: Sequence[str], render: Callable[[Sequence[T]], list[U]]
+) -> list[U]:
+    """`render(items)`; a ValueError names the first item that has it, by its name in `names`."""
+    try:
+        return render(items)
+    except ValueError:
+        for name, item in zip(names, items, strict=True):
+            try:
+                render([item])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        raise
 
 
 def check_rendered(prompts: Iterable[Prompt], *, begun: bool) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.records import Message, Prompt, Triple, content_id
-from overrefusal_po.train.data import check_rendered
+from overrefusal_po.train.data import check_rendered, rendered
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,17 +161,13 @@ def batched_turns(
 
     An error names the first prompt, by its label, whose turn the template cannot make.
     """
-    starts = range(0, len(items), TOKENISED_TOGETHER)
-    batches = [items[start : start + TOKENISED_TOGETHER] for start in starts]
-    try:
+
+    def turns(some: Sequence[tuple[Sequence[Message], str]]) -> list[Turn]:
+        starts = range(0, len(some), TOKENISED_TOGETHER)
+        batches = (some[start : start + TOKENISED_TOGETHER] for start in starts)
         return [turn for batch in batches for turn in template.turns(batch)]
-    except ValueError:
-        for label, item in zip(labels, items, strict=True):
-            try:
-                template.turn(*item)
-            except ValueError as error:
-                raise ValueError(f"Prompt {label}: {error}") from None
-        raise
+
+    return rendered(items, [f"Prompt {label}" for label in labels], turns)
 
 
 def turn_length(turn: Turn) -> int:

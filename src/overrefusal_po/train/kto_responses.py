@@ -19,7 +19,7 @@ from overrefusal_po.pairs.findings import Finding, Waived, split_waived
 from overrefusal_po.pairs.response_checks import response_findings
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import LabelledResponse
-from overrefusal_po.train.data import check_rendered
+from overrefusal_po.train.data import check_rendered, rendered
 from overrefusal_po.train.lengths import Fitting, fit
 from overrefusal_po.train.rows import TokenRow
 
@@ -83,15 +83,8 @@ def tokens_of_responses(
 ) -> list[TokenRow]:
     """`ChatTemplate.pair_tokens`; an error names the first response that has it."""
     items = [(row.prompt.messages, row.response, row.response) for row in responses]
-    try:
-        return template.pair_tokens(items)
-    except ValueError:
-        for row, item in zip(responses, items, strict=True):
-            try:
-                template.pair_tokens([item])
-            except ValueError as error:
-                raise ValueError(f"Response to prompt {row.prompt.label}: {error}") from None
-        raise
+    names = [f"Response to prompt {row.prompt.label}" for row in responses]
+    return rendered(items, names, template.pair_tokens)
 
 
 def checked_responses(

@@ -18,7 +18,7 @@ import numpy as np
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair
-from overrefusal_po.train.data import Prepared, as_dataset, check_rendered
+from overrefusal_po.train.data import Prepared, as_dataset, check_rendered, rendered
 from overrefusal_po.train.lengths import Fitting, fit
 from overrefusal_po.train.opening import cut_sides, without_equal
 
@@ -67,15 +67,7 @@ def tokens_of_pairs(pairs: Sequence[PreferencePair], template: ChatTemplate) -> 
     """`ChatTemplate.pair_tokens`; an error names the first pair that has it."""
     check_rendered([pair.prompt for pair in pairs], begun=True)
     items = [(p.prompt.messages, *whole_sides(p)) for p in pairs]
-    try:
-        return template.pair_tokens(items)
-    except ValueError:
-        for pair, item in zip(pairs, items, strict=True):
-            try:
-                template.pair_tokens([item])
-            except ValueError as error:
-                raise ValueError(f"Pair {pair.label}: {error}") from None
-        raise
+    return rendered(items, [f"Pair {pair.label}" for pair in pairs], template.pair_tokens)
 
 
 def whole_sides(pair: PreferencePair) -> tuple[str, str]:
