@@ -32,7 +32,9 @@ NOT_READ = {
     "ta": "Tamil",
     "sw": "Swahili",
 }
-HEADER = "| language | refusals recognised | answers recognised | unscored | another language named |"
+HEADER = (
+    "| language | refusals recognised | answers recognised | unscored | another language named |"
+)
 
 
 class Reply(NamedTuple):

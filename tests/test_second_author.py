@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import languages
 from languages import NOT_READ, Reply, counts, judge, read_replies
 
-READ = "en de fr es it pt nl ru uk pl cs ro sv el tr ar hi id vi th ja ko zh".split()
+READ = ["en", "de", "fr", "es", "it", "pt", "nl", "ru", "uk", "pl", "cs", "ro"]
+READ += ["sv", "el", "tr", "ar", "hi", "id", "vi", "th", "ja", "ko", "zh"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_the_script_prints_a_row_for_each_language_and_the_wrong_replies(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "replies.yaml"
-    file.write_text("en:\n- {prompt: Where is Paris?, reply: Paris is in France., label: full}\n")
+    file.write_text("en:\n- prompt: Where is Paris?\n  reply: Paris is in France.\n  label: full\n")
     monkeypatch.setattr(sys, "argv", ["languages.py", str(file), "--errors"])
     languages.main()
     printed = capsys.readouterr().out
