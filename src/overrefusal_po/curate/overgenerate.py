@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple
 
 from overrefusal_po.curate.selectors import Candidate, Selected, select_answer, why_not_chosen
 from overrefusal_po.engines import Engine
-from overrefusal_po.judges import Judge
+from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
+from overrefusal_po.judges.panel import agreement_counts
 from overrefusal_po.pairs.make import answer_of
 from overrefusal_po.plugins import make_judge, make_refusal_judge
 from overrefusal_po.recipe.schema import CurateRecipe
@@ -33,7 +34,7 @@ from overrefusal_po.run.complete import (
     recipe_sampling,
 )
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import SlowJudge, resumable_verdicts
+from overrefusal_po.run.judged import is_slow, resumable_verdicts
 from overrefusal_po.run.unscored import check_scored
 
 
@@ -170,22 +171,27 @@ class Curation(NamedTuple):
     models: CurationModels
     judges: CurationJudges
     read: dict[tuple[str, str], Verdict]
-    """{(prompt id, answer): verdict} of a slow judge of refusals: no side is judged twice."""
+    """{(prompt id, answer): verdict} of a slow judge of refusals, or of a panel: no side is judged
+    twice."""
 
     def verdicts(
         self, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> list[Verdict]:
         """A verdict for each completion. The run folder keeps those of slow judges.
 
-        RunFailed if too few completions have one.
+        The judge of refusals leaves a completion unscored if it does not say whether it refuses.
+        RunFailed if too few completions have a verdict.
         """
-        slow = isinstance(judge, SlowJudge)
+        slow = is_slow(judge)
         if slow:  # it may load weights
             self.models.release()
         folder, limit = self.run.path, self.recipe.unscored_max
         found = resumable_verdicts(folder / "verdicts.jsonl", judge, prompts, completions)
+        if judge is self.judges.refusal:
+            found = [refusal_verdict(verdict) for verdict in found]
         check_scored(found, limit, folder, what=f"curation, judge {judge.name}")
-        if slow and judge is self.judges.refusal:
+        keeps = slow or isinstance(judge, JudgePanel)
+        if keeps and judge is self.judges.refusal:
             texts = [(c.prompt_id, answer_of(c)) for c in completions]
             self.read.update(zip(texts, found, strict=True))
         return found
@@ -201,6 +207,14 @@ class Curation(NamedTuple):
         asked = [prompts[at] for at in new], [sides[at] for at in new]
         fresh = dict(zip(new, self.verdicts(judge, *asked), strict=True)) if new else {}
         return [fresh.get(at) or self.read[place] for at, place in enumerate(places)]
+
+    def panel_counts(self) -> dict[str, dict[str, int]]:
+        """{"panel": how often its judges agree on the texts that they read}; empty without a
+        panel."""
+        judge = self.judges.refusal
+        if not isinstance(judge, JudgePanel):
+            return {}
+        return {"panel": agreement_counts(judge, self.read.values())}
 
 
 def make_curation(recipe: CurateRecipe, run: Run) -> Curation:
