@@ -179,17 +179,29 @@ class Curation(NamedTuple):
     ) -> list[Verdict]:
         """A verdict for each completion. The run folder keeps those of slow judges.
 
-        The judge of refusals leaves a completion unscored if it does not say whether it refuses.
-        RunFailed if too few completions have a verdict.
+        RunFailed if too few completions have one.
         """
+        found = self.read_verdicts(judge, prompts, completions)
+        self.check_read(judge, found)
+        return found
+
+    def check_read(self, judge: Judge, verdicts: Sequence[Verdict]) -> None:
+        """Raises RunFailed if too few completions have a verdict."""
+        limit, what = self.recipe.unscored_max, f"curation, judge {judge.name}"
+        check_scored(verdicts, limit, self.run.path, what=what)
+
+    def read_verdicts(
+        self, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    ) -> list[Verdict]:
+        """`verdicts` without a check. The judge of refusals leaves a completion unscored if it does
+        not say whether it refuses."""
         slow = is_slow(judge)
         if slow:  # it may load weights
             self.models.release()
-        folder, limit = self.run.path, self.recipe.unscored_max
-        found = resumable_verdicts(folder / "verdicts.jsonl", judge, prompts, completions)
+        file = self.run.path / "verdicts.jsonl"
+        found = resumable_verdicts(file, judge, prompts, completions)
         if judge is self.judges.refusal:
             found = [refusal_verdict(verdict) for verdict in found]
-        check_scored(found, limit, folder, what=f"curation, judge {judge.name}")
         keeps = slow or isinstance(judge, JudgePanel)
         if keeps and judge is self.judges.refusal:
             texts = [(c.prompt_id, answer_of(c)) for c in completions]
@@ -200,13 +212,15 @@ class Curation(NamedTuple):
         self, prompts: Sequence[Prompt], sides: Sequence[Completion]
     ) -> list[Verdict]:
         """`verdicts` of the judge of refusals on sides of pairs. What it has read is not asked
-        again."""
+        again. The check is of all sides: of a few new ones, none may be scored."""
         places = [(side.prompt_id, side.text) for side in sides]
         new = [at for at, place in enumerate(places) if place not in self.read]
         judge = self.judges.refusal
         asked = [prompts[at] for at in new], [sides[at] for at in new]
-        fresh = dict(zip(new, self.verdicts(judge, *asked), strict=True)) if new else {}
-        return [fresh.get(at) or self.read[place] for at, place in enumerate(places)]
+        fresh = dict(zip(new, self.read_verdicts(judge, *asked), strict=True)) if new else {}
+        found = [fresh.get(at) or self.read[place] for at, place in enumerate(places)]
+        self.check_read(judge, found)
+        return found
 
     def panel_counts(self) -> dict[str, dict[str, int]]:
         """{"panel": how often its judges agree on the texts that they read}; empty without a
