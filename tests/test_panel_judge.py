@@ -1,4 +1,4 @@
-"""The judge `panel`: which verdict stands, what it says of its members, and which lists are none."""
+"""The judge `panel`: which verdict stands, what it says of its members, which lists are none."""
 
 import json
 import re
