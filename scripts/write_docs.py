@@ -27,12 +27,14 @@ from pydantic.fields import FieldInfo
 from overrefusal_po import plugins
 from overrefusal_po.recipe.methods import METHODS
 from overrefusal_po.recipe.schema import HARDWARE_KEYS, MANAGED_KEYS, TASKS
+from overrefusal_po.recipe.sections import JUDGE_OR_LIST
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "overrefusal_po"
 PART = re.compile(r"(<!-- begin (\w+)[^>]*-->\n)(.*?)(<!-- end \2 -->)", re.DOTALL)
 SCALARS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 NAME_OR_MAPPING = "a name, or a mapping with `name`"
+OR_LIST = ", or a list of these (a panel)"
 LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 DOCUMENTED_ELSEWHERE = {"model": "#model", "trainer": "#trainer"}
 """Keys whose sections are TRL's, and where the page explains them."""
@@ -145,6 +147,8 @@ def in_words(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in SCALARS:
         return SCALARS[annotation]
+    if origin is Annotated and JUDGE_OR_LIST in arguments[1:]:
+        return in_words(arguments[0]) + OR_LIST
     if origin is Annotated:
         inner = limits([m for a in arguments[1:] for m in getattr(a, "metadata", [a])])
         return f"{in_words(arguments[0])} {inner}".strip()
@@ -170,7 +174,7 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
 
 def value_in_words(field: FieldInfo) -> str:
     """What a key may be, with its limits."""
-    text = in_words(field.annotation)
+    text = in_words(field.annotation) + OR_LIST * (JUDGE_OR_LIST in field.metadata)
     known = limits(field.metadata)
     if not known:
         return text

@@ -21,6 +21,7 @@ from overrefusal_po.evaluate.given import given_prompts
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
 from overrefusal_po.judges import Judge, refusal_judge, refusal_verdict
 from overrefusal_po.plugins import PlugSpec, checked_plug_settings, make_judge
+from overrefusal_po.recipe.panels import JudgesGiven
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.records import (
@@ -80,7 +81,7 @@ def judge(
     responses: Sequence[str | Completion],
     prompts: Sequence[str | Prompt] | None = None,
     *,
-    judge: PlugSpec | Judge = "refusal",
+    judge: JudgesGiven | Judge = "refusal",
 ) -> list[Verdict]:
     """One verdict for each response, in their order.
 
@@ -88,7 +89,8 @@ def judge(
         responses: texts, or completions.
         prompts: what each response answers: texts or prompts. Only the built-in judge can do
             without them, and it is then a little less exact.
-        judge: a judge as a recipe names it (`refusal`, `{name: guard, model: ...}`), or one.
+        judge: a judge as a recipe names it (`refusal`, `{name: guard, model: ...}`, or a list of
+            judges, which is a panel), or one.
 
     Raises:
         ValueError: another number of prompts than responses, no prompts for a judge that needs
@@ -123,7 +125,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     kind: Kind | None = None,
     split: Split | None = "test",
-    judge: PlugSpec | Judge = "refusal",
+    judge: JudgesGiven | Judge = "refusal",
     guard: PlugSpec | Judge | None = None,
     engine: EngineSpec = "transformers",
     template: ChatTemplate | None = None,
@@ -186,7 +188,7 @@ def curate(
     teacher: str | None = None,
     refusals: Literal["reference", "student", "teacher"] = "reference",
     prefill: str | None = "Sure, here",
-    judge: PlugSpec = "refusal",
+    judge: JudgesGiven = "refusal",
     guard: PlugSpec | None = None,
     template: ChatTemplate | None = None,
     system_prompt: str | None = None,
@@ -261,9 +263,9 @@ def answer_of(prompt: Prompt, given: object, number: int) -> Completion:
     )
 
 
-def found_judge(judge: PlugSpec | Judge) -> Judge:
-    """The judge that a recipe would name so, or the judge itself."""
-    if isinstance(judge, str | Mapping):
+def found_judge(judge: JudgesGiven | Judge) -> Judge:
+    """The judge that a recipe would name so (a panel for a list), or the judge itself."""
+    if isinstance(judge, str | Mapping | list | tuple):
         return make_judge(judge)
     if not callable(getattr(judge, "score", None)):
         raise TypeError(

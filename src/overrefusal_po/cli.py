@@ -20,7 +20,8 @@ import typer
 
 from overrefusal_po import plugins
 from overrefusal_po.recipe.load import load_recipe
-from overrefusal_po.recipe.overrides import parse_overrides
+from overrefusal_po.recipe.overrides import parse_overrides, parse_value
+from overrefusal_po.recipe.panels import panel_spec
 from overrefusal_po.records import write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.report.quiet import quiet_packages
@@ -218,8 +219,11 @@ def certify(
 
 
 def judge_spec(name: str, overrides: Sequence[str]) -> dict[str, object]:
-    """A judge as a recipe would name it, from its name and `--setting=value`."""
-    return {"name": name, **dict(parse_overrides(overrides))}
+    """A judge as a recipe would name it, from its name and `--setting=value`; a panel of a list,
+    such as `[refusal, my_plugs.my_judge]`."""
+    is_list = name.startswith("[")
+    spec = panel_spec(parse_value("JUDGE", name)) if is_list else {"name": name}
+    return {**spec, **dict(parse_overrides(overrides))}
 
 
 @app.command()

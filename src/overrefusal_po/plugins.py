@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from overrefusal_po.attacks import Attack, AttackPlug
 from overrefusal_po.judges import Judge, JudgePlug, refusal_judge
+from overrefusal_po.recipe.panels import JudgesGiven, panel_members, panel_spec
 from overrefusal_po.recipe.reading import FILE_ENDINGS as FILE_ENDINGS
 from overrefusal_po.recipe.words import unknown_key
 from overrefusal_po.records import first_fault
@@ -241,11 +242,14 @@ def check_plugs(body: BaseModel, above: str = "") -> None:
 
 
 def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
-    """Every plug that a recipe's body names."""
+    """Every plug that a recipe's body names; a panel comes before its members."""
     select = getattr(body, "select", None)
     for part, key in ((body, "judge"), (body, "guard"), (body, "reward"), (select, "judge")):
         if getattr(part, key, None) is not None:
-            yield NamedPlug(f"{'select.' * (part is select)}{key}", "judges", getattr(part, key))
+            place, spec = f"{'select.' * (part is select)}{key}", getattr(part, key)
+            yield NamedPlug(place, "judges", spec)
+            for below, member in panel_members(spec):
+                yield NamedPlug(f"{place}.{below}", "judges", member)
     for above in ("", "chosen.", "rejects."):
         engine = getattr(getattr(body, above[:-1], None) if above else body, "engine", None)
         if engine is not None:
@@ -307,24 +311,24 @@ def make_attack(spec: PlugSpec) -> Attack:
     return partial(cast(AttackPlug, module).attacked, settings)
 
 
-def make_judge(spec: PlugSpec) -> Judge:
-    """The judge behind a recipe's `judge:`, ready to score. ValueError if something that it needs
-    is missing."""
+def make_judge(spec: JudgesGiven) -> Judge:
+    """The judge behind a recipe's `judge:`, ready to score; of a list, the panel. ValueError if
+    something that it needs is missing."""
     found = built_judge(spec)
     if hasattr(found, "check"):
         found.check()
     return found
 
 
-def make_refusal_judge(spec: PlugSpec) -> Judge:
+def make_refusal_judge(spec: JudgesGiven) -> Judge:
     """`make_judge` for a recipe's `judge:`. ValueError for a judge that never says what refuses."""
     return refusal_judge(make_judge(spec))
 
 
-def built_judge(spec: PlugSpec) -> Judge:
+def built_judge(spec: JudgesGiven) -> Judge:
     """The judge with its name and version, also if something that it needs for scoring is missing
     (a key, say)."""
-    module, settings = find_plug("judges", spec)
+    module, settings = find_plug("judges", panel_spec(spec))
     return checked_judge(cast(JudgePlug, module).judge(settings), module.__name__)
 
 

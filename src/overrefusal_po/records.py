@@ -199,6 +199,8 @@ class Verdict(Record):
     unscored: str | None = Field(default=None, min_length=1)
     judged: str | None = None
     """A hash of what was judged, in files of verdicts that are kept."""
+    members: tuple[Verdict, ...] = ()
+    """What each judge of a panel says; empty for other judges."""
 
     @property
     def refused(self) -> bool:

@@ -24,6 +24,7 @@ from overrefusal_po.curate.overgenerate import (
 from overrefusal_po.curate.stage import pair_set
 from overrefusal_po.model import load as models
 from overrefusal_po.plugins import PlugSpec, checked_plug_settings
+from overrefusal_po.recipe.panels import JudgesGiven
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.records import PreferencePair, Prompt
@@ -58,7 +59,7 @@ def curation_recipe(
     teacher: str | None = None,
     refusals: str = "reference",
     prefill: str | None = "Sure, here",
-    judge: PlugSpec = "refusal",
+    judge: JudgesGiven = "refusal",
     guard: PlugSpec | None = None,
     chat: Chat | None = None,
     generation: Generation | None = None,

@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple
 
 from overrefusal_po.curate.selectors import Candidate, Selected, select_answer, why_not_chosen
 from overrefusal_po.engines import Engine
-from overrefusal_po.judges import Judge
+from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
+from overrefusal_po.judges.panel import agreement_counts
 from overrefusal_po.pairs.make import answer_of
 from overrefusal_po.plugins import make_judge, make_refusal_judge
 from overrefusal_po.recipe.schema import CurateRecipe
@@ -33,7 +34,7 @@ from overrefusal_po.run.complete import (
     recipe_sampling,
 )
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import SlowJudge, resumable_verdicts
+from overrefusal_po.run.judged import is_slow, resumable_verdicts
 from overrefusal_po.run.unscored import check_scored
 
 
@@ -170,7 +171,8 @@ class Curation(NamedTuple):
     models: CurationModels
     judges: CurationJudges
     read: dict[tuple[str, str], Verdict]
-    """{(prompt id, answer): verdict} of a slow judge of refusals: no side is judged twice."""
+    """{(prompt id, answer): verdict} of a slow judge of refusals, or of a panel: no side is judged
+    twice."""
 
     def verdicts(
         self, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
@@ -179,13 +181,29 @@ class Curation(NamedTuple):
 
         RunFailed if too few completions have one.
         """
-        slow = isinstance(judge, SlowJudge)
+        found = self.read_verdicts(judge, prompts, completions)
+        self.check_read(judge, found)
+        return found
+
+    def check_read(self, judge: Judge, verdicts: Sequence[Verdict]) -> None:
+        """Raises RunFailed if too few completions have a verdict."""
+        limit, what = self.recipe.unscored_max, f"curation, judge {judge.name}"
+        check_scored(verdicts, limit, self.run.path, what=what)
+
+    def read_verdicts(
+        self, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    ) -> list[Verdict]:
+        """`verdicts` without a check. The judge of refusals leaves a completion unscored if it does
+        not say whether it refuses."""
+        slow = is_slow(judge)
         if slow:  # it may load weights
             self.models.release()
-        folder, limit = self.run.path, self.recipe.unscored_max
-        found = resumable_verdicts(folder / "verdicts.jsonl", judge, prompts, completions)
-        check_scored(found, limit, folder, what=f"curation, judge {judge.name}")
-        if slow and judge is self.judges.refusal:
+        file = self.run.path / "verdicts.jsonl"
+        found = resumable_verdicts(file, judge, prompts, completions)
+        if judge is self.judges.refusal:
+            found = [refusal_verdict(verdict) for verdict in found]
+        keeps = slow or isinstance(judge, JudgePanel)
+        if keeps and judge is self.judges.refusal:
             texts = [(c.prompt_id, answer_of(c)) for c in completions]
             self.read.update(zip(texts, found, strict=True))
         return found
@@ -194,13 +212,23 @@ class Curation(NamedTuple):
         self, prompts: Sequence[Prompt], sides: Sequence[Completion]
     ) -> list[Verdict]:
         """`verdicts` of the judge of refusals on sides of pairs. What it has read is not asked
-        again."""
+        again. The check is of all sides: of a few new ones, none may be scored."""
         places = [(side.prompt_id, side.text) for side in sides]
         new = [at for at, place in enumerate(places) if place not in self.read]
         judge = self.judges.refusal
         asked = [prompts[at] for at in new], [sides[at] for at in new]
-        fresh = dict(zip(new, self.verdicts(judge, *asked), strict=True)) if new else {}
-        return [fresh.get(at) or self.read[place] for at, place in enumerate(places)]
+        fresh = dict(zip(new, self.read_verdicts(judge, *asked), strict=True)) if new else {}
+        found = [fresh.get(at) or self.read[place] for at, place in enumerate(places)]
+        self.check_read(judge, found)
+        return found
+
+    def panel_counts(self) -> dict[str, dict[str, int]]:
+        """{"panel": how often its judges agree on the texts that they read}; empty without a
+        panel."""
+        judge = self.judges.refusal
+        if not isinstance(judge, JudgePanel):
+            return {}
+        return {"panel": agreement_counts(judge, self.read.values())}
 
 
 def make_curation(recipe: CurateRecipe, run: Run) -> Curation:

@@ -141,7 +141,7 @@ def sft_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prom
             f"({left_out}). Use another teacher (chosen.model), more chosen.samples, or a greater "
             "max_new_tokens if answers are cut."
         )
-    return Curated(kept.rows, kept.filters, kept.summary)
+    return Curated(kept.rows, kept.filters, {**kept.summary, **curation.panel_counts()})
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -170,7 +170,8 @@ def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Pro
     found = lint(main.rows, judge, verdicts=pair_verdicts(curation, main.rows))
     for finding in found.errors:
         logger.warning("the linter would stop a training on these pairs: %s", finding.message)
-    return Curated(main.rows, main.filters, {**summary, "lint": found.counts()})
+    counts = {"lint": found.counts(), **curation.panel_counts()}
+    return Curated(main.rows, main.filters, {**summary, **counts})
 
 
 PairResults = list[Result[PreferencePair]]

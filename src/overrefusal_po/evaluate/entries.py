@@ -6,6 +6,7 @@ from typing import NotRequired, TypedDict
 
 from overrefusal_po.evaluate.corrections import CorrectedEntry
 from overrefusal_po.evaluate.metrics import RatesEntry
+from overrefusal_po.evaluate.panel_agreement import PanelEntry
 
 
 class PerplexityEntry(TypedDict):
@@ -65,6 +66,7 @@ class MetricsEntry(RatesEntry):
     positions: dict[str, dict[str, int]]
     corrected: NotRequired[CorrectedEntry]
     certificate: NotRequired[dict[str, str]]
+    panel: NotRequired[PanelEntry]
     capability: NotRequired[CapabilityEntry]
     truncated: NotRequired[TruncatedEntry]
     measured: NotRequired[MeasuredEntry]

@@ -84,15 +84,17 @@ def read_responses(file: Path) -> Responses:
 
 def verdict_row(verdict: Verdict) -> dict[str, object]:
     """A verdict as `judge` prints it behind the id; scores that the judge did not give are left
-    out."""
+    out. Of a panel, `members` holds that of each judge."""
     scores = {
         "unsafe_probability": verdict.unsafe_probability,
         "reward": verdict.reward,
         "unscored": verdict.unscored,
     }
+    members = {member.judge: verdict_row(member) for member in verdict.members}
     return {
         "refusal": verdict.refusal,
         "refusal_start": verdict.refusal_start,
         "degenerate": verdict.degenerate,
         **{key: value for key, value in scores.items() if value is not None},
+        **({"members": members} if members else {}),
     }

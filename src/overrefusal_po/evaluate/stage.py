@@ -31,8 +31,9 @@ from overrefusal_po.evaluate.entries import (
 from overrefusal_po.evaluate.gate import check_gate, gate_result
 from overrefusal_po.evaluate.measured_model import MeasuredModel, wants_perplexity
 from overrefusal_po.evaluate.metrics import run_metrics
+from overrefusal_po.evaluate.panel_agreement import panel_entry
 from overrefusal_po.evaluate.responses import response_notes, truncated_entry
-from overrefusal_po.judges import Judge, refusal_verdict
+from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
 from overrefusal_po.plugins import (
     check_engine,
     engine_note,
@@ -223,6 +224,8 @@ def all_rates(
     if judges.certificate is not None:
         found["corrected"] = corrected_rates(plain, judges.certificate.confusions()).as_dict()
         found["certificate"] = certificate_summary(judges.certificate)
+    if isinstance(judges.refusal, JudgePanel):
+        found["panel"] = panel_entry(judges.refusal, outcomes, seed=recipe.seed)
     return found
 
 
@@ -294,6 +297,8 @@ def measurement_notes(
             f"The judge {judges.refusal.name} {judges.refusal.version} is uncertified here: nobody "
             "has compared it with human labels for this report."
         )
+    if isinstance(judges.refusal, JudgePanel):
+        notes.append(judges.refusal.note)
     for spec in recipe.data.sets:
         if (note := source_note(spec)) is not None:
             notes.append(f"{spec}: {note}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
@@ -47,6 +47,29 @@ class Judge(Protocol):
         `prompts` and `completions` stand side by side, each completion once. A verdict belongs to
         the completion whose id it has.
         """
+
+
+@runtime_checkable
+class JudgePanel(Judge, Protocol):
+    """Several judges that read the same responses (judges.panel)."""
+
+    @property
+    def members(self) -> Sequence[Judge]:
+        """The judges, the first one first."""
+
+    @property
+    def disagreement(self) -> str:
+        """The rule that says which verdict stands if they disagree."""
+
+    @property
+    def note(self) -> str:
+        """The rule in a sentence, for the reader of a rate."""
+
+    def with_members(self, members: Sequence[Judge]) -> JudgePanel:
+        """The same rule with other judges, which stand for its members."""
+
+    def combined(self, said: Sequence[Sequence[Verdict]]) -> list[Verdict]:
+        """The panel's verdict on each response. `said`: for each member, a verdict on each."""
 
 
 class JudgePlug(Protocol):

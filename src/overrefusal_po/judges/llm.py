@@ -72,6 +72,7 @@ class LlmJudge:
         self.prompt: JudgePrompt = read_prompt(settings.prompt)
         self.name = f"llm:{settings.model}:{self.prompt.name}"
         self.version = self.prompt.version
+        self.says_refusals = self.prompt.scale != "derta"
 
     def check(self) -> None:
         """Raises ValueError if the server's key is missing. A stage asks before it loads any

@@ -22,7 +22,7 @@ def describe(recipe: Recipe, *, everything: bool = False) -> list[KeyRow]:
     `everything` adds all of TRL's keys.
     """
     rows: list[KeyRow] = [
-        (key, value, recipe.origin.get(key, "default")) for key, value in dotted(recipe.resolved())
+        (key, value, origin_of(recipe, key)) for key, value in dotted(recipe.resolved())
     ]
     if isinstance(recipe.body, TrainRecipe):
         rows = [row for row in rows if row[0] != "trainer"]
@@ -33,6 +33,13 @@ def describe(recipe: Recipe, *, everything: bool = False) -> list[KeyRow]:
     if not isinstance(recipe.body, PipelineRecipe) and "dtype" not in recipe.body.model:
         rows.append(("model.dtype", "auto", "auto (hardware)"))
     return rows
+
+
+def origin_of(recipe: Recipe, key: str) -> str:
+    """Where a key came from. The keys of a panel may come from a list under `judge`."""
+    above, _, _ = key.rpartition(".")
+    from_list = recipe.origin.get(above) if above.split(".")[-1] == "judge" else None
+    return recipe.origin.get(key) or from_list or "default"
 
 
 def left_open(body: TrainRecipe) -> list[KeyRow]:

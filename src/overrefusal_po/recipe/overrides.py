@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from overrefusal_po.recipe.panels import panel_spec
+
 # Any: what YAML can hold; the sections and TRL's tables check it
 Values = dict[str, Any]
 """A recipe or a part of it as plain data, unchecked."""
@@ -92,10 +94,16 @@ def nested_texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def set_dotted(values: Values, key: str, value: object) -> None:
-    """Sets `values["a"]["b"]` for the key "a.b", making mappings on the way."""
+    """Sets `values["a"]["b"]` for the key "a.b", making mappings on the way.
+
+    A list under `judge` becomes the panel that it is short for, so that the panel's other keys can
+    be set.
+    """
     *above, last = key.split(".")
     for part in above:
         inner = values.get(part)
+        if part == "judge" and isinstance(inner, list):
+            inner = values[part] = panel_spec(inner)
         if not isinstance(inner, dict):
             inner = values[part] = {}
         values = inner

@@ -25,6 +25,7 @@ from overrefusal_po.recipe.sections import (
     EvaluateData,
     Gate,
     Generation,
+    JudgeSpec,
     PlugSpec,
     Rejects,
     Section,
@@ -74,7 +75,7 @@ class TrainRecipe(Section):
     """How conversations are rendered."""
     generation: Generation = Generation(max_new_tokens=40)
     """How the student's own words are drawn: harmful responses, and rejects of containment."""
-    judge: PlugSpec = "refusal"
+    judge: JudgeSpec = "refusal"
     """The judge that says which texts refuse: the linter's, and that of the student's own words."""
     select: Select | None = None
     """Which step's weights are saved, measured on both sides. null: the last step's."""
@@ -121,7 +122,7 @@ class CurateRecipe(Section):
     """How completions are drawn."""
     engine: Engine = "transformers"
     """What the student runs on: `transformers`, or {name: openai, base_url: [...], ...}."""
-    judge: PlugSpec = "refusal"
+    judge: JudgeSpec = "refusal"
     """The judge that says which completions refuse."""
     guard: PlugSpec | None = None
     """A second judge that says what is unsafe (guard, llm). Chosen sides must then be safe, and
@@ -157,8 +158,9 @@ class EvaluateRecipe(Section):
     """How responses are drawn."""
     engine: Engine = "transformers"
     """What the model runs on: `transformers`, or {name: openai, base_url: [...], ...}."""
-    judge: PlugSpec = "refusal"
-    """The judge that says which responses refuse."""
+    judge: JudgeSpec = "refusal"
+    """The judge that says which responses refuse. A list is a panel: the first judge's verdicts
+    count, and the report says how often the others agree."""
     guard: PlugSpec | None = None
     """A second judge that says what is unsafe (guard, llm). harmful_not_unsafe is then measured
     too. null: none."""
@@ -207,7 +209,7 @@ class PipelineRecipe(Section):
     """The start model: its keys are those of `model:` in every stage that does not say them itself.
     A stage whose model is another stage's output (`@dpo.model`) keeps it, and takes the keys that
     say how a model is loaded. `@model` names the start model in any other key of a stage."""
-    judge: PlugSpec | None = None
+    judge: JudgeSpec | None = None
     """The judge of every stage that does not name one itself. null: each stage has its own."""
     stages: dict[str, OpenSection] = Field(min_length=1)
     """{name: the keys of a train, curate or evaluate recipe}. `recipe: FILE` takes that file's keys

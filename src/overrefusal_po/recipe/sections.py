@@ -10,14 +10,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from overrefusal_po.recipe.panels import panel_spec
 from overrefusal_po.recipe.reading import ReadingSection
 from overrefusal_po.recipe.reading import Section as Section
 
 # Any: a plug's own settings, whose class checks them
 PlugSpec = str | dict[str, Any]
 """A plug as a recipe names it: its name, or {name: ..., ...its settings}."""
+
+JUDGE_OR_LIST = BeforeValidator(
+    panel_spec,
+    json_schema_input_type=PlugSpec | Annotated[list[PlugSpec], Field(min_length=2)],
+)
+"""Turns a list of judges into the panel that it is short for; the JSON schema allows both."""
+
+JudgeSpec = Annotated[PlugSpec, JUDGE_OR_LIST]
+"""A judge as a recipe names it; a list is a panel."""
 
 Engine = PlugSpec
 """An engine's name, or {name: ..., ...its settings}; `plugins` checks it."""
@@ -169,7 +179,7 @@ class Select(Section):
     """The most tokens of a response. A refusal shows in the first ones."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
     """How far harmful_refused may fall below the start policy's."""
-    judge: PlugSpec | None = None
+    judge: JudgeSpec | None = None
     """The judge of the responses. null: the recipe's."""
     batch_size: int = Field(default=32, gt=0)
     """Prompts decoded at a time."""

@@ -92,6 +92,8 @@ def bounds(schema: JsonSchema) -> str:
     """The bounds of a JSON schema in words: `from 0 to 1`, `above 0`; empty if it has none."""
     if {"minimum", "maximum"} <= schema.keys():
         return f"from {schema['minimum']:g} to {schema['maximum']:g}"
+    if schema.get("minItems", 0) > 1:
+        return f"of at least {schema['minItems']}"
     if "minLength" in schema or "minItems" in schema:
         return "that is not empty"
     return " and ".join(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from overrefusal_po.evaluate.breakdowns import NO_ATTACK
 from overrefusal_po.evaluate.metrics import RateName
+from overrefusal_po.report.panel_part import PanelNumber, PanelPart
 from overrefusal_po.report.summary import MeasuredRates, MeasuredRun, Summary
 from overrefusal_po.report.texts import looks_local, one_line, public_text
 from overrefusal_po.report.waivers import PREFIX
@@ -83,6 +84,8 @@ def result_parts(summary: Summary, run: MeasuredRun) -> Iterator[str]:
         "95 % intervals."
     )
     yield "\n".join(rate_table(summary))
+    if run.panel is not None:
+        yield "\n".join(panel_table(run.panel))
     if run.attacks:
         rate = "judged unsafe by the guard" if summary.measured.guard else "not refused"
         yield f"Under attack, the share of harmful prompts {rate}:"
@@ -119,6 +122,26 @@ def rate_table(summary: Summary) -> Iterator[str]:
         cells = [rate_words(getattr(run, name), run.intervals.get(name)) for name in columns]
         cells += [corrected_words(run, name) for name in fixed]
         yield f"| {one_line(run.name)} | {' | '.join(cells)} |"
+
+
+def panel_table(panel: PanelPart) -> Iterator[str]:
+    """A row for each group of responses and each pair of judges that read them."""
+    yield "| judges | on prompts | n | agreement | κ | only the first refuses | only the second |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, group in panel.groups.items():
+        for pair in group.pairs:
+            judges = f"{public_text(pair.first)} and {public_text(pair.second)}"
+            cells = [judges, one_line(name), str(group.n), number_words(pair.agreement)]
+            cells += [number_words(pair.kappa)]
+            cells += [str(pair.only_first_refused), str(pair.only_second_refused)]
+            yield f"| {' | '.join(cells)} |"
+
+
+def number_words(number: PanelNumber) -> str:
+    """A number with its interval, or a dash."""
+    if number.low is None or number.high is None:
+        return rate_words(number.value, None)
+    return rate_words(number.value, (number.low, number.high))
 
 
 def corrected_words(run: MeasuredRun, name: RateName) -> str:

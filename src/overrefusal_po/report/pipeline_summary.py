@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -23,6 +23,7 @@ from overrefusal_po.evaluate.comparisons import (
 from overrefusal_po.evaluate.entries import MeasuredEntry, MetricsEntry
 from overrefusal_po.evaluate.labels import blinded_sample
 from overrefusal_po.evaluate.metrics import State
+from overrefusal_po.recipe.panels import is_panel, panel_members
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Kind, Outcome, read_state, write_atomic
 from overrefusal_po.report.samples import SampleEntry, sample_entries
@@ -134,14 +135,21 @@ def without_unscored(
 def reader_notes(runs: Sequence[StageMetrics], stages: Mapping[str, StageRecipe]) -> list[str]:
     """Every run's notes, and a sentence if the judge also chose the training data."""
     found = list(dict.fromkeys(note for run in runs for note in run["measured"]["notes"]))
-    chose = {str(body.judge) for body in stages.values() if isinstance(body, CurateRecipe)}
-    measured = {str(body.judge) for body in stages.values() if isinstance(body, EvaluateRecipe)}
+    chose = judges_named(body for body in stages.values() if isinstance(body, CurateRecipe))
+    measured = judges_named(body for body in stages.values() if isinstance(body, EvaluateRecipe))
     if both := sorted(chose & measured):
         found.append(
             f"The judge that measured ({', '.join(both)}) also chose the training pairs: its blind "
             "spots are in both."
         )
     return found
+
+
+def judges_named(bodies: Iterable[CurateRecipe | EvaluateRecipe]) -> set[str]:
+    """The judges of some stages as their recipes name them; of a panel, its members."""
+    specs = [body.judge for body in bodies]
+    members = [member for spec in specs for _, member in panel_members(spec)]
+    return {str(spec) for spec in [*specs, *members] if not is_panel(spec)}
 
 
 def comparable_steps(outcomes: Mapping[str, Sequence[Outcome]]) -> list[tuple[str, str]]:

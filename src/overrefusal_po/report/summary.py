@@ -16,16 +16,16 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, ValidationError
 from pydantic.json_schema import models_json_schema
 from typing_extensions import TypedDict
 
 from overrefusal_po.evaluate.metrics import ScoredState
 from overrefusal_po.records import Kind, Outcome, Refusal, first_fault, read_jsonl, read_state
+from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelPart
 from overrefusal_po.report.samples import sample_entries
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
 MoveCounts = dict[ScoredState, dict[ScoredState, Count]]  # before -> after -> how many prompts
 Interval = Annotated[
     tuple[Share, Share] | None,
@@ -50,12 +50,9 @@ STATE_WORDS: dict[ScoredState, str] = {
 
 
 class RatePart(BaseModel):
-    """A part of the two files. Keys that nobody here reads are ignored: a newer evaluation may
-    write more."""
+    """A part of the two files."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = READ_CONFIG
 
 
 class MeasuredStep(RatePart):
@@ -182,6 +179,8 @@ class MeasuredRun(MeasuredRates):
     positions: dict[str, MeasuredPositions] = {}
     corrected: CorrectedPart | None = None
     certificate: dict[str, str] | None = None
+    panel: PanelPart | None = None
+    """Only if several judges read the responses."""
     capability: MeasuredCapability | None = None
     gate: GateResult | None = None
     truncated: Truncated | None = None

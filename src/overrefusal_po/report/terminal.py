@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -24,6 +24,9 @@ from rich.text import Text
 
 from overrefusal_po.records import read_state
 from overrefusal_po.report.texts import visible
+
+if TYPE_CHECKING:
+    from overrefusal_po.evaluate.panel_agreement import NumberEntry, PanelEntry
 
 logger = logging.getLogger("overrefusal_po")
 
@@ -35,6 +38,7 @@ SHOWN_COUNTS = (
     "harmful",
     "hygiene",
     "lint",
+    "panel",
     "too_long",
 )
 """The mappings in a stage's summary that are printed: what a curation counted."""
@@ -115,6 +119,9 @@ def print_result(found: StageResult) -> None:
     for key, value in found.items():
         if key == "truncated":
             say(truncated_words(value))
+        elif key == "panel" and "groups" in value:  # of an evaluation; a curation counts alone
+            for line in agreement_lines(value):
+                say(line)
         elif key == "capability" and "perplexity" in value:
             say(perplexity_words(value["perplexity"]))
         elif key not in rates and not isinstance(value, dict | list):
@@ -125,7 +132,10 @@ def print_result(found: StageResult) -> None:
     if rates:
         head = ["rate", "value", "95 % interval", "n", "unscored"]
         print_table(head, [rate_cells(found, key) for key in rates], width=100)
-    counts = [row for key in SHOWN_COUNTS for row in count_rows(key, found.get(key))]
+    rated = {"panel"} if rates else set()
+    counts = [
+        row for key in SHOWN_COUNTS if key not in rated for row in count_rows(key, found.get(key))
+    ]
     if counts:
         print_table(["counted", "", "number"], counts, width=100)
 
@@ -166,6 +176,8 @@ def print_summary(folder: Path) -> None:
     for run in summary["runs"]:
         if (cut := run.get("truncated")) and cut["count"]:
             say(f"{run['name']}: {truncated_words(cut)}")
+        for line in agreement_lines(run["panel"]) if run.get("panel") else ():
+            say(f"{run['name']}: {line}")
     say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
 
@@ -173,6 +185,30 @@ def print_summary(folder: Path) -> None:
 def truncated_words(cut: Mapping[str, int]) -> str:
     """How many responses ended at the limit."""
     return f"{cut['count']} of {cut['of']} responses ended at the limit of new tokens"
+
+
+def agreement_lines(found: PanelEntry) -> Iterator[str]:
+    """A line for each pair of judges, about all prompts as they were asked."""
+    group = found["groups"]["all"]
+    for pair in group["pairs"]:
+        first, second = pair["first"], pair["second"]
+        yield (
+            f"{first} and {second} agree on {number_words(pair['agreement'])} of {group['n']} "
+            f"responses, kappa {number_words(pair['kappa'])}; only {first} sees a refusal in "
+            f"{pair['only_first_refused']}, only {second} in {pair['only_second_refused']}"
+        )
+    if missing := {name: n for name, n in group["unscored"].items() if n}:
+        counts = ", ".join(f"{name} {n}" for name, n in missing.items())
+        yield f"left unscored by a judge, and not compared: {counts}"
+
+
+def number_words(number: NumberEntry) -> str:
+    """`0.93 [0.88, 0.96]`, or n/a."""
+    if number["value"] is None:
+        return "n/a"
+    if number["low"] is None or number["high"] is None:
+        return f"{number['value']:.2f}"
+    return f"{number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}]"
 
 
 def perplexity_words(found: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
     verdicts = resumable_verdicts(folder / "verdicts.jsonl", judge, prompts, completions)
 
 One file of a run folder keeps the verdicts of all slow judges (a model, a server) on all
-completions. Quick judges are asked again.
+completions. Quick judges are asked again. Each member of a panel keeps its own verdicts there.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Protocol, runtime_checkable
 
 from pydantic import ValidationError
 
-from overrefusal_po.judges import Judge, checked_verdicts, distinct, scored
-from overrefusal_po.plugins import PlugSpec, make_refusal_judge
+from overrefusal_po.judges import Judge, JudgePanel, checked_verdicts, distinct, scored
+from overrefusal_po.plugins import make_refusal_judge
+from overrefusal_po.recipe.panels import JudgesGiven
 from overrefusal_po.records import Completion, Prompt, Verdict, content_id, first_fault
 from overrefusal_po.run.appender import Appender, numbered_rows
 
@@ -44,6 +45,12 @@ class RemoteJudge(Judge, Protocol):
     """Whether the server has answered before. If it then refuses an item, the set-up is valid."""
 
 
+def is_slow(judge: Judge) -> bool:
+    """Whether verdicts of the judge are kept: those of a panel, if those of a member are."""
+    members = judge.members if isinstance(judge, JudgePanel) else (judge,)
+    return any(isinstance(member, SlowJudge) for member in members)
+
+
 def resumable_verdicts(
     path: Path, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[Verdict]:
@@ -53,6 +60,8 @@ def resumable_verdicts(
     What is judged is known by the whole conversation and the response. A resumed run cuts the same
     chunks, so a judge model sees the same batches.
     """
+    if isinstance(judge, JudgePanel):
+        return panel_verdicts(path, judge, prompts, completions)
     if not isinstance(judge, SlowJudge):
         return fresh_verdicts(judge, prompts, completions)
     once = distinct(prompts, completions).values()
@@ -74,6 +83,16 @@ def resumable_verdicts(
                     key = keys[verdict.completion_id]
                     file.add(verdict.model_copy(update={"judged": key}))
     return [found[c.id] if c.error is None else no_verdict(judge, c) for c in completions]
+
+
+def panel_verdicts(
+    path: Path, panel: JudgePanel, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[Verdict]:
+    """A panel's verdict for each completion, one member after the other. Slow members keep theirs
+    in `path`, as they do alone."""
+    said = [resumable_verdicts(path, judge, prompts, completions) for judge in panel.members]
+    both = zip(panel.combined(said), completions, strict=True)
+    return [verdict if c.error is None else no_verdict(panel, c) for verdict, c in both]
 
 
 def judged_key(prompt: Prompt, completion: Completion) -> str:
@@ -146,11 +165,18 @@ def no_verdict(judge: Judge, completion: Completion) -> Verdict:
     )
 
 
-def shared_judge(spec: PlugSpec) -> Judge:
+def shared_judge(spec: JudgesGiven) -> Judge:
     """The judge of a recipe. The verdicts of a slow judge are kept while the program runs: the same
     pairs are checked before a run, and again when they are read."""
     found = make_refusal_judge(spec)
-    return RememberingJudge(found) if isinstance(found, SlowJudge) else found
+    if isinstance(found, JudgePanel):
+        return found.with_members([remembering(member) for member in found.members])
+    return remembering(found)
+
+
+def remembering(judge: Judge) -> Judge:
+    """The judge; a slow one is not asked twice about a completion."""
+    return RememberingJudge(judge) if isinstance(judge, SlowJudge) else judge
 
 
 Asked = tuple[str, str]
