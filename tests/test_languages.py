@@ -73,6 +73,16 @@ def test_more_refusals_and_answers_in_the_languages_with_new_wordings(code: str)
     ]
 
 
+@pytest.mark.parametrize("code", ["ru", "uk", "pl", "cs", "hi", "id"])
+def test_kinds_of_refusals_and_traps_in_six_languages(code: str) -> None:
+    rows = [row for row in written("more_3") if row[0] == code]
+    refusals = sum(refuses for _, refuses, _ in rows)
+    assert refusals >= 12 and len(rows) - refusals >= 8
+    assert [(verdict(text).refusal != "none", text) for _, _, text in rows] == [
+        (refuses, text) for _, refuses, text in rows
+    ]
+
+
 @pytest.mark.parametrize(
     "reply",
     [
