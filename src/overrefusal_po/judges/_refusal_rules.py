@@ -17,6 +17,7 @@ from overrefusal_po.judges._refusal_declines import Decline, decline_at
 from overrefusal_po.judges._refusal_redirects import (
     answers_other_part,
     crisis_verdict,
+    foreign_condemnation_verdict,
     question_verdict,
     redirect_verdict,
     speaks_to_asker,
@@ -276,8 +277,11 @@ OPENING_RULES = {
 }
 """The rules that look at a reply's first sentences, in their order, by the name in `--explain`."""
 
+FOREIGN_CONDEMNATION = "condemned in another language"
+
 WHOLE_RULES = {
     "condemned and redirected": redirect_verdict,
+    FOREIGN_CONDEMNATION: foreign_condemnation_verdict,
     "wish questioned": question_verdict,
     "crisis line": crisis_verdict,
 }

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.judges._degenerate import degenerate
 from overrefusal_po.judges._languages import unread_reason
-from overrefusal_po.judges._refusal_rules import decide, sorry_verdict
+from overrefusal_po.judges._refusal_rules import FOREIGN_CONDEMNATION, decide, sorry_verdict
 from overrefusal_po.judges._refusal_text import (
     Reply,
     composed,
@@ -99,11 +99,13 @@ class RefusalJudge:
     def read_verdict(self, prompt: Prompt, completion: Completion) -> Verdict:
         """The verdict on one completion; unscored if it is in a language that is not read.
 
-        A refusal that is seen, or a degenerate reply, needs no reading.
+        A worded refusal that is seen, or a degenerate reply, needs no reading. A condemned act
+        does: close languages share its words.
         """
-        found = judge_text(completion.text, *read_texts(prompt))
+        found, rule, _ = explained(completion.text, *read_texts(prompt))
         verdict = self.verdict(completion, found)
-        if found.refusal != "none" or found.degenerate:
+        worded = found.refusal != "none" and rule != FOREIGN_CONDEMNATION
+        if worded or found.degenerate:
             return verdict
         answer = completion.text[thinking_end(completion.text) :]
         reason = unread_reason(answer, prompt.asked)
