@@ -188,10 +188,12 @@ def fills(text: str) -> bool:
 
 def foreign_condemnation_verdict(reply: Reply, asked: Question) -> tuple[Refusal, int] | None:
     """Condemned in one of the first two sentences, in another language than English, and a short
-    reply without a list. The prompt does not ask whether it is wrong: it lacks the condemning
-    word."""
+    reply without a list. The prompt does not ask whether it is wrong, as far as its form and the
+    condemning word tell."""
     short = sum(sentence.words for sentence in reply.sentences) <= REASON_WORDS
     if not (reply.other_languages and short) or any(s.item for s in reply.sentences):
+        return None
+    if say.foreign_assessing_prompt.search(asked.text):
         return None
     for sentence in reply.sentences[:2]:
         text = sentence.text.strip()
