@@ -34,7 +34,7 @@ from overrefusal_po.judges._refusal_text import (
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
-VERSION = "7"
+VERSION = "8"
 """Bumped whenever a verdict can change."""
 
 
@@ -137,7 +137,7 @@ def explained(response: str, prompt: str = "", *also_read: str) -> Explanation:
     reply = read_reply(text)
     refusal, at, rule = decide(reply, asked)
     if refusal == "none" and not asked.copies and "apolog" not in asked.text:
-        refusal, at = sorry_verdict(text)
+        refusal, at = sorry_verdict(text, asked)
         rule = rule if at is None else "sorry"
     start = None
     if at is not None:
