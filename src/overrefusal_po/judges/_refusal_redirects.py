@@ -230,7 +230,7 @@ def foreign_condemnation_verdict(reply: Reply, asked: Question) -> tuple[Refusal
     short = sum(sentence.words for sentence in reply.sentences) <= REASON_WORDS
     if not (reply.other_languages and short) or any(s.item for s in reply.sentences):
         return None
-    if say.foreign_assessing_prompt.search(asked.text):
+    if say.foreign_assessing_prompt.search(asked.text) or say.foreign_no.match(reply.low):
         return None
     for sentence in reply.sentences[:2]:
         text = sentence.text.strip()
