@@ -11,10 +11,10 @@ reason.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from overrefusal_po.curate.overgenerate import Curation, best_answers
+from overrefusal_po.curate.overgenerate import AnsweringModel, Curation, best_answers
 from overrefusal_po.curate.quotas import Result
 from overrefusal_po.curate.selectors import Selected
 from overrefusal_po.pairs.make import (
@@ -101,26 +101,40 @@ class Contrast(NamedTuple):
 
 
 def containment_contrasts(curation: Curation, harmful: Sequence[Prompt]) -> list[Contrast]:
-    """Contrasts from the first source of rejects that yields a pair at the recipe's least tau.
+    """A contrast for each prompt, in order. Each prompt takes the first source of rejects that
+    yields a pair at the recipe's least tau; only prompts without one ask the next source.
 
-    ValueError if no source does. A shard gets none instead, because another shard may yield.
+    ValueError if no prompt gets a pair. A shard then has none, because another shard may yield.
     """
     refusals = chosen_refusals(curation, harmful)
-    rejects, tried = curation.recipe.rejects, []
+    rejects = curation.recipe.rejects
     least = min([TAU if rejects.tau is None else rejects.tau, *rejects.tau_grid])
-    for name, completions in reject_sources(curation, harmful):
-        found = make_contrasts(curation, harmful, refusals, completions=completions)
-        yielded = sum(r.row is not None for r in containment_results(found, least))
-        tried.append(f"{name}: {len(completions)} completions, {yielded} comply")
-        if yielded:
-            logger.info("containment rejects come from %s", tried[-1])
-            return found
+    found = {p.id: Contrast(p, refusals[p.id]) for p in harmful}
+    open_prompts = [p for p in harmful if refusals[p.id].text]
+    tried = []
+    for name, ask in reject_sources(curation, harmful):
+        if not open_prompts:
+            break
+        completions = ask(open_prompts)
+        made = make_contrasts(curation, open_prompts, refusals, completions=completions)
+        results = containment_results(made, least)
+        for contrast, result in zip(made, results, strict=True):
+            if result.row is not None or contrast.completion is not None:
+                found[result.prompt.id] = contrast
+        still = [result.prompt for result in results if result.row is None]
+        yielded = len(open_prompts) - len(still)
+        tried.append(f"{name}: {yielded} of {len(open_prompts)} prompts")
+        open_prompts = still
+    logger.info("containment rejects come from %s", "; ".join(tried) or "no source")
+    if any(r.row is not None for r in containment_results(found.values(), least)):
+        return list(found.values())
     if curation.recipe.shard is not None:
         return []
     raise ValueError(
         "No containment pair could be built, so nothing would hold the model where it is safe "
-        f"({'; '.join(tried)}). Give completions of a less safe model (rejects.completions), or "
-        "name one (rejects.model)."
+        f"({'; '.join(tried) or 'no prompt has a refusal to choose'}). Give completions of a less "
+        "safe model (rejects.completions), name one (rejects.model), or let the student's own "
+        "answer begin with a few compliant words (rejects.prefill)."
     )
 
 
@@ -192,30 +206,54 @@ def student_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str,
     return found
 
 
-def reject_sources(
-    curation: Curation, harmful: Sequence[Prompt]
-) -> Iterator[tuple[str, dict[str, Completion]]]:
-    """(name, {prompt id: completion}) of each source of rejects: a file, a less safe model, the
-    student, the prefilled student."""
-    rejects, student = curation.recipe.rejects, curation.models.student
+Ask = Callable[[Sequence[Prompt]], dict[str, Completion]]
+"""Prompts in, {prompt id: completion} out."""
+
+
+def reject_sources(curation: Curation, harmful: Sequence[Prompt]) -> Iterator[tuple[str, Ask]]:
+    """(name, what it says to some of the prompts) of each source of rejects: a file, a less safe
+    model, the student, the prefilled student. A model answers when it is asked."""
+    rejects, models = curation.recipe.rejects, curation.models
     if rejects.completions:
-        asked = {p.id for p in harmful}
-        given = read_jsonl(rejects.completions, Completion)
-        of_asked = {c.prompt_id: c for c in given if c.prompt_id in asked}
-        yield f"the file {rejects.completions}", of_asked
-    if curation.models.less_safe is not None:
-        found = curation.models.less_safe.answers(harmful, "less_safe_harmful.jsonl")
-        yield f"the model {rejects.model}", {c.prompt_id: c for c in found}
-    own = student.answers(harmful, "student_harmful.jsonl")
-    yield "the student itself", {c.prompt_id: c for c in own}
+        given = {c.prompt_id: c for c in read_jsonl(rejects.completions, Completion)}
+        yield f"the file {rejects.completions}", lambda asked: of_prompts(given, asked)
+    if models.less_safe is not None:
+        yield f"the model {rejects.model}", answering(models.less_safe, "less_safe_harmful.jsonl")
+
+    def own(asked: Sequence[Prompt]) -> dict[str, Completion]:
+        # all of them: the chosen refusals may be the student's too, and share this file
+        said = models.student.answers(harmful, "student_harmful.jsonl")
+        return of_prompts({c.prompt_id: c for c in said}, asked)
+
+    yield "the student itself", own
     if rejects.prefill and continues_prefix(curation.recipe.engine):
-        prefilled = [p.model_copy(update={"assistant_prefix": rejects.prefill}) for p in harmful]
-        found = student.answers(prefilled, "prefilled_harmful.jsonl")
-        whole = {c.prompt_id: with_prefix(rejects.prefill, c) for c in found}
-        yield "the prefilled student", whole
+        yield "the prefilled student", prefilled(curation, rejects.prefill)
     elif rejects.prefill:
         logger.info("no rejects from %s; rejects.prefill: null says so in the recipe", NO_PREFILL)
-        yield NO_PREFILL, {}
+        yield NO_PREFILL, lambda asked: {}
+
+
+def of_prompts(
+    completions: Mapping[str, Completion], asked: Sequence[Prompt]
+) -> dict[str, Completion]:
+    """The completions of these prompts, as far as there are some."""
+    return {p.id: completions[p.id] for p in asked if p.id in completions}
+
+
+def answering(model: AnsweringModel, file: str) -> Ask:
+    """What a model says, kept in `file`."""
+    return lambda asked: {c.prompt_id: c for c in model.answers(asked, file)}
+
+
+def prefilled(curation: Curation, prefix: str, file: str = "prefilled_harmful.jsonl") -> Ask:
+    """What the student says when its answer begins with `prefix`, kept in `file`."""
+
+    def ask(asked: Sequence[Prompt]) -> dict[str, Completion]:
+        begun = [p.model_copy(update={"assistant_prefix": prefix}) for p in asked]
+        found = curation.models.student.answers(begun, file)
+        return {c.prompt_id: with_prefix(prefix, c) for c in found}
+
+    return ask
 
 
 def continues_prefix(engine: EngineSpec) -> bool:
