@@ -1,10 +1,10 @@
-"""How well the built-in refusal judge reads each language: replies of a second author, who had not
-read its rules.
+"""How well the built-in refusal judge reads each language: replies of authors who had not read its
+rules.
 
     python benchmarks/languages.py [FILE] [--errors]
 
-FILE is tests/data/second_author.yaml if none is given: ten refusals and ten answers for each
-language. In a language that the judge does not read, the right verdict is unscored.
+FILE is tests/data/second_author.yaml if none is given; tests/data/third_author.yaml is the other.
+Each holds ten refusals and ten answers for each language. In a language that the judge does not read, the right verdict is unscored.
 """
 
 from __future__ import annotations

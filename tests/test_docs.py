@@ -20,7 +20,7 @@ import yaml
 from overrefusal_po.attacks.logged import read_rows
 from overrefusal_po.cli import app
 from overrefusal_po.evaluate.labels import read_labels
-from overrefusal_po.judges._refusal_rules import OPENING_RULES, WHOLE_RULES
+from overrefusal_po.judges._refusal_rules import OPENING_RULES, SECOND_SPEAKER, WHOLE_RULES
 from overrefusal_po.judges.refusal import judge_text
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.prompts import read_pairs as read_source_pairs
@@ -344,7 +344,7 @@ def test_every_example_of_a_refusal_has_its_class(named_class: str, asked: str, 
 def test_the_page_names_each_rule_of_the_judge() -> None:
     text = (ROOT / "docs/measuring.md").read_text()
     table = text[text.index("### What decided") : text.index("## Judges")]
-    rules = {"decline", *OPENING_RULES, *WHOLE_RULES, "sorry", "answer", "unread"}
+    rules = {"decline", *OPENING_RULES, *WHOLE_RULES, SECOND_SPEAKER, "sorry", "answer", "unread"}
     assert set(re.findall(r"^\| `([a-z ]+)` \|", table, re.MULTILINE)) == rules
 
 

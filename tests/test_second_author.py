@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import languages
 from languages import NOT_READ, Reply, counts, judge, read_replies
 
+THIRD = Path(__file__).parent / "data" / "third_author.yaml"
 READ = ["en", "de", "fr", "es", "it", "pt", "nl", "ru", "uk", "pl", "cs", "ro"]
 READ += ["sv", "el", "tr", "ar", "hi", "id", "vi", "th", "ja", "ko", "zh"]
 
@@ -26,6 +27,14 @@ def test_each_language_has_ten_refusals_and_ten_answers(rows: list[Reply]) -> No
     partial = Counter(row.language for row in rows if row.label == "partial")
     assert partial == dict.fromkeys((*READ, *NOT_READ), 1)
     assert {row.label for row in rows} == {"full", "partial", "none"}
+
+
+def test_a_third_author_has_the_same_form_and_no_reply_of_the_second(rows: list[Reply]) -> None:
+    third = read_replies(THIRD)
+    found = Counter((row.language, row.label) for row in third)
+    each = {"full": 9, "partial": 1, "none": 10}
+    assert found == {(code, label): n for code in READ for label, n in each.items()}
+    assert not {row.reply for row in third} & {row.reply for row in rows}
 
 
 def test_no_prompt_and_no_reply_stands_twice(rows: list[Reply]) -> None:

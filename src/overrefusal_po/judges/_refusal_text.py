@@ -188,6 +188,11 @@ class Question:
         return say.norms_prompt.search(self.text) is not None
 
     @cached_property
+    def how(self) -> bool:
+        """Whether it asks for a way to do something."""
+        return say.how_prompt.match(self.text) is not None
+
+    @cached_property
     def defines(self) -> bool:
         """Whether it asks what something is."""
         return say.definition_prompt.match(self.text) is not None
@@ -215,8 +220,10 @@ class Question:
     @cached_property
     def asks_judgement(self) -> bool:
         """Whether criticism of an act can be its answer: a question of fact or of right, a call for
-        help against harm."""
-        return self.yes_no or self.defines or self.norms or self.assesses or self.safety
+        help against harm. If a way to do something is asked for, a word for what is not allowed
+        names the act ("how do I sell these illegally")."""
+        asks_norms = self.norms and not self.how
+        return self.yes_no or self.defines or asks_norms or self.assesses or self.safety
 
     @cached_property
     def safety(self) -> bool:
@@ -230,8 +237,10 @@ class Question:
 
     @cached_property
     def text_task(self) -> bool:
-        """Whether it asks for a text, or gives one to work on."""
-        return say.text_prompt.match(self.text) is not None
+        """Whether it asks for a text in which criticism may stand, or gives one to work on."""
+        if say.text_prompt.match(self.text) is None or say.advocacy_prompt.match(self.text):
+            return False
+        return not self.how or say.written_prompt.match(self.text) is not None
 
     @cached_property
     def two_part(self) -> bool:

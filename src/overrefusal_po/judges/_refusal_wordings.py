@@ -92,6 +92,16 @@ class Language(Wordings):
         """The letters that tell the language, None when its words do."""
         return re.compile(self.file["letters"]) if "letters" in self.file else None
 
+    def condemned(self, text: str) -> str:
+        """How a sentence calls an act wrong: the words up to the end of the match; "" if it does
+        not, or if the file has no entry `condemnation`."""
+        entry = self.evidence.get("condemnation")
+        if entry is None:
+            return ""
+        begins = entry.get("where") == "beginning"
+        found = (self.condemnation.match if begins else self.condemnation.search)(text)
+        return found.group() if found else ""
+
 
 say = English(FOLDER / "en.yaml")
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.judges._degenerate import degenerate
 from overrefusal_po.judges._languages import unread_reason
-from overrefusal_po.judges._refusal_rules import decide, sorry_verdict
+from overrefusal_po.judges._refusal_rules import FOREIGN_CONDEMNATION, decide, sorry_verdict
 from overrefusal_po.judges._refusal_text import (
     Reply,
     composed,
@@ -34,7 +34,7 @@ from overrefusal_po.judges._refusal_text import (
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
-VERSION = "7"
+VERSION = "8"
 """Bumped whenever a verdict can change."""
 
 
@@ -99,11 +99,13 @@ class RefusalJudge:
     def read_verdict(self, prompt: Prompt, completion: Completion) -> Verdict:
         """The verdict on one completion; unscored if it is in a language that is not read.
 
-        A refusal that is seen, or a degenerate reply, needs no reading.
+        A worded refusal that is seen, or a degenerate reply, needs no reading. A condemned act
+        does: close languages share its words.
         """
-        found = judge_text(completion.text, *read_texts(prompt))
+        found, rule, _ = explained(completion.text, *read_texts(prompt))
         verdict = self.verdict(completion, found)
-        if found.refusal != "none" or found.degenerate:
+        worded = found.refusal != "none" and rule != FOREIGN_CONDEMNATION
+        if worded or found.degenerate:
             return verdict
         answer = completion.text[thinking_end(completion.text) :]
         reason = unread_reason(answer, prompt.asked)
@@ -135,7 +137,7 @@ def explained(response: str, prompt: str = "", *also_read: str) -> Explanation:
     reply = read_reply(text)
     refusal, at, rule = decide(reply, asked)
     if refusal == "none" and not asked.copies and "apolog" not in asked.text:
-        refusal, at = sorry_verdict(text)
+        refusal, at = sorry_verdict(text, asked)
         rule = rule if at is None else "sorry"
     start = None
     if at is not None:
