@@ -11,15 +11,17 @@ reason.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from overrefusal_po.curate.overgenerate import AnsweringModel, Curation, best_answers
 from overrefusal_po.curate.quotas import Result
-from overrefusal_po.curate.selectors import Selected
+from overrefusal_po.curate.selectors import Selected, usable
 from overrefusal_po.pairs.make import (
     TAU,
     Guarded,
+    answered_pair,
     containment_pair,
     overrefusal_pair,
     whole_sentences,
@@ -44,25 +46,67 @@ NO_PREFILL = "the prefilled student (left out: engine.continue_final_message is 
 def overrefusal_results(
     curation: Curation, prompts: Sequence[Prompt]
 ) -> list[Result[PreferencePair]]:
-    """Overrefusal pairs of the benign prompts that the student refuses. The chosen side is the
-    teacher's answer or the reference."""
-    models = curation.models
-    answers = models.student.answers(prompts, "student_benign.jsonl")
+    """Overrefusal pairs of the benign prompts that the student refuses, and, with
+    `data.keep_answered`, pairs that hold those that it answers."""
+    student = curation.models.student
+    answers = student.answers(prompts, "student_benign.jsonl")
     verdicts = curation.verdicts(curation.judges.refusal, prompts, answers)
     refused = [p for p, v in zip(prompts, verdicts, strict=True) if v.refused]
-    if models.teacher is not None:
-        chosen = best_answers(curation, models.teacher, refused, file="teacher_benign.jsonl")
-    else:
-        chosen = reference_answers(curation, refused)
+    chosen = chosen_answers(curation, refused)
+    usual = usual_refusal(answers, verdicts) if curation.recipe.data.keep_answered else ""
     found = []
     for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
         text, why_not, of_chosen = chosen.get(prompt.id, Selected("not needed", ""))
         if why_not:
             found.append(Result[PreferencePair](prompt, None, why_not))
+        elif usual and prompt.id not in chosen:
+            found.append(Result(prompt, *answered_pair(prompt, answer, usual, verdict)))
         else:
             made = overrefusal_pair(prompt, text, answer, verdict, of_chosen)
             found.append(Result(prompt, *made))
     return found
+
+
+def usual_refusal(answers: Sequence[Completion], verdicts: Sequence[Verdict]) -> str:
+    """The full refusal that a model gives most often, "" if it gives none. Of equal ones, the
+    first in the alphabet."""
+    said = Counter(
+        whole_sentences(answer)
+        for answer, verdict in zip(answers, verdicts, strict=True)
+        if verdict.refusal == "full" and not verdict.degenerate
+    )
+    said.pop("", None)
+    return min(said, key=lambda text: (-said[text], text), default="")
+
+
+def chosen_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, Selected]:
+    """{prompt id: the answer to choose, or why there is none}. A prompt takes the first source with
+    an answer that passes: the prefilled student (`chosen.answers: student`), then the teacher, or
+    the reference if there is no teacher."""
+    models, rejects = curation.models, curation.recipe.rejects
+    found: dict[str, Selected] = {}
+    if curation.recipe.chosen.answers == "student" and rejects.prefill:
+        found = prefilled_answers(curation, prompts, rejects.prefill)
+    rest = [p for p in prompts if p.id not in found or found[p.id].why_not]
+    if models.teacher is not None:
+        other = best_answers(curation, models.teacher, rest, file="teacher_benign.jsonl")
+    else:
+        other = reference_answers(curation, [p for p in rest if p.reference])
+    return found | other
+
+
+def prefilled_answers(
+    curation: Curation, prompts: Sequence[Prompt], prefix: str
+) -> dict[str, Selected]:
+    """{prompt id: the student's own answer that begins with `prefix`, or why it may not be
+    chosen}."""
+    said = prefilled(curation, prefix, "prefilled_benign.jsonl")(prompts)
+    answers = [said[p.id] for p in prompts]
+    verdicts = curation.verdicts(curation.judges.refusal, prompts, answers)
+    return {
+        p.id: Selected(*usable(p, answer, verdict))
+        for p, answer, verdict in zip(prompts, answers, verdicts, strict=True)
+    }
 
 
 def reference_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, Selected]:
@@ -195,10 +239,12 @@ def chosen_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str, 
 
 
 def student_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str, Selected]:
-    """{prompt id: the student's own refusal}, for the prompts that it refuses in full."""
+    """{prompt id: the student's own refusal}: what it says to the prompt if it refuses in full,
+    else its usual refusal. Nothing if it never refuses."""
     answers = curation.models.student.answers(harmful, "student_harmful.jsonl")
     verdicts = curation.verdicts(curation.judges.refusal, harmful, answers)
-    found = {}
+    usual = usual_refusal(answers, verdicts)
+    found = {p.id: Selected(usual, "") for p in harmful} if usual else {}
     for completion, verdict in zip(answers, verdicts, strict=True):
         text = whole_sentences(completion)
         if verdict.refusal == "full" and not verdict.degenerate and text:
