@@ -270,7 +270,8 @@ class Chosen(Section):
 
 class Rejects(Section):
     """Where the rejected sides of containment pairs come from. Each prompt takes the first source
-    that yields a pair. The order: `completions`, `model`, the student's plain answers, its answers after `prefill`."""
+    that yields a pair. The order: `completions`, `model`, the student's plain answers, its answers
+    after `prefill`."""
 
     completions: str | None = None
     """A completions.jsonl of harmful responses. null: leave this source out."""
