@@ -2,11 +2,11 @@
 in words, numbers as tables, and the next commands."""
 
 import logging
-import time
 import os
 import shlex
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any

@@ -212,7 +212,8 @@ class CurateData(ReadingSection):
     - `benign`: prompts that only sound dangerous.
     - `general`: ordinary prompts."""
     harmful: PlugSpec | tuple[PlugSpec, ...] | None = "starter"
-    """The source of harmful prompts, or several. null: none, and the pairs then keep nothing safe."""
+    """The source of harmful prompts, or several. null: none, and the pairs then keep nothing
+    safe."""
     split: Literal["train", "dev", "test"] | None = "train"
     """The split of sources that have splits. null: all splits."""
     contaminated: Literal["report", "drop", "error"] = "report"
