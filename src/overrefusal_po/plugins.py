@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from overrefusal_po.attacks import Attack, AttackPlug
+from overrefusal_po.attacks import Attack, AttackPlug, SearchPlug, SearchSettings
 from overrefusal_po.judges import Judge, JudgePlug, refusal_judge
 from overrefusal_po.recipe.panels import JudgesGiven, panel_members, panel_spec
 from overrefusal_po.recipe.reading import FILE_ENDINGS as FILE_ENDINGS
@@ -48,7 +48,7 @@ S = TypeVar("S", bound=BaseModel)
 
 FUNCTIONS: dict[Room, tuple[str, ...]] = {
     "sources": ("prompts", "triples", "pairs", "responses"),
-    "attacks": ("attacked",),
+    "attacks": ("attacked", "search"),
     "engines": ("engine",),
     "judges": ("judge",),
 }
@@ -79,6 +79,14 @@ class FoundSource(NamedTuple):
     module: SourcePlug
     settings: BaseModel
     common: Common
+
+
+class FoundSearch(NamedTuple):
+    """An attack that searches with models, as a recipe names it."""
+
+    name: str
+    module: SearchPlug
+    settings: SearchSettings
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -257,6 +265,10 @@ def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
     data = getattr(body, "typed_data", None) or getattr(body, "data", None)
     for spec in getattr(data, "attacks", ()):
         yield NamedPlug("data.attacks", "attacks", spec)
+        if (search := find_search(spec)) is not None:
+            for role, helper in search.module.helpers(search.settings).items():
+                place = f"data.attacks.{search.name}.{role}.engine"
+                yield NamedPlug(place, "engines", helper.engine)
     lists = ((data, "data.sets"), (data, "data.helpful_from"), (select, "select.sets"))
     for part, key in lists:
         for spec in getattr(part, key.partition(".")[2], ()):
@@ -309,6 +321,23 @@ def make_attack(spec: PlugSpec) -> Attack:
     """The attack behind an entry of a recipe's `attacks:`."""
     module, settings = find_plug("attacks", spec)
     return partial(cast(AttackPlug, module).attacked, settings)
+
+
+def find_search(spec: PlugSpec) -> FoundSearch | None:
+    """The search behind an entry of a recipe's `attacks:`; None for an attack that needs no
+    model."""
+    module, settings = find_plug("attacks", spec)
+    if not hasattr(module, "search"):
+        return None
+    missing = [name for name in ("helpers", "cost", "version") if not hasattr(module, name)]
+    if missing or not isinstance(settings, SearchSettings):
+        lack = f"no {missing[0]}()" if missing else "Settings that are no SearchSettings"
+        raise ValueError(
+            f"attacks: the module {module.__name__!r} has a search() and {lack}. "
+            "overrefusal_po/attacks/__init__.py says what a search defines."
+        )
+    name, _ = split_spec(spec, "attacks")
+    return FoundSearch(name, cast(SearchPlug, module), settings)
 
 
 def make_judge(spec: JudgesGiven) -> Judge:

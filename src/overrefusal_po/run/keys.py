@@ -42,6 +42,8 @@ def keyed(
     for name, value in values.items():
         if isinstance(value, Mapping):
             found[name] = keyed(value, left_out=ENGINE_NOT_KEYED if name == "engine" else ())
+        elif isinstance(value, list | tuple):
+            found[name] = [keyed(v, left_out=()) if isinstance(v, Mapping) else v for v in value]
         elif name not in left_out:
             found[name] = value
     return found
