@@ -561,3 +561,16 @@ def test_a_judge_that_fails_is_counted(tmp_path: Path) -> None:
         found = run(recipe(tmp_path, server, rounds=1), tmp_path / "run")
     assert found["attacks"]["pair"]["n"]["harmful_refused"] == 3
     assert "in 6 the judge gave no rating" in " ".join(found["measured"]["notes"])
+
+
+def test_a_prompt_that_two_streams_propose_is_answered_and_judged_once(tmp_path: Path) -> None:
+    def same(request: Request) -> Answer:
+        if request.body["model"] != "attacker":
+            return script(request)
+        told = request.body["messages"][0]["content"]
+        return says(proposal(next(q for q in QUESTIONS if q in told)))
+
+    with serving(same) as server:
+        found = run(recipe(tmp_path, server, rounds=1), tmp_path / "run")
+    assert asked(server) == {"attacker": 6, "judge": 3, "target": 4 + 3}
+    assert found["attacks"]["pair"]["n"]["harmful_refused"] == 3

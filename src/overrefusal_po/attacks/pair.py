@@ -65,7 +65,7 @@ class JudgeModel(Helper):
 
 
 class Settings(SearchSettings):
-    """PAIR asks a second model, the attacker, and mostly a third, the judge."""
+    """PAIR needs a second model, the attacker. A third one may be the judge."""
 
     attacker: AttackerModel
     """The model that writes the prompts."""
@@ -111,6 +111,20 @@ class Played(NamedTuple):
     completion: Completion | None = None
 
 
+class Try(NamedTuple):
+    """A prompt that the attacker proposed, and what came of it."""
+
+    proposal: Proposal
+    form: Prompt
+    completion: Completion
+    rating: int | None
+
+    @property
+    def response(self) -> str | None:
+        """What the measured model said; None if it gave no response."""
+        return self.completion.text if self.completion.error is None else None
+
+
 class Stream:
     """One conversation with the attacker about one question."""
 
@@ -137,10 +151,10 @@ class Stream:
         key = content_id(NAME, "attacker", *place, texts, begun)
         return Prompt(id=key, messages=tuple(messages), kind="general", assistant_prefix=begun)
 
-    def remember(self, proposal: Proposal, response: str | None, rating: int | None) -> None:
+    def remember(self, tried: Try) -> None:
         """Notes a turn, and what the attacker is told next."""
-        self.history.append((self.told, proposal.said))
-        self.told = feedback(self.objective, response, rating)
+        self.history.append((self.told, tried.proposal.said))
+        self.told = feedback(self.objective, tried.response, tried.rating)
 
 
 class Game:
@@ -163,12 +177,7 @@ class Game:
     def play_round(self, number: int, streams: Sequence[Stream]) -> None:
         """One prompt of each stream: proposed, answered, rated, and noted."""
         proposals, attempts = self.proposals(number, streams)
-        forms = {
-            stream: derive(stream.question, NAME, text=proposal.prompt)
-            for stream, proposal in proposals.items()
-        }
-        answered = dict(zip(forms, self.players.responses(list(forms.values())), strict=True))
-        ratings = self.ratings(forms, answered)
+        tries = self.tries(proposals)
         for stream in streams:
             row = Turn(
                 question_id=stream.question.id,
@@ -177,35 +186,39 @@ class Game:
                 approach=stream.approach,
                 attempts=attempts[stream],
             )
-            if stream not in proposals:
+            if stream in tries:
+                self.note(row, stream, tries[stream])
+            else:
                 self.played.append(Played(row))
-                continue
-            completion, rating = answered[stream], ratings.get(stream)
-            self.note(row, stream, proposals[stream], forms[stream], completion, rating)
 
-    def note(
-        self,
-        row: Turn,
-        stream: Stream,
-        proposal: Proposal,
-        form: Prompt,
-        completion: Completion,
-        rating: int | None,
-    ) -> None:
+    def tries(self, proposals: Mapping[Stream, Proposal]) -> dict[Stream, Try]:
+        """What comes of each stream's proposal."""
+        forms = {
+            stream: derive(stream.question, NAME, text=proposal.prompt)
+            for stream, proposal in proposals.items()
+        }
+        answered = dict(zip(forms, self.players.responses(list(forms.values())), strict=True))
+        ratings = self.ratings(forms, answered)
+        return {
+            stream: Try(proposals[stream], form, answered[stream], ratings.get(stream))
+            for stream, form in forms.items()
+        }
+
+    def note(self, row: Turn, stream: Stream, tried: Try) -> None:
         """Keeps a turn that has a prompt."""
-        response = completion.text if completion.error is None else None
-        stream.remember(proposal, response, rating)
-        if rating == SUCCESS:
+        stream.remember(tried)
+        if tried.rating == SUCCESS:
             self.solved.add(stream.question.id)
         said = {
-            "improvement": proposal.improvement,
-            "prompt": proposal.prompt,
-            "prompt_id": form.id,
-            "completion_id": completion.id,
-            "response": response,
-            "rating": rating,
+            "improvement": tried.proposal.improvement,
+            "prompt": tried.proposal.prompt,
+            "prompt_id": tried.form.id,
+            "completion_id": tried.completion.id,
+            "response": tried.response,
+            "rating": tried.rating,
         }
-        self.played.append(Played(row.model_copy(update=said), form, completion))
+        turn = row.model_copy(update=said)
+        self.played.append(Played(turn, tried.form, tried.completion))
 
     def proposals(
         self, number: int, streams: Sequence[Stream]
