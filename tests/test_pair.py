@@ -28,8 +28,8 @@ from overrefusal_po.attacks._pair_texts import (
 )
 from overrefusal_po.checks import check_stage
 from overrefusal_po.engines._openai_session import BudgetSpent
+from overrefusal_po.named_plugs import check_plugs
 from overrefusal_po.pipeline import run_stage, stage_inputs
-from overrefusal_po.plugins import check_plugs
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Completion, Message, Outcome, Prompt, Sampling, read_jsonl
 from overrefusal_po.report.card_results import result_parts

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from overrefusal_po.model.bundled import BUNDLED
-from overrefusal_po.plugins import FILE_ENDINGS, built_judge, check_plugs, find_search, may_be_name
+from overrefusal_po.named_plugs import check_plugs, may_be_name
+from overrefusal_po.plugins import FILE_ENDINGS, built_judge, find_search
 from overrefusal_po.recipe.files import read_recipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.model_names import model_section, stage_model, with_start_model
