@@ -59,8 +59,9 @@ def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
             yield NamedPlug(key, "sources", spec)
     for key in ("triples", "prompts", "benign", "harmful", "pairs"):
         spec = getattr(data, key, None)
-        if spec is not None and not is_elsewhere(spec, pairs=key == "pairs"):
-            yield NamedPlug(f"data.{key}", "sources", spec)
+        for one in spec if isinstance(spec, tuple) else (spec,):
+            if one is not None and not is_elsewhere(one, pairs=key == "pairs"):
+                yield NamedPlug(f"data.{key}", "sources", one)
 
 
 def is_elsewhere(spec: PlugSpec, *, pairs: bool) -> bool:

@@ -39,6 +39,7 @@ from overrefusal_po.report.pipeline_summary import (
 )
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.keys import file_hash, run_folder
+from overrefusal_po.sources import SHIPPED_SETS
 
 logger = logging.getLogger(__name__)
 
@@ -303,8 +304,8 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
         # os.path.exists is False for what cannot be a path (a long system prompt with a slash)
         if may_be_path and os.path.exists(value):  # noqa: PTH110
             found[key] = path_hash(Path(value))
-        elif value == "starter" and key.startswith(("data.", "select.")):
-            found[key] = file_hash(Path(__file__).parent / "data" / "starter.jsonl")
+        elif value in SHIPPED_SETS and key.startswith(("data.", "select.")):
+            found[key] = file_hash(Path(__file__).parent / "data" / f"{value}.jsonl")
     looks = body.looks if isinstance(body, TrainRecipe) else None
     judging = [(key, getattr(body, key, None)) for key in ("judge", "guard", "reward")]
     for key, spec in [*judging, ("select.judge", None if looks is None else looks.judge)]:

@@ -62,6 +62,7 @@ from overrefusal_po.run.complete import (
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import resumable_verdicts
 from overrefusal_po.run.unscored import check_scored
+from overrefusal_po.sources import SHIPPED_SETS
 
 logger = logging.getLogger(__name__)
 
@@ -280,11 +281,11 @@ def describe_measurement(
 
 
 def set_names(recipe: EvaluateRecipe) -> list[str]:
-    """The sets by name or path; the starter set with its split."""
+    """The sets by name or path; those that this package ships with their split."""
     split = f" ({recipe.data.split} split)" if recipe.data.split else ""
     sets = [split_spec(spec, "sources") for spec in recipe.data.sets]
     return [
-        str(settings.get("path") or name) + (split if name == "starter" else "")
+        str(settings.get("path") or name) + (split if name in SHIPPED_SETS else "")
         for name, settings in sets
     ]
 
