@@ -9,8 +9,8 @@ import pytest
 from openai_server import Answer, Request, Server, says, serving
 
 from overrefusal_po.curate.rules import usual_refusal
+from overrefusal_po.named_plugs import check_plugs
 from overrefusal_po.pipeline import run_stage
-from overrefusal_po.plugins import check_plugs
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Completion, PreferencePair, Sampling, Verdict, read_jsonl
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from overrefusal_po.model.bundled import BUNDLED
-from overrefusal_po.plugins import FILE_ENDINGS, built_judge, check_plugs, may_be_name
+from overrefusal_po.named_plugs import check_plugs, may_be_name
+from overrefusal_po.plugins import FILE_ENDINGS, built_judge, find_search
 from overrefusal_po.recipe.files import read_recipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.model_names import model_section, stage_model, with_start_model
@@ -316,6 +317,8 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
         from overrefusal_po.prompts import measured_prompts
 
         found["attacks"] = content_id(sorted(p.id for p in measured_prompts(body.data)))
+        for search in filter(None, map(find_search, body.data.attacks)):
+            found[f"attacks.{search.name}"] = search.module.version(search.settings)
     return found
 
 
