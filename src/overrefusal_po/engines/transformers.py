@@ -178,7 +178,7 @@ class TransformersEngine:
 
     def padded(self, texts: list[str]) -> BatchEncoding:
         """The texts as token ids (B, T) with their mask, padded on the left, on the device."""
-        inputs = self.template.tokenizer(
+        inputs: BatchEncoding = self.template.tokenizer(
             texts,
             return_tensors="pt",
             padding=True,
@@ -186,7 +186,8 @@ class TransformersEngine:
             add_special_tokens=False,
             return_token_type_ids=False,
         )
-        return inputs.to(self.device)
+        inputs.to(self.device)  # in place
+        return inputs
 
     def _batch(self, batch: list[Input], sampling: Sampling, sample: int) -> Iterator[Completion]:
         import torch

@@ -80,7 +80,7 @@ def refusal_openers(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Open
     kept = [
         token
         for token, times in refused.most_common()
-        if times * len(answers) > answered[token] * len(texts)
+        if not answers or times / len(texts) > answered[token] / len(answers)
     ]
     decode = template.tokenizer.decode
     return Openers(

@@ -107,8 +107,8 @@ def auc_covariance(one: Scores, other: Scores) -> float:
 
     found = 0.0
     for kind in (0, 1):
-        sides = [placements(run[kind], run[1 - kind]) for run in (one, other)]
-        found += float(np.cov(*sides)[0, 1]) / len(sides[0])
+        mine, theirs = (placements(run[kind], run[1 - kind]) for run in (one, other))
+        found += float(np.cov(mine, theirs)[0, 1]) / len(mine)
     return found
 
 
