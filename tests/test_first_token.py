@@ -40,7 +40,15 @@ from overrefusal_po.evaluate.threshold_curve import (
 from overrefusal_po.model.finite import NotFiniteError
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.records import Message, Outcome, Prompt, Verdict, read_jsonl, write_jsonl
+from overrefusal_po.records import (
+    Message,
+    Outcome,
+    Prompt,
+    Sampling,
+    Verdict,
+    read_jsonl,
+    write_jsonl,
+)
 from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.compare import as_json, compare_folders, render
 from overrefusal_po.report.first_token_part import CurveStep, curve_step_words
@@ -99,6 +107,13 @@ def test_settings_of_generation_change_no_log_odds(styles: dict[str, Style]) -> 
 
 def dict_of(engine: TransformersEngine, openers: list[int]) -> dict[str, float]:
     return {prompt.id: value for prompt, value in opener_log_odds(engine, asked(), openers)}
+
+
+def test_continuous_batching_changes_no_log_odds(styles: dict[str, Style]) -> None:
+    engine = engine_of(styles["llama"], continuous_batching=True)
+    sampling = Sampling(max_new_tokens=2)
+    assert len(list(engine.complete(asked(), sampling))) == len(asked())
+    assert dict_of(engine, [7]) == pytest.approx(dict_of(engine_of(styles["llama"]), [7]), abs=1e-4)
 
 
 def test_what_is_there_already_is_not_measured_again(styles: dict[str, Style]) -> None:
