@@ -13,7 +13,9 @@ from playwright.sync_api import Browser
 from test_metrics import attacked, outcome, unscored
 
 from overrefusal_po.cli import main
+from overrefusal_po.evaluate.first_token import FirstToken, first_token_entry
 from overrefusal_po.evaluate.metrics import run_metrics
+from overrefusal_po.evaluate.openers import Openers
 from overrefusal_po.evaluate.score_intervals import paired_difference, square_and_add
 from overrefusal_po.evaluate.side_by_side import against_first, check_comparable, holm
 from overrefusal_po.records import Kind, Outcome, Refusal, write_jsonl
@@ -43,6 +45,19 @@ def folder_of(path: Path, rows: Sequence[Outcome], name: str = "run", model: str
     entry = {**metrics.as_dict(name, model), "measured": measured}
     (path / "metrics.json").write_text(json.dumps(entry))
     return path
+
+
+def with_log_odds(folder: Path, rows: Sequence[Outcome], shift: float = 1) -> Path:
+    """An evaluation's folder with log-odds and their part of metrics.json."""
+    prompts = [row.prompt for row in rows if row.prompt.kind != "general"]
+    odds = {p.id: n * 37 % 11 + shift * (p.kind == "harmful") for n, p in enumerate(prompts)}
+    made = [FirstToken(prompt_id=key, log_odds=value, openers=(1,)) for key, value in odds.items()]
+    write_jsonl(folder / "first_token.jsonl", made)
+    openers = Openers((1,), "own refusals", ["I"], ["To"], 0.9, 0.1)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["first_token"] = first_token_entry(prompts, odds, openers, 0.8)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
 
 
 BASE = said("harmful", "ffffn") + said("benign", "fffpnnnn") + said("general", "nnn")
@@ -296,6 +311,8 @@ def hostile(tmp_path: Path) -> Path:
         folder_of(tmp_path / f"run {number}", spoken(rows), HOSTILE + str(number), HOSTILE)
         for number, rows in enumerate((BASE, TUNED, BASE))
     ]
+    for folder in folders:
+        with_log_odds(folder, BASE)
     return write_page(compare_folders(folders), tmp_path / "page.html")
 
 

@@ -54,6 +54,21 @@ def run(name: str) -> dict[str, Any]:
         },
         "capability": {"tasks": {"t" * 100: {"acc": 0.5}}},
         "certificate": {"judge": "refusal 2", "kappa": "0.9 [0.8, 1.0]", "n": "1" * 100},
+        "first_token": first_token(),
+    }
+
+
+def first_token() -> dict[str, Any]:
+    """The first token's part of a run: a curve of three points, and a hostile token."""
+    shares = [(None, 0.0, 1.0), (1.5, 0.5, 0.5), (-2.0, 1.0, 0.0)]
+    names = ("threshold", "harmful_refused", "benign_answered")
+    points = [dict(zip(names, point, strict=True)) for point in shares]
+    return {
+        "auc": {"value": 0.7, "low": 0.6, "high": 0.8},
+        "n": {"harmful": 100, "benign": 100},
+        "openers": {"source": "own refusals", "tokens": [HOSTILE], "left_out": ["t" * 300]},
+        "at_own": points[1],
+        "curve": points,
     }
 
 
@@ -88,6 +103,11 @@ def summary() -> dict[str, Any]:
         "transitions": [
             step | {"kind": kind, "category": HOSTILE, "counts": counts}
             for kind in ("benign", "harmful")
+        ],
+        "curves": [
+            step
+            | {"n": 200, "harmful_refused": 0.5, "benign_answered": 0.6, "threshold_answers": 0.5}
+            | {"gain": {"value": 0.1, "low": 0.05, "high": 0.2}}
         ],
         "samples": samples,
         "measured": {
@@ -202,6 +222,23 @@ def test_no_page_is_wider_than_its_window(browser: Browser, report: Path, width:
     assert page.evaluate(
         "[...document.querySelectorAll('.scroll')].some((box) => box.scrollWidth > box.clientWidth)"
     )
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_curve_legend_and_sentences_fit_a_phone_and_a_screen(
+    browser: Browser, report: Path, width: int
+) -> None:
+    page = open_page(browser, report, width=width)
+    lines = "[...document.querySelectorAll('#first-token ~ .words')][0].querySelectorAll('li')"
+    assert page.evaluate(f"{lines}.length") == 3
+    assert page.evaluate(f"[...{lines}].every((line) => line.scrollWidth <= line.clientWidth)")
+    assert page.evaluate(
+        f"[...{lines}].every((line) => line.getBoundingClientRect().right <= {width})"
+    )
+    plane = "document.querySelector('.plane img')"
+    assert page.evaluate(f"{plane}.getBoundingClientRect().right") <= width
+    assert "dashed curve" in page.evaluate(f"{plane}.alt")
+    assert page.evaluate("document.title") != "taken"
 
 
 def test_print_hides_the_filters_and_shows_every_example(page: Page) -> None:

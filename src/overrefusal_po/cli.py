@@ -278,7 +278,8 @@ def compare(
         terminal.say_json(comparing.as_json(found))
         return
     terminal.print_table(*comparing.table_rows(found), width=140)
-    for line in (*comparing.move_lines(found), *found.notes, f"page: {page}"):
+    lines = (*comparing.move_lines(found), *found.first_token_lines)
+    for line in (*lines, *found.notes, f"page: {page}"):
         terminal.say(line)
 
 

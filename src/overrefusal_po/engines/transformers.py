@@ -23,7 +23,7 @@ from overrefusal_po.model.finite import FiniteLogits
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import BatchEncoding, PreTrainedModel
 
 
 class Settings(BaseModel):
@@ -176,18 +176,23 @@ class TransformersEngine:
             return self.template.prompt_text(prompt.messages, prompt.assistant_prefix)
         return self.template.neutral(prompt.raw_text) + prompt.assistant_prefix
 
-    def _batch(self, batch: list[Input], sampling: Sampling, sample: int) -> Iterator[Completion]:
-        import torch
-
-        inputs = self.template.tokenizer(
-            [text for _, text in batch],
+    def padded(self, texts: list[str]) -> BatchEncoding:
+        """The texts as token ids (B, T) with their mask, padded on the left, on the device."""
+        inputs: BatchEncoding = self.template.tokenizer(
+            texts,
             return_tensors="pt",
             padding=True,
             padding_side="left",
             add_special_tokens=False,
             return_token_type_ids=False,
         )
-        inputs = inputs.to(self.device)
+        inputs.to(self.device)  # in place
+        return inputs
+
+    def _batch(self, batch: list[Input], sampling: Sampling, sample: int) -> Iterator[Completion]:
+        import torch
+
+        inputs = self.padded([text for _, text in batch])
         if sampling.temperature > 0:
             # the seed follows from the batch's content, so every run draws the same from it
             ids = [prompt.id for prompt, _ in batch]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NotRequired, TypedDict
 
 from overrefusal_po.evaluate.corrections import CorrectedEntry
+from overrefusal_po.evaluate.first_token import FirstTokenEntry
 from overrefusal_po.evaluate.metrics import RatesEntry
 from overrefusal_po.evaluate.panel_agreement import PanelEntry
 
@@ -68,6 +69,7 @@ class MetricsEntry(RatesEntry):
     certificate: NotRequired[dict[str, str]]
     panel: NotRequired[PanelEntry]
     capability: NotRequired[CapabilityEntry]
+    first_token: NotRequired[FirstTokenEntry]
     truncated: NotRequired[TruncatedEntry]
     measured: NotRequired[MeasuredEntry]
     gate: NotRequired[GateEntry]

@@ -1,8 +1,9 @@
-"""The model that an evaluation measures: its responses and its perplexity, the weights loaded once.
+"""The model that an evaluation measures: its responses, its perplexity and its first tokens.
 
 model = MeasuredModel(recipe, template)
 completions = model.completions(run, prompts)
 model.perplexity(run, prompts)        # None if the recipe leaves it out
+model.first_token(run, outcomes)      # the same
 model.release()
 """
 
@@ -15,17 +16,39 @@ from functools import cached_property
 from typing import cast
 
 from overrefusal_po.engines import Engine
+from overrefusal_po.engines._first_token import opener_log_odds
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.capability import asked_references, perplexity
 from overrefusal_po.evaluate.entries import PerplexityEntry
+from overrefusal_po.evaluate.first_token import (
+    FILE,
+    FirstToken,
+    FirstTokenEntry,
+    first_token_entry,
+    scored_prompts,
+    wants_first_token,
+)
+from overrefusal_po.evaluate.metrics import outcome_rate
+from overrefusal_po.evaluate.openers import refusal_openers, thinks
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.records import Completion, Prompt, read_state, write_atomic
+from overrefusal_po.records import (
+    Completion,
+    Outcome,
+    Prompt,
+    read_state,
+    write_atomic,
+    write_jsonl,
+)
+from overrefusal_po.run.appender import Appender
 from overrefusal_po.run.complete import complete, engine_for, in_process, recipe_sampling
 from overrefusal_po.run.folder import Run
 
 logger = logging.getLogger(__name__)
+
+NOT_MEASURED = "The first token was not measured"
+"""The beginning of the note that says why."""
 
 
 def wants_perplexity(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> bool:
@@ -72,7 +95,7 @@ class MeasuredModel:
         )
 
     def release(self) -> None:
-        """Frees the weights: a judge may need the memory."""
+        """Frees the weights: a judge may need the memory. They are loaded again if needed."""
         self.__dict__.pop("engine", None)
 
     def completions(
@@ -109,3 +132,50 @@ class MeasuredModel:
             write_atomic(file, json.dumps(found.as_dict(), indent=1))
         known = read_state(file, PerplexityEntry.__required_keys__)
         return cast(PerplexityEntry, known)
+
+    def first_token(
+        self, run: Run, outcomes: Sequence[Outcome]
+    ) -> tuple[FirstTokenEntry | None, list[str]]:
+        """How far the first token separates harmful from benign prompts, and notes for a reader.
+
+        None if it is not wanted, or if it says nothing: a note then says why. `outcomes` are those
+        of the prompts as they were asked.
+        """
+        prompts = scored_prompts(outcomes)
+        if not wants_first_token(self.recipe, [o.prompt for o in outcomes]):
+            return None, []
+        if len({prompt.kind for prompt in prompts}) < 2:
+            return None, [f"{NOT_MEASURED}: a kind of prompts has no response."]
+        if thinks(outcomes):
+            return None, [f"{NOT_MEASURED}: the model thinks before it answers."]
+        assert self.template is not None, "an engine in process has one"
+        openers = refusal_openers(self.template, outcomes)
+        if not openers.ids:
+            return None, [f"{NOT_MEASURED}: no token opens refusals more often than answers."]
+        log_odds = self.log_odds(run, prompts, openers.ids)
+        refused = outcome_rate([o for o in outcomes if o.prompt.kind == "harmful"]).value
+        return first_token_entry(prompts, log_odds, openers, refused), []
+
+    def log_odds(
+        self, run: Run, prompts: Sequence[Prompt], openers: tuple[int, ...]
+    ) -> dict[str, float]:
+        """{prompt id: log-odds that its response opens with one of `openers`}, kept row by row in
+        the run folder. Rows for other openers, from another verdict of the judge, are made again.
+        """
+        with Appender(run.path / FILE, FirstToken) as file:
+            found = {row.prompt_id: row for row in file.rows if row.openers == openers}
+            if any(prompt.id not in found for prompt in prompts):
+                logger.info(
+                    "%s: first tokens of %d prompts (first_token: false leaves them out)",
+                    self.recipe.run_name,
+                    len(prompts),
+                )
+                engine = self.engine
+                assert isinstance(engine, TransformersEngine)
+                had = frozenset(found)
+                for prompt, value in opener_log_odds(engine, prompts, openers, had=had):
+                    row = FirstToken(prompt_id=prompt.id, log_odds=value, openers=openers)
+                    file.add(row)
+                    found[prompt.id] = row
+        write_jsonl(run.path / FILE, [found[prompt.id] for prompt in prompts])
+        return {prompt.id: found[prompt.id].log_odds for prompt in prompts}

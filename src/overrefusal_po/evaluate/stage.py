@@ -28,6 +28,7 @@ from overrefusal_po.evaluate.entries import (
     MetricsEntry,
     PerplexityEntry,
 )
+from overrefusal_po.evaluate.first_token import wants_first_token
 from overrefusal_po.evaluate.gate import check_gate, gate_result
 from overrefusal_po.evaluate.measured_model import MeasuredModel, wants_perplexity
 from overrefusal_po.evaluate.metrics import run_metrics
@@ -60,7 +61,7 @@ from overrefusal_po.run.complete import (
     note_left_out,
 )
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import resumable_verdicts
+from overrefusal_po.run.judged import is_slow, resumable_verdicts
 from overrefusal_po.run.unscored import check_scored
 from overrefusal_po.sources import SHIPPED_SETS
 
@@ -102,6 +103,7 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
             "with engine: transformers."
         )
     wants_perplexity(recipe, plain_prompts(prompts))
+    wants_first_token(recipe, plain_prompts(prompts))
     if in_process(recipe.engine):
         check_engine(recipe.engine)
     if recipe.gate is not None:
@@ -132,16 +134,24 @@ def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
     completions = model.completions(run, prompts)
     perplexity = model.perplexity(run, plain_prompts(prompts))
     searched = run_searches(recipe, run, model, prompts)
-    model.release()
     prompts, completions = prompts + searched.prompts, completions + searched.completions
-    outcomes, guarded = judged_outcomes(run, judges, prompts, completions)
+    if is_slow(judges.refusal):
+        model.release()
+    verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
+    outcomes = paired_outcomes(prompts, completions, verdicts)
+    first_token, missing = model.first_token(run, [o for o in outcomes if o.prompt.attack is None])
+    model.release()
+    outcomes, guarded = guarded_outcomes(run, judges, outcomes)
     write_jsonl(run.path / "outcomes.jsonl", outcomes)
     check_outcomes_scored(recipe, run, outcomes, guarded)
     metrics = all_rates(recipe, outcomes, judges)
     metrics["capability"] = measure_capability(recipe, perplexity)
+    if first_token is not None:
+        metrics["first_token"] = first_token
     metrics["truncated"] = truncated = truncated_entry(outcomes)
     metrics["measured"] = describe_measurement(recipe, judges, prompts)
-    metrics["measured"]["notes"] += response_notes(recipe, truncated, left_out) + searched.notes
+    metrics["measured"]["notes"] += response_notes(recipe, truncated, left_out)
+    metrics["measured"]["notes"] += [*searched.notes, *missing]
     if recipe.gate is not None:
         metrics["gate"] = gate_result(recipe.gate, metrics, outcomes)
     return metrics
@@ -152,20 +162,25 @@ def plain_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [p for p in prompts if p.attack is None]
 
 
-def judged_outcomes(
-    run: Run,
-    judges: EvaluationJudges,
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
-) -> tuple[list[Outcome], list[Verdict]]:
-    """The responses with what the judges say about them, and the guard's verdicts."""
-    verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
-    said: list[Verdict] = []
-    if judges.guard is not None:
-        said = guard_verdicts(run, judges.guard, prompts, completions)
-        verdicts = with_guard(verdicts, said)
+def paired_outcomes(
+    prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: Sequence[Verdict]
+) -> list[Outcome]:
+    """Each prompt with its response and the verdict on it."""
     rows = zip(prompts, completions, verdicts, strict=True)
-    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows], said
+    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
+
+
+def guarded_outcomes(
+    run: Run, judges: EvaluationJudges, outcomes: Sequence[Outcome]
+) -> tuple[list[Outcome], list[Verdict]]:
+    """The outcomes with what the guard says about them, and the guard's verdicts."""
+    if judges.guard is None:
+        return list(outcomes), []
+    prompts, completions = [o.prompt for o in outcomes], [o.completion for o in outcomes]
+    said = guard_verdicts(run, judges.guard, prompts, completions)
+    return paired_outcomes(
+        prompts, completions, with_guard([o.verdict for o in outcomes], said)
+    ), said
 
 
 def check_outcomes_scored(

@@ -169,6 +169,10 @@ class EvaluateRecipe(Section):
     judge's errors. null: none."""
     capability: Capability = Capability()
     """What else the model can do."""
+    first_token: bool | None = None
+    """Measure how well the first token of the response alone separates harmful from benign prompts,
+    and what a threshold on it would refuse and answer. It costs one pass over each prompt. null: if
+    the model is in process and there are prompts of both kinds. `true`: else it is an error."""
     unscored_max: float = Field(default=0.25, ge=0, le=1)
     """The greatest share of responses without a verdict (the server gave none, or a judge's reply
     could not be read). Above it the run fails with exit code 1, and so it does if no response to

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from overrefusal_po.evaluate.breakdowns import NO_ATTACK
 from overrefusal_po.evaluate.metrics import RateName
+from overrefusal_po.report.first_token_part import curve_step_words, first_token_words
 from overrefusal_po.report.panel_part import PanelNumber, PanelPart
 from overrefusal_po.report.summary import MeasuredRates, MeasuredRun, Summary
 from overrefusal_po.report.texts import looks_local, one_line, public_text
@@ -84,6 +85,7 @@ def result_parts(summary: Summary, run: MeasuredRun) -> Iterator[str]:
         "95 % intervals."
     )
     yield "\n".join(rate_table(summary))
+    yield from first_token_part(summary, run)
     if run.panel is not None:
         yield "\n".join(panel_table(run.panel))
     if run.attacks:
@@ -122,6 +124,17 @@ def rate_table(summary: Summary) -> Iterator[str]:
         cells = [rate_words(getattr(run, name), run.intervals.get(name)) for name in columns]
         cells += [corrected_words(run, name) for name in fixed]
         yield f"| {one_line(run.name)} | {' | '.join(cells)} |"
+
+
+def first_token_part(summary: Summary, run: MeasuredRun) -> Iterator[str]:
+    """A line on what a threshold on the first token would do, and on the run beside the curve of
+    the first one."""
+    words = []
+    if run.first_token is not None:
+        words.append(first_token_words(run.first_token, run.harmful_refused, run.benign_answered))
+    words += [curve_step_words(step) for step in summary.curves if step.after == run.name]
+    if words:
+        yield f"First token: {one_line('; '.join(words))}."
 
 
 def panel_table(panel: PanelPart) -> Iterator[str]:

@@ -20,6 +20,7 @@ from overrefusal_po.evaluate.comparisons import (
     estimate_entry,
     judge_names,
 )
+from overrefusal_po.evaluate.first_token import LogOdds, curve_steps, read_log_odds
 from overrefusal_po.evaluate.intervals import Estimate
 from overrefusal_po.evaluate.metrics import State, state
 from overrefusal_po.evaluate.side_by_side import (
@@ -30,6 +31,7 @@ from overrefusal_po.evaluate.side_by_side import (
     check_comparable,
 )
 from overrefusal_po.records import Kind, Outcome, read_jsonl, write_atomic
+from overrefusal_po.report.first_token_part import CurveStep, first_token_lines
 from overrefusal_po.report.summary import KIND_WORDS, STATE_WORDS, Metrics, parsed
 from overrefusal_po.report.texts import clipped, csp_hash, visible
 
@@ -43,14 +45,15 @@ RIGHT_WORDS: dict[Kind, str] = {
 
 
 class ComparedRun(NamedTuple):
-    """One evaluation: its name here, its folder, its model, its plain outcomes, and its judge."""
+    """One evaluation: its name here, its folder, its metrics, its plain outcomes, how many others
+    are under attack and not compared, and its first-token log-odds."""
 
     name: str
     folder: Path
-    model: str
+    metrics: Metrics
     outcomes: list[Outcome]
     attacked: int
-    """Outcomes under attack, which are not compared."""
+    log_odds: LogOdds
 
 
 class ComparedFolders(NamedTuple):
@@ -59,6 +62,13 @@ class ComparedFolders(NamedTuple):
     runs: list[ComparedRun]
     comparisons: list[SideBySide]
     notes: list[str]
+    curves: list[CurveStep]
+    """The other runs against the first one's threshold curve, if it has one."""
+
+    @property
+    def first_token_lines(self) -> list[str]:
+        """Sentences on the first tokens of the runs."""
+        return first_token_lines([(run.name, run.metrics) for run in self.runs], self.curves)
 
 
 class PromptEntry(TypedDict):
@@ -109,6 +119,8 @@ class ComparedEntry(TypedDict):
     runs: list[dict[str, str]]
     judge: str
     comparisons: list[ComparisonEntry]
+    curves: list[dict[str, object]]
+    """See `first_token_part.CurveStep`."""
     notes: list[str]
 
 
@@ -125,7 +137,9 @@ def compare_folders(folders: Sequence[Path]) -> ComparedFolders:
     runs = distinct_names([read_run(folder) for folder in folders])
     outcomes = {run.name: run.outcomes for run in runs}
     check_comparable(outcomes)
-    return ComparedFolders(runs, against_first(outcomes), notes(runs))
+    steps = curve_steps(outcomes, {run.name: run.log_odds for run in runs})
+    curves = [CurveStep.model_validate(step) for step in steps]
+    return ComparedFolders(runs, against_first(outcomes), notes(runs), curves)
 
 
 def read_run(folder: Path) -> ComparedRun:
@@ -139,7 +153,8 @@ def read_run(folder: Path) -> ComparedRun:
     plain = [outcome for outcome in outcomes if outcome.prompt.attack is None]
     if not plain:
         raise ValueError(f"{rows}: all {len(outcomes)} outcomes are under attack; none is plain.")
-    return ComparedRun(metrics.name, folder, metrics.model, plain, len(outcomes) - len(plain))
+    attacked = len(outcomes) - len(plain)
+    return ComparedRun(metrics.name, folder, metrics, plain, attacked, read_log_odds(folder))
 
 
 def no_evaluation(folder: Path) -> str:
@@ -193,10 +208,12 @@ def as_json(found: ComparedFolders) -> ComparedEntry:
     """The comparison as JSON holds it: shares from 0 to 1, all prompts of every change."""
     return {
         "runs": [
-            {"name": run.name, "folder": str(run.folder), "model": run.model} for run in found.runs
+            {"name": run.name, "folder": str(run.folder), "model": run.metrics.model}
+            for run in found.runs
         ],
         "judge": " and ".join(judge_names(found.runs[0].outcomes)),
         "comparisons": [comparison_entry(one) for one in found.comparisons],
+        "curves": [step.model_dump(by_alias=True) for step in found.curves],
         "notes": found.notes,
     }
 

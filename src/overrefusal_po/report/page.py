@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, cast
 from overrefusal_po.evaluate.breakdowns import NO_ATTACK, SeedSpread, spread_over_seeds
 from overrefusal_po.evaluate.metrics import RateName, RatesEntry
 from overrefusal_po.records import Kind, write_atomic
+from overrefusal_po.report.first_token_part import first_token_lines, openers_words
 from overrefusal_po.report.pictures import draw_plane, draw_transitions, png_base64
 from overrefusal_po.report.seeds import check_seeds
 from overrefusal_po.report.summary import (
@@ -229,6 +230,9 @@ def write_report(folder: Path, *others: Path) -> Path:
         "compared": compared_steps(summary),
         "choices": verdict_choices(summary),
         "has": shown_parts(summary.runs),
+        "first_token_lines": first_token_lines(
+            [(run.name, run) for run in summary.runs], summary.curves
+        ),
         "spreads": seed_spreads(summaries),
         "folders": [path.resolve().name for path in folders],
     }
@@ -250,6 +254,7 @@ def render(summary: Summary, values: Mapping[str, object]) -> str:
         "rate_missed": rate_missed,
         "part_keys": part_keys,
         "task_rows": task_rows,
+        "openers_words": openers_words,
         "verdict_tokens": verdict_tokens,
     }
     fixed = {"s": summary, "states": STATE_WORDS, "kinds": KIND_WORDS, "no_attack": NO_ATTACK}

@@ -57,7 +57,7 @@ class LabelPlace(NamedTuple):
 
 def draw_plane(runs: Sequence[MeasuredRun]) -> Figure:
     """benign_answered to the right, harmful_refused upwards, a point for every run that has both,
-    with its intervals."""
+    with its intervals; behind them the threshold curve of the first run that has one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 5.9), dpi=200, facecolor=GROUND)
@@ -68,7 +68,7 @@ def draw_plane(runs: Sequence[MeasuredRun]) -> Figure:
         for run in runs
         if run.benign_answered is not None and run.harmful_refused is not None
     ]
-    lines: list[Point] = []
+    lines = draw_curve(axes, runs)
     for (_, here), (_, there) in pairwise(shown):
         if math.dist(here, there) > 0.1:  # a shorter arrow is all head
             arrow = {"arrowstyle": "-|>", "color": MUTED, "shrinkA": 7, "shrinkB": 7, "lw": 1.1}
@@ -79,6 +79,30 @@ def draw_plane(runs: Sequence[MeasuredRun]) -> Figure:
         lines += draw_run(axes, run, spot, ACCENT if run is runs[-1] else INK, hollow=hollow)
     place_labels(axes, [(run.name, spot) for run, spot in shown], lines)
     return figure
+
+
+def draw_curve(axes: Axes, runs: Sequence[MeasuredRun]) -> list[Point]:
+    """Draws the threshold curve of the first run that has one, with a legend; returns points along
+    it."""
+    run = next((run for run in runs if run.first_token is not None), None)
+    if run is None or run.first_token is None:
+        return []
+    spots = [(p.benign_answered, p.harmful_refused) for p in run.first_token.curve]
+    xs, ys = zip(*spots, strict=True)
+    name = clipped(str(visible(run.name)), 28)
+    label = f"threshold on the first token of {name}"
+    axes.plot(xs, ys, color=MUTED, lw=1.4, ls=(0, (4, 2)), clip_on=False, zorder=2, label=label)
+    legend = axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        borderpad=0,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return [point for ends in pairwise(spots) for point in points_between(*ends)]
 
 
 def draw_run(

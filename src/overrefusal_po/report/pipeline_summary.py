@@ -21,6 +21,7 @@ from overrefusal_po.evaluate.comparisons import (
     transitions,
 )
 from overrefusal_po.evaluate.entries import MeasuredEntry, MetricsEntry
+from overrefusal_po.evaluate.first_token import CurveStepEntry, curve_steps, read_log_odds
 from overrefusal_po.evaluate.labels import blinded_sample
 from overrefusal_po.evaluate.metrics import State
 from overrefusal_po.recipe.panels import is_panel, panel_members
@@ -60,6 +61,7 @@ class SummaryEntry(TypedDict):
     runs: list[dict[str, object]]
     comparisons: list[ComparisonEntry]
     transitions: list[TransitionEntry]
+    curves: list[CurveStepEntry]
     samples: list[SampleEntry]
     measured: MeasuredEntry
     seconds: float
@@ -75,13 +77,14 @@ def make_summary(
     outcomes: Mapping[str, list[Outcome]],
 ) -> SummaryEntry:
     """summary.json of at least one run: the runs, comparisons of neighbours (and of first and
-    last), transitions and samples.
+    last), transitions, threshold curves and samples.
 
     `outcomes` are all of each run, by its name. The samples are about 50 prompts and a few of each
     attack.
     """
     plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
     steps = comparable_steps(plain)
+    log_odds = {run["name"]: read_log_odds(folder / run["folder"]) for run in runs}
     notes = [*reader_notes(runs, stages), *waiver_notes(folder)]
     known = environment()
     status_files = folder.glob("*/status.json")
@@ -91,6 +94,7 @@ def make_summary(
         "runs": [run_entry(run) for run in runs],
         "comparisons": [compare(plain[a], plain[b]).as_dict(a, b) for a, b in steps],
         "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
+        "curves": curve_steps(plain, log_odds),
         "samples": sample_entries(outcomes),
         "measured": {**runs[-1]["measured"], "notes": notes},
         "seconds": sum(read_state(file).get("seconds", 0) for file in status_files),

@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 
 from overrefusal_po.evaluate.metrics import ScoredState
 from overrefusal_po.records import Kind, Outcome, Refusal, first_fault, read_jsonl, read_state
+from overrefusal_po.report.first_token_part import CurveStep, FirstTokenPart
 from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelPart
 from overrefusal_po.report.samples import sample_entries
 
@@ -182,6 +183,7 @@ class MeasuredRun(MeasuredRates):
     panel: PanelPart | None = None
     """Only if several judges read the responses."""
     capability: MeasuredCapability | None = None
+    first_token: FirstTokenPart | None = None
     gate: GateResult | None = None
     truncated: Truncated | None = None
     model_form: str | None = None
@@ -233,6 +235,8 @@ class Summary(RatePart):
     runs: tuple[MeasuredRun, ...] = Field(min_length=1)
     comparisons: tuple[MeasuredStep, ...] = ()
     transitions: tuple[MeasuredTransition, ...] = ()
+    curves: tuple[CurveStep, ...] = ()
+    """Later runs against the threshold curve of the first run that has one."""
     samples: tuple[Sample, ...] = ()
     measured: Measured
     versions: dict[str, str] = {}

@@ -23,6 +23,12 @@ from rich.table import Table
 from rich.text import Text
 
 from overrefusal_po.records import read_state
+from overrefusal_po.report.first_token_part import (
+    CurveStep,
+    FirstTokenPart,
+    curve_step_words,
+    first_token_words,
+)
 from overrefusal_po.report.texts import visible
 
 if TYPE_CHECKING:
@@ -124,6 +130,8 @@ def print_result(found: StageResult) -> None:
                 say(line)
         elif key == "capability" and "perplexity" in value:
             say(perplexity_words(value["perplexity"]))
+        elif key == "first_token":
+            say(first_token_line(found))
         elif key not in rates and not isinstance(value, dict | list):
             say(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
     for key, value in found.items():
@@ -178,6 +186,10 @@ def print_summary(folder: Path) -> None:
             say(f"{run['name']}: {truncated_words(cut)}")
         for line in agreement_lines(run["panel"]) if run.get("panel") else ():
             say(f"{run['name']}: {line}")
+        if run.get("first_token"):
+            say(f"{run['name']}: {first_token_line(run)}")
+    for step in summary.get("curves", ()):
+        say(curve_step_words(CurveStep.model_validate(step)))
     say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
 
@@ -215,6 +227,12 @@ def perplexity_words(found: Mapping[str, Any]) -> str:
     """`perplexity: 54.6 (32.9 to 90.1) on 8 reference answers`."""
     ends = "" if found["low"] is None else f" ({found['low']:.1f} to {found['high']:.1f})"
     return f"perplexity: {found['value']:.1f}{ends} on {found['n']} reference answers"
+
+
+def first_token_line(run: StageResult) -> str:
+    """`first token: AUC 0.74 [0.69, 0.79]; at its own harmful_refused (0.81) ...`."""
+    part = FirstTokenPart.model_validate(run["first_token"])
+    return f"first token: {first_token_words(part, run['harmful_refused'], run['benign_answered'])}"
 
 
 def with_interval(run: StageResult, key: str) -> str:

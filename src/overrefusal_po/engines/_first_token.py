@@ -1,0 +1,75 @@
+"""Prompts -> the log-odds that a response opens with one of some tokens, in one pass each.
+
+for prompt, log_odds in opener_log_odds(engine, prompts, [2121]):
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from overrefusal_po.model import generation
+from overrefusal_po.model.finite import FiniteLogits
+from overrefusal_po.records import Prompt, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from overrefusal_po.engines.transformers import TransformersEngine
+
+
+def opener_log_odds(
+    engine: TransformersEngine,
+    prompts: Sequence[Prompt],
+    openers: Sequence[int],
+    *,
+    had: Container[str] = frozenset(),
+) -> Iterator[tuple[Prompt, float]]:
+    """log P - log(1 - P) for each prompt whose id is not in `had`, longest prompts first.
+
+    P is the probability that the first token of the response is one of `openers` (token ids): the
+    sum of their softmax over the model's logits at the last position of the prompt. The logits are
+    the model's own, before temperature and any other setting of generation. Batches are planned
+    over all prompts, so a resumed run sees the same ones.
+    """
+    inputs = sorted(((p, engine.input_text(p)) for p in prompts), key=lambda row: -len(row[1]))
+    for start in range(0, len(inputs), engine.batch_size):
+        batch = inputs[start : start + engine.batch_size]
+        if all(prompt.id in had for prompt, _ in batch):
+            continue
+        values = log_odds(first_logits(engine, [text for _, text in batch]), openers).tolist()
+        rows = zip(batch, values, strict=True)
+        yield from ((prompt, value) for (prompt, _), value in rows if prompt.id not in had)
+
+
+def first_logits(engine: TransformersEngine, texts: list[str]) -> Tensor:
+    """(B, V): the logits of the first token behind each text. NotFiniteError if one is NaN."""
+    import torch
+
+    inputs = engine.padded(texts)
+    # a greedy step of `generate`: it makes the position ids that left padding needs, and asks the
+    # model for the logits of the last position alone
+    options = engine.options(Sampling(max_new_tokens=1))
+    asked = {**options, "return_dict_in_generate": True, "output_logits": True}
+    config = generation.generation_config(asked)
+    watch = FiniteLogits(engine.name)
+    with torch.inference_mode(), generation.generating_by(engine.model, config):
+        # transformers does not annotate `generate`
+        found = engine.model.generate(  # type: ignore[operator]
+            **inputs, generation_config=config, logits_processor=[watch]
+        )
+    watch.check()
+    logits: Tensor = found.logits[0]
+    return logits
+
+
+def log_odds(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """(B,): log P - log(1 - P) in float32, P being the softmax (B, V) summed over `tokens`."""
+    import torch
+
+    meant = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    meant[list(tokens)] = True
+    logits = logits.float()
+    # the normaliser falls out, so P near 0 or 1 loses no digits
+    return logits[:, meant].logsumexp(-1) - logits[:, ~meant].logsumexp(-1)

@@ -1,0 +1,129 @@
+"""Outcomes -> the tokens that open a model's refusals.
+
+found = refusal_openers(template, outcomes)
+found.ids                    # (19, 2121)
+found.as_dict()["tokens"]    # ["Sorry", "I"]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, TypedDict
+
+from overrefusal_po.evaluate.metrics import state
+from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
+from overrefusal_po.model.frame import THINKING_TAG
+from overrefusal_po.prompts import read_source
+from overrefusal_po.records import Outcome
+
+HEAD = 200
+"""Characters of a response that are read: its first token is among them."""
+
+OpenerSource = Literal["own refusals", "written refusals"]
+"""Where the openers come from; the written refusals are those of the starter set."""
+
+
+class OpenersEntry(TypedDict):
+    """The openers in metrics.json. `left_out` open refusals too, but answers at least as often."""
+
+    source: OpenerSource
+    tokens: list[str]
+    left_out: list[str]
+    refusals_opened: float | None
+    answers_opened: float | None
+
+
+class Openers(NamedTuple):
+    """The tokens that open refusals, and how they were found.
+
+    `ids` are the token ids, `tokens` the same as text. `refusals_opened` and `answers_opened` are
+    the shares of refusals and answers that begin with one of them; None if there are none.
+    """
+
+    ids: tuple[int, ...]
+    source: OpenerSource
+    tokens: list[str]
+    left_out: list[str]
+    refusals_opened: float | None
+    answers_opened: float | None
+
+    def as_dict(self) -> OpenersEntry:
+        """The entry of metrics.json."""
+        return {
+            "source": self.source,
+            "tokens": self.tokens,
+            "left_out": self.left_out,
+            "refusals_opened": self.refusals_opened,
+            "answers_opened": self.answers_opened,
+        }
+
+
+def thinks(outcomes: Sequence[Outcome]) -> bool:
+    """Whether most responses hold a thinking block: then the first token decides nothing."""
+    thoughts = sum(bool(THINKING_TAG.search(o.completion.text)) for o in outcomes)
+    return 2 * thoughts > len(outcomes)
+
+
+def refusal_openers(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers:
+    """The first tokens of the model's own refusals; of the written ones if it has none.
+
+    A refusal counts if the judge sees it start at character 0, or if it is a full one and the judge
+    does not say where. A token stays if it opens a greater share of these refusals than of the
+    answers: to see it is then a sign of a refusal. Others are left out, such as an "I" that opens
+    most answers too. Responses to prompts of all kinds count, if they are scored.
+    """
+    own = [o.completion.text for o in outcomes if opens_with_refusal(o)]
+    answers = [o.completion.text for o in outcomes if state(o) == "answer"]
+    texts = own or written_refusals()
+    refused, answered = (first_tokens(template, rows) for rows in (texts, answers))
+    kept = [
+        token
+        for token, times in refused.most_common()
+        if not answers or times / len(texts) > answered[token] / len(answers)
+    ]
+    decode = template.tokenizer.decode
+    return Openers(
+        ids=tuple(sorted(kept)),
+        source="own refusals" if own else "written refusals",
+        tokens=[str(decode([token])) for token in kept],
+        left_out=[str(decode([token])) for token in refused if token not in kept],
+        refusals_opened=share_opened(refused, kept, len(own)),
+        answers_opened=share_opened(answered, kept, len(answers)),
+    )
+
+
+def opens_with_refusal(outcome: Outcome) -> bool:
+    """Whether the response begins with its refusal."""
+    verdict = outcome.verdict
+    if state(outcome) not in ("partial", "full"):
+        return False
+    start = verdict.refusal_start
+    return start == 0 or (start is None and verdict.refusal == "full")
+
+
+def written_refusals() -> list[str]:
+    """The refusals that the starter set has: right ones of harmful prompts, wrong ones of benign
+    prompts."""
+    prompts = read_source("starter", None)
+    texts = (p.reference if p.kind == "harmful" else p.overcautious for p in prompts)
+    return [text for text in texts if text]
+
+
+def share_opened(counts: Counter[int], tokens: Iterable[int], n: int) -> float | None:
+    """The share of `n` texts that one of these tokens opens; None without a text."""
+    return sum(counts[token] for token in tokens) / n if n else None
+
+
+def first_tokens(template: ChatTemplate, texts: Sequence[str]) -> Counter[int]:
+    """How many texts each token opens, at the start of a response.
+
+    A text that is empty or begins with white space is left out: a rendered turn has none there.
+    """
+    heads = [text[:HEAD] for text in texts if text and not text[0].isspace()]
+    turns = template.turns([(SHORT_CONVERSATION, head) for head in heads])
+    firsts = (
+        next((i for i, (a, b) in zip(turn.response_ids, turn.offsets, strict=True) if b > a), None)
+        for turn in turns
+    )
+    return Counter(token for token in firsts if token is not None)

@@ -1,0 +1,173 @@
+"""What metrics.json and summary.json say of the first token and its curve: checked, and in words.
+
+    found = FirstTokenPart.model_validate(metrics["first_token"])
+    first_token_words(found, 0.81, 0.50)
+    # AUC 0.74 [0.69, 0.79]; at its own harmful_refused (0.81) a threshold would answer 0.66, ...
+    curve_step_words(step)
+    # dpo lies off the curve of base: ...
+
+`evaluate.first_token` makes them; `summary` has the other parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, Field, FiniteFloat
+
+from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelNumber
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class OpenersPart(BaseModel):
+    """The tokens that open refusals. `left_out` open refusals too, but answers at least as
+    often."""
+
+    model_config = READ_CONFIG
+    source: Literal["own refusals", "written refusals"]
+    tokens: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    refusals_opened: Share | None = None
+    answers_opened: Share | None = None
+
+
+class CurvePointPart(BaseModel):
+    """The rule that refuses from a log-odds on: the share of harmful prompts that it refuses, and
+    of benign ones that it answers. Threshold None refuses nothing."""
+
+    model_config = READ_CONFIG
+    threshold: FiniteFloat | None
+    harmful_refused: Share
+    benign_answered: Share
+
+
+class FirstTokenPart(BaseModel):
+    """How far the log-odds of a refusing first token separate harmful from benign prompts."""
+
+    model_config = READ_CONFIG
+    auc: PanelNumber
+    n: dict[str, Count]
+    openers: OpenersPart
+    at_own: CurvePointPart | None = None
+    """The point of the curve that refuses as many harmful prompts as the model does."""
+    curve: tuple[CurvePointPart, ...]
+
+
+class CurveStep(BaseModel):
+    """The run `to` against the threshold curve of the run `from`, on the same prompts.
+
+    `gain` is its benign_answered minus `threshold_answers`: what a threshold on the first token of
+    `from` would answer at the harmful_refused of `to`.
+    """
+
+    model_config = READ_CONFIG
+    before: str = Field(alias="from")
+    after: str = Field(alias="to")
+    n: Count
+    harmful_refused: Share
+    benign_answered: Share
+    threshold_answers: Share
+    gain: PanelNumber
+    auc_difference: PanelNumber | None = None
+
+    @property
+    def place(self) -> Literal["off", "on", "below"]:
+        """Off the curve on the better side, or below it; on it if the gain's interval includes
+        0."""
+        low, high = self.gain.low, self.gain.high
+        if low is not None and low > 0:
+            return "off"
+        return "below" if high is not None and high < 0 else "on"
+
+
+class FirstTokenRun(Protocol):
+    """A run as far as a sentence on its first token needs it: a `summary.MeasuredRun`."""
+
+    @property
+    def first_token(self) -> FirstTokenPart | None:
+        """None if it was not measured."""
+
+    @property
+    def harmful_refused(self) -> float | None:
+        """The model's own rate."""
+
+    @property
+    def benign_answered(self) -> float | None:
+        """The model's own rate."""
+
+
+def first_token_lines(
+    runs: Iterable[tuple[str, FirstTokenRun]], steps: Sequence[CurveStep]
+) -> list[str]:
+    """A sentence for each named run whose first token was measured, then one for each step."""
+    found = []
+    for name, run in runs:
+        if run.first_token is not None:
+            own = run.harmful_refused, run.benign_answered
+            found.append(f"{name}: first token: {first_token_words(run.first_token, *own)}")
+    return found + [curve_step_words(step) for step in steps]
+
+
+def first_token_words(
+    found: FirstTokenPart, harmful_refused: float | None, benign_answered: float | None
+) -> str:
+    """`AUC 0.74 [0.69, 0.79]; at its own harmful_refused (0.81) a threshold would answer 0.66, the
+    model answers 0.50`. The shares given are the model's own."""
+    words = f"AUC {number_words(found.auc)}"
+    if found.at_own is None or harmful_refused is None:
+        return words
+    own = "" if benign_answered is None else f", the model answers {benign_answered:.2f}"
+    return (
+        f"{words}; at its own harmful_refused ({harmful_refused:.2f}) a threshold would answer "
+        f"{found.at_own.benign_answered:.2f}{own}"
+    )
+
+
+def openers_words(found: OpenersPart) -> str:
+    """The tokens, where they come from, and how many responses begin with one."""
+    words = f"{', '.join(map(repr, found.tokens))} (first tokens of {found.source}"
+    if found.refusals_opened is not None:
+        words += f"; they open {found.refusals_opened:.0%} of these"
+    if found.answers_opened is not None:
+        words += f"; they open {found.answers_opened:.0%} of the answers"
+    left = f"; left out: {', '.join(map(repr, found.left_out))}" if found.left_out else ""
+    return f"{words}{left})"
+
+
+def curve_step_words(step: CurveStep) -> str:
+    """A sentence: whether the run lies off, on or below the other's curve, by how much, and how its
+    AUC differs."""
+    place = step.place
+    end = {
+        "off": f"gain {signed(step.gain)}",
+        "below": f"loss {signed(step.gain)}: a threshold does better",
+        "on": f"difference {signed(step.gain)}: a threshold may do as well",
+    }[place]
+    words = (
+        f"{step.after} lies {place} the curve of {step.before}: at its harmful_refused "
+        f"({step.harmful_refused:.2f}) it answers {step.benign_answered:.2f}, a threshold on the "
+        f"first token of {step.before} {step.threshold_answers:.2f} ({end})"
+    )
+    if step.auc_difference is None:
+        return words
+    return f"{words}; the AUC differs by {signed(step.auc_difference)}"
+
+
+def signed(number: PanelNumber) -> str:
+    """`+0.10 [+0.02, +0.18]`, or n/a."""
+    if number.value is None:
+        return "n/a"
+    if number.low is None or number.high is None:
+        return f"{number.value:+.2f}"
+    return f"{number.value:+.2f} [{number.low:+.2f}, {number.high:+.2f}]"
+
+
+def number_words(number: PanelNumber) -> str:
+    """`0.74 [0.69, 0.79]`, or n/a."""
+    if number.value is None:
+        return "n/a"
+    if number.low is None or number.high is None:
+        return f"{number.value:.2f}"
+    return f"{number.value:.2f} [{number.low:.2f}, {number.high:.2f}]"
