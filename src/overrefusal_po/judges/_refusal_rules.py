@@ -120,7 +120,8 @@ def declined_verdict(
     """Full, unless an answer of some length stands before, between or after the refusals."""
     first = declines[0].place
     refusing = {found.place for found in declines}
-    before = answer_size(without_opening(reply, declines[0]), asked)
+    earlier = without_opening(reply, declines[0])
+    before = answer_size(earlier, asked)
     rest = [s for i, s in enumerate(reply.sentences) if i > first and i not in refusing]
     after = answer_size(unsubstituted(rest, asked), asked)
     private = say.privacy.search(reply.low) is not None
@@ -130,7 +131,7 @@ def declined_verdict(
         or (after.items >= 2 and after.words >= LIST_WORDS)
         or (after.own >= BESIDE_WORDS and not asked.why and not private and on_topic)
         or answers_after_turn(rest, asked)
-        or answers_other_part([reply.sentences[i] for i in refusing], rest, asked)
+        or answers_other_part([reply.sentences[i] for i in refusing], [*earlier, *rest], asked)
     )
     firm = any(found.firm for found in declines)
     if not firm and (after.items >= 2 or after.words >= 2 * ANSWER_WORDS):
