@@ -79,19 +79,19 @@ def redirect_verdict(reply: Reply, asked: Question) -> tuple[Refusal, int] | Non
     condemned_way = strength == "hard" and asked.how and not held.turned
     if not (held.elsewhere or 2 * held.idle >= len(rest) or condemned_way):
         return None
-    if strength == "mild" and not preached(lead, held):
+    if strength == "mild" and not preached(lead, held, asked):
         return None
     if held.turned < ANSWER_WORDS:
         return "full", lead.start
     return ("partial", lead.start) if strength == "hard" else None
 
 
-def preached(lead: Sentence, held: Substitute) -> bool:
+def preached(lead: Sentence, held: Substitute, asked: Question) -> bool:
     """Whether a mild condemnation is more than a warning: it goes on, gives a reason, or is all."""
     if not (held.elsewhere or held.idle or held.before or held.turned):
         return lead.words <= CURT_WORDS
     if not held.elsewhere:
-        return held.idle >= 2
+        return held.idle >= (1 if asked.how and not (held.before or held.turned) else 2)
     return held.idle > 0 or say.reason.search(lead.text) is not None
 
 
@@ -138,7 +138,7 @@ def condemning_sentence(reply: Reply, asked: Question) -> tuple[int, Strength] |
 def begins_idly(text: str, place: int) -> bool:
     """Whether a sentence before the condemning one says nothing: understanding, a first maxim."""
     if say.preamble.match(text):
-        return True
+        return say.interjection.match(text) is None or say.instructs.search(text) is None
     return place == 0 and (say.reason.search(text) or say.definition.match(text)) is not None
 
 
