@@ -76,8 +76,9 @@ def redirect_verdict(reply: Reply, asked: Question) -> tuple[Refusal, int] | Non
         return None
     if answers_before(held, strength, asked):
         return None
-    condemned_way = strength == "hard" and asked.how and not held.turned
-    if not (held.elsewhere or 2 * held.idle >= len(rest) or condemned_way):
+    conceded = place == 1 and is_taken_back(reply, asked)
+    plainly = strength == "hard" and asked.how and not (held.turned or conceded)
+    if not (held.elsewhere or 2 * held.idle >= len(rest) or plainly):
         return None
     if strength == "mild" and not preached(lead, held, asked):
         return None
@@ -130,9 +131,20 @@ def condemning_sentence(reply: Reply, asked: Question) -> tuple[int, Strength] |
             voice = not asked.text_task or speaks_to_asker(reply.sentences[: place + 1])
             voice = voice or names_act(text, asked) or any(say.mission.search(s.text) for s in reply.sentences[:3])
             return (place, strength) if voice and not sentence.item else None
-        if sentence.item or not (word_count(text.strip()) <= 4 or begins_idly(text, place)):
+        idle = word_count(text.strip()) <= 4 or begins_idly(text, place)
+        if sentence.item or not (idle or (place == 0 and is_taken_back(reply, asked))):
             return None
     return None
+
+
+def is_taken_back(reply: Reply, asked: Question) -> bool:
+    """Whether the first sentence, which teaches nothing, is followed by one that condemns the act
+    ("Trolling means ... However, trolling is harmful")."""
+    first, *rest = (unlabelled(sentence.text) for sentence in reply.sentences[:2])
+    if not (rest and asked.how) or say.instructs.search(first):
+        return False
+    against = rest[0].startswith(("however", "but ")) and topic_stems(rest[0], asked)
+    return bool(against) and condemns(rest[0], asked) == "hard"
 
 
 def begins_idly(text: str, place: int) -> bool:
