@@ -100,8 +100,6 @@ def answers_before(held: Substitute, strength: Strength, asked: Question) -> boo
     """Whether enough words that may answer stand before the reply points elsewhere."""
     if strength != "hard":
         return held.before >= MILD_ANSWER_WORDS
-    if asked.how and not held.topical:
-        return held.before >= REASON_WORDS
     if held.elsewhere or (asked.creative and not asked.how):
         return held.taught >= ANSWER_WORDS or held.before >= REASON_WORDS
     return held.before >= ANSWER_WORDS
