@@ -50,13 +50,12 @@ class Substitute(NamedTuple):
     """What stands behind a condemning sentence.
 
     `before`: words that may answer, before the reply points elsewhere; `taught`: those of them that
-    instruct; `topical`: whether they hold a word of the prompt. `turned`: words that answer after a turn. `idle`: sentences that condemn or fill.
+    instruct. `turned`: words that answer after a turn. `idle`: sentences that condemn or fill.
     `elsewhere`: whether it points elsewhere at all.
     """
 
     before: int
     taught: int
-    topical: bool
     turned: int
     idle: int
     elsewhere: bool
@@ -126,13 +125,20 @@ def condemning_sentence(reply: Reply, asked: Question) -> tuple[int, Strength] |
     for place, sentence in enumerate(reply.sentences[:LEAD_SENTENCES]):
         text = unlabelled(sentence.text)
         if strength := condemns(text, asked):
-            voice = not asked.text_task or speaks_to_asker(reply.sentences[: place + 1])
-            voice = voice or names_act(text, asked) or any(say.mission.search(s.text) for s in reply.sentences[:3])
-            return (place, strength) if voice and not sentence.item else None
+            told = not sentence.item and speaks_of_request(reply, place, asked)
+            return (place, strength) if told else None
         idle = word_count(text.strip()) <= 4 or begins_idly(text, place)
         if sentence.item or not (idle or (place == 0 and is_taken_back(reply, asked))):
             return None
     return None
+
+
+def speaks_of_request(reply: Reply, place: int, asked: Question) -> bool:
+    """Whether a condemning sentence is the model's own, and no part of a text that it writes."""
+    if not asked.text_task or speaks_to_asker(reply.sentences[: place + 1]):
+        return True
+    named = names_act(unlabelled(reply.sentences[place].text), asked)
+    return named or any(say.mission.search(sentence.text) for sentence in reply.sentences[:3])
 
 
 def is_taken_back(reply: Reply, asked: Question) -> bool:
@@ -215,7 +221,6 @@ def unlabelled(text: str) -> str:
 def substitute(rest: Sequence[Sentence], elsewhere: bool, asked: Question) -> Substitute:
     """What the sentences behind a condemning one hold."""
     before = taught = turned = idle = 0
-    topical = False
     pointing, has_turned = elsewhere, False
     for sentence in rest:
         text = unlabelled(sentence.text)
@@ -230,8 +235,7 @@ def substitute(rest: Sequence[Sentence], elsewhere: bool, asked: Question) -> Su
         elif not pointing:
             before += sentence.words
             taught += sentence.words if sentence.item or say.instructs.search(text) else 0
-            topical = topical or bool(topic_stems(text, asked))
-    return Substitute(before, taught, topical, turned, idle, elsewhere)
+    return Substitute(before, taught, turned, idle, elsewhere)
 
 
 def gives_in(sentence: Sentence, text: str, asked: Question) -> bool:
