@@ -308,6 +308,17 @@ def hardware() -> str:
     )
 
 
+def plug_tables(settings: type[BaseModel], above: str) -> str:
+    """The table of a plug's keys, then one for each key that holds settings; `above` stands before
+    their headings."""
+    fields = {key: section_in(field.annotation) for key, field in settings.model_fields.items()}
+    inner = {key: section for key, section in fields.items() if section is not None}
+    text = key_table(settings, {key: "#" + slug(above + key) for key in inner})
+    for key, section in inner.items():
+        text += f"\n#### {above}{key}\n\n{about(section)}\n\n{key_table(section, {})}"
+    return text
+
+
 def plugs() -> str:
     """The settings of every source, attack, engine and judge."""
     parts = []
@@ -317,7 +328,7 @@ def plugs() -> str:
             settings = plugins.plug(room, name).Settings
             text = f"### {room.removesuffix('s')} {name}\n\n{shown(plugins.summary(room, name))}\n"
             if settings.model_fields:
-                text += f"\n{about(settings)}\n\n{key_table(settings, {})}"
+                text += f"\n{about(settings)}\n\n{plug_tables(settings, f'{name} ')}"
             parts.append(text)
     return "\n" + "\n".join(parts) + "\n"
 

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from overrefusal_po.attacks.completing import opening
-from overrefusal_po.plugins import find_plug, make_attack, names, summary
+from overrefusal_po.plugins import find_plug, make_attack, names, plug, summary
 from overrefusal_po.records import Message, Prompt
+
+ATTACKS = [name for name in names("attacks") if hasattr(plug("attacks", name), "attacked")]
+"""The attacks that need no model; test_pair has those that search with models."""
 
 ASKED = Prompt.of(
     "How do I pick a lock?",
@@ -91,7 +94,7 @@ def what_the_model_reads(prompt: Prompt) -> tuple[Any, ...]:
 # every plug file
 
 
-@pytest.mark.parametrize("name", names("attacks"))
+@pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_says_what_it_is_cites_its_paper_and_closes_its_settings(name: str) -> None:
     assert summary("attacks", name).endswith((".", ":"))
     assert "arXiv" in (
@@ -103,7 +106,7 @@ def test_every_attack_says_what_it_is_cites_its_paper_and_closes_its_settings(na
         make_attack({"name": name, "nonsense": 1, **({"path": "x"} if name == "logged" else {})})
 
 
-@pytest.mark.parametrize("name", names("attacks"))
+@pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("prompt", [ASKED, TURNS], ids=["one turn", "several turns"])
 def test_every_attack_keeps_what_is_known_and_changes_what_is_read(
     name: str, prompt: Prompt, tmp_path: Path
@@ -135,7 +138,7 @@ def test_every_attack_keeps_what_is_known_and_changes_what_is_read(
         assert len(ids) == len({one.attack for one in found}) + 1 == len(found) + 1
 
 
-@pytest.mark.parametrize("name", names("attacks"))
+@pytest.mark.parametrize("name", ATTACKS)
 def test_no_attack_is_made_of_an_attacked_prompt(name: str, tmp_path: Path) -> None:
     for spec in specs(name, tmp_path, ASKED):
         attacked = make_attack(spec)(ASKED)[0]
@@ -145,7 +148,7 @@ def test_no_attack_is_made_of_an_attacked_prompt(name: str, tmp_path: Path) -> N
             make_attack(spec)(attacked)
 
 
-@pytest.mark.parametrize("name", names("attacks"))
+@pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("changed", [{"raw_text": ""}, {"assistant_prefix": "Sure"}])
 def test_no_attack_is_made_of_raw_text_or_of_a_begun_answer(
     name: str, changed: dict[str, str], tmp_path: Path
@@ -155,7 +158,7 @@ def test_no_attack_is_made_of_raw_text_or_of_a_begun_answer(
             make_attack(spec)(ASKED.model_copy(update=changed))
 
 
-@pytest.mark.parametrize("name", names("attacks"))
+@pytest.mark.parametrize("name", ATTACKS)
 def test_a_prompt_without_a_user_message_is_an_error(name: str, tmp_path: Path) -> None:
     silent = Prompt(id="s", messages=(Message(role="system", content="Be brief."),), kind="general")
     for spec in specs(name, tmp_path, ASKED):
@@ -163,7 +166,7 @@ def test_a_prompt_without_a_user_message_is_an_error(name: str, tmp_path: Path) 
             make_attack(spec)(silent)
 
 
-@pytest.mark.parametrize("name", names("attacks"))
+@pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("text", NASTY)
 def test_a_hostile_question_is_never_expanded(name: str, text: str, tmp_path: Path) -> None:
     prompt = Prompt.of(text, kind="harmful")
@@ -181,7 +184,7 @@ def test_ids_differ_between_questions_attacks_variants_and_settings(tmp_path: Pa
     other = Prompt.of("How do I pick a log?", kind="harmful")
     same_text = ASKED.model_copy(update={"id": "another original"})
     ids = []
-    for name in names("attacks"):
+    for name in ATTACKS:
         for spec in specs(name, tmp_path, ASKED, other, same_text):
             ids += [
                 one.id for prompt in (ASKED, other, same_text) for one in make_attack(spec)(prompt)

@@ -405,7 +405,7 @@ def test_a_tau_that_nothing_reaches_beside_a_grid_that_yields_is_none(
 def test_a_tau_that_nothing_reaches_is_an_error(server: Server, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"No containment pair could be built.*the model less safe: 2 completions, 0",
+        match=r"No containment pair could be built.*the model less safe: 0 of 2 prompts",
     ):
         curated(server, tmp_path, KILL, THEFT, rejects={"tau": 0.9, "prefill": None})
 
@@ -460,7 +460,7 @@ def test_a_server_that_cannot_go_on_with_an_answer_gives_no_prefilled_rejects(
     server: Server, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"left out: engine.continue_final_message is false\): 0 completions"
+        ValueError, match=r"left out: engine.continue_final_message is false\): 0 of 2 prompts"
     ):
         curated(server, tmp_path, KILL, THEFT, rejects={"tau": 0.9})
     assert not any("continue_final_message" in r.body for r in server.requests)

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,21 @@ def test_progress_says_how_far_it_is_and_the_end(caplog: pytest.LogCaptureFixtur
     assert [m.partition(", about")[0] for m in caplog.messages] == [
         f"training: step {step} of 3, loss 0.5" for step in (1, 2, 3)
     ]
-    assert caplog.messages[0].endswith(" left") and caplog.messages[2].endswith("loss 0.5")
+    assert caplog.messages[0].endswith("loss 0.5") and caplog.messages[1].endswith(" left")
+    assert caplog.messages[2].endswith("loss 0.5")
+
+
+def test_the_first_part_of_a_batch_does_not_count_as_all_that_was_computed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    pace = Pace("answering:", 64, every=0.1)
+    for batch in (0, 32):
+        time.sleep(0.2)
+        for item in range(1, 33):
+            pace.reached(batch + item)
+    assert "left" not in caplog.messages[0]  # 1 of 64, after a whole batch
+    assert caplog.messages[1].startswith("answering: 33 of 64, about 0 s left")
 
 
 def test_progress_is_rare_and_the_last_item_is_always_said(
@@ -140,7 +155,8 @@ def test_the_time_left_does_not_count_what_an_earlier_run_did(
     pace = Pace("step", 1000, every=0)
     pace.started -= 10  # this run has worked for ten seconds
     pace.reached(991)
-    assert caplog.messages == ["step 991 of 1000, about 90 s left"]
+    pace.reached(992)
+    assert caplog.messages == ["step 991 of 1000", "step 992 of 1000, about 80 s left"]
 
 
 @pytest.mark.parametrize(

@@ -408,12 +408,12 @@ def test_an_attack_from_the_prompts_side_stays_inside_its_fence_too() -> None:
 
 
 def test_a_mark_that_a_text_holds_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from overrefusal_po.judges import _llm_prompt
+    from overrefusal_po import fences
 
     marks = iter(
         ["a" * 16, "b" * 16]
     )  # a text that holds its own hash cannot be made, so the hash is
-    monkeypatch.setattr(_llm_prompt, "content_id", lambda *parts: next(marks))
+    monkeypatch.setattr(fences, "content_id", lambda *parts: next(marks))
     assert unique_mark(0, "c0", ("free", "A" * 16)) == "b" * 16
 
 

@@ -12,7 +12,8 @@ from openai_server import Request, says, serving
 
 from overrefusal_po.cli import main
 from overrefusal_po.judges.panel import agreement_counts
-from overrefusal_po.plugins import built_judge, check_plugs, make_judge, make_refusal_judge
+from overrefusal_po.named_plugs import check_plugs
+from overrefusal_po.plugins import built_judge, make_judge, make_refusal_judge
 from overrefusal_po.recipe.describe import describe
 from overrefusal_po.recipe.explain import contexts, explanation
 from overrefusal_po.recipe.json_schema import recipe_schema

@@ -249,16 +249,17 @@ def test_inputs_are_the_files_that_a_stage_names_also_in_lists(
     Path("starter").write_text("not the starter set")
     Path("model").mkdir()
     Path("c.csv").write_text("c")
-    sets = ("a.jsonl", {"name": "file", "path": "./b.txt"}, "starter", "none.jsonl", "c.csv")
+    named = ("starter", "none.jsonl", "c.csv", {"name": "contrasts", "hands": [1]})
+    sets = ("a.jsonl", {"name": "file", "path": "./b.txt"}, *named)
     body = EvaluateRecipe.model_validate(
         {"task": "evaluate", "model": {"model_name_or_path": "model"}, "data": {"sets": sets}}
     )
     found = stage_inputs(body)
-    files = {"data.sets.0", "data.sets.1.path", "data.sets.2", "data.sets.4"}
+    files = {"data.sets.0", "data.sets.1.path", "data.sets.2", "data.sets.4", "data.sets.5.name"}
     assert set(found) == {*files, "model.model_name_or_path", "judge"}
-    assert found["data.sets.2"] == file_hash(
-        Path(overrefusal_po.__file__).parent / "data" / "starter.jsonl"
-    )
+    shipped = Path(overrefusal_po.__file__).parent / "data"
+    assert found["data.sets.2"] == file_hash(shipped / "starter.jsonl")
+    assert found["data.sets.5.name"] == file_hash(shipped / "contrasts.jsonl")
     assert found["judge"].startswith("refusal ")
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import overrefusal_po
+from overrefusal_po.named_plugs import check_plugs
 from overrefusal_po.pipeline import stage_bodies
-from overrefusal_po.plugins import check_plugs
 from overrefusal_po.recipe.describe import describe
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import dotted, parse_overrides

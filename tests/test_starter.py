@@ -4,8 +4,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from datasketch import MinHash, MinHashLSH
 
 from overrefusal_po.records import Prompt
 from overrefusal_po.sources.starter import Settings, prompts
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 SIGNATURES = Path(__file__).with_name("xstest_signatures.json")
 SPLITS = {"train": 40, "dev": 25, "test": 35}
@@ -138,7 +142,14 @@ SHINGLES = {"words": word_shingles, "characters": character_shingles}
 
 
 def near_duplicates_across_splits(rows: Iterable[Prompt], unit: str) -> list[tuple[str, str]]:
-    """Pairs of texts in two splits whose shingles have a Jaccard similarity of 0.5 or more.
+    """Pairs of texts in two splits that are near duplicates."""
+    return near_duplicates_apart(rows, unit, lambda p: p.split)
+
+
+def near_duplicates_apart(
+    rows: Iterable[Prompt], unit: str, part: Callable[[Prompt], str | None]
+) -> list[tuple[str, str]]:
+    """Pairs of texts in two parts whose shingles have a Jaccard similarity of 0.5 or more.
 
     MinHash LSH gives the candidates (its own threshold is lower, so that it misses none), their
     sets decide.
@@ -154,7 +165,7 @@ def near_duplicates_across_splits(rows: Iterable[Prompt], unit: str) -> list[tup
     for a in sets:
         for b in index.query(hashes[a]):
             similar = len(sets[a] & sets[b]) / len(sets[a] | sets[b]) >= 0.5
-            if a < b and similar and rows[a].split != rows[b].split:
+            if a < b and similar and part(rows[a]) != part(rows[b]):
                 found.append((rows[a].text, rows[b].text))
     return found
 
@@ -179,21 +190,27 @@ def test_a_near_duplicate_would_be_found(starter: list[Prompt], unit: str) -> No
 # ---------------------------------------------------------------------------------------- shortcuts
 
 
+def word_probe(class_weight: str | None = None) -> "Pipeline":
+    """Bag of words, logistic regression."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    return make_pipeline(
+        CountVectorizer(token_pattern=r"[a-z0-9']+"),
+        LogisticRegression(class_weight=class_weight, max_iter=1000),
+    )
+
+
 def test_words_alone_do_not_tell_benign_prompts_from_their_contrasts(starter: list[Prompt]) -> None:
     """Bag of words, logistic regression, train split -> test split: little better than always
     saying benign (2/3)."""
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, balanced_accuracy_score
-    from sklearn.pipeline import make_pipeline
 
     rows = [p for p in starter if p.kind == "benign" or p.contrast]
     train, test = ([p for p in rows if p.split == split] for split in ("train", "test"))
     for weights in (None, "balanced"):
-        model = make_pipeline(
-            CountVectorizer(token_pattern=r"[a-z0-9']+"),
-            LogisticRegression(class_weight=weights, max_iter=1000),
-        )
+        model = word_probe(weights)
         model.fit([p.text for p in train], [p.contrast for p in train])
         said, right = model.predict([p.text for p in test]), [p.contrast for p in test]
         assert (

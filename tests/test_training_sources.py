@@ -24,8 +24,9 @@ from hub_server import (
     serve,
 )
 
+from overrefusal_po.named_plugs import check_plugs
 from overrefusal_po.pairs.apart import overlaps
-from overrefusal_po.plugins import Common, check_plugs, find_plug
+from overrefusal_po.plugins import Common, find_plug
 from overrefusal_po.prompts import read_pairs, read_source, read_triples
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.sections import DertaData

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.inputs import clean_prompts, read_prompts
+from overrefusal_po.evaluate.searches import search_costs
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges import Judge
 from overrefusal_po.pairs.apart import check_apart, check_not_measured, waived_benchmarks
@@ -152,8 +153,12 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     if isinstance(body, EvaluateRecipe):
         prompts, _ = check_evaluation(body)
         attacked = sum(p.attack is not None for p in prompts)
-        return f"{len(prompts) - attacked} prompts to measure" + (
-            f", and {attacked} attacked ones" if attacked else ""
+        return "; ".join(
+            (
+                f"{len(prompts) - attacked} prompts to measure"
+                + (f", and {attacked} attacked ones" if attacked else ""),
+                *search_costs(body, prompts),
+            )
         )
     if isinstance(body, CurateRecipe):
         check_curation(body)

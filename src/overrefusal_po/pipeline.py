@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from overrefusal_po.model.bundled import BUNDLED
-from overrefusal_po.plugins import FILE_ENDINGS, built_judge, check_plugs, may_be_name
+from overrefusal_po.named_plugs import check_plugs, may_be_name
+from overrefusal_po.plugins import FILE_ENDINGS, built_judge, find_search
 from overrefusal_po.recipe.files import read_recipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.model_names import model_section, stage_model, with_start_model
@@ -38,6 +39,7 @@ from overrefusal_po.report.pipeline_summary import (
 )
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.keys import file_hash, run_folder
+from overrefusal_po.sources import SHIPPED_SETS
 
 logger = logging.getLogger(__name__)
 
@@ -302,8 +304,8 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
         # os.path.exists is False for what cannot be a path (a long system prompt with a slash)
         if may_be_path and os.path.exists(value):  # noqa: PTH110
             found[key] = path_hash(Path(value))
-        elif value == "starter" and key.startswith(("data.", "select.")):
-            found[key] = file_hash(Path(__file__).parent / "data" / "starter.jsonl")
+        elif value in SHIPPED_SETS and key.startswith(("data.", "select.")):
+            found[key] = file_hash(Path(__file__).parent / "data" / f"{value}.jsonl")
     looks = body.looks if isinstance(body, TrainRecipe) else None
     judging = [(key, getattr(body, key, None)) for key in ("judge", "guard", "reward")]
     for key, spec in [*judging, ("select.judge", None if looks is None else looks.judge)]:
@@ -315,6 +317,8 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
         from overrefusal_po.prompts import measured_prompts
 
         found["attacks"] = content_id(sorted(p.id for p in measured_prompts(body.data)))
+        for search in filter(None, map(find_search, body.data.attacks)):
+            found[f"attacks.{search.name}"] = search.module.version(search.settings)
     return found
 
 

@@ -18,18 +18,17 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
-import os
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from overrefusal_po.attacks import Attack, AttackPlug
+from overrefusal_po.attacks import Attack, AttackPlug, SearchPlug, SearchSettings
 from overrefusal_po.judges import Judge, JudgePlug, refusal_judge
-from overrefusal_po.recipe.panels import JudgesGiven, panel_members, panel_spec
+from overrefusal_po.recipe.panels import JudgesGiven, panel_spec
 from overrefusal_po.recipe.reading import FILE_ENDINGS as FILE_ENDINGS
 from overrefusal_po.recipe.words import unknown_key
 from overrefusal_po.records import first_fault
@@ -48,7 +47,7 @@ S = TypeVar("S", bound=BaseModel)
 
 FUNCTIONS: dict[Room, tuple[str, ...]] = {
     "sources": ("prompts", "triples", "pairs", "responses"),
-    "attacks": ("attacked",),
+    "attacks": ("attacked", "search"),
     "engines": ("engine",),
     "judges": ("judge",),
 }
@@ -79,6 +78,14 @@ class FoundSource(NamedTuple):
     module: SourcePlug
     settings: BaseModel
     common: Common
+
+
+class FoundSearch(NamedTuple):
+    """An attack that searches with models, as a recipe names it."""
+
+    name: str
+    module: SearchPlug
+    settings: SearchSettings
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -223,63 +230,6 @@ def checked_plug_settings(settings: type[S], values: Mapping[str, object], where
         raise ValueError(f"{where}: {first_fault(error)}") from None
 
 
-class NamedPlug(NamedTuple):
-    """A plug that a recipe names: the recipe's key, the room, and the entry."""
-
-    key: str
-    room: Room
-    spec: PlugSpec
-
-
-def check_plugs(body: BaseModel, above: str = "") -> None:
-    """Raises ValueError if a recipe's body names a plug that is not there, or gives it a setting
-    that it does not have. `above` stands before the key that the error names."""
-    for key, room, spec in named_plugs(body):
-        try:
-            find_plug(room, spec)
-        except ValueError as error:
-            raise ValueError(f"{above}{key}: {error}") from None
-
-
-def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
-    """Every plug that a recipe's body names; a panel comes before its members."""
-    select = getattr(body, "select", None)
-    for part, key in ((body, "judge"), (body, "guard"), (body, "reward"), (select, "judge")):
-        if getattr(part, key, None) is not None:
-            place, spec = f"{'select.' * (part is select)}{key}", getattr(part, key)
-            yield NamedPlug(place, "judges", spec)
-            for below, member in panel_members(spec):
-                yield NamedPlug(f"{place}.{below}", "judges", member)
-    for above in ("", "chosen.", "rejects."):
-        engine = getattr(getattr(body, above[:-1], None) if above else body, "engine", None)
-        if engine is not None:
-            yield NamedPlug(f"{above}engine", "engines", engine)
-    data = getattr(body, "typed_data", None) or getattr(body, "data", None)
-    for spec in getattr(data, "attacks", ()):
-        yield NamedPlug("data.attacks", "attacks", spec)
-    lists = ((data, "data.sets"), (data, "data.helpful_from"), (select, "select.sets"))
-    for part, key in lists:
-        for spec in getattr(part, key.partition(".")[2], ()):
-            yield NamedPlug(key, "sources", spec)
-    for key in ("triples", "prompts", "benign", "harmful", "pairs"):
-        spec = getattr(data, key, None)
-        if spec is not None and not is_elsewhere(spec, pairs=key == "pairs"):
-            yield NamedPlug(f"data.{key}", "sources", spec)
-
-
-def is_elsewhere(spec: PlugSpec, *, pairs: bool) -> bool:
-    """Whether an entry is no plug: an output of another stage (`@...`), or a place of pairs."""
-    if not isinstance(spec, str):
-        return False
-    return spec.startswith("@") or (pairs and not may_be_name(spec))
-
-
-def may_be_name(text: str) -> bool:
-    """Whether a text can be the name of something: it is no path, and nothing here has it."""
-    is_path = "/" in text or "\\" in text or text.endswith(FILE_ENDINGS)
-    return not is_path and not os.path.exists(text)  # noqa: PTH110 (no OSError for a long text)
-
-
 # --- what plugs give ------------------------------------------------------------------------------
 
 
@@ -309,6 +259,23 @@ def make_attack(spec: PlugSpec) -> Attack:
     """The attack behind an entry of a recipe's `attacks:`."""
     module, settings = find_plug("attacks", spec)
     return partial(cast(AttackPlug, module).attacked, settings)
+
+
+def find_search(spec: PlugSpec) -> FoundSearch | None:
+    """The search behind an entry of a recipe's `attacks:`; None for an attack that needs no
+    model."""
+    module, settings = find_plug("attacks", spec)
+    if not hasattr(module, "search"):
+        return None
+    missing = [name for name in ("helpers", "cost", "version") if not hasattr(module, name)]
+    if missing or not isinstance(settings, SearchSettings):
+        lack = f"no {missing[0]}()" if missing else "Settings that are no SearchSettings"
+        raise ValueError(
+            f"attacks: the module {module.__name__!r} has a search() and {lack}. "
+            "overrefusal_po/attacks/__init__.py says what a search defines."
+        )
+    name, _ = split_spec(spec, "attacks")
+    return FoundSearch(name, cast(SearchPlug, module), settings)
 
 
 def make_judge(spec: JudgesGiven) -> Judge:

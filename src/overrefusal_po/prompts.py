@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from overrefusal_po.attacks import Attack
 from overrefusal_po.identity import check_kinds
-from overrefusal_po.plugins import PlugSpec, find_source, make_attack, names, plug
+from overrefusal_po.plugins import PlugSpec, find_search, find_source, make_attack, names, plug
 from overrefusal_po.recipe.sections import EvaluateData, Select
 from overrefusal_po.records import (
     LabelledResponse,
@@ -270,11 +270,13 @@ def first_is_other(found: dict[str, Prompt], prompt: Prompt) -> bool:
 
 
 def attacked_prompts(prompts: Sequence[Prompt], attacks: Sequence[PlugSpec]) -> list[Prompt]:
-    """Every attack on every harmful prompt, each form once. ValueError if an attack makes
-    nothing of all of them."""
+    """Every attack on every harmful prompt, each form once. Searches are left out: their forms
+    are known when models have answered. ValueError if an attack makes nothing of all of them."""
     found: dict[str, Prompt] = {}
     harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
     for spec in attacks:
+        if find_search(spec) is not None:
+            continue
         attack = make_attack(spec)
         made = [form for prompt in harmful for form in attacked_forms(spec, attack, prompt)]
         if not made:

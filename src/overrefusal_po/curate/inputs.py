@@ -17,8 +17,8 @@ from overrefusal_po.pairs.firewall import Hit, contamination
 from overrefusal_po.pairs.signatures import split_words
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import CurateRecipe
-from overrefusal_po.recipe.sections import CurateData
-from overrefusal_po.records import Prompt
+from overrefusal_po.recipe.sections import CurateData, PlugSpec
+from overrefusal_po.records import Prompt, Split
 from overrefusal_po.run.complete import unique_prompts
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
     without a benign one."""
     data, chosen = recipe.data, recipe.chosen
     answered = chosen.model is not None or recipe.makes == "sft"
-    read = read_source(data.benign, data.split)
+    read = read_sources(data.benign, data.split)
     benign = [p for p in read if p.kind in data.kinds and (p.reference or answered)]
     answered = chosen.refusals != "reference" or recipe.makes == "sft"
-    read = [] if data.harmful is None else read_source(data.harmful, data.split)
+    read = [] if data.harmful is None else read_sources(data.harmful, data.split)
     harmful = [p for p in read if p.kind == "harmful" and (p.reference or answered)]
     if not benign:
         raise ValueError(
@@ -40,6 +40,12 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
             "Give prompts with references, or name a teacher that answers them (chosen.model)."
         )
     return benign, harmful
+
+
+def read_sources(specs: PlugSpec | tuple[PlugSpec, ...], split: Split | None) -> list[Prompt]:
+    """The prompts of a source, or of several, one behind the other."""
+    each = specs if isinstance(specs, tuple) else (specs,)
+    return [prompt for spec in each for prompt in read_source(spec, split)]
 
 
 class Hygiene(TypedDict):

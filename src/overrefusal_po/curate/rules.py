@@ -11,15 +11,17 @@ reason.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from overrefusal_po.curate.overgenerate import Curation, best_answers
+from overrefusal_po.curate.overgenerate import AnsweringModel, Curation, best_answers
 from overrefusal_po.curate.quotas import Result
-from overrefusal_po.curate.selectors import Selected
+from overrefusal_po.curate.selectors import Selected, usable
 from overrefusal_po.pairs.make import (
     TAU,
     Guarded,
+    answered_pair,
     containment_pair,
     overrefusal_pair,
     whole_sentences,
@@ -44,25 +46,67 @@ NO_PREFILL = "the prefilled student (left out: engine.continue_final_message is 
 def overrefusal_results(
     curation: Curation, prompts: Sequence[Prompt]
 ) -> list[Result[PreferencePair]]:
-    """Overrefusal pairs of the benign prompts that the student refuses. The chosen side is the
-    teacher's answer or the reference."""
-    models = curation.models
-    answers = models.student.answers(prompts, "student_benign.jsonl")
+    """Overrefusal pairs of the benign prompts that the student refuses, and, with
+    `data.keep_answered`, pairs that hold those that it answers."""
+    student = curation.models.student
+    answers = student.answers(prompts, "student_benign.jsonl")
     verdicts = curation.verdicts(curation.judges.refusal, prompts, answers)
     refused = [p for p, v in zip(prompts, verdicts, strict=True) if v.refused]
-    if models.teacher is not None:
-        chosen = best_answers(curation, models.teacher, refused, file="teacher_benign.jsonl")
-    else:
-        chosen = reference_answers(curation, refused)
+    chosen = chosen_answers(curation, refused)
+    usual = usual_refusal(answers, verdicts) if curation.recipe.data.keep_answered else ""
     found = []
     for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
         text, why_not, of_chosen = chosen.get(prompt.id, Selected("not needed", ""))
         if why_not:
             found.append(Result[PreferencePair](prompt, None, why_not))
+        elif usual and prompt.id not in chosen:
+            found.append(Result(prompt, *answered_pair(prompt, answer, usual, verdict)))
         else:
             made = overrefusal_pair(prompt, text, answer, verdict, of_chosen)
             found.append(Result(prompt, *made))
     return found
+
+
+def usual_refusal(answers: Sequence[Completion], verdicts: Sequence[Verdict]) -> str:
+    """The full refusal that a model gives most often, "" if it gives none. Of equal ones, the
+    first in the alphabet."""
+    said = Counter(
+        whole_sentences(answer)
+        for answer, verdict in zip(answers, verdicts, strict=True)
+        if verdict.refusal == "full" and not verdict.degenerate
+    )
+    said.pop("", None)
+    return min(said, key=lambda text: (-said[text], text), default="")
+
+
+def chosen_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, Selected]:
+    """{prompt id: the answer to choose, or why there is none}. A prompt takes the first source with
+    an answer that passes: the prefilled student (`chosen.answers: student`), then the teacher, or
+    the reference if there is no teacher."""
+    models, rejects = curation.models, curation.recipe.rejects
+    found: dict[str, Selected] = {}
+    if curation.recipe.chosen.answers == "student" and rejects.prefill:
+        found = prefilled_answers(curation, prompts, rejects.prefill)
+    rest = [p for p in prompts if p.id not in found or found[p.id].why_not]
+    if models.teacher is not None:
+        other = best_answers(curation, models.teacher, rest, file="teacher_benign.jsonl")
+    else:
+        other = reference_answers(curation, [p for p in rest if p.reference])
+    return found | other
+
+
+def prefilled_answers(
+    curation: Curation, prompts: Sequence[Prompt], prefix: str
+) -> dict[str, Selected]:
+    """{prompt id: the student's own answer that begins with `prefix`, or why it may not be
+    chosen}."""
+    said = prefilled(curation, prefix, "prefilled_benign.jsonl")(prompts)
+    answers = [said[p.id] for p in prompts]
+    verdicts = curation.verdicts(curation.judges.refusal, prompts, answers)
+    return {
+        p.id: Selected(*usable(p, answer, verdict))
+        for p, answer, verdict in zip(prompts, answers, verdicts, strict=True)
+    }
 
 
 def reference_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, Selected]:
@@ -101,26 +145,40 @@ class Contrast(NamedTuple):
 
 
 def containment_contrasts(curation: Curation, harmful: Sequence[Prompt]) -> list[Contrast]:
-    """Contrasts from the first source of rejects that yields a pair at the recipe's least tau.
+    """A contrast for each prompt, in order. Each prompt takes the first source of rejects that
+    yields a pair at the recipe's least tau; only prompts without one ask the next source.
 
-    ValueError if no source does. A shard gets none instead, because another shard may yield.
+    ValueError if no prompt gets a pair. A shard then has none, because another shard may yield.
     """
     refusals = chosen_refusals(curation, harmful)
-    rejects, tried = curation.recipe.rejects, []
+    rejects = curation.recipe.rejects
     least = min([TAU if rejects.tau is None else rejects.tau, *rejects.tau_grid])
-    for name, completions in reject_sources(curation, harmful):
-        found = make_contrasts(curation, harmful, refusals, completions=completions)
-        yielded = sum(r.row is not None for r in containment_results(found, least))
-        tried.append(f"{name}: {len(completions)} completions, {yielded} comply")
-        if yielded:
-            logger.info("containment rejects come from %s", tried[-1])
-            return found
+    found = {p.id: Contrast(p, refusals[p.id]) for p in harmful}
+    open_prompts = [p for p in harmful if refusals[p.id].text]
+    tried = []
+    for name, ask in reject_sources(curation, harmful):
+        if not open_prompts:
+            break
+        completions = ask(open_prompts)
+        made = make_contrasts(curation, open_prompts, refusals, completions=completions)
+        results = containment_results(made, least)
+        for contrast, result in zip(made, results, strict=True):
+            if result.row is not None or contrast.completion is not None:
+                found[result.prompt.id] = contrast
+        still = [result.prompt for result in results if result.row is None]
+        yielded = len(open_prompts) - len(still)
+        tried.append(f"{name}: {yielded} of {len(open_prompts)} prompts")
+        open_prompts = still
+    logger.info("containment rejects come from %s", "; ".join(tried) or "no source")
+    if any(r.row is not None for r in containment_results(found.values(), least)):
+        return list(found.values())
     if curation.recipe.shard is not None:
         return []
     raise ValueError(
         "No containment pair could be built, so nothing would hold the model where it is safe "
-        f"({'; '.join(tried)}). Give completions of a less safe model (rejects.completions), or "
-        "name one (rejects.model)."
+        f"({'; '.join(tried) or 'no prompt has a refusal to choose'}). Give completions of a less "
+        "safe model (rejects.completions), name one (rejects.model), or let the student's own "
+        "answer begin with a few compliant words (rejects.prefill)."
     )
 
 
@@ -181,10 +239,12 @@ def chosen_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str, 
 
 
 def student_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str, Selected]:
-    """{prompt id: the student's own refusal}, for the prompts that it refuses in full."""
+    """{prompt id: the student's own refusal}: what it says to the prompt if it refuses in full,
+    else its usual refusal. Nothing if it never refuses."""
     answers = curation.models.student.answers(harmful, "student_harmful.jsonl")
     verdicts = curation.verdicts(curation.judges.refusal, harmful, answers)
-    found = {}
+    usual = usual_refusal(answers, verdicts)
+    found = {p.id: Selected(usual, "") for p in harmful} if usual else {}
     for completion, verdict in zip(answers, verdicts, strict=True):
         text = whole_sentences(completion)
         if verdict.refusal == "full" and not verdict.degenerate and text:
@@ -192,30 +252,54 @@ def student_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str,
     return found
 
 
-def reject_sources(
-    curation: Curation, harmful: Sequence[Prompt]
-) -> Iterator[tuple[str, dict[str, Completion]]]:
-    """(name, {prompt id: completion}) of each source of rejects: a file, a less safe model, the
-    student, the prefilled student."""
-    rejects, student = curation.recipe.rejects, curation.models.student
+Ask = Callable[[Sequence[Prompt]], dict[str, Completion]]
+"""Prompts in, {prompt id: completion} out."""
+
+
+def reject_sources(curation: Curation, harmful: Sequence[Prompt]) -> Iterator[tuple[str, Ask]]:
+    """(name, what it says to some of the prompts) of each source of rejects: a file, a less safe
+    model, the student, the prefilled student. A model answers when it is asked."""
+    rejects, models = curation.recipe.rejects, curation.models
     if rejects.completions:
-        asked = {p.id for p in harmful}
-        given = read_jsonl(rejects.completions, Completion)
-        of_asked = {c.prompt_id: c for c in given if c.prompt_id in asked}
-        yield f"the file {rejects.completions}", of_asked
-    if curation.models.less_safe is not None:
-        found = curation.models.less_safe.answers(harmful, "less_safe_harmful.jsonl")
-        yield f"the model {rejects.model}", {c.prompt_id: c for c in found}
-    own = student.answers(harmful, "student_harmful.jsonl")
-    yield "the student itself", {c.prompt_id: c for c in own}
+        given = {c.prompt_id: c for c in read_jsonl(rejects.completions, Completion)}
+        yield f"the file {rejects.completions}", lambda asked: of_prompts(given, asked)
+    if models.less_safe is not None:
+        yield f"the model {rejects.model}", answering(models.less_safe, "less_safe_harmful.jsonl")
+
+    def own(asked: Sequence[Prompt]) -> dict[str, Completion]:
+        # all of them: the chosen refusals may be the student's too, and share this file
+        said = models.student.answers(harmful, "student_harmful.jsonl")
+        return of_prompts({c.prompt_id: c for c in said}, asked)
+
+    yield "the student itself", own
     if rejects.prefill and continues_prefix(curation.recipe.engine):
-        prefilled = [p.model_copy(update={"assistant_prefix": rejects.prefill}) for p in harmful]
-        found = student.answers(prefilled, "prefilled_harmful.jsonl")
-        whole = {c.prompt_id: with_prefix(rejects.prefill, c) for c in found}
-        yield "the prefilled student", whole
+        yield "the prefilled student", prefilled(curation, rejects.prefill)
     elif rejects.prefill:
         logger.info("no rejects from %s; rejects.prefill: null says so in the recipe", NO_PREFILL)
-        yield NO_PREFILL, {}
+        yield NO_PREFILL, lambda asked: {}
+
+
+def of_prompts(
+    completions: Mapping[str, Completion], asked: Sequence[Prompt]
+) -> dict[str, Completion]:
+    """The completions of these prompts, as far as there are some."""
+    return {p.id: completions[p.id] for p in asked if p.id in completions}
+
+
+def answering(model: AnsweringModel, file: str) -> Ask:
+    """What a model says, kept in `file`."""
+    return lambda asked: {c.prompt_id: c for c in model.answers(asked, file)}
+
+
+def prefilled(curation: Curation, prefix: str, file: str = "prefilled_harmful.jsonl") -> Ask:
+    """What the student says when its answer begins with `prefix`, kept in `file`."""
+
+    def ask(asked: Sequence[Prompt]) -> dict[str, Completion]:
+        begun = [p.model_copy(update={"assistant_prefix": prefix}) for p in asked]
+        found = curation.models.student.answers(begun, file)
+        return {c.prompt_id: with_prefix(prefix, c) for c in found}
+
+    return ask
 
 
 def continues_prefix(engine: EngineSpec) -> bool:

@@ -75,11 +75,13 @@ class MeasuredModel:
         """Frees the weights: a judge may need the memory."""
         self.__dict__.pop("engine", None)
 
-    def completions(self, run: Run, prompts: Sequence[Prompt]) -> list[Completion]:
-        """A completion for each prompt, kept in the run folder."""
+    def completions(
+        self, run: Run, prompts: Sequence[Prompt], file: str = "completions.jsonl"
+    ) -> list[Completion]:
+        """A completion for each prompt, kept in this file of the run folder."""
         recipe = self.recipe
         return complete(
-            run.path / "completions.jsonl",
+            run.path / file,
             prompts,
             recipe_sampling(recipe.generation, recipe.seed),
             lambda: self.engine,

@@ -33,6 +33,7 @@ from overrefusal_po.evaluate.measured_model import MeasuredModel, wants_perplexi
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.panel_agreement import panel_entry
 from overrefusal_po.evaluate.responses import response_notes, truncated_entry
+from overrefusal_po.evaluate.searches import check_searches, run_searches
 from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
 from overrefusal_po.plugins import (
     check_engine,
@@ -61,6 +62,7 @@ from overrefusal_po.run.complete import (
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import resumable_verdicts
 from overrefusal_po.run.unscored import check_scored
+from overrefusal_po.sources import SHIPPED_SETS
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
     """
     prompts = measured_prompts(recipe.data)
     judges = make_judges(recipe, prompts)
+    check_searches(recipe, prompts)
     if recipe.capability.tasks:
         check_lm_eval()
     if recipe.capability.tasks and not in_process(recipe.engine):
@@ -128,7 +131,9 @@ def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
     model = MeasuredModel(recipe, template)
     completions = model.completions(run, prompts)
     perplexity = model.perplexity(run, plain_prompts(prompts))
+    searched = run_searches(recipe, run, model, prompts)
     model.release()
+    prompts, completions = prompts + searched.prompts, completions + searched.completions
     outcomes, guarded = judged_outcomes(run, judges, prompts, completions)
     write_jsonl(run.path / "outcomes.jsonl", outcomes)
     check_outcomes_scored(recipe, run, outcomes, guarded)
@@ -136,7 +141,7 @@ def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
     metrics["capability"] = measure_capability(recipe, perplexity)
     metrics["truncated"] = truncated = truncated_entry(outcomes)
     metrics["measured"] = describe_measurement(recipe, judges, prompts)
-    metrics["measured"]["notes"] += response_notes(recipe, truncated, left_out)
+    metrics["measured"]["notes"] += response_notes(recipe, truncated, left_out) + searched.notes
     if recipe.gate is not None:
         metrics["gate"] = gate_result(recipe.gate, metrics, outcomes)
     return metrics
@@ -276,11 +281,11 @@ def describe_measurement(
 
 
 def set_names(recipe: EvaluateRecipe) -> list[str]:
-    """The sets by name or path; the starter set with its split."""
+    """The sets by name or path; those that this package ships with their split."""
     split = f" ({recipe.data.split} split)" if recipe.data.split else ""
     sets = [split_spec(spec, "sources") for spec in recipe.data.sets]
     return [
-        str(settings.get("path") or name) + (split if name == "starter" else "")
+        str(settings.get("path") or name) + (split if name in SHIPPED_SETS else "")
         for name, settings in sets
     ]
 

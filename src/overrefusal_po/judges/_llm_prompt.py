@@ -24,30 +24,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from overrefusal_po.fences import FIELD, fenced, filled
+from overrefusal_po.fences import unique_mark as unique_mark
 from overrefusal_po.recipe.words import unknown_key
-from overrefusal_po.records import Message, content_id
+from overrefusal_po.records import Message
 
 FOLDER = Path(__file__).parent / "prompts"
 SCALES = ("refusal", "strongreject", "derta")
 NEEDED_FIELDS = ("prompt", "response")
-PROMPT_FIELD = re.compile(r"\{\{\s*(\w*)\s*\}\}")
 FILE_NAME = re.compile(r"(?P<name>.+?)(?:\.v(?P<version>\d+))?\.txt")
-ZERO_WIDTH_SPACE = "\u200b"  # as in chat.py: breaks a control token up and cannot be seen
-
-CONTROL = re.compile(
-    # ChatML, Llama 3 and 4, Phi, GLM, GPT-OSS, Gemma 4, DeepSeek
-    r"<[|｜][^<>\n]{1,40}>|<[^<>\n]{1,40}[|｜]>"
-    r"|</?s>|<(?:bos|eos|pad|unk)>"
-    r"|<(?:start|end)_of_(?:turn|image)>|</?start_of_turn>"  # Gemma
-    # Mistral
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|ARGS"
-    r"|CALL_ID)\]"
-    r"|<</?SYS>>"  # Llama 2
-    r"|</?think>",  # read by the templates of reasoning models
-    re.IGNORECASE,
-)
-"""Control tokens of chat templates in use; a server that renders a template reads them inside a
-user's text, too."""
 
 
 class JudgePrompt(NamedTuple):
@@ -66,12 +51,7 @@ class JudgePrompt(NamedTuple):
             "prompt": fenced("request", asked, mark),
             "response": fenced("response", response, mark),
         }
-        return PROMPT_FIELD.sub(lambda found: values[found[1]], self.template)
-
-
-def fenced(what: str, text: str, mark: str) -> str:
-    """`text` between an opening and a closing line that carry `mark`."""
-    return f"<<<{what} {mark}>>>\n{harmless(text)}\n<<<end of {what} {mark}>>>"
+        return filled(self.template, values)
 
 
 def marked_turns(turns: Sequence[Message], mark: str) -> str:
@@ -80,27 +60,6 @@ def marked_turns(turns: Sequence[Message], mark: str) -> str:
     if len(turns) == 1 and turns[0].role == "user":
         return turns[0].content
     return "\n".join(f"<<<{turn.role} {mark}>>>\n{turn.content}" for turn in turns)
-
-
-def harmless(text: str) -> str:
-    """`text` with control tokens broken up ("<|im_end|>" -> "<\\u200b|im_end|>") and lone
-    surrogates replaced by "?"."""
-    sendable = text.encode("utf-8", "replace").decode()
-    return CONTROL.sub(lambda found: found[0][0] + ZERO_WIDTH_SPACE + found[0][1:], sendable)
-
-
-def unique_mark(seed: int, item: str, texts: Sequence[str]) -> str:
-    """16 hex digits that occur in none of `texts`, the same for the same seed, item id and texts.
-
-    The texts go into the hash, so that a text can hold its own mark only by chance; then the next
-    one is taken.
-    """
-    attempt = 0
-    while True:
-        mark = content_id("mark", seed, *[harmless(text) for text in (item, *texts)], attempt)
-        if not any(mark in text.lower() for text in texts):
-            return mark
-        attempt += 1
 
 
 def read_prompt(spec: str) -> JudgePrompt:
@@ -161,7 +120,7 @@ def checked(text: str, where: str) -> tuple[str, str]:
             f"{', '.join(SCALES)}; it says how the reply is read."
         )
     template = "\n".join(lines[notes:]).strip() + "\n"
-    names = PROMPT_FIELD.findall(template)
+    names = FIELD.findall(template)
     unknown = sorted(set(names) - {*NEEDED_FIELDS, "mark"})
     wrong = [
         f"{{{{{name}}}}} stands in it {names.count(name)} times"

@@ -134,6 +134,15 @@ def overrefusal_pair(
     )
 
 
+def answered_pair(prompt: Prompt, answer: Completion, refusal: str, verdict: Verdict) -> Made:
+    """Benign prompt, the student's own answer over a refusal: it holds what is answered today."""
+    text, why_not = teacher_answer(answer, verdict)
+    if prompt.kind == "harmful" or why_not:
+        return Made(None, why_not.replace("teacher", "student") or "the prompt is harmful")
+    reason = f"{answer.model} answers this harmless prompt, and should go on to"
+    return make_pair(prompt, text, refusal, "overrefusal", reason, [verdict])
+
+
 def containment_pair(
     prompt: Prompt,
     chosen: str,

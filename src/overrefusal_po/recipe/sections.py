@@ -204,15 +204,16 @@ class CurateData(ReadingSection):
     counted."""
 
     sources: ClassVar[tuple[str, ...]] = ("benign", "harmful")
-    benign: PlugSpec = "starter"
-    """The source of harmless prompts."""
+    benign: PlugSpec | tuple[PlugSpec, ...] = "starter"
+    """The source of harmless prompts, or several."""
     kinds: tuple[Literal["benign", "general"], ...] = Field(default=("benign",), min_length=1)
     """Kinds of harmless prompts that are used.
 
     - `benign`: prompts that only sound dangerous.
     - `general`: ordinary prompts."""
-    harmful: PlugSpec | None = "starter"
-    """The source of harmful prompts. null: none, and the pairs then keep nothing safe."""
+    harmful: PlugSpec | tuple[PlugSpec, ...] | None = "starter"
+    """The source of harmful prompts, or several. null: none, and the pairs then keep nothing
+    safe."""
     split: Literal["train", "dev", "test"] | None = "train"
     """The split of sources that have splits. null: all splits."""
     contaminated: Literal["report", "drop", "error"] = "report"
@@ -221,6 +222,9 @@ class CurateData(ReadingSection):
     - `report`: they are used, and the log and the summary count them.
     - `drop`: they are left out and counted.
     - `error`: the run stops before anything is generated."""
+    keep_answered: bool = False
+    """Also make pairs of the harmless prompts that the student answers: its answer over its usual
+    refusal. They hold it where it is useful."""
     max_per_category: int | None = Field(default=None, gt=0)
     """Pairs kept of each category within a rule (drawn by `seed`). null: all."""
     max_pairs: int | None = Field(default=None, gt=0)
@@ -250,18 +254,25 @@ class Chosen(Section):
     - `random`: one drawn by `seed`.
     - `reward`: the one with the greatest reward (needs `reward`).
     - `safety`: the safest one (needs `guard`)."""
+    answers: Literal["student"] | None = None
+    """The answers of overrefusal pairs. null: the teacher's, or the references if no teacher is
+    named. `student`: the student's own, begun with `rejects.prefill`; a prompt whose answer does
+    not pass takes the teacher's or the reference. Answers then read the same on both sides of the
+    set."""
     refusals: Literal["reference", "student", "teacher"] = "reference"
     """The refusals of containment pairs.
 
     - `reference`: written ones.
-    - `student`: the student's own if it refuses, else the written one. Refusals then read the same
-      on both sides of the set, and only the prompt shows which one is right.
+    - `student`: the student's own, and where it complies, the refusal that it gives most often; the
+      written one if it never refuses. Refusals then read the same on both sides of the set, and
+      only the prompt shows which one is right.
     - `teacher`: the teacher's answers, selected as above."""
 
 
 class Rejects(Section):
-    """Where the rejected sides of containment pairs come from: the first source that yields one.
-    The order: `completions`, `model`, the student's plain answers, its answers after `prefill`."""
+    """Where the rejected sides of containment pairs come from. Each prompt takes the first source
+    that yields a pair. The order: `completions`, `model`, the student's plain answers, its answers
+    after `prefill`."""
 
     completions: str | None = None
     """A completions.jsonl of harmful responses. null: leave this source out."""

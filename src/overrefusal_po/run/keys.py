@@ -6,7 +6,7 @@ run_key(resolved, {"data.pairs": file_hash("pairs.jsonl")})    # "1a2b3c4d"
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from overrefusal_po.records import check_regular, content_id
@@ -43,8 +43,14 @@ def keyed(
         if isinstance(value, Mapping):
             found[name] = keyed(value, left_out=ENGINE_NOT_KEYED if name == "engine" else ())
         elif name not in left_out:
-            found[name] = value
+            found[name] = keyed_items(value) if isinstance(value, list | tuple) else value
     return found
+
+
+def keyed_items(values: Iterable[object]) -> list[object]:
+    """A list of a resolved recipe, each mapping in it as `keyed` has it (the engines of an
+    attack)."""
+    return [keyed(one, left_out=()) if isinstance(one, Mapping) else one for one in values]
 
 
 def run_folder(name: str, resolved: Mapping[str, object], inputs: Mapping[str, str]) -> Path:

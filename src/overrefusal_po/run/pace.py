@@ -26,19 +26,23 @@ class Pace:
         self.label, self.total, self.every = label, total, every
         self.first: int | None = None
         self.started = self.said = time.monotonic()
+        self.before: tuple[int, float] | None = None
+        """The part reached before, and when."""
 
     def reached(self, done: int, more: str = "") -> None:
         """Says it, if it is time for a line or if everything is done. Work that an earlier run did
-        counts in `done`, and not in the time that is left."""
+        counts in `done`, and not in the time that is left. That is measured up to the part before
+        this one: the first part of a batch comes when the whole batch is computed."""
         now = time.monotonic()
+        before, self.before = self.before, (done, now)
         if self.first is None:
             self.first = done - 1
         if now - self.said < self.every and done != self.total:
             return
         self.said = now
         parts = [f"{done}" if self.total is None else f"{done} of {self.total}", more]
-        if self.total is not None and done < self.total:
-            seconds = (now - self.started) / (done - self.first) * (self.total - done)
+        if self.total is not None and done < self.total and before is not None:
+            seconds = (before[1] - self.started) / (before[0] - self.first) * (self.total - done)
             parts.append(f"about {in_words(seconds)} left")
         logger.info("%s %s", self.label, ", ".join(part for part in parts if part))
 

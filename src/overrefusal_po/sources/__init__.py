@@ -13,6 +13,9 @@ from pydantic import BaseModel
 
 from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt, Split, Triple
 
+SHIPPED_SETS = ("starter", "contrasts")
+"""The sources whose prompts this package ships, in `data/<name>.jsonl`."""
+
 
 class SourcePlug(Protocol):
     """What a file of this room defines: `Settings`, and at least one of `prompts`, `triples`,

@@ -11,11 +11,10 @@ give.
 
 from __future__ import annotations
 
-from importlib.resources import files
-
 from pydantic import BaseModel, ConfigDict
 
-from overrefusal_po.records import Prompt, Split, read_objects
+from overrefusal_po.records import Prompt, Split
+from overrefusal_po.sources._shipped import row_prompt, shipped_rows
 
 
 class Settings(BaseModel):
@@ -26,21 +25,4 @@ class Settings(BaseModel):
 
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     """The prompts of one split (None: of all)."""
-    path = str(files("overrefusal_po") / "data" / "starter.jsonl")
-    found = []
-    for _, row in read_objects(path):
-        if split is None or row["split"] == split:
-            found.append(
-                Prompt.of(
-                    row["prompt"],
-                    kind=row["kind"],
-                    category=row["category"],
-                    source="starter",
-                    split=row["split"],
-                    topic=row["topic"],
-                    contrast=row["contrast"],
-                    reference=row["response"],
-                    overcautious=row.get("refusal"),
-                )
-            )
-    return found
+    return [row_prompt(row, "starter") for row in shipped_rows("starter", split)]

@@ -1,0 +1,77 @@
+"""A recipe's body -> every plug that it names, checked before anything runs.
+
+check_plugs(recipe.body)      # ValueError: data.attacks: ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from overrefusal_po.plugins import FILE_ENDINGS, PlugSpec, Room, find_plug, find_search
+from overrefusal_po.recipe.panels import panel_members
+
+
+class NamedPlug(NamedTuple):
+    """A plug that a recipe names: the recipe's key, the room, and the entry."""
+
+    key: str
+    room: Room
+    spec: PlugSpec
+
+
+def check_plugs(body: BaseModel, above: str = "") -> None:
+    """Raises ValueError if a recipe's body names a plug that is not there, or gives it a setting
+    that it does not have. `above` stands before the key that the error names."""
+    for key, room, spec in named_plugs(body):
+        try:
+            find_plug(room, spec)
+        except ValueError as error:
+            raise ValueError(f"{above}{key}: {error}") from None
+
+
+def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
+    """Every plug that a recipe's body names; a panel comes before its members."""
+    select = getattr(body, "select", None)
+    for part, key in ((body, "judge"), (body, "guard"), (body, "reward"), (select, "judge")):
+        if getattr(part, key, None) is not None:
+            place, spec = f"{'select.' * (part is select)}{key}", getattr(part, key)
+            yield NamedPlug(place, "judges", spec)
+            for below, member in panel_members(spec):
+                yield NamedPlug(f"{place}.{below}", "judges", member)
+    for above in ("", "chosen.", "rejects."):
+        engine = getattr(getattr(body, above[:-1], None) if above else body, "engine", None)
+        if engine is not None:
+            yield NamedPlug(f"{above}engine", "engines", engine)
+    data = getattr(body, "typed_data", None) or getattr(body, "data", None)
+    for spec in getattr(data, "attacks", ()):
+        yield NamedPlug("data.attacks", "attacks", spec)
+        if (search := find_search(spec)) is not None:
+            for role, helper in search.module.helpers(search.settings).items():
+                place = f"data.attacks.{search.name}.{role}.engine"
+                yield NamedPlug(place, "engines", helper.engine)
+    lists = ((data, "data.sets"), (data, "data.helpful_from"), (select, "select.sets"))
+    for part, key in lists:
+        for spec in getattr(part, key.partition(".")[2], ()):
+            yield NamedPlug(key, "sources", spec)
+    for key in ("triples", "prompts", "benign", "harmful", "pairs"):
+        spec = getattr(data, key, None)
+        for one in spec if isinstance(spec, tuple) else (spec,):
+            if one is not None and not is_elsewhere(one, pairs=key == "pairs"):
+                yield NamedPlug(f"data.{key}", "sources", one)
+
+
+def is_elsewhere(spec: PlugSpec, *, pairs: bool) -> bool:
+    """Whether an entry is no plug: an output of another stage (`@...`), or a place of pairs."""
+    if not isinstance(spec, str):
+        return False
+    return spec.startswith("@") or (pairs and not may_be_name(spec))
+
+
+def may_be_name(text: str) -> bool:
+    """Whether a text can be the name of something: it is no path, and nothing here has it."""
+    is_path = "/" in text or "\\" in text or text.endswith(FILE_ENDINGS)
+    return not is_path and not os.path.exists(text)  # noqa: PTH110 (no OSError for a long text)

@@ -1,0 +1,278 @@
+"""The contrasts: what they promise about themselves, checked on the data."""
+
+import json
+from collections import Counter, defaultdict
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from test_starter import SHINGLES, near_duplicates_apart, near_xstest, word_probe, words, xstest
+
+from overrefusal_po.evaluate.stage import set_names
+from overrefusal_po.judges.refusal import judge_text
+from overrefusal_po.pairs.duplicates import duplicates
+from overrefusal_po.pairs.firewall import build_firewall, contamination
+from overrefusal_po.prompts import read_source
+from overrefusal_po.recipe.schema import EvaluateRecipe
+from overrefusal_po.records import Prompt
+from overrefusal_po.sources.contrasts import Settings, prompts
+from overrefusal_po.sources.starter import Settings as StarterSettings
+from overrefusal_po.sources.starter import prompts as starter_prompts
+
+__all__ = ["xstest"]  # a fixture
+
+HANDS = (1, 2, 3, 4, 5, 6)
+SIZES = {1: 158, 2: 190, 3: 215, 4: 168, 5: 167, 6: 176}
+BENIGN = {
+    "definitions",
+    "fiction",
+    "figurative_language",
+    "health_education",
+    "history",
+    "homonyms",
+    "nonsense_discrimination",
+    "public_information",
+    "safe_contexts",
+    "safe_targets",
+    "safety_education",
+    "technical_language",
+}
+HARMFUL = {
+    "drugs",
+    "hacking",
+    "harassment_and_stalking",
+    "hate",
+    "misinformation",
+    "privacy",
+    "self_harm",
+    "theft_and_fraud",
+    "violence",
+    "weapons",
+}
+
+
+@pytest.fixture(scope="module")
+def contrasts() -> list[Prompt]:
+    return prompts(Settings(), None)
+
+
+@pytest.fixture(scope="module")
+def starter() -> list[Prompt]:
+    return starter_prompts(StarterSettings(), None)
+
+
+def of_hand(hand: int) -> list[Prompt]:
+    return prompts(Settings.model_validate({"hands": [hand]}), None)
+
+
+# ------------------------------------------------------------------------------- counts and fields
+
+
+def test_there_are_558_benign_and_516_harmful_prompts(contrasts: list[Prompt]) -> None:
+    assert Counter(p.kind for p in contrasts) == {"benign": 558, "harmful": 516}
+    assert all(p.contrast == (p.kind == "harmful") for p in contrasts)
+    assert {p.category for p in contrasts if p.kind == "benign"} == BENIGN
+    assert {p.category for p in contrasts if p.kind == "harmful"} == HARMFUL
+
+
+def test_the_prompts_of_all_hands_are_those_of_each(contrasts: list[Prompt]) -> None:
+    hands = {hand: of_hand(hand) for hand in HANDS}
+    assert {hand: len(rows) for hand, rows in hands.items()} == SIZES
+    assert [p for rows in hands.values() for p in rows] == contrasts
+    assert prompts(Settings(hands=(2, 5)), "dev") == [
+        p for hand in (2, 5) for p in hands[hand] if p.split == "dev"
+    ]
+
+
+@pytest.mark.parametrize("hands", [[0], [7], ["all"], []])
+def test_a_hand_that_does_not_exist_is_an_error(hands: list[object]) -> None:
+    with pytest.raises(ValueError, match="hands"):
+        read_source({"name": "contrasts", "hands": hands}, None)
+
+
+def test_ids_and_texts_are_unique(contrasts: list[Prompt], starter: list[Prompt]) -> None:
+    both = contrasts + starter
+    assert len({p.id for p in both}) == len({p.text.lower() for p in both}) == len(both)
+
+
+def test_every_field_is_filled(contrasts: list[Prompt]) -> None:
+    for p in contrasts:
+        assert p.source == "contrasts"
+        assert len(p.messages) == 1
+        assert (p.overcautious is not None) == (p.kind == "benign"), p.text
+        said = [p.overcautious] if p.kind == "benign" else []
+        for text in (p.text, p.reference, p.category, p.topic, *said):
+            assert text and text == " ".join(text.split())
+
+
+def test_every_row_has_the_same_keys() -> None:
+    """Those of the starter set, and the hand."""
+    folder = files("overrefusal_po") / "data"
+    for row in map(json.loads, (folder / "contrasts.jsonl").read_text().splitlines()):
+        starter = json.loads((folder / "starter.jsonl").read_text().splitlines()[0])
+        own = {"refusal"} if row["kind"] == "harmful" else set()
+        assert set(row) == {*starter, "hand"} - own
+
+
+def test_everything_is_ascii(contrasts: list[Prompt]) -> None:
+    for p in contrasts:
+        assert p.model_dump_json().isascii(), p.text
+
+
+def test_a_refusal_begins_with_sorry_and_an_answer_does_not(contrasts: list[Prompt]) -> None:
+    for p in contrasts:
+        assert (p.reference or "").startswith("Sorry, ") == (p.kind == "harmful"), p.text
+        assert (p.overcautious or "Sorry, ").startswith("Sorry, "), p.text
+
+
+def test_the_judge_reads_answers_as_answers_and_refusals_as_full_refusals(
+    contrasts: list[Prompt],
+) -> None:
+    for p in contrasts:
+        expected = "full" if p.kind == "harmful" else "none"
+        assert judge_text(p.reference or "", p.text).refusal == expected, p.text
+        if p.overcautious:
+            assert judge_text(p.overcautious, p.text).refusal == "full", p.text
+
+
+# ------------------------------------------------------------------------------- topics and splits
+
+
+def topics() -> dict[tuple[int, str | None], list[Prompt]]:
+    """{(hand, topic): its prompts}."""
+    found = defaultdict(list)
+    for hand in HANDS:
+        for p in of_hand(hand):
+            found[hand, p.topic].append(p)
+    return found
+
+
+def test_a_topic_has_two_to_four_prompts_of_both_kinds() -> None:
+    for name, rows in topics().items():
+        assert 2 <= len(rows) <= 4, name
+        assert {p.kind for p in rows} == {"benign", "harmful"}, name
+
+
+def test_a_harmful_prompt_shares_two_content_words_with_a_benign_one_of_its_topic() -> None:
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    def content(p: Prompt) -> set[str]:
+        return {word.strip("'") for word in words(p.text)} - ENGLISH_STOP_WORDS
+
+    for rows in topics().values():
+        benign = [content(p) for p in rows if p.kind == "benign"]
+        for p in rows:
+            if p.kind == "harmful":
+                assert max(len(content(p) & other) for other in benign) >= 2, p.text
+
+
+def test_no_topic_stands_in_two_splits(contrasts: list[Prompt]) -> None:
+    """Also if two hands have it."""
+    for topic in {p.topic for p in contrasts}:
+        assert len({p.split for p in contrasts if p.topic == topic}) == 1, topic
+
+
+@pytest.mark.parametrize("hand", HANDS)
+def test_about_15_percent_of_the_topics_of_each_hand_are_for_dev(hand: int) -> None:
+    splits = {p.topic: p.split for p in of_hand(hand)}
+    assert set(splits.values()) == {"train", "dev"}
+    share = sum(split == "dev" for split in splits.values()) / len(splits)
+    assert share == pytest.approx(0.15, abs=0.01)
+
+
+def test_a_split_is_what_stands_in_it(contrasts: list[Prompt]) -> None:
+    assert prompts(Settings(), "train") == [p for p in contrasts if p.split == "train"]
+    assert prompts(Settings(), "dev") == [p for p in contrasts if p.split == "dev"]
+
+
+def test_a_report_names_the_split_of_a_shipped_set() -> None:
+    sets = ("contrasts", {"name": "contrasts", "hands": [1]}, "starter", "mine.jsonl")
+    recipe = EvaluateRecipe.model_validate(
+        {
+            "task": "evaluate",
+            "model": {"model_name_or_path": "m"},
+            "data": {"sets": sets, "split": "dev"},
+        }
+    )
+    shipped = ["contrasts (dev split)"] * 2 + ["starter (dev split)"]
+    assert set_names(recipe) == [*shipped, "mine.jsonl"]
+
+
+def test_there_is_no_test_split() -> None:
+    assert prompts(Settings(), "test") == []
+    with pytest.raises(ValueError, match="'contrasts' has no prompts in split 'test'"):
+        read_source("contrasts", "test")
+
+
+# ------------------------------------------------------------------------------------------- apart
+
+
+@pytest.mark.parametrize("unit", SHINGLES)
+def test_no_near_duplicate_crosses_a_topic_or_stands_in_the_starter_set(
+    contrasts: list[Prompt], starter: list[Prompt], unit: str
+) -> None:
+    def part(p: Prompt) -> str:
+        return f"{p.source} {p.topic}" if p.source == "contrasts" else p.source
+
+    assert near_duplicates_apart(contrasts + starter, unit, part) == []
+
+
+def test_no_two_prompts_are_duplicates_for_the_linter(
+    contrasts: list[Prompt], starter: list[Prompt]
+) -> None:
+    """Also not within a topic."""
+    assert duplicates(contrasts + starter) == []
+
+
+def test_no_topic_is_one_of_the_starter_set(contrasts: list[Prompt], starter: list[Prompt]) -> None:
+    assert {p.topic for p in contrasts} & {p.topic for p in starter} == set()
+
+
+def test_the_contrasts_pass_the_firewall(contrasts: list[Prompt], starter: list[Prompt]) -> None:
+    """The shipped one, and one made of the starter set's prompts."""
+    assert contamination(contrasts) == []
+    assert contamination(contrasts, build_firewall({"starter": [p.text for p in starter]})) == []
+
+
+def test_no_prompt_is_an_xstest_prompt_with_a_word_changed(
+    contrasts: list[Prompt],
+    xstest: set[str],
+) -> None:
+    assert [p.text for p in contrasts if near_xstest(p.text, xstest)] == []
+
+
+# --------------------------------------------------------------------------------------- shortcuts
+
+
+def test_words_alone_tell_little_of_the_kind(contrasts: list[Prompt]) -> None:
+    """Bag of words, logistic regression, ten parts held out by topic: an AUC of 0.70 (0.69 on the
+    starter set's contrasts)."""
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
+    texts, harmful = [p.text for p in contrasts], np.array([p.contrast for p in contrasts])
+    groups = [p.topic for p in contrasts]
+    parts = GroupKFold(10)
+    scores = cross_val_predict(
+        word_probe("balanced"), texts, harmful, groups=groups, cv=parts, method="predict_proba"
+    )[:, 1]
+    assert 0.6 <= roc_auc_score(harmful, scores) <= 0.72
+    assert balanced_accuracy_score(harmful, scores > 0.5) <= 0.67
+    # the probe does learn
+    assert word_probe("balanced").fit(texts, harmful).score(texts, harmful) > 0.9
+
+
+def test_no_hand_begins_a_prompt_in_one_way_more_than_four_times() -> None:
+    for hand in HANDS:
+        frames = Counter(" ".join(words(p.text)[:3]) for p in of_hand(hand))
+        assert {frame: count for frame, count in frames.items() if count > 4} == {}
+
+
+@pytest.mark.parametrize("hand", HANDS)
+def test_prompts_of_both_kinds_are_about_as_long(hand: int) -> None:
+    """Length does not tell benign from harmful: the medians differ by at most two words."""
+    lengths = {
+        kind: [len(words(p.text)) for p in of_hand(hand) if p.kind == kind]
+        for kind in ("benign", "harmful")
+    }
+    assert abs(np.median(lengths["benign"]) - np.median(lengths["harmful"])) <= 2

@@ -1,0 +1,149 @@
+"""Curation in the student's own words: each prompt takes the first source that yields a pair."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_server import Answer, Request, Server, says, serving
+
+from overrefusal_po.curate.rules import usual_refusal
+from overrefusal_po.named_plugs import check_plugs
+from overrefusal_po.pipeline import run_stage
+from overrefusal_po.recipe.schema import CurateRecipe
+from overrefusal_po.records import Completion, PreferencePair, Sampling, Verdict, read_jsonl
+
+USUAL = "I'm sorry, but I can't assist with that."
+RARE = "I cannot help with this request."
+PREFILL = "Sure, here"
+REFUSED = ["How do I kill a process?", "Where can I shoot a good photo?"]
+ANSWERED = ["Name a fruit.", "Name a tree."]
+SAFE = ["How do I steal a bike?", "How do I open a safe that is not mine?", "Rob a bank."]
+UNSAFE = ["Write a letter that tricks my neighbour out of money."]
+PLAIN = "An apple is a fruit, and an oak is a tree that grows old."
+
+
+def script(request: Request) -> Answer:
+    """A student that refuses REFUSED and SAFE, and complies when its answer is begun."""
+    prompt = request.text
+    begun = request.body["messages"][-1]["role"] == "assistant"
+    if begun:
+        prompt = request.body["messages"][-2]["content"]
+    if begun and prompt == REFUSED[1]:
+        return says(f" is why not. {RARE}")
+    if begun:
+        return says(" is the way that the manual shows, with all of its steps.")
+    if prompt == SAFE[2]:
+        return says(RARE)
+    return says(USUAL if prompt in REFUSED + SAFE else PLAIN)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving(script) as server:
+        yield server
+
+
+def pairs_of(server: Server, folder: Path, **keys: Any) -> dict[str, PreferencePair]:
+    """{prompt: its pair} of the stage in the student's own words."""
+    rows = [
+        {"prompt": text, "kind": "benign", "reference": f"The reference answers: {text}"}
+        for text in REFUSED + ANSWERED
+    ]
+    bad = [
+        {"prompt": text, "kind": "harmful", "safe_response": "Sorry, that is theft."}
+        for text in SAFE + UNSAFE
+    ]
+    for name, given in (("benign", rows), ("harmful", bad)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    data = {name: str(folder / f"{name}.jsonl") for name in ("benign", "harmful")}
+    values = {
+        "task": "curate",
+        "model": {"model_name_or_path": "student"},
+        "engine": {
+            "name": "openai",
+            "base_url": server.url,
+            "api_key_env": None,
+            "continue_final_message": True,
+        },
+        "chosen": {"answers": "student", "refusals": "student"},
+        "rejects": {"prefill": PREFILL},
+        **keys,
+    }
+    values["data"] = {**data, **values.get("data", {})}
+    run_stage(CurateRecipe.model_validate(values), "curate", folder / "run")
+    made = read_jsonl(folder / "run" / "pairs.jsonl", PreferencePair)
+    return {pair.prompt.text: pair for pair in made}
+
+
+def test_each_harmful_prompt_takes_the_first_source_that_complies(
+    server: Server, tmp_path: Path
+) -> None:
+    found = pairs_of(server, tmp_path)
+    assert {p for p in found if found[p].rule == "containment"} == {*SAFE, *UNSAFE}
+    assert found[UNSAFE[0]].rejected == PLAIN
+    assert all(found[prompt].rejected.startswith(PREFILL) for prompt in SAFE)
+    begun = [r for r in server.requests if r.body["messages"][-1]["role"] == "assistant"]
+    asked = [r.body["messages"][-2]["content"] for r in begun]
+    assert sorted(asked) == sorted(REFUSED + SAFE)  # who complied is not asked again
+
+
+def test_refusals_are_the_student_s_own_or_its_usual_one(server: Server, tmp_path: Path) -> None:
+    found = pairs_of(server, tmp_path)
+    chosen = {prompt: found[prompt].chosen for prompt in SAFE + UNSAFE}
+    assert chosen == {SAFE[0]: USUAL, SAFE[1]: USUAL, SAFE[2]: RARE, UNSAFE[0]: USUAL}
+
+
+def test_an_answer_that_does_not_pass_falls_through_to_the_reference(
+    server: Server, tmp_path: Path
+) -> None:
+    found = pairs_of(server, tmp_path)
+    assert found[REFUSED[0]].chosen.startswith(PREFILL)
+    assert found[REFUSED[1]].chosen == f"The reference answers: {REFUSED[1]}"
+    assert not set(ANSWERED) & found.keys()
+
+
+def test_prompts_may_come_from_several_sources(server: Server, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    row = {"prompt": "Draw a shot of espresso.", "kind": "benign", "reference": "Grind the beans."}
+    more.write_text(json.dumps(row) + "\n")
+    both = [str(tmp_path / "benign.jsonl"), str(more)]
+    found = pairs_of(server, tmp_path, data={"benign": both, "keep_answered": True})
+    assert {*REFUSED, *ANSWERED, row["prompt"]} <= found.keys()
+
+
+def test_a_source_that_is_not_there_is_named_in_a_list() -> None:
+    with pytest.raises(ValueError, match=r"data\.benign.*no_such_source"):
+        values = {"task": "curate", "model": {"model_name_or_path": "m"}}
+        names = {"benign": ["starter", "no_such_source"]}
+        check_plugs(CurateRecipe.model_validate({**values, "data": names}))
+
+
+def test_what_is_answered_today_is_held_if_asked(server: Server, tmp_path: Path) -> None:
+    found = pairs_of(server, tmp_path, data={"keep_answered": True})
+    for prompt in ANSWERED:
+        pair = found[prompt]
+        assert (pair.chosen, pair.rejected, pair.rule) == (PLAIN, USUAL, "overrefusal")
+        assert pair.reason == "student answers this harmless prompt, and should go on to"
+
+
+def test_a_student_that_never_refuses_has_no_usual_refusal() -> None:
+    def said(*texts: str) -> list[Completion]:
+        return [
+            Completion(
+                id=str(n), prompt_id=str(n), text=text, model="m", engine="file",
+                sampling=Sampling(),
+            )
+            for n, text in enumerate(texts)
+        ]  # fmt: skip
+
+    def judged(*refusals: Any) -> list[Verdict]:
+        return [
+            Verdict(completion_id=str(n), judge="j", version="1", refusal=refusal)
+            for n, refusal in enumerate(refusals)
+        ]
+
+    assert usual_refusal(said(PLAIN), judged("none")) == ""
+    texts = said(RARE, USUAL, RARE, USUAL, PLAIN)
+    assert usual_refusal(texts, judged("full", "full", "full", "full", "partial")) == RARE
