@@ -63,7 +63,8 @@ class Substitute(NamedTuple):
 
 def redirect_verdict(reply: Reply, asked: Question) -> tuple[Refusal, int] | None:
     """Condemned, and nothing or something else given. None if an answer is what follows."""
-    if asked.asks_judgement or (asked.why and say.against_prompt.search(asked.text)):
+    reasons_against = asked.why and not asked.how and say.against_prompt.search(asked.text)
+    if asked.asks_judgement or reasons_against:
         return None
     found = condemning_sentence(reply, asked)
     if found is None:
