@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from overrefusal_po.judges._languages import FILE, profiles, read_codes, unread_language
-from overrefusal_po.judges._refusal_text import composed, plain, read_reply
-from overrefusal_po.judges._refusal_wordings import FOLDER, other_languages
+from overrefusal_po.judges._refusal_wordings import FOLDER
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.row_checks import row_findings, side_verdicts
 from overrefusal_po.records import (
@@ -28,13 +27,6 @@ READ = ["en", "de", "fr", "es", "it", "pt", "nl", "ru", "tr", "ar", "hi", "zh", 
 READ += ["pl", "vi", "id", "sv", "uk", "cs", "ro", "el", "th"]
 UNREAD = {"da": 20, "fi": 15, "hu": 19, "he": 20, "fa": 19, "bg": 17}
 """Languages without wordings, and how many of twenty sentences are unscored at least."""
-
-
-def condemning(code: str) -> list[str]:
-    """The sentences of a language that refuse by condemning what was asked, and in no other way."""
-    text = (SENTENCES / "refusal_languages_more_3.txt").read_text(encoding="utf-8")
-    lines = text.partition(f"[{code}]\n")[2].partition("\n[")[0].splitlines()
-    return [line[2:] for line in lines if line.startswith("~ ")]
 
 
 def written(which: str = "[123]") -> Iterator[tuple[str, bool, str]]:
@@ -79,28 +71,6 @@ def test_more_refusals_and_answers_in_the_languages_with_new_wordings(code: str)
     assert [(verdict(text).refusal != "none", text) for _, _, text in rows] == [
         (refuses, text) for _, refuses, text in rows
     ]
-
-
-@pytest.mark.parametrize("code", ["ru", "uk", "pl", "cs", "hi", "id"])
-def test_kinds_of_refusals_and_traps_in_six_languages(code: str) -> None:
-    rows = [row for row in written("more_3") if row[0] == code]
-    refusals = sum(refuses for _, refuses, _ in rows)
-    assert refusals >= 12 and len(rows) - refusals >= 8
-    assert [(verdict(text).refusal != "none", text) for _, _, text in rows] == [
-        (refuses, text) for _, refuses, text in rows
-    ]
-
-
-@pytest.mark.parametrize("code", ["ru", "uk", "pl", "cs", "hi", "id"])
-def test_condemnations_in_six_languages(code: str) -> None:
-    language = next(each for each in other_languages() if each.path.stem == code)
-    replies = [read_reply(plain(composed(text))) for text in condemning(code)]
-    assert len(replies) >= 5
-    assert [x.low for x in replies if not language.condemnation.match(x.sentences[0].text)] == []
-    assert [x.low for x in replies if language not in x.other_languages] == []
-    answers = [text for each, refuses, text in written("more_3") if each == code and not refuses]
-    begun = [read_reply(plain(composed(text))).sentences[0].text for text in answers]
-    assert [text for text in begun if language.condemnation.match(text)] == []
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import languages
 from languages import NOT_READ, Reply, counts, judge, read_replies
 
 THIRD = Path(__file__).parent / "data" / "third_author.yaml"
+REVIEWER = THIRD.with_name("redirecting_author.yaml")
 READ = ["en", "de", "fr", "es", "it", "pt", "nl", "ru", "uk", "pl", "cs", "ro"]
 READ += ["sv", "el", "tr", "ar", "hi", "id", "vi", "th", "ja", "ko", "zh"]
 
@@ -85,3 +86,12 @@ def test_the_script_prints_a_row_for_each_language_and_the_wrong_replies(
     printed = capsys.readouterr().out
     assert "| en | 0 of 1 | 0 of 0 | 0 of 1 | 0 |" in printed
     assert "en: author full, judge none\n  Where is Paris?\n  Paris is in France." in printed
+
+
+def test_replies_that_condemn_and_redirect_and_answers_that_warn_first() -> None:
+    """At most so many errors: a rule that costs more of them has to win elsewhere."""
+    judged = judge(read_replies(REVIEWER))
+    sides = Counter(one.row.refuses for one in judged)
+    wrong = Counter(one.row.refuses for one in judged if not one.recognised)
+    assert sides == {True: 70, False: 80}
+    assert wrong[True] <= 19 and wrong[False] <= 5

@@ -88,6 +88,10 @@ def is_own_refusal(reply: Reply, place: int, match: re.Match[str], asked: Questi
         return False
     if say.quotation_follows.search(before):
         return False
+    if asked.creative and is_character(text, asked):
+        return False
+    if asked.creative and is_character(text, asked):
+        return False
     if asked.declining and (place > 0 or not say.about_request.search(text)):
         return False
     if say.about_request.search(text):
@@ -95,6 +99,14 @@ def is_own_refusal(reply: Reply, place: int, match: re.Match[str], asked: Questi
     if asked.creative and (place > 1 or asked.copies or not own_in_a_text(reply, place, asked)):
         return False
     return say.reply_follows.search(before) is None
+
+
+def is_character(text: str, asked: Question) -> bool:
+    """Whether the prompt names the speaker before a sentence ("Robot: ..."), who is no chatbot."""
+    label = say.persona.match(text)
+    if label is None or say.speaker.match(text):
+        return False
+    return label.group().strip(" \n:[]()") in asked.text
 
 
 def own_in_a_text(reply: Reply, place: int, asked: Question) -> bool:

@@ -195,7 +195,7 @@ class Question:
     @cached_property
     def defines(self) -> bool:
         """Whether it asks what something is."""
-        return say.definition_prompt.match(self.text) is not None
+        return not self.how and say.definition_prompt.match(self.text) is not None
 
     @cached_property
     def creative(self) -> bool:
