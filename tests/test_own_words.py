@@ -120,6 +120,18 @@ def test_a_source_that_is_not_there_is_named_in_a_list() -> None:
         check_plugs(CurateRecipe.model_validate({**values, "data": names}))
 
 
+def test_prompts_without_references_are_answered_by_the_student(
+    server: Server, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({"prompt": p, "kind": "benign"}) + "\n" for p in REFUSED))
+    found = pairs_of(server, tmp_path, data={"benign": str(bare)})
+    assert found[REFUSED[0]].chosen.startswith(PREFILL)
+    assert REFUSED[1] not in found  # the student's answer refuses, and there is nothing else
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["overrefusal"]["left_out"] == {"the student refuses": 1}
+
+
 def test_what_is_answered_today_is_held_if_asked(server: Server, tmp_path: Path) -> None:
     found = pairs_of(server, tmp_path, data={"keep_answered": True})
     for prompt in ANSWERED:

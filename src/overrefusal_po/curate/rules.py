@@ -92,7 +92,8 @@ def chosen_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, S
         other = best_answers(curation, models.teacher, rest, file="teacher_benign.jsonl")
     else:
         other = reference_answers(curation, [p for p in rest if p.reference])
-    return found | other
+    missing = {p.id: Selected("", "no answer to choose") for p in prompts}
+    return missing | found | other
 
 
 def prefilled_answers(
@@ -103,10 +104,11 @@ def prefilled_answers(
     said = prefilled(curation, prefix, "prefilled_benign.jsonl")(prompts)
     answers = [said[p.id] for p in prompts]
     verdicts = curation.verdicts(curation.judges.refusal, prompts, answers)
-    return {
-        p.id: Selected(*usable(p, answer, verdict))
-        for p, answer, verdict in zip(prompts, answers, verdicts, strict=True)
-    }
+    found = {}
+    for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
+        text, why_not = usable(prompt, answer, verdict)
+        found[prompt.id] = Selected(text, why_not.replace("teacher", "student"))
+    return found
 
 
 def reference_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, Selected]:
