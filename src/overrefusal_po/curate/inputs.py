@@ -37,8 +37,8 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
     if not benign:
         raise ValueError(
             f"data.benign: {recipe.data.benign!r} has no harmless prompt with a reference answer. "
-            "Give prompts with references, name a teacher that answers them (chosen.model), or let the "
-            "student do it (chosen.answers: student)."
+            "Give prompts with references, name a teacher that answers them (chosen.model), or let "
+            "the student do it (chosen.answers: student)."
         )
     return benign, harmful
 
