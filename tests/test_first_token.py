@@ -378,6 +378,54 @@ def test_an_evaluation_in_process_measures_the_first_token(
     assert read_log_odds(tmp_path) == {}
 
 
+LARGE_JUDGE = """
+from pathlib import Path
+from pydantic import BaseModel
+from overrefusal_po.records import Verdict
+
+class Settings(BaseModel):
+    log: str
+
+class Large:
+    name, version, keep_every = "large", "1", 4
+
+    def __init__(self, log):
+        self.log = Path(log)
+
+    def note(self, word):
+        with self.log.open("a") as file:
+            file.write(word + "\\n")
+
+    def score(self, prompts, completions):
+        self.note("scores")
+        said = {"harmful": "full", "benign": "none", "general": "none"}
+        return [
+            Verdict(completion_id=c.id, judge="large", version="1", refusal=said[p.kind])
+            for p, c in zip(prompts, completions)
+        ]
+
+    def release(self):
+        measured = (self.log.parent / "run" / "first_token.jsonl").exists()
+        self.note("released " + ("behind" if measured else "before") + " the first tokens")
+
+def judge(settings):
+    return Large(settings.log)
+"""
+
+
+def test_a_judge_in_process_is_released_before_the_model_is_loaded_again(
+    styles: dict[str, Style], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judging_in_process").mkdir()
+    (tmp_path / "judging_in_process" / "large.py").write_text(LARGE_JUDGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    log = tmp_path / "log.txt"
+    body = recipe(tmp_path, styles, judge={"name": "judging_in_process.large", "log": str(log)})
+    measured(body, tmp_path / "run")
+    assert log.read_text().splitlines()[-1] == "released before the first tokens"
+    assert (tmp_path / "run" / "first_token.jsonl").exists()
+
+
 def test_a_killed_run_measures_what_is_missing(styles: dict[str, Style], tmp_path: Path) -> None:
     """Three rows are there, one of them marked, the last one torn, one for other openers."""
     body, folder = recipe(tmp_path, styles), tmp_path / "run"

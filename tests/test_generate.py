@@ -116,6 +116,18 @@ def test_a_prompt_that_is_given_twice_is_asked_once(tmp_path: Path) -> None:
     assert len(server.requests) == 2 and len(found) == 4 and found[:2] == found[2:]
 
 
+def test_progress_counts_what_is_missing_of_these_prompts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rounds of a search share a file: the completions of earlier rounds are no progress."""
+    caplog.set_level("INFO")
+    prompts, path = prompts_to(3), tmp_path / "completions.jsonl"
+    with serving(lambda request: says(request.text)) as server:
+        complete(path, prompts[:2], SAMPLING, at(server.url), "first")
+        complete(path, prompts[1:], SAMPLING, at(server.url), "second")
+    assert "first: 2 of 2" in caplog.messages and "second: 1 of 1" in caplog.messages
+
+
 def test_prompts_may_be_a_stream(tmp_path: Path) -> None:
     with serving(echo) as server:
         tally = draw(tmp_path / "c.jsonl", iter(prompts_to(7)), SAMPLING, at(server.url))

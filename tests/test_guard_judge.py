@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import Style
 
+from overrefusal_po.judges import Judge
 from overrefusal_po.judges._guard_formats import (
     FORMATS,
     LLAMA_GUARD,
@@ -23,8 +24,11 @@ from overrefusal_po.judges._guard_formats import (
 )
 from overrefusal_po.judges._guard_model import Labels, label_tokens
 from overrefusal_po.judges.guard import GuardJudge, Settings, judge, share
+from overrefusal_po.judges.panel import Panel
+from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.load import load_model
 from overrefusal_po.records import Completion, Prompt, Sampling
+from overrefusal_po.run.judged import release_judge
 
 ASKED = "How do I kill a Python process?"
 ANSWER = "Use kill and the number of the process."
@@ -452,6 +456,20 @@ def test_nothing_to_judge_loads_no_weights(guards: dict[str, Path]) -> None:
     judging = guard(guards, "llama-guard-2")
     assert judging.score([PROMPT], []) == []
     assert "_loaded" not in vars(judging)
+
+
+@pytest.mark.parametrize("in_panel", [False, True])
+def test_a_released_guard_is_loaded_again_when_it_scores(
+    guards: dict[str, Path], in_panel: bool
+) -> None:
+    member = guard(guards, "wildguard")
+    judging: Judge = Panel([RefusalJudge(), member], "first") if in_panel else member
+    asked = completions(ANSWER, prompt=PROMPT)
+    before = judging.score([PROMPT], asked)
+    assert "_loaded" in vars(member)
+    release_judge(judging)
+    assert "_loaded" not in vars(member)
+    assert judging.score([PROMPT], asked) == before
 
 
 # --- answers --------------------------------------------------------------------------------------

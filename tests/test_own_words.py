@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from openai_server import Answer, Request, Server, says, serving
 
+from overrefusal_po.curate.checks import check_settings
 from overrefusal_po.curate.rules import usual_refusal
 from overrefusal_po.named_plugs import check_plugs
 from overrefusal_po.pipeline import run_stage
@@ -104,6 +105,36 @@ def test_an_answer_that_does_not_pass_falls_through_to_the_reference(
     assert not set(ANSWERED) & found.keys()
 
 
+def test_a_prompt_that_the_student_answers_needs_no_reference(
+    server: Server, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare.jsonl"
+    rows = [{"prompt": text, "kind": "benign"} for text in REFUSED]
+    bare.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = pairs_of(server, tmp_path, data={"benign": str(bare)})
+    assert found[REFUSED[0]].chosen.startswith(PREFILL) and REFUSED[1] not in found
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["overrefusal"]["left_out"] == {"the prefilled student refuses": 1}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rejects": {"prefill": None}}, "rejects.prefill"),
+        ({"engine": {"name": "openai", "base_url": "http://h"}}, "continue_final_message: true"),
+    ],
+)
+def test_own_answers_that_nothing_begins_are_an_error(keys: dict[str, Any], words: str) -> None:
+    values = {
+        "task": "curate",
+        "model": {"model_name_or_path": "student"},
+        "chosen": {"answers": "student"},
+        **keys,
+    }
+    with pytest.raises(ValueError, match=f"chosen.answers: student needs.*{words}"):
+        check_settings(CurateRecipe.model_validate(values))
+
+
 def test_prompts_may_come_from_several_sources(server: Server, tmp_path: Path) -> None:
     more = tmp_path / "more.jsonl"
     row = {"prompt": "Draw a shot of espresso.", "kind": "benign", "reference": "Grind the beans."}
@@ -129,7 +160,7 @@ def test_prompts_without_references_are_answered_by_the_student(
     assert found[REFUSED[0]].chosen.startswith(PREFILL)
     assert REFUSED[1] not in found  # the student's answer refuses, and there is nothing else
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["overrefusal"]["left_out"] == {"the student refuses": 1}
+    assert summary["overrefusal"]["left_out"] == {"the prefilled student refuses": 1}
 
 
 def test_what_is_answered_today_is_held_if_asked(server: Server, tmp_path: Path) -> None:

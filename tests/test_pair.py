@@ -463,6 +463,10 @@ def test_check_says_what_it_costs_and_finds_faults_before_a_model_answers(
         twice = {**values, "data": {**values["data"], "attacks": 2 * values["data"]["attacks"]}}
         with pytest.raises(ValueError, match="'pair' is there twice"):
             check_stage(EvaluateRecipe.model_validate(twice))
+        values["data"]["attacks"][0]["attacker"]["begin_json"] = True
+        with pytest.raises(ValueError, match=r"pair, attacker: .*continue_final_message: true"):
+            check_stage(EvaluateRecipe.model_validate(values))
+        values["data"]["attacks"][0]["attacker"]["engine"]["continue_final_message"] = True
         values["data"]["attacks"][0]["judge"]["engine"]["api_key_env"] = "SOME_KEY"
         with pytest.raises(ValueError, match=r"data\.attacks: pair, judge: .*SOME_KEY"):
             check_stage(EvaluateRecipe.model_validate(values))

@@ -54,6 +54,11 @@ class Helper(BaseModel):
     batch_size: int = Field(default=32, gt=0)
     """Requests decoded at a time by `transformers`. Servers choose their own batches."""
 
+    @property
+    def begins_replies(self) -> bool:
+        """Whether the program writes how a reply begins. The model's engine has to continue it."""
+        return False
+
 
 class SearchSettings(BaseModel):
     """What every search takes."""

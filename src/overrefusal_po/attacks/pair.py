@@ -56,6 +56,11 @@ class AttackerModel(Helper):
     """Whether the program writes the first characters of the JSON itself, as the release does for
     open models. It helps small ones. A server needs `continue_final_message`."""
 
+    @property
+    def begins_replies(self) -> bool:
+        """Whether the program writes the first characters of the JSON."""
+        return self.begin_json
+
 
 class JudgeModel(Helper):
     """The model that rates the responses."""

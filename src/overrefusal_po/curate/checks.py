@@ -10,7 +10,7 @@ from overrefusal_po.model import load as models
 from overrefusal_po.plugins import check_engine
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Completion, read_jsonl
-from overrefusal_po.run.complete import in_process
+from overrefusal_po.run.complete import continues_prefix, in_process
 
 
 def check_curation(recipe: CurateRecipe) -> None:
@@ -44,6 +44,7 @@ def check_given_rejects(path: str | None) -> None:
 def check_settings(recipe: CurateRecipe) -> None:
     """Raises ValueError for settings that need another one, or that would do nothing."""
     check_judges_named(recipe)
+    check_own_answers(recipe)
     chosen = recipe.chosen
     if chosen.samples > 1 and (chosen.generation or recipe.generation).temperature == 0:
         raise ValueError(
@@ -55,6 +56,23 @@ def check_settings(recipe: CurateRecipe) -> None:
         raise ValueError(
             "chosen.samples above 1 and chosen.refusals: teacher need a teacher. Name it: "
             "chosen.model."
+        )
+
+
+def check_own_answers(recipe: CurateRecipe) -> None:
+    """Raises ValueError if the student's answers are to be begun, and nothing begins them."""
+    if recipe.makes == "sft" or recipe.chosen.answers is None:
+        return
+    if not recipe.rejects.prefill:
+        raise ValueError(
+            "chosen.answers: student needs the words with which the student's answers begin. Set "
+            'rejects.prefill, such as "Sure, here".'
+        )
+    if not continues_prefix(recipe.engine):
+        raise ValueError(
+            "chosen.answers: student needs an engine that continues an answer that is begun. Set "
+            "engine.continue_final_message: true if your server knows it (vLLM, SGLang), or use "
+            "engine: transformers."
         )
 
 

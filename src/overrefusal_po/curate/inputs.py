@@ -28,7 +28,8 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
     """(benign, harmful) prompts that have a reference, or that some model will answer. ValueError
     without a benign one."""
     data, chosen = recipe.data, recipe.chosen
-    answered = chosen.model is not None or chosen.answers is not None or recipe.makes == "sft"
+    # a prompt that the student answers itself needs no reference
+    answered = bool(chosen.model or chosen.answers) or recipe.makes == "sft"
     read = read_sources(data.benign, data.split)
     benign = [p for p in read if p.kind in data.kinds and (p.reference or answered)]
     answered = chosen.refusals != "reference" or recipe.makes == "sft"
@@ -38,7 +39,7 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
         raise ValueError(
             f"data.benign: {recipe.data.benign!r} has no harmless prompt with a reference answer. "
             "Give prompts with references, name a teacher that answers them (chosen.model), or let "
-            "the student do it (chosen.answers: student)."
+            "the student answer them (chosen.answers: student)."
         )
     return benign, harmful
 

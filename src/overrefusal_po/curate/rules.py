@@ -26,8 +26,6 @@ from overrefusal_po.pairs.make import (
     overrefusal_pair,
     whole_sentences,
 )
-from overrefusal_po.plugins import find_plug
-from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.records import (
     Completion,
     PreferencePair,
@@ -37,6 +35,7 @@ from overrefusal_po.records import (
     content_id,
     read_jsonl,
 )
+from overrefusal_po.run.complete import continues_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ def prefilled_answers(
     found = {}
     for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
         text, why_not = usable(prompt, answer, verdict)
-        found[prompt.id] = Selected(text, why_not.replace("teacher", "student"))
+        found[prompt.id] = Selected(text, why_not.replace("teacher", "prefilled student"))
     return found
 
 
@@ -302,11 +301,6 @@ def prefilled(curation: Curation, prefix: str, file: str = "prefilled_harmful.js
         return {c.prompt_id: with_prefix(prefix, c) for c in found}
 
     return ask
-
-
-def continues_prefix(engine: EngineSpec) -> bool:
-    """Whether an engine continues an answer that the prompt begins. Not all servers do."""
-    return bool(getattr(find_plug("engines", engine)[1], "continue_final_message", True))
 
 
 def with_prefix(prefix: str, completion: Completion) -> Completion:

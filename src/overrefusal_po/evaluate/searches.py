@@ -31,7 +31,13 @@ from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id, write_jsonl
-from overrefusal_po.run.complete import complete, engine_for, in_process, load_template
+from overrefusal_po.run.complete import (
+    complete,
+    continues_prefix,
+    engine_for,
+    in_process,
+    load_template,
+)
 from overrefusal_po.run.folder import Run
 
 logger = logging.getLogger(__name__)
@@ -73,13 +79,24 @@ def searched_questions(search: FoundSearch, prompts: Sequence[Prompt]) -> list[P
 
 def check_searches(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> None:
     """Raises ValueError for what can be known before a model answers: no harmful prompt, or a
-    helper without its key or its tokenizer."""
+    helper without its key, its tokenizer, or an engine that continues a reply that is begun."""
     for search in recipe_searches(recipe):
         searched_questions(search, prompts)
         for role, helper in search.module.helpers(search.settings).items():
             with naming(search, role):
                 check_engine(helper.engine)
+                check_begun(helper)
                 helper_template(helper)
+
+
+def check_begun(helper: Helper) -> None:
+    """Raises ValueError if a helper's replies are begun, and its servers may not continue them."""
+    if helper.begins_replies and not continues_prefix(helper.engine):
+        raise ValueError(
+            "the program begins its replies, and its servers may not continue them. Set "
+            "engine.continue_final_message: true if yours know it (vLLM, SGLang), or let the "
+            "program begin none."
+        )
 
 
 def search_costs(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> list[str]:

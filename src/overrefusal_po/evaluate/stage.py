@@ -61,7 +61,7 @@ from overrefusal_po.run.complete import (
     note_left_out,
 )
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import is_slow, resumable_verdicts
+from overrefusal_po.run.judged import is_slow, release_judge, resumable_verdicts
 from overrefusal_po.run.unscored import check_scored
 from overrefusal_po.sources import SHIPPED_SETS
 
@@ -138,6 +138,7 @@ def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
     if is_slow(judges.refusal):
         model.release()
     verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
+    release_judge(judges.refusal)  # the model is loaded again, and then the guard
     outcomes = paired_outcomes(prompts, completions, verdicts)
     first_token, missing = model.first_token(run, [o for o in outcomes if o.prompt.attack is None])
     model.release()

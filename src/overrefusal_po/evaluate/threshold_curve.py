@@ -1,9 +1,10 @@
 """First-token scores of harmful and benign prompts -> AUC, threshold curve, and where a model lies
 beside the curve of another one.
 
-    auc(harmful, benign)                  # Estimate(value=0.74, low=0.69, high=0.79)
-    threshold_curve(harmful, benign)      # what each threshold refuses and answers
-    curve_step(before, rows, seed=0).gain
+    scores = Scores(harmful, benign)
+    auc(scores)                # Estimate(value=0.74, low=0.69, high=0.79)
+    threshold_curve(scores)    # what each threshold refuses and answers
+    curve_gain(rows).gain      # another run beside this curve
 
 Pure: numbers in, numbers out. A score is a log-odds: the greater it is, the sooner the model
 refuses. The threshold rule refuses every prompt whose score is at least the threshold. It needs no

@@ -195,6 +195,10 @@ class GuardJudge:
             unscored=unscored,
         )
 
+    def release(self) -> None:
+        """Frees the weights. The next completion loads them again."""
+        self.__dict__.pop("_loaded", None)
+
     @cached_property
     def _loaded(self) -> LoadedGuard:
         of = self.settings

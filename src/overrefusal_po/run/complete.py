@@ -75,6 +75,11 @@ def in_process(engine: EngineSpec) -> bool:
     return split_spec(engine, "engines")[0] == "transformers"
 
 
+def continues_prefix(engine: EngineSpec) -> bool:
+    """Whether an engine continues an answer that the prompt begins. Not all servers do."""
+    return bool(getattr(find_plug("engines", engine)[1], "continue_final_message", True))
+
+
 def engine_for(
     section: Mapping[str, object],
     template: ChatTemplate | None,
@@ -193,18 +198,18 @@ def draw(
         make_engine: makes the engine; not called if nothing is missing.
         samples: completions of each prompt.
         label: names the work in the log.
-        total: the number of prompts, for the log's lines on progress; None if unknown.
+        total: the number of a stream's prompts, for the log's lines on progress; None if unknown.
     """
     failed = file_beside(path, "failed.jsonl")
     for file in (path, failed, file_beside(path, "ledger.jsonl")):
         cut_torn_line(file)
     had = {(row["prompt_id"], row.get("sample", 0)) for row in drawn_rows((path, failed), sampling)}
-    # looking through an iterator would use it up
-    if not isinstance(prompts, Sequence) or any(
-        (p.id, n) not in had for p in prompts for n in range(samples)
-    ):
-        work = Work(unique_prompts(prompts), sampling, samples, had)
+    if isinstance(prompts, Sequence):  # a file may hold completions of other prompts, too
+        missing: int | None = len({(p.id, n) for p in prompts for n in range(samples)} - had)
+    else:  # looking through an iterator would use it up
         missing = None if total is None else max(total * samples - len(had), 0)
+    if missing or not isinstance(prompts, Sequence):
+        work = Work(unique_prompts(prompts), sampling, samples, had)
         _draw_missing(make_engine(), path, work, label=label, total=missing)
     tally = count_drawn(path, sampling)
     write_atomic(file_beside(path, "tally.json"), json.dumps(tally._asdict(), indent=1) + "\n")

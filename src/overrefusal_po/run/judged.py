@@ -51,6 +51,13 @@ def is_slow(judge: Judge) -> bool:
     return any(isinstance(member, SlowJudge) for member in members)
 
 
+def release_judge(judge: Judge) -> None:
+    """Frees the weights of a judge in process; of a panel, those of its members."""
+    for member in judge.members if isinstance(judge, JudgePanel) else (judge,):
+        if hasattr(member, "release"):
+            member.release()
+
+
 def resumable_verdicts(
     path: Path, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[Verdict]:
