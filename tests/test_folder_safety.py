@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from overrefusal_po.pipeline import path_hash
 from overrefusal_po.records import read_state
 from overrefusal_po.report.terminal import print_summary, print_table, say, say_json
 from overrefusal_po.run.folder import Run, make_private, printable
+from overrefusal_po.run.keys import path_hash
 from overrefusal_po.run.shards import check_complete, check_done
 from overrefusal_po.train.stage import note_processes
 

@@ -30,7 +30,7 @@ from overrefusal_po.recipe.model_names import model_section, stage_model, with_s
 from overrefusal_po.recipe.overrides import dotted, nested_texts, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.words import nearest
-from overrefusal_po.records import Outcome, content_id, read_jsonl, read_state, write_atomic
+from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
 from overrefusal_po.report.pipeline_summary import (
     StageMetrics,
     StageRecipe,
@@ -38,7 +38,7 @@ from overrefusal_po.report.pipeline_summary import (
     write_blinded_sample,
 )
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.keys import file_hash, run_folder
+from overrefusal_po.run.keys import file_hash, path_hash, run_folder
 from overrefusal_po.sources import SHIPPED_SETS
 
 logger = logging.getLogger(__name__)
@@ -320,14 +320,6 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
         for search in filter(None, map(find_search, body.data.attacks)):
             found[f"attacks.{search.name}"] = search.module.version(search.settings)
     return found
-
-
-def path_hash(path: Path) -> str:
-    """The key of the stage that made this output, else the hash of the path's content."""
-    status = path.parent / "status.json"
-    if path.is_dir() and status.is_file() and (key := read_state(status).get("key")):
-        return str(key)
-    return file_hash(path)
 
 
 def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> StageSummary:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from overrefusal_po.evaluate.breakdowns import NO_ATTACK
 from overrefusal_po.evaluate.metrics import RateName
 from overrefusal_po.report.first_token_part import curve_step_words, first_token_words
+from overrefusal_po.report.numbers import interval_words
 from overrefusal_po.report.panel_part import PanelNumber, PanelPart
 from overrefusal_po.report.summary import MeasuredRates, MeasuredRun, Summary
 from overrefusal_po.report.texts import looks_local, one_line, public_text
@@ -152,9 +153,7 @@ def panel_table(panel: PanelPart) -> Iterator[str]:
 
 def number_words(number: PanelNumber) -> str:
     """A number with its interval, or a dash."""
-    if number.low is None or number.high is None:
-        return rate_words(number.value, None)
-    return rate_words(number.value, (number.low, number.high))
+    return interval_words(number.value, number.low, number.high, missing="–")
 
 
 def corrected_words(run: MeasuredRun, name: RateName) -> str:
@@ -184,9 +183,7 @@ def attack_words(attack: str) -> str:
 
 def rate_words(value: float | None, ends: tuple[float, float] | None) -> str:
     """`0.62 [0.53, 0.71]`, or a dash."""
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if ends is None else f"{value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
+    return interval_words(value, *(ends or (None, None)), missing="–")
 
 
 def certificate_words(run: MeasuredRun) -> str:

@@ -21,7 +21,6 @@ from overrefusal_po.evaluate.comparisons import (
     judge_names,
 )
 from overrefusal_po.evaluate.first_token import LogOdds, curve_steps, read_log_odds
-from overrefusal_po.evaluate.intervals import Estimate
 from overrefusal_po.evaluate.metrics import State, state
 from overrefusal_po.evaluate.side_by_side import (
     KindSideBySide,
@@ -32,6 +31,7 @@ from overrefusal_po.evaluate.side_by_side import (
 )
 from overrefusal_po.records import Kind, Outcome, read_jsonl, write_atomic
 from overrefusal_po.report.first_token_part import CurveStep, first_token_lines
+from overrefusal_po.report.numbers import signed
 from overrefusal_po.report.summary import KIND_WORDS, STATE_WORDS, Metrics, parsed
 from overrefusal_po.report.texts import clipped, csp_hash, visible
 
@@ -300,15 +300,6 @@ def step_words(one: SideBySide) -> str:
 def state_words(name: State) -> str:
     """A state in words."""
     return "unscored" if name == "unscored" else STATE_WORDS[name]
-
-
-def signed(estimate: Estimate) -> str:
-    """`+0.12 [-0.01, +0.25]`, or n/a."""
-    if estimate.value is None:
-        return "n/a"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:+.2f}"
-    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
 def p_words(p: float | None) -> str:

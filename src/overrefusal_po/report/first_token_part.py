@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, Field, FiniteFloat
 
+from overrefusal_po.report.numbers import estimate_words, signed
 from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelNumber
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -115,7 +116,7 @@ def first_token_words(
 ) -> str:
     """`AUC 0.74 [0.69, 0.79]; at its own harmful_refused (0.81) a threshold would answer 0.66, the
     model answers 0.50`. The shares given are the model's own."""
-    words = f"AUC {number_words(found.auc)}"
+    words = f"AUC {estimate_words(found.auc)}"
     if found.at_own is None or harmful_refused is None:
         return words
     own = "" if benign_answered is None else f", the model answers {benign_answered:.2f}"
@@ -153,21 +154,3 @@ def curve_step_words(step: CurveStep) -> str:
     if step.auc_difference is None:
         return words
     return f"{words}; the AUC differs by {signed(step.auc_difference)}"
-
-
-def signed(number: PanelNumber) -> str:
-    """`+0.10 [+0.02, +0.18]`, or n/a."""
-    if number.value is None:
-        return "n/a"
-    if number.low is None or number.high is None:
-        return f"{number.value:+.2f}"
-    return f"{number.value:+.2f} [{number.low:+.2f}, {number.high:+.2f}]"
-
-
-def number_words(number: PanelNumber) -> str:
-    """`0.74 [0.69, 0.79]`, or n/a."""
-    if number.value is None:
-        return "n/a"
-    if number.low is None or number.high is None:
-        return f"{number.value:.2f}"
-    return f"{number.value:.2f} [{number.low:.2f}, {number.high:.2f}]"

@@ -29,6 +29,7 @@ from overrefusal_po.report.first_token_part import (
     curve_step_words,
     first_token_words,
 )
+from overrefusal_po.report.numbers import interval_words
 from overrefusal_po.report.texts import visible
 
 if TYPE_CHECKING:
@@ -216,11 +217,7 @@ def agreement_lines(found: PanelEntry) -> Iterator[str]:
 
 def number_words(number: NumberEntry) -> str:
     """`0.93 [0.88, 0.96]`, or n/a."""
-    if number["value"] is None:
-        return "n/a"
-    if number["low"] is None or number["high"] is None:
-        return f"{number['value']:.2f}"
-    return f"{number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}]"
+    return interval_words(number["value"], number["low"], number["high"])
 
 
 def perplexity_words(found: Mapping[str, Any]) -> str:
@@ -237,7 +234,4 @@ def first_token_line(run: StageResult) -> str:
 
 def with_interval(run: StageResult, key: str) -> str:
     """`0.97 [0.92, 0.99]`, or n/a."""
-    if run[key] is None:
-        return "n/a"
-    ends = run["intervals"].get(key)
-    return f"{run[key]:.2f}" if ends is None else f"{run[key]:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
+    return interval_words(run[key], *(run["intervals"].get(key) or (None, None)))

@@ -45,15 +45,19 @@ class RemoteJudge(Judge, Protocol):
     """Whether the server has answered before. If it then refuses an item, the set-up is valid."""
 
 
+def members_of(judge: Judge) -> Sequence[Judge]:
+    """The judges of a panel; a judge of its own is its only one."""
+    return judge.members if isinstance(judge, JudgePanel) else (judge,)
+
+
 def is_slow(judge: Judge) -> bool:
     """Whether verdicts of the judge are kept: those of a panel, if those of a member are."""
-    members = judge.members if isinstance(judge, JudgePanel) else (judge,)
-    return any(isinstance(member, SlowJudge) for member in members)
+    return any(isinstance(member, SlowJudge) for member in members_of(judge))
 
 
 def release_judge(judge: Judge) -> None:
     """Frees the weights of a judge in process; of a panel, those of its members."""
-    for member in judge.members if isinstance(judge, JudgePanel) else (judge,):
+    for member in members_of(judge):
         if hasattr(member, "release"):
             member.release()
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from overrefusal_po.records import check_regular, content_id
+from overrefusal_po.records import check_regular, content_id, read_state
 
 NOT_KEYED = ("run_dir", "shard", "unscored_max")
 """Recipe keys that do not change what a run makes."""
@@ -78,6 +78,14 @@ def file_hash(path: str | Path) -> str:
         return sample_hash(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def path_hash(path: Path) -> str:
+    """The key of the stage that made this output, else the hash of the path's content."""
+    status = path.parent / "status.json"
+    if path.is_dir() and status.is_file() and (key := read_state(status).get("key")):
+        return str(key)
+    return file_hash(path)
 
 
 def sample_hash(path: Path, *, blocks: int = 256, width: int = 2**16) -> str:
