@@ -27,7 +27,7 @@ from overrefusal_po.pipeline import run_stage, stage_inputs
 from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import TrainRecipe
-from overrefusal_po.recipe.sections import Select
+from overrefusal_po.recipe.two_sided import Select
 from overrefusal_po.records import (
     Completion,
     Outcome,

@@ -35,10 +35,11 @@ def check_plugs(body: BaseModel, above: str = "") -> None:
 
 def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
     """Every plug that a recipe's body names; a panel comes before its members."""
-    select = getattr(body, "select", None)
-    for part, key in ((body, "judge"), (body, "guard"), (body, "reward"), (select, "judge")):
+    looks = [(f"{key}.", getattr(body, key, None)) for key in ("select", "hold")]
+    judging = [("", body, key) for key in ("judge", "guard", "reward")]
+    for above, part, key in [*judging, *((above, part, "judge") for above, part in looks)]:
         if getattr(part, key, None) is not None:
-            place, spec = f"{'select.' * (part is select)}{key}", getattr(part, key)
+            place, spec = f"{above}{key}", getattr(part, key)
             yield NamedPlug(place, "judges", spec)
             for below, member in panel_members(spec):
                 yield NamedPlug(f"{place}.{below}", "judges", member)
@@ -53,8 +54,8 @@ def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
             for role, helper in search.module.helpers(search.settings).items():
                 place = f"data.attacks.{search.name}.{role}.engine"
                 yield NamedPlug(place, "engines", helper.engine)
-    lists = ((data, "data.sets"), (data, "data.helpful_from"), (select, "select.sets"))
-    for part, key in lists:
+    lists = [(data, "data.sets"), (data, "data.helpful_from")]
+    for part, key in [*lists, *((part, f"{above}sets") for above, part in looks)]:
         for spec in getattr(part, key.partition(".")[2], ()):
             yield NamedPlug(key, "sources", spec)
     for key in ("triples", "prompts", "benign", "harmful", "pairs"):

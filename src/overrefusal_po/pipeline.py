@@ -304,11 +304,13 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
         # os.path.exists is False for what cannot be a path (a long system prompt with a slash)
         if may_be_path and os.path.exists(value):  # noqa: PTH110
             found[key] = path_hash(Path(value))
-        elif value in SHIPPED_SETS and key.startswith(("data.", "select.")):
+        elif value in SHIPPED_SETS and key.startswith(("data.", "select.", "hold.")):
             found[key] = file_hash(Path(__file__).parent / "data" / f"{value}.jsonl")
-    looks = body.looks if isinstance(body, TrainRecipe) else None
     judging = [(key, getattr(body, key, None)) for key in ("judge", "guard", "reward")]
-    for key, spec in [*judging, ("select.judge", None if looks is None else looks.judge)]:
+    if isinstance(body, TrainRecipe):
+        looks = {"select.judge": body.looks, "hold.judge": body.held}
+        judging += [(key, sets.judge) for key, sets in looks.items() if sets is not None]
+    for key, spec in judging:
         if spec is not None:
             judge = built_judge(spec)
             found[key] = f"{judge.name} {judge.version}"

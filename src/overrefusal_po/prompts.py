@@ -20,7 +20,8 @@ from pydantic import BaseModel, ValidationError
 from overrefusal_po.attacks import Attack
 from overrefusal_po.identity import check_kinds
 from overrefusal_po.plugins import PlugSpec, find_search, find_source, make_attack, names, plug
-from overrefusal_po.recipe.sections import EvaluateData, Select
+from overrefusal_po.recipe.sections import EvaluateData
+from overrefusal_po.recipe.two_sided import DevSets
 from overrefusal_po.records import (
     LabelledResponse,
     PreferencePair,
@@ -206,26 +207,34 @@ def row_key(row: SourceRow) -> str:
     return row.id
 
 
-def dev_prompts(select: Select) -> list[Prompt]:
-    """The harmful and the benign prompts that are measured at every look, each once, in a fixed
-    order.
+def dev_prompts(sets: DevSets, key: str = "select") -> list[Prompt]:
+    """The harmful and the benign prompts of the section `key`, each once, in a fixed order.
 
     Raises ValueError if a kind is missing.
     """
-    found: dict[str, Prompt] = {}
-    for spec in select.sets:
-        prompts = [p for p in read_source(spec, select.split) if p.kind != "general"]
-        for prompt in fixed_subset(prompts, select.max_prompts_per_kind):
-            found.setdefault(prompt.id, prompt)
-    counts = Counter(prompt.kind for prompt in found.values())
+    found = [prompt for part in dev_prompt_sets(sets) for prompt in part]
+    counts = Counter(prompt.kind for prompt in found)
     if not (counts["harmful"] and counts["benign"]):
         raise ValueError(
-            f"select.sets gives {counts['harmful']} harmful and {counts['benign']} benign prompts "
-            f"(split {select.split!r}); "
-            "two-sided selection needs both. Name sets that have both kinds, or another split."
+            f"{key}.sets gives {counts['harmful']} harmful and {counts['benign']} benign prompts "
+            f"(split {sets.split!r}); it needs both. Name sets that have both kinds, or another "
+            "split."
         )
-    check_kinds(found.values())
-    return list(found.values())
+    check_kinds(found)
+    return found
+
+
+def dev_prompt_sets(sets: DevSets) -> list[list[Prompt]]:
+    """The harmful and the benign prompts of each set; one that stands in two is in the first."""
+    seen: set[str] = set()
+    found = []
+    for spec in sets.sets:
+        prompts = [p for p in read_source(spec, sets.split) if p.kind != "general"]
+        part = fixed_subset(prompts, sets.max_prompts_per_kind)
+        once = {p.id: p for p in part if p.id not in seen}
+        seen |= set(once)
+        found.append(list(once.values()))
+    return found
 
 
 def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:

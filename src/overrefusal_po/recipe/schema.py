@@ -10,7 +10,7 @@ TRL's dataclasses. `sections` has the other sections.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -29,10 +29,10 @@ from overrefusal_po.recipe.sections import (
     PlugSpec,
     Rejects,
     Section,
-    Select,
     Speed,
 )
 from overrefusal_po.recipe.shard import Shard
+from overrefusal_po.recipe.two_sided import DevSets, Hold, Select
 
 HARDWARE_KEYS = ("use_cpu", "bf16", "gradient_checkpointing", "dataloader_pin_memory")
 """Trainer keys that hardware decides when a recipe leaves them open."""
@@ -58,6 +58,14 @@ def shard_text(text: str) -> str:
     return text
 
 
+Sets = TypeVar("Sets", bound=DevSets)
+
+
+def with_judge(sets: Sets, judge: JudgeSpec) -> Sets:
+    """The section with `judge` if it names none."""
+    return sets if sets.judge is not None else sets.model_copy(update={"judge": judge})
+
+
 class TrainRecipe(Section):
     """One training."""
 
@@ -79,6 +87,9 @@ class TrainRecipe(Section):
     """The judge that says which texts refuse: the linter's, and that of the student's own words."""
     select: Select | None = None
     """Which step's weights are saved, measured on both sides. null: the last step's."""
+    hold: Hold | None = None
+    """How safe the model is at the end: a calibrated bias on how refusals open. null: as the
+    training leaves it."""
     speed: Speed = Speed()
     """What makes a step cheaper without a change of its loss."""
     seed: int = Field(default=0, ge=0)
@@ -94,9 +105,12 @@ class TrainRecipe(Section):
     @property
     def looks(self) -> Select | None:
         """`select` with the judge that it uses."""
-        if self.select is None or self.select.judge is not None:
-            return self.select
-        return self.select.model_copy(update={"judge": self.judge})
+        return None if self.select is None else with_judge(self.select, self.judge)
+
+    @property
+    def held(self) -> Hold | None:
+        """`hold` with the judge that it uses."""
+        return None if self.hold is None else with_judge(self.hold, self.judge)
 
 
 class CurateRecipe(Section):

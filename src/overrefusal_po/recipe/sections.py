@@ -163,28 +163,6 @@ class SftData(ReadingSection):
     """As for DeRTa."""
 
 
-class Select(Section):
-    """Which step's weights are saved: the most useful step that is about as safe as the start
-    policy. Each look measures both."""
-
-    every_steps: int = Field(default=20, gt=0)
-    """Steps between two looks. The start policy and the last step always get a look."""
-    sets: tuple[PlugSpec, ...] = Field(default=("starter",), min_length=1)
-    """Sources of harmful and benign prompts. The training may not use these prompts."""
-    split: Literal["train", "dev", "test"] | None = "dev"
-    """The split of sources that have splits. null: all splits."""
-    max_prompts_per_kind: int | None = Field(default=40, gt=0)
-    """A fixed subset (by content hash) of each kind in each set. null: all prompts."""
-    max_new_tokens: int = Field(default=32, gt=0)
-    """The most tokens of a response. A refusal shows in the first ones."""
-    tolerance: float = Field(default=0.05, ge=0, le=1)
-    """How far harmful_refused may fall below the start policy's."""
-    judge: JudgeSpec | None = None
-    """The judge of the responses. null: the recipe's."""
-    batch_size: int = Field(default=32, gt=0)
-    """Prompts decoded at a time."""
-
-
 class Speed(Section):
     """What makes a step cheaper without a change of its loss. A key has no effect on methods that
     its text does not name."""

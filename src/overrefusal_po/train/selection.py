@@ -30,7 +30,7 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import wants_deepspeed, wants_fsdp
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import dev_prompts
-from overrefusal_po.recipe.sections import Select
+from overrefusal_po.recipe.two_sided import Select
 from overrefusal_po.records import (
     Outcome,
     Record,
@@ -74,7 +74,7 @@ class Look(Record):
     kept: bool
 
 
-def check_not_sharded(settings: Mapping[str, Any]) -> None:
+def check_not_sharded(settings: Mapping[str, Any], section: str = "select") -> None:
     """Raises ValueError for FSDP or DeepSpeed, by the trainer's settings or the launcher's
     environment.
 
@@ -86,8 +86,8 @@ def check_not_sharded(settings: Mapping[str, Any]) -> None:
     }.items():
         if wanted:
             raise ValueError(
-                f"select cannot be used with {key}: the weights are sharded over the processes, "
-                "and no process has a model that could generate. Leave select out and evaluate "
+                f"{section} cannot be used with {key}: the weights are sharded over the processes, "
+                "and no process has a model that could generate. Leave it out and evaluate "
                 "saved checkpoints, or launch with DDP."
             )
 

@@ -12,14 +12,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from overrefusal_po.identity import check_kinds
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.model.finite import check_finite
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
 from overrefusal_po.pairs.apart import check_apart, check_not_measured
 from overrefusal_po.plugins import make_refusal_judge
@@ -27,38 +25,30 @@ from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, read_state, write_atomic
-from overrefusal_po.report.card import card_text, put_card
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_unusable, last_checkpoint
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
 from overrefusal_po.train.finite import finite_callback
 from overrefusal_po.train.first_rows import check_first_rows
+from overrefusal_po.train.hold import Holder
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.model_checks import check_adapter, check_vocabulary, warn_of_missing_bos
+from overrefusal_po.train.output import save
 from overrefusal_po.train.policy import adapter_config
 from overrefusal_po.train.progress import speak_in_words
 from overrefusal_po.train.push import check_push, push_of, push_run, without_push
 from overrefusal_po.train.resume import resumable
-from overrefusal_po.train.saved import (
-    Probe,
-    check_saved,
-    live_probe,
-    release_training,
-    release_weights,
-)
-from overrefusal_po.train.selection import check_not_sharded, selected_step, two_sided_callback
+from overrefusal_po.train.selection import check_not_sharded, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
 from overrefusal_po.train.student import student_answers
 from overrefusal_po.train.trackers import check_trackers, tracker_callback
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from peft import PeftModel
-    from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+    from transformers import PretrainedConfig, Trainer, TrainingArguments
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -112,8 +102,9 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
         settings,
         frozen_reference=method.needs_reference and not recipe.model.get("use_peft"),
     )
-    if recipe.select is not None:
-        check_not_sharded(settings)
+    for key in ("select", "hold"):
+        if getattr(recipe, key) is not None:
+            check_not_sharded(settings, key)
     return settings
 
 
@@ -188,9 +179,11 @@ def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
 
 def check_selection(recipe: TrainRecipe, trained: Sequence[Prompt], prepared: Prepared) -> None:
     """Raises ValueError if steps are selected by a missing judge or by prompts trained on."""
-    if (looks := recipe.looks) is not None:
-        make_refusal_judge(looks.judge or recipe.judge)
-        looked_at = {"select.sets": dev_prompts(looks)}
+    for key, sets in (("select", recipe.looks), ("hold", recipe.held)):
+        if sets is None:
+            continue
+        make_refusal_judge(sets.judge or recipe.judge)
+        looked_at = {f"{key}.sets": dev_prompts(sets, key)}
         check_apart(looked_at, {"data": trained})
         groups = [f.group for f, _ in prepared.waived if f.group and f.check == "contamination"]
         check_not_measured(looked_at, {"data": [name.partition("/")[2] for name in groups]})
@@ -241,8 +234,15 @@ def run_training(recipe: TrainRecipe, trainer: Trainer, run: Run, template: Chat
     trainer.add_callback(finite_callback(trainer))
     speak_in_words(trainer)
     note_processes(run, trainer.accelerator.num_processes)
+    checkpoint = last_checkpoint(run.path / "checkpoints")
+    holder = None
+    if (hold := recipe.held) is not None:
+        holder = Holder(trainer, template=template, hold=hold, folder=run.path)
+        holder.begin(resumed=checkpoint is not None)
     with resumable(trainer):
-        trainer.train(resume_from_checkpoint=last_checkpoint(run.path / "checkpoints"))
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if holder is not None and run.writer:
+        holder.end()
 
 
 def note_processes(run: Run, number: int) -> None:
@@ -268,83 +268,3 @@ def check_joined(trainer: Any) -> None:
     assert trainer.accelerator.num_processes == launched, (
         "launched processes that are not one world"
     )
-
-
-def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run) -> None:
-    """Writes adapter/ (LoRA), model/ (merged) and training.json.
-
-    All processes gather what is sharded, and the first one writes. Raises NotFiniteError for
-    weights that are not finite, and ValueError if the saved model is not the trained one.
-    """
-    weights = models.gathered_weights(trainer)
-    if not run.writer:
-        return
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    check_finite(model, "the trained model")
-    probe = live_probe(trainer)
-    summary = training_summary(trainer, run)
-    logger.info("saving %s, and comparing it with the trained model", run.path / "model")
-    if hasattr(model, "peft_config"):
-        summary["adapter"] = str(run.path / "adapter")
-    if probe is not None:
-        release_training(trainer)
-    write_model(model, weights, recipe, template, run)
-    if probe is not None:
-        release_weights(model)
-        compare_saved(probe, recipe, run)
-    history = trainer.state.log_history
-    write_atomic(
-        run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
-    )
-    # in the place of peft's README, which names folders of this machine
-    put_card(run.path, card_text(None, None, run.path))
-    run.finish(summary)
-
-
-def write_model(
-    model: PreTrainedModel | PeftModel,
-    weights: dict[str, Tensor] | None,
-    recipe: TrainRecipe,
-    template: ChatTemplate,
-    run: Run,
-) -> None:
-    """Writes adapter/ (LoRA) and model/ (merged). `weights` are those of a sharded model."""
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(str(run.path / "adapter"), state_dict=weights)
-        if weights is not None:
-            from peft import PeftModel
-
-            base = models.load_model(**models.model_options(recipe.model))
-            model, weights = PeftModel.from_pretrained(base, run.path / "adapter"), None
-    models.save_merged(model, template.tokenizer, run.path / "model", weights)
-
-
-def compare_saved(probe: Probe, recipe: TrainRecipe, run: Run) -> None:
-    """`check_saved` on model/, which is removed if it is not the trained model."""
-    folder = run.path / "model"
-    try:
-        check_saved(
-            probe, folder, trust_remote_code=bool(recipe.model.get("trust_remote_code", False))
-        )
-    except ValueError:
-        shutil.rmtree(folder)  # another model than the trained one is not shipped
-        raise
-
-
-def training_summary(trainer: Trainer, run: Run) -> dict[str, Any]:
-    """What the run's summary says: steps, last loss, folders, rows left out, the selected step."""
-    history = trainer.state.log_history
-    losses = [row[key] for key in ("train_loss", "loss") for row in history if key in row]
-    summary: dict[str, Any] = {
-        "steps": trainer.state.global_step,
-        "loss": losses[-1] if losses else None,
-        "model": str(run.path / "model"),
-    }
-    if (run.path / "too_long.json").is_file():
-        left_out = read_state(run.path / "too_long.json")
-        summary["too_long"] = {
-            f"{name}s": f"{row['left_out']} of {row['of']}" for name, row in left_out.items()
-        }
-    if (run.path / "selection.jsonl").is_file():
-        summary["selected_step"] = selected_step(run.path)
-    return summary

@@ -1,0 +1,328 @@
+"""A bias on the tokens that open a refusal, at the first token of a response, as plain weights.
+
+    site = bias_site(model)                          # ValueError if this model has no place for it
+    states = first_states(model, site, batches)      # what the last layer holds at first positions
+    bias = opener_bias(model, site, states, openers=[40, 2121])
+    flips = flip_points(model, site, states, bias, openers, limit=8.0)
+    fold(model, site, bias, 1.5)                     # the openers' logits rise by about 1.5
+
+A model decides at its first token whether it refuses. A constant on the logits of the refusals'
+first tokens moves it along its own curve: more refusals, or more answers. The last layer's MLP
+adds `W x` to the residual stream. `W + b v a^T` adds `b (a.x) v` as well. `a` is chosen by ridge
+regression so that `a.x` is 1 at the first position of a response and 0 elsewhere. `v` is the least
+change of the logits (in squares, over the vocabulary) that raises all openers by 1. So the bias is
+a matrix of rank 1, and no server needs to know of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from torch.nn import Linear, Module
+    from transformers import PreTrainedModel
+
+DOWN_NAMES = ("mlp.down_proj", "mlp.fc2", "mlp.dense_4h_to_h")
+"""Where a layer keeps the matrix that its MLP writes into the residual stream with."""
+
+NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+"""Where a model keeps the norm before its output layer."""
+
+AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+"""Norms on what the MLP adds: then no constant can be added to the residual stream there."""
+
+RIDGE = 1e-3
+"""Weight of the penalty, as a share of the mean square."""
+
+OTHER_STATES = 4096
+"""Positions that are no first ones, at most; they are thinned out evenly."""
+
+BISECTIONS = 14
+"""Halvings in the search for a flip point: the interval of 2 * limit shrinks to a 16,000th."""
+
+
+class Site(NamedTuple):
+    """The paths of the last layer's down projection and of the norm before the output layer."""
+
+    down: str
+    norm: str
+
+
+class FirstStates(NamedTuple):
+    """What the last layer holds, in float32 on the CPU.
+
+    Attributes:
+        inputs: (N, F) inputs of the down projection at the first position of N responses.
+        residual: (N, D) the residual stream there, before the last norm.
+        others: (M, F) inputs of the down projection at other positions.
+    """
+
+    inputs: Tensor
+    residual: Tensor
+    others: Tensor
+
+
+class OpenerBias(NamedTuple):
+    """The matrix `direction x position`, for a bias of one logit.
+
+    Attributes:
+        position: (F,) `a`: the input of the down projection times `a` says if it is a first one.
+        direction: (D,) `v`, times the mean size of the residual stream.
+    """
+
+    position: Tensor
+    direction: Tensor
+
+
+class TextIds(NamedTuple):
+    """Token ids of a prompt and of the response to it."""
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+
+
+def bias_site(model: PreTrainedModel | PeftModel) -> Site:
+    """Where a bias can be folded in; it reads names alone, so a model without weights will do.
+
+    Raises ValueError for a model that is built otherwise.
+    """
+    plain = base_model(model)
+    inner = plain.base_model
+    paths = {module: path for path, module in plain.named_modules()}
+    last = getattr(inner, "layers", None) or getattr(inner, "h", None)
+    norm = next((n for n in NORM_NAMES if hasattr(inner, n)), None)
+    down = next((found for n in DOWN_NAMES if last and (found := descend(last[-1], n))), None)
+    blocked = next((n for n in AFTER_MLP if last and hasattr(last[-1], n)), None)
+    if norm is None or down is None or blocked or plain.get_output_embeddings() is None:
+        why = f"its last layer has {blocked}" if blocked else "its last layer is built otherwise"
+        raise ValueError(
+            f"hold: no bias can be folded into a {type(plain).__name__} ({why}; known are layers "
+            f"that end with {', '.join(DOWN_NAMES)}). Leave hold out, and use select."
+        )
+    return Site(paths[down], paths[getattr(inner, norm)])
+
+
+def descend(module: Module, path: str) -> Module | None:
+    """The module at a path below, if it is there."""
+    found: Module | None = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model in an adapter's wrapper."""
+    found = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]  # a module
+    return cast("PreTrainedModel", found)
+
+
+@contextlib.contextmanager
+def watched(model: PreTrainedModel, site: Site) -> Iterator[dict[str, Tensor]]:
+    """What goes into the site's two modules in the last pass: {"down": (B, T, F), "norm": ...}."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> object:
+        return lambda _, inputs: seen.__setitem__(name, inputs[0].detach())
+
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(keep(name))  # type: ignore[arg-type]
+        for name, path in site._asdict().items()
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_states(
+    model: PreTrainedModel | PeftModel, site: Site, texts: Sequence[TextIds], *, batch_size: int
+) -> FirstStates:
+    """The states of the last layer at the first positions of the responses, in order of `texts`,
+    and at others."""
+    import torch
+
+    plain = base_model(model)
+    inner = plain.base_model
+    order = sorted(range(len(texts)), key=lambda at: sum(map(len, texts[at])))
+    inputs: dict[int, Tensor] = {}
+    residual: dict[int, Tensor] = {}
+    others = []
+    with torch.inference_mode(), watched(plain, site) as seen:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            ids, mask, first = padded([texts[at] for at in chosen])
+            inner(input_ids=ids.to(plain.device), attention_mask=mask.to(plain.device))
+            rows = torch.arange(len(chosen))
+            at_first = {name: value[rows, first].float().cpu() for name, value in seen.items()}
+            inputs |= dict(zip(chosen, at_first["down"], strict=True))
+            residual |= dict(zip(chosen, at_first["norm"], strict=True))
+            mask[rows, first] = 0
+            others.append(seen["down"][mask.bool()].float().cpu())
+    rest = torch.cat(others)
+    return FirstStates(
+        torch.stack([inputs[at] for at in range(len(texts))]),
+        torch.stack([residual[at] for at in range(len(texts))]),
+        rest[:: -(-len(rest) // OTHER_STATES)],
+    )
+
+
+def padded(texts: Sequence[TextIds]) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T) ids and mask, padded on the right, and (B,) the last position of each prompt."""
+    import torch
+
+    rows = [[*prompt, *response] for prompt, response in texts]
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids, mask, torch.tensor([len(prompt) - 1 for prompt, _ in texts])
+
+
+def opener_bias(
+    model: PreTrainedModel | PeftModel, site: Site, states: FirstStates, openers: Sequence[int]
+) -> OpenerBias:
+    """The bias of one logit on `openers` (token ids) at the first position of a response."""
+    plain = base_model(model)
+    size = float(states.residual.square().mean(-1).sqrt().mean())
+    direction = logit_direction(plain, site, openers)
+    return OpenerBias(position_reader(states), direction * size)
+
+
+def position_reader(states: FirstStates) -> Tensor:
+    """(F,) `a` with `a.x` near 1 for first positions and near 0 for others (ridge, dual form)."""
+    import torch
+
+    rows = torch.cat([states.inputs, states.others]).double()  # (N + M, F)
+    wanted = torch.zeros(len(rows), dtype=torch.float64)
+    wanted[: len(states.inputs)] = 1
+    # first positions are few: each counts as much as all others together would, per class
+    weight = torch.ones_like(wanted)
+    weight[: len(states.inputs)] = max(1.0, len(states.others) / len(states.inputs))
+    scaled = rows * weight.sqrt()[:, None]
+    gram = scaled @ scaled.T
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    return cast("Tensor", (scaled.T @ torch.linalg.solve(gram, wanted * weight.sqrt())).float())
+
+
+def logit_direction(model: PreTrainedModel, site: Site, openers: Sequence[int]) -> Tensor:
+    """(D,) the change of the normed residual that raises each opener's logit by 1 and the others',
+    in squares, least. It goes through the norm's weights, so it can be added before the norm."""
+    import torch
+
+    head = cast("Linear", model.get_output_embeddings()).weight.detach()  # (V, D)
+    scale = cast("Tensor", model.get_submodule(site.norm).weight).detach().float()
+    if "Gemma" in type(model).__name__:
+        scale = scale + 1  # Gemma's norms hold their weight minus 1
+    mean = head.float().mean(0)
+    gram = torch.zeros(head.shape[1], head.shape[1], dtype=torch.float64, device=head.device)
+    for rows in head.split(16384):
+        centred = (rows.float() - mean) * scale
+        gram += (centred.T @ centred).double()
+    gram.diagonal().add_(1e-4 * gram.diagonal().mean())
+    raised = ((head[list(openers)].float() - mean) * scale).double()  # (R, D)
+    solved = torch.linalg.solve(gram, raised.T)  # (D, R)
+    found = solved @ torch.linalg.solve(raised @ solved, torch.ones(len(openers)).to(solved))
+    return cast("Tensor", found.float().cpu())
+
+
+def margins(
+    model: PreTrainedModel | PeftModel,
+    site: Site,
+    states: FirstStates,
+    bias: OpenerBias,
+    openers: Sequence[int],
+    strength: Tensor,
+) -> Tensor:
+    """(N,) by how much the best opener's logit is above the best other's, with a bias of `strength`
+    (N,) logits."""
+    import torch
+
+    plain = base_model(model)
+    norm, head = plain.get_submodule(site.norm), plain.get_output_embeddings()
+    read = (states.inputs @ bias.position) * strength
+    residual = states.residual + read[:, None] * bias.direction
+    found = []
+    with torch.inference_mode():
+        for rows in residual.split(256):
+            given = rows.to(plain.device, next(norm.parameters()).dtype)
+            logits = cast("Module", head)(norm(given)).float()  # (n, V)
+            best = logits[:, list(openers)].amax(-1)
+            logits[:, list(openers)] = -torch.inf
+            found.append((best - logits.amax(-1)).cpu())
+    return torch.cat(found)
+
+
+def flip_points(
+    model: PreTrainedModel | PeftModel,
+    site: Site,
+    states: FirstStates,
+    bias: OpenerBias,
+    openers: Sequence[int],
+    *,
+    limit: float,
+) -> Tensor:
+    """(N,) the bias from which on a response opens with one of `openers`; infinite beyond the
+    limit."""
+    import torch
+
+    low, high = (torch.full((len(states.inputs),), end) for end in (-limit, limit))
+    never = margins(model, site, states, bias, openers, high) <= 0
+    always = margins(model, site, states, bias, openers, low) > 0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        opens = margins(model, site, states, bias, openers, middle) > 0
+        low, high = torch.where(opens, low, middle), torch.where(opens, middle, high)
+    found = (low + high) / 2
+    found[never], found[always] = torch.inf, -torch.inf
+    return found
+
+
+def fold(model: PreTrainedModel | PeftModel, site: Site, bias: OpenerBias, strength: float) -> None:
+    """Adds a bias of `strength` logits to the weights: to the matrix, or to an adapter's.
+
+    Every matrix of an adapter gets one rank more; it is zero except at the site. So its scaling and
+    what it computes stay, and a server finds one rank for all.
+    """
+    import torch
+
+    down = base_model(model).get_submodule(site.down)
+    # Granite scales what a layer adds
+    gain = getattr(base_model(model).config, "residual_multiplier", 1.0)
+    column, row = bias.direction * strength / gain, bias.position
+    with torch.no_grad():
+        if not hasattr(model, "peft_config"):
+            weight = cast("Linear", down).weight
+            change = torch.outer(column, row).to(weight.device)
+            weight.data = (weight.float() + change).to(weight.dtype)
+            return
+        widen(cast("PeftModel", model))
+        name = cast("PeftModel", model).active_adapter
+        first, second = down.lora_A[name].weight, down.lora_B[name].weight  # type: ignore[index, union-attr]
+        first[-1] = row.to(first)
+        second[:, -1] = (column / down.scaling[name]).to(second)  # type: ignore[index]
+
+
+def widen(model: PeftModel) -> None:
+    """Gives every LoRA matrix of the active adapter one rank more, of zeros."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    name = model.active_adapter
+    config = model.peft_config[name]
+    rank = config.r  # type: ignore[attr-defined]
+    root = config.use_rslora  # type: ignore[attr-defined]
+    for module in model.modules():
+        if not isinstance(module, LoraLayer) or name not in module.lora_A:
+            continue
+        a, b = (cast("Linear", side[name]) for side in (module.lora_A, module.lora_B))
+        a.weight = torch.nn.Parameter(torch.nn.functional.pad(a.weight.data, (0, 0, 0, 1)))
+        b.weight = torch.nn.Parameter(torch.nn.functional.pad(b.weight.data, (0, 1)))
+        a.out_features = b.in_features = module.r[name] = rank + 1
+    grown = ((rank + 1) / rank) ** (0.5 if root else 1)
+    alpha = config.lora_alpha * grown  # type: ignore[attr-defined]
+    config.r = rank + 1  # type: ignore[attr-defined]
+    config.lora_alpha = int(alpha) if alpha == int(alpha) else alpha  # type: ignore[attr-defined]

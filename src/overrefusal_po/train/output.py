@@ -1,0 +1,118 @@
+"""A trained model -> adapter/ (LoRA), model/ (merged) and training.json in the run folder.
+
+save(trainer, recipe, template, run)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.finite import check_finite
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.records import read_state, write_atomic
+from overrefusal_po.report.card import card_text, put_card
+from overrefusal_po.run.folder import Run
+from overrefusal_po.train.hold import RESULT_FILE
+from overrefusal_po.train.saved import (
+    Probe,
+    check_saved,
+    live_probe,
+    release_training,
+    release_weights,
+)
+from overrefusal_po.train.selection import selected_step
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run) -> None:
+    """Writes adapter/ (LoRA), model/ (merged) and training.json.
+
+    All processes gather what is sharded, and the first one writes. Raises NotFiniteError for
+    weights that are not finite, and ValueError if the saved model is not the trained one.
+    """
+    weights = models.gathered_weights(trainer)
+    if not run.writer:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    check_finite(model, "the trained model")
+    probe = live_probe(trainer)
+    summary = training_summary(trainer, run)
+    logger.info("saving %s, and comparing it with the trained model", run.path / "model")
+    if hasattr(model, "peft_config"):
+        summary["adapter"] = str(run.path / "adapter")
+    if probe is not None:
+        release_training(trainer)
+    write_model(model, weights, recipe, template, run)
+    if probe is not None:
+        release_weights(model)
+        compare_saved(probe, recipe, run)
+    history = trainer.state.log_history
+    write_atomic(
+        run.path / "training.json", json.dumps({"summary": summary, "history": history}, indent=1)
+    )
+    # in the place of peft's README, which names folders of this machine
+    put_card(run.path, card_text(None, None, run.path))
+    run.finish(summary)
+
+
+def write_model(
+    model: PreTrainedModel | PeftModel,
+    weights: dict[str, Tensor] | None,
+    recipe: TrainRecipe,
+    template: ChatTemplate,
+    run: Run,
+) -> None:
+    """Writes adapter/ (LoRA) and model/ (merged). `weights` are those of a sharded model."""
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(str(run.path / "adapter"), state_dict=weights)
+        if weights is not None:
+            from peft import PeftModel
+
+            base = models.load_model(**models.model_options(recipe.model))
+            model, weights = PeftModel.from_pretrained(base, run.path / "adapter"), None
+    models.save_merged(model, template.tokenizer, run.path / "model", weights)
+
+
+def compare_saved(probe: Probe, recipe: TrainRecipe, run: Run) -> None:
+    """`check_saved` on model/, which is removed if it is not the trained model."""
+    folder = run.path / "model"
+    try:
+        check_saved(
+            probe, folder, trust_remote_code=bool(recipe.model.get("trust_remote_code", False))
+        )
+    except ValueError:
+        shutil.rmtree(folder)  # another model than the trained one is not shipped
+        raise
+
+
+def training_summary(trainer: Trainer, run: Run) -> dict[str, Any]:
+    """What the run's summary says: steps, last loss, folders, rows left out, the selected step."""
+    history = trainer.state.log_history
+    losses = [row[key] for key in ("train_loss", "loss") for row in history if key in row]
+    summary: dict[str, Any] = {
+        "steps": trainer.state.global_step,
+        "loss": losses[-1] if losses else None,
+        "model": str(run.path / "model"),
+    }
+    if (run.path / "too_long.json").is_file():
+        left_out = read_state(run.path / "too_long.json")
+        summary["too_long"] = {
+            f"{name}s": f"{row['left_out']} of {row['of']}" for name, row in left_out.items()
+        }
+    if (run.path / RESULT_FILE).is_file():
+        hold = read_state(run.path / RESULT_FILE, ["held", "bias"])
+        summary["hold"] = {key: hold[key] for key in ("held", "bias", "sets")}
+    if (run.path / "selection.jsonl").is_file():
+        summary["selected_step"] = selected_step(run.path)
+    return summary
