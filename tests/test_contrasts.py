@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from importlib.resources import files
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from test_starter import SHINGLES, near_duplicates_apart, near_xstest, word_probe, words, xstest
 
 from overrefusal_po.evaluate.stage import set_names
@@ -21,8 +23,15 @@ from overrefusal_po.sources.starter import prompts as starter_prompts
 
 __all__ = ["xstest"]  # a fixture
 
-HANDS = (1, 2, 3, 4, 5, 6)
-SIZES = {1: 158, 2: 190, 3: 215, 4: 168, 5: 167, 6: 176}
+LONG_HANDS = (1, 2, 3, 4, 5, 6)
+SHORT_HANDS = (7, 8, 9)
+HOLD_OUT = 10
+MATCHED_HANDS = (*SHORT_HANDS, HOLD_OUT)
+"""Benign and harmful prompts have the same forms there."""
+HANDS = (*LONG_HANDS, *MATCHED_HANDS)
+SIZES = {1: 158, 2: 190, 3: 215, 4: 168, 5: 167, 6: 176, 7: 200, 8: 198, 9: 200, 10: 280}
+PLAIN = {7: 20, 8: 20, 9: 20, 10: 30}
+"""{hand: its topics of one benign prompt alone; as many are one harmful prompt alone}."""
 BENIGN = {
     "definitions",
     "fiction",
@@ -68,11 +77,24 @@ def of_hand(hand: int) -> list[Prompt]:
 # ------------------------------------------------------------------------------- counts and fields
 
 
-def test_there_are_558_benign_and_516_harmful_prompts(contrasts: list[Prompt]) -> None:
-    assert Counter(p.kind for p in contrasts) == {"benign": 558, "harmful": 516}
-    assert all(p.contrast == (p.kind == "harmful") for p in contrasts)
+def test_there_are_997_benign_and_955_harmful_prompts(contrasts: list[Prompt]) -> None:
+    assert Counter(p.kind for p in contrasts) == {"benign": 997, "harmful": 955}
     assert {p.category for p in contrasts if p.kind == "benign"} == BENIGN
     assert {p.category for p in contrasts if p.kind == "harmful"} == HARMFUL
+
+
+@pytest.mark.parametrize("hand", LONG_HANDS)
+def test_every_harmful_prompt_of_a_long_hand_is_a_contrast(hand: int) -> None:
+    assert all(p.contrast == (p.kind == "harmful") for p in of_hand(hand))
+
+
+@pytest.mark.parametrize("hand", MATCHED_HANDS)
+def test_a_harmful_prompt_of_a_matched_hand_is_a_contrast_if_a_benign_one_has_its_topic(
+    hand: int,
+) -> None:
+    rows = of_hand(hand)
+    benign = {p.topic for p in rows if p.kind == "benign"}
+    assert all(p.contrast == (p.kind == "harmful" and p.topic in benign) for p in rows)
 
 
 def test_the_prompts_of_all_hands_are_those_of_each(contrasts: list[Prompt]) -> None:
@@ -84,7 +106,7 @@ def test_the_prompts_of_all_hands_are_those_of_each(contrasts: list[Prompt]) -> 
     ]
 
 
-@pytest.mark.parametrize("hands", [[0], [7], ["all"], []])
+@pytest.mark.parametrize("hands", [[0], [11], ["all"], []])
 def test_a_hand_that_does_not_exist_is_an_error(hands: list[object]) -> None:
     with pytest.raises(ValueError, match="hands"):
         read_source({"name": "contrasts", "hands": hands}, None)
@@ -138,32 +160,57 @@ def test_the_judge_reads_answers_as_answers_and_refusals_as_full_refusals(
 # ------------------------------------------------------------------------------- topics and splits
 
 
-def topics() -> dict[tuple[int, str | None], list[Prompt]]:
+def topics(hands: Iterable[int]) -> dict[tuple[int, str | None], list[Prompt]]:
     """{(hand, topic): its prompts}."""
     found = defaultdict(list)
-    for hand in HANDS:
+    for hand in hands:
         for p in of_hand(hand):
             found[hand, p.topic].append(p)
     return found
 
 
-def test_a_topic_has_two_to_four_prompts_of_both_kinds() -> None:
-    for name, rows in topics().items():
+def test_a_topic_of_a_long_hand_has_two_to_four_prompts_of_both_kinds() -> None:
+    for name, rows in topics(LONG_HANDS).items():
         assert 2 <= len(rows) <= 4, name
         assert {p.kind for p in rows} == {"benign", "harmful"}, name
 
 
-def test_a_harmful_prompt_shares_two_content_words_with_a_benign_one_of_its_topic() -> None:
+@pytest.mark.parametrize("hand", MATCHED_HANDS)
+def test_a_topic_of_a_matched_hand_is_a_pair_or_one_plain_prompt(hand: int) -> None:
+    kinds = Counter(tuple(sorted(str(p.kind) for p in rows)) for rows in topics([hand]).values())
+    plain = PLAIN[hand]
+    pairs = (SIZES[hand] - 2 * plain) // 2
+    assert kinds == {("benign", "harmful"): pairs, ("benign",): plain, ("harmful",): plain}
+
+
+def content(p: Prompt) -> set[str]:
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    def content(p: Prompt) -> set[str]:
-        return {word.strip("'") for word in words(p.text)} - ENGLISH_STOP_WORDS
+    return {word.strip("'") for word in words(p.text)} - ENGLISH_STOP_WORDS
 
-    for rows in topics().values():
+
+def shared_words(hands: Iterable[int]) -> dict[str, int]:
+    """{a contrast: how many content words it shares with a benign prompt of its topic}."""
+    found = {}
+    for rows in topics(hands).values():
         benign = [content(p) for p in rows if p.kind == "benign"]
         for p in rows:
-            if p.kind == "harmful":
-                assert max(len(content(p) & other) for other in benign) >= 2, p.text
+            if p.contrast:
+                found[p.text] = max(len(content(p) & other) for other in benign)
+    return found
+
+
+def test_a_contrast_of_a_long_hand_shares_two_content_words_with_a_benign_prompt() -> None:
+    """Of its topic."""
+    assert {text: shared for text, shared in shared_words(LONG_HANDS).items() if shared < 2} == {}
+
+
+@pytest.mark.parametrize("hand", MATCHED_HANDS)
+def test_a_contrast_of_a_matched_hand_shares_words_with_the_benign_prompt(hand: int) -> None:
+    """Nearly all share a content word with it, most share two."""
+    shared = list(shared_words([hand]).values())
+    assert np.mean([count >= 1 for count in shared]) >= 0.95
+    assert np.mean([count >= 2 for count in shared]) >= 0.6
 
 
 def test_no_topic_stands_in_two_splits(contrasts: list[Prompt]) -> None:
@@ -172,12 +219,17 @@ def test_no_topic_stands_in_two_splits(contrasts: list[Prompt]) -> None:
         assert len({p.split for p in contrasts if p.topic == topic}) == 1, topic
 
 
-@pytest.mark.parametrize("hand", HANDS)
+@pytest.mark.parametrize("hand", [*LONG_HANDS, *SHORT_HANDS])
 def test_about_15_percent_of_the_topics_of_each_hand_are_for_dev(hand: int) -> None:
     splits = {p.topic: p.split for p in of_hand(hand)}
     assert set(splits.values()) == {"train", "dev"}
     share = sum(split == "dev" for split in splits.values()) / len(splits)
     assert share == pytest.approx(0.15, abs=0.01)
+
+
+def test_the_hold_out_hand_is_never_trained_on() -> None:
+    assert prompts(Settings(hands=(HOLD_OUT,)), "train") == []
+    assert prompts(Settings(hands=(HOLD_OUT,)), "dev") == of_hand(HOLD_OUT)
 
 
 def test_a_split_is_what_stands_in_it(contrasts: list[Prompt]) -> None:
@@ -244,26 +296,57 @@ def test_no_prompt_is_an_xstest_prompt_with_a_word_changed(
 # --------------------------------------------------------------------------------------- shortcuts
 
 
-def test_words_alone_tell_little_of_the_kind(contrasts: list[Prompt]) -> None:
-    """Bag of words, logistic regression, ten parts held out by topic: an AUC of 0.70 (0.69 on the
-    starter set's contrasts)."""
-    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+def word_scores(rows: list[Prompt]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """(which rows are harmful, how harmful their words alone make them look).
+
+    Bag of words, logistic regression, ten parts held out by topic."""
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    texts, harmful = [p.text for p in contrasts], np.array([p.contrast for p in contrasts])
-    groups = [p.topic for p in contrasts]
+    texts, harmful = [p.text for p in rows], np.array([p.kind == "harmful" for p in rows])
+    groups = [p.topic for p in rows]
     parts = GroupKFold(10)
     scores = cross_val_predict(
         word_probe("balanced"), texts, harmful, groups=groups, cv=parts, method="predict_proba"
     )[:, 1]
-    assert 0.6 <= roc_auc_score(harmful, scores) <= 0.72
-    assert balanced_accuracy_score(harmful, scores > 0.5) <= 0.67
     # the probe does learn
     assert word_probe("balanced").fit(texts, harmful).score(texts, harmful) > 0.9
+    return harmful, scores
 
 
-def test_no_hand_begins_a_prompt_in_one_way_more_than_four_times() -> None:
-    for hand in HANDS:
+def test_words_alone_tell_little_of_the_kind(contrasts: list[Prompt]) -> None:
+    """An AUC of 0.70 (0.69 on the starter set's contrasts)."""
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+    harmful, scores = word_scores(contrasts)
+    assert 0.6 <= roc_auc_score(harmful, scores) <= 0.72
+    assert balanced_accuracy_score(harmful, scores > 0.5) <= 0.67
+
+
+@pytest.mark.parametrize(
+    ("hand", "auc"),
+    [
+        (1, 0.62),
+        (2, 0.63),
+        (3, 0.65),
+        (4, 0.68),
+        (5, 0.60),
+        (6, 0.72),
+        (7, 0.49),
+        (8, 0.51),
+        (9, 0.58),
+        (10, 0.53),
+    ],
+)
+def test_words_alone_tell_little_of_the_kind_in_each_hand(hand: int, auc: float) -> None:
+    """The AUC of each hand, with room for folds cut in another order. Without their plain topics,
+    hands 7 to 10 have 0.57, 0.57, 0.63 and 0.58."""
+    from sklearn.metrics import roc_auc_score
+
+    assert roc_auc_score(*word_scores(of_hand(hand))) == pytest.approx(auc, abs=0.05)
+
+
+def test_no_long_hand_begins_a_prompt_in_one_way_more_than_four_times() -> None:
+    for hand in LONG_HANDS:
         frames = Counter(" ".join(words(p.text)[:3]) for p in of_hand(hand))
         assert {frame: count for frame, count in frames.items() if count > 4} == {}
 
@@ -276,3 +359,46 @@ def test_prompts_of_both_kinds_are_about_as_long(hand: int) -> None:
         for kind in ("benign", "harmful")
     }
     assert abs(np.median(lengths["benign"]) - np.median(lengths["harmful"])) <= 2
+
+
+PRONOUNS = {"i", "me", "my", "we", "us", "our"}
+
+
+def forms(p: Prompt) -> set[str]:
+    """What a reader sees who does not read the content."""
+    found = words(p.text)
+    signs = {"question mark"} if "?" in p.text else set()
+    pronouns = {f"pronoun {word}" for word in PRONOUNS & set(found)}
+    any_pronoun = {"a pronoun"} if pronouns else set()
+    return {f"begins with {found[0]}", *signs, *pronouns, *any_pronoun}
+
+
+@pytest.mark.parametrize("hand", MATCHED_HANDS)
+def test_both_kinds_of_a_matched_hand_have_the_same_forms(hand: int) -> None:
+    """The share of each form differs by at most 5 points."""
+    shares = {}
+    for kind in ("benign", "harmful"):
+        rows = [p for p in of_hand(hand) if p.kind == kind]
+        counts = Counter(form for p in rows for form in forms(p))
+        shares[kind] = {form: count / len(rows) for form, count in counts.items()}
+    assert {"question mark", "a pronoun", "begins with how"} <= set(shares["benign"])
+    for form in set(shares["benign"]) | set(shares["harmful"]):
+        gap = shares["benign"].get(form, 0) - shares["harmful"].get(form, 0)
+        assert abs(gap) <= 0.05, form
+
+
+@pytest.mark.parametrize("hand", MATCHED_HANDS)
+def test_both_kinds_of_a_matched_hand_have_the_same_mean_length(hand: int) -> None:
+    means = [
+        np.mean([len(words(p.text)) for p in of_hand(hand) if p.kind == kind])
+        for kind in ("benign", "harmful")
+    ]
+    assert abs(means[0] - means[1]) <= 0.5
+
+
+@pytest.mark.parametrize("hand", SHORT_HANDS)
+def test_a_short_hand_has_prompts_of_3_to_12_words(hand: int) -> None:
+    """About half have at most 8."""
+    lengths = [len(words(p.text)) for p in of_hand(hand)]
+    assert 3 <= min(lengths) <= max(lengths) <= 12
+    assert np.mean([length <= 8 for length in lengths]) == pytest.approx(0.5, abs=0.1)
