@@ -171,6 +171,53 @@ def test_what_is_answered_today_is_held_if_asked(server: Server, tmp_path: Path)
         assert pair.reason == "student answers this harmless prompt, and should go on to"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_limit_takes_prompts_that_the_student_gets_wrong_first(
+    server: Server, tmp_path: Path, seed: int
+) -> None:
+    data = {"keep_answered": True, "max_pairs": 2}
+    found = pairs_of(server, tmp_path, data=data, seed=seed)
+    assert {p for p in found if found[p].rule == "overrefusal"} == set(REFUSED)
+    contained = {p for p in found if found[p].rule == "containment"}
+    assert UNSAFE[0] in contained and len(contained & set(SAFE)) == 1
+
+
+@pytest.mark.parametrize("refusals", ["reference", "student"])
+def test_written_refusals_without_answers_that_are_held_are_drawn_as_ever(
+    server: Server, tmp_path: Path, refusals: str
+) -> None:
+    drawn = []
+    for seed in range(6):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        chosen = {"answers": "student", "refusals": refusals}
+        found = pairs_of(server, folder, data={"max_pairs": 1}, chosen=chosen, seed=seed)
+        drawn += [p for p in found if found[p].rule == "containment"]
+    assert (set(drawn) == set(UNSAFE)) == (refusals == "student")
+
+
+@pytest.mark.parametrize("openings", [False, True])
+def test_ordinary_prompts_are_held_too(server: Server, tmp_path: Path, openings: bool) -> None:
+    mixed = tmp_path / "mixed.jsonl"
+    rows = [{"prompt": p, "kind": "benign", "reference": "Do it so."} for p in REFUSED]
+    rows += [{"prompt": p, "kind": "general"} for p in ANSWERED]
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"benign": str(mixed), "kinds": ["benign", "general"], "keep_answered": True}
+    found = pairs_of(server, tmp_path, data={**data, "openings": openings})
+    assert {(found[p].chosen, found[p].rejected) for p in ANSWERED} == {(PLAIN, USUAL)}
+
+
+def test_a_student_without_a_usual_refusal_is_said(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answered = tmp_path / "answered.jsonl"
+    rows = [{"prompt": p, "kind": "benign"} for p in ANSWERED]
+    answered.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="No overrefusal pair"):
+        pairs_of(server, tmp_path, data={"benign": str(answered), "keep_answered": True})
+    assert "keep_answered has no effect: the student gives none of the 2 harmless" in caplog.text
+
+
 def test_a_student_that_never_refuses_has_no_usual_refusal() -> None:
     def said(*texts: str) -> list[Completion]:
         return [
