@@ -207,6 +207,44 @@ def test_ordinary_prompts_are_held_too(server: Server, tmp_path: Path, openings:
     assert {(found[p].chosen, found[p].rejected) for p in ANSWERED} == {(PLAIN, USUAL)}
 
 
+def cut_script(request: Request) -> Answer:
+    """A student, and a teacher, whose second sentence the limit cuts. SAFE[2] gets its own
+    refusal."""
+    if request.body["model"] == "teacher":
+        return says("Use kill. It takes the", "length")
+    if request.text in UNSAFE:
+        return says("Write to the neighbour. Then ask", "length")
+    return says(
+        "I can't help with that. You" if request.text == SAFE[2] else f"{USUAL} It", "length"
+    )
+
+
+@pytest.mark.parametrize("openings", [False, True])
+def test_sides_of_every_source_are_cut_back_or_kept(tmp_path: Path, openings: bool) -> None:
+    with serving(cut_script) as server:
+        engine = {"name": "openai", "base_url": server.url, "api_key_env": None}
+        found = pairs_of(
+            server,
+            tmp_path,
+            data={"openings": openings},
+            engine=engine,
+            chosen={"model": "teacher", "engine": engine, "refusals": "student"},
+            rejects={"prefill": None, "model": "teacher", "engine": engine},
+        )
+
+    def side(whole: str, rest: str) -> str:
+        return whole + rest if openings else whole
+
+    answer = side("Use kill.", " It takes the")
+    assert all(
+        (found[p].chosen, found[p].rejected) == (answer, side(USUAL, " It")) for p in REFUSED
+    )
+    assert all(found[p].rejected == answer for p in SAFE + UNSAFE)
+    chosen = [found[p].chosen for p in (SAFE[0], SAFE[2], UNSAFE[0])]
+    own = side("I can't help with that.", " You")
+    assert chosen == [side(USUAL, " It"), own, side(USUAL, " It")]
+
+
 def test_a_student_without_a_usual_refusal_is_said(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
