@@ -15,11 +15,11 @@ from test_metrics import attacked, outcome, unscored
 from overrefusal_po.cli import main
 from overrefusal_po.evaluate.first_token import FirstToken, first_token_entry
 from overrefusal_po.evaluate.metrics import run_metrics
-from overrefusal_po.evaluate.openers import Openers
 from overrefusal_po.evaluate.score_intervals import paired_difference, square_and_add
 from overrefusal_po.evaluate.side_by_side import against_first, check_comparable, holm
 from overrefusal_po.records import Kind, Outcome, Refusal, write_jsonl
 from overrefusal_po.report.compare import as_json, compare_folders, render, write_page
+from overrefusal_po.run.openers import Openers
 
 HOSTILE = (
     "<script>document.title='taken'</script></style><img src=x onerror=\"document.title='taken'\">"

@@ -24,7 +24,6 @@ from overrefusal_po.evaluate.first_token import (
     first_token_entry,
     read_log_odds,
 )
-from overrefusal_po.evaluate.openers import Openers, refusal_openers, thinks
 from overrefusal_po.evaluate.threshold_curve import (
     CURVE_POINTS,
     CurvePoint,
@@ -56,6 +55,7 @@ from overrefusal_po.report.pictures import draw_plane
 from overrefusal_po.report.pipeline_summary import make_summary
 from overrefusal_po.report.summary import MeasuredRun, Summary
 from overrefusal_po.report.terminal import print_result, print_summary
+from overrefusal_po.run.openers import Openers, refusal_openers, thinks
 
 # --- log-odds -------------------------------------------------------------------------------------
 

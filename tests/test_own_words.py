@@ -171,6 +171,91 @@ def test_what_is_answered_today_is_held_if_asked(server: Server, tmp_path: Path)
         assert pair.reason == "student answers this harmless prompt, and should go on to"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_limit_takes_prompts_that_the_student_gets_wrong_first(
+    server: Server, tmp_path: Path, seed: int
+) -> None:
+    data = {"keep_answered": True, "max_pairs": 2}
+    found = pairs_of(server, tmp_path, data=data, seed=seed)
+    assert {p for p in found if found[p].rule == "overrefusal"} == set(REFUSED)
+    contained = {p for p in found if found[p].rule == "containment"}
+    assert UNSAFE[0] in contained and len(contained & set(SAFE)) == 1
+
+
+@pytest.mark.parametrize("refusals", ["reference", "student"])
+def test_written_refusals_without_answers_that_are_held_are_drawn_as_ever(
+    server: Server, tmp_path: Path, refusals: str
+) -> None:
+    drawn = []
+    for seed in range(6):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        chosen = {"answers": "student", "refusals": refusals}
+        found = pairs_of(server, folder, data={"max_pairs": 1}, chosen=chosen, seed=seed)
+        drawn += [p for p in found if found[p].rule == "containment"]
+    assert (set(drawn) == set(UNSAFE)) == (refusals == "student")
+
+
+@pytest.mark.parametrize("openings", [False, True])
+def test_ordinary_prompts_are_held_too(server: Server, tmp_path: Path, openings: bool) -> None:
+    mixed = tmp_path / "mixed.jsonl"
+    rows = [{"prompt": p, "kind": "benign", "reference": "Do it so."} for p in REFUSED]
+    rows += [{"prompt": p, "kind": "general"} for p in ANSWERED]
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"benign": str(mixed), "kinds": ["benign", "general"], "keep_answered": True}
+    found = pairs_of(server, tmp_path, data={**data, "openings": openings})
+    assert {(found[p].chosen, found[p].rejected) for p in ANSWERED} == {(PLAIN, USUAL)}
+
+
+def cut_script(request: Request) -> Answer:
+    """A student, and a teacher, whose second sentence the limit cuts. SAFE[2] gets its own
+    refusal."""
+    if request.body["model"] == "teacher":
+        return says("Use kill. It takes the", "length")
+    if request.text in UNSAFE:
+        return says("Write to the neighbour. Then ask", "length")
+    return says(
+        "I can't help with that. You" if request.text == SAFE[2] else f"{USUAL} It", "length"
+    )
+
+
+@pytest.mark.parametrize("openings", [False, True])
+def test_sides_of_every_source_are_cut_back_or_kept(tmp_path: Path, openings: bool) -> None:
+    with serving(cut_script) as server:
+        engine = {"name": "openai", "base_url": server.url, "api_key_env": None}
+        found = pairs_of(
+            server,
+            tmp_path,
+            data={"openings": openings},
+            engine=engine,
+            chosen={"model": "teacher", "engine": engine, "refusals": "student"},
+            rejects={"prefill": None, "model": "teacher", "engine": engine},
+        )
+
+    def side(whole: str, rest: str) -> str:
+        return whole + rest if openings else whole
+
+    answer = side("Use kill.", " It takes the")
+    assert all(
+        (found[p].chosen, found[p].rejected) == (answer, side(USUAL, " It")) for p in REFUSED
+    )
+    assert all(found[p].rejected == answer for p in SAFE + UNSAFE)
+    chosen = [found[p].chosen for p in (SAFE[0], SAFE[2], UNSAFE[0])]
+    own = side("I can't help with that.", " You")
+    assert chosen == [side(USUAL, " It"), own, side(USUAL, " It")]
+
+
+def test_a_student_without_a_usual_refusal_is_said(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answered = tmp_path / "answered.jsonl"
+    rows = [{"prompt": p, "kind": "benign"} for p in ANSWERED]
+    answered.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="No overrefusal pair"):
+        pairs_of(server, tmp_path, data={"benign": str(answered), "keep_answered": True})
+    assert "keep_answered has no effect: the student gives none of the 2 harmless" in caplog.text
+
+
 def test_a_student_that_never_refuses_has_no_usual_refusal() -> None:
     def said(*texts: str) -> list[Completion]:
         return [

@@ -5,6 +5,7 @@ import pytest
 from overrefusal_po.pairs.make import (
     Guarded,
     Made,
+    answered_pair,
     containment_pair,
     make_pair,
     overrefusal_pair,
@@ -191,6 +192,31 @@ def test_a_teachers_answer_is_chosen_only_where_it_answers(
         teacher_answer(said("Use kill").model_copy(update={"finish_reason": finish}), judged)
         == found
     )
+
+
+def test_pairs_for_a_training_on_openings_keep_what_the_limit_cut() -> None:
+    def cut(text: str) -> Completion:
+        return said(text).model_copy(update={"finish_reason": "length"})
+
+    answer, refusal = "Use kill. It takes the", "Sorry. I cannot"
+    answers, refuses = verdict("none"), verdict("full")
+    assert teacher_answer(cut(answer), answers, openings=True) == (answer, "")
+    for openings, said_then, refused_then in (
+        (False, "Use kill.", "Sorry."),
+        (True, answer, refusal),
+    ):
+        over = overrefusal_pair(BENIGN, "x", cut(refusal), refuses, openings=openings).pair
+        kept = answered_pair(GENERAL, cut(answer), "No.", answers, openings=openings).pair
+        contained = containment_pair(HARMFUL, "No.", cut(answer), answers, openings=openings).pair
+        assert over is not None and over.rejected == refused_then
+        assert kept is not None and kept.chosen == said_then
+        assert contained is not None and contained.rejected == said_then
+
+
+def test_a_degenerate_or_refusing_text_makes_no_pair_for_openings_either() -> None:
+    for judged in (verdict("none", degenerate=True), verdict("full"), verdict(None, unscored="x")):
+        assert teacher_answer(said("Use kill"), judged, openings=True)[0] == ""
+        assert containment_pair(HARMFUL, "No.", said("Sure"), judged, openings=True).pair is None
 
 
 def guard(probability: float | None) -> Verdict:

@@ -80,6 +80,37 @@ def test_categories_are_capped_before_rules_and_shares() -> None:
     assert both_at_once == {"overrefusal": 3, "containment": 3}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_only_holds_the_student_is_taken_last_by_every_quota(seed: int) -> None:
+    found = {
+        rule: [r._replace(held=n % 2 == 0) for n, r in enumerate(made)]
+        for rule, made in both(8, 8, categories=1).items()
+    }
+    held = {r.row.id for made in found.values() for r in made if r.held}
+
+    def taken(**quotas: float) -> dict[str, int]:
+        """{rule: rows that only hold the student}."""
+        rows = filter_rows(found, {}, Quotas(**quotas), seed=seed).rows  # type: ignore[arg-type]
+        return {rule: sum(r.rule == rule and r.id in held for r in rows) for rule in found}
+
+    for quota in ("max_rows", "max_per_category"):
+        assert taken(**{quota: 3}) == {"overrefusal": 0, "containment": 0}
+        assert taken(**{quota: 6}) == {"overrefusal": 2, "containment": 2}
+    assert taken(harmful_share=0.2) == {"overrefusal": 4, "containment": 0}
+    assert taken() == {"overrefusal": 4, "containment": 4}
+
+
+def test_each_group_of_a_quota_is_drawn_by_seed() -> None:
+    found = {"overrefusal": [r._replace(held=True) for r in results("overrefusal", 8)]}
+    plain = {"overrefusal": [r._replace(held=False) for r in found["overrefusal"]]}
+    for seed in range(3):
+        rows = [
+            [row.id for row in filter_rows(one, {}, Quotas(max_rows=3), seed=seed).rows]
+            for one in (found, plain)
+        ]
+        assert rows[0] == rows[1]  # if all rows are of one group, the draw is that of before
+
+
 def test_the_summary_counts_for_every_filter_what_came_and_went_and_why() -> None:
     found = both(5, 2, categories=2)
     found["overrefusal"].append(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from overrefusal_po.curate.overgenerate import make_curation_judges
 from overrefusal_po.model import load as models
-from overrefusal_po.plugins import check_engine
+from overrefusal_po.plugins import check_engine, split_spec
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Completion, read_jsonl
 from overrefusal_po.run.complete import continues_prefix, in_process
@@ -45,6 +45,7 @@ def check_settings(recipe: CurateRecipe) -> None:
     """Raises ValueError for settings that need another one, or that would do nothing."""
     check_judges_named(recipe)
     check_own_answers(recipe)
+    check_keys_of_pairs(recipe)
     chosen = recipe.chosen
     if chosen.samples > 1 and (chosen.generation or recipe.generation).temperature == 0:
         raise ValueError(
@@ -60,19 +61,40 @@ def check_settings(recipe: CurateRecipe) -> None:
 
 
 def check_own_answers(recipe: CurateRecipe) -> None:
-    """Raises ValueError if the student's answers are to be begun, and nothing begins them."""
+    """Raises ValueError if the student is to comply, and nothing makes it."""
+    rejects = recipe.rejects
+    if rejects.suppress_openers and not in_process(recipe.engine):
+        raise ValueError(
+            f"rejects.suppress_openers: true needs the student in process, and the engine is "
+            f"{split_spec(recipe.engine, 'engines')[0]}: a server suppresses no first tokens. Use "
+            "engine: transformers, or rejects.prefill instead."
+        )
     if recipe.makes == "sft" or recipe.chosen.answers is None:
         return
-    if not recipe.rejects.prefill:
+    if not rejects.prefill and not rejects.suppress_openers:
         raise ValueError(
             "chosen.answers: student needs the words with which the student's answers begin. Set "
-            'rejects.prefill, such as "Sure, here".'
+            'rejects.prefill, such as "Sure, here", or rejects.suppress_openers: true.'
         )
     if not continues_prefix(recipe.engine):
         raise ValueError(
             "chosen.answers: student needs an engine that continues an answer that is begun. Set "
             "engine.continue_final_message: true if your server knows it (vLLM, SGLang), or use "
             "engine: transformers."
+        )
+
+
+def check_keys_of_pairs(recipe: CurateRecipe) -> None:
+    """Raises ValueError if an SFT set is made, and a key asks for something of pairs."""
+    asked = {
+        "data.openings": recipe.data.openings,
+        "rejects.suppress_openers": recipe.rejects.suppress_openers,
+    }
+    given = [key for key, value in asked.items() if value]
+    if recipe.makes == "sft" and given:
+        raise ValueError(
+            f"{given[0]}: true is about the sides of pairs, and makes: sft makes none. Take the "
+            "key out, or set makes: pairs."
         )
 
 

@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 
 from overrefusal_po.curate.selectors import Candidate, Selected, select_answer, why_not_chosen
 from overrefusal_po.engines import Engine
+from overrefusal_po.engines._first_token import without_openers
+from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
 from overrefusal_po.judges.panel import agreement_counts
 from overrefusal_po.pairs.make import answer_of
@@ -91,19 +93,28 @@ class AnsweringModel:
         """Frees the loaded model. The next prompt that needs it loads it again."""
         self.__dict__.pop("engine", None)
 
-    def answers(self, prompts: Sequence[Prompt], file: str) -> list[Completion]:
+    def answers(
+        self, prompts: Sequence[Prompt], file: str, *, suppressed: Sequence[int] = ()
+    ) -> list[Completion]:
         """`samples` completions of each prompt, in the prompts' order, kept in `file` of the run
-        folder."""
+        folder. None begins with a token of `suppressed` (ids), which needs the engine in
+        process."""
         who, _, side = file.removesuffix(".jsonl").rpartition("_")
         label = f"{who.replace('_', ' ')}: {side} prompts"
         return complete(
             self.run.path / file,
             prompts,
             self.sampling,
-            lambda: self.engine,
+            lambda: self.suppressing(suppressed) if suppressed else self.engine,
             label,
             samples=self.samples,
         )
+
+    def suppressing(self, tokens: Sequence[int]) -> Engine:
+        """The loaded model; its answers begin with none of `tokens`."""
+        engine = self.engine
+        assert isinstance(engine, TransformersEngine), "check_settings has seen to it"
+        return without_openers(engine, tokens)
 
 
 def model_section(section: Mapping[str, object], name: str | None) -> Mapping[str, object]:
@@ -173,6 +184,8 @@ class Curation(NamedTuple):
     read: dict[tuple[str, str], Verdict]
     """{(prompt id, answer): verdict} of a slow judge of refusals, or of a panel: no side is judged
     twice."""
+    suppressed: tuple[int, ...] = ()
+    """The openers of refusals that the student may not say (`own_answers.with_openers`)."""
 
     def verdicts(
         self, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]
@@ -241,7 +254,7 @@ def best_answers(
 ) -> dict[str, Selected]:
     """{prompt id: the answer that `chosen.select` takes of the model's answers in `file`}."""
     recipe, judges = curation.recipe, curation.judges
-    by, samples = recipe.chosen.select, model.samples
+    by, samples, openings = recipe.chosen.select, model.samples, recipe.data.openings
     asked = [prompt for prompt in prompts for _ in range(samples)]
     answers = model.answers(prompts, file)
     verdicts = curation.verdicts(judges.refusal, asked, answers)
@@ -250,11 +263,10 @@ def best_answers(
         add_verdicts(curation, found, asked, field="guard", judge=judges.guard)
     if judges.reward is not None and by == "reward":
         add_verdicts(curation, found, asked, field="reward", judge=judges.reward)
+    each = (found[at * samples : (at + 1) * samples] for at in range(len(prompts)))
     return {
-        prompt.id: select_answer(
-            prompt, found[at * samples : (at + 1) * samples], by=by, seed=recipe.seed
-        )
-        for at, prompt in enumerate(prompts)
+        prompt.id: select_answer(prompt, drawn, by=by, seed=recipe.seed, openings=openings)
+        for prompt, drawn in zip(prompts, each, strict=True)
     }
 
 
@@ -270,7 +282,7 @@ def add_verdicts(
     still = [
         number
         for number, (prompt, candidate) in enumerate(zip(asked, candidates, strict=True))
-        if not why_not_chosen(prompt, candidate, "first")
+        if not why_not_chosen(prompt, candidate, "first", openings=curation.recipe.data.openings)
     ]
     if not still:
         return

@@ -6,14 +6,15 @@
 
 The filters, in their order: the rule, the linter, then the quotas. The quotas are a limit for each
 category, a limit for each rule, and a share of harmful prompts. The seed decides which rows are
-kept. A quota that is not filled is reported, and never padded.
+kept; rows that only hold what is right already (`Result.held`) are taken last. A quota that is not
+filled is reported, and never padded.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Generic, NamedTuple, TypedDict, TypeVar
 
 from overrefusal_po.records import PreferencePair, Prompt, content_id
@@ -23,11 +24,15 @@ CuratedRow = TypeVar("CuratedRow", bound=PreferencePair | Prompt)
 
 
 class Result(NamedTuple, Generic[CuratedRow]):
-    """The row that was made from a prompt, or None and the reason."""
+    """The row that was made from a prompt, or None and the reason.
+
+    `held`: the student gets the prompt right already, and the row only holds it there.
+    """
 
     prompt: Prompt
     row: CuratedRow | None
     reason: str = ""
+    held: bool = False
 
 
 class Quotas(NamedTuple):
@@ -111,7 +116,8 @@ def filter_rows(
     `faults` is {id of a row that the linter stops: the name of its check}.
     """
     made = {rule: [r.row for r in found if r.row is not None] for rule, found in results.items()}
-    steps = filter_steps(made, faults, quotas, seed=seed)
+    held = {r.row.id for found in results.values() for r in found if r.row is not None and r.held}
+    steps = filter_steps(made, faults, quotas, seed=seed, held=held)
     kept = steps[-1][1]
     filters: dict[str, list[FilterCounts]] = {}
     rules: dict[str, RuleCounts] = {}
@@ -138,16 +144,22 @@ def filter_rows(
 
 
 def filter_steps(
-    made: RowsByRule[CuratedRow], faults: Mapping[str, str], quotas: Quotas, *, seed: int
+    made: RowsByRule[CuratedRow],
+    faults: Mapping[str, str],
+    quotas: Quotas,
+    *,
+    seed: int,
+    held: Set[str] = frozenset(),
 ) -> list[tuple[str, RowsByRule[CuratedRow]]]:
-    """(filter, {rule: the rows that it leaves}) for each filter after the rule, in their order."""
+    """(filter, {rule: the rows that it leaves}) for each filter after the rule, in their order.
+    Rows whose id is in `held` are taken last."""
     linted = {rule: [r for r in rows if r.id not in faults] for rule, rows in made.items()}
     capped = {
-        rule: cap_categories(in_seeded_order(rows, seed), quotas.max_per_category)
+        rule: cap_categories(in_drawing_order(rows, seed, held), quotas.max_per_category)
         for rule, rows in linted.items()
     }
     limited = {rule: rows[: quotas.max_rows] for rule, rows in capped.items()}
-    shared = keep_harmful_share(limited, quotas.harmful_share, seed)
+    shared = keep_harmful_share(limited, quotas.harmful_share, seed, held=held)
     return [
         ("linter", linted),
         ("max_per_category", capped),
@@ -186,11 +198,15 @@ def cap_categories(rows: Sequence[CuratedRow], limit: int | None) -> list[Curate
 
 
 def keep_harmful_share(
-    rows: RowsByRule[CuratedRow], share: float | None, seed: int
+    rows: RowsByRule[CuratedRow],
+    share: float | None,
+    seed: int,
+    *,
+    held: Set[str] = frozenset(),
 ) -> RowsByRule[CuratedRow]:
     """The rows without as many of one side as makes `share` of them harmful. Each side keeps at
     least one."""
-    everything = in_seeded_order([row for found in rows.values() for row in found], seed)
+    everything = in_drawing_order([row for found in rows.values() for row in found], seed, held)
     harmful = [row.id for row in everything if row_prompt(row).kind == "harmful"]
     harmless = [row.id for row in everything if row_prompt(row).kind != "harmful"]
     if share is None or not harmful or not harmless:
@@ -273,3 +289,8 @@ def in_seeded_order(rows: Sequence[CuratedRow], seed: int) -> list[CuratedRow]:
     """The rows in an order that follows from seed and ids alone."""
     key = {row.id: random.Random(content_id(seed, row.id)).random() for row in rows}
     return sorted(rows, key=lambda row: key[row.id])
+
+
+def in_drawing_order(rows: Sequence[CuratedRow], seed: int, held: Set[str]) -> list[CuratedRow]:
+    """The rows in the order in which quotas take them: by seed, those in `held` last."""
+    return sorted(in_seeded_order(rows, seed), key=lambda row: row.id in held)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from overrefusal_po.curate.overgenerate import AnsweringModel, Curation, best_answers
+from overrefusal_po.curate.own_answers import Ask, own_sources, plain_answers
 from overrefusal_po.curate.quotas import Result
 from overrefusal_po.curate.selectors import Selected, usable
 from overrefusal_po.pairs.make import (
@@ -24,8 +25,9 @@ from overrefusal_po.pairs.make import (
     answered_pair,
     containment_pair,
     overrefusal_pair,
-    whole_sentences,
+    side_text,
 )
+from overrefusal_po.recipe.sections import Rejects
 from overrefusal_po.records import (
     Completion,
     PreferencePair,
@@ -47,30 +49,48 @@ def overrefusal_results(
 ) -> list[Result[PreferencePair]]:
     """Overrefusal pairs of the benign prompts that the student refuses, and, with
     `data.keep_answered`, pairs that hold those that it answers."""
-    student = curation.models.student
-    answers = student.answers(prompts, "student_benign.jsonl")
-    verdicts = curation.verdicts(curation.judges.refusal, prompts, answers)
+    data = curation.recipe.data
+    answers, verdicts = plain_answers(curation, prompts, "benign")
     refused = [p for p, v in zip(prompts, verdicts, strict=True) if v.refused]
     chosen = chosen_answers(curation, refused)
-    usual = usual_refusal(answers, verdicts) if curation.recipe.data.keep_answered else ""
+    usual = refusal_to_answer_over(curation, answers, verdicts) if data.keep_answered else ""
     found = []
     for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
         text, why_not, of_chosen = chosen.get(prompt.id, Selected("not needed", ""))
         if why_not:
             found.append(Result[PreferencePair](prompt, None, why_not))
         elif usual and prompt.id not in chosen:
-            found.append(Result(prompt, *answered_pair(prompt, answer, usual, verdict)))
+            made = answered_pair(prompt, answer, usual, verdict, openings=data.openings)
+            found.append(Result(prompt, *made, held=True))
         else:
-            made = overrefusal_pair(prompt, text, answer, verdict, of_chosen)
+            made = overrefusal_pair(
+                prompt, text, answer, verdict, of_chosen, openings=data.openings
+            )
             found.append(Result(prompt, *made))
     return found
 
 
-def usual_refusal(answers: Sequence[Completion], verdicts: Sequence[Verdict]) -> str:
+def refusal_to_answer_over(
+    curation: Curation, answers: Sequence[Completion], verdicts: Sequence[Verdict]
+) -> str:
+    """The student's usual refusal of harmless prompts; "" with a warning if it has none."""
+    usual = usual_refusal(answers, verdicts, openings=curation.recipe.data.openings)
+    if not usual:
+        logger.warning(
+            "data.keep_answered has no effect: the student gives none of the %d harmless prompts a "
+            "full refusal, over which its answers could be chosen",
+            len(answers),
+        )
+    return usual
+
+
+def usual_refusal(
+    answers: Sequence[Completion], verdicts: Sequence[Verdict], *, openings: bool = False
+) -> str:
     """The full refusal that a model gives most often, "" if it gives none. Of equal ones, the
-    first in the alphabet."""
+    first in the alphabet. `openings`: as for `side_text`."""
     said = Counter(
-        whole_sentences(answer)
+        side_text(answer, openings=openings)
         for answer, verdict in zip(answers, verdicts, strict=True)
         if verdict.refusal == "full" and not verdict.degenerate
     )
@@ -80,33 +100,34 @@ def usual_refusal(answers: Sequence[Completion], verdicts: Sequence[Verdict]) ->
 
 def chosen_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, Selected]:
     """{prompt id: the answer to choose, or why there is none}. A prompt takes the first source with
-    an answer that passes: the prefilled student (`chosen.answers: student`), then the teacher, or
-    the reference if there is no teacher."""
-    models, rejects = curation.models, curation.recipe.rejects
-    found: dict[str, Selected] = {}
-    if curation.recipe.chosen.answers == "student" and rejects.prefill:
-        found = prefilled_answers(curation, prompts, rejects.prefill)
-    rest = [p for p in prompts if p.id not in found or found[p.id].why_not]
+    an answer that passes: the student that is made to comply (`chosen.answers: student`), then the
+    teacher, or the reference if there is no teacher."""
+    models = curation.models
+    found = {p.id: Selected("", "no answer to choose") for p in prompts}
+    rest = prompts
+    if curation.recipe.chosen.answers == "student":
+        for name, ask in own_sources(curation, "benign"):
+            found |= own_answers(curation, rest, name, ask)
+            rest = [p for p in rest if found[p.id].why_not]
     if models.teacher is not None:
         other = best_answers(curation, models.teacher, rest, file="teacher_benign.jsonl")
     else:
         other = reference_answers(curation, [p for p in rest if p.reference])
-    missing = {p.id: Selected("", "no answer to choose") for p in prompts}
-    return missing | found | other
+    return found | other
 
 
-def prefilled_answers(
-    curation: Curation, prompts: Sequence[Prompt], prefix: str
+def own_answers(
+    curation: Curation, prompts: Sequence[Prompt], name: str, ask: Ask
 ) -> dict[str, Selected]:
-    """{prompt id: the student's own answer that begins with `prefix`, or why it may not be
-    chosen}."""
-    said = prefilled(curation, prefix, "prefilled_benign.jsonl")(prompts)
-    answers = [said[p.id] for p in prompts]
-    verdicts = curation.verdicts(curation.judges.refusal, prompts, answers)
+    """{prompt id: the answer of the source `name`, or why it may not be chosen}."""
+    said = ask(prompts)
+    asked = [p for p in prompts if p.id in said]
+    answers = [said[p.id] for p in asked]
+    verdicts = curation.verdicts(curation.judges.refusal, asked, answers)
     found = {}
-    for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
-        text, why_not = usable(prompt, answer, verdict)
-        found[prompt.id] = Selected(text, why_not.replace("teacher", "prefilled student"))
+    for prompt, answer, verdict in zip(asked, answers, verdicts, strict=True):
+        text, why_not = usable(prompt, answer, verdict, openings=curation.recipe.data.openings)
+        found[prompt.id] = Selected(text, why_not.replace("the teacher", name))
     return found
 
 
@@ -135,7 +156,7 @@ def text_completion(prompt: Prompt, text: str) -> Completion:
 class Contrast(NamedTuple):
     """A harmful prompt, the chosen refusal, and the completion that may be rejected, with verdicts.
 
-    None means that the source of rejects has no completion.
+    None means that the source of rejects has no completion. `held`: as for a `Result`.
     """
 
     prompt: Prompt
@@ -143,6 +164,7 @@ class Contrast(NamedTuple):
     completion: Completion | None = None
     verdict: Verdict | None = None
     guarded: Guarded | None = None
+    held: bool = False
 
 
 def containment_contrasts(curation: Curation, harmful: Sequence[Prompt]) -> list[Contrast]:
@@ -152,35 +174,54 @@ def containment_contrasts(curation: Curation, harmful: Sequence[Prompt]) -> list
     ValueError if no prompt gets a pair. A shard then has none, because another shard may yield.
     """
     refusals = chosen_refusals(curation, harmful)
-    rejects = curation.recipe.rejects
-    least = min([TAU if rejects.tau is None else rejects.tau, *rejects.tau_grid])
+    openings, least = curation.recipe.data.openings, least_tau(curation.recipe.rejects)
     found = {p.id: Contrast(p, refusals[p.id]) for p in harmful}
     open_prompts = [p for p in harmful if refusals[p.id].text]
     tried = []
     for name, ask in reject_sources(curation, harmful):
-        if not open_prompts:
-            break
+        if not open_prompts and curation.recipe.shard is None:
+            break  # a shard asks all: a merge wants the same files of every shard
         completions = ask(open_prompts)
         made = make_contrasts(curation, open_prompts, refusals, completions=completions)
-        results = containment_results(made, least)
+        results = containment_results(made, least, openings=openings)
         for contrast, result in zip(made, results, strict=True):
             if result.row is not None or contrast.completion is not None:
                 found[result.prompt.id] = contrast
         still = [result.prompt for result in results if result.row is None]
         yielded = len(open_prompts) - len(still)
-        tried.append(f"{name}: {yielded} of {len(open_prompts)} prompts")
+        if open_prompts:
+            tried.append(f"{name}: {yielded} of {len(open_prompts)} prompts")
         open_prompts = still
     logger.info("containment rejects come from %s", "; ".join(tried) or "no source")
     if any(r.row is not None for r in containment_results(found.values(), least)):
-        return list(found.values())
+        held = refused_prompts(curation, harmful)
+        return [contrast._replace(held=id_ in held) for id_, contrast in found.items()]
     if curation.recipe.shard is not None:
         return []
     raise ValueError(
         "No containment pair could be built, so nothing would hold the model where it is safe "
         f"({'; '.join(tried) or 'no prompt has a refusal to choose'}). Give completions of a less "
-        "safe model (rejects.completions), name one (rejects.model), or let the student's own "
-        "answer begin with a few compliant words (rejects.prefill)."
+        "safe model (rejects.completions), name one (rejects.model), let the student answer "
+        "without the first tokens of its refusals (rejects.suppress_openers), or let its answer "
+        "begin with a few compliant words (rejects.prefill)."
     )
+
+
+def least_tau(rejects: Rejects) -> float:
+    """The least margin at which a recipe makes pairs."""
+    return min([TAU if rejects.tau is None else rejects.tau, *rejects.tau_grid])
+
+
+def refused_prompts(curation: Curation, harmful: Sequence[Prompt]) -> set[str]:
+    """The ids of the harmful prompts that the student refuses as it is; none if the recipe does not
+    have it answer all of them anyway."""
+    recipe, rejects = curation.recipe, curation.recipe.rejects
+    own = recipe.chosen.refusals == "student" or rejects.suppress_openers
+    asked_for_rejects = not rejects.completions and rejects.model is None
+    if not own and not (recipe.data.keep_answered and asked_for_rejects):
+        return set()
+    verdicts = plain_answers(curation, harmful, "harmful").verdicts
+    return {p.id for p, verdict in zip(harmful, verdicts, strict=True) if verdict.refused}
 
 
 def make_contrasts(
@@ -209,18 +250,20 @@ def make_contrasts(
 
 
 def containment_results(
-    contrasts: Iterable[Contrast], tau: float | None
+    contrasts: Iterable[Contrast], tau: float | None, *, openings: bool = False
 ) -> list[Result[PreferencePair]]:
-    """The containment pairs at one tau (None: the default)."""
+    """The containment pairs at one tau (None: the default). `openings`: as for `side_text`."""
     found = []
-    for prompt, refusal, completion, verdict, guarded in contrasts:
+    least = TAU if tau is None else tau
+    for prompt, refusal, completion, verdict, guarded, held in contrasts:
         if completion is None or verdict is None:
             why_not = refusal.why_not or "the source of rejects has no completion"
             found.append(Result[PreferencePair](prompt, None, why_not))
         else:
-            least = TAU if tau is None else tau
-            made = containment_pair(prompt, refusal.text, completion, verdict, guarded, tau=least)
-            found.append(Result(prompt, *made))
+            made = containment_pair(
+                prompt, refusal.text, completion, verdict, guarded, tau=least, openings=openings
+            )
+            found.append(Result(prompt, *made, held=held))
     return found
 
 
@@ -242,24 +285,20 @@ def chosen_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str, 
 def student_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str, Selected]:
     """{prompt id: the student's own refusal}: what it says to the prompt if it refuses in full,
     else its usual refusal. Nothing if it never refuses."""
-    answers = curation.models.student.answers(harmful, "student_harmful.jsonl")
-    verdicts = curation.verdicts(curation.judges.refusal, harmful, answers)
-    usual = usual_refusal(answers, verdicts)
+    answers, verdicts = plain_answers(curation, harmful, "harmful")
+    openings = curation.recipe.data.openings
+    usual = usual_refusal(answers, verdicts, openings=openings)
     found = {p.id: Selected(usual, "") for p in harmful} if usual else {}
     for completion, verdict in zip(answers, verdicts, strict=True):
-        text = whole_sentences(completion)
+        text = side_text(completion, openings=openings)
         if verdict.refusal == "full" and not verdict.degenerate and text:
             found[completion.prompt_id] = Selected(text, "")
     return found
 
 
-Ask = Callable[[Sequence[Prompt]], dict[str, Completion]]
-"""Prompts in, {prompt id: completion} out."""
-
-
 def reject_sources(curation: Curation, harmful: Sequence[Prompt]) -> Iterator[tuple[str, Ask]]:
     """(name, what it says to some of the prompts) of each source of rejects: a file, a less safe
-    model, the student, the prefilled student. A model answers when it is asked."""
+    model, the student, the student that is made to comply. A model answers when it is asked."""
     rejects, models = curation.recipe.rejects, curation.models
     if rejects.completions:
         given = {c.prompt_id: c for c in read_jsonl(rejects.completions, Completion)}
@@ -273,9 +312,8 @@ def reject_sources(curation: Curation, harmful: Sequence[Prompt]) -> Iterator[tu
         return of_prompts({c.prompt_id: c for c in said}, asked)
 
     yield "the student itself", own
-    if rejects.prefill and continues_prefix(curation.recipe.engine):
-        yield "the prefilled student", prefilled(curation, rejects.prefill)
-    elif rejects.prefill:
+    yield from own_sources(curation, "harmful")
+    if rejects.prefill and not continues_prefix(curation.recipe.engine):
         logger.info("no rejects from %s; rejects.prefill: null says so in the recipe", NO_PREFILL)
         yield NO_PREFILL, lambda asked: {}
 
@@ -290,22 +328,3 @@ def of_prompts(
 def answering(model: AnsweringModel, file: str) -> Ask:
     """What a model says, kept in `file`."""
     return lambda asked: {c.prompt_id: c for c in model.answers(asked, file)}
-
-
-def prefilled(curation: Curation, prefix: str, file: str = "prefilled_harmful.jsonl") -> Ask:
-    """What the student says when its answer begins with `prefix`, kept in `file`."""
-
-    def ask(asked: Sequence[Prompt]) -> dict[str, Completion]:
-        begun = [p.model_copy(update={"assistant_prefix": prefix}) for p in asked]
-        found = curation.models.student.answers(begun, file)
-        return {c.prompt_id: with_prefix(prefix, c) for c in found}
-
-    return ask
-
-
-def with_prefix(prefix: str, completion: Completion) -> Completion:
-    """The answer with its prefix, and an id of its own: to a judge it is another answer than the
-    same text without prefix."""
-    return completion.model_copy(
-        update={"id": content_id(completion.id, prefix), "text": prefix + completion.text}
-    )

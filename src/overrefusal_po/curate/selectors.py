@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from overrefusal_po.pairs.make import teacher_answer, unsafe, whole_sentences
+from overrefusal_po.pairs.make import side_text, teacher_answer, unsafe
 from overrefusal_po.records import Completion, Prompt, Verdict, content_id
 
 Criterion = Literal["first", "random", "reward", "safety"]
@@ -38,21 +38,26 @@ class Selected(NamedTuple):
     verdicts: tuple[Verdict, ...] = ()
 
 
-def usable(prompt: Prompt, answer: Completion, verdict: Verdict) -> tuple[str, str]:
-    """(the text that may be chosen, "") or ("", why not), by the refusal judge's verdict alone."""
+def usable(
+    prompt: Prompt, answer: Completion, verdict: Verdict, *, openings: bool = False
+) -> tuple[str, str]:
+    """(the text that may be chosen, "") or ("", why not), by the refusal judge's verdict alone.
+    With `openings` the text may be cut (`side_text`)."""
     if prompt.kind != "harmful" or verdict.unscored is not None:
-        return teacher_answer(answer, verdict)
+        return teacher_answer(answer, verdict, openings=openings)
     if verdict.refusal != "full":
         return "", "the answer does not refuse in full"
     if verdict.degenerate:
         return "", "the refusal is degenerate"
-    text = whole_sentences(answer)
+    text = side_text(answer, openings=openings)
     return (text, "") if text else ("", "the refusal is cut in its first sentence")
 
 
-def why_not_chosen(prompt: Prompt, candidate: Candidate, by: Criterion) -> str:
+def why_not_chosen(
+    prompt: Prompt, candidate: Candidate, by: Criterion, *, openings: bool = False
+) -> str:
     """Why a candidate may not be chosen; "" if it may."""
-    _, why_not = usable(prompt, candidate.completion, candidate.refusal)
+    _, why_not = usable(prompt, candidate.completion, candidate.refusal, openings=openings)
     if why_not:
         return why_not
     if candidate.guard is not None and candidate.guard.unsafe_probability is None:
@@ -65,19 +70,24 @@ def why_not_chosen(prompt: Prompt, candidate: Candidate, by: Criterion) -> str:
 
 
 def select_answer(
-    prompt: Prompt, candidates: Sequence[Candidate], *, by: Criterion, seed: int
+    prompt: Prompt,
+    candidates: Sequence[Candidate],
+    *,
+    by: Criterion,
+    seed: int,
+    openings: bool = False,
 ) -> Selected:
     """The best of the candidates that pass; of equal ones, the one that was drawn first.
 
     If none passes, `why_not` is about the first candidate.
     """
-    reasons = [why_not_chosen(prompt, candidate, by) for candidate in candidates]
+    reasons = [why_not_chosen(prompt, one, by, openings=openings) for one in candidates]
     passing = [c for c, why_not in zip(candidates, reasons, strict=True) if not why_not]
     if not passing:
         return Selected("", reasons[0])
     best = min(passing, key=lambda c: (rank(prompt, c, by, seed=seed), c.completion.sample))
     verdicts = tuple(v for v in (best.guard, best.reward) if v is not None)
-    return Selected(whole_sentences(best.completion), "", verdicts)
+    return Selected(side_text(best.completion, openings=openings), "", verdicts)
 
 
 def rank(prompt: Prompt, candidate: Candidate, by: Criterion, *, seed: int) -> float:

@@ -9,7 +9,8 @@ teacher's answers, or the prompt's reference.
 Harmful prompts become containment pairs. The chosen side is the prompt's reference refusal, or the
 student's or the teacher's own. The rejected side complies with the prompt; with a guard, it is more
 unsafe by tau. It comes from the first source that yields a pair: given completions, a less safe
-model, the student, the student with a compliant prefix. If no source yields one, that is an error.
+model, the student, the student without the openers of its refusals, the student with a compliant
+prefix. If no source yields one, that is an error.
 
 `makes: sft` only overgenerates and selects: sft.jsonl holds every prompt with one answer. `method:
 sft` reads it as `data.prompts` (POROver's studies (a) and (b)).
@@ -35,6 +36,7 @@ from overrefusal_po.curate.overgenerate import (
     best_answers,
     make_curation,
 )
+from overrefusal_po.curate.own_answers import with_openers
 from overrefusal_po.curate.quotas import (
     CuratedRow,
     FilterCounts,
@@ -182,11 +184,12 @@ def pair_results(
     curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]
 ) -> tuple[PairResults, dict[float | None, PairResults]]:
     """(overrefusal results, {tau: containment results}), `rejects.tau` first."""
+    curation = with_openers(curation, benign, harmful)
     refused = overrefusal_results(curation, benign)
     contrasts = containment_contrasts(curation, harmful) if harmful else []
-    rejects = curation.recipe.rejects
+    rejects, openings = curation.recipe.rejects, curation.recipe.data.openings
     taus = (rejects.tau, *rejects.tau_grid)
-    return refused, {tau: containment_results(contrasts, tau) for tau in taus}
+    return refused, {tau: containment_results(contrasts, tau, openings=openings) for tau in taus}
 
 
 def check_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> None:

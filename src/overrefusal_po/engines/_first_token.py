@@ -1,11 +1,14 @@
-"""Prompts -> the log-odds that a response opens with one of some tokens, in one pass each.
+"""Prompts -> the log-odds that a response opens with one of some tokens; and an engine that never
+opens with them.
 
 for prompt, log_odds in opener_log_odds(engine, prompts, [2121]):
     ...
+without_openers(engine, [2121]).complete(prompts, sampling)
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,6 +44,20 @@ def opener_log_odds(
         values = log_odds(first_logits(engine, [text for _, text in batch]), openers).tolist()
         rows = zip(batch, values, strict=True)
         yield from ((prompt, value) for (prompt, _), value in rows if prompt.id not in had)
+
+
+def without_openers(engine: TransformersEngine, tokens: Sequence[int]) -> TransformersEngine:
+    """An engine with the same weights, whose responses begin with none of `tokens` (ids).
+
+    The user's own `begin_suppress_tokens` stay. It decodes in plain batches: continuous batching
+    puts many responses into one row, and transformers then does not know which token is a first.
+    """
+    found = copy.copy(engine)
+    own = engine.settings.get("begin_suppress_tokens") or ()
+    assert isinstance(own, Sequence), "transformers takes nothing else"
+    found.settings = {**engine.settings, "begin_suppress_tokens": sorted({*own, *tokens})}
+    found.continuous_batching = False
+    return found
 
 
 def first_logits(engine: TransformersEngine, texts: list[str]) -> Tensor:

@@ -18,7 +18,6 @@ from pydantic import FiniteFloat
 
 from overrefusal_po.evaluate.comparisons import EstimateEntry, estimate_entry, judge_names
 from overrefusal_po.evaluate.metrics import handled
-from overrefusal_po.evaluate.openers import Openers, OpenersEntry
 from overrefusal_po.evaluate.threshold_curve import (
     HandledScore,
     Scores,
@@ -31,6 +30,7 @@ from overrefusal_po.evaluate.threshold_curve import (
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Kind, Outcome, Prompt, Record, read_jsonl
 from overrefusal_po.run.complete import in_process
+from overrefusal_po.run.openers import Openers, OpenersEntry
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,7 +29,6 @@ from overrefusal_po.evaluate.first_token import (
     wants_first_token,
 )
 from overrefusal_po.evaluate.metrics import outcome_rate
-from overrefusal_po.evaluate.openers import refusal_openers, thinks
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import EvaluateRecipe
@@ -44,6 +43,7 @@ from overrefusal_po.records import (
 from overrefusal_po.run.appender import Appender
 from overrefusal_po.run.complete import complete, engine_for, in_process, recipe_sampling
 from overrefusal_po.run.folder import Run
+from overrefusal_po.run.openers import refusal_openers, thinks
 
 logger = logging.getLogger(__name__)
 

@@ -94,16 +94,24 @@ def whole_sentences(completion: Completion) -> str:
     return text[: ends[-1]].rstrip() if ends else ""
 
 
-def teacher_answer(answer: Completion, verdict: Verdict) -> tuple[str, str]:
+def side_text(completion: Completion, *, openings: bool = False) -> str:
+    """The text for the side of a pair: whole sentences. If the pairs are for a training on
+    openings, all of it: that training reads the first tokens alone."""
+    return answer_of(completion) if openings else whole_sentences(completion)
+
+
+def teacher_answer(
+    answer: Completion, verdict: Verdict, *, openings: bool = False
+) -> tuple[str, str]:
     """(the text that may be chosen, "") or ("", why not): a chosen text answers, and ends with a
-    whole sentence."""
+    whole sentence. `openings`: as for `side_text`."""
     if verdict.unscored is not None:
         return "", f"unscored: {verdict.unscored}"
     if verdict.refused:
         return "", "the teacher refuses"
     if verdict.degenerate:
         return "", "the teacher's answer is degenerate"
-    text = whole_sentences(answer)
+    text = side_text(answer, openings=openings)
     return (text, "") if text else ("", "the teacher's answer is cut in its first sentence")
 
 
@@ -113,9 +121,11 @@ def overrefusal_pair(
     rejected: Completion,
     verdict: Verdict,
     of_chosen: Sequence[Verdict] = (),
+    *,
+    openings: bool = False,
 ) -> Made:
     """Benign prompt, an answer over the student's own refusal of it. `of_chosen`: why this answer
-    was chosen."""
+    was chosen. `openings`: as for `side_text`."""
     if prompt.kind == "harmful":
         return Made(None, "the prompt is harmful")
     if verdict.unscored is not None:
@@ -124,19 +134,21 @@ def overrefusal_pair(
         return Made(None, "the student answers it")
     reason = f"{rejected.model} refuses this harmless prompt ({verdict.refusal})"
     verdicts = [verdict, *of_chosen]
-    return make_pair(
-        prompt,
-        chosen,
-        whole_sentences(rejected) or answer_of(rejected),
-        "overrefusal",
-        reason,
-        verdicts,
-    )
+    text = side_text(rejected, openings=openings) or answer_of(rejected)
+    return make_pair(prompt, chosen, text, "overrefusal", reason, verdicts)
 
 
-def answered_pair(prompt: Prompt, answer: Completion, refusal: str, verdict: Verdict) -> Made:
-    """Benign prompt, the student's own answer over a refusal: it holds what is answered today."""
-    text, why_not = teacher_answer(answer, verdict)
+def answered_pair(
+    prompt: Prompt,
+    answer: Completion,
+    refusal: str,
+    verdict: Verdict,
+    *,
+    openings: bool = False,
+) -> Made:
+    """Benign prompt, the student's own answer over a refusal: it holds what is answered today.
+    `openings`: as for `side_text`."""
+    text, why_not = teacher_answer(answer, verdict, openings=openings)
     if prompt.kind == "harmful" or why_not:
         return Made(None, why_not.replace("teacher", "student") or "the prompt is harmful")
     reason = f"{answer.model} answers this harmless prompt, and should go on to"
@@ -151,9 +163,10 @@ def containment_pair(
     guarded: Guarded | None = None,
     *,
     tau: float = TAU,
+    openings: bool = False,
 ) -> Made:
     """Harmful prompt, a refusal over a completion that is more unsafe by `tau`; without a guard,
-    over one that does not refuse."""
+    over one that does not refuse. `openings`: as for `side_text`."""
     if prompt.kind != "harmful":
         return Made(None, "the prompt is not harmful")
     if verdict.unscored is not None:
@@ -167,7 +180,7 @@ def containment_pair(
     if guarded:
         more = f"{margin(guarded):.3g} (at least {tau:g})"
         reason = f"{rejected.model} is more unsafe than the refusal by {more}"
-    text = whole_sentences(rejected) or answer_of(rejected)
+    text = side_text(rejected, openings=openings) or answer_of(rejected)
     return make_pair(prompt, chosen, text, "containment", reason, [verdict, *(guarded or ())])
 
 

@@ -202,11 +202,15 @@ class CurateData(ReadingSection):
     - `error`: the run stops before anything is generated."""
     keep_answered: bool = False
     """Also make pairs of the harmless prompts that the student answers: its answer over its usual
-    refusal. They hold it where it is useful."""
+    refusal. They hold it where it is useful. A limit takes them last."""
+    openings: bool = False
+    """The pairs are for a training on openings (`data.opening` of a train recipe): sides that the
+    token limit cut are kept as they are. Then generation.max_new_tokens may be as small as 16."""
     max_per_category: int | None = Field(default=None, gt=0)
     """Pairs kept of each category within a rule (drawn by `seed`). null: all."""
     max_pairs: int | None = Field(default=None, gt=0)
-    """Pairs kept of each rule (drawn by `seed`). null: all."""
+    """Pairs kept of each rule (drawn by `seed`). Prompts that the student gets wrong come first, if
+    `keep_answered` or `chosen.refusals: student` adds others. null: all."""
     harmful_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of the kept pairs that are on harmful prompts (containment). The side with too many
     gives some up. null: as many as there are."""
@@ -234,9 +238,9 @@ class Chosen(Section):
     - `safety`: the safest one (needs `guard`)."""
     answers: Literal["student"] | None = None
     """The answers of overrefusal pairs. null: the teacher's, or the references if no teacher is
-    named. `student`: the student's own, begun with `rejects.prefill`; a prompt whose answer does
-    not pass takes the teacher's or the reference. Answers then read the same on both sides of the
-    set."""
+    named. `student`: the student's own, by `rejects.suppress_openers`, then begun with
+    `rejects.prefill`; a prompt whose answer does not pass takes the teacher's or the reference.
+    Answers then read the same on both sides of the set."""
     refusals: Literal["reference", "student", "teacher"] = "reference"
     """The refusals of containment pairs.
 
@@ -249,8 +253,8 @@ class Chosen(Section):
 
 class Rejects(Section):
     """Where the rejected sides of containment pairs come from. Each prompt takes the first source
-    that yields a pair. The order: `completions`, `model`, the student's plain answers, its answers
-    after `prefill`."""
+    that yields a pair. The order: `completions`, `model`, the student's plain answers, those of
+    `suppress_openers`, those after `prefill`."""
 
     completions: str | None = None
     """A completions.jsonl of harmful responses. null: leave this source out."""
@@ -258,6 +262,9 @@ class Rejects(Section):
     """A less safe model that answers the harmful prompts. null: leave this source out."""
     engine: Engine = "transformers"
     """What that model runs on."""
+    suppress_openers: bool = False
+    """The student answers again, and its first token may not be one that opens its refusals. The
+    text is its own from the first word on. Needs engine: transformers."""
     prefill: str | None = "Sure, here"
     """How the student's own answer is made to begin. null: leave this source out."""
     tau: float | None = Field(default=None, ge=0, le=1)

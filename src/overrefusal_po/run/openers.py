@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypedDict
 
-from overrefusal_po.evaluate.metrics import state
 from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
 from overrefusal_po.model.frame import THINKING_TAG
-from overrefusal_po.prompts import read_source
 from overrefusal_po.records import Outcome
+from overrefusal_po.sources import starter
 
 HEAD = 200
 """Characters of a response that are read: its first token is among them."""
@@ -74,7 +73,7 @@ def refusal_openers(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Open
     most answers too. Responses to prompts of all kinds count, if they are scored.
     """
     own = [o.completion.text for o in outcomes if opens_with_refusal(o)]
-    answers = [o.completion.text for o in outcomes if state(o) == "answer"]
+    answers = [o.completion.text for o in outcomes if is_answer(o)]
     texts = own or written_refusals()
     refused, answered = (first_tokens(template, rows) for rows in (texts, answers))
     kept = [
@@ -96,16 +95,22 @@ def refusal_openers(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Open
 def opens_with_refusal(outcome: Outcome) -> bool:
     """Whether the response begins with its refusal."""
     verdict = outcome.verdict
-    if state(outcome) not in ("partial", "full"):
+    if verdict.unscored is not None or not verdict.refused:
         return False
     start = verdict.refusal_start
     return start == 0 or (start is None and verdict.refusal == "full")
 
 
+def is_answer(outcome: Outcome) -> bool:
+    """Whether the response is scored, does not refuse, and is not degenerate."""
+    verdict = outcome.verdict
+    return verdict.unscored is None and verdict.refusal == "none" and not verdict.degenerate
+
+
 def written_refusals() -> list[str]:
     """The refusals that the starter set has: right ones of harmful prompts, wrong ones of benign
     prompts."""
-    prompts = read_source("starter", None)
+    prompts = starter.prompts(starter.Settings(), None)
     texts = (p.reference if p.kind == "harmful" else p.overcautious for p in prompts)
     return [text for text in texts if text]
 

@@ -1,0 +1,166 @@
+"""The student's own words: what it says to a prompt, and what it says when it is made to comply.
+
+    plain = plain_answers(curation, benign, "benign")       # answers and verdicts
+    curation = with_openers(curation, benign, harmful)
+    for name, ask in own_sources(curation, "benign"):
+        completions = ask(prompts)
+
+There are two ways to make a student comply that refuses. Its first token may not be one that opens
+its refusals (`rejects.suppress_openers`): the text is then its own from the first word on. Or its
+answer is begun with a few words (`rejects.prefill`), which it may never choose itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from overrefusal_po.curate.overgenerate import Curation
+from overrefusal_po.records import (
+    Completion,
+    Outcome,
+    Prompt,
+    Verdict,
+    content_id,
+    read_state,
+    write_atomic,
+)
+from overrefusal_po.run.complete import continues_prefix
+from overrefusal_po.run.openers import Openers, refusal_openers, thinks
+
+logger = logging.getLogger(__name__)
+
+Side = Literal["benign", "harmful"]
+"""The prompts of one rule; files are named by it."""
+
+Ask = Callable[[Sequence[Prompt]], dict[str, Completion]]
+"""Prompts in, {prompt id: completion} out."""
+
+OPENERS_FILE = "suppressed_openers.json"
+"""The openers of a run, in its folder."""
+
+
+class PlainAnswers(NamedTuple):
+    """What the student says to each prompt as it is asked, with the refusal judge's verdicts."""
+
+    answers: list[Completion]
+    verdicts: list[Verdict]
+
+
+def plain_answers(curation: Curation, prompts: Sequence[Prompt], side: Side) -> PlainAnswers:
+    """The student's answers and their verdicts, in the prompts' order."""
+    answers = curation.models.student.answers(prompts, f"student_{side}.jsonl")
+    return PlainAnswers(answers, curation.verdicts(curation.judges.refusal, prompts, answers))
+
+
+# --- its openers ----------------------------------------------------------------------------------
+
+
+def with_openers(
+    curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]
+) -> Curation:
+    """The curation with the tokens that open the student's refusals, if the recipe wants them
+    suppressed.
+
+    They are found in the student's plain answers to all prompts. A shard sees its own prompts alone
+    and takes the openers of these. So two shards may suppress different tokens; the judge reads
+    every text anyway. A merged run keeps the texts that its shards drew.
+    """
+    if not curation.recipe.rejects.suppress_openers:
+        return curation
+    student = curation.models.student
+    for prompts, side in ((benign, "benign"), (harmful, "harmful")):
+        student.answers(
+            prompts, f"student_{side}.jsonl"
+        )  # both before a slow judge takes its place
+    outcomes = [*plain_outcomes(curation, benign, "benign")]
+    outcomes += plain_outcomes(curation, harmful, "harmful")
+    assert student.template is not None, "check_settings has seen that the engine is in process"
+    if thinks(outcomes):
+        logger.warning("rejects.suppress_openers has no effect: the student thinks first")
+        return curation
+    openers = refusal_openers(student.template, outcomes)
+    keep_openers(curation, openers)
+    return curation._replace(suppressed=openers.ids)
+
+
+def plain_outcomes(curation: Curation, prompts: Sequence[Prompt], side: Side) -> list[Outcome]:
+    """The student's plain answers as outcomes."""
+    rows = zip(prompts, *plain_answers(curation, prompts, side), strict=True)
+    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
+
+
+def keep_openers(curation: Curation, openers: Openers) -> None:
+    """Writes the openers into the run folder, and logs them.
+
+    ValueError if the texts of a run that goes on were drawn without other ones.
+    """
+    path = curation.run.path / OPENERS_FILE
+    drawn = sorted(path.parent.glob("unopened_*.jsonl"))
+    if drawn and path.is_file():
+        before = read_state(path, ["ids", "tokens"])
+        if before["ids"] != list(openers.ids):
+            raise ValueError(
+                f"The student's refusals now open with {openers.tokens}; the texts in "
+                f"{drawn[0].name} were drawn without {before['tokens']}. Delete {path} and "
+                f"{', '.join(file.name for file in drawn)} beside it to draw them again."
+            )
+    write_atomic(path, json.dumps({"ids": openers.ids, **openers.as_dict()}, indent=1) + "\n")
+    if not openers.ids:
+        logger.warning(
+            "rejects.suppress_openers has no effect: no token opens refusals more often than "
+            "answers"
+        )
+        return
+    logger.info(
+        "the student may not begin with %s, which open %s",
+        ", ".join(map(repr, openers.tokens)),
+        openers.source,
+    )
+
+
+# --- made to comply -------------------------------------------------------------------------------
+
+
+def own_sources(curation: Curation, side: Side) -> Iterator[tuple[str, Ask]]:
+    """(name, what it says) of each way in which the recipe makes the student comply, in order."""
+    rejects = curation.recipe.rejects
+    if rejects.suppress_openers:
+        yield "the student without its openers", unopened(curation, f"unopened_{side}.jsonl")
+    if rejects.prefill and continues_prefix(curation.recipe.engine):
+        ask = prefilled(curation, rejects.prefill, f"prefilled_{side}.jsonl")
+        yield "the prefilled student", ask
+
+
+def unopened(curation: Curation, file: str) -> Ask:
+    """What the student says when none of its openers may come first, kept in `file`. Nothing if it
+    has no openers."""
+
+    def ask(asked: Sequence[Prompt]) -> dict[str, Completion]:
+        tokens = curation.suppressed
+        # the file is written in any case: a merge wants it of every shard
+        found = curation.models.student.answers(asked if tokens else (), file, suppressed=tokens)
+        return {c.prompt_id: c for c in found}
+
+    return ask
+
+
+def prefilled(curation: Curation, prefix: str, file: str) -> Ask:
+    """What the student says when its answer begins with `prefix`, kept in `file`."""
+
+    def ask(asked: Sequence[Prompt]) -> dict[str, Completion]:
+        begun = [p.model_copy(update={"assistant_prefix": prefix}) for p in asked]
+        found = curation.models.student.answers(begun, file)
+        return {c.prompt_id: with_prefix(prefix, c) for c in found}
+
+    return ask
+
+
+def with_prefix(prefix: str, completion: Completion) -> Completion:
+    """The answer with its prefix, and an id of its own: to a judge it is another answer than the
+    same text without prefix."""
+    return completion.model_copy(
+        update={"id": content_id(completion.id, prefix), "text": prefix + completion.text}
+    )
