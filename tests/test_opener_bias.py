@@ -123,7 +123,9 @@ def test_folded_weights_have_the_margins_that_were_calculated(name: str, adapter
     )
     bias = opener_bias(model, site, states, openers)
     flips = flip_points(model, site, states, bias, openers, limit=50.0)
-    strength = float(flips[flips.isfinite()].median()) + 0.01
+    found = sorted(flips[flips.isfinite()].tolist())
+    gaps = [(b - a, (a + b) / 2) for a, b in zip(found[:-1], found[1:], strict=True)]
+    strength = max(gaps)[1]  # far from every flip point
     fold(model, site, bias, strength)
     opens = margin_of(first_logits(model, rows), openers) > 0
     assert opens.tolist() == (strength > flips).tolist()

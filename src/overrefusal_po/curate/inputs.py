@@ -15,7 +15,7 @@ from overrefusal_po.identity import check_kinds, conversation_text
 from overrefusal_po.pairs.duplicates import duplicates
 from overrefusal_po.pairs.firewall import Hit, contamination
 from overrefusal_po.pairs.signatures import split_words
-from overrefusal_po.prompts import read_source
+from overrefusal_po.prompts import fixed_subset, read_source
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import CurateData, PlugSpec
 from overrefusal_po.records import Prompt, Split
@@ -41,7 +41,9 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
             "Give prompts with references, name a teacher that answers them (chosen.model), or let "
             "the student answer them (chosen.answers: student)."
         )
-    return benign, harmful
+    if data.max_prompts is None:
+        return benign, harmful
+    return fixed_subset(benign, data.max_prompts), fixed_subset(harmful, data.max_prompts)
 
 
 def read_sources(specs: PlugSpec | tuple[PlugSpec, ...], split: Split | None) -> list[Prompt]:

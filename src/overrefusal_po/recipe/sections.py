@@ -194,6 +194,9 @@ class CurateData(ReadingSection):
     safe."""
     split: Literal["train", "dev", "test"] | None = "train"
     """The split of sources that have splits. null: all splits."""
+    max_prompts: int | None = Field(default=None, gt=0)
+    """Prompts used of each kind (a fixed subset by content hash, spread over the categories). The
+    student answers every one of them. null: all."""
     contaminated: Literal["report", "drop", "error"] = "report"
     """What happens to a benchmark's prompts. A training refuses pairs on them in any case.
 

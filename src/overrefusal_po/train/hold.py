@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from overrefusal_po.evaluate.metrics import handled
-from overrefusal_po.evaluate.openers import refusal_openers, thinks
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.opener_bias import (
     FirstStates,
@@ -39,6 +38,7 @@ from overrefusal_po.prompts import dev_prompt_sets
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, Sampling, read_jsonl, write_atomic, write_jsonl
 from overrefusal_po.run.judged import fresh_verdicts
+from overrefusal_po.run.openers import refusal_openers, thinks
 from overrefusal_po.train.held import Decision, Rates, bias_curve, choose_bias, rates_at
 from overrefusal_po.train.weights import generating
 
