@@ -28,7 +28,7 @@ from overrefusal_po.records import (
     write_atomic,
 )
 from overrefusal_po.run.complete import continues_prefix
-from overrefusal_po.run.openers import Openers, refusal_openers, thinks
+from overrefusal_po.run.openers import Openers, every_opener, thinks
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def with_openers(
     if thinks(outcomes):
         logger.warning("rejects.suppress_openers has no effect: the student thinks first")
         return curation
-    openers = refusal_openers(student.template, outcomes)
+    openers = every_opener(student.template, outcomes)
     keep_openers(curation, openers)
     return curation._replace(suppressed=openers.ids)
 

@@ -208,7 +208,7 @@ class CurateData(ReadingSection):
     refusal. They hold it where it is useful. A limit takes them last."""
     openings: bool = False
     """The pairs are for a training on openings (`data.opening` of a train recipe): sides that the
-    token limit cut are kept as they are. Then generation.max_new_tokens may be as small as 16."""
+    token limit cut are kept as they are. Then generation.max_new_tokens may be as small as 24."""
     max_per_category: int | None = Field(default=None, gt=0)
     """Pairs kept of each category within a rule (drawn by `seed`). null: all."""
     max_pairs: int | None = Field(default=None, gt=0)

@@ -19,6 +19,18 @@ from overrefusal_po.sources import starter
 HEAD = 200
 """Characters of a response that are read: its first token is among them."""
 
+COMMON_REFUSALS = (
+    "Sorry, but I can't help with that.",
+    "I'm sorry, but I can't help with that.",
+    "As an AI, I can't help with that.",
+    "Unfortunately, I can't help with that.",
+    "No, I won't help with that.",
+)
+"""How chat models open refusals."""
+
+RARE = 0.02
+"""A token that opens at most this share of the answers may be suppressed without much loss."""
+
 OpenerSource = Literal["own refusals", "written refusals"]
 """Where the openers come from; the written refusals are those of the starter set."""
 
@@ -62,6 +74,24 @@ def thinks(outcomes: Sequence[Outcome]) -> bool:
     """Whether most responses hold a thinking block: then the first token decides nothing."""
     thoughts = sum(bool(THINKING_TAG.search(o.completion.text)) for o in outcomes)
     return 2 * thoughts > len(outcomes)
+
+
+def every_opener(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers:
+    """`refusal_openers`, and the first tokens of common refusals that open few of its answers.
+
+    A model that may not begin with its own openers takes the next refusal that it knows.
+    """
+    found = refusal_openers(template, outcomes)
+    answers = [o.completion.text for o in outcomes if is_answer(o)]
+    answered = first_tokens(template, answers)
+    others = [
+        token
+        for token in first_tokens(template, COMMON_REFUSALS)
+        if token not in found.ids and answered[token] <= RARE * len(answers)
+    ]
+    words = [str(template.tokenizer.decode([token])) for token in others]
+    ids = tuple(sorted({*found.ids, *others}))
+    return found._replace(ids=ids, tokens=[*found.tokens, *words])
 
 
 def refusal_openers(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers:

@@ -38,7 +38,7 @@ from overrefusal_po.prompts import dev_prompt_sets
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, Sampling, read_jsonl, write_atomic, write_jsonl
 from overrefusal_po.run.judged import fresh_verdicts
-from overrefusal_po.run.openers import refusal_openers, thinks
+from overrefusal_po.run.openers import every_opener, thinks
 from overrefusal_po.train.held import Decision, Rates, bias_curve, choose_bias, rates_at
 from overrefusal_po.train.weights import generating
 
@@ -144,7 +144,7 @@ class Holder:
         """The calibration, after its bias is folded in; nothing is folded in if it cannot be."""
         engine = self.engine()
         own = self.outcomes(engine, self.prompts)
-        openers = refusal_openers(self.template, own)
+        openers = every_opener(self.template, own)
         starts = {o.prompt.id: o for o in read_jsonl(self.folder / START_FILE, Outcome)}
         start = [starts[p.id] for p in self.prompts]
         if thinks(own) or not openers.ids:
