@@ -142,7 +142,7 @@ def recipe(start: Path, folder: Path, *, peft: bool, **hold: Any) -> Any:
         "data": {"prompts": str(folder / "rows.jsonl")},
         "trainer": {
             "max_steps": 10,
-            "learning_rate": 5e-3 if peft else 1e-3,
+            "learning_rate": 1.4e-3 if peft else 4e-4,
             "per_device_train_batch_size": 8,
             "use_cpu": True,
             "report_to": "none",

@@ -151,7 +151,7 @@ class Holder:
             why = "it thinks first" if thinks(own) else "no token opens more refusals than answers"
             return self.not_calibrated(start, own, f"the first token decides nothing: {why}")
         answers = self.answers(engine, own, openers.ids)
-        states = self.states(engine, own)
+        states = self.states(engine, answers)
         bias = opener_bias(self.model, self.site, states, openers.ids)
         limit = self.hold.bias_max
         flips = flip_points(self.model, self.site, states, bias, openers.ids, limit=limit).tolist()
@@ -232,15 +232,15 @@ class Holder:
             found |= {i: token in openers for (_, i), token in zip(batch, chosen, strict=True)}
         return [found[p.id] for p in self.prompts]
 
-    def states(self, engine: TransformersEngine, own: Sequence[Outcome]) -> FirstStates:
-        """The last layer's states at the first tokens of the model's own responses."""
-        texts = [
-            TextIds(
-                engine.token_ids(engine.input_text(o.prompt)), engine.token_ids(o.completion.text)
-            )
-            for o in own
-        ]
-        return first_states(self.model, self.site, texts, batch_size=self.hold.batch_size)
+    def states(self, engine: TransformersEngine, answers: Answers) -> FirstStates:
+        """The last layer's states at the first tokens of the responses. Those behind them are of
+        both decisions: a bias may not go on behind a refusal's first token."""
+        read = engine.token_ids
+        said = [*answers.own, *answers.other]
+        texts = [TextIds(read(engine.input_text(o.prompt)), read(o.completion.text)) for o in said]
+        found = first_states(self.model, self.site, texts, batch_size=self.hold.batch_size)
+        n = len(answers.own)
+        return found._replace(inputs=found.inputs[:n], residual=found.residual[:n])
 
     def decisions(
         self, answers: Answers, flips: Sequence[float], start: Sequence[Outcome]
