@@ -17,6 +17,7 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import Outcome, Prompt, read_jsonl, write_jsonl
+from overrefusal_po.report.training import step_words
 from overrefusal_po.train.held import Decision, bias_curve, candidates, choose_bias, rates_at
 from overrefusal_po.train.sft import sft_trainer
 
@@ -183,6 +184,8 @@ def test_a_training_that_forgets_to_refuse_ends_where_it_started(
     assert part["held"][0] >= 0.98
     assert found["agrees"] == 1.0
     assert summary["hold"]["held"] is True
+    words = step_words(tmp_path / "run")
+    assert words.endswith(f"safety held by a bias of {found['bias']:+.2f} logits")
     assert any("is folded in" in r.getMessage() for r in caplog.records)
     # the saved model does what hold.json says
     dev = [o.prompt for o in read_jsonl(tmp_path / "run" / "hold_start.jsonl", Outcome)]
@@ -211,6 +214,7 @@ def test_a_safety_that_cannot_be_held_is_said_aloud(
     with caplog.at_level(logging.WARNING):
         summary = run_stage(body, "test", tmp_path / "run")
     assert summary["hold"]["held"] is False
+    assert step_words(tmp_path / "run").endswith("SAFETY IS NOT HELD (hold.json says why)")
     assert any("SAFETY IS NOT HELD" in r.getMessage() for r in caplog.records)
     assert (tmp_path / "run" / "model" / "config.json").is_file(), "the training is not lost"
 
@@ -257,3 +261,56 @@ def test_a_lost_start_measurement_is_an_error_after_a_checkpoint(
 def test_a_wrong_key_is_an_error(start: Path, tmp_path: Path, key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key):
         recipe(start, tmp_path, peft=True, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"lora_target_modules": ["q_proj", "v_proj"]}, r"Add down_proj to it, or set it to all-l"),
+        ({"lora_target_modules": None}, r"lora_target_modules is not given"),
+        ({"lora_target_modules": "all-linear", "use_dora": True}, r"DoRA adapter"),
+    ],
+)
+def test_an_adapter_that_cannot_hold_is_refused_before_any_weight_is_loaded(
+    start: Path, tmp_path: Path, model: dict[str, object], says: str
+) -> None:
+    body = recipe(start, tmp_path, peft=True)
+    body = check_body({**body.model_dump(), "model": {**body.model, **model}}, "test")
+    with pytest.raises(ValueError, match=says):
+        run_stage(body, "test", tmp_path / "run")
+    assert not (tmp_path / "run" / "hold_start.jsonl").exists()
+
+
+def test_a_model_without_a_place_is_refused_before_any_weight_is_loaded(
+    styles: dict[str, Style], start: Path, tmp_path: Path
+) -> None:
+    """A Gemma 2 by its config alone: there is no weight file in its folder."""
+    import shutil
+
+    shutil.copytree(start, tmp_path / "gemma")
+    (tmp_path / "gemma" / "model.safetensors").unlink()
+    config = json.loads((start / "config.json").read_text())
+    config |= {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "head_dim": 16}
+    (tmp_path / "gemma" / "config.json").write_text(json.dumps(config))
+    body = recipe(tmp_path / "gemma", tmp_path, peft=False)
+    with pytest.raises(ValueError, match=r"no bias can be folded into a Gemma2ForCausalLM"):
+        run_stage(body, "test", tmp_path / "run")
+
+
+def test_a_pipeline_finds_a_hold_fault_before_its_first_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prompts that curation draws pairs from may not be held on, and the adapter must fit."""
+    from overrefusal_po.cli import main
+
+    porover = str(Path(__file__).parents[1] / "recipes" / "porover.yaml")
+    same = "--stages.dpo.hold.sets=[{name: contrasts, hands: [1]}]"
+    for given, says in (
+        ([same, "--stages.dpo.hold.split=train"], "stage dpo, hold.sets"),
+        (["--stages.dpo.model.lora_target_modules=[q_proj]"], "Add down_proj"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([porover, f"--run_dir={tmp_path / 'run'}", *given])
+        assert ended.value.code == 2
+        assert says in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "run" / "before").exists()

@@ -8,16 +8,18 @@ missing_bos(template)
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
+from overrefusal_po.model.opener_bias import bias_site
 from overrefusal_po.recipe.words import nearest
 from overrefusal_po.train.data import Prepared, highest_id
 from overrefusal_po.train.policy import PLAIN_NAME
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +69,7 @@ def check_there(names: Mapping[str, Sequence[str]], config: PretrainedConfig) ->
     plain = {key: [n for n in named if PLAIN_NAME.fullmatch(n)] for key, named in names.items()}
     if not any(plain.values()):
         return
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    paths = [path for path, _ in model.named_modules()]
+    paths = [path for path, _ in model_of(config).named_modules()]
     for key, named in plain.items():
         for name in named:
             if not any(f".{path}".endswith(f".{name}") for path in paths):
@@ -83,6 +80,47 @@ def check_there(names: Mapping[str, Sequence[str]], config: PretrainedConfig) ->
                     f"model.{key} names {name!r}, and this model has no such module. Its modules "
                     f"are {', '.join(filter(None, ends))}.{nearest(name, ends)}"
                 )
+
+
+def model_of(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a config, without weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def check_hold(section: Mapping[str, object], config: PretrainedConfig) -> None:
+    """Raises ValueError if the bias that `hold` calibrates has no place in this model, or in the
+    adapter that `section`, a recipe's `model:`, asks for."""
+    if section.get("trust_remote_code"):  # other people's code may not load without weights
+        return
+    site = bias_site(model_of(config))
+    if not section.get("use_peft"):
+        return
+    if section.get("use_dora"):
+        raise ValueError(
+            "hold: a bias cannot be folded into a DoRA adapter, which rescales each matrix as a "
+            "whole. Set model.use_dora: false, or leave hold out and use select."
+        )
+    names = named_modules(section, "lora_target_modules")
+    if not any(is_adapted(site.down, name) for name in names):
+        raise ValueError(
+            f"hold folds its bias into the adapter of {site.down}, and model.lora_target_modules "
+            f"is {', '.join(names) or 'not given'}. Add {site.down.rpartition('.')[2]} to it, or "
+            "set it to all-linear."
+        )
+
+
+def is_adapted(path: str, name: str) -> bool:
+    """Whether an entry of lora_target_modules means the module at `path`."""
+    if name == "all-linear":
+        return True
+    if PLAIN_NAME.fullmatch(name):
+        return f".{path}".endswith(f".{name}")
+    return re.fullmatch(name, path) is not None
 
 
 def check_vocabulary(prepared: Prepared, template: ChatTemplate, config: PretrainedConfig) -> None:

@@ -35,7 +35,12 @@ from overrefusal_po.train.hold import Holder
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
-from overrefusal_po.train.model_checks import check_adapter, check_vocabulary, warn_of_missing_bos
+from overrefusal_po.train.model_checks import (
+    check_adapter,
+    check_hold,
+    check_vocabulary,
+    warn_of_missing_bos,
+)
 from overrefusal_po.train.output import save
 from overrefusal_po.train.policy import adapter_config
 from overrefusal_po.train.progress import speak_in_words
@@ -146,6 +151,8 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
         return None
     config = config_of(recipe.model)
     check_adapter(recipe.model, config)
+    if recipe.hold is not None:
+        check_hold(recipe.model, config)
     source, prepared = read_and_prepare(recipe, template)
     check_fit(prepared, template, config)
     return FirstData(source, prepared)
