@@ -16,9 +16,18 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
-from overrefusal_po.records import Outcome, Prompt, read_jsonl, write_jsonl
+from overrefusal_po.records import (
+    Completion,
+    Outcome,
+    Prompt,
+    Sampling,
+    content_id,
+    read_jsonl,
+    write_jsonl,
+)
 from overrefusal_po.report.training import step_words
-from overrefusal_po.train.held import Decision, bias_curve, candidates, choose_bias, rates_at
+from overrefusal_po.train.held import Decision, Rates, bias_curve, candidates, choose_bias, rates_at
+from overrefusal_po.train.hold_result import keeps, set_entries, too_few_scored
 from overrefusal_po.train.sft import sft_trainer
 
 REFUSAL = "Sorry, I can't help with that."
@@ -48,7 +57,8 @@ def test_the_bias_answers_most_of_those_that_hold() -> None:
 def test_a_higher_floor_costs_answers() -> None:
     rows = [row(f, harmful=True) for f in (-1, 0.5, 2)] + [row(f, harmful=False) for f in (0, 1, 3)]
     found = choose_bias(rows, [1.0], 8.0)
-    assert (found.held, found.bias) == (True, 2.5)
+    assert found.held
+    assert found.bias == pytest.approx(2.5)
     assert found.rates == pytest.approx((1.0, 1 / 3))
 
 
@@ -68,7 +78,7 @@ def test_of_equal_biases_the_one_nearest_to_zero_is_taken() -> None:
 def test_every_set_is_held_on_its_own() -> None:
     """Both sets together would hold at 1 of 2; the second alone needs a bias above 4."""
     rows = [row(-1, harmful=True), row(4, harmful=True, number=1), row(2, harmful=False)]
-    assert choose_bias(rows, [1.0, 1.0], 8.0).bias == pytest.approx(6.0)
+    assert choose_bias(rows, [1.0, 1.0], 8.0).bias == pytest.approx(4.25)
     assert choose_bias(rows, [1.0, 0.0], 8.0).bias == 0.0
 
 
@@ -87,17 +97,58 @@ def test_flip_points_beyond_the_limit_are_not_reached() -> None:
 
 
 def test_a_set_without_harmful_prompts_asks_for_nothing() -> None:
-    assert choose_bias([row(1, harmful=False)], [math.nan], 8.0).held
+    assert choose_bias([row(1, harmful=False)], [None], 8.0).held
 
 
 def test_the_curve_has_every_bias_that_differs() -> None:
     rows = [row(-1, harmful=True), row(2, harmful=False)]
     assert bias_curve(rows, 8.0) == [
-        (-4.5, (0.0, 1.0)),
+        (-1.25, (0.0, 1.0)),
         (0.0, (1.0, 1.0)),
         (0.5, (1.0, 1.0)),
-        (5.0, (1.0, 0.0)),
+        (2.25, (1.0, 0.0)),
     ]
+
+
+def outcome(kind: Any, text: str, *, scored: bool = True) -> Outcome:
+    """A judged response; not scored as a judge leaves it whose server is gone."""
+    prompt = Prompt.of(f"{kind} {text}", kind=kind)
+    completion = Completion(
+        id=content_id(prompt.id, text),
+        prompt_id=prompt.id,
+        text=text,
+        model="m",
+        engine="file",
+        sampling=Sampling(),
+    )
+    (verdict,) = RefusalJudge().score([prompt], [completion])
+    if not scored:
+        verdict = verdict.model_copy(update={"refusal": None, "unscored": "the server is gone"})
+    return Outcome(prompt=prompt, completion=completion, verdict=verdict)
+
+
+def test_prompts_without_three_verdicts_are_left_out_of_their_set() -> None:
+    refused, unscored = outcome("harmful", REFUSAL), outcome("harmful", REFUSAL, scored=False)
+    answered = outcome("benign", ANSWER)
+    start = [refused, refused, answered, unscored]
+    saved = [refused, unscored, answered, refused]
+    one, two = set_entries(start, start, saved, sizes=[3, 1])
+    assert (one["harmful"], one["benign"]) == (1, 1)
+    assert one["held"] == (1.0, 1.0)
+    assert (two["harmful"], two["benign"], two["held"]) == (0, 0, (None, None))
+
+
+def test_a_set_keeps_its_safety_within_the_drop() -> None:
+    entry: Any = {"start": Rates(0.8, 0.5), "held": Rates(0.75, 0.9)}
+    assert keeps(entry, 0.05)
+    assert not keeps(entry, 0.04)
+
+
+def test_a_judge_that_scores_little_holds_nothing() -> None:
+    rows = [outcome("harmful", f"{REFUSAL} {n}", scored=n > 1) for n in range(10)]
+    assert too_few_scored(rows) == "the judge scored 8 of 10 responses to harmful prompts"
+    assert too_few_scored(rows[1:] + rows[3:]) == ""
+    assert too_few_scored([]) == ""
 
 
 # ------------------------------------------------------------------------------- a whole training
@@ -156,7 +207,6 @@ def recipe(start: Path, folder: Path, *, peft: bool, **hold: Any) -> Any:
 def measured(folder: Path, prompts: list[Prompt]) -> tuple[float, float]:
     """The rates of a saved model, as evaluate has them."""
     from overrefusal_po.engines.transformers import TransformersEngine
-    from overrefusal_po.records import Sampling
 
     template = ChatTemplate(models.load_tokenizer(str(folder)))
     engine = TransformersEngine(
@@ -190,6 +240,32 @@ def test_a_training_that_forgets_to_refuse_ends_where_it_started(
     # the saved model does what hold.json says
     dev = [o.prompt for o in read_jsonl(tmp_path / "run" / "hold_start.jsonl", Outcome)]
     assert measured(tmp_path / "run" / "model", dev) == pytest.approx(part["held"])
+
+
+def test_two_sets_are_held_and_reported_each(start: Path, tmp_path: Path) -> None:
+    """The second has two harmful prompts and one benign one, and a prompt of the first again."""
+    again = asked(["a picture"], "harmful")
+    other = asked(["a ring", "a wall"], "harmful") + asked(["a ring"], "benign")
+    sets = [str(tmp_path / "dev.jsonl"), str(tmp_path / "other.jsonl")]
+    body = recipe(start, tmp_path, peft=True, sets=sets)
+    write_jsonl(tmp_path / "other.jsonl", again + other)
+    run_stage(body, "test", tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "hold.json").read_text())
+    assert [(s["harmful"], s["benign"]) for s in found["sets"]] == [(6, 6), (2, 1)]
+    assert found["held"] is all(s["held"][0] >= s["start"][0] - 0.02 for s in found["sets"])
+    assert found["unscored"] == 0
+
+
+def test_select_and_hold_work_together(start: Path, tmp_path: Path) -> None:
+    """The step that select keeps is the one that is calibrated: here the start policy."""
+    body = recipe(start, tmp_path, peft=True)
+    write_jsonl(tmp_path / "look.jsonl", asked(["a key"], "benign") + asked(["a key"], "harmful"))
+    select = {"sets": [str(tmp_path / "look.jsonl")], "every_steps": 5, "max_new_tokens": 12}
+    body = check_body({**body.model_dump(), "select": select}, "test")
+    summary = run_stage(body, "test", tmp_path / "run")
+    assert summary["selected_step"] == 0
+    (part,) = json.loads((tmp_path / "run" / "hold.json").read_text())["sets"]
+    assert part["start"] == part["trained"] == part["held"]
 
 
 def test_the_adapter_holds_too(start: Path, tmp_path: Path) -> None:

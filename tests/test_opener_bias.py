@@ -6,9 +6,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import Style
-from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, PhiConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GraniteConfig,
+    OlmoConfig,
+    PhiConfig,
+    Qwen3Config,
+)
 
 from overrefusal_po.model import load as models
+from overrefusal_po.model.folding import check_site, fold
 from overrefusal_po.model.opener_bias import (
     FirstStates,
     OpenerBias,
@@ -16,8 +25,8 @@ from overrefusal_po.model.opener_bias import (
     bias_site,
     first_states,
     flip_points,
-    fold,
     margins,
+    norm_scale,
     opener_bias,
     position_reader,
 )
@@ -214,13 +223,66 @@ def test_the_site_is_found_without_weights() -> None:
     assert bias_site(model).down == "model.layers.1.mlp.down_proj"
 
 
-def test_an_edit_and_its_opposite_leave_the_weights_alone() -> None:
-    model = made("qwen3, untied")
-    before = copy.deepcopy(model.state_dict())
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_fold_can_be_undone(adapter: bool) -> None:
+    model = (lora(made("qwen3, untied")) if adapter else made("qwen3, untied")).to(torch.bfloat16)
+    before, plain = copy.deepcopy(model.state_dict()), first_logits(model, texts())
     site = bias_site(model)
     states = first_states(model, site, texts(), batch_size=12)
-    bias = opener_bias(model, site, states, [5])
-    fold(model, site, bias, 2.0)
-    fold(model, site, bias, -2.0)
-    for name, weight in model.state_dict().items():
-        assert torch.allclose(weight, before[name], atol=1e-6), name
+    undo = fold(model, site, opener_bias(model, site, states, [5]), 3.0)
+    assert not torch.equal(first_logits(model, texts()), plain)
+    undo()
+    assert torch.equal(first_logits(model, texts()), plain)
+    if not adapter:
+        for name, weight in model.state_dict().items():
+            assert torch.equal(weight, before[name]), name
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_bias_of_one_raises_the_openers_by_about_one_logit(name: str) -> None:
+    """And the others by much less: the residual stream of these texts has a mean square of about
+    1, and the edit is small beside it."""
+    model = made(name)
+    if "granite" in name:
+        model.config.logits_scaling = model.model.config.logits_scaling = 1.0
+    rows, openers, site = texts(), [5, 9], bias_site(model)
+    states = first_states(model, site, rows, batch_size=12)
+    before = first_logits(model, rows)
+    fold(model, site, opener_bias(model, site, states, openers), 0.1)
+    change = (first_logits(model, rows) - before) / 0.1
+    others = [token for token in range(64) if token not in openers]
+    assert change[:, openers].mean() == pytest.approx(1, abs=0.15)
+    assert change[:, others].abs().mean() < 0.5
+
+
+def test_a_norm_is_measured_and_not_read() -> None:
+    """Weights as they are, weights minus 1 (Gemma), and none (OLMo)."""
+    like = torch.zeros(3, 64)
+    gemma = AutoModelForCausalLM.from_config(
+        GemmaConfig(**SMALL, num_key_value_heads=2, head_dim=8)
+    )
+    gemma.model.norm.weight.data.fill_(0.5)
+    assert norm_scale(gemma.model.norm, like).tolist() == pytest.approx([1.5] * 64, abs=1e-3)
+    plain = made("qwen3, tied")
+    plain.model.norm.weight.data.fill_(0.5)
+    assert norm_scale(plain.model.norm, like).tolist() == pytest.approx([0.5] * 64, abs=1e-3)
+    olmo = AutoModelForCausalLM.from_config(OlmoConfig(**SMALL, num_key_value_heads=2))
+    assert norm_scale(olmo.model.norm, like).tolist() == pytest.approx([1.0] * 64, abs=1e-3)
+
+
+def test_two_openers_with_equal_rows_are_no_fault() -> None:
+    model = made("qwen3, untied")
+    head = model.get_output_embeddings().weight
+    head.data[9] = head.data[5]
+    site = bias_site(model)
+    states = first_states(model, site, texts(), batch_size=12)
+    assert bool(opener_bias(model, site, states, [5, 9]).direction.isfinite().all())
+
+
+def test_an_adapter_without_the_site_is_refused() -> None:
+    model = lora(made("qwen3, tied"), target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"this adapter has none there"):
+        check_site(model, bias_site(model))
+    dora = lora(made("qwen3, tied"), use_dora=True)
+    with pytest.raises(ValueError, match=r"or it is DoRA"):
+        check_site(dora, bias_site(dora))

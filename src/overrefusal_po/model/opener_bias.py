@@ -4,7 +4,7 @@
     states = first_states(model, site, batches)      # what the last layer holds at first positions
     bias = opener_bias(model, site, states, openers=[40, 2121])
     flips = flip_points(model, site, states, bias, openers, limit=8.0)
-    fold(model, site, bias, 1.5)                     # the openers' logits rise by about 1.5
+    folding.fold(model, site, bias, 1.5)             # the openers' logits rise by about 1.5
 
 A model decides at its first token whether it refuses. A constant on the logits of the refusals'
 first tokens moves it along its own curve: more refusals, or more answers. The last layer's MLP
@@ -39,7 +39,7 @@ RIDGE = 1e-3
 """Weight of the penalty, as a share of the mean square."""
 
 OTHER_STATES = 4096
-"""Positions that are no first ones, at most; they are thinned out evenly."""
+"""Positions that are no first ones, about at most; they are thinned out evenly."""
 
 BISECTIONS = 14
 """Halvings in the search for a flip point: the interval of 2 * limit shrinks to a 16,000th."""
@@ -98,7 +98,8 @@ def bias_site(model: PreTrainedModel | PeftModel) -> Site:
     down = next((found for n in DOWN_NAMES if last and (found := descend(last[-1], n))), None)
     blocked = next((n for n in AFTER_MLP if last and hasattr(last[-1], n)), None)
     if norm is None or down is None or blocked or plain.get_output_embeddings() is None:
-        why = f"its last layer has {blocked}" if blocked else "its last layer is built otherwise"
+        why = "its last layer, last norm or output layer is built otherwise"
+        why = f"its last layer has {blocked}" if blocked else why
         raise ValueError(
             f"hold: no bias can be folded into a {type(plain).__name__} ({why}; known are layers "
             f"that end with {', '.join(DOWN_NAMES)}). Leave hold out, and use select."
@@ -149,6 +150,8 @@ def first_states(
     plain = base_model(model)
     inner = plain.base_model
     order = sorted(range(len(texts)), key=lambda at: sum(map(len, texts[at])))
+    total = sum(map(len, (ids for text in texts for ids in text)))
+    stride = -(-total // OTHER_STATES)
     inputs: dict[int, Tensor] = {}
     residual: dict[int, Tensor] = {}
     others = []
@@ -156,18 +159,21 @@ def first_states(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ids, mask, first = padded([texts[at] for at in chosen])
-            inner(input_ids=ids.to(plain.device), attention_mask=mask.to(plain.device))
+            inner(
+                input_ids=ids.to(plain.device),
+                attention_mask=mask.to(plain.device),
+                use_cache=False,
+            )
             rows = torch.arange(len(chosen))
             at_first = {name: value[rows, first].float().cpu() for name, value in seen.items()}
             inputs |= dict(zip(chosen, at_first["down"], strict=True))
             residual |= dict(zip(chosen, at_first["norm"], strict=True))
             mask[rows, first] = 0
-            others.append(seen["down"][mask.bool()].float().cpu())
-    rest = torch.cat(others)
+            others.append(seen["down"][mask.bool()][::stride].float().cpu())
     return FirstStates(
         torch.stack([inputs[at] for at in range(len(texts))]),
         torch.stack([residual[at] for at in range(len(texts))]),
-        rest[:: -(-len(rest) // OTHER_STATES)],
+        torch.cat(others),
     )
 
 
@@ -199,7 +205,7 @@ def position_reader(states: FirstStates) -> Tensor:
     rows = torch.cat([states.inputs, states.others]).double()  # (N + M, F)
     wanted = torch.zeros(len(rows), dtype=torch.float64)
     wanted[: len(states.inputs)] = 1
-    # first positions are few: each counts as much as all others together would, per class
+    # first positions are few: together they count as much as all others
     weight = torch.ones_like(wanted)
     weight[: len(states.inputs)] = max(1.0, len(states.others) / len(states.inputs))
     scaled = rows * weight.sqrt()[:, None]
@@ -209,24 +215,36 @@ def position_reader(states: FirstStates) -> Tensor:
 
 
 def logit_direction(model: PreTrainedModel, site: Site, openers: Sequence[int]) -> Tensor:
-    """(D,) the change of the normed residual that raises each opener's logit by 1 and the others',
-    in squares, least. It goes through the norm's weights, so it can be added before the norm."""
+    """(D,) the smallest change (in squares of the other logits) that raises each opener's logit by
+    1. It is a change of the residual stream before the last norm, scaled to a mean square of 1."""
     import torch
 
     head = cast("Linear", model.get_output_embeddings()).weight.detach()  # (V, D)
-    scale = cast("Tensor", model.get_submodule(site.norm).weight).detach().float()
-    if "Gemma" in type(model).__name__:
-        scale = scale + 1  # Gemma's norms hold their weight minus 1
-    mean = head.float().mean(0)
-    gram = torch.zeros(head.shape[1], head.shape[1], dtype=torch.float64, device=head.device)
+    scale = norm_scale(model.get_submodule(site.norm), head)
+    mean = head.mean(0, dtype=torch.float32)
+    gram = torch.zeros(head.shape[1], head.shape[1], dtype=torch.float64)
     for rows in head.split(16384):
         centred = (rows.float() - mean) * scale
-        gram += (centred.T @ centred).double()
+        gram += (centred.T @ centred).double().cpu()
     gram.diagonal().add_(1e-4 * gram.diagonal().mean())
-    raised = ((head[list(openers)].float() - mean) * scale).double()  # (R, D)
+    raised = ((head[list(openers)].float() - mean) * scale).double().cpu()  # (R, D)
     solved = torch.linalg.solve(gram, raised.T)  # (D, R)
-    found = solved @ torch.linalg.solve(raised @ solved, torch.ones(len(openers)).to(solved))
-    return cast("Tensor", found.float().cpu())
+    small = raised @ solved
+    small.diagonal().add_(1e-9 * small.diagonal().mean())  # two openers may have equal rows
+    found = solved @ torch.linalg.solve(small, torch.ones(len(openers)).double())
+    return cast("Tensor", found.float())
+
+
+def norm_scale(norm: Module, like: Tensor) -> Tensor:
+    """(D,) by what a norm multiplies each value, measured: some hold their weight minus 1, some
+    have none."""
+    import torch
+
+    signs = torch.ones(like.shape[1], dtype=like.dtype, device=like.device)
+    signs[1::2] = -1
+    with torch.inference_mode():
+        found = (norm(signs[None]).float() - norm(-signs[None]).float())[0] / 2
+    return cast("Tensor", found.clone() * signs.float())
 
 
 def margins(
@@ -248,7 +266,7 @@ def margins(
     found = []
     with torch.inference_mode():
         for rows in residual.split(256):
-            given = rows.to(plain.device, next(norm.parameters()).dtype)
+            given = rows.to(plain.device, plain.dtype)
             logits = cast("Module", head)(norm(given)).float()  # (n, V)
             best = logits[:, list(openers)].amax(-1)
             logits[:, list(openers)] = -torch.inf
@@ -279,50 +297,3 @@ def flip_points(
     found = (low + high) / 2
     found[never], found[always] = torch.inf, -torch.inf
     return found
-
-
-def fold(model: PreTrainedModel | PeftModel, site: Site, bias: OpenerBias, strength: float) -> None:
-    """Adds a bias of `strength` logits to the weights: to the matrix, or to an adapter's.
-
-    Every matrix of an adapter gets one rank more; it is zero except at the site. So its scaling and
-    what it computes stay, and a server finds one rank for all.
-    """
-    import torch
-
-    down = base_model(model).get_submodule(site.down)
-    # Granite scales what a layer adds
-    gain = getattr(base_model(model).config, "residual_multiplier", 1.0)
-    column, row = bias.direction * strength / gain, bias.position
-    with torch.no_grad():
-        if not hasattr(model, "peft_config"):
-            weight = cast("Linear", down).weight
-            change = torch.outer(column, row).to(weight.device)
-            weight.data = (weight.float() + change).to(weight.dtype)
-            return
-        widen(cast("PeftModel", model))
-        name = cast("PeftModel", model).active_adapter
-        first, second = down.lora_A[name].weight, down.lora_B[name].weight  # type: ignore[index, union-attr]
-        first[-1] = row.to(first)
-        second[:, -1] = (column / down.scaling[name]).to(second)  # type: ignore[index]
-
-
-def widen(model: PeftModel) -> None:
-    """Gives every LoRA matrix of the active adapter one rank more, of zeros."""
-    import torch
-    from peft.tuners.lora import LoraLayer
-
-    name = model.active_adapter
-    config = model.peft_config[name]
-    rank = config.r  # type: ignore[attr-defined]
-    root = config.use_rslora  # type: ignore[attr-defined]
-    for module in model.modules():
-        if not isinstance(module, LoraLayer) or name not in module.lora_A:
-            continue
-        a, b = (cast("Linear", side[name]) for side in (module.lora_A, module.lora_B))
-        a.weight = torch.nn.Parameter(torch.nn.functional.pad(a.weight.data, (0, 0, 0, 1)))
-        b.weight = torch.nn.Parameter(torch.nn.functional.pad(b.weight.data, (0, 1)))
-        a.out_features = b.in_features = module.r[name] = rank + 1
-    grown = ((rank + 1) / rank) ** (0.5 if root else 1)
-    alpha = config.lora_alpha * grown  # type: ignore[attr-defined]
-    config.r = rank + 1  # type: ignore[attr-defined]
-    config.lora_alpha = int(alpha) if alpha == int(alpha) else alpha  # type: ignore[attr-defined]

@@ -148,8 +148,10 @@ def step_words(stage: Path) -> str:
     if summary.get("selected_step") is not None:
         words.append(f"the weights of step {summary['selected_step']} were kept")
     if isinstance(hold := summary.get("hold"), Mapping):
-        bias = f"safety held by a bias of {hold['bias']:+.2f} logits"
-        words.append(bias if hold["held"] else "SAFETY IS NOT HELD (hold.json says why)")
+        how = f"by a bias of {hold['bias']:+.2f} logits" if hold["bias"] else "without a bias"
+        words.append(
+            f"safety held {how}" if hold["held"] else "SAFETY IS NOT HELD (hold.json says why)"
+        )
     words += [f"{text} {one_line(noun)} left out" for noun, text in too_long(summary).items()]
     return ", ".join(words)
 

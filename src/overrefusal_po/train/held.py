@@ -10,12 +10,14 @@ is then handled: a harmful prompt refused, a benign one answered.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 MARGIN = 1e-9
 """What .35 - .05 may be above .3."""
+
+STEP_BEYOND = 0.25
+"""How far a bias goes beyond the first or the last flip point, in logits."""
 
 
 class Decision(NamedTuple):
@@ -33,10 +35,10 @@ class Decision(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Shares of the harmful prompts refused and of the benign ones answered; NaN without one."""
+    """Shares of the harmful prompts refused and of the benign ones answered; None without one."""
 
-    harmful_refused: float
-    benign_answered: float
+    harmful_refused: float | None
+    benign_answered: float | None
 
 
 class Choice(NamedTuple):
@@ -50,34 +52,45 @@ class Choice(NamedTuple):
 def rates_at(rows: Sequence[Decision], bias: float) -> Rates:
     """The rates over these prompts with one bias."""
     sides = ([row.at(bias) for row in rows if row.harmful is kind] for kind in (True, False))
-    return Rates(*(sum(side) / len(side) if side else math.nan for side in sides))
+    return Rates(*(sum(side) / len(side) if side else None for side in sides))
 
 
 def candidates(rows: Sequence[Decision], limit: float) -> list[float]:
-    """Biases that differ in what they do: 0, both limits, and one between any two flip points."""
+    """Biases that differ in what they do, in order: 0, one between any two flip points within the
+    limit, and one a step beyond the first and the last of them."""
     flips = sorted({row.flip for row in rows if -limit < row.flip < limit})
-    between = [(a + b) / 2 for a, b in zip([-limit, *flips], [*flips, limit], strict=True)]
-    return sorted({0.0, *between})
+    if not flips:
+        return [0.0]
+    between = [(a + b) / 2 for a, b in zip(flips[:-1], flips[1:], strict=True)]
+    ends = [max(-limit, flips[0] - STEP_BEYOND), min(limit, flips[-1] + STEP_BEYOND)]
+    return sorted({0.0, *ends, *between})
 
 
-def choose_bias(rows: Sequence[Decision], floors: Sequence[float], limit: float) -> Choice:
+def choose_bias(rows: Sequence[Decision], floors: Sequence[float | None], limit: float) -> Choice:
     """The bias that answers most benign prompts, of those that refuse at least `floors[i]` of the
-    harmful prompts of each set i. Of equal ones, the one nearest to 0.
+    harmful prompts of each set i (None: any number). Of equal ones, the one nearest to 0.
 
     If none holds every floor: the one that misses them least, and `held` is False.
     """
-    sets = [[row for row in rows if row.set == number] for number in range(len(floors))]
     best: tuple[float, float, float] | None = None
     chosen = Choice(0.0, False, rates_at(rows, 0.0))
     for bias in candidates(rows, limit):
-        refused = [rates_at(part, bias).harmful_refused for part in sets]
-        missing = [floor - rate for floor, rate in zip(floors, refused, strict=True)]
-        short = max((gap for gap in missing if gap > MARGIN), default=0.0)  # NaN: nothing to hold
+        short = missing(rows, floors, bias)
         rates = rates_at(rows, bias)
-        rank = (-short, rates.benign_answered, -abs(bias))
+        rank = (-short, rates.benign_answered or 0.0, -abs(bias))
         if best is None or rank > best:
             best, chosen = rank, Choice(bias, short == 0.0, rates)
     return chosen
+
+
+def missing(rows: Sequence[Decision], floors: Sequence[float | None], bias: float) -> float:
+    """By how much the worst set is below its floor with a bias; 0 if every set holds."""
+    worst = 0.0
+    for number, floor in enumerate(floors):
+        refused = rates_at([row for row in rows if row.set == number], bias).harmful_refused
+        if floor is not None and refused is not None and floor - refused > MARGIN:
+            worst = max(worst, floor - refused)
+    return worst
 
 
 def bias_curve(rows: Sequence[Decision], limit: float) -> list[tuple[float, Rates]]:

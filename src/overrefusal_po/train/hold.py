@@ -1,7 +1,7 @@
 """The end of a training at a stated safety: measure the start policy, train, calibrate, fold in.
 
     holder = Holder(trainer, template=template, hold=Hold(refused_drop_max=0.02), folder=run_folder)
-    holder.begin(step=0)          # what the start policy refuses: hold_start.jsonl
+    holder.begin(resumed=False)   # what the start policy refuses: hold_start.jsonl
     trainer.train()
     holder.end()                  # one bias, folded into the weights: hold.json
 
@@ -20,17 +20,17 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from overrefusal_po.evaluate.metrics import handled
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.folding import check_site, fold
 from overrefusal_po.model.opener_bias import (
     FirstStates,
     TextIds,
     bias_site,
     first_states,
     flip_points,
-    fold,
     opener_bias,
 )
 from overrefusal_po.plugins import make_refusal_judge
@@ -38,11 +38,21 @@ from overrefusal_po.prompts import dev_prompt_sets
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, Sampling, read_jsonl, write_atomic, write_jsonl
 from overrefusal_po.run.judged import fresh_verdicts
-from overrefusal_po.run.openers import every_opener, thinks
-from overrefusal_po.train.held import Decision, Rates, bias_curve, choose_bias, rates_at
+from overrefusal_po.run.openers import Openers, every_opener, thinks
+from overrefusal_po.train.held import Decision, Rates, bias_curve, choose_bias
+from overrefusal_po.train.hold_result import (
+    HoldEntry,
+    hold_words,
+    keeps,
+    rates_of,
+    set_entries,
+    too_few_scored,
+)
 from overrefusal_po.train.weights import generating
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch.nn import Linear
     from transformers import PreTrainedModel, Trainer
 
     from overrefusal_po.engines.transformers import TransformersEngine
@@ -51,31 +61,10 @@ logger = logging.getLogger(__name__)
 
 START_FILE, RESULT_FILE = "hold_start.jsonl", "hold.json"
 
+THINKS = "the model thinks first, so the first token of a response decides nothing"
+
 AGREES_MIN = 0.9
 """The least share of hold prompts whose first token has to be as calculated after folding."""
-
-
-class SetEntry(TypedDict):
-    """A hold set in hold.json: its harmful and benign prompts, and [refused, answered]."""
-
-    harmful: int
-    benign: int
-    start: Rates
-    trained: Rates
-    held: Rates
-
-
-class HoldEntry(TypedDict):
-    """hold.json. `held` says if every set keeps to refused_drop_max; `bias` is in logits."""
-
-    held: bool
-    bias: float
-    why_not: str
-    openers: list[str]
-    unscored: int
-    agrees: float | None
-    sets: list[SetEntry]
-    curve: list[tuple[float, Rates]]
 
 
 class Answers(NamedTuple):
@@ -97,7 +86,7 @@ class Holder:
         hold: the recipe's section.
         folder: the run folder.
 
-    Raises ValueError if the model has no place for a bias, or a kind of prompt is missing.
+    Raises ValueError if the model or its adapter has no place for a bias.
     """
 
     def __init__(
@@ -108,6 +97,8 @@ class Holder:
         self.prompts = [prompt for part in self.sets for prompt in part]
         self.judge = make_refusal_judge(hold.judge or "refusal")
         self.site = bias_site(self.model)
+        if hasattr(self.model, "peft_config"):
+            check_site(cast("PeftModel", self.model), self.site)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -116,8 +107,11 @@ class Holder:
         return found
 
     def begin(self, *, resumed: bool) -> None:
-        """Measures the start policy, in the first process; ValueError if a resumed training has
-        lost that."""
+        """Measures the start policy, in the first process.
+
+        Raises ValueError if a resumed training has lost that, or if nothing could be held: the
+        model thinks first, or the judge scores too few responses.
+        """
         file = self.folder / START_FILE
         if self.trainer.accelerator.is_main_process and not file.is_file():
             if resumed:
@@ -128,7 +122,11 @@ class Holder:
                 )
             logger.info("hold: the start policy answers %d prompts", len(self.prompts))
             with generating(self.model):
-                write_jsonl(file, self.outcomes(self.engine(), self.prompts))
+                found = self.outcomes(self.engine(), self.prompts)
+            why_not = THINKS if thinks(found) else too_few_scored(found)
+            if why_not:
+                raise ValueError(f"hold: {why_not}. Leave hold out, or give another judge or sets.")
+            write_jsonl(file, found)
         self.trainer.accelerator.wait_for_everyone()
 
     def end(self) -> HoldEntry:
@@ -141,43 +139,76 @@ class Holder:
         return found
 
     def calibrated(self) -> HoldEntry:
-        """The calibration, after its bias is folded in; nothing is folded in if it cannot be."""
+        """The calibration, after its bias is folded in. Nothing is folded in if no bias holds every
+        set, or if the weights do not do what was calculated."""
         engine = self.engine()
-        own = self.outcomes(engine, self.prompts)
-        openers = every_opener(self.template, own)
         starts = {o.prompt.id: o for o in read_jsonl(self.folder / START_FILE, Outcome)}
         start = [starts[p.id] for p in self.prompts]
-        if thinks(own) or not openers.ids:
-            why = "it thinks first" if thinks(own) else "no token opens more refusals than answers"
-            return self.not_calibrated(start, own, f"the first token decides nothing: {why}")
+        own = self.outcomes(engine, self.prompts)
+        openers = every_opener(self.template, own)
+        why_not = self.undecided(own, openers)
+        if why_not:
+            return self.entry(start, own, own, openers, why_not=why_not)
         answers = self.answers(engine, own, openers.ids)
         states = self.states(engine, answers)
         bias = opener_bias(self.model, self.site, states, openers.ids)
         limit = self.hold.bias_max
         flips = flip_points(self.model, self.site, states, bias, openers.ids, limit=limit).tolist()
         rows, kept = self.decisions(answers, flips, start)
-        floors = [
-            rates_of([start[at] for at in kept if self.set_of(at) == number]).harmful_refused
-            - self.hold.refused_drop_max
-            for number in range(len(self.sets))
-        ]
-        choice = choose_bias(rows, floors, limit)
-        fold(self.model, self.site, bias, choice.bias)
+        choice = choose_bias(rows, self.floors(start, kept), limit)
+        curve = bias_curve(rows, limit)
+        if not choice.held or choice.bias == 0.0:
+            why_not = "" if choice.held else f"no bias up to {limit:g} keeps every set's refusals"
+            return self.entry(start, own, own, openers, why_not=why_not, curve=curve)
+        undo = fold(self.model, self.site, bias, choice.bias)
         agrees = self.agreement(engine, flips, choice.bias, openers.ids)
-        why_not = "" if choice.held else f"no bias up to {limit:g} keeps every set's refusals"
         if agrees < AGREES_MIN:
-            fold(self.model, self.site, bias, -choice.bias)
-            share = f"only {agrees:.0%} of the first tokens came out as calculated"
-            return self.not_calibrated(start, own, share)
+            undo()
+            why_not = f"only {agrees:.0%} of the first tokens came out as calculated"
+            return self.entry(start, own, own, openers, why_not=why_not, curve=curve, agrees=agrees)
+        saved = self.outcomes(engine, self.prompts)
+        return self.entry(start, own, saved, openers, bias=choice.bias, curve=curve, agrees=agrees)
+
+    def undecided(self, own: Sequence[Outcome], openers: Openers) -> str:
+        """Why the first token decides nothing; "" if it does."""
+        if thinks(own):
+            return THINKS
+        if not openers.ids:
+            return "no token opens more refusals than answers"
+        return too_few_scored(own)
+
+    def floors(self, start: Sequence[Outcome], kept: Sequence[int]) -> list[float | None]:
+        """The least share of harmful prompts that each set has to refuse."""
+        found = []
+        for number in range(len(self.sets)):
+            part = rates_of([start[at] for at in kept if self.set_of(at) == number])
+            refused = part.harmful_refused
+            found.append(None if refused is None else refused - self.hold.refused_drop_max)
+        return found
+
+    def entry(
+        self,
+        start: Sequence[Outcome],
+        own: Sequence[Outcome],
+        saved: Sequence[Outcome],
+        openers: Openers,
+        *,
+        bias: float = 0.0,
+        why_not: str = "",
+        curve: Sequence[tuple[float, Rates]] = (),
+        agrees: float | None = None,
+    ) -> HoldEntry:
+        """hold.json, its rates as measured."""
+        sets = set_entries(start, own, saved, sizes=[len(part) for part in self.sets])
         return {
-            "held": choice.held,
-            "bias": choice.bias,
+            "held": all(keeps(entry, self.hold.refused_drop_max) for entry in sets),
+            "bias": bias,
             "why_not": why_not,
             "openers": openers.tokens,
-            "unscored": len(self.prompts) - len(kept),
+            "unscored": len(self.prompts) - sum(s["harmful"] + s["benign"] for s in sets),
             "agrees": agrees,
-            "sets": self.entries(start, rows, kept, choice.bias),
-            "curve": bias_curve(rows, limit),
+            "sets": sets,
+            "curve": list(curve),
         }
 
     def engine(self, settings: Mapping[str, object] | None = None) -> TransformersEngine:
@@ -207,7 +238,7 @@ class Holder:
         """The model's own responses, and those after the other decision at the first token."""
         opens = self.opens_now(engine, openers)
         allowed = set(openers)
-        every = range(self.model.config.get_text_config().vocab_size)
+        every = range(cast("Linear", self.model.get_output_embeddings()).weight.shape[0])
         forced = {"begin_suppress_tokens": [token for token in every if token not in allowed]}
         barred = {"begin_suppress_tokens": sorted(allowed)}
         found: dict[str, Outcome] = {}
@@ -272,72 +303,3 @@ class Holder:
         """The share of prompts whose first token is what the flip points say, after folding."""
         opens = self.opens_now(engine, openers)
         return sum((bias > f) is o for f, o in zip(flips, opens, strict=True)) / len(flips)
-
-    def entries(
-        self, start: Sequence[Outcome], rows: Sequence[Decision], kept: Sequence[int], bias: float
-    ) -> list[SetEntry]:
-        """The sets of hold.json."""
-        found: list[SetEntry] = []
-        for number in range(len(self.sets)):
-            part = [row for row in rows if row.set == number]
-            begun = [start[at] for at in kept if self.set_of(at) == number]
-            found.append(
-                {
-                    "harmful": sum(row.harmful for row in part),
-                    "benign": sum(not row.harmful for row in part),
-                    "start": rates_of(begun),
-                    "trained": rates_at(part, 0.0),
-                    "held": rates_at(part, bias),
-                }
-            )
-        return found
-
-    def not_calibrated(
-        self, start: Sequence[Outcome], own: Sequence[Outcome], why_not: str
-    ) -> HoldEntry:
-        """hold.json of a model that is left as it is."""
-        sets: list[SetEntry] = []
-        for number in range(len(self.sets)):
-            at = [i for i in range(len(own)) if self.set_of(i) == number]
-            now = rates_of([own[i] for i in at])
-            kinds = [own[i].prompt.kind for i in at]
-            sets.append(
-                {
-                    "harmful": kinds.count("harmful"),
-                    "benign": kinds.count("benign"),
-                    "start": rates_of([start[i] for i in at]),
-                    "trained": now,
-                    "held": now,
-                }
-            )
-        return {
-            "held": False,
-            "bias": 0.0,
-            "why_not": why_not,
-            "openers": [],
-            "unscored": 0,
-            "agrees": None,
-            "sets": sets,
-            "curve": [],
-        }
-
-
-def rates_of(outcomes: Sequence[Outcome]) -> Rates:
-    """The rates of what was measured; unscored responses do not count."""
-    rows = [(o, right) for o in outcomes if (right := handled(o)) is not None]
-    return rates_at(
-        [Decision(0, o.prompt.kind == "harmful", 0.0, right, right) for o, right in rows], 0.0
-    )
-
-
-def hold_words(found: HoldEntry) -> str:
-    """One line: what was held, or why not, and by which bias."""
-    sets = "; ".join(
-        f"harmful refused {s['start'][0]:.2f} at the start, {s['trained'][0]:.2f} trained, "
-        f"{s['held'][0]:.2f} held (n {s['harmful']}); benign answered {s['start'][1]:.2f}, "
-        f"{s['trained'][1]:.2f}, {s['held'][1]:.2f} (n {s['benign']})"
-        for s in found["sets"]
-    )
-    if not found["held"]:
-        return f"hold: SAFETY IS NOT HELD ({found['why_not']}). {sets}"
-    return f"hold: a bias of {found['bias']:+.2f} logits on {found['openers']} is folded in. {sets}"

@@ -106,6 +106,11 @@ def check_hold(section: Mapping[str, object], config: PretrainedConfig) -> None:
             "whole. Set model.use_dora: false, or leave hold out and use select."
         )
     names = named_modules(section, "lora_target_modules")
+    if shared := sorted(set(names) & (EMBEDDINGS - {"lm_head", "embed_out"})):
+        raise ValueError(
+            f"hold gives an adapter one rank more, and peft cannot do that to {shared[0]}. Take it "
+            "out of model.lora_target_modules, or leave hold out."
+        )
     if not any(is_adapted(site.down, name) for name in names):
         raise ValueError(
             f"hold folds its bias into the adapter of {site.down}, and model.lora_target_modules "

@@ -110,6 +110,11 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
     for key in ("select", "hold"):
         if getattr(recipe, key) is not None:
             check_not_sharded(settings, key)
+    if recipe.hold is not None and settings.get("save_strategy") == "no":
+        raise ValueError(
+            "hold measures the trained model before it is saved. Without a checkpoint a fault in "
+            "it would lose the training: leave trainer.save_strategy: no out."
+        )
     return settings
 
 
