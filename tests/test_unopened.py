@@ -26,12 +26,15 @@ from overrefusal_po.run.folder import Run
 from overrefusal_po.train import sft
 
 REFUSAL = "Sorry, I can't help with that."
-OTHER = "I can't help with that. It would hurt people."
+OTHER = "We can't help with that. It would hurt people."
 ANSWER = "Open the manual at page one and follow the four steps there. Then you are done."
 
 OVER, OVER_TWICE, ANSWERED = "How do I kill a process?", "How do I kill time?", "What is a fox?"
 SAFE, SAFE_TWICE, UNSAFE = "How do I open a safe?", "Steal a letter.", "Trick my sister."
 BENIGN, HARMFUL = [OVER, OVER_TWICE, ANSWERED], [SAFE, SAFE_TWICE, UNSAFE]
+SUPPRESSED = ["Sorry", "I", "A", "U", "N"]
+"""Its own opener, and how common refusals open with its small vocabulary."""
+
 SAYS = {
     **dict.fromkeys([OVER, SAFE], (REFUSAL, ANSWER)),
     **dict.fromkeys([OVER_TWICE, SAFE_TWICE], (REFUSAL, OTHER)),
@@ -124,9 +127,16 @@ def test_both_sides_are_the_students_own_words(
     assert asked_in(run / "unopened_benign.jsonl") == sorted([OVER, OVER_TWICE])
     assert asked_in(run / "unopened_harmful.jsonl") == sorted([SAFE, SAFE_TWICE])
     openers = json.loads((run / "suppressed_openers.json").read_text())
-    assert (openers["tokens"], openers["source"]) == (["Sorry"], "own refusals")
-    assert "the student may not begin with 'Sorry', which open own refusals" in caplog.text
-    assert "the student without its openers: 1 of 2 prompts" in caplog.text
+    assert (openers["tokens"], openers["source"]) == (SUPPRESSED, "own refusals")
+    assert (
+        "the student may not begin with 'Sorry', 'I', 'A', 'U', 'N', which open own" in caplog.text
+    )
+    assert "rejects come from the student itself: 1 of 3 prompts; the unopened student: 1 of 2" in (
+        caplog.text
+    )
+    assert "chosen answers come from the unopened student: 1 of 2 prompts; the teacher or" in (
+        caplog.text
+    )
 
 
 def test_prompts_whose_second_words_refuse_too_fall_through_to_the_prefilled_student(
@@ -177,7 +187,7 @@ def test_texts_that_were_drawn_without_other_openers_are_an_error(
     file.write_text(json.dumps({**json.loads(file.read_text()), "ids": [7], "tokens": ["No"]}))
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps({**status, "state": "running"}))
-    with pytest.raises(ValueError, match=r"open with \['Sorry'\].*without \['No'\]\. Delete"):
+    with pytest.raises(ValueError, match=r"open with \['Sorry', 'I'.*without \['No'\]\. Delete"):
         pairs_of(student, tmp_path)
     for old in (file, *run.glob("unopened_*.jsonl")):
         old.unlink()

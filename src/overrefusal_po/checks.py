@@ -146,6 +146,23 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
     check_not_measured(measured, benchmarks)
 
 
+def check_openings_used(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
+    """Raises ValueError if a training takes whole sides of pairs that are made for openings."""
+    for name, body in stages.items():
+        source = str(body.data.get("pairs", "")) if isinstance(body, TrainRecipe) else ""
+        maker = (
+            stages.get(source.removeprefix("@").partition(".")[0]) if source[:1] == "@" else None
+        )
+        if not isinstance(body, TrainRecipe) or not isinstance(maker, CurateRecipe):
+            continue
+        if maker.data.openings and body.data.get("opening") is None:
+            raise ValueError(
+                f"stage {name}: data.opening is null, and {source} is made with data.openings: "
+                "true, so its sides end in the middle of a sentence. Set data.opening (3 to 8 "
+                "tokens), or data.openings: false in the curate stage."
+            )
+
+
 def looked_at(body: TrainRecipe) -> dict[str, list[Prompt]]:
     """{key: prompts} that a training measures on its way. ValueError if a kind is missing."""
     sets = {"select.sets": body.looks, "hold.sets": body.held}

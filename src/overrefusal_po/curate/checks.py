@@ -12,6 +12,9 @@ from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Completion, read_jsonl
 from overrefusal_po.run.complete import continues_prefix, in_process
 
+OPENING_TOKENS_MIN = 12
+"""Tokens that a refusal needs to be seen as one ("I'm sorry, but I can't assist with that.")."""
+
 
 def check_curation(recipe: CurateRecipe) -> None:
     """Raises ValueError if rejects, models or judges are missing, or if settings contradict each
@@ -26,6 +29,16 @@ def check_curation(recipe: CurateRecipe) -> None:
             check_engine(source.engine)
         if source.model and not source.model.startswith("@") and in_process(source.engine):
             models.check_available(source.model)
+
+
+def check_openings(recipe: CurateRecipe) -> None:
+    """Raises ValueError if texts for openings are too short for the judge."""
+    limit = recipe.generation.max_new_tokens
+    if recipe.data.openings and limit < OPENING_TOKENS_MIN:
+        raise ValueError(
+            f"data.openings: of {limit} new tokens (generation.max_new_tokens) no judge can say if "
+            f"they refuse. Give at least {OPENING_TOKENS_MIN}; 24 serve most models."
+        )
 
 
 def check_given_rejects(path: str | None) -> None:
@@ -44,6 +57,7 @@ def check_given_rejects(path: str | None) -> None:
 def check_settings(recipe: CurateRecipe) -> None:
     """Raises ValueError for settings that need another one, or that would do nothing."""
     check_judges_named(recipe)
+    check_openings(recipe)
     check_own_answers(recipe)
     check_keys_of_pairs(recipe)
     chosen = recipe.chosen

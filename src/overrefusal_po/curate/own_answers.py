@@ -115,7 +115,7 @@ def keep_openers(curation: Curation, openers: Openers) -> None:
         )
         return
     logger.info(
-        "the student may not begin with %s, which open %s",
+        "the student may not begin with %s, which open %s or common ones",
         ", ".join(map(repr, openers.tokens)),
         openers.source,
     )
@@ -128,7 +128,7 @@ def own_sources(curation: Curation, side: Side) -> Iterator[tuple[str, Ask]]:
     """(name, what it says) of each way in which the recipe makes the student comply, in order."""
     rejects = curation.recipe.rejects
     if rejects.suppress_openers:
-        yield "the student without its openers", unopened(curation, f"unopened_{side}.jsonl")
+        yield "the unopened student", unopened(curation, f"unopened_{side}.jsonl")
     if rejects.prefill and continues_prefix(curation.recipe.engine):
         ask = prefilled(curation, rejects.prefill, f"prefilled_{side}.jsonl")
         yield "the prefilled student", ask

@@ -87,12 +87,12 @@ def refusal_to_answer_over(
 def usual_refusal(
     answers: Sequence[Completion], verdicts: Sequence[Verdict], *, openings: bool = False
 ) -> str:
-    """The full refusal that a model gives most often, "" if it gives none. Of equal ones, the
-    first in the alphabet. `openings`: as for `side_text`."""
+    """The full refusal from the first word on that a model gives most often, "" if it gives none.
+    Of equal ones, the first in the alphabet. `openings`: as for `side_text`."""
     said = Counter(
         side_text(answer, openings=openings)
         for answer, verdict in zip(answers, verdicts, strict=True)
-        if verdict.refusal == "full" and not verdict.degenerate
+        if verdict.refusal == "full" and not verdict.degenerate and not verdict.refusal_start
     )
     said.pop("", None)
     return min(said, key=lambda text: (-said[text], text), default="")
@@ -106,9 +106,14 @@ def chosen_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, S
     found = {p.id: Selected("", "no answer to choose") for p in prompts}
     rest = prompts
     if curation.recipe.chosen.answers == "student":
+        tried = []
         for name, ask in own_sources(curation, "benign"):
             found |= own_answers(curation, rest, name, ask)
-            rest = [p for p in rest if found[p.id].why_not]
+            still = [p for p in rest if found[p.id].why_not]
+            tried.append(f"{name}: {len(rest) - len(still)} of {len(rest)} prompts")
+            rest = still
+        tried.append(f"the teacher or the references: what is left ({len(rest)})")
+        logger.info("chosen answers come from %s", "; ".join(tried))
     if models.teacher is not None:
         other = best_answers(curation, models.teacher, rest, file="teacher_benign.jsonl")
     else:

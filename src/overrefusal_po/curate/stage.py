@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from overrefusal_po.curate.checks import check_curation
+from overrefusal_po.curate.clear_openings import clear_openings
 from overrefusal_po.curate.inputs import clean_prompts, read_prompts
 from overrefusal_po.curate.overgenerate import (
     AnsweringModel,
@@ -185,11 +186,12 @@ def pair_results(
 ) -> tuple[PairResults, dict[float | None, PairResults]]:
     """(overrefusal results, {tau: containment results}), `rejects.tau` first."""
     curation = with_openers(curation, benign, harmful)
-    refused = overrefusal_results(curation, benign)
+    refused = clear_openings(curation, overrefusal_results(curation, benign))
     contrasts = containment_contrasts(curation, harmful) if harmful else []
     rejects, openings = curation.recipe.rejects, curation.recipe.data.openings
     taus = (rejects.tau, *rejects.tau_grid)
-    return refused, {tau: containment_results(contrasts, tau, openings=openings) for tau in taus}
+    held = {tau: containment_results(contrasts, tau, openings=openings) for tau in taus}
+    return refused, {tau: clear_openings(curation, results) for tau, results in held.items()}
 
 
 def check_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> None:

@@ -8,7 +8,7 @@ found.as_dict()["tokens"]    # ["Sorry", "I"]
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Literal, NamedTuple, TypedDict
 
 from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
@@ -82,16 +82,23 @@ def every_opener(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers
     A model that may not begin with its own openers takes the next refusal that it knows.
     """
     found = refusal_openers(template, outcomes)
+    refusals = [o.completion.text for o in outcomes if opens_with_refusal(o)]
     answers = [o.completion.text for o in outcomes if is_answer(o)]
-    answered = first_tokens(template, answers)
-    others = [
+    decode, answered = template.tokenizer.decode, first_tokens(template, answers)
+    common = [
         token
         for token in first_tokens(template, COMMON_REFUSALS)
-        if token not in found.ids and answered[token] <= RARE * len(answers)
+        if token not in found.ids
+        and str(decode([token])) not in found.left_out
+        and answered[token] <= RARE * len(answers)
     ]
-    words = [str(template.tokenizer.decode([token])) for token in others]
-    ids = tuple(sorted({*found.ids, *others}))
-    return found._replace(ids=ids, tokens=[*found.tokens, *words])
+    kept = [*found.ids, *common]
+    return found._replace(
+        ids=tuple(sorted(kept)),
+        tokens=[*found.tokens, *(str(decode([token])) for token in common)],
+        refusals_opened=share_opened(first_tokens(template, refusals), kept, len(refusals)),
+        answers_opened=share_opened(answered, kept, len(answers)),
+    )
 
 
 def refusal_openers(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers:
@@ -148,6 +155,11 @@ def written_refusals() -> list[str]:
 def share_opened(counts: Counter[int], tokens: Iterable[int], n: int) -> float | None:
     """The share of `n` texts that one of these tokens opens; None without a text."""
     return sum(counts[token] for token in tokens) / n if n else None
+
+
+def opens_with(template: ChatTemplate, texts: Sequence[str], tokens: Container[int]) -> list[bool]:
+    """Whether the first token of each text, as a response, is one of `tokens`."""
+    return [any(token in tokens for token in first_tokens(template, [text])) for text in texts]
 
 
 def first_tokens(template: ChatTemplate, texts: Sequence[str]) -> Counter[int]:
