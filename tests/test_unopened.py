@@ -194,7 +194,7 @@ def test_texts_that_were_drawn_without_other_openers_are_an_error(
     assert OVER in pairs_of(student, tmp_path)
 
 
-@pytest.mark.parametrize("limit", [8, 34])  # in the first sentence of ANSWER, and in its second
+@pytest.mark.parametrize("limit", [12, 34])  # in the first sentence of ANSWER, and in its second
 def test_what_the_limit_cut_is_kept_for_a_training_on_openings(
     student: Path, tmp_path: Path, limit: int
 ) -> None:

@@ -123,6 +123,12 @@ def finding_row(finding: Finding) -> dict[str, object]:
     return {name: value for name, value in finding._asdict().items() if value is not None}
 
 
+def check_together(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
+    """Raises ValueError if two stages of a pipeline do not fit each other."""
+    check_openings_used(stages)
+    check_stages_apart(stages)
+
+
 def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
     """Raises ValueError if a stage of a pipeline measures prompts that another one curates or
     trains on.

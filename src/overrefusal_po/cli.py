@@ -111,12 +111,12 @@ def check(
     for above, stage in stages.items():
         terminal.print_keys(describe(stage, everything=everything), above)
     if data:
-        from overrefusal_po.checks import check_stages_apart
+        from overrefusal_po.checks import check_together
 
         bodies = {above: single(stage) for above, stage in stages.items()}
         for above, body in bodies.items():
             terminal.say(f"{above}data: {check_data(body)}")
-        check_stages_apart(bodies)
+        check_together(bodies)
     terminal.say(f"{recipe} is valid.")
 
 

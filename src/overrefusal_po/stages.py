@@ -65,7 +65,7 @@ def check_data(body: StageRecipe) -> str:
 def check_stages(recipe: Recipe) -> None:
     """Reads the data of all stages of a pipeline, so that a fault in the last one does not show
     only after hours of training."""
-    from overrefusal_po.checks import check_openings_used, check_stages_apart
+    from overrefusal_po.checks import check_together
     from overrefusal_po.pipeline import stage_bodies
 
     stages = stage_bodies(recipe)
@@ -74,8 +74,7 @@ def check_stages(recipe: Recipe) -> None:
             check_data(body)
         except ValueError as error:
             raise ValueError(f"{recipe.name}, stage {name}: {error}") from None
-    check_openings_used(stages)
-    check_stages_apart(stages)
+    check_together(stages)
 
 
 def run_recipe(recipe: Recipe, *, verbose: bool = False) -> None:

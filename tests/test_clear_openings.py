@@ -1,0 +1,149 @@
+"""Pairs for openings, and which tokens a student may not use: values by hand."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from conftest import Style
+
+from overrefusal_po.checks import check_openings_used
+from overrefusal_po.cli import main
+from overrefusal_po.curate.clear_openings import ANSWER_SIDE, REFUSAL_SIDE, clear_openings
+from overrefusal_po.curate.overgenerate import Curation
+from overrefusal_po.curate.quotas import Result
+from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.recipe.load import check_body
+from overrefusal_po.records import (
+    Completion,
+    Outcome,
+    PreferencePair,
+    Prompt,
+    Rule,
+    Sampling,
+    content_id,
+)
+from overrefusal_po.run.openers import every_opener, first_tokens, opens_with, refusal_openers
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+REFUSAL, ANSWER = "Sorry, I can't help with that.", "Open the manual at page one."
+LATE = "Open the manual at page one. Sorry, I can't help with that."
+
+
+def pair(rule: Rule, chosen: str, rejected: str) -> Result[PreferencePair]:
+    kind = "harmful" if rule == "containment" else "benign"
+    prompt = Prompt.of(f"{rule} {chosen} {rejected}", kind=kind)
+    made = PreferencePair(
+        id=prompt.id, prompt=prompt, chosen=chosen, rejected=rejected, rule=rule, reason="made"
+    )
+    return Result(prompt, made, "made")
+
+
+def curation(style: Style, *, openings: bool, suppressed: tuple[int, ...]) -> Curation:
+    """What `clear_openings` reads of a curation."""
+    found: Any = SimpleNamespace(
+        recipe=SimpleNamespace(data=SimpleNamespace(openings=openings)),
+        suppressed=suppressed,
+        models=SimpleNamespace(student=SimpleNamespace(template=style.template)),
+    )
+    return cast("Curation", found)
+
+
+def test_a_side_that_opens_unlike_what_it_is_makes_no_pair(styles: dict[str, Style]) -> None:
+    style = styles["llama"]
+    (sorry,) = first_tokens(style.template, [REFUSAL])
+    rows = [
+        pair("overrefusal", ANSWER, REFUSAL),
+        pair("overrefusal", ANSWER, LATE),
+        pair("overrefusal", "Sorry, of course: " + ANSWER, REFUSAL),
+        pair("containment", REFUSAL, ANSWER),
+        pair("containment", LATE, ANSWER),
+        pair("containment", REFUSAL, "Sorry to hear that. " + ANSWER),
+        Result(Prompt.of("none", kind="benign"), None, "the student answers it"),
+    ]
+    found = clear_openings(curation(style, openings=True, suppressed=(sorry,)), rows)
+    made = [result.row is not None for result in found]
+    assert made == [True, False, False, True, False, False, False]
+    assert [found[i].reason for i in (1, 2, 4, 5, 6)] == [
+        REFUSAL_SIDE,
+        ANSWER_SIDE,
+        REFUSAL_SIDE,
+        ANSWER_SIDE,
+        "the student answers it",
+    ]
+    # whole sides are another thing, and so is a student whose openers are not known
+    for openings, suppressed in ((False, (sorry,)), (True, ())):
+        given = curation(style, openings=openings, suppressed=suppressed)
+        assert clear_openings(given, rows) == rows
+
+
+def outcome(text: str, number: int) -> Outcome:
+    prompt = Prompt.of(f"{text} {number}", kind="benign")
+    completion = Completion(
+        id=content_id(prompt.id, text),
+        prompt_id=prompt.id,
+        text=text,
+        model="m",
+        engine="file",
+        sampling=Sampling(),
+    )
+    (verdict,) = RefusalJudge().score([prompt], [completion])
+    return Outcome(prompt=prompt, completion=completion, verdict=verdict)
+
+
+@pytest.mark.parametrize(("unfortunate", "added"), [(0, True), (2, True), (3, False)])
+def test_a_common_opener_is_added_if_it_opens_few_answers(
+    styles: dict[str, Style], unfortunate: int, added: bool
+) -> None:
+    """Of 100 answers 2 are 2 %. "U" is the first token of "Unfortunately" in this vocabulary."""
+    template = styles["llama"].template
+    texts = [ANSWER] * (100 - unfortunate) + ["U open the manual at page one."] * unfortunate
+    rows = [outcome(text, n) for n, text in enumerate([*texts, REFUSAL, REFUSAL])]
+    found = every_opener(template, rows)
+    assert refusal_openers(template, rows).tokens == ["Sorry"]
+    assert ("U" in found.tokens) is added
+    assert len(found.tokens) == len(set(found.tokens)) == len(found.ids)
+    assert found.refusals_opened == 1.0
+    assert found.answers_opened == pytest.approx(unfortunate / 100 if added else 0)
+
+
+def test_a_token_that_opens_answers_more_often_is_not_added_again(styles: dict[str, Style]) -> None:
+    """The student refuses with "I" and answers with "I" too."""
+    template = styles["llama"].template
+    refusals = ["I can't help with that."] + [REFUSAL] * 9
+    rows = [outcome(t, n) for n, t in enumerate([*refusals, *["I open the manual."] * 9])]
+    found = every_opener(template, rows)
+    assert "I" in found.left_out
+    assert "I" not in found.tokens
+
+
+def test_opens_with_reads_the_first_token_alone(styles: dict[str, Style]) -> None:
+    template = styles["llama"].template
+    (sorry,) = first_tokens(template, [REFUSAL])
+    assert opens_with(template, [REFUSAL, LATE, ""], [sorry]) == [True, False, False]
+
+
+def test_pairs_for_openings_are_not_trained_on_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(RECIPES / "porover.yaml"), "--data", "--stages.dpo.data.opening=null"])
+    assert ended.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "stage dpo: data.opening is null, and @curate.pairs is made with data.openings" in said
+
+
+def test_other_pairs_may_be_trained_on_whole() -> None:
+    body = {"model": {"model_name_or_path": "m"}}
+    curate = check_body({**body, "task": "curate"}, "curate")
+    data = {"pairs": "@curate.pairs", "containment": "none"}
+    train = check_body({**body, "task": "train", "method": "dpo", "data": data}, "dpo")
+    check_openings_used(cast("Any", {"curate": curate, "dpo": train}))
+
+
+def test_texts_too_short_for_a_judge_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        key = "--stages.curate.generation.max_new_tokens=11"
+        main(["check", str(RECIPES / "porover.yaml"), "--data", key])
+    assert ended.value.code == 2
+    assert "Give at least 12" in " ".join(capsys.readouterr().err.split())
