@@ -116,7 +116,8 @@ def check(
         bodies = {above: single(stage) for above, stage in stages.items()}
         for above, body in bodies.items():
             terminal.say(f"{above}data: {check_data(body)}")
-        check_together(bodies)
+        named = {above.strip(".").rpartition(".")[2]: body for above, body in bodies.items()}
+        check_together(named)
     terminal.say(f"{recipe} is valid.")
 
 
