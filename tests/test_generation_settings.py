@@ -254,3 +254,18 @@ def test_a_context_is_that_of_the_scaled_positions(rope: Any, length: int, style
 
 def test_failed_responses_are_in_no_count_of_truncated_ones(styles: Any) -> None:
     assert truncated_entry([]) == {"count": 0, "of": 0}
+
+
+def test_a_frozen_output_layer_is_not_copied_for_each_row_of_a_batch(styles: Any) -> None:
+    """Under an adapter the weight is frozen. torch then makes a batched product of copies, unless
+    the rows have no gaps."""
+    from peft import LoraConfig, get_peft_model
+    from torch.profiler import ProfilerActivity, profile
+
+    style = styles["qwen"]
+    adapted = get_peft_model(style.make_model(), LoraConfig(target_modules="all-linear", r=2))
+    engine = TransformersEngine(adapted, style.template, name="m", batch_size=4)
+    prompts = [Prompt.of(f"What is {thing}?", kind="general") for thing in ("a fox", "a dog", "it")]
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        assert len(list(engine.complete(prompts, Sampling(max_new_tokens=3)))) == 3
+    assert "aten::bmm" not in {event.key for event in seen.key_averages()}

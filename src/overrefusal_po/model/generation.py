@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from overrefusal_po.model import load as models
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
     from transformers import GenerationConfig, PreTrainedModel
 
 TOKEN_KEYS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
@@ -82,17 +84,32 @@ def generating_by(model: PreTrainedModel, config: GenerationConfig) -> Iterator[
     """The model has `config` in place of its own one; afterwards it has its own again.
 
     `generate` fills what is left open from the model's own config, so passing one is not enough.
+    The output layer is asked in one matrix product (`whole_rows`).
     """
     # an adapter's wrapper reads and writes the config of the model in it
     holders = [m for m in model.modules() if "generation_config" in vars(m)]
     own = [m.generation_config for m in holders]
+    head = model.get_output_embeddings()
+    handle = None if head is None else head.register_forward_pre_hook(whole_rows)
     try:
         for module in holders:
             module.generation_config = config  # type: ignore[assignment]  # no torch module
         yield
     finally:
+        if handle is not None:
+            handle.remove()
         for module, before in zip(holders, own, strict=True):
             module.generation_config = before
+
+
+def whole_rows(_: Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The output layer's input without gaps in memory.
+
+    After a prompt `generate` gives it the last positions alone, a slice. If the weight is frozen,
+    as under an adapter, torch then multiplies each row of the batch with a copy of the weight. For
+    32 prompts and 152,000 tokens that took 9 GB, and most of the time of a short response.
+    """
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def changed_settings(config: GenerationConfig) -> dict[str, object]:
