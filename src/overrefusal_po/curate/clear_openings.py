@@ -25,9 +25,10 @@ def clear_openings(
 ) -> list[Result[PreferencePair]]:
     """The results; a pair has none if a side opens unlike what it is. All of them if the recipe's
     pairs are not for openings, or if no openers are known."""
-    template = curation.models.student.template
-    if not curation.recipe.data.openings or not curation.suppressed or template is None:
+    if not curation.recipe.data.openings or not curation.suppressed:
         return list(results)
+    template = curation.models.student.template
+    assert template is not None, "openers are found in the responses of a model in process"
     pairs = [result.row for result in results if result.row is not None]
     refusals, answers = (
         opens_with(template, texts, curation.suppressed)
