@@ -212,7 +212,8 @@ def outputs(stages: Mapping[str, StageRecipe]) -> list[str]:
         f"@{name}.{out}"
         for name, body in stages.items()
         for out, (task, _) in OUTPUTS.items()
-        if body.task == task and (out != "triples" or getattr(body, "method", None) == "derta")
+        if body.task == task
+        and (out != "triples" or (isinstance(body, TrainRecipe) and body.learns_triples))
     )
 
 

@@ -14,8 +14,9 @@ tree of one branch. A batch counts trees, not rows, so batches differ from those
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from overrefusal_po.recipe.harmful_rows import HarmfulRow
 from overrefusal_po.train.derta_rows import IGNORED, DertaCollator, Row, RowColumns, rows_dataset
 
 if TYPE_CHECKING:
@@ -39,15 +40,16 @@ def trees(rows: Sequence[Row]) -> list[Tree]:
     found: list[list[Row]] = []
     for row in rows:
         last = found[-1] if found else []
-        if (
-            len(last) == 1
-            and "sft" not in (row.kind, last[0].kind)
-            and last[0].row_id == row.row_id
-        ):
+        if len(last) == 1 and question_of(last[0]) == question_of(row) is not None:
             last.append(row)
         else:
             found.append([row])
     return [{"branches": [row.columns() for row in branches]} for branches in found]
+
+
+def question_of(row: Row) -> str | None:
+    """The id that both rows of a harmful question have; None for a helpful row."""
+    return row.row_id if row.kind in get_args(HarmfulRow) else None
 
 
 class TreeCollator(DertaCollator):
