@@ -251,6 +251,13 @@ def test_the_card_says_which_weights_were_trained(
     assert words in text and "| trained on | whole responses |" in text
 
 
+def test_the_card_says_which_rows_a_harmful_prompt_became(tmp_path: Path) -> None:
+    folder = training(tmp_path / "a", method="derta", data={"rows": ["safe", "rto"]})
+    assert "| rows of a harmful prompt | safe, rto |" in write_card(folder).read_text()
+    other = training(tmp_path / "b")
+    assert "rows of a harmful prompt" not in write_card(other).read_text()
+
+
 @pytest.mark.parametrize("known_by", ["path", "hash"])
 def test_a_single_training_has_the_results_of_its_evaluation(tmp_path: Path, known_by: str) -> None:
     folder = training(tmp_path / "run")

@@ -23,7 +23,7 @@ def made(
     """A DeRTa trainer of a fresh policy; "lora" has an adapter that is no identity."""
     from peft import LoraConfig, get_peft_model
 
-    options = {name: more.pop(name) for name in ("tree", "rto_dropout") if name in more}
+    options = {name: more.pop(name) for name in ("tree", "rto_dropout", "rows") if name in more}
     model: Any = style.make_model()
     if how == "lora":
         torch.manual_seed(2)
@@ -76,6 +76,31 @@ def test_loss_and_gradient_are_those_of_padded_rows(
         assert found[0] == pytest.approx(expected[0], abs=1e-5)
         assert expected[1].abs().max() > 0
         assert torch.allclose(found[1], expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rows", [("safe", "safe"), ("prefix", "prefix"), ("safe", "rto"), ("safe", "prefix")]
+)
+def test_any_two_rows_of_a_question_are_a_tree(
+    styles: dict[str, Style],
+    triples: list[Triple],
+    helpful: list[Prompt],
+    tmp_path: Path,
+    rows: tuple[Any, Any],
+) -> None:
+    """The rows of the ablation: losses and gradients are those of padded rows."""
+    options: dict[str, Any] = {"rows": rows, "rto_dropout": 0.5}
+    tree = made(styles["llama"], triples, helpful, tmp_path, "full", tree=True, **options)
+    flat = made(styles["llama"], triples, helpful, tmp_path, "full", **options)
+    examples = list(tree.train_dataset)
+    assert [len(example["branches"]) for example in examples] == [2] * 6 + [1] * 4
+    for some in (examples[:1], examples[4:]):
+        plain = [row for example in some for row in example["branches"]]
+        found = gradient(tree, tree.data_collator(some))
+        expected = gradient(flat, flat.data_collator(plain))
+        assert found[0] == pytest.approx(expected[0], abs=1e-5)
+        assert torch.allclose(found[1], expected[1], atol=1e-5)
+    assert tree.model._shares_prefix
 
 
 def test_a_tree_trains(

@@ -23,8 +23,7 @@ from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, write_
 from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import shared_judge
-from overrefusal_po.train.derta import own_triples
-from overrefusal_po.train.student import FILE, own_containment, student_answers
+from overrefusal_po.train.student import FILE, own_containment, own_triples, student_answers
 
 THAI = '''"""Thai refusals."""
 from pathlib import Path

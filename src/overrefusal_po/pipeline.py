@@ -6,8 +6,9 @@ summary and a report.
       tuned:  {recipe: evaluate.yaml, name: DeRTa, model: {model_name_or_path: "@derta.model"}}
 
 Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@train.harmful` (what the
-student said to harmful prompts). Each stage has a folder of its own in the pipeline's run folder.
-A stage that is done is skipped; a stage that was killed goes on at the same place.
+student said to harmful prompts), `@derta.triples` (what DeRTa learned from). Each stage has a
+folder of its own in the pipeline's run folder. A stage that is done is skipped; a stage that was
+killed goes on at the same place.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ OUTPUTS = {
     "sft": ("curate", "sft.jsonl"),
     "model": ("train", "model"),
     "harmful": ("train", "student_harmful.jsonl"),
+    "triples": ("train", "data.jsonl"),
     "outcomes": ("evaluate", "outcomes.jsonl"),
 }
 """What a later stage may name: {output: (task that makes it, its place in the stage's folder)}."""
@@ -211,6 +213,7 @@ def outputs(stages: Mapping[str, StageRecipe]) -> list[str]:
         for name, body in stages.items()
         for out, (task, _) in OUTPUTS.items()
         if body.task == task
+        and (out != "triples" or (isinstance(body, TrainRecipe) and body.learns_triples))
     )
 
 

@@ -103,6 +103,11 @@ class TrainRecipe(Section):
         return find_method(self.method).data.model_validate(self.data)
 
     @property
+    def learns_triples(self) -> bool:
+        """Whether this method learns from triples, as DeRTa does."""
+        return "triples" in find_method(self.method).data.model_fields
+
+    @property
     def looks(self) -> Select | None:
         """`select` with the judge that it uses."""
         return None if self.select is None else with_judge(self.select, self.judge)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from overrefusal_po.recipe.harmful_rows import DERTA_ROWS, HarmfulRows
 from overrefusal_po.recipe.panels import panel_spec
 from overrefusal_po.recipe.reading import ReadingSection
 from overrefusal_po.recipe.reading import Section as Section
@@ -121,7 +122,16 @@ class DertaData(ReadingSection):
     max_helpful: int | None = Field(default=None, ge=0)
     """Helpful prompts used of each kind (drawn by `seed`). null: all."""
     refusal_opener: str = Field(default="Sorry", min_length=1)
-    """The word with which safe responses begin. Its first token is RTO's label."""
+    """The word with which safe responses begin, whatever `rows` are. Its first token is RTO's
+    label."""
+    rows: HarmfulRows = DERTA_ROWS
+    """The two rows that each harmful question becomes: two of `safe`, `prefix` and `rto`.
+
+    - `safe`: the safe response right behind the question.
+    - `prefix`: the safe response behind k tokens of the harmful one. Twice: with two lengths k.
+    - `rto`: the harmful response, with the refusal token as the label of each token.
+    - The paper's ablation: vanilla safety SFT is [safe, safe], prefix only is [prefix, prefix],
+      RTO only is [safe, rto], both is [prefix, rto]."""
     prefix_unit: Literal["words", "tokens"] = "words"
     """The unit of k, the length of a harmful prefix.
 
@@ -174,7 +184,8 @@ class Speed(Section):
     """DPO: keep the reference's log-probs in the cache folder. Later runs with the same reference
     and rows read them."""
     tree: bool = False
-    """DeRTa: put both rows of a question into one. A batch then counts questions, not rows."""
+    """DeRTa: put both rows of a question into one, whatever `data.rows` are. A batch then counts
+    questions, not rows."""
 
 
 class CurateData(ReadingSection):

@@ -34,6 +34,7 @@ PUBLIC_TEXTS = (
     "bnb_4bit_quant_type",
     "containment",
     "prefix_unit",
+    "rows",
     "helpful",
     "kinds",
 )
@@ -67,6 +68,7 @@ def training_rows(recipe: Values, stage: Path) -> Iterator[tuple[str, str]]:
     yield "trained weights", weight_words(section(recipe, "model"))
     yield "trained on", side_words(section(recipe, "data"))
     yield "rows", row_words(stage)
+    yield "rows of a harmful prompt", harmful_row_words(section(recipe, "data"))
     yield "steps", step_words(stage)
     yield "computed with", switch_words(recipe)
     yield "limits of the data", limit_words(section(recipe, "data"))
@@ -127,6 +129,12 @@ def row_words(stage: Path) -> str:
     kinds = Counter(row_kind(row) for _, row in read_objects(file))
     parts = ", ".join(f"{count} {one_line(kind)}" for kind, count in kinds.most_common())
     return f"{sum(kinds.values())}: {parts}"
+
+
+def harmful_row_words(data: Values) -> str:
+    """`prefix, rto`: the rows that DeRTa makes of each harmful prompt."""
+    rows = public_value("rows", data.get("rows"))
+    return ", ".join(map(str, rows)) if isinstance(rows, list) else ""
 
 
 def row_kind(row: Values) -> str:

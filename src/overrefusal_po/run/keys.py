@@ -14,6 +14,9 @@ from overrefusal_po.records import check_regular, content_id, read_state
 NOT_KEYED = ("run_dir", "shard", "unscored_max")
 """Recipe keys that do not change what a run makes."""
 
+NEWER_KEYS = {"rows": ["prefix", "rto"]}
+"""Recipe keys that came later, with the value of before. A run at that value keeps its key."""
+
 ENGINE_NOT_KEYED = (
     "base_url",
     "api_key_env",
@@ -42,7 +45,7 @@ def keyed(
     for name, value in values.items():
         if isinstance(value, Mapping):
             found[name] = keyed(value, left_out=ENGINE_NOT_KEYED if name == "engine" else ())
-        elif name not in left_out:
+        elif name not in left_out and not (name in NEWER_KEYS and value == NEWER_KEYS[name]):
             found[name] = keyed_items(value) if isinstance(value, list | tuple) else value
     return found
 

@@ -12,11 +12,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.pairs.make import answer_of
 from overrefusal_po.prompts import read_source, read_triples
+from overrefusal_po.recipe.harmful_rows import DERTA_ROWS, HarmfulRow
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import DertaData, TooLong
 from overrefusal_po.records import Prompt, Triple
@@ -30,6 +30,7 @@ from overrefusal_po.train.data import (
 )
 from overrefusal_po.train.derta_rows import (
     DertaCollator,
+    PrefixUnit,
     Row,
     check_openers,
     derta_rows,
@@ -49,6 +50,7 @@ from overrefusal_po.train.settings import full_settings, trainer_config
 from overrefusal_po.train.student import (
     StudentAnswer,
     check_unwritten,
+    own_triples,
     starter_harmful,
     written_tokens,
 )
@@ -61,7 +63,6 @@ if TYPE_CHECKING:
     from overrefusal_po.train.given import RowsGiven
 
 logger = logging.getLogger(__name__)
-PrefixUnit = Literal["words", "tokens"]
 
 
 def derta_trainer(
@@ -77,6 +78,7 @@ def derta_trainer(
     template: ChatTemplate | None = None,
     helpful: Sequence[Prompt] | RowsGiven = (),
     refusal_opener: str = "Sorry",
+    rows: Sequence[HarmfulRow] = DERTA_ROWS,
     prefix_unit: PrefixUnit = "words",
     rto_dropout: float = 0.95,
     too_long: TooLong = "error",
@@ -85,10 +87,11 @@ def derta_trainer(
     """TRL's `SFTTrainer` on DeRTa rows, mixed with helpful rows.
 
     Args as for `dpo_trainer`; `args` is `trl.SFTConfig` or a mapping of its keys, and further:
-        triples, eval_dataset: each triple becomes one RTO row and one prefix row; also rows with
-            prompt, safe_response and harmful_response (a list, a `datasets.Dataset`, a path).
+        triples, eval_dataset: each triple becomes two `rows`; also rows with prompt, safe_response
+            and harmful_response (a list, a `datasets.Dataset`, a path).
         helpful: prompts with a reference response, learned by ordinary SFT.
         refusal_opener: its first token is the label of RTO; safe responses must begin with it.
+        rows: two of "safe", "prefix" and "rto"; others than DeRTa's are its ablation.
         prefix_unit: "words" as in the released code, "tokens" as in the paper.
         rto_dropout: share of RTO positions without loss, drawn again at each pass (release: 0.95
             full, 0 LoRA).
@@ -110,6 +113,7 @@ def derta_trainer(
         template=template,
         max_length=config.max_length,
         refusal_opener=refusal_opener,
+        rows=rows,
         prefix_unit=prefix_unit,
         too_long=too_long,
         seed=config.seed,
@@ -144,6 +148,7 @@ def prepared_triples(
     helpful: Sequence[Prompt] = (),
     max_length: int | None,
     refusal_opener: str,
+    rows: Sequence[HarmfulRow] = DERTA_ROWS,
     prefix_unit: PrefixUnit,
     too_long: TooLong,
     seed: int,
@@ -165,10 +170,12 @@ def prepared_triples(
     used = used_records(triples, lengths, max_length=max_length, too_long=too_long)
     warn_of_left_out(used.fitting.note)
     kept = used.taken(triples)
-    rows = derta_rows(kept, used.taken(sides), token, seed=seed, prefix_unit=prefix_unit)
+    asked = derta_rows(
+        kept, used.taken(sides), token, seed=seed, prefix_unit=prefix_unit, rows=rows
+    )
     answered, fitting = helpful_rows(helpful, template, max_length=max_length, too_long=too_long)
     return Prepared(
-        tree_or_rows([*rows, *answered], tree),
+        tree_or_rows([*asked, *answered], tree),
         kept,
         helpful=[helpful[at] for at in fitting.warned()],
         lengths=as_column(used.taken(lengths)),
@@ -245,7 +252,12 @@ def prepare(
     )
     kept = used.taken(known)
     rows = derta_rows(
-        kept, used.taken(sides), token, seed=settings["seed"], prefix_unit=data.prefix_unit
+        kept,
+        used.taken(sides),
+        token,
+        seed=settings["seed"],
+        prefix_unit=data.prefix_unit,
+        rows=data.rows,
     )
     answered, fit_helpful, helpful = drawn_helpful(recipe, source.helpful, template, limit)
     waived = check_firewall([*(t.prompt for t in kept), *helpful], data.waive)
@@ -263,7 +275,8 @@ def prepare(
 def data_line(data: DertaData, harmful: int, helpful: int) -> str:
     """A line of what was found."""
     opener = repr(data.refusal_opener)
-    return f"{harmful} harmful prompts, refusal opener {opener}, {helpful} helpful prompts"
+    rows = f"{harmful} harmful prompts, two rows of each ({', '.join(data.rows)})"
+    return f"{rows}, refusal opener {opener}, {helpful} helpful prompts"
 
 
 def drawn_helpful(
@@ -303,25 +316,6 @@ def checked_before_answers(
     check_firewall([*source.asked, *helpful], data.waive)
     line = data_line(data, len(source.asked), len(helpful)) + str(fitting)
     return Prepared(rows=None, line=line)
-
-
-def own_triples(said: Sequence[StudentAnswer]) -> list[Triple]:
-    """Triples whose harmful responses the student wrote; ValueError if it refuses everything."""
-    triples = [
-        Triple(prompt=p, safe_response=str(p.reference), harmful_response=answer_of(completion))
-        for p, completion, verdict in said
-        if verdict.refusal == "none" and not verdict.degenerate
-    ]
-    if not triples:
-        unread = sum(row.verdict.refusal is None for row in said)
-        raise ValueError(
-            f"The student answers none of the {len(said)} harmful prompts: {unread} responses have "
-            "no verdict, the others refuse or are degenerate. So there are no harmful responses "
-            "for DeRTa. Load triples instead (data.triples: FILE.jsonl with prompt, "
-            "safe_response, harmful_response)."
-        )
-    logger.info("%d of %d harmful prompts gave a harmful response", len(triples), len(said))
-    return triples
 
 
 def recipe_trainer(

@@ -10,6 +10,7 @@ k is drawn from 0..|h|:
     L = - E log P(r | q, h_<k)                       prefix rows: no loss on the harmful prefix
         - E sum_t log P(refusal token | q, h_<t)     RTO rows: each position of h has that label
 
+The ablation also has safe rows, which are prefix rows without a prefix (`recipe.harmful_rows`).
 All tokens that carry loss go into one mean cross-entropy. Harmful tokens are never trained on.
 Shapes: B batch rows, T tokens. This module imports torch only inside the collator.
 """
@@ -23,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from overrefusal_po.model.chat import ChatTemplate, Turn
+from overrefusal_po.recipe.harmful_rows import DERTA_ROWS, HarmfulRow, checked_rows
 from overrefusal_po.records import Message, Prompt, Triple, content_id
 from overrefusal_po.train.data import check_rendered, rendered
 
@@ -38,7 +40,8 @@ IGNORED = -100
 BENIGN_OPENERS = ("Sure", "Here", "Yes", "To", "The", "I", "Of course", "Certainly", "You", "There")
 """With what helpful answers often begin; RTO must not teach the first token of one of these."""
 
-RowKind = Literal["rto", "prefix", "sft"]
+RowKind = Literal[HarmfulRow, "sft"]
+PrefixUnit = Literal["words", "tokens"]
 
 
 class Row(NamedTuple):
@@ -97,14 +100,13 @@ def refusal_token(template: ChatTemplate, opener: str = "Sorry") -> int:
     if count == 1:
         logger.info("refusal token: %r (id %d) is the whole opener %r", text, token, opener)
     else:
-        logger.info(
-            "refusal token: %r (id %d) is the first of %d of the opener %r",
-            text,
-            token,
-            count,
-            opener,
-        )
+        words = "refusal token: %r (id %d) is the first of %d of the opener %r"
+        logger.info(words, text, token, count, opener)
     return token
+
+
+DRAWS = 100
+"""Draws of a second k at most. Each is another one than the first with a chance of a third."""
 
 
 class TripleTurns(NamedTuple):
@@ -117,8 +119,8 @@ class TripleTurns(NamedTuple):
     def longest(self) -> int:
         """The tokens of the longest row that can be drawn.
 
-        That row has the safe response behind all of the harmful one except its end of turn. So the
-        seed never decides if a triple fits.
+        That row has the safe response behind all of the harmful one except its end of turn. So
+        neither the seed nor the kinds of rows decide if a triple fits.
         """
         prompt, harmful, safe = self.harmful.prompt_ids, self.harmful, self.safe
         return len(prompt) + len(harmful.answer_ids) + len(safe.response_ids)
@@ -181,19 +183,28 @@ def derta_rows(
     token: int,
     *,
     seed: int = 0,
-    prefix_unit: Literal["words", "tokens"] = "words",
+    prefix_unit: PrefixUnit = "words",
+    rows: Sequence[HarmfulRow] = DERTA_ROWS,
 ) -> list[Row]:
-    """Two rows a triple: RTO over the harmful response, and the safe one behind a harmful prefix.
+    """Two rows a triple, RTO first, then prefix, then safe rows.
 
-    `sides` are the triples' turns. Rows may have any length: see `lengths.fit`.
+    `sides` are the triples' turns. Rows may have any length: see `lengths.fit`. ValueError for
+    `rows` that are not two with a safe response.
     """
-    rows = []
-    for triple, (harmful, safe) in zip(triples, sides, strict=True):
+    kinds = checked_rows(rows)[::-1]
+    made = []
+    for triple, both in zip(triples, sides, strict=True):
         key = content_id(triple.prompt.id, triple.harmful_response)
-        rows.append(rto_row(harmful, token, key))
-        cut = prefix_length(harmful, harmful.text, prefix_unit, random.Random(f"{seed} {key}"))
-        rows.append(prefix_row(harmful, safe, cut, key))
-    return rows
+        rng = random.Random(f"{seed} {key}")
+        cuts = iter(prefix_lengths(both.harmful, prefix_unit, rng))
+        for kind in kinds:
+            if kind == "rto":
+                made.append(rto_row(both.harmful, token, key))
+            elif kind == "prefix":
+                made.append(prefix_row(both.harmful, both.safe, next(cuts), key))
+            else:
+                made.append(safe_row(both.safe, key))
+    return made
 
 
 def rto_row(harmful: Turn, token: int, row_id: str) -> Row:
@@ -214,9 +225,20 @@ def prefix_row(harmful: Turn, safe: Turn, cut: int, row_id: str) -> Row:
     return Row(ids, labels, "prefix", row_id)
 
 
-def prefix_length(
-    harmful: Turn, text: str, unit: Literal["words", "tokens"], rng: random.Random
-) -> int:
+def safe_row(safe: Turn, row_id: str) -> Row:
+    """The prompt, then the safe response (loss): an ordinary SFT row."""
+    labels = [IGNORED] * len(safe.prompt_ids) + safe.response_ids
+    return Row(safe.prompt_ids + safe.response_ids, labels, "safe", row_id)
+
+
+def prefix_lengths(harmful: Turn, unit: PrefixUnit, rng: random.Random) -> tuple[int, int]:
+    """Two draws of k. The second is another one unless the response is empty: k is then 0."""
+    first = prefix_length(harmful, harmful.text, unit, rng)
+    draws = (prefix_length(harmful, harmful.text, unit, rng) for _ in range(DRAWS))
+    return first, next((k for k in draws if k != first), first)
+
+
+def prefix_length(harmful: Turn, text: str, unit: PrefixUnit, rng: random.Random) -> int:
     """k: how many tokens of the harmful response the prefix has.
 
     "tokens" is the paper's draw: k uniform in 0..|h|. "words" is the draw of the released code:
@@ -240,9 +262,8 @@ def prefix_length(
 
 
 def sft_row(prompt: Prompt, turn: Turn) -> Row:
-    """An ordinary SFT row: loss on the response alone."""
-    labels = [IGNORED] * len(turn.prompt_ids) + turn.response_ids
-    return Row(turn.prompt_ids + turn.response_ids, labels, "sft", prompt.id)
+    """The row of a helpful prompt: loss on the response alone."""
+    return safe_row(turn, prompt.id)._replace(kind="sft")
 
 
 def rows_dataset(rows: Sequence[Row]) -> Dataset:

@@ -1,10 +1,11 @@
 """DeRTa's two rows of a question as one: prompt and harmful prefix are computed once.
 
-    rows = derta_rows(...)    # RTO row and prefix row of each triple, then helpful rows
+    rows = derta_rows(...)    # both rows of each triple; helpful rows follow
     collator = TreeCollator(pad_token_id=0)
     batch = collator(trees(rows)[:8])    # (2 * 8, T): first branches, then second ones
 
-The RTO row [q, h] and the prefix row [q, h_<k, r] have the same beginning. A tree is a training
+The RTO row [q, h] and the prefix row [q, h_<k, r] have the same beginning. So have any two rows of
+a question, whatever `data.rows` are. A tree is a training
 example with both, so that they come into one batch. The batch has the layout of preference pairs.
 `share_prefix` then runs each tree as one row, with the same loss and gradients. A helpful row is a
 tree of one branch. A batch counts trees, not rows, so batches differ from those without trees.
@@ -13,8 +14,9 @@ tree of one branch. A batch counts trees, not rows, so batches differ from those
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from overrefusal_po.recipe.harmful_rows import HarmfulRow
 from overrefusal_po.train.derta_rows import IGNORED, DertaCollator, Row, RowColumns, rows_dataset
 
 if TYPE_CHECKING:
@@ -34,20 +36,20 @@ def tree_or_rows(rows: Sequence[Row], tree: bool) -> Dataset:
 
 
 def trees(rows: Sequence[Row]) -> list[Tree]:
-    """Rows as trees: an RTO row with the prefix row behind it, other rows alone."""
+    """Rows as trees: the two rows of a question, which stand side by side; helpful rows alone."""
     found: list[list[Row]] = []
     for row in rows:
-        before = found[-1][0] if found else None
-        if (
-            row.kind == "prefix"
-            and before is not None
-            and before.kind == "rto"
-            and before.row_id == row.row_id
-        ):
-            found[-1].append(row)
+        last = found[-1] if found else []
+        if len(last) == 1 and question_of(last[0]) == question_of(row) is not None:
+            last.append(row)
         else:
             found.append([row])
     return [{"branches": [row.columns() for row in branches]} for branches in found]
+
+
+def question_of(row: Row) -> str | None:
+    """The id that both rows of a harmful question have; None for a helpful row."""
+    return row.row_id if row.kind in get_args(HarmfulRow) else None
 
 
 class TreeCollator(DertaCollator):

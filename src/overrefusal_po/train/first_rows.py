@@ -20,7 +20,12 @@ from overrefusal_po.train.model_checks import warn_of_missing_bos
 FIRST = 4
 """Rows that are looked at."""
 
-ROW_KINDS = {"sft": "reference", "prefix": "safe_response", "rto": "harmful_response"}
+ROW_KINDS = {
+    "sft": "reference",
+    "safe": "safe_response",
+    "prefix": "safe_response",
+    "rto": "harmful_response",
+}
 """What a row of DeRTa's kinds trains -> the field of its record."""
 
 CANDIDATES = 64

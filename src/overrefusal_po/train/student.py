@@ -2,24 +2,28 @@
 
     said = student_answers(recipe, run, template)           # harmful prompts of the starter set
     own_containment(said)                                   # pairs that reject where it complied
+    own_triples(said)                                       # the same for DeRTa
 
 Harmful responses come from the start policy at run time. They stay in the run folder.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.pairs.make import containment_pair
+from overrefusal_po.pairs.make import answer_of, containment_pair
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import TrainRecipe
-from overrefusal_po.records import Completion, PreferencePair, Prompt, Verdict
+from overrefusal_po.records import Completion, PreferencePair, Prompt, Triple, Verdict
 from overrefusal_po.run.complete import complete, engine_for, note_left_out, recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import resumable_verdicts
+
+logger = logging.getLogger(__name__)
 
 FILE = "student_harmful.jsonl"
 """What the student said to harmful prompts, in a run folder."""
@@ -63,6 +67,25 @@ def own_containment(said: Sequence[StudentAnswer]) -> list[PreferencePair]:
         for p, completion, verdict in said
     ]
     return [pair for pair in made if pair is not None]
+
+
+def own_triples(said: Sequence[StudentAnswer]) -> list[Triple]:
+    """Triples whose harmful responses the student wrote; ValueError if it refuses everything."""
+    triples = [
+        Triple(prompt=p, safe_response=str(p.reference), harmful_response=answer_of(completion))
+        for p, completion, verdict in said
+        if verdict.refusal == "none" and not verdict.degenerate
+    ]
+    if not triples:
+        unread = sum(row.verdict.refusal is None for row in said)
+        raise ValueError(
+            f"The student answers none of the {len(said)} harmful prompts: {unread} responses have "
+            "no verdict, the others refuse or are degenerate. So there are no harmful responses "
+            "for DeRTa. Load triples instead (data.triples: FILE.jsonl with prompt, "
+            "safe_response, harmful_response)."
+        )
+    logger.info("%d of %d harmful prompts gave a harmful response", len(triples), len(said))
+    return triples
 
 
 def check_unwritten(
