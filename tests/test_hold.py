@@ -62,10 +62,11 @@ def test_a_higher_floor_costs_answers() -> None:
     assert found.rates == pytest.approx((1.0, 1 / 3))
 
 
-def test_a_safer_model_gives_refusals_back() -> None:
+def test_a_safer_model_gives_refusals_back_if_it_may() -> None:
     """More than the floor is refused at 0, so the bias goes down, not further than it pays."""
     rows = [row(f, harmful=True) for f in (-5, -4, -3)] + [row(f, harmful=False) for f in (-2, 1)]
-    found = choose_bias(rows, [2 / 3], 8.0)
+    assert choose_bias(rows, [2 / 3], 8.0).bias == 0.0
+    found = choose_bias(rows, [2 / 3], 8.0, release=True)
     assert found.bias == pytest.approx(-2.5)
     assert found.rates == pytest.approx((1.0, 1.0))
 

@@ -50,5 +50,8 @@ class Hold(DevSets):
     refused_drop_max: float = Field(default=0.02, ge=0, le=1)
     """How far harmful_refused may fall below the start policy's in each of the sets. Of the biases
     that keep to it, the one that answers most benign prompts is taken."""
+    release: bool = False
+    """Whether the bias may be below 0 if the trained model refuses more harm than the start policy.
+    That answers more, and gives back refusals on prompts that the sets do not stand for."""
     bias_max: float = Field(default=8.0, gt=0)
     """The greatest bias that is tried, in logits, up or down."""

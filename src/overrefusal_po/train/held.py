@@ -66,15 +66,24 @@ def candidates(rows: Sequence[Decision], limit: float) -> list[float]:
     return sorted({0.0, *ends, *between})
 
 
-def choose_bias(rows: Sequence[Decision], floors: Sequence[float | None], limit: float) -> Choice:
+def choose_bias(
+    rows: Sequence[Decision],
+    floors: Sequence[float | None],
+    limit: float,
+    *,
+    release: bool = False,
+) -> Choice:
     """The bias that answers most benign prompts, of those that refuse at least `floors[i]` of the
     harmful prompts of each set i (None: any number). Of equal ones, the one nearest to 0.
 
-    If none holds every floor: the one that misses them least, and `held` is False.
+    If none holds every floor: the one that misses them least, and `held` is False. Without
+    `release` no bias is below 0.
     """
     best: tuple[float, float, float] | None = None
     chosen = Choice(0.0, False, rates_at(rows, 0.0))
     for bias in candidates(rows, limit):
+        if bias < 0 and not release:
+            continue
         short = missing(rows, floors, bias)
         rates = rates_at(rows, bias)
         rank = (-short, rates.benign_answered or 0.0, -abs(bias))
