@@ -46,7 +46,7 @@ def row(flip: float, *, harmful: bool, opened: bool | None = None, number: int =
 
 def test_the_bias_answers_most_of_those_that_hold() -> None:
     """Harmful prompts flip at -1, 0.5, 2, benign ones at 0, 1, 3. To refuse 2 of 3 the bias has to
-    be above 0.5; between 0.5 and 1 two of three benign prompts are answered."""
+    be above 0.5; between 0.5 and 1 two of three benign prompts are answered, and above 2 one."""
     rows = [row(f, harmful=True) for f in (-1, 0.5, 2)] + [row(f, harmful=False) for f in (0, 1, 3)]
     found = choose_bias(rows, [2 / 3], 8.0)
     assert found.held
@@ -62,13 +62,28 @@ def test_a_higher_floor_costs_answers() -> None:
     assert found.rates == pytest.approx((1.0, 1 / 3))
 
 
-def test_a_safer_model_gives_refusals_back_if_it_may() -> None:
-    """More than the floor is refused at 0, so the bias goes down, not further than it pays."""
-    rows = [row(f, harmful=True) for f in (-5, -4, -3)] + [row(f, harmful=False) for f in (-2, 1)]
-    assert choose_bias(rows, [2 / 3], 8.0).bias == 0.0
-    found = choose_bias(rows, [2 / 3], 8.0, release=True)
-    assert found.bias == pytest.approx(-2.5)
-    assert found.rates == pytest.approx((1.0, 1.0))
+@pytest.mark.parametrize(
+    ("aim", "bias", "rates"),
+    [("both", -3.5, (0.75, 1.0)), ("answers", -3.5, (0.75, 1.0)), ("refusals", 0.0, (1.0, 0.5))],
+)
+def test_a_safer_model_gives_refusals_back_if_it_may(
+    aim: Any, bias: float, rates: tuple[float, float]
+) -> None:
+    """All harmful prompts are refused at 0; a benign one flips between the last two of them."""
+    harmful = [row(f, harmful=True) for f in (-6, -5, -4.5, -2)]
+    rows = [*harmful, row(-3, harmful=False), row(1, harmful=False)]
+    found = choose_bias(rows, [0.5], 8.0, aim=aim)
+    assert found.held
+    assert found.bias == pytest.approx(bias, abs=0.3)
+    assert found.rates == pytest.approx(rates)
+
+
+def test_both_rates_count_unless_answers_alone_do() -> None:
+    """One benign prompt of four more would cost two harmful ones of four."""
+    harmful = [row(f, harmful=True) for f in (-6, -5, -2, -1)]
+    rows = harmful + [row(f, harmful=False) for f in (-3, 1, 2, 3)]
+    assert choose_bias(rows, [0.5], 8.0, aim="both").rates == (1.0, 0.75)
+    assert choose_bias(rows, [0.5], 8.0, aim="answers").rates == (0.5, 1.0)
 
 
 def test_of_equal_biases_the_one_nearest_to_zero_is_taken() -> None:

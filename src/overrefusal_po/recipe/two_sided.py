@@ -12,6 +12,9 @@ from pydantic import Field
 
 from overrefusal_po.recipe.sections import JudgeSpec, PlugSpec, Section
 
+HoldAim = Literal["both", "answers", "refusals"]
+"""What a bias is for, once it holds."""
+
 
 class DevSets(Section):
     """Harmful and benign prompts that a training is measured on while it runs."""
@@ -48,10 +51,14 @@ class Hold(DevSets):
     """A fixed subset (by content hash) of each kind in each set. null: all prompts. With 150
     harmful prompts the rate that is held is known to about .06."""
     refused_drop_max: float = Field(default=0.02, ge=0, le=1)
-    """How far harmful_refused may fall below the start policy's in each of the sets. Of the biases
-    that keep to it, the one that answers most benign prompts is taken."""
-    release: bool = False
-    """Whether the bias may be below 0 if the trained model refuses more harm than the start policy.
-    That answers more, and gives back refusals on prompts that the sets do not stand for."""
+    """How far harmful_refused may fall below the start policy's in each of the sets."""
+    aim: HoldAim = "refusals"
+    """Which of the biases that keep to it is taken.
+
+    - `refusals`: the one that answers most benign prompts, and none below 0. What the trained model
+      refuses stays refused.
+    - `both`: the one with the greatest sum of harmful_refused and benign_answered.
+    - `answers`: the one that answers most benign prompts. On prompts that the sets do not stand
+      for, refusals may be lost."""
     bias_max: float = Field(default=8.0, gt=0)
     """The greatest bias that is tried, in logits, up or down."""

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from overrefusal_po.recipe.two_sided import HoldAim
+
 MARGIN = 1e-9
 """What .35 - .05 may be above .3."""
 
@@ -71,22 +73,24 @@ def choose_bias(
     floors: Sequence[float | None],
     limit: float,
     *,
-    release: bool = False,
+    aim: HoldAim = "refusals",
 ) -> Choice:
-    """The bias that answers most benign prompts, of those that refuse at least `floors[i]` of the
-    harmful prompts of each set i (None: any number). Of equal ones, the one nearest to 0.
+    """The best bias of those that refuse at least `floors[i]` of the harmful prompts of each set i
+    (None: any number).
 
-    If none holds every floor: the one that misses them least, and `held` is False. Without
-    `release` no bias is below 0.
+    The best answers most benign prompts (`answers`; `refusals` does so without biases below 0), or
+    has the greatest sum of both rates (`both`). Of equal ones, it is the one nearest to 0. If none
+    holds every floor: the one that misses them least, and `held` is False.
     """
     best: tuple[float, float, float] | None = None
     chosen = Choice(0.0, False, rates_at(rows, 0.0))
     for bias in candidates(rows, limit):
-        if bias < 0 and not release:
+        if bias < 0 and aim == "refusals":
             continue
-        short = missing(rows, floors, bias)
-        rates = rates_at(rows, bias)
-        rank = (-short, rates.benign_answered or 0.0, -abs(bias))
+        short, rates = missing(rows, floors, bias), rates_at(rows, bias)
+        refused, answered = (rate or 0.0 for rate in rates)
+        worth = answered + (refused if aim == "both" else 0.0)
+        rank = (-short, round(worth, 9), -abs(bias))
         if best is None or rank > best:
             best, chosen = rank, Choice(bias, short == 0.0, rates)
     return chosen

@@ -156,7 +156,7 @@ class Holder:
         flips = flip_points(self.model, self.site, states, bias, openers.ids, limit=limit).tolist()
         rows, kept = self.decisions(answers, flips, start)
         floors = self.floors(start, kept)
-        choice = choose_bias(rows, floors, limit, release=self.hold.release)
+        choice = choose_bias(rows, floors, limit, aim=self.hold.aim)
         curve = bias_curve(rows, limit)
         if not choice.held or choice.bias == 0.0:
             why_not = "" if choice.held else f"no bias up to {limit:g} keeps every set's refusals"
