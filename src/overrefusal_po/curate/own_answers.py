@@ -71,12 +71,10 @@ def with_openers(
     if not curation.recipe.rejects.suppress_openers:
         return curation
     student = curation.models.student
-    for prompts, side in ((benign, "benign"), (harmful, "harmful")):
-        student.answers(
-            prompts, f"student_{side}.jsonl"
-        )  # both before a slow judge takes its place
-    outcomes = [*plain_outcomes(curation, benign, "benign")]
-    outcomes += plain_outcomes(curation, harmful, "harmful")
+    sides: tuple[tuple[Sequence[Prompt], Side], ...] = ((benign, "benign"), (harmful, "harmful"))
+    for prompts, side in sides:  # both before a slow judge takes the student's place
+        student.answers(prompts, f"student_{side}.jsonl")
+    outcomes = [row for side in sides for row in plain_outcomes(curation, *side)]
     assert student.template is not None, "check_settings has seen that the engine is in process"
     if thinks(outcomes):
         logger.warning("rejects.suppress_openers has no effect: the student thinks first")

@@ -14,10 +14,19 @@ from typing import Protocol, runtime_checkable
 
 from pydantic import ValidationError
 
+from overrefusal_po.engines import Engine
 from overrefusal_po.judges import Judge, JudgePanel, checked_verdicts, distinct, scored
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.recipe.panels import JudgesGiven
-from overrefusal_po.records import Completion, Prompt, Verdict, content_id, first_fault
+from overrefusal_po.records import (
+    Completion,
+    Outcome,
+    Prompt,
+    Sampling,
+    Verdict,
+    content_id,
+    first_fault,
+)
 from overrefusal_po.run.appender import Appender, numbered_rows
 
 
@@ -155,6 +164,18 @@ def kept_verdict(row: Mapping[str, object], where: str) -> Verdict:
         raise ValueError(
             f"{where}: not a Verdict: {first_fault(error)}. Delete the line to ask again."
         ) from None
+
+
+def fresh_outcomes(
+    engine: Engine, judge: Judge, prompts: Sequence[Prompt], sampling: Sampling
+) -> list[Outcome]:
+    """What an engine answers and a judge says of it, in the order of the prompts; nothing is
+    kept."""
+    said = {c.prompt_id: c for c in engine.complete(prompts, sampling)}
+    completions = [said[p.id] for p in prompts]
+    verdicts = fresh_verdicts(judge, prompts, completions)
+    rows = zip(prompts, completions, verdicts, strict=True)
+    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
 
 
 def fresh_verdicts(

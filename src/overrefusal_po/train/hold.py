@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -37,7 +37,7 @@ from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import dev_prompt_sets
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, Sampling, read_jsonl, write_atomic, write_jsonl
-from overrefusal_po.run.judged import fresh_verdicts
+from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.run.openers import Openers, every_opener, thinks
 from overrefusal_po.train.held import Decision, Rates, bias_curve, choose_bias
 from overrefusal_po.train.hold_result import (
@@ -95,6 +95,7 @@ class Holder:
         self.trainer, self.template, self.hold, self.folder = trainer, template, hold, folder
         self.sets = dev_prompt_sets(hold)
         self.prompts = [prompt for part in self.sets for prompt in part]
+        self.set_of = [number for number, part in enumerate(self.sets) for _ in part]
         self.judge = make_refusal_judge(hold.judge or "refusal")
         self.site = bias_site(self.model)
         if hasattr(self.model, "peft_config"):
@@ -182,7 +183,7 @@ class Holder:
         """The least share of harmful prompts that each set has to refuse."""
         found = []
         for number in range(len(self.sets)):
-            part = rates_of([start[at] for at in kept if self.set_of(at) == number])
+            part = rates_of([start[at] for at in kept if self.set_of[at] == number])
             refused = part.harmful_refused
             found.append(None if refused is None else refused - self.hold.refused_drop_max)
         return found
@@ -212,41 +213,34 @@ class Holder:
             "curve": list(curve),
         }
 
-    def engine(self, settings: Mapping[str, object] | None = None) -> TransformersEngine:
+    def engine(self) -> TransformersEngine:
         """The model as it is now."""
         from overrefusal_po.engines.transformers import TransformersEngine
 
         return TransformersEngine(
-            self.model,
-            self.template,
-            name="hold",
-            batch_size=self.hold.batch_size,
-            settings=settings,
+            self.model, self.template, name="hold", batch_size=self.hold.batch_size
         )
 
     def outcomes(self, engine: TransformersEngine, prompts: Sequence[Prompt]) -> list[Outcome]:
         """What an engine answers, judged, in the order of the prompts."""
         sampling = Sampling(max_new_tokens=self.hold.max_new_tokens)
-        said = {c.prompt_id: c for c in engine.complete(prompts, sampling)}
-        completions = [said[p.id] for p in prompts]
-        verdicts = fresh_verdicts(self.judge, prompts, completions)
-        rows = zip(prompts, completions, verdicts, strict=True)
-        return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
+        return fresh_outcomes(engine, self.judge, prompts, sampling)
 
     def answers(
         self, engine: TransformersEngine, own: list[Outcome], openers: Sequence[int]
     ) -> Answers:
         """The model's own responses, and those after the other decision at the first token."""
+        from overrefusal_po.engines._first_token import without_openers
+
         opens = self.opens_now(engine, openers)
         allowed = set(openers)
         every = range(cast("Linear", self.model.get_output_embeddings()).weight.shape[0])
-        forced = {"begin_suppress_tokens": [token for token in every if token not in allowed]}
-        barred = {"begin_suppress_tokens": sorted(allowed)}
+        others = [token for token in every if token not in allowed]
         found: dict[str, Outcome] = {}
-        for side, settings in ((True, barred), (False, forced)):
+        for side, forbidden in ((True, openers), (False, others)):
             asked = [p for p, o in zip(self.prompts, opens, strict=True) if o is side]
             if asked:
-                rows = self.outcomes(self.engine(settings), asked)
+                rows = self.outcomes(without_openers(engine, forbidden), asked)
                 found |= {o.prompt.id: o for o in rows}
         return Answers(own, [found[p.id] for p in self.prompts], opens)
 
@@ -285,14 +279,9 @@ class Holder:
             if opened is None or barred is None or handled(start[at]) is None:
                 continue
             harmful = own.prompt.kind == "harmful"
-            rows.append(Decision(self.set_of(at), harmful, flips[at], opened, barred))
+            rows.append(Decision(self.set_of[at], harmful, flips[at], opened, barred))
             kept.append(at)
         return rows, kept
-
-    def set_of(self, at: int) -> int:
-        """The number of the set that prompt number `at` is in."""
-        ends = [sum(map(len, self.sets[: n + 1])) for n in range(len(self.sets))]
-        return next(number for number, end in enumerate(ends) if at < end)
 
     def agreement(
         self,

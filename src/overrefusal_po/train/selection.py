@@ -31,14 +31,8 @@ from overrefusal_po.model.sharding import wants_deepspeed, wants_fsdp
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.two_sided import Select
-from overrefusal_po.records import (
-    Outcome,
-    Record,
-    Sampling,
-    read_jsonl,
-    write_jsonl,
-)
-from overrefusal_po.run.judged import fresh_verdicts
+from overrefusal_po.records import Record, Sampling, read_jsonl, write_jsonl
+from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.train.weights import generating, restore, snapshot
 
 if TYPE_CHECKING:
@@ -265,11 +259,7 @@ class TwoSided:
                 self.model, self.template, name=name, batch_size=select.batch_size
             )
             sampling = Sampling(max_new_tokens=select.max_new_tokens)
-            said = {c.prompt_id: c for c in engine.complete(self.prompts, sampling)}
-            completions = [said[p.id] for p in self.prompts]
-            verdicts = fresh_verdicts(self.judge, self.prompts, completions)
-        rows = zip(self.prompts, completions, verdicts, strict=True)
-        return run_metrics([Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows])
+            return run_metrics(fresh_outcomes(engine, self.judge, self.prompts, sampling))
 
     def log(self, row: Look, state: TrainerState) -> None:
         """Logs a look once, also in a run that was resumed."""
