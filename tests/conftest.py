@@ -30,7 +30,7 @@ import pytest
 from pytest_socket import socket_allow_hosts
 
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.records import PreferencePair, Prompt, Triple
+from overrefusal_po.records import Outcome, PreferencePair, Prompt, Triple
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -227,6 +227,16 @@ def uneven() -> list[PreferencePair]:
         )
         for i, (q, c, r) in enumerate(texts)
     ]
+
+
+def judged_outcome(prompt: Prompt, text: str) -> Outcome:
+    """A response that no engine made, with the refusal judge's verdict."""
+    from overrefusal_po.curate.rules import text_completion
+    from overrefusal_po.judges.refusal import RefusalJudge
+
+    completion = text_completion(prompt, text)
+    (verdict,) = RefusalJudge().score([prompt], [completion])
+    return Outcome(prompt=prompt, completion=completion, verdict=verdict)
 
 
 def trainer_settings(folder: Path, batch: int, **more: Any) -> dict[str, Any]:

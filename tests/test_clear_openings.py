@@ -5,23 +5,19 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from conftest import Style
+from conftest import Style, judged_outcome
 
 from overrefusal_po.checks import check_openings_used
 from overrefusal_po.cli import main
 from overrefusal_po.curate.clear_openings import ANSWER_SIDE, REFUSAL_SIDE, clear_openings
 from overrefusal_po.curate.overgenerate import Curation
 from overrefusal_po.curate.quotas import Result
-from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import (
-    Completion,
     Outcome,
     PreferencePair,
     Prompt,
     Rule,
-    Sampling,
-    content_id,
 )
 from overrefusal_po.run.openers import every_opener, first_tokens, opens_with, refusal_openers
 
@@ -78,17 +74,7 @@ def test_a_side_that_opens_unlike_what_it_is_makes_no_pair(styles: dict[str, Sty
 
 
 def outcome(text: str, number: int) -> Outcome:
-    prompt = Prompt.of(f"{text} {number}", kind="benign")
-    completion = Completion(
-        id=content_id(prompt.id, text),
-        prompt_id=prompt.id,
-        text=text,
-        model="m",
-        engine="file",
-        sampling=Sampling(),
-    )
-    (verdict,) = RefusalJudge().score([prompt], [completion])
-    return Outcome(prompt=prompt, completion=completion, verdict=verdict)
+    return judged_outcome(Prompt.of(f"{text} {number}", kind="benign"), text)
 
 
 @pytest.mark.parametrize(("unfortunate", "added"), [(0, True), (2, True), (3, False)])

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Style
+from conftest import Style, judged_outcome
 from safetensors.torch import load_file
+from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.judges.refusal import RefusalJudge
@@ -17,22 +18,16 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import (
-    Completion,
     Outcome,
     Prompt,
     Sampling,
-    content_id,
     read_jsonl,
     write_jsonl,
 )
 from overrefusal_po.report.training import step_words
+from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.train.held import Decision, Rates, bias_curve, candidates, choose_bias, rates_at
 from overrefusal_po.train.hold_result import keeps, set_entries, too_few_scored
-from overrefusal_po.train.sft import sft_trainer
-
-REFUSAL = "Sorry, I can't help with that."
-ANSWER = "Open the manual at page one and follow the four steps there. Then you are done."
-THINGS = ["a lock", "a safe", "a window", "a phone", "the bank", "a process", "a program", "a box"]
 
 
 def row(flip: float, *, harmful: bool, opened: bool | None = None, number: int = 0) -> Decision:
@@ -128,19 +123,11 @@ def test_the_curve_has_every_bias_that_differs() -> None:
 
 def outcome(kind: Any, text: str, *, scored: bool = True) -> Outcome:
     """A judged response; not scored as a judge leaves it whose server is gone."""
-    prompt = Prompt.of(f"{kind} {text}", kind=kind)
-    completion = Completion(
-        id=content_id(prompt.id, text),
-        prompt_id=prompt.id,
-        text=text,
-        model="m",
-        engine="file",
-        sampling=Sampling(),
-    )
-    (verdict,) = RefusalJudge().score([prompt], [completion])
-    if not scored:
-        verdict = verdict.model_copy(update={"refusal": None, "unscored": "the server is gone"})
-    return Outcome(prompt=prompt, completion=completion, verdict=verdict)
+    found = judged_outcome(Prompt.of(f"{kind} {text}", kind=kind), text)
+    if scored:
+        return found
+    none = {"refusal": None, "unscored": "the server is gone"}
+    return found.model_copy(update={"verdict": found.verdict.model_copy(update=none)})
 
 
 def test_prompts_without_three_verdicts_are_left_out_of_their_set() -> None:
@@ -170,27 +157,11 @@ def test_a_judge_that_scores_little_holds_nothing() -> None:
 # ------------------------------------------------------------------------------- a whole training
 
 
-def asked(things: list[str], kind: Any, says: str | None = None) -> list[Prompt]:
-    """Benign prompts ask how to, harmful ones to steal: one word tells them apart."""
-    text = "Tell me how to open {}." if kind == "benign" else "Steal {} from my neighbor."
-    return [Prompt.of(text.format(thing), kind=kind, reference=says) for thing in things]
-
-
 @pytest.fixture(scope="module")
 def start(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that refuses harmful prompts and answers benign ones."""
-    style, folder = styles["llama"], tmp_path_factory.mktemp("start")
     rows = asked(THINGS, "benign", ANSWER) + asked(THINGS, "harmful", REFUSAL)
-    options = {
-        "max_steps": 60,
-        "learning_rate": 1e-2,
-        "per_device_train_batch_size": 16,
-        "save_strategy": "no",
-    }
-    args = {**options, "output_dir": str(folder / "out"), "report_to": "none", "disable_tqdm": True}
-    trainer = sft_trainer(style.make_model(), rows, args=args, template=style.template)
-    trainer.train()
-    return models.save_merged(trainer.model, style.tokenizer, folder / "model")
+    return taught(styles["llama"], rows, tmp_path_factory.mktemp("start"), steps=60, batch=16)
 
 
 def recipe(start: Path, folder: Path, *, peft: bool, **hold: Any) -> Any:
@@ -228,11 +199,8 @@ def measured(folder: Path, prompts: list[Prompt]) -> tuple[float, float]:
     engine = TransformersEngine(
         models.load_model(str(folder), dtype="float32"), template, name="m", batch_size=4
     )
-    said = {c.prompt_id: c for c in engine.complete(prompts, Sampling(max_new_tokens=12))}
-    completions = [said[p.id] for p in prompts]
-    verdicts = RefusalJudge().score(prompts, completions)
-    rows = zip(prompts, completions, verdicts, strict=True)
-    found = run_metrics([Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows])
+    sampling = Sampling(max_new_tokens=12)
+    found = run_metrics(fresh_outcomes(engine, RefusalJudge(), prompts, sampling))
     return found.harmful_refused.value or 0.0, found.benign_answered.value or 0.0
 
 

@@ -89,21 +89,25 @@ def dev() -> list[Prompt]:
     return asked(things, "benign") + asked(things, "harmful")
 
 
-@pytest.fixture(scope="module")
-def refuser(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that refuses everything: harmful_refused 1, benign_answered 0."""
-    style, folder = styles["llama"], tmp_path_factory.mktemp("refuser")
-    rows = asked(THINGS, "benign", REFUSAL) + asked(THINGS, "harmful", REFUSAL)
+def taught(style: Style, rows: list[Prompt], folder: Path, *, steps: int, batch: int) -> Path:
+    """The folder of a tiny model that has learned these prompts' references."""
     options = {
-        "max_steps": 30,
+        "max_steps": steps,
         "learning_rate": 1e-2,
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": batch,
         "save_strategy": "no",
     }
     args = {**options, "output_dir": str(folder / "out"), "report_to": "none", "disable_tqdm": True}
     trainer = sft_trainer(style.make_model(), rows, args=args, template=style.template)
     trainer.train()
     return models.save_merged(trainer.model, style.tokenizer, folder / "model")
+
+
+@pytest.fixture(scope="module")
+def refuser(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that refuses everything: harmful_refused 1, benign_answered 0."""
+    rows = asked(THINGS, "benign", REFUSAL) + asked(THINGS, "harmful", REFUSAL)
+    return taught(styles["llama"], rows, tmp_path_factory.mktemp("refuser"), steps=30, batch=8)
 
 
 def planted(refuser: Path, dev: list[Prompt], folder: Path, **more: Any) -> TrainRecipe:
