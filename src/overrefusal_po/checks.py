@@ -24,7 +24,7 @@ from overrefusal_po.pairs.response_checks import response_findings
 from overrefusal_po.pairs.row_conflicts import prompt_conflicts, prompt_id
 from overrefusal_po.plugins import check_engine, find_source, make_refusal_judge
 from overrefusal_po.prompts import (
-    dev_prompts,
+    looked_at,
     measured_prompts,
     read_pairs,
     read_responses,
@@ -33,7 +33,7 @@ from overrefusal_po.prompts import (
 from overrefusal_po.recipe.overrides import parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
-from overrefusal_po.records import Origin, Prompt
+from overrefusal_po.records import Origin
 from overrefusal_po.run.complete import check_template_engine, in_process, load_template
 from overrefusal_po.sources._forms import Form, rows_form
 from overrefusal_po.sources._local import local_rows
@@ -49,7 +49,7 @@ from overrefusal_po.train.memory import (
     widest_batch,
 )
 from overrefusal_po.train.method import method_module
-from overrefusal_po.train.model_checks import check_adapter, check_hold
+from overrefusal_po.train.model_checks import check_model
 from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_fit, check_sources
 
@@ -169,16 +169,6 @@ def check_openings_used(stages: Mapping[str, TrainRecipe | CurateRecipe | Evalua
             )
 
 
-def looked_at(body: TrainRecipe) -> dict[str, list[Prompt]]:
-    """{key: prompts} that a training measures on its way. ValueError if a kind is missing."""
-    sets = {"select.sets": body.looks, "hold.sets": body.held}
-    return {
-        key: dev_prompts(section, key.partition(".")[0])
-        for key, section in sets.items()
-        if section is not None
-    }
-
-
 def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     """A line of what was found. ValueError for what a user can fix. Earlier outputs (`@...`) do
     not exist yet."""
@@ -208,9 +198,7 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     if template is None:
         return "takes what an earlier stage makes; checked when that is done"
     config = config_of(body.model)
-    check_adapter(body.model, config)
-    if body.hold is not None:
-        check_hold(body.model, config)
+    check_model(body, config)
     if any(str(value).startswith("@") for value in body.data.values()):
         return "takes what an earlier stage makes; its data are checked when that is done"
     prepared = check_sources(body, template)

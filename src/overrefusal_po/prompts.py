@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from overrefusal_po.attacks import Attack
 from overrefusal_po.identity import check_kinds
 from overrefusal_po.plugins import PlugSpec, find_search, find_source, make_attack, names, plug
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import EvaluateData
 from overrefusal_po.recipe.two_sided import DevSets
 from overrefusal_po.records import (
@@ -205,6 +206,14 @@ def row_key(row: SourceRow) -> str:
     if isinstance(row, LabelledResponse):
         return content_id(row.prompt.id, row.response, row.desirable)
     return row.id
+
+
+def looked_at(recipe: TrainRecipe) -> dict[str, list[Prompt]]:
+    """{key: prompts} that a training measures on its way. ValueError if a kind is missing."""
+    sections = {"select": recipe.looks, "hold": recipe.held}
+    return {
+        f"{key}.sets": dev_prompts(sets, key) for key, sets in sections.items() if sets is not None
+    }
 
 
 def dev_prompts(sets: DevSets, key: str = "select") -> list[Prompt]:

@@ -1,6 +1,6 @@
 """Whether a training's rows, its template and its model fit each other; no weights are loaded.
 
-check_adapter(recipe.model, config)
+check_model(recipe, config)
 check_vocabulary(prepared, template, config)
 missing_bos(template)
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
 from overrefusal_po.model.opener_bias import bias_site
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.words import nearest
 from overrefusal_po.train.data import Prepared, highest_id
 from overrefusal_po.train.policy import PLAIN_NAME
@@ -28,6 +29,14 @@ EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out
 
 ADAPTED = ("lora_target_modules", "lora_modules_to_save")
 """Keys of `model:` that name modules."""
+
+
+def check_model(recipe: TrainRecipe, config: PretrainedConfig) -> None:
+    """Raises ValueError for an adapter that does not fit the model, or a `hold` without a place in
+    it."""
+    check_adapter(recipe.model, config)
+    if recipe.hold is not None:
+        check_hold(recipe.model, config)
 
 
 def check_adapter(section: Mapping[str, object], config: PretrainedConfig) -> None:

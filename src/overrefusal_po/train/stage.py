@@ -21,7 +21,7 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
 from overrefusal_po.pairs.apart import check_apart, check_not_measured
 from overrefusal_po.plugins import make_refusal_judge
-from overrefusal_po.prompts import dev_prompts
+from overrefusal_po.prompts import looked_at
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, read_state, write_atomic
@@ -35,12 +35,7 @@ from overrefusal_po.train.hold import Holder
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
-from overrefusal_po.train.model_checks import (
-    check_adapter,
-    check_hold,
-    check_vocabulary,
-    warn_of_missing_bos,
-)
+from overrefusal_po.train.model_checks import check_model, check_vocabulary, warn_of_missing_bos
 from overrefusal_po.train.output import save
 from overrefusal_po.train.policy import adapter_config
 from overrefusal_po.train.progress import speak_in_words
@@ -155,9 +150,7 @@ def first_data(recipe: TrainRecipe, run: Run, template: ChatTemplate) -> FirstDa
     if is_saved(run.path):
         return None
     config = config_of(recipe.model)
-    check_adapter(recipe.model, config)
-    if recipe.hold is not None:
-        check_hold(recipe.model, config)
+    check_model(recipe, config)
     source, prepared = read_and_prepare(recipe, template)
     check_fit(prepared, template, config)
     return FirstData(source, prepared)
@@ -191,14 +184,15 @@ def check_sources(recipe: TrainRecipe, template: ChatTemplate) -> Prepared:
 
 def check_selection(recipe: TrainRecipe, trained: Sequence[Prompt], prepared: Prepared) -> None:
     """Raises ValueError if steps are selected by a missing judge or by prompts trained on."""
-    for key, sets in (("select", recipe.looks), ("hold", recipe.held)):
-        if sets is None:
-            continue
-        make_refusal_judge(sets.judge or recipe.judge)
-        looked_at = {f"{key}.sets": dev_prompts(sets, key)}
-        check_apart(looked_at, {"data": trained})
-        groups = [f.group for f, _ in prepared.waived if f.group and f.check == "contamination"]
-        check_not_measured(looked_at, {"data": [name.partition("/")[2] for name in groups]})
+    for sets in (recipe.looks, recipe.held):
+        if sets is not None:
+            make_refusal_judge(sets.judge or recipe.judge)
+    measured = looked_at(recipe)
+    if not measured:
+        return  # the signatures of all that is trained on are compared below
+    check_apart(measured, {"data": trained})
+    groups = [f.group for f, _ in prepared.waived if f.group and f.check == "contamination"]
+    check_not_measured(measured, {"data": [name.partition("/")[2] for name in groups]})
 
 
 def write_data(
