@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import judged_outcome
 from openai_server import Answer, Request, Server, says, serving
 
 from overrefusal_po.curate.checks import check_settings
-from overrefusal_po.curate.rules import usual_refusal
+from overrefusal_po.curate.own_answers import usual_refusal
 from overrefusal_po.named_plugs import check_plugs
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.schema import CurateRecipe
-from overrefusal_po.records import Completion, PreferencePair, Sampling, Verdict, read_jsonl
+from overrefusal_po.records import PreferencePair, Prompt, read_jsonl
 
 USUAL = "I'm sorry, but I can't assist with that."
 RARE = "I cannot help with this request."
@@ -245,33 +246,53 @@ def test_sides_of_every_source_are_cut_back_or_kept(tmp_path: Path, openings: bo
     assert chosen == [side(USUAL, " It"), own, side(USUAL, " It")]
 
 
-def test_a_student_without_a_usual_refusal_is_said(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+# --- one usual refusal ----------------------------------------------------------------------------
+
+
+def split_script(request: Request) -> Answer:
+    """Most harmless prompts get USUAL, all refused harmful ones RARE, which is the commonest."""
+    said = script(request)
+    return says(RARE) if request.text in SAFE else said
+
+
+def test_both_rules_share_one_usual_refusal(tmp_path: Path) -> None:
+    with serving(split_script) as server:
+        found = pairs_of(server, tmp_path, data={"keep_answered": True})
+    assert {found[p].rejected for p in ANSWERED} == {RARE} == {found[UNSAFE[0]].chosen}
+    assert {found[p].rejected for p in REFUSED} == {USUAL}  # what it says to them itself
+
+
+def test_answers_are_held_over_the_refusal_of_harmless_prompts_if_it_is_the_only_one_needed(
+    tmp_path: Path,
 ) -> None:
-    answered = tmp_path / "answered.jsonl"
-    rows = [{"prompt": p, "kind": "benign"} for p in ANSWERED]
-    answered.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match="No overrefusal pair"):
-        pairs_of(server, tmp_path, data={"benign": str(answered), "keep_answered": True})
-    assert "keep_answered has no effect: the student gives none of the 2 harmless" in caplog.text
+    with serving(split_script) as server:
+        chosen = {"answers": "student", "refusals": "reference"}
+        found = pairs_of(server, tmp_path, data={"keep_answered": True}, chosen=chosen)
+    assert {found[p].rejected for p in ANSWERED} == {USUAL}
 
 
-def test_a_student_that_never_refuses_has_no_usual_refusal() -> None:
-    def said(*texts: str) -> list[Completion]:
-        return [
-            Completion(
-                id=str(n), prompt_id=str(n), text=text, model="m", engine="file",
-                sampling=Sampling(),
-            )
-            for n, text in enumerate(texts)
-        ]  # fmt: skip
+def partly(request: Request) -> Answer:
+    """A student that refuses one harmless prompt in part, and nothing else."""
+    if request.text == REFUSED[0] and request.body["messages"][-1]["role"] == "user":
+        return says(f"{PLAIN} {PLAIN} However, {RARE}")
+    return says(PLAIN)
 
-    def judged(*refusals: Any) -> list[Verdict]:
-        return [
-            Verdict(completion_id=str(n), judge="j", version="1", refusal=refusal)
-            for n, refusal in enumerate(refusals)
-        ]
 
-    assert usual_refusal(said(PLAIN), judged("none")) == ""
-    texts = said(RARE, USUAL, RARE, USUAL, PLAIN)
-    assert usual_refusal(texts, judged("full", "full", "full", "full", "partial")) == RARE
+def test_a_student_without_a_usual_refusal_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(partly) as server:
+        chosen = {"answers": "student", "refusals": "reference"}
+        found = pairs_of(server, tmp_path, data={"keep_answered": True}, chosen=chosen)
+    assert not set(ANSWERED) & found.keys() and REFUSED[0] in found
+    assert "keep_answered has no effect: the student gives none of its prompts, 4 of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("texts", "usual"),
+    [([PLAIN], ""), ([RARE, USUAL, RARE, USUAL, PLAIN], RARE), ([USUAL, f"{PLAIN} {RARE}"], USUAL)],
+)
+def test_the_usual_refusal_is_the_commonest_full_one(texts: list[str], usual: str) -> None:
+    prompts = [Prompt.of(f"Ask {n}", kind="benign") for n in range(len(texts))]
+    rows = [judged_outcome(*both) for both in zip(prompts, texts, strict=True)]
+    assert usual_refusal(rows) == usual

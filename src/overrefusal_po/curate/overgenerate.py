@@ -185,7 +185,9 @@ class Curation(NamedTuple):
     """{(prompt id, answer): verdict} of a slow judge of refusals, or of a panel: no side is judged
     twice."""
     suppressed: tuple[int, ...] = ()
-    """The openers of refusals that the student may not say (`own_answers.with_openers`)."""
+    """The openers of refusals that the student may not say (`own_answers.with_own_words`)."""
+    usual: str = ""
+    """The student's usual refusal, one for both rules; "" if it has none."""
 
     def verdicts(
         self, judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]

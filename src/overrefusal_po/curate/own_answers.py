@@ -1,7 +1,7 @@
 """The student's own words: what it says to a prompt, and what it says when it is made to comply.
 
     plain = plain_answers(curation, benign, "benign")       # answers and verdicts
-    curation = with_openers(curation, benign, harmful)
+    curation = with_own_words(curation, benign, harmful)    # its usual refusal, its openers
     for name, ask in own_sources(curation, "benign"):
         completions = ask(prompts)
 
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from overrefusal_po.curate.overgenerate import Curation
+from overrefusal_po.pairs.make import side_text
 from overrefusal_po.records import (
     Completion,
     Outcome,
@@ -55,31 +57,54 @@ def plain_answers(curation: Curation, prompts: Sequence[Prompt], side: Side) -> 
     return PlainAnswers(answers, curation.verdicts(curation.judges.refusal, prompts, answers))
 
 
-# --- its openers ----------------------------------------------------------------------------------
+# --- how it refuses -------------------------------------------------------------------------------
 
 
-def with_openers(
+def with_own_words(
     curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]
 ) -> Curation:
-    """The curation with the tokens that open the student's refusals, if the recipe wants them
-    suppressed.
+    """The curation with the student's usual refusal, and with the tokens that open its refusals if
+    the recipe wants them suppressed.
 
-    They are found in the student's plain answers to all prompts. A shard sees its own prompts alone
-    and takes the openers of these. So two shards may suppress different tokens; the judge reads
-    every text anyway. A merged run keeps the texts that its shards drew.
+    Both are found in its plain answers to all prompts that it answers anyway, so both rules share
+    them. A shard sees its own prompts alone and takes the openers of these. So two shards may
+    suppress different tokens; the judge reads every text anyway. A merged run keeps the texts that
+    its shards drew.
     """
-    if not curation.recipe.rejects.suppress_openers:
-        return curation
-    student = curation.models.student
-    sides: tuple[tuple[Sequence[Prompt], Side], ...] = ((benign, "benign"), (harmful, "harmful"))
+    recipe = curation.recipe
+    suppresses = recipe.rejects.suppress_openers
+    sides: list[tuple[Sequence[Prompt], Side]] = [(benign, "benign")]
+    if suppresses or (harmful and recipe.chosen.refusals == "student"):
+        sides.append((harmful, "harmful"))
     for prompts, side in sides:  # both before a slow judge takes the student's place
-        student.answers(prompts, f"student_{side}.jsonl")
+        curation.models.student.answers(prompts, f"student_{side}.jsonl")
     outcomes = [row for side in sides for row in plain_outcomes(curation, *side)]
-    assert student.template is not None, "check_settings has seen that the engine is in process"
+    curation = curation._replace(usual=usual_refusal(outcomes, openings=recipe.data.openings))
+    return with_openers(curation, outcomes) if suppresses else curation
+
+
+def usual_refusal(outcomes: Sequence[Outcome], *, openings: bool = False) -> str:
+    """The full refusal from the first word on that a model gives most often, "" if it gives none.
+    Of equal ones, the first in the alphabet. `openings`: as for `side_text`."""
+    said = Counter(
+        side_text(outcome.completion, openings=openings)
+        for outcome in outcomes
+        if outcome.verdict.refusal == "full"
+        and not outcome.verdict.degenerate
+        and not outcome.verdict.refusal_start
+    )
+    said.pop("", None)
+    return min(said, key=lambda text: (-said[text], text), default="")
+
+
+def with_openers(curation: Curation, outcomes: Sequence[Outcome]) -> Curation:
+    """The curation with the tokens that open the student's refusals; without, if it thinks."""
+    template = curation.models.student.template
+    assert template is not None, "check_settings has seen that the engine is in process"
     if thinks(outcomes):
         logger.warning("rejects.suppress_openers has no effect: the student thinks first")
         return curation
-    openers = every_opener(student.template, outcomes)
+    openers = every_opener(template, outcomes)
     keep_openers(curation, openers)
     return curation._replace(suppressed=openers.ids)
 

@@ -11,7 +11,6 @@ reason.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -53,7 +52,7 @@ def overrefusal_results(
     answers, verdicts = plain_answers(curation, prompts, "benign")
     refused = [p for p, v in zip(prompts, verdicts, strict=True) if v.refused]
     chosen = chosen_answers(curation, refused)
-    usual = refusal_to_answer_over(curation, answers, verdicts) if data.keep_answered else ""
+    usual = refusal_to_answer_over(curation, prompts) if data.keep_answered else ""
     found = []
     for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
         text, why_not, of_chosen = chosen.get(prompt.id, Selected("not needed", ""))
@@ -70,32 +69,15 @@ def overrefusal_results(
     return found
 
 
-def refusal_to_answer_over(
-    curation: Curation, answers: Sequence[Completion], verdicts: Sequence[Verdict]
-) -> str:
-    """The student's usual refusal of harmless prompts; "" with a warning if it has none."""
-    usual = usual_refusal(answers, verdicts, openings=curation.recipe.data.openings)
-    if not usual:
+def refusal_to_answer_over(curation: Curation, prompts: Sequence[Prompt]) -> str:
+    """The student's usual refusal; "" with a warning if it has none."""
+    if not curation.usual:
         logger.warning(
-            "data.keep_answered has no effect: the student gives none of the %d harmless prompts a "
-            "full refusal, over which its answers could be chosen",
-            len(answers),
+            "data.keep_answered has no effect: the student gives none of its prompts, %d of them "
+            "harmless, a full refusal, over which its answers could be chosen",
+            len(prompts),
         )
-    return usual
-
-
-def usual_refusal(
-    answers: Sequence[Completion], verdicts: Sequence[Verdict], *, openings: bool = False
-) -> str:
-    """The full refusal from the first word on that a model gives most often, "" if it gives none.
-    Of equal ones, the first in the alphabet. `openings`: as for `side_text`."""
-    said = Counter(
-        side_text(answer, openings=openings)
-        for answer, verdict in zip(answers, verdicts, strict=True)
-        if verdict.refusal == "full" and not verdict.degenerate and not verdict.refusal_start
-    )
-    said.pop("", None)
-    return min(said, key=lambda text: (-said[text], text), default="")
+    return curation.usual
 
 
 def chosen_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, Selected]:
@@ -291,8 +273,7 @@ def student_refusals(curation: Curation, harmful: Sequence[Prompt]) -> dict[str,
     """{prompt id: the student's own refusal}: what it says to the prompt if it refuses in full,
     else its usual refusal. Nothing if it never refuses."""
     answers, verdicts = plain_answers(curation, harmful, "harmful")
-    openings = curation.recipe.data.openings
-    usual = usual_refusal(answers, verdicts, openings=openings)
+    openings, usual = curation.recipe.data.openings, curation.usual
     found = {p.id: Selected(usual, "") for p in harmful} if usual else {}
     for completion, verdict in zip(answers, verdicts, strict=True):
         text = side_text(completion, openings=openings)

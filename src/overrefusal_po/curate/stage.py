@@ -37,7 +37,7 @@ from overrefusal_po.curate.overgenerate import (
     best_answers,
     make_curation,
 )
-from overrefusal_po.curate.own_answers import with_openers
+from overrefusal_po.curate.own_answers import with_own_words
 from overrefusal_po.curate.quotas import (
     CuratedRow,
     FilterCounts,
@@ -185,7 +185,7 @@ def pair_results(
     curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]
 ) -> tuple[PairResults, dict[float | None, PairResults]]:
     """(overrefusal results, {tau: containment results}), `rejects.tau` first."""
-    curation = with_openers(curation, benign, harmful)
+    curation = with_own_words(curation, benign, harmful)
     refused = clear_openings(curation, overrefusal_results(curation, benign))
     contrasts = containment_contrasts(curation, harmful) if harmful else []
     rejects, openings = curation.recipe.rejects, curation.recipe.data.openings
