@@ -296,3 +296,51 @@ def test_the_usual_refusal_is_the_commonest_full_one(texts: list[str], usual: st
     prompts = [Prompt.of(f"Ask {n}", kind="benign") for n in range(len(texts))]
     rows = [judged_outcome(*both) for both in zip(prompts, texts, strict=True)]
     assert usual_refusal(rows) == usual
+
+
+# --- no overrefusal pair --------------------------------------------------------------------------
+
+
+def never_refuses(request: Request) -> Answer:
+    """A student that refuses harmful prompts alone."""
+    return script(request) if request.text in SAFE else says(PLAIN)
+
+
+def refuses_always(request: Request) -> Answer:
+    """A student that refuses also when its answer is begun."""
+    return says(USUAL)
+
+
+def asked_harmful(server: Server) -> set[str]:
+    """The harmful prompts that the student was asked as they are, or with its answer begun."""
+    asked = [message["content"] for r in server.requests for message in r.body["messages"]]
+    return {*asked} & {*SAFE, *UNSAFE}
+
+
+def test_a_student_that_refuses_no_harmless_prompt_is_said_before_harmful_ones_are_drawn(
+    tmp_path: Path,
+) -> None:
+    words = "benign prompts: the student refuses none of them.*model.model_name_or_path"
+    with serving(never_refuses) as server:
+        with pytest.raises(ValueError, match=f"^No overrefusal pair could be made.*4 {words}"):
+            pairs_of(server, tmp_path, data={"keep_answered": True})
+        assert len(server.requests) == 4 and not asked_harmful(server)
+
+
+def test_a_student_without_own_words_is_said_before_harmful_texts_are_drawn(
+    tmp_path: Path,
+) -> None:
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({"prompt": p, "kind": "benign"}) + "\n" for p in REFUSED))
+    with serving(refuses_always) as server:
+        chosen = {"answers": "student", "refusals": "reference"}
+        with pytest.raises(ValueError, match=r"student refuses': 2.*chosen\.model"):
+            pairs_of(server, tmp_path, data={"benign": str(bare)}, chosen=chosen)
+        assert len(server.requests) == 2 * len(REFUSED) and not asked_harmful(server)
+
+
+def test_a_shard_without_an_overrefusal_pair_is_no_error(tmp_path: Path) -> None:
+    with serving(never_refuses) as server:
+        with pytest.raises(ValueError, match=r"pairs\.jsonl: there is no such file"):
+            pairs_of(server, tmp_path, shard="1/1")
+        assert asked_harmful(server) == {*SAFE, *UNSAFE}

@@ -155,6 +155,15 @@ def test_prompts_whose_second_words_refuse_too_fall_through_to_the_prefilled_stu
     assert asked_in(run / "prefilled_harmful.jsonl") == [SAFE_TWICE]
 
 
+def test_a_student_that_refuses_no_harmless_prompt_answers_no_harmful_one(
+    student: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "answered.jsonl").write_text(json.dumps({"prompt": ANSWERED, "kind": "benign"}))
+    with pytest.raises(ValueError, match="the 1 benign prompts: the student refuses none of them"):
+        pairs_of(student, tmp_path, data={"benign": str(tmp_path / "answered.jsonl")})
+    assert not (tmp_path / "run" / "student_harmful.jsonl").exists()
+
+
 def test_the_users_own_generation_settings_stay(student: Path, tmp_path: Path) -> None:
     """With "Open" banned too, the second words of OVER are no longer its answer."""
     own = {"begin_suppress_tokens": models.load_tokenizer(str(student)).encode("Open")[1:]}

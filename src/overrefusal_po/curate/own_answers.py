@@ -30,6 +30,7 @@ from overrefusal_po.records import (
     write_atomic,
 )
 from overrefusal_po.run.complete import continues_prefix
+from overrefusal_po.run.judged import is_slow
 from overrefusal_po.run.openers import Openers, every_opener, thinks
 
 logger = logging.getLogger(__name__)
@@ -69,18 +70,36 @@ def with_own_words(
     Both are found in its plain answers to all prompts that it answers anyway, so both rules share
     them. A shard sees its own prompts alone and takes the openers of these. So two shards may
     suppress different tokens; the judge reads every text anyway. A merged run keeps the texts that
-    its shards drew.
+    its shards drew. ValueError if the student refuses no harmless prompt, before the harmful ones
+    are drawn if the judge is quick.
     """
     recipe = curation.recipe
     suppresses = recipe.rejects.suppress_openers
     sides: list[tuple[Sequence[Prompt], Side]] = [(benign, "benign")]
+    if not is_slow(curation.judges.refusal):
+        check_over_refuses(curation, benign)
     if suppresses or (harmful and recipe.chosen.refusals == "student"):
         sides.append((harmful, "harmful"))
     for prompts, side in sides:  # both before a slow judge takes the student's place
         curation.models.student.answers(prompts, f"student_{side}.jsonl")
+    check_over_refuses(curation, benign)
     outcomes = [row for side in sides for row in plain_outcomes(curation, *side)]
     curation = curation._replace(usual=usual_refusal(outcomes, openings=recipe.data.openings))
     return with_openers(curation, outcomes) if suppresses else curation
+
+
+def check_over_refuses(curation: Curation, benign: Sequence[Prompt]) -> None:
+    """Raises ValueError if the student refuses no harmless prompt. A shard may have none, because
+    another shard may have some."""
+    if curation.recipe.shard is not None:
+        return
+    verdicts = plain_answers(curation, benign, "benign").verdicts
+    if not any(verdict.refused for verdict in verdicts):
+        raise ValueError(
+            f"No overrefusal pair could be made of the {len(benign)} benign prompts: the student "
+            f"refuses none of them. Use a model that over-refuses (model.model_name_or_path), or "
+            "other prompts (data.benign)."
+        )
 
 
 def usual_refusal(outcomes: Sequence[Outcome], *, openings: bool = False) -> str:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,7 +165,7 @@ def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Pro
     }
     main = kept[rejects.tau]
     log_counts(main, ("overrefusal", "containment"))
-    check_yield({tau: one.rules for tau, one in kept.items()})
+    check_yield(curation.recipe, {tau: one.rules for tau, one in kept.items()})
     summary = main.summary
     if rejects.tau_grid:
         folder = curation.run.path
@@ -184,9 +185,14 @@ PairResults = list[Result[PreferencePair]]
 def pair_results(
     curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]
 ) -> tuple[PairResults, dict[float | None, PairResults]]:
-    """(overrefusal results, {tau: containment results}), `rejects.tau` first."""
+    """(overrefusal results, {tau: containment results}), `rejects.tau` first.
+
+    ValueError, before any reject is drawn, if there is no overrefusal pair. A shard may have none.
+    """
     curation = with_own_words(curation, benign, harmful)
     refused = clear_openings(curation, overrefusal_results(curation, benign))
+    if curation.recipe.shard is None:
+        check_overrefusal(curation.recipe, refused)
     contrasts = containment_contrasts(curation, harmful) if harmful else []
     rejects, openings = curation.recipe.rejects, curation.recipe.data.openings
     taus = (rejects.tau, *rejects.tau_grid)
@@ -194,17 +200,36 @@ def pair_results(
     return refused, {tau: clear_openings(curation, results) for tau, results in held.items()}
 
 
-def check_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> None:
+def check_overrefusal(recipe: CurateRecipe, results: PairResults) -> None:
+    """Raises ValueError if no benign prompt has a pair."""
+    if all(result.row is None for result in results):
+        why = Counter(result.reason for result in results)
+        raise ValueError(no_overrefusal(recipe, len(results), why))
+
+
+def no_overrefusal(recipe: CurateRecipe, prompts: int, left_out: Mapping[str, int]) -> str:
+    """What to say of a run without an overrefusal pair: the reasons, and the keys that help."""
+    chosen, limit = recipe.chosen, recipe.generation.max_new_tokens
+    teacher = "another teacher" if chosen.model else "a teacher that answers"
+    begin = chosen.answers == "student" and not recipe.rejects.prefill
+    prefill = " first words of the student's answers (rejects.prefill)," if begin else ""
+    return (
+        f"No overrefusal pair could be made of the {prompts} benign prompts ({dict(left_out)}). "
+        "Use a model that over-refuses (model.model_name_or_path), other prompts (data.benign), "
+        f"{teacher} (chosen.model),{prefill} or a greater generation.max_new_tokens than {limit} "
+        "if answers are cut."
+    )
+
+
+def check_yield(
+    recipe: CurateRecipe, found: Mapping[float | None, Mapping[str, RuleCounts]]
+) -> None:
     """Raises ValueError if a rule that had prompts yields no pair. `found`: {tau: counts by rule},
     rejects.tau first."""
     counts = next(iter(found.values()))
     if not counts["overrefusal"]["kept"]:
-        raise ValueError(
-            f"No overrefusal pair could be made of the {counts['overrefusal']['prompts']} benign "
-            f"prompts ({counts['overrefusal']['left_out']}). Use a model that over-refuses, other "
-            "prompts (data.benign), another teacher (chosen.model), or a greater "
-            "generation.max_new_tokens if answers are cut."
-        )
+        one = counts["overrefusal"]
+        raise ValueError(no_overrefusal(recipe, one["prompts"], one["left_out"]))
     if counts["containment"]["prompts"] and not any(
         one["containment"]["kept"] for one in found.values()
     ):
