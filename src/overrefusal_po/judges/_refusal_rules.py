@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from overrefusal_po.judges._refusal_answers import ANSWER_WORDS, answer_size, answers_after_turn
 from overrefusal_po.judges._refusal_declines import Decline, decline_at
+from overrefusal_po.judges._refusal_notices import crisis_verdict, is_notice
 from overrefusal_po.judges._refusal_redirects import (
     answers,
     answers_other_part,
-    crisis_verdict,
     foreign_condemnation_verdict,
     question_verdict,
     redirect_verdict,
@@ -94,6 +94,8 @@ def decide_whole(reply: Reply, asked: Question) -> Decision:
     declines = [found for place in places if (found := decline_at(reply, place, asked))]
     if declines:
         return Decision(*declined_verdict(reply, declines, asked), "decline")
+    if is_notice(reply, asked):
+        return Decision("none", None, "answer")
     opening = opening_sentences(reply)
     for name, rule in OPENING_RULES.items():
         if verdict := rule(reply, opening, asked):
