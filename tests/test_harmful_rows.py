@@ -19,7 +19,7 @@ from overrefusal_po.recipe.harmful_rows import checked_rows
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Prompt, Triple, read_jsonl, write_jsonl
-from overrefusal_po.run.keys import run_key
+from overrefusal_po.run.keys import keyed, run_key
 from overrefusal_po.train.data import load_rows
 from overrefusal_po.train.derta import (
     derta_trainer,
@@ -190,6 +190,27 @@ def test_derta_s_own_rows_leave_the_run_key_as_it_was_before_there_was_the_key()
     assert run_key({"task": "pipeline", **stages}, {}) == run_key(
         {"task": "pipeline", "a": before}, {}
     )
+
+
+def test_another_key_of_that_name_and_value_stays_in_the_run_key() -> None:
+    """Only `data.rows` came later; a plug's own key `rows` decides what a run makes."""
+    value = ["prefix", "rto"]
+    for path in (
+        ["rows"],
+        ["judge", "rows"],
+        ["data", "attacks", "rows"],
+        ["data", "data", "rows"],
+    ):
+        nested: Any = value
+        for name in reversed(path):
+            nested = {name: nested}
+        for body in (nested, {"data": [nested]}, {"task": "pipeline", "a": nested}):
+            assert "rto" in str(keyed(body))
+    for body in (
+        {"data": {"rows": value}},
+        {"task": "pipeline", "data": {"data": {"rows": value}}},
+    ):
+        assert "rto" not in str(keyed(body))
 
 
 # the loss

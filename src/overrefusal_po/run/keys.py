@@ -14,8 +14,9 @@ from overrefusal_po.records import check_regular, content_id, read_state
 NOT_KEYED = ("run_dir", "shard", "unscored_max")
 """Recipe keys that do not change what a run makes."""
 
-NEWER_KEYS = {"rows": ["prefix", "rto"]}
-"""Recipe keys that came later, with the value of before. A run at that value keeps its key."""
+NEWER_KEYS = {("data", "rows"): ["prefix", "rto"]}
+"""Paths of recipe keys that came later, with the value of before. A run at that value keeps its
+key. In a pipeline each stage has these paths."""
 
 ENGINE_NOT_KEYED = (
     "base_url",
@@ -38,22 +39,31 @@ def run_key(resolved: Mapping[str, object], inputs: Mapping[str, str]) -> str:
 
 
 def keyed(
-    values: Mapping[str, object], *, left_out: Sequence[str] = NOT_KEYED
+    values: Mapping[str, object],
+    *,
+    left_out: Sequence[str] = NOT_KEYED,
+    path: tuple[str, ...] = (),
 ) -> dict[str, object]:
-    """The part of a resolved recipe that decides what a run makes."""
+    """The part of a resolved recipe that decides what a run makes. `path`: where it stands."""
     found: dict[str, object] = {}
+    is_pipeline = not path and values.get("task") == "pipeline"
     for name, value in values.items():
+        here = () if is_pipeline else (*path, name)
         if isinstance(value, Mapping):
-            found[name] = keyed(value, left_out=ENGINE_NOT_KEYED if name == "engine" else ())
-        elif name not in left_out and not (name in NEWER_KEYS and value == NEWER_KEYS[name]):
-            found[name] = keyed_items(value) if isinstance(value, list | tuple) else value
+            inner = ENGINE_NOT_KEYED if name == "engine" else ()
+            found[name] = keyed(value, left_out=inner, path=here)
+        elif name not in left_out and not (here in NEWER_KEYS and value == NEWER_KEYS[here]):
+            found[name] = keyed_items(value, here) if isinstance(value, list | tuple) else value
     return found
 
 
-def keyed_items(values: Iterable[object]) -> list[object]:
+def keyed_items(values: Iterable[object], path: tuple[str, ...]) -> list[object]:
     """A list of a resolved recipe, each mapping in it as `keyed` has it (the engines of an
-    attack)."""
-    return [keyed(one, left_out=()) if isinstance(one, Mapping) else one for one in values]
+    attack). `path`: where the list stands."""
+    return [
+        keyed(one, left_out=(), path=(*path, str(at))) if isinstance(one, Mapping) else one
+        for at, one in enumerate(values)
+    ]
 
 
 def run_folder(name: str, resolved: Mapping[str, object], inputs: Mapping[str, str]) -> Path:
