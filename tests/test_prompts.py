@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from overrefusal_po.curate.inputs import subsets_with_partners
 from overrefusal_po.prompts import fixed_subset, read_source, sources_read_once
+from overrefusal_po.records import Kind, Prompt
+from overrefusal_po.sources import contrasts
 
 ROW = '{"prompt": "How do I kill process %d?", "kind": "benign"}\n'
 
@@ -49,3 +52,34 @@ def test_a_fixed_subset_is_spread_over_categories() -> None:
     prompts = [p for p in read_source("starter", "test") if p.kind == "benign"]
     some = fixed_subset(prompts, 8)
     assert len(some) == 8 and len({p.category for p in some}) > 4
+
+
+@pytest.mark.parametrize("limit", [10, 100])
+def test_partners_of_one_topic_are_sampled_together(limit: int) -> None:
+    rows = contrasts.prompts(contrasts.Settings(), "train")
+    benign, harmful = ([p for p in rows if (p.kind == "harmful") is bad] for bad in (False, True))
+    chosen, found = subsets_with_partners(benign, harmful, limit)
+    known, taken = ({p.topic for p in side} for side in (benign, chosen))
+    partners = [p for p in found if p.topic in known]
+    assert partners and {p.topic for p in partners} <= taken
+    plain = fixed_subset(harmful, limit)
+    assert len({p.id for p in found}) == len(plain) == limit
+    assert len(partners) == sum(p.topic in known for p in plain)  # no others in their place
+    assert chosen == fixed_subset(benign, limit)
+
+
+def test_prompts_without_topics_are_sampled_as_ever() -> None:
+    benign = [Prompt.of(f"Open {n}", kind="benign") for n in range(9)]
+    harmful = [Prompt.of(f"Break {n}", kind="harmful") for n in range(9)]
+    found = subsets_with_partners(benign, harmful, 4)
+    assert found == (fixed_subset(benign, 4), fixed_subset(harmful, 4))
+
+
+def test_all_harmful_partners_are_taken_if_there_is_room() -> None:
+    def prompt(n: int, kind: Kind) -> Prompt:
+        return Prompt.of(f"{kind} {n}", kind=kind).model_copy(update={"topic": str(n)})
+
+    benign, harmful = ([prompt(n, kind) for n in range(9)] for kind in ("benign", "harmful"))
+    chosen, found = subsets_with_partners(benign, harmful[:6], 5)
+    assert {p.topic for p in chosen} & set("012345") <= {p.topic for p in found}
+    assert len(found) == 5  # those without a chosen partner fill the rest

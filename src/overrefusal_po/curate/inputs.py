@@ -43,7 +43,23 @@ def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
         )
     if data.max_prompts is None:
         return benign, harmful
-    return fixed_subset(benign, data.max_prompts), fixed_subset(harmful, data.max_prompts)
+    return subsets_with_partners(benign, harmful, data.max_prompts)
+
+
+def subsets_with_partners(
+    benign: Sequence[Prompt], harmful: Sequence[Prompt], limit: int
+) -> tuple[list[Prompt], list[Prompt]]:
+    """At most `limit` prompts of each kind. Of the harmful ones with harmless partners (of the same
+    topic), those come first whose partner is chosen; how many have none stays as in a plain subset.
+
+    Partners are worded alike, so both together show what the words do not.
+    """
+    chosen = fixed_subset(benign, limit)
+    known, taken = ({p.topic for p in side} - {None} for side in (benign, chosen))
+    alone = [p for p in fixed_subset(harmful, limit) if p.topic not in known]
+    found = alone + fixed_subset([p for p in harmful if p.topic in taken], limit - len(alone))
+    rest = [p for p in harmful if p.topic in known - taken]
+    return chosen, found + fixed_subset(rest, limit - len(found))
 
 
 def read_sources(specs: PlugSpec | tuple[PlugSpec, ...], split: Split | None) -> list[Prompt]:

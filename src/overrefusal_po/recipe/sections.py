@@ -206,8 +206,9 @@ class CurateData(ReadingSection):
     split: Literal["train", "dev", "test"] | None = "train"
     """The split of sources that have splits. null: all splits."""
     max_prompts: int | None = Field(default=None, gt=0)
-    """Prompts used of each kind (a fixed subset by content hash, spread over the categories). The
-    student answers every one of them. null: all."""
+    """Prompts used of each kind (a fixed subset by content hash, spread over the categories; a
+    harmful prompt goes with the harmless ones of its topic). The student answers every one of them.
+    null: all."""
     contaminated: Literal["report", "drop", "error"] = "report"
     """What happens to a benchmark's prompts. A training refuses pairs on them in any case.
 
