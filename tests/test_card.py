@@ -191,6 +191,7 @@ def training(folder: Path, **recipe: Any) -> Path:
     rows += [{"rule": "containment", "prompt": {"kind": "harmful"}}]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = {"steps": 132, "loss": 0.51234, "selected_step": 80, "too_long": {"pairs": "2 of 6"}}
+    done["equal_openings"] = "1 of 4"
     (folder / "training.json").write_text(json.dumps({"summary": done, "history": []}))
     inputs = {"data.pairs": "63626b89975e722e", "model.model_name_or_path": "4591418908250ba5"}
     (folder / "status.json").write_text(json.dumps({"key": "k1", "inputs": inputs}))
@@ -224,6 +225,7 @@ def test_the_card_tells_all_of_a_training_and_stands_where_people_upload(tmp_pat
         "| trained on | the first 8 tokens of each side |",
         "| rows | 4: 3 overrefusal, 1 containment |",
         "| steps | 132 done, loss 0.5123 at the end, the weights of step 80 were kept, 2 of 6 too long",
+        ", 1 of 4 pairs left out, whose sides begin with equal tokens |",
         "reference store off",
         "shared prefix on",
         "attention sdpa, dtype of the hardware |",

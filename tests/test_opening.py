@@ -1,6 +1,7 @@
 """opening.py: DPO and ORPO on the first tokens of both sides are DPO and ORPO on those tokens, and
 on no others."""
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,9 @@ from conftest import Style, trainer_settings
 from factories import row_lengths
 from torch.nn.functional import logsigmoid
 
-from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.pipeline import run_stage
+from overrefusal_po.recipe.load import check_body
+from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
 from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.lengths import fit
 from overrefusal_po.train.opening import cut_sides, without_equal
@@ -140,6 +143,56 @@ def test_a_side_longer_than_max_length_is_taken_where_its_opening_fits(
         )
 
 
+ALIKE = PreferencePair(
+    id="alike",
+    prompt=Prompt.of("How do I kill a process?", kind="benign"),
+    chosen="Use kill and the number of the process.",
+    rejected="Use kill and the number of the lock, that is it.",
+    rule="overrefusal",
+)
+
+
+def over_refusals() -> list[PreferencePair]:
+    """Five pairs without a fault; the sides of the last begin alike."""
+    answers = [f"Boil the {n} eggs for nine minutes, and cool them in water." for n in range(4)]
+    sides = [(answer, f"I can't help you with egg {n}.") for n, answer in enumerate(answers)]
+    sides += [(f"Sorry for the long wait. {answers[0]}", "Sorry for the long wait, I can't help.")]
+    return [
+        PreferencePair(
+            id=f"eggs{n}",
+            prompt=Prompt.of(f"How do I beat {n} eggs?", kind="benign"),
+            chosen=chosen,
+            rejected=rejected,
+            rule="overrefusal",
+        )
+        for n, (chosen, rejected) in enumerate(sides)
+    ]
+
+
+@pytest.mark.parametrize(("method", "opening"), [("dpo", K), ("kto", K), ("dpo", None)])
+def test_the_run_folder_and_the_card_count_pairs_that_begin_alike(
+    styles: dict[str, Style], tmp_path: Path, method: str, opening: int | None
+) -> None:
+    path, run = write_jsonl(tmp_path / "pairs.jsonl", over_refusals()), tmp_path / "run"
+    trainer = {**trainer_settings(tmp_path, 2), "max_steps": 1}
+    del trainer["output_dir"]
+    values = {
+        "task": "train",
+        "method": method,
+        "model": {"model_name_or_path": str(styles["llama"].folder), "dtype": "float32"},
+        "data": {"pairs": str(path), "opening": opening, "allow_no_anchor": True},
+        "trainer": trainer,
+    }
+    run_stage(check_body(values, "here"), "r", run)
+    summary = json.loads((run / "training.json").read_text())["summary"]
+    file, words = run / "equal_openings.json", "pairs left out, whose sides begin with equal tokens"
+    assert (words in (run / "README.md").read_text()) is (opening is not None)
+    assert summary.get("equal_openings") == (None if opening is None else "1 of 5")
+    left_out = {"left_out": 1, "of": 5, "opening": K, "ids": ["eggs4"]}
+    assert file.is_file() is (opening is not None)
+    assert opening is None or json.loads(file.read_text()) == left_out
+
+
 def test_pairs_that_begin_alike_are_left_out_and_counted(
     styles: dict[str, Style],
     uneven: list[PreferencePair],
@@ -147,22 +200,15 @@ def test_pairs_that_begin_alike_are_left_out_and_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     style = styles["llama"]
-    alike = PreferencePair(
-        id="alike",
-        prompt=Prompt.of("How do I kill a process?", kind="benign"),
-        chosen="Use kill and the number of the process.",
-        rejected="Use kill and the number of the lock, that is it.",
-        rule="overrefusal",
-    )
     make = partial(
         dpo_trainer, args=settings(tmp_path, 2), processing_class=style.tokenizer, opening=K
     )
     with caplog.at_level(logging.WARNING, "overrefusal_po"):
-        trainer = make(style.make_model(), [*uneven, alike])
+        trainer = make(style.make_model(), [*uneven, ALIKE])
     assert len(trainer.train_dataset) == 4 and (
         "1 of 5 pairs begin with the same tokens on both sides and are left out" in caplog.text
     )
     with pytest.raises(
         ValueError, match=r"all 1 pairs begin with the same 4 tokens\. Raise data\.opening"
     ):
-        make(style.make_model(), [alike])
+        make(style.make_model(), [ALIKE])

@@ -161,6 +161,8 @@ def step_words(stage: Path) -> str:
             f"safety held {how}" if hold["held"] else "SAFETY IS NOT HELD (hold.json says why)"
         )
     words += [f"{text} {one_line(noun)} left out" for noun, text in too_long(summary).items()]
+    if alike := summary.get("equal_openings"):
+        words.append(f"{one_line(str(alike))} pairs left out, whose sides begin with equal tokens")
     return ", ".join(words)
 
 

@@ -60,6 +60,9 @@ NOT_CONTENT: Any = {
 ROWS = "rows"
 """The folder of the token rows in a run folder."""
 
+ALIKE_FILE = "equal_openings.json"
+"""The pairs that an opening makes alike, in the run folder."""
+
 
 class Source(NamedTuple):
     """What a recipe names, read once.
@@ -93,6 +96,8 @@ class Prepared(NamedTuple):
         findings: what the linter found; None for what has no linter, or was not linted.
         line: what was found, in words.
         waived: findings that may stand, with the reasons.
+        alike: {"left_out": n, "of": n, "opening": n, "ids": [...]} of pairs whose sides begin with
+            the same tokens; empty if there are none.
         left_out: {noun: {"left_out": n, "of": n, "max_length": n, "ids": [...]}} of rows too long.
     """
 
@@ -104,15 +109,18 @@ class Prepared(NamedTuple):
     line: str = ""
     left_out: Mapping[str, Mapping[str, object]] = {}
     waived: Sequence[Waived] = ()
+    alike: Mapping[str, object] = {}
 
     def save(self, folder: Path) -> None:
-        """Writes data.jsonl, helpful.jsonl, too_long.json, waived.json and the token rows into a
-        run folder."""
+        """Writes data.jsonl, helpful.jsonl, too_long.json, equal_openings.json, waived.json and the
+        token rows into a run folder."""
         if self.waived:
             kept = {"waived": waived_rows(self.waived)}
             write_atomic(folder / WAIVED_FILE, json.dumps(kept, indent=1))
         if self.left_out:
             write_atomic(folder / "too_long.json", json.dumps(self.left_out, indent=1))
+        if self.alike:
+            write_atomic(folder / ALIKE_FILE, json.dumps(self.alike, indent=1))
         if self.helpful:
             write_jsonl(folder / "helpful.jsonl", self.helpful)
         beside = folder / f".{ROWS}.tmp"

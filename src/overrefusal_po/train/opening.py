@@ -31,13 +31,19 @@ def cut_sides(table: pa.Table, tokens: int | None) -> pa.Table:
     return table
 
 
+def equal_places(table: pa.Table) -> list[int]:
+    """The places of pairs whose sides have the same tokens."""
+    sides = zip(*(table[name].to_pylist() for name in SIDE_COLUMNS), strict=True)
+    return [at for at, (chosen, rejected) in enumerate(sides) if chosen == rejected]
+
+
 def without_equal(table: pa.Table, tokens: int) -> tuple[pa.Table, list[int]]:
     """The pairs whose cut sides differ, and their places; the others are counted in a warning.
 
     Raises ValueError if none is left.
     """
-    sides = zip(*(table[name].to_pylist() for name in SIDE_COLUMNS), strict=True)
-    kept = [at for at, (chosen, rejected) in enumerate(sides) if chosen != rejected]
+    equal = set(equal_places(table))
+    kept = [at for at in range(len(table)) if at not in equal]
     if not kept:
         raise ValueError(
             f"The sides of all {len(table)} pairs begin with the same {tokens} tokens. Raise "

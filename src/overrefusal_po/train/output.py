@@ -17,6 +17,7 @@ from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report.card import card_text, put_card
 from overrefusal_po.run.folder import Run
+from overrefusal_po.train.data import ALIKE_FILE
 from overrefusal_po.train.hold import RESULT_FILE
 from overrefusal_po.train.saved import (
     Probe,
@@ -110,6 +111,9 @@ def training_summary(trainer: Trainer, run: Run) -> dict[str, Any]:
         summary["too_long"] = {
             f"{name}s": f"{row['left_out']} of {row['of']}" for name, row in left_out.items()
         }
+    if (run.path / ALIKE_FILE).is_file():
+        alike = read_state(run.path / ALIKE_FILE)
+        summary["equal_openings"] = f"{alike['left_out']} of {alike['of']}"
     if (run.path / RESULT_FILE).is_file():
         hold = read_state(run.path / RESULT_FILE, ["held", "bias"])
         summary["hold"] = {key: hold[key] for key in ("held", "bias", "sets")}

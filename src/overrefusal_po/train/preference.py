@@ -28,6 +28,7 @@ from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt
 from overrefusal_po.run.judged import shared_judge
 from overrefusal_po.train.data import Prepared, Source, draw_order
 from overrefusal_po.train.lengths import group_by_length
+from overrefusal_po.train.opening import equal_places
 from overrefusal_po.train.policy import exact_adapter
 from overrefusal_po.train.rows import (
     check_sides,
@@ -120,6 +121,7 @@ def prepare(
         check_anchor(chosen, data)
         warn_of_no_containment(chosen, data)
         prepared = make_rows(chosen, rows, settings, data.opening)
+        prepared = prepared._replace(alike=alike_pairs(chosen, rows, data.opening))
     counts = ", ".join(f"{check} {count}" for check, count in found.counts().items())
     line = f"{len(kept)} pairs, longest row {fitting.longest} tokens{fitting}"
     line += f"; {len(found.waived)} findings waived" if found.waived else ""
@@ -129,6 +131,14 @@ def prepare(
         left_out=fitting.note,
         line=line + (f"; linter: {counts}" if counts else ""),
     )
+
+
+def alike_pairs(
+    pairs: Sequence[PreferencePair], table: pa.Table, opening: int | None
+) -> dict[str, object]:
+    """How many pairs begin with the same tokens on both sides, and their ids; empty if none do."""
+    ids = [pairs[at].id for at in equal_places(table)]
+    return {"left_out": len(ids), "of": len(pairs), "opening": opening, "ids": ids} if ids else {}
 
 
 class Read(NamedTuple):
