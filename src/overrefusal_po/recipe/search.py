@@ -83,6 +83,13 @@ def trained_bodies(body: TrainRecipe) -> list[TrainRecipe]:
     return [with_point(body, point) for point in points(body.search, body.seed)]
 
 
+def search_words(search: Search) -> str:
+    """`a search of 4 trials (6 combinations), each a training`."""
+    size = grid_size(search)
+    number = size if search.trials is None else search.trials
+    return f"a search of {number} trials ({size} combinations), each a training"
+
+
 def settings_words(point: Mapping[str, object]) -> str:
     """`trainer.learning_rate 0.0002, trainer.beta 0.3`."""
     return ", ".join(f"{key} {value_words(value)}" for key, value in point.items())
@@ -153,7 +160,9 @@ def check_key(body: TrainRecipe, key: str) -> None:
     free = free_data_keys(body)
     if name == "trainer" and inner and inner not in FIXED:
         return
-    if name == "data" and (inner in free or inner not in find_method(body.method).data.model_fields):
+    if name == "data" and (
+        inner in free or inner not in find_method(body.method).data.model_fields
+    ):
         return  # an unknown key is found when its first value is checked
     allowed = [f"data.{key}" for key in free]
     raise ValueError(
