@@ -1,28 +1,29 @@
 """recipe/search.py and train/search.py: what may be searched; which trial is kept; a search that is
 killed; what log, card and files say of it."""
 
+import importlib
 import json
 import logging
-import os
-import signal
-import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import Style
+from test_hold import measured
 from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 
+from overrefusal_po.checks import check_stage
 from overrefusal_po.model import load as models
 from overrefusal_po.pairs.make import written_pairs
-from overrefusal_po.pipeline import run_stage, stage_inputs
+from overrefusal_po.pipeline import run_stage, stage_bodies
 from overrefusal_po.prompts import read_source
-from overrefusal_po.recipe.load import check_body
+from overrefusal_po.recipe.load import check_body, load_recipe
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.search import points, settings_words, trained_bodies
 from overrefusal_po.recipe.two_sided import Hold, Search
-from overrefusal_po.records import PreferencePair, write_jsonl
+from overrefusal_po.records import Outcome, PreferencePair, read_jsonl, write_jsonl
 from overrefusal_po.run.keys import run_key
 from overrefusal_po.train.held import Decision, Rates, first_token_auc
 from overrefusal_po.train.hold_result import HoldEntry, together, worst_miss
@@ -37,6 +38,25 @@ from overrefusal_po.train.search_result import (
     table_lines,
     why_kept,
 )
+from overrefusal_po.train.sft import sft_trainer
+
+STOPPING_JUDGE = """
+from overrefusal_po.judges import refusal
+from overrefusal_po.judges.refusal import Settings
+
+stop_if = None
+
+
+class StoppingJudge(refusal.RefusalJudge):
+    def score(self, prompts, completions):
+        if stop_if is not None and stop_if.is_file():
+            raise KeyboardInterrupt
+        return super().score(prompts, completions)
+
+
+def judge(settings):
+    return StoppingJudge()
+"""
 
 BASE: dict[str, Any] = {
     "task": "train",
@@ -128,7 +148,7 @@ def test_a_fault_of_a_search_is_a_sentence(more: dict[str, Any], says: str) -> N
 
 
 def test_a_search_needs_hold() -> None:
-    with pytest.raises(ValueError, match="search is given without hold.* Add hold"):
+    with pytest.raises(ValueError, match=r"search is given without hold.* Add hold"):
         checked(search={"space": SPACE}, hold=None)
 
 
@@ -155,7 +175,7 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_tracker_is_refused(tmp_path: Path) -> None:
     body = checked(search={"space": SPACE}, trainer={"report_to": "wandb"})
-    with pytest.raises(ValueError, match="report_to is .*wandb.* Take report_to out"):
+    with pytest.raises(ValueError, match=r"report_to is .*wandb.* Take report_to out"):
         run_stage(body, "test", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -283,3 +303,204 @@ def test_the_first_token_separates_by_flip_points() -> None:
     ]
     assert first_token_auc(rows) == pytest.approx(3.5 / 4)
     assert first_token_auc(rows[:2]) is None
+
+
+# -------------------------------------------------------------------------------- whole trainings
+
+
+@pytest.fixture(scope="module")
+def start(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that knows what is harmful, and then was taught to refuse everything."""
+    style, folder = styles["llama"], tmp_path_factory.mktemp("start")
+    rows = asked(THINGS, "benign", ANSWER) + asked(THINGS, "harmful", REFUSAL)
+    knows = taught(style, rows, folder / "knows", steps=60, batch=16)
+    args = {
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 8,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "output_dir": str(folder / "out"),
+    }
+    model = models.load_model(str(knows), dtype="float32")
+    refusals = asked(THINGS, "benign", REFUSAL)
+    trainer = sft_trainer(model, refusals, args=args, template=style.template)
+    trainer.train()
+    return models.save_merged(trainer.model, style.tokenizer, folder / "model")
+
+
+def recipe(start: Path, folder: Path, space: dict[str, Any], **trainer: Any) -> TrainRecipe:
+    """A search over DPO trainings that teach to answer benign prompts alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    things = ["a picture", "a letter", "the door", "a pack", "a fox", "a dog"]
+    write_jsonl(folder / "dev.jsonl", asked(things, "benign") + asked(things, "harmful"))
+    sides: dict[str, Any] = {
+        "benign": {"chosen": ANSWER, "rejected": REFUSAL, "rule": "overrefusal"},
+        "harmful": {"chosen": REFUSAL, "rejected": ANSWER, "rule": "containment"},
+    }
+    pairs = [
+        PreferencePair(id=prompt.id, prompt=prompt, **sides[kind])
+        for kind in sides
+        for prompt in asked(THINGS, kind)
+    ]
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    body = {
+        "task": "train",
+        "method": "dpo",
+        "model": {
+            "model_name_or_path": str(start),
+            "dtype": "float32",
+            "use_peft": True,
+            "lora_r": 8,
+            "lora_target_modules": "all-linear",
+        },
+        "data": {"pairs": str(folder / "pairs.jsonl"), "opening": 3},
+        "trainer": {
+            "max_steps": 8,
+            "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": 8,
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            **trainer,
+        },
+        "hold": {
+            "sets": [str(folder / "dev.jsonl")],
+            "max_new_tokens": 12,
+            "bias_max": 40,
+            "refused_drop_max": 0.6,
+            "judge": "own_plugs_search.stopping",
+        },
+        "search": {"space": space},
+    }
+    found = check_body(body, "test")
+    assert isinstance(found, TrainRecipe)
+    return found
+
+
+@pytest.fixture(scope="module")
+def stopping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A user's own judge: the refusal judge, which stops the run once a file is there."""
+    folder = tmp_path_factory.mktemp("plugs")
+    (folder / "own_plugs_search").mkdir()
+    (folder / "own_plugs_search" / "stopping.py").write_text(STOPPING_JUDGE)
+    sys.path.insert(0, str(folder))
+    yield importlib.import_module("own_plugs_search.stopping")
+    sys.path.remove(str(folder))
+
+
+class Searched(NamedTuple):
+    """A finished search: its recipe, folder and summary, and when trial 1 was saved."""
+
+    body: TrainRecipe
+    folder: Path
+    summary: dict[str, Any]
+    first_saved: float
+
+
+@pytest.fixture(scope="module")
+def searched(
+    start: Path, stopping: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Searched]:
+    """Trials that do nothing, learn, and break down; stopped at the end of the second training."""
+    folder = tmp_path_factory.mktemp("searched")
+    body = recipe(start, folder, {"trainer.learning_rate": [1e-8, 1.4e-3, 1e30]})
+    logger = logging.getLogger("overrefusal_po")
+    level = logger.level
+    logger.setLevel(logging.INFO)  # as the command does
+    run = folder / "run"
+    stopping.stop_if = run / "search.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(body, "test", run)
+    stopping.stop_if = None
+    assert [row.number for row in known_trials(run)] == [1]
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    saved = (run / "search" / "01" / "training.json").stat().st_mtime
+    summary = run_stage(body, "test", run)
+    logger.setLevel(level)
+    yield Searched(body, run, summary, saved)
+
+
+def test_the_trial_that_learns_within_its_safety_is_kept(searched: Searched) -> None:
+    still, learns, broken = known_trials(searched.folder)
+    assert still.held and still.score == still.benign_answered == 0.0
+    assert learns.held and learns.score is not None and learns.score >= 0.5
+    assert learns.harmful_refused is not None and learns.harmful_refused >= 0.4
+    assert learns.start == (1.0, 0.0)
+    assert broken.score is None and "NaN or infinite" in broken.fault
+    found = searched.summary["search"]
+    assert found["kept"] == 2 and found["settings"] == {"trainer.learning_rate": 1.4e-3}
+    assert (found["trials"], found["held"]) == (3, 2)
+    # the saved model does what its row says
+    start = read_jsonl(searched.folder / "hold_start.jsonl", Outcome)
+    rates = measured(searched.folder / "model", [o.prompt for o in start])
+    assert rates == pytest.approx((learns.harmful_refused, learns.benign_answered))
+
+
+def test_the_run_folder_is_that_of_the_trial_that_is_kept(searched: Searched) -> None:
+    run = searched.folder
+    training = json.loads((run / "training.json").read_text())["summary"]
+    assert training["model"] == str(run / "model") and (run / "model" / "config.json").is_file()
+    assert training["adapter"] == str(run / "adapter")
+    assert (run / "adapter" / "adapter_config.json").is_file()
+    assert json.loads((run / "hold.json").read_text())["held"] is True
+    for number in ("01", "02", "03"):
+        left = {path.name for path in (run / "search" / number).iterdir()}
+        assert {"recipe.yaml", "status.json", "log"} <= left
+        assert not left & {"model", "adapter", "checkpoints", "rows"}
+
+
+def test_a_killed_search_trains_nothing_twice(searched: Searched) -> None:
+    run = searched.folder
+    saved = (run / "search" / "01" / "training.json").stat().st_mtime
+    assert saved == searched.first_saved
+    assert "going on from" in (run / "search" / "02" / "log").read_text()
+    log = (run / "log").read_text()
+    assert log.count("the start policy answers 12 prompts") == 1
+    assert log.count("search: trial 1 of 3: trainer") == 1
+
+
+def test_a_finished_search_is_not_made_again(searched: Searched) -> None:
+    before = (searched.folder / "log").read_text()
+    assert run_stage(searched.body, "test", searched.folder) == searched.summary
+    assert (searched.folder / "log").read_text() == before
+
+
+def test_log_and_card_show_the_table_and_say_why(searched: Searched) -> None:
+    why = "Trial 2 of 3 is kept: of the 2 that hold the stated safety, it answers most"
+    log = (searched.folder / "log").read_text()
+    assert why in log and "start policy: harmful refused 1.00, benign answered 0.00" in log
+    card = (searched.folder / "model" / "README.md").read_text()
+    assert why in card and "learning_rate: 0.0014" in card
+    lines = [line for line in card.splitlines() if "learning" in line and line[:1] == "|"]
+    assert [line.split(" | ")[2] for line in lines] == ["yes", "yes", "no"]
+    assert "| start | – | – | 1.00 | 0.00 | – | – | – |" in card
+    assert str(searched.folder) not in card
+
+
+def test_a_fault_in_the_data_of_one_trial_is_found_before_any_training(
+    start: Path, stopping: Any, tmp_path: Path
+) -> None:
+    body = recipe(start, tmp_path, {"trainer.max_length": [512, 4]})
+    for check in (check_stage, lambda body: run_stage(body, "test", tmp_path / "run")):
+        with pytest.raises(ValueError, match=r"^search, trial 2: .*max_length 4"):
+            check(body)
+    assert not (tmp_path / "run" / "search").exists()
+
+
+def test_check_says_how_many_trainings_there_will_be(
+    start: Path, stopping: Any, tmp_path: Path
+) -> None:
+    body = recipe(start, tmp_path, {"data.harmful_share": [0.3, 0.5]})
+    found = check_stage(body)
+    assert found.startswith("a search of 2 trials (2 combinations), each a training; 16 pairs")
+    assert "11 used for harmful_share" in found
+
+
+def test_a_stage_of_a_pipeline_takes_a_search() -> None:
+    porover = Path(__file__).parents[1] / "recipes" / "porover.yaml"
+    given = "--stages.dpo.search.space.trainer.learning_rate=[1e-4,2e-4]"
+    body = stage_bodies(load_recipe(porover, [given]))["dpo"]
+    assert isinstance(body, TrainRecipe) and body.search is not None
+    assert body.search.space == {"trainer.learning_rate": [1e-4, 2e-4]}
