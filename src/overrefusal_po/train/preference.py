@@ -124,7 +124,8 @@ def prepare(
         prepared = make_rows(chosen, rows, settings, data.opening)
     counts = ", ".join(f"{check} {count}" for check, count in found.counts().items())
     line = f"{len(kept)} pairs, longest row {fitting.longest} tokens{fitting}"
-    line += "" if data.harmful_share is None else f"; {len(used)} used for harmful_share"
+    if data.harmful_share is not None and not pending:
+        line += f"; {len(used)} used for harmful_share"
     line += f"; {len(found.waived)} findings waived" if found.waived else ""
     return prepared._replace(
         findings=found,
