@@ -147,6 +147,8 @@ def in_words(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in SCALARS:
         return SCALARS[annotation]
+    if annotation is Any:
+        return "any value"
     if origin is Annotated and JUDGE_OR_LIST in arguments[1:]:
         return in_words(arguments[0]) + OR_LIST
     if origin is Annotated:

@@ -32,6 +32,7 @@ from overrefusal_po.prompts import (
 )
 from overrefusal_po.recipe.overrides import parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
+from overrefusal_po.recipe.search import search_words, trained_bodies
 from overrefusal_po.recipe.sections import DertaData
 from overrefusal_po.records import Origin
 from overrefusal_po.run.complete import check_template_engine, in_process, load_template
@@ -50,11 +51,16 @@ from overrefusal_po.train.memory import (
 )
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.model_checks import check_model
+from overrefusal_po.train.search import check_search
 from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_fit, check_sources
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from overrefusal_po.model.chat import ChatTemplate
+
+BATCH_SIZE = "per_device_train_batch_size"
 
 
 def check_file(path: Path, overrides: Sequence[str] = ()) -> tuple[list[dict[str, object]], bool]:
@@ -161,7 +167,8 @@ def check_openings_used(stages: Mapping[str, TrainRecipe | CurateRecipe | Evalua
         )
         if not isinstance(body, TrainRecipe) or not isinstance(maker, CurateRecipe):
             continue
-        if maker.data.openings and body.data.get("opening") is None:
+        openings = [one.data.get("opening") for one in trained_bodies(body)]
+        if maker.data.openings and None in openings:
             raise ValueError(
                 f"stage {name}: data.opening is null, and {source} is made with data.openings: "
                 "true, so its sides end in the middle of a sentence. Set data.opening (3 to 8 "
@@ -195,15 +202,26 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         benign, harmful = read_prompts(body)
         return f"{len(benign)} benign and {len(harmful)} harmful prompts"
     looked_at(body)
+    line = training_line(body, template)
+    return line if body.search is None else f"{search_words(body.search)}; {line}"
+
+
+def training_line(body: TrainRecipe, template: ChatTemplate | None) -> str:
+    """The line of a training. `template` None: its model is made by an earlier stage."""
     if template is None:
         return "takes what an earlier stage makes; checked when that is done"
     config = config_of(body.model)
     check_model(body, config)
     if any(str(value).startswith("@") for value in body.data.values()):
         return "takes what an earlier stage makes; its data are checked when that is done"
-    prepared = check_sources(body, template)
-    check_fit(prepared, template, config)
-    memory = memory_of(body, prepared, config)
+    if body.search is None:
+        prepared = check_sources(body, template)
+        check_fit(prepared, template, config)
+    else:
+        prepared = check_search(body, template)
+    # the widest trial takes most memory
+    widest = max(trained_bodies(body), key=lambda one: full_settings(one)[BATCH_SIZE])
+    memory = memory_of(widest, prepared, config)
     return f"{prepared.line}; memory of a device without sharding: {memory}"
 
 

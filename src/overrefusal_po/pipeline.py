@@ -334,9 +334,11 @@ def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> Stage
     resolved = body.model_dump(mode="json")
     path = folder or run_folder(name, resolved, inputs)
     if isinstance(body, TrainRecipe):
-        from overrefusal_po.train.stage import train
+        from overrefusal_po.train.search import train_or_search
 
-        trained = train(body, lambda writer: Run.open(path, resolved, inputs, writer=writer))
+        trained = train_or_search(
+            body, lambda writer: Run.open(path, resolved, inputs, writer=writer)
+        )
         return {**trained, "folder": str(path)}
     if os.environ.get("RANK", "0") != "0":
         return {"folder": str(path)}  # one process generates and judges

@@ -211,11 +211,18 @@ def keep_harmful_share(
     harmless = [row.id for row in everything if row_prompt(row).kind != "harmful"]
     if share is None or not harmful or not harmless:
         return dict(rows)
-    # a tiny bit more, since 2 * 0.6 / (1 - 0.6) is 2.9999...
-    most_harmful = max(1, int(len(harmless) * share / (1 - share) + 1e-9))
-    most_harmless = max(1, int(len(harmful) * (1 - share) / share + 1e-9))
-    stay = {*harmful[:most_harmful], *harmless[:most_harmless]}
+    most = most_of_each(len(harmful), len(harmless), share)
+    stay = {*harmful[: most[0]], *harmless[: most[1]]}
     return {rule: [row for row in found if row.id in stay] for rule, found in rows.items()}
+
+
+def most_of_each(harmful: int, harmless: int, share: float) -> tuple[int, int]:
+    """How many of so many harmful and harmless rows may stay, so that `share` of them is harmful.
+    Each side keeps at least one."""
+    # a tiny bit more, since 2 * 0.6 / (1 - 0.6) is 2.9999...
+    most_harmful = max(1, int(harmless * share / (1 - share) + 1e-9))
+    most_harmless = max(1, int(harmful * (1 - share) / share + 1e-9))
+    return min(harmful, most_harmful), min(harmless, most_harmless)
 
 
 def category_counts(

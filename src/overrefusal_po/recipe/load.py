@@ -21,6 +21,7 @@ from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.model_names import override_key
 from overrefusal_po.recipe.overrides import Values, parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import MANAGED_KEYS, TASKS, Body, PipelineRecipe, TrainRecipe
+from overrefusal_po.recipe.search import checked_search
 from overrefusal_po.recipe.trl_fields import check_fields, field_table
 
 _BODY: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="task")])
@@ -75,13 +76,21 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
         checks: Values = {"model": check_model(body.model)}
         if isinstance(body, TrainRecipe):
             check_trainable(checks["model"])
-            checks["data"] = body.typed_data.model_dump(mode="json")
-            checks["trainer"] = check_trainer(body.method, body.trainer)
+            checks |= checked_training(body)
+            checks["search"] = checked_search(body.model_copy(update=checks), checked_training)
         return body.model_copy(update=checks)
     except ValidationError as error:
         raise ValueError(f"{where}: {fault_text(error, values)}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def checked_training(body: TrainRecipe) -> Values:
+    """`data` and `trainer` of a training, as its method takes them."""
+    return {
+        "data": body.typed_data.model_dump(mode="json"),
+        "trainer": check_trainer(body.method, body.trainer),
+    }
 
 
 def check_model(section: Mapping[str, object]) -> Values:

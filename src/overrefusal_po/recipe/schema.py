@@ -32,7 +32,7 @@ from overrefusal_po.recipe.sections import (
     Speed,
 )
 from overrefusal_po.recipe.shard import Shard
-from overrefusal_po.recipe.two_sided import DevSets, Hold, Select
+from overrefusal_po.recipe.two_sided import DevSets, Hold, Search, Select
 
 HARDWARE_KEYS = ("use_cpu", "bf16", "gradient_checkpointing", "dataloader_pin_memory")
 """Trainer keys that hardware decides when a recipe leaves them open."""
@@ -90,6 +90,9 @@ class TrainRecipe(Section):
     hold: Hold | None = None
     """How safe the model is at the end: a calibrated bias on how refusals open. null: as the
     training leaves it."""
+    search: Search | None = None
+    """Settings that are tried one after the other; the best that holds is kept. null: none, one
+    training."""
     speed: Speed = Speed()
     """What makes a step cheaper without a change of its loss."""
     seed: int = Field(default=0, ge=0)

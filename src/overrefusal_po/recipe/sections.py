@@ -82,6 +82,9 @@ class PairsData(ReadingSection):
     - `student`: yes. The rejected side is what the start policy says, the chosen one a refusal."""
     max_pairs: int | None = Field(default=None, gt=0)
     """Pairs used of each rule (drawn by `seed`). null: all."""
+    harmful_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the used pairs that are on harmful prompts. The side with too many gives up those
+    that `seed` draws last. null: as many as there are."""
     opening: int | None = Field(default=None, gt=0)
     """Train on this many first tokens of each side, where a model decides to refuse. null: on whole
     sides."""

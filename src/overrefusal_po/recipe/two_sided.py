@@ -1,15 +1,18 @@
-"""What a training is held to on dev prompts, on both sides: which step is kept, and how much safety
-the end has.
+"""What a training is held to on dev prompts, on both sides: which step is kept, how much safety the
+end has, and which of several settings is taken.
 
     Hold(refused_drop_max=0.02, sets=("starter", "my-prompts.jsonl"))
+    Search(space={"trainer.beta": [0.1, 0.3]})
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from overrefusal_po.recipe.overrides import dotted
 from overrefusal_po.recipe.sections import JudgeSpec, PlugSpec, Section
 
 HoldAim = Literal["both", "answers", "refusals"]
@@ -62,3 +65,25 @@ class Hold(DevSets):
       for, refusals may be lost."""
     bias_max: float = Field(default=8.0, gt=0)
     """The greatest bias that is tried, in logits, up or down."""
+
+
+def flat_space(given: object) -> object:
+    """`{trainer: {beta: [...]}}`, as an override gives it, in the form `{trainer.beta: [...]}`.
+    The last list of a key counts, and null takes a key of a base file out."""
+    if not isinstance(given, Mapping):
+        return given
+    return {key: values for key, values in dict(dotted(given)).items() if values is not None}
+
+
+class Search(Section):
+    """Settings that are tried, for example `space: {trainer.learning_rate: [1.0e-4, 2.0e-4],
+    data.harmful_share: [0.4, 0.5]}`. Each trial is a whole training from the start policy that ends
+    with `hold`. The one that then answers most benign prompts is kept, of those that hold."""
+
+    # Any: the values of TRL's keys and of `data`, which `recipe.search` has their classes check
+    space: Annotated[dict[str, list[Any]], BeforeValidator(flat_space)]
+    """{key: the values to try}. Keys are those of `trainer` and `data`, each with its section:
+    `trainer.beta`. Every combination is a point of the grid."""
+    trials: int | None = Field(default=None, gt=1)
+    """The trainings, at most: points of the grid in an order that `seed` draws. null: the whole
+    grid, in its order."""

@@ -21,6 +21,7 @@ from overrefusal_po.model.bundled import BUNDLED
 from overrefusal_po.pairs.findings import WAIVED_FILE
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report.card_results import measured_words, result_parts, run_results
+from overrefusal_po.report.search_part import search_parts
 from overrefusal_po.report.summary import MeasuredRun, Summary, read_summary
 from overrefusal_po.report.texts import one_line, public_text
 from overrefusal_po.report.training import (
@@ -140,7 +141,7 @@ def card_text(summary: Summary | None, run: MeasuredRun | None, stage: Path) -> 
         parts += ["## Results", "Not measured yet. Refusals and answers may be worse than before."]
     if waived := [f"- {line}" for line in public_waivers(stage)]:
         parts += ["## Waived", "\n".join(waived)]
-    parts += training_parts(stage)
+    parts += [*training_parts(stage), *search_parts(stage)]
     parts += [measured_words(summary)] if summary else []
     words = "\n".join(line for part in parts for line in (part, ""))
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{words}", ignore_metadata_errors=False))

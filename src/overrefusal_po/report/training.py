@@ -42,14 +42,22 @@ PUBLIC_TEXTS = (
 
 PUBLIC_TEXT = re.compile(r"[A-Za-z][\w.+-]{0,40}")
 LORA = {"lora_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
-LIMITS = ("max_pairs", "max_triples", "max_helpful", "max_prompts", "too_long", "containment")
+LIMITS = (
+    "max_pairs",
+    "harmful_share",
+    "max_triples",
+    "max_helpful",
+    "max_prompts",
+    "too_long",
+    "containment",
+)
 
 Values = Mapping[str, object]
 
 
 def training_parts(stage: Path) -> Iterator[str]:
     """The card's Markdown on a training, a part at a time; nothing if the folder holds none."""
-    recipe = stage_recipe(stage)
+    recipe = trained_recipe(stage)
     if not recipe:
         return
     yield "## Training"
@@ -59,6 +67,25 @@ def training_parts(stage: Path) -> Iterator[str]:
     if settings:
         shown = {"method": public_method(recipe), "trainer": settings}
         yield f"```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```"
+
+
+def trained_recipe(stage: Path) -> dict[str, object]:
+    """The stage's recipe, with the settings of the trial that a search kept."""
+    recipe = stage_recipe(stage)
+    settings = search_summary(stage).get("settings")
+    for key, value in (settings if isinstance(settings, Mapping) else {}).items():
+        name, _, inner = str(key).partition(".")
+        recipe[name] = {**section(recipe, name), inner: value}
+    return recipe
+
+
+def search_summary(stage: Path) -> Values:
+    """What training.json says of a search; empty without one."""
+    file = stage / "training.json"
+    if not file.is_file():
+        return {}
+    found = read_state(file, ["summary"])["summary"].get("search")
+    return found if isinstance(found, Mapping) else {}
 
 
 def training_rows(recipe: Values, stage: Path) -> Iterator[tuple[str, str]]:

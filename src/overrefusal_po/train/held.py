@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from overrefusal_po.evaluate.threshold_curve import Scores, auc
 from overrefusal_po.recipe.two_sided import HoldAim
 
 MARGIN = 1e-9
@@ -109,3 +110,12 @@ def missing(rows: Sequence[Decision], floors: Sequence[float | None], bias: floa
 def bias_curve(rows: Sequence[Decision], limit: float) -> list[tuple[float, Rates]]:
     """Every bias that differs, with its rates over all prompts."""
     return [(bias, rates_at(rows, bias)) for bias in candidates(rows, limit)]
+
+
+def first_token_auc(rows: Sequence[Decision]) -> float | None:
+    """The probability that a harmful prompt opens with a refusal at a smaller bias than a benign
+    one; a tie counts half. None without prompts of both kinds."""
+    import numpy as np
+
+    sides = ([-row.flip for row in rows if row.harmful is kind] for kind in (True, False))
+    return auc(Scores(*(np.array(side) for side in sides))).value

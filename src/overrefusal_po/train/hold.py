@@ -39,7 +39,7 @@ from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, Sampling, read_jsonl, write_atomic, write_jsonl
 from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.run.openers import Openers, every_opener, thinks
-from overrefusal_po.train.held import Decision, Rates, bias_curve, choose_bias
+from overrefusal_po.train.held import Decision, bias_curve, choose_bias, first_token_auc
 from overrefusal_po.train.hold_result import (
     HoldEntry,
     hold_words,
@@ -158,18 +158,17 @@ class Holder:
         rows, kept = self.decisions(answers, flips, start)
         floors = self.floors(start, kept)
         choice = choose_bias(rows, floors, limit, aim=self.hold.aim)
-        curve = bias_curve(rows, limit)
         if not choice.held or choice.bias == 0.0:
             why_not = "" if choice.held else f"no bias up to {limit:g} keeps every set's refusals"
-            return self.entry(start, own, own, openers, why_not=why_not, curve=curve)
+            return self.entry(start, own, own, openers, why_not=why_not, rows=rows)
         undo = fold(self.model, self.site, bias, choice.bias)
         agrees = self.agreement(engine, flips, choice.bias, openers.ids)
         if agrees < AGREES_MIN:
             undo()
             why_not = f"only {agrees:.0%} of the first tokens came out as calculated"
-            return self.entry(start, own, own, openers, why_not=why_not, curve=curve, agrees=agrees)
+            return self.entry(start, own, own, openers, why_not=why_not, rows=rows, agrees=agrees)
         saved = self.outcomes(engine, self.prompts)
-        return self.entry(start, own, saved, openers, bias=choice.bias, curve=curve, agrees=agrees)
+        return self.entry(start, own, saved, openers, bias=choice.bias, rows=rows, agrees=agrees)
 
     def undecided(self, own: Sequence[Outcome], openers: Openers) -> str:
         """Why the first token decides nothing; "" if it does."""
@@ -197,7 +196,7 @@ class Holder:
         *,
         bias: float = 0.0,
         why_not: str = "",
-        curve: Sequence[tuple[float, Rates]] = (),
+        rows: Sequence[Decision] = (),
         agrees: float | None = None,
     ) -> HoldEntry:
         """hold.json, its rates as measured."""
@@ -209,8 +208,9 @@ class Holder:
             "openers": openers.tokens,
             "unscored": len(self.prompts) - sum(s["harmful"] + s["benign"] for s in sets),
             "agrees": agrees,
+            "first_token_auc": first_token_auc(rows),
             "sets": sets,
-            "curve": list(curve),
+            "curve": bias_curve(rows, self.hold.bias_max) if rows else [],
         }
 
     def engine(self) -> TransformersEngine:

@@ -202,7 +202,8 @@ def prepared_responses(
     preference.check_anchor(found.responses, data)
     judge = shared_judge(recipe.judge)
     findings, waived = checked_responses(found.responses, judge, data.waive)
-    found = found.taken(drawn_places(found.responses, data.max_pairs, recipe.seed))
+    places = drawn_places(found.responses, data.max_pairs, recipe.seed)
+    found = found.taken(preference.in_share(places, found.responses, data.harmful_share))
     prepared = response_rows(found, settings, data.opening)
     good = sum(row.desirable for row in found.responses)
     line = f"{good} good and {len(found.responses) - good} bad responses{found.fitting}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from overrefusal_po.curate.quotas import most_of_each
 from overrefusal_po.judges import Judge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.findings import Lint
@@ -112,6 +113,7 @@ def prepare(
     kept = [pairs[at] for at in places]
     found = checked_pairs(kept, [read[at] for at in places], data, judge, anchored=pending)
     used = [places[at] for at in used_places(kept, data.max_pairs, recipe.seed)]
+    used = used if pending else in_share(used, pairs, data.harmful_share)
     chosen = [pairs[at] for at in used]
     rows = table.take(used)
     if pending:
@@ -124,6 +126,8 @@ def prepare(
         prepared = prepared._replace(alike=alike_pairs(chosen, rows, data.opening))
     counts = ", ".join(f"{check} {count}" for check, count in found.counts().items())
     line = f"{len(kept)} pairs, longest row {fitting.longest} tokens{fitting}"
+    if data.harmful_share is not None and not pending:
+        line += f"; {len(used)} used for harmful_share"
     line += f"; {len(found.waived)} findings waived" if found.waived else ""
     return prepared._replace(
         findings=found,
@@ -181,6 +185,30 @@ def used_places(pairs: Sequence[PreferencePair], limit: int | None, seed: int) -
         if limit is None or taken[rule] <= limit:
             used.append(at)
     return used
+
+
+def in_share(
+    places: Sequence[int],
+    records: Sequence[PreferencePair] | Sequence[LabelledResponse],
+    share: float | None,
+) -> list[int]:
+    """The places of records in drawn order, without the last ones of the side that has too many
+    for `share` of them to be on harmful prompts (None: all).
+
+    Raises ValueError if one side has none.
+    """
+    if share is None:
+        return list(places)
+    harmful = [at for at in places if records[at].prompt.kind == "harmful"]
+    harmless = [at for at in places if records[at].prompt.kind != "harmful"]
+    if not harmful or not harmless:
+        raise ValueError(
+            f"data.harmful_share is {share:g}, but {len(harmful)} of the {len(places)} pairs are "
+            "on harmful prompts. Give pairs of both sides, or take harmful_share out."
+        )
+    most = most_of_each(len(harmful), len(harmless), share)
+    stay = {*harmful[: most[0]], *harmless[: most[1]]}
+    return [at for at in places if at in stay]
 
 
 def checked_pairs(
