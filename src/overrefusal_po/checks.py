@@ -38,7 +38,7 @@ from overrefusal_po.prompts import (
 from overrefusal_po.recipe.overrides import parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
-from overrefusal_po.records import Origin
+from overrefusal_po.records import Origin, Prompt
 from overrefusal_po.run.complete import check_template_engine, in_process, load_template
 from overrefusal_po.sources._forms import Form, rows_form
 from overrefusal_po.sources._local import local_rows
@@ -140,7 +140,8 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
 
     What an earlier stage makes (`@...`) comes from prompts that this earlier stage has read.
     """
-    measured, looked, trained, benchmarks = {}, {}, {}, {}
+    measured, trained, benchmarks = {}, {}, {}
+    looked: dict[str, list[Prompt]] = {}
     for name, body in stages.items():
         if isinstance(body, EvaluateRecipe):
             measured[f"stage {name}"] = measured_prompts(body.data)
