@@ -261,3 +261,34 @@ def test_a_stage_may_measure_what_curation_drops(tmp_path: Path, contaminated: s
         return check_stages_apart(stages)
     with pytest.raises(ValueError, match="stage end and stage pairs share 1"):
         check_stages_apart(stages)
+
+
+@pytest.mark.parametrize("key", ["select", "hold"])
+def test_what_chose_the_model_is_not_what_measures_it(tmp_path: Path, key: str) -> None:
+    """A bias or a step that is chosen on prompts looks better on them than it is."""
+    asked = [
+        Prompt.of("How do I kill a process?", kind="benign"),
+        Prompt.of("How do I forge a cheque?", kind="harmful"),
+    ]
+    write_jsonl(tmp_path / "mine.jsonl", asked)
+    write_jsonl(tmp_path / "others.jsonl", [Prompt.of("What is tea?", kind="benign")])
+    rows = [Prompt.of("What is a bank?", kind="benign", reference="A place for money.")]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    model = {"model_name_or_path": "m"}
+    trained = TrainRecipe.model_validate(
+        {
+            "task": "train",
+            "method": "sft",
+            "model": model,
+            "data": {"prompts": str(tmp_path / "rows.jsonl")},
+            key: {"sets": [str(tmp_path / "mine.jsonl")]},
+        }
+    )
+
+    def measuring(file: str) -> EvaluateRecipe:
+        data = {"sets": [str(tmp_path / file)]}
+        return EvaluateRecipe.model_validate({"task": "evaluate", "model": model, "data": data})
+
+    check_stages_apart({"tuned": trained, "after": measuring("others.jsonl")})
+    with pytest.raises(ValueError, match=rf"stage after and stage tuned, {key}\.sets share 2"):
+        check_stages_apart({"tuned": trained, "after": measuring("mine.jsonl")})

@@ -29,6 +29,7 @@ from overrefusal_po.evaluate.threshold_curve import (
     CurvePoint,
     HandledScore,
     Scores,
+    answers_at,
     auc,
     auc_covariance,
     auc_difference,
@@ -323,6 +324,25 @@ def test_a_run_that_separates_better_lies_off_the_curve_and_a_worse_one_below() 
         assert gain.low is not None and gain.high is not None
         assert gain.low * sign > 0 and gain.high * sign > 0
         assert gain.value == pytest.approx(found.benign_answered - found.threshold_answers)
+
+
+def test_a_score_that_says_nothing_is_no_curve_to_gain_on() -> None:
+    """All prompts have one log-odds. A run that refuses half of both kinds knows nothing either;
+    against a rule that refuses all of a tie it seemed to gain half of the benign prompts."""
+    half = [True, False] * 20
+    found = curve_gain(rows_of(scores([1] * 40, [1] * 40), half, half))
+    assert found is not None and found.threshold_answers == 0.5 and found.gain.value == 0
+    assert found.gain.low is not None and found.gain.low < 0
+
+
+def test_a_rule_takes_of_a_tie_what_it_needs() -> None:
+    """To refuse three of four harmful prompts it refuses one of the two at 2, and half of the four
+    benign ones there."""
+    both = scores([4, 3, 2, 2], [3.5, 2, 2, 2, 2, 0])
+    assert answers_at(both, 0.75) == pytest.approx(3 / 6)
+    assert answers_at(both, 1.0) == pytest.approx(1 / 6)
+    assert answers_at(both, 0.5) == pytest.approx(5 / 6)
+    assert answers_at(both, 0.0) == 1.0
 
 
 def test_the_gain_is_never_certain() -> None:

@@ -142,7 +142,8 @@ def test_prompts_without_three_verdicts_are_left_out_of_their_set() -> None:
 
 
 def test_a_set_keeps_its_safety_within_the_drop() -> None:
-    entry: Any = {"start": Rates(0.8, 0.5), "held": Rates(0.75, 0.9)}
+    counts = {"harmful": 20, "harmful_unscored": 2}
+    entry: Any = {**counts, "start": Rates(0.8, 0.5), "held": Rates(0.75, 0.9)}
     assert keeps(entry, 0.05)
     assert not keeps(entry, 0.04)
 

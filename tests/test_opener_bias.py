@@ -142,7 +142,8 @@ def test_folded_weights_have_the_margins_that_were_calculated(name: str, adapter
 
 
 def zero_bias(states: FirstStates) -> OpenerBias:
-    return OpenerBias(torch.zeros(states.inputs.shape[1]), torch.zeros(states.residual.shape[1]))
+    none = torch.zeros(states.inputs.shape[1])
+    return OpenerBias(none, torch.zeros(states.residual.shape[1]), none)
 
 
 @pytest.mark.parametrize("name", ["qwen3, tied", "qwen3, untied"])

@@ -16,7 +16,12 @@ from overrefusal_po.curate.inputs import clean_prompts, read_prompts
 from overrefusal_po.evaluate.searches import search_costs
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges import Judge
-from overrefusal_po.pairs.apart import check_apart, check_not_measured, waived_benchmarks
+from overrefusal_po.pairs.apart import (
+    check_apart,
+    check_not_chosen_by,
+    check_not_measured,
+    waived_benchmarks,
+)
 from overrefusal_po.pairs.findings import Finding
 from overrefusal_po.pairs.firewall import benchmark_finding, contamination
 from overrefusal_po.pairs.lint import lint
@@ -34,7 +39,7 @@ from overrefusal_po.recipe.overrides import parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.search import search_words, trained_bodies
 from overrefusal_po.recipe.sections import DertaData
-from overrefusal_po.records import Origin
+from overrefusal_po.records import Origin, Prompt
 from overrefusal_po.run.complete import check_template_engine, in_process, load_template
 from overrefusal_po.sources._forms import Form, rows_form
 from overrefusal_po.sources._local import local_rows
@@ -136,12 +141,13 @@ def check_together(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRec
 
 
 def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
-    """Raises ValueError if a stage of a pipeline measures prompts that another one curates or
-    trains on.
+    """Raises ValueError if a stage of a pipeline measures prompts that another one curates from,
+    trains on, or selects or calibrates by.
 
     What an earlier stage makes (`@...`) comes from prompts that this earlier stage has read.
     """
     measured, trained, benchmarks = {}, {}, {}
+    looked: dict[str, list[Prompt]] = {}
     for name, body in stages.items():
         if isinstance(body, EvaluateRecipe):
             measured[f"stage {name}"] = measured_prompts(body.data)
@@ -153,9 +159,10 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
             if not any(str(value).startswith("@") for value in body.data.values()):
                 trained[owner] = method_module(body.method).read(body).prompts
             benchmarks[owner] = waived_benchmarks(waive, trained.get(owner, ()))
-            measured |= {f"{owner}, {key}": found for key, found in looked_at(body).items()}
-    check_apart(measured, trained)
-    check_not_measured(measured, benchmarks)
+            looked |= {f"{owner}, {key}": found for key, found in looked_at(body).items()}
+    check_apart(measured | looked, trained)
+    check_not_measured(measured | looked, benchmarks)
+    check_not_chosen_by(measured, looked)
 
 
 def check_openings_used(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:

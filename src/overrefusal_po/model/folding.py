@@ -2,20 +2,29 @@
 
 undo = fold(model, site, bias, 1.5)       # the openers' logits rise by about 1.5
 undo()                                    # the model is what it was
+merge(model, folded_inputs(model))        # the adapter in the weights, the bias whole
+
+A bias is a small change of many numbers. In bfloat16 most of them may be rounded to what they were:
+of a small bias a third was lost, and more in a wider layer. So each number's rounding error goes
+into the next one (`rounded`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model.opener_bias import OpenerBias, Site, base_model
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from torch import Tensor
     from torch.nn import Linear
     from transformers import PreTrainedModel
+
+FOLDED = "folded_input"
+"""The attribute of a LoRA layer that holds a bias: the mean input at first positions."""
 
 
 def fold(
@@ -38,15 +47,69 @@ def fold(
             weight = cast("Linear", down).weight
             before = weight.detach().clone()
             change = torch.outer(column, row).to(weight.device)
-            weight.copy_((weight.float() + change).to(weight.dtype))
+            weight.copy_(rounded(weight.float() + change, weight.dtype, bias.input))
             return lambda: copy_into(weight, before)
         name = check_site(cast("PeftModel", model), site)
         widen(cast("PeftModel", model))
         first, second = (side[name].weight for side in (down.lora_A, down.lora_B))  # type: ignore[index, union-attr]
         first[-1] = row.to(first)
         second[:, -1] = (column / down.scaling[name]).to(second)  # type: ignore[index]
+        setattr(down, FOLDED, bias.input)
         zero = torch.zeros_like(second[:, -1])
-        return lambda: copy_into(second[:, -1], zero)
+
+        def undo() -> None:
+            copy_into(second[:, -1], zero)
+            delattr(down, FOLDED)
+
+        return undo
+
+
+def rounded(wanted: Tensor, dtype: torch.dtype, given: Tensor) -> Tensor:
+    """`wanted` (D, F) in a number format, its product with an input `given` (F,) as it was.
+
+    The error of each column goes into the next one, by what the input has there. Columns of small
+    inputs come first, so an error never grows on its way.
+    """
+    import torch
+
+    if dtype == torch.float32:
+        return wanted
+    given = given.to(wanted)
+    columns = wanted.T.contiguous()  # (F, D)
+    left = torch.zeros_like(columns[0])  # (D,)
+    for at in given.abs().argsort().tolist():
+        size = given[at]
+        asked = columns[at] + left / size if size else columns[at]
+        found = asked.to(dtype).to(wanted)
+        left = (asked - found) * size
+        columns[at] = found
+    return columns.T.to(dtype).contiguous()
+
+
+def folded_inputs(model: PeftModel) -> dict[str, Tensor]:
+    """{path: the mean first input} of the layers whose adapter has a bias."""
+    layers = base_model(model).named_modules()
+    return {path: getattr(layer, FOLDED) for path, layer in layers if hasattr(layer, FOLDED)}
+
+
+def merge(model: PeftModel, inputs: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The base model with the adapter in its weights. `inputs` are the `folded_inputs`: there the
+    bias stays whole. The peft model cannot be used after that."""
+    import torch
+
+    name = model.active_adapter
+    with torch.no_grad():
+        wanted = {}
+        for path in inputs:
+            layer = base_model(model).get_submodule(path)
+            change = layer.get_delta_weight(name)  # type: ignore[operator]  # a LoRA layer has it
+            weight = cast("Tensor", layer.weight)  # the base layer's
+            wanted[path] = weight.float() + change.float()
+        found: PreTrainedModel = model.merge_and_unload()
+        for path, values in wanted.items():
+            weight = cast("Tensor", found.get_submodule(path).weight)
+            weight.copy_(rounded(values, weight.dtype, inputs[path]))
+    return found
 
 
 def copy_into(weight: Tensor, values: Tensor) -> None:

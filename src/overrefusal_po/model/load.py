@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from overrefusal_po.model.bundled import bundled_folder, bundled_names, find_bundled
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import check_finite
+from overrefusal_po.model.folding import folded_inputs, merge
 from overrefusal_po.model.sharding import wants_fsdp
 from overrefusal_po.model.whole import (
     check_model_files,
@@ -289,15 +290,14 @@ def merged(adapted: PeftModel) -> PreTrainedModel:
     """
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    whole = adapted
+    whole, folded = adapted, folded_inputs(adapted)
     if getattr(adapted.get_base_model(), "is_quantized", False):
         config = adapted.active_peft_config
         weights = get_peft_model_state_dict(adapted, adapter_name=adapted.active_adapter)
         base: PreTrainedModel = adapted.unload()
         whole = get_peft_model(base.dequantize(base.dtype), config)
         set_peft_model_state_dict(whole, weights)
-    found: PreTrainedModel = whole.merge_and_unload()
-    return found
+    return merge(whole, folded)
 
 
 def gathered_weights(trainer: Trainer) -> dict[str, Tensor] | None:

@@ -72,10 +72,12 @@ class OpenerBias(NamedTuple):
     Attributes:
         position: (F,) `a`: the input of the down projection times `a` says if it is a first one.
         direction: (D,) `v`, times the mean size of the residual stream.
+        input: (F,) the mean input of the down projection at a first position.
     """
 
     position: Tensor
     direction: Tensor
+    input: Tensor
 
 
 class TextIds(NamedTuple):
@@ -195,7 +197,7 @@ def opener_bias(
     plain = base_model(model)
     size = float(states.residual.square().mean(-1).sqrt().mean())
     direction = logit_direction(plain, site, openers)
-    return OpenerBias(position_reader(states), direction * size)
+    return OpenerBias(position_reader(states), direction * size, states.inputs.mean(0))
 
 
 def position_reader(states: FirstStates) -> Tensor:

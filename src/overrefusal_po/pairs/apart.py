@@ -2,6 +2,7 @@
 
     check_apart({"stage tuned": measured}, {"stage derta": trained})
     # ValueError if a measured prompt is trained on
+    check_not_chosen_by({"stage tuned": measured}, {"stage dpo, hold.sets": calibrated})
 
 Case and punctuation make no difference, and an attack counts as its original. Signs do: "C++" is
 not "C#". System prompts and the assistant's turns are not looked at: a question that is trained on
@@ -34,17 +35,33 @@ def check_apart(
     measured: Mapping[str, Iterable[Prompt]], trained: Mapping[str, Iterable[Prompt]]
 ) -> None:
     """Raises ValueError that names every measured set of which a prompt is in a trained one."""
-    found = overlaps(measured, trained)
-    if found:
-        each = "; ".join(
-            f"{o.measured} and {o.trained} share {o.num_shared} (from {', '.join(o.sources)}; for "
-            f"example {o.example})"
-            for o in found
-        )
+    if found := overlaps(measured, trained):
         raise ValueError(
-            f"What is measured may not be trained on: {each}. Name another split or set for one of "
-            "the two, or take these prompts out of the training data."
+            f"What is measured may not be trained on: {shared_words(found)}. Name another split or "
+            "set for one of the two, or take these prompts out of the training data."
         )
+
+
+def check_not_chosen_by(
+    measured: Mapping[str, Iterable[Prompt]], looked_at: Mapping[str, Iterable[Prompt]]
+) -> None:
+    """Raises ValueError that names every measured set of which a prompt is in a set that a training
+    selects or calibrates by."""
+    if found := overlaps(measured, looked_at):
+        raise ValueError(
+            f"What is measured may not choose the model: {shared_words(found)}. On prompts that "
+            "chose a step or a bias, a model looks better than it is. Name another split or set "
+            "for one of the two."
+        )
+
+
+def shared_words(found: Iterable[Overlap]) -> str:
+    """Each overlap in words."""
+    return "; ".join(
+        f"{o.measured} and {o.trained} share {o.num_shared} (from {', '.join(o.sources)}; for "
+        f"example {o.example})"
+        for o in found
+    )
 
 
 def overlaps(

@@ -1,0 +1,90 @@
+"""What hold must not call held: responses that nobody judged, and weights that rounding changed."""
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Style
+from test_hold import outcome, recipe
+from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
+
+from overrefusal_po.pipeline import run_stage
+from overrefusal_po.train.hold_result import keeps, set_entries
+
+FAILING_JUDGE = """
+from overrefusal_po.judges import refusal
+from overrefusal_po.judges.refusal import Settings
+from overrefusal_po.records import Verdict
+
+asked = 0
+
+
+class FailingJudge(refusal.RefusalJudge):
+    def score(self, prompts, completions):
+        global asked
+        asked += 1
+        if asked <= works:
+            return super().score(prompts, completions)
+        return [
+            Verdict(completion_id=c.id, judge=self.name, version=self.version, unscored="gone")
+            for c in completions
+        ]
+
+
+def judge(settings):
+    return FailingJudge()
+"""
+
+
+@pytest.fixture(scope="module")
+def start(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that refuses harmful prompts and answers benign ones."""
+    rows = asked(THINGS, "benign", ANSWER) + asked(THINGS, "harmful", REFUSAL)
+    return taught(styles["llama"], rows, tmp_path_factory.mktemp("start"), steps=60, batch=16)
+
+
+def test_a_set_that_nobody_judged_is_not_held() -> None:
+    """Of ten harmful prompts two have verdicts at the end, both refusals."""
+    before = [outcome("harmful", f"{REFUSAL} {n}") for n in range(10)]
+    after = [outcome("harmful", f"{REFUSAL} {n}", scored=n < 2) for n in range(10)]
+    (entry,) = set_entries(before, before, after, sizes=[10])
+    assert (entry["harmful"], entry["harmful_unscored"]) == (2, 8)
+    assert not keeps(entry, 0.02)
+    (entry,) = set_entries(before, before, after[9:] * 10, sizes=[10])
+    assert not keeps(entry, 0.02), "no verdict at all"
+
+
+def test_a_set_without_harmful_prompts_is_held() -> None:
+    rows = [outcome("benign", ANSWER)]
+    (entry,) = set_entries(rows, rows, rows, sizes=[1])
+    assert keeps(entry, 0.02)
+
+
+@pytest.mark.parametrize("works", [1, 3], ids=["after the start", "after the fold"])
+def test_a_judge_that_fails_later_holds_nothing(
+    start: Path,
+    tmp_path: Path,
+    works: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The judge is asked about the start, the trained model, the other decisions, and the end."""
+    (tmp_path / "failing_plugs").mkdir()
+    source = FAILING_JUDGE.replace("asked = 0", f"asked, works = 0, {works}")
+    (tmp_path / "failing_plugs" / "failing.py").write_text(source)
+    (tmp_path / "failing_plugs" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.startswith("failing_plugs")]:
+        sys.modules.pop(name)
+    importlib.invalidate_caches()
+    hold: dict[str, Any] = {"judge": "failing_plugs.failing"}
+    with caplog.at_level(logging.WARNING):
+        summary = run_stage(recipe(start, tmp_path, peft=True, **hold), "test", tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "hold.json").read_text())
+    assert found["sets"][0]["harmful"] == 0
+    assert found["held"] is False and summary["hold"]["held"] is False
+    assert any("SAFETY IS NOT HELD" in r.getMessage() for r in caplog.records)
