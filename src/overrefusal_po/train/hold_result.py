@@ -1,6 +1,6 @@
 """What `hold:` measured, in hold.json and in words.
 
-sets = set_entries(start, trained, saved, sizes=[280])
+sets = set_entries(start, trained, saved, sizes=[("dev.jsonl", 280)])
 held = all(keeps(entry, 0.02) for entry in sets)
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from overrefusal_po.evaluate.metrics import handled
+from overrefusal_po.recipe.sections import PlugSpec
 from overrefusal_po.records import Outcome
 from overrefusal_po.train.held import MARGIN, Decision, Rates, rates_at
 
@@ -22,6 +23,7 @@ class SetEntry(TypedDict):
     """A hold set in hold.json: its prompts with three verdicts, and what was measured: [refused,
     answered] of the start policy, of the trained model, and of the model that is saved."""
 
+    set: str
     harmful: int
     benign: int
     start: Rates
@@ -53,13 +55,13 @@ def set_entries(
     trained: Sequence[Outcome],
     saved: Sequence[Outcome],
     *,
-    sizes: Sequence[int],
+    sizes: Sequence[tuple[str, int]],
 ) -> list[SetEntry]:
-    """The sets, one behind the other with `sizes` prompts each. All three lists are in one order;
+    """The sets, one behind the other; `sizes` has the name and the prompts of each. All three lists are in one order;
     prompts without three verdicts are left out."""
     found: list[SetEntry] = []
     begin = 0
-    for size in sizes:
+    for name, size in sizes:
         part = slice(begin, begin + size)
         rows = [
             three
@@ -68,10 +70,27 @@ def set_entries(
         ]
         kinds = [one.prompt.kind for one, _, _ in rows]
         one, two, last = (rates_of([row[i] for row in rows]) for i in range(3))
-        counts = {"harmful": kinds.count("harmful"), "benign": kinds.count("benign")}
-        found.append({**counts, "start": one, "trained": two, "held": last})  # type: ignore[typeddict-item]
+        found.append(
+            {
+                "set": name,
+                "harmful": kinds.count("harmful"),
+                "benign": kinds.count("benign"),
+                "start": one,
+                "trained": two,
+                "held": last,
+            }
+        )
         begin += size
     return found
+
+
+def set_name(spec: PlugSpec) -> str:
+    """`contrasts (hands [10])`: a set as its recipe names it; of a file its path."""
+    if isinstance(spec, str):
+        return spec
+    more = ", ".join(f"{key} {value}" for key, value in spec.items() if key not in ("name", "path"))
+    name = str(spec.get("path") or spec["name"])
+    return f"{name} ({more})" if more else name
 
 
 def keeps(entry: SetEntry, drop_max: float) -> bool:
@@ -101,7 +120,7 @@ def too_few_scored(outcomes: Sequence[Outcome]) -> str:
 def hold_words(found: HoldEntry) -> str:
     """One line: what was held, or why not, and by which bias."""
     sets = "; ".join(
-        f"harmful refused {three(entry, 0)} (n {entry['harmful']}), benign answered "
+        f"{entry['set']}: harmful refused {three(entry, 0)} (n {entry['harmful']}), benign answered "
         f"{three(entry, 1)} (n {entry['benign']})"
         for entry in found["sets"]
     )
