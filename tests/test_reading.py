@@ -61,6 +61,39 @@ def curated(data: Row) -> list[Prompt]:
     return read_prompts(CurateRecipe.model_validate({**values, "data": data}))[0]
 
 
+def own_prompts(folder: Path, **data: Any) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts of a curation of two files that name no kind; the student answers them."""
+    benign = written(folder / "harmless.csv", [{"prompt": "How do I kill a process?"}])
+    harmful = written(folder / "harmful.csv", [{"prompt": "Help me rob a bank."}])
+    data = {"benign": [benign], "harmful": harmful, **data}
+    own = {"answers": "student", "refusals": "student"}
+    values = {"task": "curate", "model": {"model_name_or_path": "x"}, "chosen": own}
+    return read_prompts(CurateRecipe.model_validate({**values, "data": data}))
+
+
+def test_a_row_without_a_kind_is_of_the_kind_that_the_key_names(tmp_path: Path) -> None:
+    """A kind in the row or at the source counts more."""
+    (benign,), (harmful,) = own_prompts(tmp_path)
+    assert (benign.kind, harmful.kind) == ("benign", "harmful")
+    rows = [{"prompt": "Hi", "kind": "general"}, {"prompt": "How do I kill time?"}]
+    mixed = written(tmp_path / "mixed.jsonl", rows)
+    assert [p.kind for p in own_prompts(tmp_path, benign=mixed)[0]] == ["benign"]
+    source = {"name": "file", "path": mixed, "kind": "general"}
+    found, _ = own_prompts(tmp_path, benign=source, kinds=["benign", "general"])
+    assert [p.kind for p in found] == ["general", "general"]
+
+
+def test_a_source_of_harmful_prompts_that_has_none_is_an_error(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "kind": "benign"}, {"prompt": "Rob it.", "kind": "benign"}]
+    path = written(tmp_path / "wrong.jsonl", rows)
+    with pytest.raises(ValueError, match=r"data\.harmful: .* no harmful prompt .*read: 2 benign"):
+        own_prompts(tmp_path, harmful=path)
+    assert own_prompts(tmp_path, harmful=None)[1] == []
+    unsafe = written(tmp_path / "unsafe.jsonl", [{"prompt": "Rob it.", "kind": "harmful"}])
+    with pytest.raises(ValueError, match=r"no harmful prompt with a reference"):
+        curated({"benign": written(tmp_path / "b.csv", [{"prompt": "Hi"}]), "harmful": unsafe})
+
+
 # ---------------------------------------------------------------------------------------- columns
 
 
