@@ -6,17 +6,18 @@ loads no weights.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.curate.checks import check_curation
-from overrefusal_po.curate.inputs import clean_prompts, read_prompts
+from overrefusal_po.curate.inputs import clean_prompts, dropped_words, read_prompts
 from overrefusal_po.evaluate.searches import search_costs
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges import Judge
-from overrefusal_po.pairs.apart import check_apart, check_not_measured, waived_benchmarks
+from overrefusal_po.pairs.apart import check_apart, check_not_measured, overlaps, waived_benchmarks
 from overrefusal_po.pairs.findings import Finding
 from overrefusal_po.pairs.firewall import benchmark_finding, contamination
 from overrefusal_po.pairs.lint import lint
@@ -33,7 +34,7 @@ from overrefusal_po.prompts import (
 from overrefusal_po.recipe.overrides import parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.sections import DertaData
-from overrefusal_po.records import Origin
+from overrefusal_po.records import Origin, Prompt
 from overrefusal_po.run.complete import check_template_engine, in_process, load_template
 from overrefusal_po.sources._forms import Form, rows_form
 from overrefusal_po.sources._local import local_rows
@@ -55,6 +56,8 @@ from overrefusal_po.train.stage import check_fit, check_sources
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+logger = logging.getLogger(__name__)
 
 
 def check_file(path: Path, overrides: Sequence[str] = ()) -> tuple[list[dict[str, object]], bool]:
@@ -135,7 +138,7 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
 
     What an earlier stage makes (`@...`) comes from prompts that this earlier stage has read.
     """
-    measured, trained, benchmarks = {}, {}, {}
+    measured, trained, benchmarks, looked = {}, {}, {}, {}
     for name, body in stages.items():
         if isinstance(body, EvaluateRecipe):
             measured[f"stage {name}"] = measured_prompts(body.data)
@@ -147,9 +150,24 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
             if not any(str(value).startswith("@") for value in body.data.values()):
                 trained[owner] = method_module(body.method).read(body).prompts
             benchmarks[owner] = waived_benchmarks(waive, trained.get(owner, ()))
-            measured |= {f"{owner}, {key}": found for key, found in looked_at(body).items()}
-    check_apart(measured, trained)
+            looked |= {f"{owner}, {key}": found for key, found in looked_at(body).items()}
+    check_apart(measured | looked, trained)
+    warn_of_looks(measured, looked)
     check_not_measured(measured, benchmarks)
+
+
+def warn_of_looks(
+    measured: Mapping[str, Sequence[Prompt]], looked: Mapping[str, Sequence[Prompt]]
+) -> None:
+    """Warns of prompts that are measured, and by which a training also chose its weights."""
+    for shared in overlaps(measured, looked):
+        logger.warning(
+            "%s and %s share %d prompts (from %s; for example %s). The training chooses its "
+            "weights by them, so these rates look better than they are. Measure on other prompts.",
+            *shared[:3],
+            ", ".join(shared.sources),
+            shared.example,
+        )
 
 
 def check_openings_used(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
@@ -192,8 +210,9 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         )
     if isinstance(body, CurateRecipe):
         check_curation(body)
-        benign, harmful = read_prompts(body)
-        return f"{len(benign)} benign and {len(harmful)} harmful prompts"
+        benign, harmful, cleaning = clean_prompts(body.data, *read_prompts(body))
+        found = f"{len(benign)} benign and {len(harmful)} harmful prompts"
+        return "; ".join((found, *dropped_words(cleaning)))
     looked_at(body)
     if template is None:
         return "takes what an earlier stage makes; checked when that is done"

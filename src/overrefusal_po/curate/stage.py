@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.clear_openings import clear_openings
-from overrefusal_po.curate.inputs import clean_prompts, read_prompts
+from overrefusal_po.curate.inputs import clean_prompts, dropped_words, read_prompts
 from overrefusal_po.curate.overgenerate import (
     AnsweringModel,
     Curation,
@@ -78,6 +78,8 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
     if not run.done:
         check_curation(recipe)
         benign, harmful, cleaning = clean_prompts(recipe.data, *read_prompts(recipe))
+        for words in dropped_words(cleaning):
+            logger.info("%s", words)
         curation = make_curation(recipe, run)
         if recipe.shard is not None:
             own = [shard_prompts(side, recipe.shard) for side in (benign, harmful)]

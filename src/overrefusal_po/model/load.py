@@ -112,6 +112,11 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name}: this folder holds no model (there is no config.json in it).")
         return
+    if name.startswith(("/", "./", "../", "~")):
+        raise ValueError(
+            f"The model {name!r} cannot be found: there is no such folder. Give the path of a "
+            "model (a folder with config.json), or a hub name."
+        )
     from transformers import AutoConfig
 
     try:

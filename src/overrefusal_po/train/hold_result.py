@@ -57,8 +57,8 @@ def set_entries(
     *,
     sizes: Sequence[tuple[str, int]],
 ) -> list[SetEntry]:
-    """The sets, one behind the other; `sizes` has the name and the prompts of each. All three lists are in one order;
-    prompts without three verdicts are left out."""
+    """The sets, one behind the other; `sizes` has the name and the prompts of each. All three lists
+    are in one order; prompts without three verdicts are left out."""
     found: list[SetEntry] = []
     begin = 0
     for name, size in sizes:
@@ -120,8 +120,8 @@ def too_few_scored(outcomes: Sequence[Outcome]) -> str:
 def hold_words(found: HoldEntry) -> str:
     """One line: what was held, or why not, and by which bias."""
     sets = "; ".join(
-        f"{entry['set']}: harmful refused {three(entry, 0)} (n {entry['harmful']}), benign answered "
-        f"{three(entry, 1)} (n {entry['benign']})"
+        f"{entry['set']}: harmful refused {three(entry, 0)} (n {entry['harmful']}), "
+        f"benign answered {three(entry, 1)} (n {entry['benign']})"
         for entry in found["sets"]
     )
     did = "no bias is needed"
