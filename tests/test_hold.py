@@ -24,7 +24,7 @@ from overrefusal_po.records import (
     read_jsonl,
     write_jsonl,
 )
-from overrefusal_po.report.hold_notes import hold_notes
+from overrefusal_po.report.hold_notes import hold_notes, unmoved_notes
 from overrefusal_po.report.terminal import print_summary
 from overrefusal_po.report.training import step_words
 from overrefusal_po.run.judged import fresh_outcomes
@@ -170,6 +170,26 @@ def test_a_lost_safety_stands_in_the_last_lines_of_a_pipeline(
         json.dumps({"held": False, "why_not": "", "sets": [unmeasured]})
     )
     assert hold_notes(tmp_path)[0].startswith("SAFETY IS NOT HELD in stage dpo. Do not use")
+
+
+@pytest.mark.parametrize(("gained", "lost", "notes"), [(3, 1, 0), (1, 1, 1), (0, 2, 1)])
+def test_a_training_that_brings_no_answers_back_is_said(
+    tmp_path: Path, gained: int, lost: int, notes: int
+) -> None:
+    """A training without `hold:`, such as DeRTa's, may be meant to refuse more."""
+    step = {"from": "before", "to": "after", "benign": {"only_from": lost, "only_to": gained}}
+    assert unmoved_notes(tmp_path, [step]) == []
+    for stage, more in (("derta", {}), ("dpo", {"hold": {}})):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "training.json").write_text(
+            json.dumps({"summary": {"steps": 10, **more}})
+        )
+    found = unmoved_notes(tmp_path, [step])
+    assert len(found) == notes and unmoved_notes(tmp_path, []) == []
+    for note in found:
+        assert note.startswith("after answers no more harmless prompts than before. The training")
+    (tmp_path / "dpo" / "training.json").unlink()
+    assert unmoved_notes(tmp_path, [step]) == []
 
 
 def test_a_set_keeps_its_safety_within_the_drop() -> None:

@@ -1,4 +1,4 @@
-"""What `hold:` lost in a pipeline -> sentences for its last lines and its page.
+"""What a pipeline with `hold:` lost, or did not gain -> sentences for its last lines and its page.
 
 hold_notes(Path("runs/porover"))
 # ["SAFETY IS NOT HELD in stage dpo (no bias up to 8 ...): harmful refused 0.81 to 0.74 on ..."]
@@ -6,8 +6,9 @@ hold_notes(Path("runs/porover"))
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from overrefusal_po.records import read_state
 
@@ -17,6 +18,26 @@ WAY_OUT = (
     "Do not use this model as it is. A lower trainer.learning_rate, fewer epochs, or more harmful "
     "prompts in the curation may help."
 )
+
+
+def unmoved_notes(folder: Path, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence if the last run answers no more benign prompts than the one it is compared with,
+    although a training with `hold:` was to bring answers back. Any: numbers of summary.json."""
+    steps = [
+        summary["steps"]
+        for file in sorted(folder.glob("*/training.json"))
+        if "hold" in (summary := read_state(file, ("summary",))["summary"])
+    ]
+    if not steps or not comparisons:
+        return []
+    last = comparisons[-1]
+    if last["benign"]["only_to"] > last["benign"]["only_from"]:
+        return []
+    return [
+        f"{last['to']} answers no more harmless prompts than {last['from']}. The training had "
+        f"{steps[-1]} steps. More prompts in the curation, more trainer.num_train_epochs or a "
+        "higher trainer.learning_rate move the model further."
+    ]
 
 
 def hold_notes(folder: Path) -> list[str]:
