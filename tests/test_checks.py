@@ -12,8 +12,8 @@ from conftest import Style
 from overrefusal_po.checks import check_stages_apart
 from overrefusal_po.cli import main
 from overrefusal_po.curate.inputs import Cleaning, dropped_words
-from overrefusal_po.curate.quotas import filter_counts
-from overrefusal_po.curate.stage import curate
+from overrefusal_po.curate.quotas import RuleCounts, filter_counts
+from overrefusal_po.curate.stage import count_words, curate
 from overrefusal_po.pairs.make import make_pair
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
@@ -281,6 +281,13 @@ def test_a_measured_prompt_that_the_hold_reads_is_said(
         with caplog.at_level(logging.WARNING):
             check_stages_apart({"tuned": tuned, "end": EvaluateRecipe.model_validate(values)})
         assert caplog.text.count("stage end and stage tuned, hold.sets share 2 prompts") == count
+
+
+def test_the_counts_of_a_rule_are_words() -> None:
+    counts: RuleCounts = {"prompts": 60, "made": 13, "kept": 12, "left_out": {}}
+    assert count_words(counts) == "12 kept of 13 made, from 60 prompts"
+    more: RuleCounts = {**counts, "left_out": {"not_refused": 47, "quota": 1}}
+    assert count_words(more).endswith("60 prompts; left out: 47 not refused, 1 quota")
 
 
 def test_prompts_that_the_cleaning_drops_are_said_per_side() -> None:

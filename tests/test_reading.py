@@ -223,6 +223,22 @@ def test_all_rows_that_cannot_be_read_are_counted_and_the_first_are_named(tmp_pa
     assert "line 6:" not in str(caught.value)
 
 
+def test_a_fault_that_comes_again_is_said_once(tmp_path: Path) -> None:
+    """A file without kinds has the same fault in each row."""
+    path = rows_file(tmp_path / "p.jsonl", *({"prompt": text} for text in ("A", "B", "C", "D")))
+    with pytest.raises(ValueError) as caught:
+        read_source(path, None)
+    words = str(caught.value)
+    assert words.count("no kind") == 1
+    assert words.endswith(f"The next: {path}, line 2: the same. {path}, line 3: the same.")
+
+
+@pytest.mark.parametrize("name", ["mine.xlsx", "mine.txt", "mine.jsonl.gz", "allenai/coconot"])
+def test_a_source_that_is_another_file_is_no_module(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is no file of rows.*\.parquet\. A set of the hub is"):
+        read_source(name, None)
+
+
 def test_bad_rows_can_be_left_out_and_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

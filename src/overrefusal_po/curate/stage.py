@@ -240,10 +240,18 @@ def filtered(
     return filter_rows(results, faults, quotas, seed=recipe.seed)
 
 
+def count_words(counts: RuleCounts) -> str:
+    """`13 kept of 13 made, from 60 prompts; left out: 47 not refused`."""
+    found = f"{counts['kept']} kept of {counts['made']} made, from {counts['prompts']} prompts"
+    each = counts["left_out"].items()
+    why = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in each)
+    return f"{found}; left out: {why}" if why else found
+
+
 def log_counts(kept: Kept[CuratedRow], rules: Iterable[str]) -> None:
     """Logs a line for each rule, and one for each quota that was not filled."""
     for rule in rules:
-        logger.info("%s: %s", rule, kept.rules[rule])
+        logger.info("%s: %s", rule, count_words(kept.rules[rule]))
     for quota in kept.unfilled:
         logger.warning("a quota is not filled: %s", quota)
 
