@@ -286,7 +286,7 @@ def test_a_measured_prompt_that_the_hold_reads_is_said(
 def test_the_counts_of_a_rule_are_words() -> None:
     counts: RuleCounts = {"prompts": 60, "made": 13, "kept": 12, "left_out": {}}
     assert count_words(counts) == "12 kept of 13 made, from 60 prompts"
-    more: RuleCounts = {**counts, "left_out": {"not_refused": 47, "quota": 1}}
+    more: RuleCounts = {**counts, "left_out": {"not refused": 47, "quota": 1}}
     assert count_words(more).endswith("60 prompts; left out: 47 not refused, 1 quota")
 
 

@@ -251,7 +251,7 @@ def test_a_student_without_a_usual_refusal_is_said(
     answered = tmp_path / "answered.jsonl"
     rows = [{"prompt": p, "kind": "benign"} for p in ANSWERED]
     answered.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match="No overrefusal pair"):
+    with pytest.raises(ValueError, match=r"No overrefusal pair .* 2 benign prompts \(2 .*derta"):
         pairs_of(server, tmp_path, data={"benign": str(answered), "keep_answered": True})
     assert "keep_answered has no effect: the student gives none of the 2 harmless" in caplog.text
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,9 +187,12 @@ PairResults = list[Result[PreferencePair]]
 def pair_results(
     curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]
 ) -> tuple[PairResults, dict[float | None, PairResults]]:
-    """(overrefusal results, {tau: containment results}), `rejects.tau` first."""
+    """(overrefusal results, {tau: containment results}), `rejects.tau` first. ValueError if no
+    overrefusal pair is made: a model that refuses nothing needs no rejects of harmful prompts."""
     curation = with_openers(curation, benign, harmful)
     refused = clear_openings(curation, overrefusal_results(curation, benign))
+    if curation.recipe.shard is None and not any(result.row for result in refused):
+        raise no_overrefusal(len(refused), Counter(result.reason for result in refused))
     contrasts = containment_contrasts(curation, harmful) if harmful else []
     rejects, openings = curation.recipe.rejects, curation.recipe.data.openings
     taus = (rejects.tau, *rejects.tau_grid)
@@ -200,22 +204,35 @@ def check_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> None:
     """Raises ValueError if a rule that had prompts yields no pair. `found`: {tau: counts by rule},
     rejects.tau first."""
     counts = next(iter(found.values()))
-    if not counts["overrefusal"]["kept"]:
-        raise ValueError(
-            f"No overrefusal pair could be made of the {counts['overrefusal']['prompts']} benign "
-            f"prompts ({counts['overrefusal']['left_out']}). Use a model that over-refuses, other "
-            "prompts (data.benign), another teacher (chosen.model), or a greater "
-            "generation.max_new_tokens if answers are cut."
-        )
+    refused = counts["overrefusal"]
+    if not refused["kept"]:
+        raise no_overrefusal(refused["prompts"], refused["left_out"])
     if counts["containment"]["prompts"] and not any(
         one["containment"]["kept"] for one in found.values()
     ):
         at = {tau: "" if tau is None else f" at tau {tau}" for tau in found}
-        each = "; ".join(f"{one['containment']['left_out']}{at[t]}" for t, one in found.items())
+        each = "; ".join(
+            f"{reason_words(one['containment']['left_out'])}{at[t]}" for t, one in found.items()
+        )
         raise ValueError(
             f"No containment pair is left of the {counts['containment']['prompts']} harmful "
             f"prompts ({each}). Use other refusals (chosen.refusals) or rejects (rejects.model)."
         )
+
+
+def no_overrefusal(prompts: int, left_out: Mapping[str, int]) -> ValueError:
+    """The error of a curation without an overrefusal pair: {reason: prompts} and what helps."""
+    return ValueError(
+        f"No overrefusal pair could be made of the {prompts} benign prompts "
+        f"({reason_words(left_out)}). Use a model that over-refuses (one that answers harm too is "
+        "made safe by recipes/derta.yaml first), other prompts (data.benign), another teacher "
+        "(chosen.model), or a greater generation.max_new_tokens if answers are cut."
+    )
+
+
+def reason_words(left_out: Mapping[str, int]) -> str:
+    """`47 not refused, 1 quota`."""
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.items())
 
 
 def tau_row(folder: Path, tau: float, kept: Kept[PreferencePair]) -> dict[str, object]:
@@ -243,8 +260,7 @@ def filtered(
 def count_words(counts: RuleCounts) -> str:
     """`13 kept of 13 made, from 60 prompts; left out: 47 not refused`."""
     found = f"{counts['kept']} kept of {counts['made']} made, from {counts['prompts']} prompts"
-    each = counts["left_out"].items()
-    why = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in each)
+    why = reason_words(counts["left_out"])
     return f"{found}; left out: {why}" if why else found
 
 

@@ -106,8 +106,8 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
             raise ValueError(
-                f"{name}: this is an adapter alone. Give the merged model (model/ beside adapter/ "
-                "in a run)."
+                f"{name}: this is an adapter alone. Give the merged model: model/ beside adapter/ "
+                "in a run, or what peft's merge_and_unload() gives, saved with its tokenizer."
             )
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name}: this folder holds no model (there is no config.json in it).")
