@@ -20,9 +20,10 @@ WAY_OUT = (
 )
 
 
+# Any: the comparisons of summary.json
 def unmoved_notes(folder: Path, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence if the last run answers no more benign prompts than the one it is compared with,
-    although a training with `hold:` was to bring answers back. Any: numbers of summary.json."""
+    although a training with `hold:` was to bring answers back."""
     steps = [
         summary["steps"]
         for file in sorted(folder.glob("*/training.json"))
@@ -53,7 +54,8 @@ def hold_notes(folder: Path) -> list[str]:
     return found
 
 
-def lost_words(sets: list[Mapping[str, object]]) -> Iterator[str]:
+# Any: hold.json, as train/hold_result.py writes it
+def lost_words(sets: list[Mapping[str, Any]]) -> Iterator[str]:
     """`harmful refused 0.81 to 0.74 on dev.jsonl (150 prompts)` of every set that was measured."""
     for entry in sets:
         (before, _), (after, _) = entry["start"], entry["held"]
