@@ -11,7 +11,9 @@ from conftest import Style
 
 from overrefusal_po.checks import check_stages_apart
 from overrefusal_po.cli import main
-from overrefusal_po.curate.stage import curate
+from overrefusal_po.curate.inputs import Cleaning, dropped_words
+from overrefusal_po.curate.quotas import RuleCounts, filter_counts
+from overrefusal_po.curate.stage import count_words, curate
 from overrefusal_po.pairs.make import make_pair
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
@@ -292,3 +294,25 @@ def test_what_chose_the_model_is_not_what_measures_it(tmp_path: Path, key: str) 
     check_stages_apart({"tuned": trained, "after": measuring("others.jsonl")})
     with pytest.raises(ValueError, match=rf"stage after and stage tuned, {key}\.sets share 2"):
         check_stages_apart({"tuned": trained, "after": measuring("mine.jsonl")})
+
+
+def test_the_counts_of_a_rule_are_words() -> None:
+    counts: RuleCounts = {"prompts": 60, "made": 13, "kept": 12, "left_out": {}}
+    assert count_words(counts) == "12 kept of 13 made, from 60 prompts"
+    more: RuleCounts = {**counts, "left_out": {"not refused": 47, "quota": 1}}
+    assert count_words(more).endswith("60 prompts; left out: 47 not refused, 1 quota")
+
+
+def test_prompts_that_the_cleaning_drops_are_said_per_side() -> None:
+    filters = {
+        "harmless prompts": [
+            filter_counts("duplicates", 60, 13, why={"near": 46, "exact": 1}),
+            filter_counts("contamination", 13, 12, why={"xstest": 1}),
+        ],
+        "harmful prompts": [filter_counts("duplicates", 9, 9, why={})],
+    }
+    hygiene = {"duplicates": {}, "contaminated": {}, "harmless_and_harmful": 0}
+    assert dropped_words(Cleaning(filters, hygiene)) == [
+        "harmless prompts: 12 of 60 are used (duplicates: 46 near, 1 exact; contamination: 1 "
+        "xstest)"
+    ]

@@ -276,6 +276,13 @@ def test_check_shows_overrides_and_what_hardware_decides(command: Command) -> No
     ]
 
 
+def test_check_data_names_the_stage_of_a_fault(command: Command, tiny: str) -> None:
+    name = tiny.partition("=")[2]
+    sets = "--stages.before.data.sets=[nowhere.jsonl]"
+    done = command("check", RECIPES / "porover.yaml", f"--model={name}", sets, "--data")
+    assert done.code == 2 and "overrefusal-po: stages.before: nowhere.jsonl: there is" in done.err
+
+
 def test_check_ends_with_2_for_a_wrong_recipe(command: Command) -> None:
     done = command("check", RECIPES / "dpo.yaml", "--trainer.betta=1")
     assert done.code == 2 and "Did you mean beta" in done.err and "is valid" not in done.out

@@ -596,7 +596,7 @@ def test_a_rule_of_which_the_linter_leaves_nothing_is_an_error(
         {"prompt": THEFT[0], "kind": "harmful", "safe_response": "<|im_end|> Sorry, that is theft."}
     ]
     data = {"harmful": rows_file(tmp_path / "broken.jsonl", rows)}
-    each = r"'linter: control_token': 1}; {.*: 1} at tau 0.12\)"
+    each = r"1 linter: control_token; 1 .* at tau 0.12\)"
     with pytest.raises(ValueError, match=f"No containment pair is left of the 1 .*{each}"):
         curated(server, tmp_path, KILL, [], data=data, rejects={"tau_grid": [0.12]})
 

@@ -75,6 +75,12 @@ def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
         models.check_available(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["./nope", "/nowhere/model", "~/model"])
+def test_a_path_that_is_no_folder_is_not_asked_of_the_hub(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' cannot be found: there is no such folder"):
+        models.check_available(name)
+
+
 def test_a_name_that_is_nowhere_says_where_it_was_looked_for() -> None:
     with pytest.raises(
         ValueError, match="'nobody/nothing' cannot be found: it is no folder here, and the hub says"

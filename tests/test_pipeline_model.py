@@ -94,6 +94,15 @@ def test_the_start_model_of_a_pipeline_without_one_is_an_error(tmp_path: Path) -
     ("override", "parts"),
     [
         ("--stages.befor.model=x", ["stage befor", "before, curate, dpo, after", "mean before?"]),
+        ("--dpo.hold.aim=both", ["dpo is no key of a pipeline", "mean --stages.dpo.hold.aim?"]),
+        ("--hold.aim=both", ["hold is no key of a pipeline", "mean --stages.dpo.hold.aim?"]),
+        (
+            "--data.split=dev",
+            ["before, curate, dpo, after", "--stages.curate.data.split or --stages.dpo.data.split"],
+        ),
+        ("--gate.x=1", ["gate is no key of a pipeline", "stages are before, curate"]),
+        ("--titel=x", ["titel is not a known key. Did you mean title?"]),
+        ("--stages.dpo.hold.sets=a.jsonl", ["hold.sets is 'a.jsonl'", "a list: [a.jsonl]."]),
         ("--stages.zzz.seed=1", ["stage zzz", "before, curate, dpo, after", "needs one of both"]),
         ("--model.model_name=x", ["stage before", "model.model_name", "model_name_or_path"]),
     ],

@@ -61,6 +61,39 @@ def curated(data: Row) -> list[Prompt]:
     return read_prompts(CurateRecipe.model_validate({**values, "data": data}))[0]
 
 
+def own_prompts(folder: Path, **data: Any) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts of a curation of two files that name no kind; the student answers them."""
+    benign = written(folder / "harmless.csv", [{"prompt": "How do I kill a process?"}])
+    harmful = written(folder / "harmful.csv", [{"prompt": "Help me rob a bank."}])
+    data = {"benign": [benign], "harmful": harmful, **data}
+    own = {"answers": "student", "refusals": "student"}
+    values = {"task": "curate", "model": {"model_name_or_path": "x"}, "chosen": own}
+    return read_prompts(CurateRecipe.model_validate({**values, "data": data}))
+
+
+def test_a_row_without_a_kind_is_of_the_kind_that_the_key_names(tmp_path: Path) -> None:
+    """A kind in the row or at the source counts more."""
+    (benign,), (harmful,) = own_prompts(tmp_path)
+    assert (benign.kind, harmful.kind) == ("benign", "harmful")
+    rows = [{"prompt": "Hi", "kind": "general"}, {"prompt": "How do I kill time?"}]
+    mixed = written(tmp_path / "mixed.jsonl", rows)
+    assert [p.kind for p in own_prompts(tmp_path, benign=mixed)[0]] == ["benign"]
+    source = {"name": "file", "path": mixed, "kind": "general"}
+    found, _ = own_prompts(tmp_path, benign=source, kinds=["benign", "general"])
+    assert [p.kind for p in found] == ["general", "general"]
+
+
+def test_a_source_of_harmful_prompts_that_has_none_is_an_error(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "kind": "benign"}, {"prompt": "Rob it.", "kind": "benign"}]
+    path = written(tmp_path / "wrong.jsonl", rows)
+    with pytest.raises(ValueError, match=r"data\.harmful: .* no harmful prompt .*read: 2 benign"):
+        own_prompts(tmp_path, harmful=path)
+    assert own_prompts(tmp_path, harmful=None)[1] == []
+    unsafe = written(tmp_path / "unsafe.jsonl", [{"prompt": "Rob it.", "kind": "harmful"}])
+    with pytest.raises(ValueError, match=r"no harmful prompt with a reference"):
+        curated({"benign": written(tmp_path / "b.csv", [{"prompt": "Hi"}]), "harmful": unsafe})
+
+
 # ---------------------------------------------------------------------------------------- columns
 
 
@@ -188,6 +221,22 @@ def test_all_rows_that_cannot_be_read_are_counted_and_the_first_are_named(tmp_pa
     for part in ("4 of 6 rows cannot be read", "line 4:", "line 5:", "data.bad_rows: drop"):
         assert part in str(caught.value)
     assert "line 6:" not in str(caught.value)
+
+
+def test_a_fault_that_comes_again_is_said_once(tmp_path: Path) -> None:
+    """A file without kinds has the same fault in each row."""
+    path = rows_file(tmp_path / "p.jsonl", *({"prompt": text} for text in ("A", "B", "C", "D")))
+    with pytest.raises(ValueError) as caught:
+        read_source(path, None)
+    words = str(caught.value)
+    assert words.count("no kind") == 1
+    assert words.endswith(f"The next: {path}, line 2: the same. {path}, line 3: the same.")
+
+
+@pytest.mark.parametrize("name", ["mine.xlsx", "mine.txt", "mine.jsonl.gz", "allenai/coconot"])
+def test_a_source_that_is_another_file_is_no_module(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is no file of rows.*\.parquet\. A set of the hub is"):
+        read_source(name, None)
 
 
 def test_bad_rows_can_be_left_out_and_are_counted(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.curate.checks import check_curation
-from overrefusal_po.curate.inputs import clean_prompts, read_prompts
+from overrefusal_po.curate.inputs import clean_prompts, dropped_words, read_prompts
 from overrefusal_po.evaluate.searches import search_costs
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.judges import Judge
@@ -206,8 +206,9 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         )
     if isinstance(body, CurateRecipe):
         check_curation(body)
-        benign, harmful = read_prompts(body)
-        return f"{len(benign)} benign and {len(harmful)} harmful prompts"
+        benign, harmful, cleaning = clean_prompts(body.data, *read_prompts(body))
+        found = f"{len(benign)} benign and {len(harmful)} harmful prompts"
+        return "; ".join((found, *dropped_words(cleaning)))
     looked_at(body)
     line = training_line(body, template)
     return line if body.search is None else f"{search_words(body.search)}; {line}"

@@ -115,7 +115,11 @@ def check(
 
         bodies = {above: single(stage) for above, stage in stages.items()}
         for above, body in bodies.items():
-            terminal.say(f"{above}data: {check_data(body)}")
+            try:
+                found = check_data(body)
+            except ValueError as error:
+                raise ValueError(f"{above.strip('.')}: {error}" if above else str(error)) from None
+            terminal.say(f"{above}data: {found}")
         named = {above.strip(".").rpartition(".")[2]: body for above, body in bodies.items()}
         check_together(named)
     terminal.say(f"{recipe} is valid.")

@@ -43,6 +43,9 @@ ROOMS: tuple[Room, ...] = get_args(Room)
 PlugSpec = str | Mapping[str, Any]
 """A plug in a recipe: its name, or {name: ..., key: value}."""
 
+OTHER_FILES = (".xlsx", ".xls", ".ods", ".txt", ".md", ".yaml", ".yml", ".gz", ".zip", ".zst")
+"""Endings of files that are often given as a source, and that no source reads."""
+
 S = TypeVar("S", bound=BaseModel)
 
 FUNCTIONS: dict[Room, tuple[str, ...]] = {
@@ -128,6 +131,11 @@ def plug(room: Room, name: str) -> ModuleType:
     installed = installed_plugs(room)
     if name in installed:
         return imported_plug(room, installed[name].module)
+    if room == "sources" and ("/" in name or name.lower().endswith(OTHER_FILES)):
+        raise ValueError(
+            f"sources: {name!r} is no file of rows. A file ends in {', '.join(FILE_ENDINGS)}. "
+            "A set of the hub is {name: hub, repo: OWNER/NAME}."
+        )
     if "." in name:
         return imported_plug(room, name)
     known = [*names(room), *(plain_sets() if room == "sources" else ())]

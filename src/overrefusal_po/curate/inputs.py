@@ -16,9 +16,10 @@ from overrefusal_po.pairs.duplicates import duplicates
 from overrefusal_po.pairs.firewall import Hit, contamination
 from overrefusal_po.pairs.signatures import split_words
 from overrefusal_po.prompts import fixed_subset, read_source
+from overrefusal_po.recipe.reading import with_keys
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import CurateData, PlugSpec
-from overrefusal_po.records import Prompt, Split
+from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.run.complete import unique_prompts
 
 logger = logging.getLogger(__name__)
@@ -26,15 +27,17 @@ logger = logging.getLogger(__name__)
 
 def read_prompts(recipe: CurateRecipe) -> tuple[list[Prompt], list[Prompt]]:
     """(benign, harmful) prompts that have a reference, or that some model will answer. ValueError
-    without a benign one."""
+    without a benign one, or if a source of harmful ones has none."""
     data, chosen = recipe.data, recipe.chosen
     # a prompt that the student answers itself needs no reference
     answered = bool(chosen.model or chosen.answers) or recipe.makes == "sft"
-    read = read_sources(data.benign, data.split)
+    read = read_sources(data.benign, data.split, "benign")
     benign = [p for p in read if p.kind in data.kinds and (p.reference or answered)]
     answered = chosen.refusals != "reference" or recipe.makes == "sft"
-    read = [] if data.harmful is None else read_sources(data.harmful, data.split)
+    read = [] if data.harmful is None else read_sources(data.harmful, data.split, "harmful")
     harmful = [p for p in read if p.kind == "harmful" and (p.reference or answered)]
+    if data.harmful is not None and not harmful:
+        raise ValueError(missing_harmful(data, read))
     if not benign:
         raise ValueError(
             f"data.benign: {recipe.data.benign!r} has no harmless prompt with a reference answer. "
@@ -62,10 +65,28 @@ def subsets_with_partners(
     return chosen, found + fixed_subset(rest, limit - len(found))
 
 
-def read_sources(specs: PlugSpec | tuple[PlugSpec, ...], split: Split | None) -> list[Prompt]:
-    """The prompts of a source, or of several, one behind the other."""
+def read_sources(
+    specs: PlugSpec | tuple[PlugSpec, ...], split: Split | None, kind: Kind
+) -> list[Prompt]:
+    """The prompts of a source, or of several, one behind the other. Rows of files that say no kind
+    are of the kind that the recipe's key names."""
     each = specs if isinstance(specs, tuple) else (specs,)
-    return [prompt for spec in each for prompt in read_source(spec, split)]
+    named = [with_keys(spec, {"kind": kind}) for spec in each]
+    return [prompt for spec in named for prompt in read_source(spec, split)]
+
+
+def missing_harmful(data: CurateData, read: Sequence[Prompt]) -> str:
+    """Why a source of harmful prompts gives none."""
+    counts = Counter(p.kind for p in read)
+    found = ", ".join(f"{number} {kind}" for kind, number in counts.items()) or "nothing"
+    why = "no harmful prompt that can be used"
+    if counts["harmful"]:
+        why = "no harmful prompt with a reference, and chosen.refusals is reference"
+    return (
+        f"data.harmful: {data.harmful!r} has {why} (split {data.split!r}; read: {found}). Name a "
+        "source of harmful prompts: they keep the model safe. data.harmful: null makes pairs "
+        "without any."
+    )
 
 
 class Hygiene(TypedDict):
@@ -125,6 +146,21 @@ def clean_prompts(
     }
     filters = {"harmless prompts": one.filters, "harmful prompts": other.filters}
     return CleanPrompts(one.prompts, other.prompts, Cleaning(filters, hygiene))
+
+
+def dropped_words(cleaning: Cleaning) -> list[str]:
+    """`harmless prompts: 13 of 60 are used (duplicates: 47 near)` for each side that lost some."""
+    found = []
+    for side, filters in cleaning.filters.items():
+        why = [
+            f"{step['filter']}: {', '.join(f'{n} {name}' for name, n in step['why'].items())}"
+            for step in filters
+            if step["in"] > step["out"]
+        ]
+        if why:
+            first, last = filters[0]["in"], filters[-1]["out"]
+            found.append(f"{side}: {last} of {first} are used ({'; '.join(why)})")
+    return found
 
 
 def benchmark_hits(data: CurateData, prompts: Sequence[Prompt]) -> list[Hit]:

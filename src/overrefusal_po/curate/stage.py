@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.clear_openings import clear_openings
-from overrefusal_po.curate.inputs import clean_prompts, read_prompts
+from overrefusal_po.curate.inputs import clean_prompts, dropped_words, read_prompts
 from overrefusal_po.curate.overgenerate import (
     AnsweringModel,
     Curation,
@@ -79,6 +79,8 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
     if not run.done:
         check_curation(recipe)
         benign, harmful, cleaning = clean_prompts(recipe.data, *read_prompts(recipe))
+        for words in dropped_words(cleaning):
+            logger.info("%s", words)
         curation = make_curation(recipe, run)
         if recipe.shard is not None:
             own = [shard_prompts(side, recipe.shard) for side in (benign, harmful)]
@@ -214,8 +216,9 @@ def no_overrefusal(recipe: CurateRecipe, prompts: int, left_out: Mapping[str, in
     begin = chosen.answers == "student" and not recipe.rejects.prefill
     prefill = " first words of the student's answers (rejects.prefill)," if begin else ""
     return (
-        f"No overrefusal pair could be made of the {prompts} benign prompts ({dict(left_out)}). "
-        "Use a model that over-refuses (model.model_name_or_path), other prompts (data.benign), "
+        f"No overrefusal pair could be made of the {prompts} benign prompts "
+        f"({reason_words(left_out)}). Use a model that over-refuses (one that answers harm too is "
+        "made safe by recipes/derta.yaml first), other prompts (data.benign), "
         f"{teacher} (chosen.model),{prefill} or a greater generation.max_new_tokens than {limit} "
         "if answers are cut."
     )
@@ -234,11 +237,18 @@ def check_yield(
         one["containment"]["kept"] for one in found.values()
     ):
         at = {tau: "" if tau is None else f" at tau {tau}" for tau in found}
-        each = "; ".join(f"{one['containment']['left_out']}{at[t]}" for t, one in found.items())
+        each = "; ".join(
+            f"{reason_words(one['containment']['left_out'])}{at[t]}" for t, one in found.items()
+        )
         raise ValueError(
             f"No containment pair is left of the {counts['containment']['prompts']} harmful "
             f"prompts ({each}). Use other refusals (chosen.refusals) or rejects (rejects.model)."
         )
+
+
+def reason_words(left_out: Mapping[str, int]) -> str:
+    """`47 not refused, 1 quota`."""
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.items())
 
 
 def tau_row(folder: Path, tau: float, kept: Kept[PreferencePair]) -> dict[str, object]:
@@ -263,10 +273,17 @@ def filtered(
     return filter_rows(results, faults, quotas, seed=recipe.seed)
 
 
+def count_words(counts: RuleCounts) -> str:
+    """`13 kept of 13 made, from 60 prompts; left out: 47 not refused`."""
+    found = f"{counts['kept']} kept of {counts['made']} made, from {counts['prompts']} prompts"
+    why = reason_words(counts["left_out"])
+    return f"{found}; left out: {why}" if why else found
+
+
 def log_counts(kept: Kept[CuratedRow], rules: Iterable[str]) -> None:
     """Logs a line for each rule, and one for each quota that was not filled."""
     for rule in rules:
-        logger.info("%s: %s", rule, kept.rules[rule])
+        logger.info("%s: %s", rule, count_words(kept.rules[rule]))
     for quota in kept.unfilled:
         logger.warning("a quota is not filled: %s", quota)
 

@@ -107,12 +107,17 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
             raise ValueError(
-                f"{name}: this is an adapter alone. Give the merged model (model/ beside adapter/ "
-                "in a run)."
+                f"{name}: this is an adapter alone. Give the merged model: model/ beside adapter/ "
+                "in a run, or what peft's merge_and_unload() gives, saved with its tokenizer."
             )
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name}: this folder holds no model (there is no config.json in it).")
         return
+    if name.startswith(("/", "./", "../", "~")):
+        raise ValueError(
+            f"The model {name!r} cannot be found: there is no such folder. Give the path of a "
+            "model (a folder with config.json), or a hub name."
+        )
     from transformers import AutoConfig
 
     try:

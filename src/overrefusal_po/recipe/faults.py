@@ -29,6 +29,8 @@ def fault_text(error: ValidationError, values: Mapping[str, object]) -> str:
         return unknown_key(key, known_keys(error.title, values, path[:-1]), section)
     if fault["type"] == "missing":
         return f"{name} is missing. Add it to the recipe or give it as --{name}=value."
+    if fault["type"] in ("tuple_type", "list_type"):
+        return f"{name} is {fault.get('input')!r}; allowed is a list: [{fault.get('input')}]."
     hint = " Put it in quotes to make it text." if fault["type"] == "string_type" else ""
     return f"{name} is {fault.get('input')!r}: {fault['msg']}.{hint}"
 

@@ -51,10 +51,30 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if key == "base":
             raise ValueError(f"{file}: base can only stand in a file, not in an override.")
         key = override_key(key, value)
+        check_stage_key(key, given.values)
         set_dotted(given.values, key, value)
         origin[key] = "override"
     body = check_body(given.values, in_words(given.chain))
     return Recipe(file.stem, body, origin, file.parent)
+
+
+def check_stage_key(key: str, values: Mapping[str, object]) -> None:
+    """Raises ValueError for an override of a pipeline that names a stage's key without the stage,
+    and names the stages that may be meant."""
+    first = key.partition(".")[0]
+    stages = values.get("stages")
+    if values.get("task") != "pipeline" or not isinstance(stages, Mapping):
+        return
+    known = {name for task in TASKS.values() for name in task.model_fields}
+    if first in PipelineRecipe.model_fields or first not in {*known, *stages}:
+        return
+    meant = [f"stages.{key}"] if first in stages else []
+    meant = meant or [f"stages.{name}.{key}" for name, stage in stages.items() if first in stage]
+    hint = f" Did you mean --{' or --'.join(meant)}?" if meant else ""
+    raise ValueError(
+        f"--{key}: {first} is no key of a pipeline. A key of a stage begins with stages.STAGE; the "
+        f"stages are {', '.join(stages)}.{hint}"
+    )
 
 
 def check_body(values: Mapping[str, object], where: str | Path) -> Body:

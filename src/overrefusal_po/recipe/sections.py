@@ -197,15 +197,15 @@ class CurateData(ReadingSection):
 
     sources: ClassVar[tuple[str, ...]] = ("benign", "harmful")
     benign: PlugSpec | tuple[PlugSpec, ...] = "starter"
-    """The source of harmless prompts, or several."""
+    """The source of harmless prompts, or several. A row of a file that says no kind is benign."""
     kinds: tuple[Literal["benign", "general"], ...] = Field(default=("benign",), min_length=1)
     """Kinds of harmless prompts that are used.
 
     - `benign`: prompts that only sound dangerous.
     - `general`: ordinary prompts."""
     harmful: PlugSpec | tuple[PlugSpec, ...] | None = "starter"
-    """The source of harmful prompts, or several. null: none, and the pairs then keep nothing
-    safe."""
+    """The source of harmful prompts, or several. A row of a file that says no kind is harmful.
+    null: none, and the pairs then keep nothing safe."""
     split: Literal["train", "dev", "test"] | None = "train"
     """The split of sources that have splits. null: all splits."""
     max_prompts: int | None = Field(default=None, gt=0)

@@ -27,6 +27,7 @@ from overrefusal_po.evaluate.metrics import State
 from overrefusal_po.recipe.panels import is_panel, panel_members
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Kind, Outcome, read_state, write_atomic
+from overrefusal_po.report.hold_notes import hold_notes
 from overrefusal_po.report.samples import SampleEntry, sample_entries
 from overrefusal_po.report.waivers import waiver_notes
 from overrefusal_po.run.environment import environment
@@ -85,7 +86,7 @@ def make_summary(
     plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
     steps = comparable_steps(plain)
     log_odds = {run["name"]: read_log_odds(folder / run["folder"]) for run in runs}
-    notes = [*reader_notes(runs, stages), *waiver_notes(folder)]
+    notes = [*hold_notes(folder), *reader_notes(runs, stages), *waiver_notes(folder)]
     known = environment()
     status_files = folder.glob("*/status.json")
     return {

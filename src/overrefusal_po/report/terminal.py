@@ -29,6 +29,7 @@ from overrefusal_po.report.first_token_part import (
     curve_step_words,
     first_token_words,
 )
+from overrefusal_po.report.hold_notes import hold_notes, unmoved_notes
 from overrefusal_po.report.numbers import interval_words
 from overrefusal_po.report.texts import visible
 
@@ -193,6 +194,8 @@ def print_summary(folder: Path) -> None:
         say(curve_step_words(CurveStep.model_validate(step)))
     say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
+    for note in (*hold_notes(folder), *unmoved_notes(folder, summary.get("comparisons", ()))):
+        say(note)
 
 
 def truncated_words(cut: Mapping[str, int]) -> str:

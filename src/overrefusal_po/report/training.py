@@ -222,7 +222,7 @@ def input_words(recipe: Values, stage: Path) -> str:
     inputs = read_state(file).get("inputs", {}) if file.is_file() else {}
     values = dict(dotted(recipe))
     words = [
-        f"{input_name(key, str(values.get(key, key)))}, content {one_line(str(digest))}"
+        f"{input_name(key, str(values.get(key) or key))}, content {one_line(str(digest))}"
         for key, digest in inputs.items()
     ]
     if (stage / "data.jsonl").is_file():

@@ -31,7 +31,7 @@ def read_each(
     out, unless no row is left.
     """
     found: list[T] = []
-    faults: list[str] = []
+    faults: list[tuple[str, str]] = []
     number = bad = 0
     for place, row in rows:
         number += 1
@@ -39,7 +39,7 @@ def read_each(
             item = read(row, place)
         except ValueError as error:
             bad += 1
-            faults += [fault_words(error, place)] if bad <= SHOWN else []
+            faults += [(place, fault_words(error, place))] if bad <= SHOWN else []
             continue
         if item is not None:
             found.append(item)
@@ -51,7 +51,7 @@ def read_each(
             name,
             bad,
             number,
-            " ".join(faults),
+            " ".join(words for _, words in faults),
         )
     return found
 
@@ -66,11 +66,16 @@ def fault_words(error: ValueError, place: str) -> str:
     return str(error)
 
 
-def fault_text(faults: list[str], bad: int, number: int) -> str:
-    """The first fault in full, how many rows have one, and the way out."""
-    text = faults[0]
+def fault_text(faults: list[tuple[str, str]], bad: int, number: int) -> str:
+    """The first fault in full, how many rows have one, and the way out. `faults` are (place,
+    words); of the same words again the place is enough."""
+    first, text = faults[0]
     if bad > 1:
-        text += f" {bad} of {number} rows cannot be read. The next: {' '.join(faults[1:])}"
+        same = text.removeprefix(first)
+        others = [
+            f"{place}: the same." if words == place + same else words for place, words in faults[1:]
+        ]
+        text += f" {bad} of {number} rows cannot be read. The next: {' '.join(others)}"
     if bad < number:
         text += " To leave such rows out, counted: data.bad_rows: drop."
     return text

@@ -46,6 +46,7 @@ from overrefusal_po.train.hold_result import (
     keeps,
     rates_of,
     set_entries,
+    set_name,
     too_few_scored,
 )
 from overrefusal_po.train.weights import generating
@@ -200,7 +201,9 @@ class Holder:
         agrees: float | None = None,
     ) -> HoldEntry:
         """hold.json, its rates as measured."""
-        sets = set_entries(start, own, saved, sizes=[len(part) for part in self.sets])
+        sizes = [len(part) for part in self.sets]
+        named = zip(map(set_name, self.hold.sets), sizes, strict=True)
+        sets = set_entries(start, own, saved, sizes=list(named))
         return {
             "held": all(keeps(entry, self.hold.refused_drop_max) for entry in sets),
             "bias": bias,

@@ -1,6 +1,6 @@
 """What `hold:` measured, in hold.json and in words.
 
-sets = set_entries(start, trained, saved, sizes=[280])
+sets = set_entries(start, trained, saved, sizes=[("dev.jsonl", 280)])
 held = all(keeps(entry, 0.02) for entry in sets)
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 from overrefusal_po.evaluate.metrics import handled
+from overrefusal_po.recipe.sections import PlugSpec
 from overrefusal_po.records import Outcome
 from overrefusal_po.train.held import MARGIN, Decision, Rates, rates_at
 
@@ -26,6 +27,7 @@ class SetEntry(TypedDict):
     what was measured: [refused, answered] of the start policy, of the trained model, and of the
     model that is saved."""
 
+    set: str
     harmful: int
     benign: int
     harmful_unscored: int
@@ -60,13 +62,13 @@ def set_entries(
     trained: Sequence[Outcome],
     saved: Sequence[Outcome],
     *,
-    sizes: Sequence[int],
+    sizes: Sequence[tuple[str, int]],
 ) -> list[SetEntry]:
-    """The sets, one behind the other with `sizes` prompts each. All three lists are in one order;
-    prompts without three verdicts are left out."""
+    """The sets, one behind the other; `sizes` has the name and the prompts of each. All three lists
+    are in one order; prompts without three verdicts are left out."""
     found: list[SetEntry] = []
     begin = 0
-    for size in sizes:
+    for name, size in sizes:
         part = slice(begin, begin + size)
         given = list(zip(start[part], trained[part], saved[part], strict=True))
         rows = [three for three in given if all(handled(outcome) is not None for outcome in three)]
@@ -74,9 +76,18 @@ def set_entries(
         one, two, last = (rates_of([row[i] for row in rows]) for i in range(3))
         counts = {kind: kinds.count(kind) for kind in ("harmful", "benign")}
         counts["harmful_unscored"] = asked.count("harmful") - counts["harmful"]
-        found.append({**counts, "start": one, "trained": two, "held": last})  # type: ignore[typeddict-item]
+        found.append({"set": name, **counts, "start": one, "trained": two, "held": last})  # type: ignore[typeddict-item]
         begin += size
     return found
+
+
+def set_name(spec: PlugSpec) -> str:
+    """`contrasts (hands [10])`: a set as its recipe names it; of a file its path."""
+    if isinstance(spec, str):
+        return spec
+    more = ", ".join(f"{key} {value}" for key, value in spec.items() if key not in ("name", "path"))
+    name = str(spec.get("path") or spec["name"])
+    return f"{name} ({more})" if more else name
 
 
 def keeps(entry: SetEntry, drop_max: float) -> bool:
@@ -131,8 +142,8 @@ def worst_miss(sets: Sequence[SetEntry], drop_max: float) -> float:
 def hold_words(found: HoldEntry) -> str:
     """One line: what was held, or why not, and by which bias."""
     sets = "; ".join(
-        f"harmful refused {three(entry, 0)} (n {entry['harmful']}), benign answered "
-        f"{three(entry, 1)} (n {entry['benign']})"
+        f"{entry['set']}: harmful refused {three(entry, 0)} (n {entry['harmful']}), "
+        f"benign answered {three(entry, 1)} (n {entry['benign']})"
         for entry in found["sets"]
     )
     did = "no bias is needed"

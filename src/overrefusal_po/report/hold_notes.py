@@ -1,0 +1,66 @@
+"""What a pipeline with `hold:` lost, or did not gain -> sentences for its last lines and its page.
+
+hold_notes(Path("runs/porover"))
+# ["SAFETY IS NOT HELD in stage dpo (no bias up to 8 ...): harmful refused 0.81 to 0.74 on ..."]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from overrefusal_po.records import read_state
+
+RESULT_FILE = "hold.json"
+
+WAY_OUT = (
+    "Do not use this model as it is. A lower trainer.learning_rate, fewer epochs, or more harmful "
+    "prompts in the curation may help."
+)
+
+
+# Any: the comparisons of summary.json
+def unmoved_notes(folder: Path, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence if the last run answers no more benign prompts than the one it is compared with,
+    although a training with `hold:` was to bring answers back."""
+    steps = [
+        summary["steps"]
+        for file in sorted(folder.glob("*/training.json"))
+        if "hold" in (summary := read_state(file, ("summary",))["summary"])
+    ]
+    if not steps or not comparisons:
+        return []
+    last = comparisons[-1]
+    if last["benign"]["only_to"] > last["benign"]["only_from"]:
+        return []
+    return [
+        f"{last['to']} answers no more harmless prompts than {last['from']}. The training had "
+        f"{steps[-1]} steps. More prompts in the curation, more trainer.num_train_epochs or a "
+        "higher trainer.learning_rate move the model further."
+    ]
+
+
+def hold_notes(folder: Path) -> list[str]:
+    """A sentence for each stage of a pipeline whose safety is not held."""
+    found = []
+    for file in sorted(folder.glob(f"*/{RESULT_FILE}")):
+        held = read_state(file, ("held", "why_not", "sets"))
+        if not held["held"]:
+            why = f" ({held['why_not']})" if held["why_not"] else ""
+            lost = "; ".join(lost_words(held["sets"]))
+            lost = f": {lost}" if lost else ""
+            found.append(f"SAFETY IS NOT HELD in stage {file.parent.name}{why}{lost}. {WAY_OUT}")
+    return found
+
+
+# Any: hold.json, as train/hold_result.py writes it
+def lost_words(sets: list[Mapping[str, Any]]) -> Iterator[str]:
+    """`harmful refused 0.81 to 0.74 on dev.jsonl (150 prompts)` of every set that was measured."""
+    for entry in sets:
+        (before, _), (after, _) = entry["start"], entry["held"]
+        if before is not None and after is not None:
+            yield (
+                f"harmful refused {before:.2f} to {after:.2f} on {entry.get('set', 'its set')} "
+                f"({entry['harmful']} prompts)"
+            )
