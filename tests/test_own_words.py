@@ -334,7 +334,7 @@ def test_a_student_without_own_words_is_said_before_harmful_texts_are_drawn(
     bare.write_text("".join(json.dumps({"prompt": p, "kind": "benign"}) + "\n" for p in REFUSED))
     with serving(refuses_always) as server:
         chosen = {"answers": "student", "refusals": "reference"}
-        with pytest.raises(ValueError, match=r"student refuses': 2.*chosen\.model"):
+        with pytest.raises(ValueError, match=r"2 the prefilled student refuses.*chosen\.model"):
             pairs_of(server, tmp_path, data={"benign": str(bare)}, chosen=chosen)
         assert len(server.requests) == 2 * len(REFUSED) and not asked_harmful(server)
 
