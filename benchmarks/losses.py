@@ -23,6 +23,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +69,7 @@ SHIPPED = dpo("sigmoid + sft, opening 3 (shipped)")
 LOSSES = (
     SHIPPED,
     *(SHIPPED._replace(name=f"opening {n}", data={"opening": n}) for n in (1, 8)),
-    SHIPPED._replace(name="whole sides", data={"opening": None}),
+    SHIPPED._replace(name="opening 24, all that was drawn", data={"opening": 24}),
     dpo("without the sft term", sft=0.0),
     dpo("sft term of weight 1", sft=1.0),
     dpo("ipo", "ipo"),
@@ -79,7 +81,8 @@ LOSSES = (
     Loss("orpo", "orpo", {"beta": 1.0}),
     Loss("cpo", "cpo", {"beta": 0.3, "cpo_alpha": 0.1}),
     Loss("simpo", "cpo", {"beta": 2.0, "simpo_gamma": 1.0, "loss_type": "simpo", "cpo_alpha": 0.0}),
-    Loss("sft on chosen sides", "sft", {}, {}),
+    dpo("sft on chosen sides", "sft", 0.0),
+    dpo("sft on chosen sides, opening 24", "sft", 0.0)._replace(data={"opening": 24}),
 )
 """The rows; three tokens of both sides unless a row says otherwise, and batches of 8 pairs."""
 
@@ -102,13 +105,12 @@ def main() -> None:
     options = arguments()
     if not options.print:
         pairs = options.pairs or curated(options)
-        for loss in chosen_losses(options.only):
-            for rate in options.rates:
-                train(loss, rate, pairs, options)
+        with ThreadPoolExecutor(max_workers=options.jobs) as pool:
+            jobs = product(chosen_losses(options.only), options.rates)
+            list(pool.map(lambda job: train(*job, pairs, options), jobs))
     found = [
         result_of(loss.name, rate, entry)
-        for loss in chosen_losses(options.only)
-        for rate in options.rates
+        for loss, rate in product(chosen_losses(options.only), options.rates)
         if (entry := read_entry(run_folder(options.out, loss, rate))) is not None
     ]
     if not found:
@@ -124,10 +126,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=Path, help="a file of pairs; else they are made")
     parser.add_argument("--prompts", type=int, default=260, help="prompts of each kind for pairs")
     parser.add_argument("--steps", type=int, default=75)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4])
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4])
     parser.add_argument("--measured", type=int, default=60, help="dev prompts of a kind and set")
     parser.add_argument("--sets", type=json.loads, help="JSON: the dev sets, as hold.sets has them")
     parser.add_argument("--only", nargs="+", default=[], help="words of the names of rows")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--print", action="store_true", help="print the table, run nothing")
     return parser.parse_args()
@@ -139,20 +142,24 @@ def chosen_losses(words: Sequence[str]) -> list[Loss]:
 
 
 def curated(options: argparse.Namespace) -> Path:
-    """The pairs of the curation of recipes/porover.yaml on the start policy."""
+    """The pairs that the start policy gives."""
+    folder = options.out / "pairs"
+    if not run(curation(options), folder):
+        sys.exit("The curation failed; its log says why.")
+    return Path(folder / "curate" / "pairs.jsonl")
+
+
+def curation(options: argparse.Namespace) -> dict[str, object]:
+    """The curation of recipes/porover.yaml on the start policy, as a pipeline of one stage."""
     stage = yaml.safe_load(yaml_part(RECIPES / "porover.yaml"))["stages"]["curate"]
     stage["recipe"] = str(RECIPES / stage["recipe"])
     stage["data"]["max_prompts"] = options.prompts
-    body = {
+    return {
         "task": "pipeline",
         "model": {"model_name_or_path": options.model},
         "seed": options.seed,
         "stages": {"curate": stage},
     }
-    folder = options.out / "pairs"
-    if not run(body, folder):
-        sys.exit("The curation failed; its log says why.")
-    return folder / "curate" / "pairs.jsonl"
 
 
 def yaml_part(recipe: Path) -> str:
