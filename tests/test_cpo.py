@@ -106,7 +106,7 @@ def test_training_is_that_of_trl(
 def by_hand(margin: float, **keys: Any) -> float:
     """The loss of one pair whose log-probs differ by `margin`."""
     config = trainer_config(CPOConfig, {"output_dir": "x", **keys})
-    return pair_losses(torch.tensor([margin]), config).item()
+    return pair_losses(torch.tensor([margin]), config.beta, config).item()
 
 
 def test_the_losses_by_hand() -> None:

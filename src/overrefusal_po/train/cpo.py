@@ -72,7 +72,7 @@ class CPOConfig(ReferenceFreeConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]  # TRL's own
         if len(self.loss_type) != 1 or self.loss_type[0] not in LOSSES:
             raise ValueError(
                 f"loss_type is {self.loss_type}; allowed is one of {', '.join(LOSSES)}. The "
@@ -105,7 +105,7 @@ class CPOTrainer(
         likelihood = -log_probs[:half].sum() / lengths[:half].sum()
         shares, config = self.factors, self.args
         assert isinstance(config, CPOConfig), "the trainer is made with its own config"
-        losses = pair_losses(chosen - rejected, config)
+        losses = pair_losses(chosen - rejected, self.beta, config)
         loss = shares.pairs * losses.mean() + shares.tokens * config.cpo_alpha * likelihood
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
@@ -120,14 +120,17 @@ class CPOTrainer(
         }
 
 
-def pair_losses(margins: Tensor, config: CPOConfig) -> Tensor:
-    """The loss of each pair, of the shape of `margins`: chosen minus rejected log-probs."""
-    beta, kind = config.beta, config.loss_type[0]
+def pair_losses(margins: Tensor, scale: float, config: CPOConfig) -> Tensor:
+    """The loss of each pair, of the shape of `margins`: chosen minus rejected log-probs.
+
+    `scale` turns a margin into one of rewards.
+    """
+    kind = config.loss_type[0]
     if kind == "hinge":
-        return torch.relu(1 - beta * margins)
+        return torch.relu(1 - scale * margins)
     if kind == "ipo":
-        return (margins - 1 / (2 * beta)) ** 2
-    rewards = beta * margins - (config.simpo_gamma if kind == "simpo" else 0.0)
+        return (margins - 1 / (2 * scale)) ** 2
+    rewards = scale * margins - (config.simpo_gamma if kind == "simpo" else 0.0)
     swapped = config.label_smoothing
     return -logsigmoid(rewards) * (1 - swapped) - logsigmoid(-rewards) * swapped
 

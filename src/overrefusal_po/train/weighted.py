@@ -64,8 +64,9 @@ class WeightedDPOTrainer(StoredDPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
-        if WEIGHT not in self._signature_columns:
-            self._signature_columns += [WEIGHT]
+        known = self._signature_columns or []
+        if WEIGHT not in known:
+            self._signature_columns = [*known, WEIGHT]
 
     def _compute_loss(  # Any: the output depends on the model
         self, model: Module, inputs: dict[str, Tensor], return_outputs: bool
