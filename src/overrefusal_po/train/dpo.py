@@ -100,7 +100,7 @@ def dpo_trainer(
     evaluated = evaluation_rows(eval_dataset, make())
     check_given_rows(prepared, template)
     weighed = HARMFUL in whole(prepared).column_names
-    check_weights(config, weighed=weighed)
+    config = weighing_config(config) if weighed else config
     policy = load_policy(model, peft_config)
     trainer = trainer_class(config, reference_store, shared_prefix, weighed=weighed)(
         model=policy,
@@ -143,16 +143,17 @@ def trainer_class(
     return partial(trainer, store=folder, shared_prefix=shared_prefix)
 
 
-def check_weights(config: DPOConfig, *, weighed: bool) -> None:
-    """Raises ValueError if pairs are to be weighted in a training that has no weights."""
-    if not weighed:
-        return
+def weighing_config(config: DPOConfig) -> DPOConfig:
+    """The settings of a training that weighs pairs; ValueError if it can have no weights."""
     if not config.precompute_ref_log_probs:
         raise ValueError(
             "weights: boundary reads the reference's log-probs before the training. Give "
             "reference_store, or precompute_ref_log_probs: true."
         )
     check_losses(config.loss_type)
+    config = copy.copy(config)  # the caller's own object stays unchanged
+    config.remove_unused_columns = False  # the weights are a column
+    return config
 
 
 def reference_copy(

@@ -14,13 +14,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from torch import Tensor
 from torch.nn import Module
 
 from overrefusal_po.train.pair_weights import boundary_weights, refusal_margins
 from overrefusal_po.train.rows import HARMFUL
 from overrefusal_po.train.trl_private import StoredDPOTrainer
+from overrefusal_po.train.windows import Batch, Window, num_pairs
 
 WEIGHT = "pair_weights"
 """The column, and the tensor in a batch."""
@@ -32,94 +33,84 @@ NOT_FOR_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
 class WeighingCollator:
     """TRL's collator, with the weights of the rows if they have some."""
 
-    def __init__(self, inner: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+    def __init__(self, inner: Callable[[list[dict[str, Any]]], Batch]) -> None:
         self.inner = inner
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:  # Any: TRL's batch
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:  # Any: a row holds many types
         batch = self.inner(rows)
         if WEIGHT in rows[0]:
             batch[WEIGHT] = torch.tensor([row[WEIGHT] for row in rows])
         return batch
 
 
+class Answered:
+    """A model that has answered already: it gives the output that it was made with."""
+
+    def __init__(self, outputs: Mapping[str, object], *, training: bool) -> None:
+        self.outputs, self.training = SimpleNamespace(**outputs), training
+
+    def __call__(self, **inputs: object) -> SimpleNamespace:
+        return self.outputs
+
+
 class WeightedDPOTrainer(StoredDPOTrainer):
-    """`StoredDPOTrainer` whose rows say which prompts are harmful, weighted by the boundary of the
-    reference. Evaluation sets are not weighted."""
+    """`StoredDPOTrainer` whose training rows say which prompts are harmful, weighted by the
+    boundary of the reference. `remove_unused_columns` has to be false. Evaluation sets are not
+    weighted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: DPOTrainer's own arguments
         super().__init__(*args, **kwargs)
+        self.train_dataset = weighed(cast(Dataset, self.train_dataset))
         self.data_collator = WeighingCollator(self.data_collator)
 
-    def _precompute_ref_logps(
-        self, dataset: Dataset | IterableDataset, name: str, batch_size: int
-    ) -> Dataset:
-        """`dataset` with reference log-probs, and weights if it says which prompts are harmful."""
-        scored = super()._precompute_ref_logps(dataset, name, batch_size)
-        if HARMFUL not in scored.column_names:
-            return scored
-        harmful = scored[HARMFUL]
-        margins = refusal_margins(scored["ref_chosen_logps"], scored["ref_rejected_logps"], harmful)
-        weighted: Dataset = scored.add_column(WEIGHT, boundary_weights(margins, harmful).tolist())
-        return weighted
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
-        known = self._signature_columns or []
-        if WEIGHT not in known:
-            self._signature_columns = [*known, WEIGHT]
-
-    def _compute_loss(  # Any: the output depends on the model
-        self, model: Module, inputs: dict[str, Tensor], return_outputs: bool
-    ) -> Tensor | tuple[Tensor, Any]:
+    def compute_loss(  # Any: TRL's own result
+        self,
+        model: Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """TRL's loss, or the weighted mean of what it is for each pair alone."""
         if WEIGHT not in inputs:
-            found: Tensor | tuple[Tensor, Any] = super()._compute_loss(  # type: ignore[no-untyped-call]
-                model, inputs, return_outputs
-            )
-            return found
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         given = dict(inputs)
         weights = given.pop(WEIGHT)
-        arguments: dict[str, Any] = {k: v for k, v in given.items() if k not in NOT_FOR_MODEL}
-        if self.aux_loss_enabled:
-            arguments["output_router_logits"] = True
-        labels = given["input_ids"].masked_fill(given["completion_mask"] == 0, -100)
-        outputs = model(**arguments, use_cache=False, labels=labels, fused_lm_head=True)
-        loss = self.weighted_loss(given, outputs, weights)
-        if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        return (loss, outputs) if return_outputs else loss
-
-    def weighted_loss(
-        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, object], weights: Tensor
-    ) -> Tensor:
-        """The sum of TRL's losses of single pairs, by weight and by share of the batch."""
-        terms, aux = self.loss_weights, self.aux_loss_enabled
-        shares = self.shares(inputs["completion_mask"])
-        parts = []
+        outputs = self.answers(model, given)
+        window, aux = self.window, self.aux_loss_enabled
+        # a pair is weighed by its share of the window of its step; outside of a step, of its batch
+        self.window = window or Window(num_pairs(given), self.loss_tokens(given), 1)
         self.aux_loss_enabled = False  # it is of the whole batch
         try:
+            parts = []
             for at, weight in enumerate(weights):
-                self.loss_weights = [
-                    term * share for term, share in zip(terms, shares[at], strict=True)
-                ]
-                one = SimpleNamespace(**part_of(outputs, at, len(weights)))
-                loss = super()._compute_loss(  # type: ignore[no-untyped-call]
-                    lambda one=one, **_: one, part_of(inputs, at, len(weights)), False
-                )
-                parts.append(weight * loss)
+                one = Answered(part_of(outputs, at, len(weights)), training=model.training)
+                pair = part_of(given, at, len(weights))
+                parts.append(weight * super().compute_loss(cast(Module, one), pair))
         finally:
-            self.loss_weights, self.aux_loss_enabled = terms, aux
-        return cast(Tensor, sum(parts))
+            self.window, self.aux_loss_enabled = window, aux
+        loss = torch.stack(parts).sum()
+        if aux:
+            loss = loss + self.router_aux_loss_coef * outputs["aux_loss"]
+        return (loss, outputs) if return_outputs else loss
 
-    def shares(self, completion: Tensor) -> list[list[float]]:
-        """(pairs, terms): which part of a batch's loss a pair is. TRL's sft loss is a mean over
-        tokens of the chosen sides, every other one a mean over pairs."""
-        half = len(completion) // 2
-        tokens = completion[:half, 1:].sum(1).float()
-        by_tokens = (tokens / tokens.sum()).tolist()
-        return [
-            [by_tokens[at] if kind == "sft" else 1 / half for kind in self.loss_types]
-            for at in range(half)
-        ]
+    def answers(self, model: Module, inputs: Batch) -> Mapping[str, Any]:
+        """The model's output for a batch, as TRL asks for it."""
+        arguments = {name: value for name, value in inputs.items() if name not in NOT_FOR_MODEL}
+        if self.aux_loss_enabled:
+            arguments["output_router_logits"] = True
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        found: Mapping[str, Any] = model(
+            **arguments, use_cache=False, labels=labels, fused_lm_head=True
+        )
+        return found
+
+
+def weighed(rows: Dataset) -> Dataset:
+    """Rows with reference log-probs, with the weight of each."""
+    harmful = rows[HARMFUL]
+    margins = refusal_margins(rows["ref_chosen_logps"], rows["ref_rejected_logps"], harmful)
+    found: Dataset = rows.add_column(WEIGHT, boundary_weights(margins, harmful).tolist())
+    return found
 
 
 def part_of(batch: Mapping[str, object], at: int, pairs: int) -> dict[str, Any]:
