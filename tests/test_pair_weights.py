@@ -1,6 +1,7 @@
 """pair_weights.py and weighted.py: weights by hand, and a weighted loss that is TRL's, pair for
 pair."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import Style, trainer_settings
+from test_windows import update
 
+from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.pair_weights import boundary, boundary_weights, refusal_margins
+from overrefusal_po.train.preference import check_weighing
 from overrefusal_po.train.rows import HARMFUL, prepared_pairs
+from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.weighted import WEIGHT
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -187,3 +192,39 @@ def test_weights_are_refused_without_a_weight_of_each_pair(
             processing_class=styles["llama"].tokenizer,
             weights="boundary",
         )
+
+
+def test_an_update_is_the_same_however_its_batch_is_cut(
+    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path
+) -> None:
+    make = partial(dpo_trainer, weights="boundary")
+    keys = {"precompute_ref_log_probs": True, **LOSSES["sigmoid-sft"]}
+    rows = both_kinds(uneven)
+    whole, cut = (
+        update(make, styles["llama"], rows, how, tmp_path, **keys) for how in ((4, 1), (1, 4))
+    )
+    plain = update(dpo_trainer, styles["llama"], rows, (4, 1), tmp_path, **keys)
+    assert torch.allclose(whole, cut, atol=1e-6)
+    assert not torch.allclose(whole, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "speed", "words"),
+    [
+        ("orpo", {}, "which is for method: dpo; the method is orpo"),
+        ("dpo", {"reference_store": False}, "speed.reference_store: true"),
+    ],
+)
+def test_a_recipe_that_can_have_no_weights_is_refused(
+    method: str, speed: dict[str, Any], words: str
+) -> None:
+    body = {
+        "task": "train",
+        "method": method,
+        "model": {"model_name_or_path": "bundled:smollm2-135m-instruct"},
+        "data": {"weights": "boundary"},
+        "speed": speed,
+    }
+    recipe: Any = check_body(body, "test")
+    with pytest.raises(ValueError, match=words):
+        check_weighing(recipe, recipe.typed_data, full_settings(recipe))
