@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from overrefusal_po import derta_trainer, dpo_trainer, kto_trainer, orpo_trainer, sft_trainer
+from overrefusal_po import (
+    cpo_trainer,
+    derta_trainer,
+    dpo_trainer,
+    kto_trainer,
+    orpo_trainer,
+    sft_trainer,
+)
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import PreferencePair, Triple
 
@@ -22,9 +29,11 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     "derta": derta_trainer,
     "dpo": dpo_trainer,
     "orpo": orpo_trainer,
+    "cpo": cpo_trainer,
     "kto": kto_trainer,
 }
-EATS = {"sft": "prompts", "derta": "triples", "dpo": "pairs", "orpo": "pairs", "kto": "pairs"}
+PAIRED = ("dpo", "orpo", "cpo", "kto")
+EATS = {"sft": "prompts", "derta": "triples", **dict.fromkeys(PAIRED, "pairs")}
 
 
 def two_steps(folder: Any) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_dir_shows_what_is_loaded_when_it_is_first_used() -> None:
     code = "import overrefusal_po, sys; print(*dir(overrefusal_po)); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names, torch = done.stdout.splitlines()
-    wanted = {f"{method}_trainer" for method in ("sft", "derta", "dpo", "orpo", "kto")}
+    wanted = {f"{method}_trainer" for method in ("sft", "derta", "dpo", "orpo", "cpo", "kto")}
     assert {*wanted, "launch", "__version__"} <= set(names.split()) and torch == "False"
 
 
@@ -113,6 +113,7 @@ def test_list_shows_methods_and_plugs(command: Command) -> None:
         "derta",
         "dpo",
         "orpo",
+        "cpo",
         "kto",
         "starter",
         "xstest",
@@ -321,6 +322,7 @@ def test_check_data_reads_data_and_template_without_weights(
     [
         ("dpo.yaml", ["--data.max_pairs=3", "--data.containment=student", FEW_TOKENS]),
         ("orpo.yaml", ["--data.max_pairs=3", *NO_ANCHOR]),
+        ("cpo.yaml", ["--data.max_pairs=3", "--trainer.loss_type=simpo", *NO_ANCHOR]),
         ("derta.yaml", ["--data.triples=triples.jsonl", "--data.max_helpful=2"]),
         (
             "derta.yaml",
@@ -329,7 +331,7 @@ def test_check_data_reads_data_and_template_without_weights(
         ("sft.yaml", ["--data.prompts=starter", "--data.max_prompts=4"]),
         ("sft.yaml", ["--data.pairs=starter", "--data.max_prompts=4", "--data.kinds=[benign]"]),
     ],
-    ids=["dpo", "orpo", "derta-loaded", "derta-own-words", "sft-prompts", "sft-chosen"],
+    ids=["dpo", "orpo", "simpo", "derta-loaded", "derta-own-words", "sft-prompts", "sft-chosen"],
 )
 def test_a_method_trains_and_a_second_run_is_done(
     command: Command, tiny: str, tmp_path: Path, triples: list[Triple], name: str, extra: list[str]

@@ -137,7 +137,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 def test_a_broken_anchor_would_be_seen() -> None:
     page = ROOT / "docs" / "recipe.md"
     assert "methods" in anchors(page)
-    assert "data-for-dpo-orpo-kto" in anchors(page)
+    assert "data-for-dpo-orpo-cpo-kto" in anchors(page)
     assert "no-such-heading" not in anchors(page)
 
 

@@ -68,7 +68,7 @@ def test_methods_that_know_a_key_in_the_same_way_share_a_paragraph(
     heads = [line for line in out.splitlines() if line.startswith("trainer.learning_rate")]
     assert heads == [
         "trainer.learning_rate  (train: sft, derta)",
-        "trainer.learning_rate  (train: dpo, orpo, kto)",
+        "trainer.learning_rate  (train: dpo, orpo, cpo, kto)",
     ]
     assert "default: 2e-05" in out and "default: 1e-06" in out
 
@@ -78,7 +78,7 @@ def test_our_keys_have_the_text_of_their_section_and_each_option_its_line(
 ) -> None:
     code, out, _ = command(capsys, "data.containment")
     lines = out.splitlines()
-    assert code == 0 and lines[0] == "data.containment  (train: dpo, orpo, kto)"
+    assert code == 0 and lines[0] == "data.containment  (train: dpo, orpo, cpo, kto)"
     assert lines[1:3] == ["  type: one of student, none", "  default: none"]
     assert "  - `none`: no." in lines and any(n.startswith("  - `student`: ") for n in lines)
 
@@ -86,14 +86,14 @@ def test_our_keys_have_the_text_of_their_section_and_each_option_its_line(
 @pytest.mark.parametrize(
     ("key", "head", "parts"),
     [
-        ("data.opening", "train: dpo, orpo, kto", ["a whole number above 0 or null"]),
+        ("data.opening", "train: dpo, orpo, cpo, kto", ["a whole number above 0 or null"]),
         ("model.lora_r", "every task", ["default: 16", "TRL's ModelConfig"]),
         ("model.trust_remote_code", "every task", ["true or false"]),
         ("select.tolerance", "train", ["a number from 0 to 1", "default: 0.05"]),
         ("stages", "pipeline", [f"default: {REQUIRED}", "recipe: FILE"]),
         ("gate", "evaluate", ["a section or null", "keys: baseline, on"]),
         ("base", "every task", ["relative to the file"]),
-        ("method", "train", ["one of sft, derta, dpo, orpo, kto"]),
+        ("method", "train", ["one of sft, derta, dpo, orpo, cpo, kto"]),
         ("trainer.bf16", "train", ["auto (decided by the hardware)"]),
         ("trainer.seed", "train", ["the recipe's seed"]),
         ("stages.tuned.gate.on", "evaluate", ["gate.on", "one of interval, value"]),

@@ -176,7 +176,7 @@ def test_our_source_never_spells_a_setting_of_dpo(name: str) -> None:
     """TRL's settings belong to TRL: no variable, argument, attribute or key of ours is `beta`."""
     for node in ast.walk(ast.parse(NAMES[name].read_text())):
         reads = isinstance(node, ast.Attribute) and ast.unparse(node) == "self.beta"
-        if name == "train.orpo" and reads:
+        if name in ("train.orpo", "train.cpo") and reads:
             continue  # the loss that we own reads what TRL's trainer holds
         spelled = {
             getattr(node, "id", None),

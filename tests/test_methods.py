@@ -189,7 +189,9 @@ def test_an_installed_package_is_found_by_name_alone(
 ) -> None:
     path = package(tmp_path, "found_by_name")
     installed(path, "found_by_name", "found_by_name.tilted:METHOD")
-    with pytest.raises(ValueError, match="allowed is one of sft, derta, dpo, orpo, kto, or the"):
+    with pytest.raises(
+        ValueError, match="allowed is one of sft, derta, dpo, orpo, cpo, kto, or the"
+    ):
         find_method("tilted")
     monkeypatch.syspath_prepend(str(path))
     row = find_method("tilted")
@@ -299,12 +301,12 @@ def test_every_method_of_the_table_has_its_file(name: str) -> None:
 
 
 def test_the_table_says_what_the_methods_are() -> None:
-    assert list(METHODS) == ["sft", "derta", "dpo", "orpo", "kto"]
+    assert list(METHODS) == ["sft", "derta", "dpo", "orpo", "cpo", "kto"]
 
     def having(attribute: str) -> set[str]:
         return {name for name, row in METHODS.items() if getattr(row, attribute)}
 
-    assert having("shares_prefix") == {"dpo", "orpo"}
+    assert having("shares_prefix") == {"dpo", "orpo", "cpo"}
     assert having("scores_prompt") == {"orpo"}
     assert having("sides_apart") == {"kto"}
     assert having("needs_reference") == {"dpo", "kto"}
@@ -312,6 +314,7 @@ def test_the_table_says_what_the_methods_are() -> None:
     assert {name for name, row in METHODS.items() if row.data is PairsData} == {
         "dpo",
         "orpo",
+        "cpo",
         "kto",
     }
 

@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
+from overrefusal_po.train.cpo import cpo_trainer
 from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.lengths import fit
 from overrefusal_po.train.opening import cut_sides, without_equal
@@ -116,7 +117,7 @@ def test_places_of_pairs_whose_cut_sides_differ_are_those_of_the_table(
     assert places == [0, 2] and kept.to_pylist() == [table.to_pylist()[at] for at in places]
 
 
-@pytest.mark.parametrize("make", [dpo_trainer, orpo_trainer])
+@pytest.mark.parametrize("make", [dpo_trainer, orpo_trainer, cpo_trainer])
 def test_a_side_longer_than_max_length_is_taken_where_its_opening_fits(
     styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path, make: Any
 ) -> None:

@@ -63,7 +63,7 @@ def safe_pairs(number: int) -> list[PreferencePair]:
 def prepared_of(method: str, rows: list[Any], style: Style, settings: dict[str, Any]) -> Prepared:
     """The records as a `Prepared`, without a factory."""
     template, limit = style.template, settings["max_length"]
-    if method in ("dpo", "orpo"):
+    if method in ("dpo", "orpo", "cpo"):
         return prepared_pairs(rows, template, max_length=limit)
     if method == "sft":
         return prepared_prompts(rows, template, max_length=limit)

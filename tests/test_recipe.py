@@ -191,7 +191,7 @@ def test_quantised_weights_are_trained_with_adapters_alone(
         ("--sed=1", ["sed", "Did you mean seed"]),
         ("--zzz=1", ["zzz", "Known keys", "trainer"]),
         ("--seed=-1", ["seed", "-1", "greater than or equal to 0"]),
-        ("--method=ppo", ["method", "'ppo'", "one of sft, derta, dpo, orpo, kto"]),
+        ("--method=ppo", ["method", "'ppo'", "one of sft, derta, dpo, orpo, cpo, kto"]),
         ("--task=trian", ["task", "'trian'", "train, curate, evaluate, pipeline"]),
         ("--task=None", ["task", "None", "train, curate, evaluate, pipeline"]),
     ],

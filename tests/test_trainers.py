@@ -15,6 +15,7 @@ from factories import EATS, FACTORIES, lora, two_steps, weights
 from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.recipe.methods import METHODS
 from overrefusal_po.records import PreferencePair, Prompt, Triple
+from overrefusal_po.train.cpo import CPOTrainer
 from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.orpo import ORPOTrainer, orpo_trainer
 from overrefusal_po.train.sft import sft_trainer
@@ -24,6 +25,7 @@ TRL_TRAINERS = {
     "derta": trl.SFTTrainer,
     "dpo": trl.DPOTrainer,
     "orpo": ORPOTrainer,
+    "cpo": CPOTrainer,
     "kto": trl.KTOTrainer,
 }
 
@@ -195,7 +197,7 @@ def with_pair(pairs: list[PreferencePair], **fields: Any) -> list[PreferencePair
     return [*pairs, pairs[0].model_copy(update={"id": "odd-one", **fields})]
 
 
-@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
+@pytest.mark.parametrize("method", ["dpo", "orpo", "cpo", "kto"])
 def test_a_pair_with_equal_sides_is_an_error(
     method: str, styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
 ) -> None:
@@ -206,7 +208,7 @@ def test_a_pair_with_equal_sides_is_an_error(
         FACTORIES[method](str(styles["qwen"].folder), same, args=settings)
 
 
-@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
+@pytest.mark.parametrize("method", ["dpo", "orpo", "cpo", "kto"])
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_a_pair_that_is_too_long_is_an_error(
     method: str,
@@ -226,7 +228,7 @@ def test_a_pair_that_is_too_long_is_an_error(
         )
 
 
-@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
+@pytest.mark.parametrize("method", ["dpo", "orpo", "cpo", "kto"])
 def test_without_max_length_nothing_is_too_long(
     method: str, styles: dict[str, Style], pairs: list[PreferencePair], settings: dict[str, Any]
 ) -> None:

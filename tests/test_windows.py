@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import Style, trainer_settings
 
-from overrefusal_po import dpo_trainer, orpo_trainer
+from overrefusal_po import cpo_trainer, dpo_trainer, orpo_trainer
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.windows import Factors, Window
 
@@ -47,6 +47,7 @@ CASES = {
     "sigmoid and sft": (dpo_trainer, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.1]}),
     "sft": (dpo_trainer, {"loss_type": ["sft"]}),
     "orpo": (orpo_trainer, {}),
+    "cpo": (cpo_trainer, {}),
 }
 
 

@@ -1,7 +1,8 @@
 """overrefusal-po: teach a chat model to answer what only sounds dangerous, and prove that it still
 refuses harm.
 
-    from overrefusal_po import dpo_trainer, orpo_trainer, kto_trainer, derta_trainer, sft_trainer
+    from overrefusal_po import dpo_trainer, orpo_trainer, cpo_trainer, kto_trainer
+    from overrefusal_po import derta_trainer, sft_trainer
     overrefusal-po recipes/dpo.yaml              or: accelerate launch recipes/dpo.yaml
 
 The way of the data: recipe -> sources -> engine -> judges -> pairs -> TRL trainer -> model ->
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from overrefusal_po.api import evaluate as evaluate_model
     from overrefusal_po.api import judge as judge_responses
     from overrefusal_po.cli import launch as launch
+    from overrefusal_po.train.cpo import cpo_trainer as cpo_trainer
     from overrefusal_po.train.derta import derta_trainer as derta_trainer
     from overrefusal_po.train.dpo import dpo_trainer as dpo_trainer
     from overrefusal_po.train.kto import kto_trainer as kto_trainer
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "cpo_trainer",
     "curate_pairs",
     "derta_trainer",
     "dpo_trainer",

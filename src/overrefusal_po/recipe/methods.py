@@ -134,6 +134,14 @@ METHODS = {
             scores_prompt=True,
         ),
         Method(
+            name="cpo",
+            title="contrastive preference optimisation or SimPO, no reference model",
+            config="overrefusal_po.train.cpo.CPOConfig",
+            data=PairsData,
+            module="overrefusal_po.train.cpo",
+            shares_prefix=True,
+        ),
+        Method(
             name="kto",
             title="each side of a pair by itself against the start policy",
             config="trl.KTOConfig",

@@ -65,7 +65,7 @@ class Generation(Section):
 
 
 class PairsData(ReadingSection):
-    """What DPO, ORPO and KTO learn from."""
+    """What DPO, ORPO, CPO and KTO learn from."""
 
     sources: ClassVar[tuple[str, ...]] = ("pairs",)
     pairs: PlugSpec = "starter"
@@ -88,6 +88,10 @@ class PairsData(ReadingSection):
     opening: int | None = Field(default=None, gt=0)
     """Train on this many first tokens of each side, where a model decides to refuse. null: on whole
     sides."""
+    weights: Literal["boundary"] | None = None
+    """How much each pair counts (DPO). null: all the same.
+
+    - `boundary`: most if the start policy is undecided about its prompt, a quarter if it is not."""
     too_long: TooLong = "error"
     """What happens to a pair longer than trainer.max_length. No pair is ever cut.
 
@@ -181,8 +185,8 @@ class Speed(Section):
     its text does not name."""
 
     shared_prefix: bool = True
-    """DPO and ORPO: compute a pair's prompt once and no padding. If that is not proven exact for a
-    model, plain rows are used and the log says so."""
+    """DPO, ORPO and CPO: compute a pair's prompt once and no padding. If that is not proven exact
+    for a model, plain rows are used and the log says so."""
     reference_store: bool = True
     """DPO: keep the reference's log-probs in the cache folder. Later runs with the same reference
     and rows read them."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import fsdp_version, wants_fsdp
@@ -22,7 +22,8 @@ from overrefusal_po.recipe.trl_fields import cache_folder
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.first_rows import check_given_rows
-from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer
+from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer, whole
+from overrefusal_po.train.pair_weights import check_losses
 from overrefusal_po.train.policy import (
     checked_model,
     frozen_copy,
@@ -33,6 +34,7 @@ from overrefusal_po.train.policy import (
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import prepare as prepare
 from overrefusal_po.train.preference import read as read
+from overrefusal_po.train.rows import HARMFUL
 from overrefusal_po.train.settings import trainer_config
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def dpo_trainer(
     template: ChatTemplate | None = None,
     opening: int | None = None,
     too_long: TooLong = "error",
+    weights: Literal["boundary"] | None = None,
     shared_prefix: bool = True,
     reference_store: str | Path | None = None,
 ) -> DPOTrainer:
@@ -76,6 +79,8 @@ def dpo_trainer(
         template: chat options; None uses the tokenizer's template.
         opening: train on this many first tokens of each side; None: on whole sides.
         too_long: "drop" leaves out, and counts, pairs longer than `max_length`; none is ever cut.
+        weights: "boundary" has pairs count most if the start policy is undecided about their
+            prompt; needs reference_store, or precompute_ref_log_probs.
         shared_prefix: compute the prompt of a pair once, if that is proven exact.
         reference_store: a folder for reference log-probs; then only FSDP holds a reference model.
 
@@ -88,11 +93,16 @@ def dpo_trainer(
 
     config = dpo_config(args, stored=reference_store is not None)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    make = pair_preparer(template, max_length=config.max_length, opening=opening, too_long=too_long)
-    prepared, evaluated = make(pairs, "pairs"), evaluation_rows(eval_dataset, make)
+    make = partial(
+        pair_preparer, template, max_length=config.max_length, opening=opening, too_long=too_long
+    )
+    prepared = make(kinds=weights is not None)(pairs, "pairs")
+    evaluated = evaluation_rows(eval_dataset, make())
     check_given_rows(prepared, template)
+    weighed = HARMFUL in whole(prepared).column_names
+    config = weighing_config(config) if weighed else config
     policy = load_policy(model, peft_config)
-    trainer = trainer_class(config, reference_store, shared_prefix)(
+    trainer = trainer_class(config, reference_store, shared_prefix, weighed=weighed)(
         model=policy,
         ref_model=ref_model or reference_copy(policy, peft_config, config),
         args=config,
@@ -119,16 +129,31 @@ def dpo_config(args: DPOConfig | Mapping[str, Any] | None, *, stored: bool) -> D
 
 
 def trainer_class(
-    config: DPOConfig, store: str | Path | None, shared_prefix: bool
+    config: DPOConfig, store: str | Path | None, shared_prefix: bool, *, weighed: bool
 ) -> Callable[..., DPOTrainer]:
     """TRL's trainer for tokenised rows; with reference log-probs computed ahead, one with a
-    store."""
+    store; that one may weigh pairs."""
     from overrefusal_po.train.trl_private import ReadyDPOTrainer, StoredDPOTrainer
+    from overrefusal_po.train.weighted import WeightedDPOTrainer
 
     if not config.precompute_ref_log_probs:
         return ReadyDPOTrainer
     folder = Path(store) if store is not None else None
-    return partial(StoredDPOTrainer, store=folder, shared_prefix=shared_prefix)
+    trainer = WeightedDPOTrainer if weighed else StoredDPOTrainer
+    return partial(trainer, store=folder, shared_prefix=shared_prefix)
+
+
+def weighing_config(config: DPOConfig) -> DPOConfig:
+    """The settings of a training that weighs pairs; ValueError if it can have no weights."""
+    if not config.precompute_ref_log_probs:
+        raise ValueError(
+            "weights: boundary reads the reference's log-probs before the training. Give "
+            "reference_store, or precompute_ref_log_probs: true."
+        )
+    check_losses(config.loss_type)
+    config = copy.copy(config)  # the caller's own object stays unchanged
+    config.remove_unused_columns = False  # the weights are a column
+    return config
 
 
 def reference_copy(

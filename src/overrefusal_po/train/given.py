@@ -203,9 +203,14 @@ def validated(record: type[R], row: JsonObject, place: str) -> R:
 
 
 def pair_preparer(
-    template: ChatTemplate, *, max_length: int | None, opening: int | None, too_long: TooLong
+    template: ChatTemplate,
+    *,
+    max_length: int | None,
+    opening: int | None,
+    too_long: TooLong,
+    kinds: bool = False,
 ) -> Callable[[object, str], Prepared]:
-    """A function (what was given, its name) -> the rows of DPO and ORPO."""
+    """A function (what was given, its name) -> the rows of DPO, ORPO and CPO."""
 
     def make(data: object, name: str) -> Prepared:
         return prepared_pairs(
@@ -214,6 +219,7 @@ def pair_preparer(
             max_length=max_length,
             opening=opening,
             too_long=too_long,
+            kinds=kinds,
         )
 
     return make

@@ -15,7 +15,7 @@ Shapes: P pairs, T tokens. This module imports TRL at its top: import it inside 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,21 +23,17 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import logsigmoid
-from trl import DPOConfig
 
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
-from overrefusal_po.train.first_rows import check_given_rows
-from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer
-from overrefusal_po.train.policy import checked_model, load_policy, tokenizer_and_template
-from overrefusal_po.train.preference import finished
 from overrefusal_po.train.preference import prepare as prepare
 from overrefusal_po.train.preference import read as read
-from overrefusal_po.train.settings import Settings, trainer_config
-from overrefusal_po.train.trl_private import OwnLossTrainer, shared_prefix_on
+from overrefusal_po.train.reference_free import ReferenceFreeConfig, reference_free_trainer
+from overrefusal_po.train.settings import Settings
+from overrefusal_po.train.trl_private import OwnLossTrainer
 from overrefusal_po.train.windows import Batch, chosen_row_tokens
 
 if TYPE_CHECKING:
@@ -48,27 +44,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ORPOConfig(DPOConfig):
+class ORPOConfig(ReferenceFreeConfig):
     """TRL's `DPOConfig` without the keys of DPO's own loss and reference.
 
     `beta` is the paper's lambda.
     """
-
-    # True, so that TRL loads no reference model
-    precompute_ref_log_probs: bool = field(init=False, default=True)
-    precompute_ref_batch_size: int | None = field(init=False, default=None)
-    padding_free: bool = field(init=False, default=False)
-    loss_type: list[str] = field(init=False, default_factory=lambda: ["sigmoid"])
-    loss_weights: list[float] | None = field(init=False, default=None)
-    ld_alpha: float | None = field(init=False, default=None)
-    f_divergence_type: str = field(init=False, default="reverse_kl")
-    f_alpha_divergence_coef: float = field(init=False, default=0.5)
-    label_smoothing: float = field(init=False, default=0.0)
-    use_weighting: bool = field(init=False, default=False)
-    discopop_tau: float = field(init=False, default=0.05)
-    sync_ref_model: bool = field(init=False, default=False)
-    ref_model_mixup_alpha: float = field(init=False, default=0.6)
-    ref_model_sync_steps: int = field(init=False, default=512)
 
 
 class ORPOTrainer(
@@ -136,30 +116,22 @@ def orpo_trainer(
 
     Arguments and errors as for `dpo_trainer`; `args` is `ORPOConfig` or a mapping of its keys.
     """
-    if ref_model is not None:
-        raise ValueError(
-            "ORPO has no reference model; ref_model must be None. Use dpo_trainer to train against "
-            "one."
-        )
-    pairs = given_pairs(pairs)
-    model = checked_model(model, processing_class or template)
-    config = trainer_config(ORPOConfig, args)
-    tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    make = pair_preparer(template, max_length=config.max_length, opening=opening, too_long=too_long)
-    prepared, evaluated = make(pairs, "pairs"), evaluation_rows(eval_dataset, make)
-    check_given_rows(prepared, template)
-    trainer = ORPOTrainer(
-        model=load_policy(model, peft_config),
-        args=config,
-        train_dataset=prepared.rows,
-        eval_dataset=evaluated,
-        processing_class=tokenizer,
+    return reference_free_trainer(
+        ORPOTrainer,
+        ORPOConfig,
+        model=model,
+        pairs=pairs,
+        eval_dataset=eval_dataset,
+        args=args,
+        processing_class=processing_class,
+        ref_model=ref_model,
         peft_config=peft_config,
-        callbacks=list(callbacks),
+        callbacks=callbacks,
+        template=template,
+        opening=opening,
+        too_long=too_long,
+        shared_prefix=shared_prefix,
     )
-    if shared_prefix:
-        shared_prefix_on(trainer)
-    return finished(trainer)
 
 
 def recipe_trainer(

@@ -1,4 +1,4 @@
-"""What DPO, ORPO and KTO share: pairs read, checked and tokenised, and TRL's trainer around them.
+"""What DPO, ORPO, CPO and KTO share: pairs read, checked and tokenised, and TRL's trainer.
 
 source = read(recipe)
 prepared = prepare(recipe, source, template, None)
@@ -23,6 +23,7 @@ from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import written_pairs
 from overrefusal_po.pairs.row_checks import SideVerdicts, side_verdicts
 from overrefusal_po.prompts import read_pairs, read_source
+from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import PairsData
 from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt
@@ -30,6 +31,7 @@ from overrefusal_po.run.judged import shared_judge
 from overrefusal_po.train.data import Prepared, Source, draw_order
 from overrefusal_po.train.lengths import group_by_length
 from overrefusal_po.train.opening import equal_places
+from overrefusal_po.train.pair_weights import check_losses
 from overrefusal_po.train.policy import exact_adapter
 from overrefusal_po.train.rows import (
     check_sides,
@@ -38,6 +40,7 @@ from overrefusal_po.train.rows import (
     pair_rows,
     pair_table,
     side_lengths,
+    with_kinds,
 )
 from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.student import (
@@ -103,6 +106,7 @@ def prepare(
     prompts, and pairs that hold no harmful prompt.
     """
     data, settings = pairs_section(recipe), full_settings(recipe)
+    check_weighing(recipe, data, settings)
     pending = bool(source.asked) and said is None
     pairs = [p for p in source.records if isinstance(p, PreferencePair)]
     pairs += own_containment(said or ())
@@ -122,6 +126,7 @@ def prepare(
     else:
         check_anchor(chosen, data)
         warn_of_no_containment(chosen, data)
+        rows = with_kinds(rows, chosen) if data.weights else rows
         prepared = make_rows(chosen, rows, settings, data.opening)
         prepared = prepared._replace(alike=alike_pairs(chosen, rows, data.opening))
     counts = ", ".join(f"{check} {count}" for check, count in found.counts().items())
@@ -243,6 +248,23 @@ def checked_pairs(
             f"{judge.name} misreads the language of the pairs, name another one: judge."
         )
     return found
+
+
+def check_weighing(recipe: TrainRecipe, data: PairsData, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError if the recipe weighs pairs in a training that has no weights."""
+    if data.weights is None:
+        return
+    if not find_method(recipe.method).stores_reference:
+        raise ValueError(
+            f"data.weights is {data.weights!r}, which is for method: dpo; the method is "
+            f"{recipe.method}. Take data.weights out."
+        )
+    if not recipe.speed.reference_store or settings["sync_ref_model"]:
+        raise ValueError(
+            f"data.weights is {data.weights!r}. It reads the reference's log-probs, which are only "
+            "there with speed.reference_store: true and without trainer.sync_ref_model."
+        )
+    check_losses(settings["loss_type"])
 
 
 def check_anchor(

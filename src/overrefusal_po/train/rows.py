@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+HARMFUL = "harmful"
+"""The column that says which rows are on harmful prompts, for trainings that weigh pairs."""
 TokenRow = tuple[list[int], list[int], list[int]]
 """The ids of prompt, chosen side and rejected side."""
 BATCH = 128
@@ -139,8 +141,11 @@ def prepared_pairs(
     max_length: int | None,
     opening: int | None = None,
     too_long: TooLong = "error",
+    kinds: bool = False,
 ) -> Prepared:
     """What DPO and ORPO train on, in the pairs' order; a `Prepared` is returned unchanged.
+
+    `kinds`: with a column that says which prompts are harmful.
 
     Raises ValueError for no pair, equal sides, and a pair that is too long (see `lengths.fit`).
     """
@@ -148,7 +153,13 @@ def prepared_pairs(
         return pairs
     table = pair_table(pairs, template, opening)
     kept = fit_pairs(pairs, table, max_length=max_length, too_long=too_long).warned()
-    return pair_rows([pairs[at] for at in kept], table.take(kept), opening)
+    used, table = [pairs[at] for at in kept], table.take(kept)
+    return pair_rows(used, with_kinds(table, used) if kinds else table, opening)
+
+
+def with_kinds(table: pa.Table, pairs: Sequence[PreferencePair]) -> pa.Table:
+    """The rows of pairs, with a column that says which of them are on harmful prompts."""
+    return table.append_column(HARMFUL, [[pair.prompt.kind == "harmful" for pair in pairs]])
 
 
 def pair_rows(pairs: Sequence[PreferencePair], table: pa.Table, opening: int | None) -> Prepared:
