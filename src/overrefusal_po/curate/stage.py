@@ -153,7 +153,7 @@ def sft_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prom
 def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]) -> Curated:
     """Pairs of both rules, and the counts by rule. Writes the pairs of the tau grid.
 
-    ValueError if a rule yields none.
+    ValueError if a rule yields none; in a later round there are then none at all.
     """
     refused, contained = pair_results(curation, benign, harmful)
     rejects = curation.recipe.rejects
@@ -164,8 +164,15 @@ def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Pro
     }
     main = kept[rejects.tau]
     log_counts(main, ("overrefusal", "containment"))
-    check_yield({tau: one.rules for tau, one in kept.items()})
-    summary = main.summary
+    why_none = no_yield({tau: one.rules for tau, one in kept.items()})
+    later = curation.recipe.later_round is not None
+    if why_none and not later:
+        raise ValueError(why_none)
+    summary = main.summary | ({"corrects": main.corrects} if later else {})
+    if why_none:
+        words = nothing_left_words(main)
+        logger.info("%s", words)
+        return Curated([], main.filters, {**summary, "nothing_left": words})
     if rejects.tau_grid:
         folder = curation.run.path
         summary["tau_grid"] = [tau_row(folder, tau, kept[tau]) for tau in rejects.tau_grid]
@@ -186,7 +193,7 @@ def pair_results(
 ) -> tuple[PairResults, dict[float | None, PairResults]]:
     """(overrefusal results, {tau: containment results}), `rejects.tau` first."""
     curation = with_openers(curation, benign, harmful)
-    refused = clear_openings(curation, overrefusal_results(curation, benign))
+    refused = clear_openings(curation, overrefusal_results(curation, benign, harmful))
     contrasts = containment_contrasts(curation, harmful) if harmful else []
     rejects, openings = curation.recipe.rejects, curation.recipe.data.openings
     taus = (rejects.tau, *rejects.tau_grid)
@@ -194,12 +201,12 @@ def pair_results(
     return refused, {tau: clear_openings(curation, results) for tau, results in held.items()}
 
 
-def check_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> None:
-    """Raises ValueError if a rule that had prompts yields no pair. `found`: {tau: counts by rule},
-    rejects.tau first."""
+def no_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> str:
+    """Why a rule that had prompts yields no pair, and what to do; "" if both yield. `found`: {tau:
+    counts by rule}, rejects.tau first."""
     counts = next(iter(found.values()))
     if not counts["overrefusal"]["kept"]:
-        raise ValueError(
+        return (
             f"No overrefusal pair could be made of the {counts['overrefusal']['prompts']} benign "
             f"prompts ({counts['overrefusal']['left_out']}). Use a model that over-refuses, other "
             "prompts (data.benign), another teacher (chosen.model), or a greater "
@@ -210,10 +217,21 @@ def check_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> None:
     ):
         at = {tau: "" if tau is None else f" at tau {tau}" for tau in found}
         each = "; ".join(f"{one['containment']['left_out']}{at[t]}" for t, one in found.items())
-        raise ValueError(
+        return (
             f"No containment pair is left of the {counts['containment']['prompts']} harmful "
             f"prompts ({each}). Use other refusals (chosen.refusals) or rejects (rejects.model)."
         )
+    return ""
+
+
+def nothing_left_words(kept: Kept[PreferencePair]) -> str:
+    """Why a later round trains nothing, in a sentence."""
+    rules = kept.rules.items()
+    counts = ", ".join(f"{c['kept']} {rule} of {c['prompts']} prompts" for rule, c in rules)
+    return (
+        f"nothing is left to correct with pairs of both rules (kept: {counts}), so this round "
+        "ends here and the model stays as it is"
+    )
 
 
 def tau_row(folder: Path, tau: float, kept: Kept[PreferencePair]) -> dict[str, object]:
@@ -234,7 +252,8 @@ def filtered(
 ) -> Kept[CuratedRow]:
     """The rows that the linter and the recipe's quotas leave."""
     data = recipe.data
-    quotas = Quotas(data.max_per_category, data.max_pairs, data.harmful_share)
+    per_wrong = None if recipe.later_round is None else recipe.later_round.held_per_wrong
+    quotas = Quotas(data.max_per_category, data.max_pairs, data.harmful_share, per_wrong)
     return filter_rows(results, faults, quotas, seed=recipe.seed)
 
 

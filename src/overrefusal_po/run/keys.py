@@ -14,7 +14,7 @@ from overrefusal_po.records import check_regular, content_id, read_state
 NOT_KEYED = ("run_dir", "shard", "unscored_max")
 """Recipe keys that do not change what a run makes."""
 
-NEWER_KEYS = {"rows": ["prefix", "rto"]}
+NEWER_KEYS = {"rows": ["prefix", "rto"], "later_round": None, "start": None}
 """Recipe keys that came later, with the value of before. A run at that value keeps its key."""
 
 ENGINE_NOT_KEYED = (
