@@ -265,9 +265,9 @@ def test_the_words_of_a_round() -> None:
     )
     first = RoundPart.model_validate({"round": 1, "stages": ["curate", "dpo"], "pairs": 9})
     assert round_words(first) == "round 1 (curate, dpo): 9 pairs"
-    none = {"round": 2, "stages": ["curate_2"], "pairs": 0, "ended": "nothing is left"}
+    none = {"round": 2, "stages": ["curate_2"], "pairs": 0, "ended": "no pair is left"}
     words = round_words(RoundPart.model_validate(none))
-    assert words == "round 2 (curate_2): nothing is left to correct, so round 1's model stays"
+    assert words == "round 2 (curate_2): no pair is left"
 
 
 # ------------------------------------------------------------------------------ keys of run folders

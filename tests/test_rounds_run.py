@@ -195,11 +195,12 @@ def test_a_round_with_nothing_left_to_correct_passes_the_model_on(
         assert run(path) == 0, capsys.readouterr().err
     assert Path("out/curate_2/pairs.jsonl").read_text() == ""
     assert not any(Path("out", name).exists() for name in ("dpo_2", "curate_3", "dpo_3"))
-    assert "nothing is left to correct" in caplog.text
+    words = "no pair is left that corrects the student, so this round ends here"
+    assert words in caplog.text
     assert "dpo_3 is left out; dpo stands for it" in caplog.text
     after = yaml.safe_load(Path("out/after/recipe.yaml").read_text())
     assert after["model"]["model_name_or_path"] == "out/dpo/model"
-    assert "nothing is left to correct, so round 1's model stays" in capsys.readouterr().out
+    assert f"round 2 (curate_2): {words}" in capsys.readouterr().out
     before = written("curate", "dpo", "curate_2", "after")
     assert run(path) == 0
     assert written("curate", "dpo", "curate_2", "after") == before

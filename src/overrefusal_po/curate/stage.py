@@ -226,11 +226,14 @@ def no_yield(found: Mapping[float | None, Mapping[str, RuleCounts]]) -> str:
 
 def nothing_left_words(kept: Kept[PreferencePair]) -> str:
     """Why a later round trains nothing, in a sentence."""
-    rules = kept.rules.items()
-    counts = ", ".join(f"{c['kept']} {rule} of {c['prompts']} prompts" for rule, c in rules)
+    end = "so this round ends here and the model stays as it is"
+    wrong = sum(kept.corrects.values())
+    if not wrong:
+        return f"no pair is left that corrects the student, {end}"
+    none = next(rule for rule, counts in kept.rules.items() if not counts["kept"])
     return (
-        f"nothing is left to correct with pairs of both rules (kept: {counts}), so this round "
-        "ends here and the model stays as it is"
+        f"{wrong} of the student's mistakes could be corrected, but there is no {none} pair: a "
+        f"training on one side alone would tip the model, {end}"
     )
 
 

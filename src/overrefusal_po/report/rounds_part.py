@@ -121,7 +121,7 @@ def round_words(one: RoundPart) -> str:
     """`round 2 (curate_2, dpo_2): 31 pairs correct, 35 hold what is right; on dev ...`."""
     head = f"round {one.round} ({', '.join(one.stages)}): "
     if one.ended:
-        return f"{head}nothing is left to correct, so round {one.round - 1}'s model stays"
+        return f"{head}{one.ended}"
     if one.corrects is None:
         made = f"{one.pairs} pairs"
     else:
