@@ -25,6 +25,8 @@ LIGHT = {
     "cli",
     "checks",
     "pipeline",
+    "references",
+    "more_rounds",
     "stages",
     "__init__",
     "run.folder",
@@ -114,7 +116,17 @@ def test_a_plug_rooms_own_file_may_be_imported_anywhere_since_it_imports_no_room
     assert own_imports(NAMES[name]) <= {"records"}
 
 
-FRONT_ORDER = ("api", "checks", "pipeline", "stages", "cli", "__main__", "__init__")
+FRONT_ORDER = (
+    "api",
+    "checks",
+    "references",
+    "more_rounds",
+    "pipeline",
+    "stages",
+    "cli",
+    "__main__",
+    "__init__",
+)
 """A module of the front imports from those before it."""
 
 

@@ -8,7 +8,7 @@ summary and a report.
 Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@train.harmful` (what the
 student said to harmful prompts), `@derta.triples` (what DeRTa learned from). Each stage has a
 folder of its own in the pipeline's run folder. A stage that is done is skipped; a stage that was
-killed goes on at the same place.
+killed goes on at the same place. The stages of later rounds are ordinary ones (`recipe.rounds`).
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from overrefusal_po.model.bundled import BUNDLED
+from overrefusal_po.more_rounds import make_room
 from overrefusal_po.named_plugs import check_plugs, may_be_name
 from overrefusal_po.plugins import FILE_ENDINGS, built_judge, find_search
 from overrefusal_po.recipe.files import read_recipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.model_names import model_section, stage_model, with_start_model
 from overrefusal_po.recipe.overrides import dotted, nested_texts, set_dotted
+from overrefusal_po.recipe.rounds import Repeats
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.words import nearest
 from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
+from overrefusal_po.references import (
+    check_reference,
+    linked_stage,
+    outputs,
+    references,
+    stages_left_out,
+)
 from overrefusal_po.report.pipeline_summary import (
     StageMetrics,
     StageRecipe,
     make_summary,
     write_blinded_sample,
 )
+from overrefusal_po.report.rounds_part import round_entries
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.keys import file_hash, path_hash, run_folder
 from overrefusal_po.sources import SHIPPED_SETS
 
 logger = logging.getLogger(__name__)
-
-OUTPUTS = {
-    "pairs": ("curate", "pairs.jsonl"),
-    "sft": ("curate", "sft.jsonl"),
-    "model": ("train", "model"),
-    "harmful": ("train", "student_harmful.jsonl"),
-    "triples": ("train", "data.jsonl"),
-    "outcomes": ("evaluate", "outcomes.jsonl"),
-}
-"""What a later stage may name: {output: (task that makes it, its place in the stage's folder)}."""
 
 StageSummary = dict[str, Any]
 """What a stage returns. Any: each task has keys of its own, and the command line prints them."""
@@ -187,36 +187,6 @@ def check_start_model(recipe: Recipe, stages: Mapping[str, StageRecipe]) -> None
             logger.warning("stage %s uses %s, not the pipeline's model %s", stage, own, name)
 
 
-def references(body: StageRecipe) -> Iterator[tuple[str, str]]:
-    """(dotted key, "@stage.output") of every reference in a stage."""
-    for key, value in dotted(body.model_dump(mode="json")):
-        if isinstance(value, str) and value.startswith("@"):
-            yield key, value
-
-
-def check_reference(value: str, earlier: Mapping[str, StageRecipe], where: str) -> None:
-    """Raises ValueError if `value` does not name an output of an earlier stage."""
-    stage, _, output = value[1:].partition(".")
-    makes = outputs(earlier)
-    if value not in makes:
-        allowed = ", ".join(makes) or "nothing (no earlier stage makes anything)"
-        raise ValueError(
-            f"{where} is {value!r}, but there is no output {output!r} of a stage {stage!r}; "
-            f"allowed: {allowed}.{nearest(value, makes)}"
-        )
-
-
-def outputs(stages: Mapping[str, StageRecipe]) -> list[str]:
-    """What these stages make, as a later stage names it."""
-    return sorted(
-        f"@{name}.{out}"
-        for name, body in stages.items()
-        for out, (task, _) in OUTPUTS.items()
-        if body.task == task
-        and (out != "triples" or (isinstance(body, TrainRecipe) and body.learns_triples))
-    )
-
-
 def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
     """The pipeline's folder, after all stages ran.
 
@@ -231,21 +201,28 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
     stages = stage_bodies(recipe)
     with open_pipeline(recipe, stages, writer=True) as run:
         folder = run.path
-        runs = run_stages(stages, folder)
+        runs = run_stages(stages, folder, recipe.repeats)
         if not run.done:
             if runs:
-                write_results(pipeline_body(recipe).title, folder, runs, stages)
+                write_results(recipe, folder, runs, stages)
                 report(folder)
             run.finish({"runs": len(runs)})
     return folder
 
 
-def run_stages(stages: Mapping[str, StageRecipe], folder: Path) -> list[StageMetrics]:
+def run_stages(
+    stages: Mapping[str, StageRecipe], folder: Path, repeats: Repeats
+) -> list[StageMetrics]:
     """The metrics of the evaluations, after all stages ran."""
     runs: list[StageMetrics] = []
     for number, (name, body) in enumerate(stages.items(), 1):
-        logger.info("stage %d of %d: %s", number, len(stages), name)
-        found = run_stage(linked_stage(body, folder), f"stage {name}", folder / name)
+        left_out = stages_left_out(repeats, folder)
+        of = f"stage {number} of {len(stages)}: {name}"
+        if name in left_out:
+            logger.info("%s is left out; %s stands for it", of, left_out[name])
+            continue
+        logger.info("%s", of)
+        found = run_stage(linked_stage(body, folder, left_out), f"stage {name}", folder / name)
         if isinstance(body, EvaluateRecipe):
             # an evaluation returns its metrics.json
             runs.append(cast("StageMetrics", {**found, "folder": name}))
@@ -253,7 +230,7 @@ def run_stages(stages: Mapping[str, StageRecipe], folder: Path) -> list[StageMet
 
 
 def write_results(
-    title: str,
+    recipe: Recipe,
     folder: Path,
     runs: Sequence[StageMetrics],
     stages: Mapping[str, StageRecipe],
@@ -262,8 +239,9 @@ def write_results(
     outcomes = {
         run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs
     }
-    summary = make_summary(title, folder, runs, stages, outcomes)
-    write_atomic(folder / "summary.json", json.dumps(summary, indent=1))
+    summary = make_summary(pipeline_body(recipe).title, folder, runs, stages, outcomes)
+    rounds = round_entries(folder, recipe.repeats)
+    write_atomic(folder / "summary.json", json.dumps({**summary, "rounds": rounds}, indent=1))
     write_blinded_sample(folder, outcomes)
 
 
@@ -271,7 +249,10 @@ def open_pipeline(recipe: Recipe, stages: Mapping[str, StageRecipe], *, writer: 
     """The run of the whole pipeline; without `writer` it is only read."""
     bodies = {name: body.model_dump(mode="json") for name, body in stages.items()}
     resolved = {"task": "pipeline", **bodies, "run_dir": pipeline_body(recipe).run_dir}
-    return Run.open(run_folder(recipe.name, resolved, {}), resolved, {}, writer=writer)
+    folder = run_folder(recipe.name, resolved, {})
+    if writer:
+        make_room(folder, resolved, recipe.repeats)
+    return Run.open(folder, resolved, {}, writer=writer)
 
 
 def is_finished(recipe: Recipe) -> bool:
@@ -282,20 +263,14 @@ def is_finished(recipe: Recipe) -> bool:
     if not whole.done:
         return False
     runs = [whole]
+    left_out = stages_left_out(recipe.repeats, whole.path)
     for name, body in stages.items():
-        linked = linked_stage(body, whole.path)
+        if name in left_out:
+            continue
+        linked = linked_stage(body, whole.path, left_out)
         resolved = linked.model_dump(mode="json")
         runs.append(Run.open(whole.path / name, resolved, stage_inputs(linked), writer=False))
     return all(run.done and run.status()["key"] == run.key for run in runs)
-
-
-def linked_stage(body: StageRecipe, folder: Path) -> StageRecipe:
-    """The stage with every "@stage.output" replaced by the path in the pipeline's folder."""
-    values = body.model_dump(mode="json")
-    for key, value in references(body):
-        stage, _, output = value[1:].partition(".")
-        set_dotted(values, key, str(folder / stage / OUTPUTS[output][1]))
-    return type(body).model_validate(values)
 
 
 def stage_inputs(body: StageRecipe) -> dict[str, str]:

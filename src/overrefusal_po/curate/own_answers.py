@@ -78,7 +78,8 @@ def with_own_words(
     sides: list[tuple[Sequence[Prompt], Side]] = [(benign, "benign")]
     if not is_slow(curation.judges.refusal):
         check_over_refuses(curation, benign)
-    if suppresses or (harmful and recipe.chosen.refusals == "student"):
+    later = recipe.later_round is not None
+    if suppresses or (harmful and (later or recipe.chosen.refusals == "student")):
         sides.append((harmful, "harmful"))
     for prompts, side in sides:  # both before a slow judge takes the student's place
         curation.models.student.answers(prompts, f"student_{side}.jsonl")
@@ -90,15 +91,16 @@ def with_own_words(
 
 def check_over_refuses(curation: Curation, benign: Sequence[Prompt]) -> None:
     """Raises ValueError if the student refuses no harmless prompt. A shard may have none, because
-    another shard may have some."""
-    if curation.recipe.shard is not None:
+    another shard may have some; so may a later round, which then has nothing left to correct."""
+    if curation.recipe.shard is not None or curation.recipe.later_round is not None:
         return
     verdicts = plain_answers(curation, benign, "benign").verdicts
     if not any(verdict.refused for verdict in verdicts):
         raise ValueError(
             f"No overrefusal pair could be made of the {len(benign)} benign prompts: the student "
-            f"refuses none of them. Use a model that over-refuses (model.model_name_or_path), or "
-            "other prompts (data.benign)."
+            f"refuses none of them. Use a model that over-refuses (model.model_name_or_path; one "
+            "that answers harm too is made safe by recipes/derta.yaml first), or other prompts "
+            "(data.benign)."
         )
 
 

@@ -36,11 +36,13 @@ class Result(NamedTuple, Generic[CuratedRow]):
 
 
 class Quotas(NamedTuple):
-    """How many rows to keep; None: all. `harmful_share` is a share of all rows, 0-1."""
+    """How many rows to keep; None: all. `harmful_share` is a share of all rows, 0-1.
+    `held_per_wrong`: rows that only hold what is right, for each row that corrects."""
 
     max_per_category: int | None = None
     max_rows: int | None = None
     harmful_share: float | None = None
+    held_per_wrong: float | None = None
 
 
 # the functional form, because "in" is a keyword
@@ -84,6 +86,8 @@ class Kept(NamedTuple, Generic[CuratedRow]):
     """{rule: {category: counts}}."""
     rules: dict[str, RuleCounts]
     unfilled: list[UnfilledQuota]
+    corrects: dict[str, int]
+    """{rule: kept rows of prompts that the student gets wrong}."""
 
     @property
     def summary(self) -> dict[str, object]:
@@ -140,6 +144,7 @@ def filter_rows(
         {rule: category_counts(found, kept[rule]) for rule, found in results.items()},
         rules,
         unfilled_quotas(results, kept, quotas),
+        wrong_rows(kept, held),
     )
 
 
@@ -159,13 +164,33 @@ def filter_steps(
         for rule, rows in linted.items()
     }
     limited = {rule: rows[: quotas.max_rows] for rule, rows in capped.items()}
-    shared = keep_harmful_share(limited, quotas.harmful_share, seed, held=held)
+    fewer = limit_held(limited, quotas.held_per_wrong, held)
+    shared = keep_harmful_share(fewer, quotas.harmful_share, seed, held=held)
     return [
         ("linter", linted),
         ("max_per_category", capped),
         ("max_pairs", limited),
+        ("held_per_wrong", fewer),
         ("harmful_share", shared),
     ]
+
+
+def wrong_rows(rows: RowsByRule[CuratedRow], held: Set[str]) -> dict[str, int]:
+    """{rule: its rows of prompts that the student gets wrong}."""
+    return {rule: sum(row.id not in held for row in found) for rule, found in rows.items()}
+
+
+def limit_held(
+    rows: RowsByRule[CuratedRow], held_per_wrong: float | None, held: Set[str]
+) -> RowsByRule[CuratedRow]:
+    """The rows, in their drawing order, without as many of `held` as leaves this many of them for
+    each other one. Every rule gets as many rows as the one with most wrong prompts: else a
+    training would push one way."""
+    most = max(wrong_rows(rows, held).values(), default=0)
+    if held_per_wrong is None:
+        return dict(rows)
+    limit = most + round(most * held_per_wrong)
+    return {rule: found[:limit] for rule, found in rows.items()}
 
 
 def counts_after_rule(

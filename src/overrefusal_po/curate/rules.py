@@ -44,10 +44,11 @@ NO_PREFILL = "the prefilled student (left out: engine.continue_final_message is 
 
 
 def overrefusal_results(
-    curation: Curation, prompts: Sequence[Prompt]
+    curation: Curation, prompts: Sequence[Prompt], harmful: Sequence[Prompt] = ()
 ) -> list[Result[PreferencePair]]:
     """Overrefusal pairs of the benign prompts that the student refuses, and, with
-    `data.keep_answered`, pairs that hold those that it answers."""
+    `data.keep_answered`, pairs that hold those that it answers. `harmful`: as for
+    `refusal_to_answer_over`."""
     data = curation.recipe.data
     answers, verdicts = plain_answers(curation, prompts, "benign")
     refused = [p for p, v in zip(prompts, verdicts, strict=True) if v.refused]
@@ -158,7 +159,8 @@ def containment_contrasts(curation: Curation, harmful: Sequence[Prompt]) -> list
     """A contrast for each prompt, in order. Each prompt takes the first source of rejects that
     yields a pair at the recipe's least tau; only prompts without one ask the next source.
 
-    ValueError if no prompt gets a pair. A shard then has none, because another shard may yield.
+    ValueError if no prompt gets a pair. A shard then has none, because another shard may yield; a
+    later round has contrasts without pairs.
     """
     refusals = chosen_refusals(curation, harmful)
     openings, least = curation.recipe.data.openings, least_tau(curation.recipe.rejects)
@@ -185,6 +187,8 @@ def containment_contrasts(curation: Curation, harmful: Sequence[Prompt]) -> list
         return [contrast._replace(held=id_ in held) for id_, contrast in found.items()]
     if curation.recipe.shard is not None:
         return []
+    if curation.recipe.later_round is not None:
+        return list(found.values())
     raise ValueError(
         "No containment pair could be built, so nothing would hold the model where it is safe "
         f"({'; '.join(tried) or 'no prompt has a refusal to choose'}). Give completions of a less "
@@ -203,7 +207,7 @@ def refused_prompts(curation: Curation, harmful: Sequence[Prompt]) -> set[str]:
     """The ids of the harmful prompts that the student refuses as it is; none if the recipe does not
     have it answer all of them anyway."""
     recipe, rejects = curation.recipe, curation.recipe.rejects
-    own = recipe.chosen.refusals == "student" or rejects.suppress_openers
+    own = recipe.chosen.refusals == "student" or rejects.suppress_openers or recipe.later_round
     asked_for_rejects = not rejects.completions and rejects.model is None
     if not own and not (recipe.data.keep_answered and asked_for_rejects):
         return set()

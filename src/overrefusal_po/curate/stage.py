@@ -156,7 +156,7 @@ def sft_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prom
 def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prompt]) -> Curated:
     """Pairs of both rules, and the counts by rule. Writes the pairs of the tau grid.
 
-    ValueError if a rule yields none.
+    ValueError if a rule yields none; in a later round there are then none at all.
     """
     refused, contained = pair_results(curation, benign, harmful)
     rejects = curation.recipe.rejects
@@ -167,8 +167,15 @@ def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Pro
     }
     main = kept[rejects.tau]
     log_counts(main, ("overrefusal", "containment"))
-    check_yield(curation.recipe, {tau: one.rules for tau, one in kept.items()})
-    summary = main.summary
+    why_none = no_yield(curation.recipe, {tau: one.rules for tau, one in kept.items()})
+    later = curation.recipe.later_round is not None
+    if why_none and not later:
+        raise ValueError(why_none)
+    summary = main.summary | ({"corrects": main.corrects} if later else {})
+    if why_none:
+        words = nothing_left_words(main)
+        logger.info("%s", words)
+        return Curated([], main.filters, {**summary, "nothing_left": words})
     if rejects.tau_grid:
         folder = curation.run.path
         summary["tau_grid"] = [tau_row(folder, tau, kept[tau]) for tau in rejects.tau_grid]
@@ -193,7 +200,7 @@ def pair_results(
     """
     curation = with_own_words(curation, benign, harmful)
     refused = clear_openings(curation, overrefusal_results(curation, benign))
-    if curation.recipe.shard is None:
+    if curation.recipe.shard is None and curation.recipe.later_round is None:
         check_overrefusal(curation.recipe, refused)
     contrasts = containment_contrasts(curation, harmful) if harmful else []
     rejects, openings = curation.recipe.rejects, curation.recipe.data.openings
@@ -224,15 +231,13 @@ def no_overrefusal(recipe: CurateRecipe, prompts: int, left_out: Mapping[str, in
     )
 
 
-def check_yield(
-    recipe: CurateRecipe, found: Mapping[float | None, Mapping[str, RuleCounts]]
-) -> None:
-    """Raises ValueError if a rule that had prompts yields no pair. `found`: {tau: counts by rule},
-    rejects.tau first."""
+def no_yield(recipe: CurateRecipe, found: Mapping[float | None, Mapping[str, RuleCounts]]) -> str:
+    """Why a rule that had prompts yields no pair, and what to do; "" if both yield. `found`: {tau:
+    counts by rule}, rejects.tau first."""
     counts = next(iter(found.values()))
     if not counts["overrefusal"]["kept"]:
         one = counts["overrefusal"]
-        raise ValueError(no_overrefusal(recipe, one["prompts"], one["left_out"]))
+        return no_overrefusal(recipe, one["prompts"], one["left_out"])
     if counts["containment"]["prompts"] and not any(
         one["containment"]["kept"] for one in found.values()
     ):
@@ -240,10 +245,24 @@ def check_yield(
         each = "; ".join(
             f"{reason_words(one['containment']['left_out'])}{at[t]}" for t, one in found.items()
         )
-        raise ValueError(
+        return (
             f"No containment pair is left of the {counts['containment']['prompts']} harmful "
             f"prompts ({each}). Use other refusals (chosen.refusals) or rejects (rejects.model)."
         )
+    return ""
+
+
+def nothing_left_words(kept: Kept[PreferencePair]) -> str:
+    """Why a later round trains nothing, in a sentence."""
+    end = "so this round ends here and the model stays as it is"
+    wrong = sum(kept.corrects.values())
+    if not wrong:
+        return f"no pair is left that corrects the student, {end}"
+    none = next(rule for rule, counts in kept.rules.items() if not counts["kept"])
+    return (
+        f"{wrong} of the student's mistakes could be corrected, but there is no {none} pair: a "
+        f"training on one side alone would tip the model, {end}"
+    )
 
 
 def reason_words(left_out: Mapping[str, int]) -> str:
@@ -269,7 +288,8 @@ def filtered(
 ) -> Kept[CuratedRow]:
     """The rows that the linter and the recipe's quotas leave."""
     data = recipe.data
-    quotas = Quotas(data.max_per_category, data.max_pairs, data.harmful_share)
+    per_wrong = None if recipe.later_round is None else recipe.later_round.held_per_wrong
+    quotas = Quotas(data.max_per_category, data.max_pairs, data.harmful_share, per_wrong)
     return filter_rows(results, faults, quotas, seed=recipe.seed)
 
 

@@ -20,6 +20,7 @@ from overrefusal_po.recipe.files import in_words, read_recipe
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.model_names import override_key
 from overrefusal_po.recipe.overrides import Values, parse_overrides, set_dotted
+from overrefusal_po.recipe.rounds import Repeats, round_origins, with_rounds
 from overrefusal_po.recipe.schema import MANAGED_KEYS, TASKS, Body, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.search import checked_search
 from overrefusal_po.recipe.trl_fields import check_fields, field_table
@@ -30,12 +31,13 @@ _BODY: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="task
 @dataclass(frozen=True)
 class Recipe:
     """A checked recipe: its body, its name (the file's stem), and where each dotted key came
-    from."""
+    from. `repeats`: what a pipeline's `rounds` repeats; its stages have all rounds written out."""
 
     name: str
     body: Body
     origin: Mapping[str, str] = field(default_factory=dict)
     folder: Path = Path()
+    repeats: Repeats = field(default_factory=Repeats)
 
     def resolved(self) -> Values:
         """The body as plain data, defaults included."""
@@ -55,6 +57,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         set_dotted(given.values, key, value)
         origin[key] = "override"
     body = check_body(given.values, in_words(given.chain))
+    if isinstance(body, PipelineRecipe):
+        return pipeline_recipe(file, body, origin)
     return Recipe(file.stem, body, origin, file.parent)
 
 
@@ -75,6 +79,16 @@ def check_stage_key(key: str, values: Mapping[str, object]) -> None:
         f"--{key}: {first} is no key of a pipeline. A key of a stage begins with stages.STAGE; the "
         f"stages are {', '.join(stages)}.{hint}"
     )
+
+
+def pipeline_recipe(file: Path, body: PipelineRecipe, origin: Mapping[str, str]) -> Recipe:
+    """A pipeline with its rounds written out as stages. ValueError names the file."""
+    try:
+        found = with_rounds(body.stages, body.rounds, file.parent)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    whole = body.model_copy(update={"stages": found.stages})
+    return Recipe(file.stem, whole, round_origins(origin, found), file.parent, found.repeats)
 
 
 def check_body(values: Mapping[str, object], where: str | Path) -> Body:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, Field, model_validator
 
+from overrefusal_po.recipe.later_round import LaterRound
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.model_names import own_name
 from overrefusal_po.recipe.sections import (
@@ -158,6 +159,8 @@ class CurateRecipe(Section):
     """How conversations are rendered."""
     seed: int = Field(default=0, ge=0)
     """Decides what is drawn: sampled tokens, answers, and pairs when only some are kept."""
+    later_round: LaterRound | None = None
+    """Which pairs are kept in a later round of a pipeline; its `rounds` sets this. null: all."""
     shard: Annotated[str, AfterValidator(shard_text)] | None = None
     """A part of the work: `2/4` draws the completions of the second quarter of the prompts, in a
     folder of its own. `overrefusal-po merge` puts the parts together. null: all."""
@@ -240,6 +243,13 @@ class PipelineRecipe(Section):
     stages: dict[str, OpenSection] = Field(min_length=1)
     """{name: the keys of a train, curate or evaluate recipe}. `recipe: FILE` takes that file's keys
     first; the path is relative to this recipe."""
+    rounds: int = Field(default=1, ge=1)
+    """How often pairs are made and trained on. What is repeated begins with the first curate stage
+    of pairs and ends with the last training that reads it, directly or not: `curate`, `dpo`,
+    `curate_2`, `dpo_2`. A later round asks the model of the round before, keeps what is still wrong
+    (`later_round`) and trains that model on; its `hold` compares with the first round's start. In
+    the stages behind, `@dpo.model` is the last round's model, and `@dpo_1.model` round 1's. Keys of
+    one round stand under its own name (`stages.dpo_2.trainer.learning_rate`)."""
     seed: int | None = Field(default=None, ge=0)
     """Set in every stage that names none. null: each stage has its own."""
     run_dir: str | None = None

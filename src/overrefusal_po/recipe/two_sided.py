@@ -55,6 +55,9 @@ class Hold(DevSets):
     harmful prompts the rate that is held is known to about .06."""
     refused_drop_max: float = Field(default=0.02, ge=0, le=1)
     """How far harmful_refused may fall below the start policy's in each of the sets."""
+    start: str | None = None
+    """The responses with which the end is compared: `hold_start.jsonl` of another training on the
+    same prompts, or `@dpo.start` in a pipeline. null: those of this training's start policy."""
     aim: HoldAim = "refusals"
     """Which of the biases that keep to it is taken.
 

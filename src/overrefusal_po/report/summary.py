@@ -24,6 +24,7 @@ from overrefusal_po.evaluate.metrics import ScoredState
 from overrefusal_po.records import Kind, Outcome, Refusal, first_fault, read_jsonl, read_state
 from overrefusal_po.report.first_token_part import CurveStep, FirstTokenPart
 from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelPart
+from overrefusal_po.report.rounds_part import RoundPart
 from overrefusal_po.report.samples import sample_entries
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -237,6 +238,7 @@ class Summary(RatePart):
     transitions: tuple[MeasuredTransition, ...] = ()
     curves: tuple[CurveStep, ...] = ()
     """Later runs against the threshold curve of the first run that has one."""
+    rounds: tuple[RoundPart, ...] = ()
     samples: tuple[Sample, ...] = ()
     measured: Measured
     versions: dict[str, str] = {}

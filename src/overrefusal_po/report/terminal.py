@@ -31,6 +31,7 @@ from overrefusal_po.report.first_token_part import (
 )
 from overrefusal_po.report.hold_notes import hold_notes, unmoved_notes
 from overrefusal_po.report.numbers import interval_words
+from overrefusal_po.report.rounds_part import RoundPart, round_words
 from overrefusal_po.report.texts import visible
 
 if TYPE_CHECKING:
@@ -192,6 +193,8 @@ def print_summary(folder: Path) -> None:
             say(f"{run['name']}: {first_token_line(run)}")
     for step in summary.get("curves", ()):
         say(curve_step_words(CurveStep.model_validate(step)))
+    for part in summary.get("rounds", ()):
+        say(round_words(RoundPart.model_validate(part)))
     say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
     for note in (*hold_notes(folder), *unmoved_notes(folder, summary.get("comparisons", ()))):

@@ -14,7 +14,13 @@ from overrefusal_po.records import check_regular, content_id, read_state
 NOT_KEYED = ("run_dir", "shard", "unscored_max")
 """Recipe keys that do not change what a run makes."""
 
-NEWER_KEYS = {("data", "rows"): ["prefix", "rto"]}
+NEWER_KEYS = {
+    ("data", "rows"): ["prefix", "rto"],
+    ("data", "weights"): None,
+    ("hold", "start"): None,
+    ("later_round",): None,
+    ("search",): None,
+}
 """Paths of recipe keys that came later, with the value of before. A run at that value keeps its
 key. In a pipeline each stage has these paths."""
 

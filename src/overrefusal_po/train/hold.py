@@ -49,6 +49,7 @@ from overrefusal_po.train.hold_result import (
     set_name,
     too_few_scored,
 )
+from overrefusal_po.train.hold_start import given_start
 from overrefusal_po.train.weights import generating
 
 if TYPE_CHECKING:
@@ -109,22 +110,25 @@ class Holder:
         return found
 
     def begin(self, *, resumed: bool) -> None:
-        """Measures the start policy, in the first process.
+        """Measures the start policy, or takes what `hold.start` names, in the first process.
 
         Raises ValueError if a resumed training has lost that, or if nothing could be held: the
         model thinks first, or the judge scores too few responses.
         """
         file = self.folder / START_FILE
         if self.trainer.accelerator.is_main_process and not file.is_file():
-            if resumed:
+            if self.hold.start is not None:
+                found = given_start(self.hold, self.prompts)
+            elif resumed:
                 raise ValueError(
                     f"{file} is missing, but training goes on from a checkpoint: the start policy "
                     "can no longer be measured. Put it back, or delete "
                     f"{self.trainer.args.output_dir} to train again from the start."
                 )
-            logger.info("hold: the start policy answers %d prompts", len(self.prompts))
-            with generating(self.model):
-                found = self.outcomes(self.engine(), self.prompts)
+            else:
+                logger.info("hold: the start policy answers %d prompts", len(self.prompts))
+                with generating(self.model):
+                    found = self.outcomes(self.engine(), self.prompts)
             why_not = THINKS if thinks(found) else too_few_scored(found)
             if why_not:
                 raise ValueError(f"hold: {why_not}. Leave hold out, or give another judge or sets.")

@@ -32,6 +32,7 @@ from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
 from overrefusal_po.train.finite import finite_callback
 from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.hold import Holder
+from overrefusal_po.train.hold_start import given_start
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
@@ -188,6 +189,8 @@ def check_selection(recipe: TrainRecipe, trained: Sequence[Prompt], prepared: Pr
         if sets is not None:
             make_refusal_judge(sets.judge or recipe.judge)
     measured = looked_at(recipe)
+    if recipe.held is not None and recipe.held.start is not None:
+        given_start(recipe.held, measured["hold.sets"])
     if not measured:
         return  # the signatures of all that is trained on are compared below
     check_apart(measured, {"data": trained})
