@@ -210,7 +210,8 @@ def test_the_script_imports_no_torch() -> None:
 
 
 def test_types_and_limits_in_words(write_docs: ModuleType) -> None:
-    from overrefusal_po.recipe.sections import Gate, Generation, Rejects
+    from overrefusal_po.recipe.bounds import Gate
+    from overrefusal_po.recipe.sections import Generation, Rejects
 
     rows = {
         section: list(write_docs.key_rows(section, {})) for section in (Gate, Generation, Rejects)

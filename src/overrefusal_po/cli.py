@@ -115,11 +115,7 @@ def check(
 
         bodies = {above: single(stage) for above, stage in stages.items()}
         for above, body in bodies.items():
-            try:
-                found = check_data(body)
-            except ValueError as error:
-                raise ValueError(f"{above.strip('.')}: {error}" if above else str(error)) from None
-            terminal.say(f"{above}data: {found}")
+            terminal.say(f"{above}data: {check_data(body, above.strip('.'))}")
         named = {above.strip(".").rpartition(".")[2]: body for above, body in bodies.items()}
         check_together(named)
     terminal.say(f"{recipe} is valid.")

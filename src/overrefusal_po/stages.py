@@ -54,12 +54,15 @@ def check_alone(stage: Recipe) -> None:
     check_names(single(stage), {})
 
 
-def check_data(body: StageRecipe) -> str:
+def check_data(body: StageRecipe, named: str = "") -> str:
     """Reads data, template and tokenizer of a stage without any weight; returns a line of what was
-    found."""
+    found. ValueError begins with what the stage is `named`."""
     from overrefusal_po.checks import check_stage
 
-    return check_stage(body)
+    try:
+        return check_stage(body)
+    except ValueError as error:
+        raise ValueError(f"{named}: {error}" if named else str(error)) from None
 
 
 def check_stages(recipe: Recipe) -> None:
@@ -70,10 +73,7 @@ def check_stages(recipe: Recipe) -> None:
 
     stages = stage_bodies(recipe)
     for name, body in stages.items():
-        try:
-            check_data(body)
-        except ValueError as error:
-            raise ValueError(f"{recipe.name}, stage {name}: {error}") from None
+        check_data(body, f"{recipe.name}, stage {name}")
     check_together(stages)
 
 

@@ -19,7 +19,7 @@ from overrefusal_po.evaluate.comparisons import kind_change, matched
 from overrefusal_po.evaluate.entries import GateEntry
 from overrefusal_po.evaluate.intervals import Estimate
 from overrefusal_po.evaluate.metrics import RateName, RatesEntry, handled
-from overrefusal_po.recipe.sections import Gate
+from overrefusal_po.recipe.bounds import Gate
 from overrefusal_po.records import Kind, Outcome, read_jsonl
 
 RATE_WORDS: dict[RateName, str] = {

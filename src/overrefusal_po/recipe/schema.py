@@ -14,17 +14,16 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, Field, model_validator
 
+from overrefusal_po.recipe.bounds import Capability, Gate
 from overrefusal_po.recipe.later_round import LaterRound
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.model_names import own_name
 from overrefusal_po.recipe.sections import (
-    Capability,
     Chat,
     Chosen,
     CurateData,
     Engine,
     EvaluateData,
-    Gate,
     Generation,
     JudgeSpec,
     PlugSpec,
