@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import judged_outcome
@@ -13,7 +14,7 @@ from overrefusal_po.curate.quotas import Quotas, Result, filter_rows
 from overrefusal_po.more_rounds import with_fewer
 from overrefusal_po.pipeline import stage_bodies, stage_inputs
 from overrefusal_po.recipe.describe import stage_origins
-from overrefusal_po.recipe.load import Recipe, load_recipe
+from overrefusal_po.recipe.load import Recipe, check_body, load_recipe
 from overrefusal_po.recipe.rounds import Repeats
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.two_sided import Hold
@@ -21,7 +22,9 @@ from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
 from overrefusal_po.references import linked_stage, stages_left_out
 from overrefusal_po.report.rounds_part import RoundPart, round_words
 from overrefusal_po.run.keys import run_key
+from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.hold_start import given_start
+from overrefusal_po.train.stage import check_selection
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 POROVER, DEMO = RECIPES / "porover.yaml", RECIPES / "demo.yaml"
@@ -341,3 +344,18 @@ def test_a_start_that_does_not_fit_is_an_error(
     hold = Hold.model_validate({"start": str(start), "max_new_tokens": 256, **keys})
     with pytest.raises(ValueError, match=words):
         given_start(hold, prompts)
+
+
+def test_a_start_that_an_earlier_stage_makes_is_checked_once_it_is_made() -> None:
+    """Two methods from one start: the check of the pipeline comes before the first training."""
+    prepared = Prepared(rows=None, lengths=np.zeros((0, 3)))
+    hold = {"sets": ["starter"], "max_prompts_per_kind": 2}
+    values = {"task": "train", "method": "orpo", "model": {"model_name_or_path": "my/model"}}
+    named = [
+        check_body({**values, "hold": {**hold, "start": start}}, "test")
+        for start in ("@dpo.start", "nowhere.jsonl")
+    ]
+    earlier, missing = (body for body in named if isinstance(body, TrainRecipe))
+    check_selection(earlier, [], prepared)
+    with pytest.raises(ValueError, match=r"no file nowhere\.jsonl"):
+        check_selection(missing, [], prepared)

@@ -189,8 +189,9 @@ def check_selection(recipe: TrainRecipe, trained: Sequence[Prompt], prepared: Pr
         if sets is not None:
             make_refusal_judge(sets.judge or recipe.judge)
     measured = looked_at(recipe)
-    if recipe.held is not None and recipe.held.start is not None:
-        given_start(recipe.held, measured["hold.sets"])
+    start = None if recipe.held is None else recipe.held.start
+    if recipe.held is not None and start is not None and not start.startswith("@"):
+        given_start(recipe.held, measured["hold.sets"])  # `@dpo.start` is not made yet
     if not measured:
         return  # the signatures of all that is trained on are compared below
     check_apart(measured, {"data": trained})
