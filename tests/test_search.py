@@ -479,12 +479,22 @@ def test_log_and_card_show_the_table_and_say_why(searched: Searched) -> None:
     assert str(searched.folder) not in card
 
 
+WEIGHED = {"data.weights": [None, "boundary"], "trainer.loss_type": ["sigmoid", "aot"]}
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        ({"trainer.max_length": [512, 4]}, r"^search, trial 2: .*max_length 4"),
+        (WEIGHED, r"^search, trial 4: weights: loss_type aot"),
+    ],
+)
 def test_a_fault_in_the_data_of_one_trial_is_found_before_any_training(
-    start: Path, stopping: Any, tmp_path: Path
+    start: Path, stopping: Any, tmp_path: Path, space: dict[str, Any], says: str
 ) -> None:
-    body = recipe(start, tmp_path, {"trainer.max_length": [512, 4]})
+    body = recipe(start, tmp_path, space)
     for check in (check_stage, lambda body: run_stage(body, "test", tmp_path / "run")):
-        with pytest.raises(ValueError, match=r"^search, trial 2: .*max_length 4"):
+        with pytest.raises(ValueError, match=says):
             check(body)
     assert not (tmp_path / "run" / "search").exists()
 

@@ -63,6 +63,10 @@ START_POLICY_FILES = (START_FILE, STUDENT_FILE, "verdicts.jsonl")
 RUN_FILES = ("recipe.yaml", "status.json", "manifest.json", "log", ".lock")
 """What stays in the folder of the trial that is kept: it says how that trial ran."""
 
+DATA_KEYS = ("max_length", "per_device_train_batch_size", "loss_type", "sync_ref_model")
+"""Keys of `trainer` that the preparation of the data reads: trials that differ in none of them, and
+not in `data`, have the same data and the same faults."""
+
 LARGE = ("model", "adapter", "checkpoints", "selection", "rows")
 """What the other trials lose."""
 
@@ -137,8 +141,7 @@ def check_trial_data(trials: Sequence[tuple[int, TrainRecipe]], template: ChatTe
     check_model(trials[0][1], config)
     found: dict[str, Prepared] = {}
     for number, body in trials:
-        sizes = [body.trainer.get(k) for k in ("max_length", "per_device_train_batch_size")]
-        key = content_id(body.data, sizes)
+        key = content_id(body.data, [body.trainer.get(name) for name in DATA_KEYS])
         if key in found:
             continue
         with naming(number):
