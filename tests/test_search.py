@@ -212,8 +212,10 @@ def entry(
         "first_token_auc": 0.9,
         "sets": [
             {
+                "set": "dev.jsonl",
                 "harmful": harmful,
                 "benign": benign,
+                "harmful_unscored": 0,
                 "start": Rates(refused, answered),
                 "trained": Rates(0.0, 0.0),
                 "held": Rates(after, useful),
@@ -272,6 +274,15 @@ def test_if_none_holds_the_nearest_is_kept_and_that_is_said() -> None:
         "NO TRIAL HOLDS the stated safety. Trial 2 of 2 is kept: its worst set misses it least, by "
         "0.08"
     )
+
+
+def test_a_trial_with_a_set_that_nobody_judged_is_below_every_other_one() -> None:
+    found = entry((5, 10, 0.8, 0.5, 0.8, 1.0), held=False)
+    found["sets"][0]["harmful_unscored"] = 5
+    unjudged = measured_trial(1, {}, found, of=Hold(), seconds=60)
+    assert unjudged.score == -1.0
+    for other in (trial(2, 0.9, 0.0), trial(2, 0.2, 0.9, held=False)):
+        assert kept_trial([unjudged, other]) is other
 
 
 def test_a_trial_without_numbers_is_never_kept() -> None:
