@@ -277,7 +277,7 @@ def test_if_none_holds_the_nearest_is_kept_and_that_is_said() -> None:
 
 
 def test_a_trial_with_a_set_that_nobody_judged_is_below_every_other_one() -> None:
-    found = entry((5, 10, 0.8, 0.5, 0.8, 1.0), held=False)
+    found = entry((5, 10, 0.8, 0.5, 0.95, 1.0), held=False)
     found["sets"][0]["harmful_unscored"] = 5
     unjudged = measured_trial(1, {}, found, of=Hold(), seconds=60)
     assert unjudged.score == -1.0

@@ -73,7 +73,11 @@ def check_stage_key(key: str, values: Mapping[str, object]) -> None:
     if first in PipelineRecipe.model_fields or first not in {*known, *stages}:
         return
     meant = [f"stages.{key}"] if first in stages else []
-    meant = meant or [f"stages.{name}.{key}" for name, stage in stages.items() if first in stage]
+    meant = meant or [
+        f"stages.{name}.{key}"
+        for name, stage in stages.items()
+        if isinstance(stage, Mapping) and first in stage
+    ]
     hint = f" Did you mean --{' or --'.join(meant)}?" if meant else ""
     raise ValueError(
         f"--{key}: {first} is no key of a pipeline. A key of a stage begins with stages.STAGE; the "
