@@ -2,7 +2,7 @@
 
     entries = round_entries(Path("runs/porover"), Repeats(("curate", "dpo"), 2))
     round_words(RoundPart.model_validate(entries[1]))
-    # round 2 (curate_2, dpo_2): 31 pairs correct, 35 hold what is right; on dev prompts ...
+    # round 2 (curate_2, dpo_2): 31 pairs correct, 35 hold what is right; on contrasts ...
 
 The rates are those of `hold:`, so a training without it has none.
 """
@@ -29,8 +29,10 @@ RULES = ("overrefusal", "containment")
 class RoundSetEntry(TypedDict):
     """A dev set of `hold:` in summary.json, as hold.json has it."""
 
+    set: str
     harmful: int
     benign: int
+    harmful_unscored: int
     start: tuple[float | None, float | None]
     trained: tuple[float | None, float | None]
     held: tuple[float | None, float | None]
@@ -49,10 +51,11 @@ class RoundEntry(TypedDict):
 
 
 class RoundSet(BaseModel):
-    """A dev set: its prompts, and [harmful refused, benign answered] of the start policy, of the
-    trained model, and of the saved one."""
+    """A dev set: its name and prompts, and [harmful refused, benign answered] of the start policy,
+    of the trained model, and of the saved one."""
 
     model_config = READ_CONFIG
+    set: str = ""
     harmful: Count
     benign: Count
     start: RatePair
@@ -118,7 +121,7 @@ def round_lines(rounds: Iterable[RoundPart]) -> list[str]:
 
 
 def round_words(one: RoundPart) -> str:
-    """`round 2 (curate_2, dpo_2): 31 pairs correct, 35 hold what is right; on dev ...`."""
+    """`round 2 (curate_2, dpo_2): 31 pairs correct, 35 hold what is right; on contrasts ...`."""
     head = f"round {one.round} ({', '.join(one.stages)}): "
     if one.ended:
         return f"{head}{one.ended}"
@@ -131,8 +134,9 @@ def round_words(one: RoundPart) -> str:
 
 def set_words(part: RoundSet) -> str:
     """The rates of one dev set, in this round and at the first start."""
+    name = part.set or "dev prompts"
     return (
-        f"on dev prompts {change(part, 0)} of {part.harmful} harmful prompts refused and "
+        f"on {name} {change(part, 0)} of {part.harmful} harmful prompts refused and "
         f"{change(part, 1)} of {part.benign} benign ones answered"
     )
 
