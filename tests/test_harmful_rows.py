@@ -194,7 +194,7 @@ def test_derta_s_own_rows_leave_the_run_key_as_it_was_before_there_was_the_key()
 
 
 def test_another_key_of_that_name_and_value_stays_in_the_run_key() -> None:
-    """Only `data.rows` came later; a plug's own key `rows` decides what a run makes."""
+    """Only `data.rows` of a training came later; a plug's own key `rows` decides what a run makes."""
     value = ["prefix", "rto"]
     for path in (
         ["rows"],
@@ -205,12 +205,11 @@ def test_another_key_of_that_name_and_value_stays_in_the_run_key() -> None:
         nested: Any = value
         for name in reversed(path):
             nested = {name: nested}
-        for body in (nested, {"data": [nested]}, {"task": "pipeline", "a": nested}):
+        whole = {"task": "train", **nested}
+        for body in (whole, {**whole, "data": [nested]}, {"task": "pipeline", "a": whole}):
             assert "rto" in str(keyed(body))
-    for body in (
-        {"data": {"rows": value}},
-        {"task": "pipeline", "data": {"data": {"rows": value}}},
-    ):
+    training = {"task": "train", "data": {"rows": value}}
+    for body in (training, {"task": "pipeline", "data": training}):
         assert "rto" not in str(keyed(body))
 
 

@@ -266,6 +266,10 @@ def test_the_words_of_a_round() -> None:
         "round 2 (curate_2, dpo_2): 31 pairs correct, 35 hold what is right; on dev prompts 0.82 "
         "(start 0.80) of 40 harmful prompts refused and n/a (start 0.50) of 30 benign ones answered"
     )
+    named = RoundPart.model_validate(
+        {**entry, "sets": [{**sets[0], "set": "contrasts (hands [10])", "held": [0.825, None]}]}
+    )
+    assert "; on contrasts (hands [10]) 0.82 (start 0.80) of 40 harmful" in round_words(named)
     first = RoundPart.model_validate({"round": 1, "stages": ["curate", "dpo"], "pairs": 9})
     assert round_words(first) == "round 1 (curate, dpo): 9 pairs"
     none = {"round": 2, "stages": ["curate_2"], "pairs": 0, "ended": "no pair is left"}
@@ -301,10 +305,23 @@ def test_a_run_without_a_name_has_that_of_its_round(tmp_path: Path) -> None:
 
 
 def test_keys_that_came_with_rounds_change_no_older_key() -> None:
-    for values in ({"hold": {"start": None, "aim": "both"}}, {"later_round": None}):
-        older = {k: {"aim": "both"} for k in values if k == "hold"}
-        assert run_key(values, {}) == run_key(older, {})
-    assert run_key({"hold": {"start": "x.jsonl"}}, {}) != run_key({"hold": {}}, {})
+    train, curate = {"task": "train"}, {"task": "curate"}
+    held = {**train, "hold": {"aim": "both"}}
+    later = {**train, "hold": {"aim": "both", "start": None}}
+    assert run_key(later, {}) == run_key(held, {})
+    assert run_key({**curate, "later_round": None}, {}) == run_key(curate, {})
+    given = {**train, "hold": {"aim": "both", "start": "x.jsonl"}}
+    assert run_key(given, {}) != run_key(held, {})
+
+
+def test_a_key_that_came_later_for_one_task_stays_in_the_keys_of_another() -> None:
+    """A curation had `data.harmful_share` from the start, a training got it later."""
+    found = [
+        run_key({"task": task, "data": data}, {})
+        for task in ("curate", "train")
+        for data in ({"harmful_share": None}, {})
+    ]
+    assert found[0] != found[1] and found[2] == found[3]
 
 
 # ---------------------------------------------------------------------------------- hold's own start

@@ -15,14 +15,15 @@ NOT_KEYED = ("run_dir", "shard", "unscored_max")
 """Recipe keys that do not change what a run makes."""
 
 NEWER_KEYS = {
-    ("data", "rows"): ["prefix", "rto"],
-    ("data", "weights"): None,
-    ("hold", "start"): None,
-    ("later_round",): None,
-    ("search",): None,
+    ("train", "data", "harmful_share"): None,  # a curation had it from the start
+    ("train", "data", "rows"): ["prefix", "rto"],
+    ("train", "data", "weights"): None,
+    ("train", "hold", "start"): None,
+    ("train", "search"): None,
+    ("curate", "later_round"): None,
 }
-"""Paths of recipe keys that came later, with the value of before. A run at that value keeps its
-key. In a pipeline each stage has these paths."""
+"""Paths of recipe keys that came later, each behind its task, with the value of before. A run at
+that value keeps its key. In a pipeline each stage has a task."""
 
 ENGINE_NOT_KEYED = (
     "base_url",
@@ -53,6 +54,7 @@ def keyed(
     """The part of a resolved recipe that decides what a run makes. `path`: where it stands."""
     found: dict[str, object] = {}
     is_pipeline = not path and values.get("task") == "pipeline"
+    path = path or (str(values.get("task")),)
     for name, value in values.items():
         here = () if is_pipeline else (*path, name)
         if isinstance(value, Mapping):
