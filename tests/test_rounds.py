@@ -142,6 +142,16 @@ def test_an_own_revision_stays_with_the_model_of_round_1(tmp_path: Path) -> None
     assert "model_revision" not in found["dpo_2"].model
 
 
+def test_a_revision_in_the_file_of_a_stage_stays_with_the_model_of_round_1(tmp_path: Path) -> None:
+    model = {"model_name_or_path": "my/model", "model_revision": "v2"}
+    own = {"task": "train", "method": "dpo", "model": model}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    stages = {"curate": CURATE, "dpo": {"recipe": "own.yaml", "data": {"pairs": "@curate.pairs"}}}
+    found = stage_bodies(load_recipe(pipeline(tmp_path, stages, rounds=2)))
+    assert found["dpo"].model["model_revision"] == "v2"
+    assert "model_revision" not in found["dpo_2"].model
+
+
 @pytest.mark.parametrize("given", [0, -1, 1.5, "two", None])
 def test_rounds_are_a_whole_number_from_1(given: Any) -> None:
     with pytest.raises(ValueError, match=r"rounds is"):

@@ -141,7 +141,7 @@ def stage_values(recipe: Recipe, name: str, given: Mapping[str, object]) -> dict
     for key, value in dotted(with_start_model(given, body.model)):
         if key != "recipe":
             set_dotted(values, key, value)
-    if body.model:
+    if body.model or own:
         values["model"] = stage_model(body.model, below, own, values.get("task"))
     for key in ("seed", "judge"):
         if getattr(body, key) is not None and key not in given:
