@@ -115,6 +115,13 @@ def test_a_typo_in_a_stage_lists_the_stages(override: str, parts: list[str]) -> 
         assert part in str(caught.value)
 
 
+def test_an_empty_stage_beside_a_stage_s_key_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("task: pipeline\nstages:\n  dpo:\n")
+    with pytest.raises(ValueError, match=r"trainer is no key of a pipeline.* stages are dpo\."):
+        load_recipe(path, ["--trainer.beta=1"])
+
+
 @pytest.mark.parametrize(
     ("model", "name"),
     [

@@ -177,6 +177,12 @@ def test_a_typo_in_a_round_s_stage_lists_all_stages() -> None:
         stage_bodies(load_recipe(POROVER, ["--rounds=2", "--stages.dpo2.seed=1"]))
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_keys_of_a_round_that_the_pipeline_does_not_have_say_so(rounds: int) -> None:
+    with pytest.raises(ValueError, match=rf"round 3 needs rounds: 3, and rounds is {rounds}\."):
+        stage_bodies(load_recipe(POROVER, [f"--rounds={rounds}", "--stages.dpo_3.seed=1"]))
+
+
 def test_check_and_explain_see_the_stages_of_all_rounds(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -155,12 +155,16 @@ def stage_values(recipe: Recipe, name: str, given: Mapping[str, object]) -> dict
 
 
 def check_stage_given(recipe: Recipe, name: str, given: Mapping[str, object]) -> None:
-    """Raises ValueError for a stage without file and task: mostly a typo in another's name."""
-    stages = pipeline_body(recipe).stages
+    """Raises ValueError for a stage without file and task: mostly a typo in another's name, or a
+    round that the pipeline does not have."""
+    stages, rounds = pipeline_body(recipe).stages, pipeline_body(recipe).rounds
     whole = [key for key, stage in stages.items() if "recipe" in stage or "task" in stage]
     if name in whole:
         return
     hint = nearest(name, whole) or " A new stage needs one of both."
+    first, _, number = name.rpartition("_")
+    if first in whole and number.isdecimal() and int(number) > rounds:
+        hint = f" A stage of round {number} needs rounds: {number}, and rounds is {rounds}."
     raise ValueError(
         f"{recipe.name}, stage {name}: it has neither `recipe` nor `task`. The stages are "
         f"{', '.join(whole) or 'none'}.{hint}"
