@@ -12,7 +12,9 @@ from conftest import Style, trainer_settings
 from test_windows import update
 
 from overrefusal_po.recipe.load import check_body
-from overrefusal_po.records import PreferencePair
+from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt
+from overrefusal_po.train import kto
+from overrefusal_po.train.data import Source
 from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.pair_weights import boundary, boundary_weights, refusal_margins
 from overrefusal_po.train.preference import check_weighing
@@ -228,3 +230,13 @@ def test_a_recipe_that_can_have_no_weights_is_refused(
     recipe: Any = check_body(body, "test")
     with pytest.raises(ValueError, match=words):
         check_weighing(recipe, recipe.typed_data, full_settings(recipe))
+
+
+def test_labelled_responses_have_no_weights() -> None:
+    values = {"task": "train", "method": "kto", "model": {"model_name_or_path": "my/model"}}
+    recipe: Any = check_body({**values, "data": {"weights": "boundary"}}, "test")
+    prompt = Prompt.of("Kill a process.", kind="benign")
+    row = LabelledResponse(prompt=prompt, response="Sure.", desirable=True)
+    template: Any = None  # the check comes before a text is rendered
+    with pytest.raises(ValueError, match="which is for method: dpo; the method is kto"):
+        kto.prepare(recipe, Source([row]), template)
