@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[1]
 YAML_FILES = sorted((ROOT / ".github").rglob("*.yml"))
 YAML_FILES += [ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"]
 DIMENSIONS = ["batch rows", "pairs", "tokens", "scored tokens", "vocabulary", "hidden"]
-PAPERS = ("2407.09121", "2410.12999", "2305.18290", "2403.07691", "2308.01263")
+PAPERS = (
+    "2407.09121",
+    "2410.12999",
+    "2305.18290",
+    "2403.07691",
+    "2308.01263",
+    "2401.08417",
+    "2405.14734",
+)
 FORMS = sorted(f for f in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if f.stem != "config")
 PAGES = ["CONTRIBUTING.md", "SECURITY.md"]
 TOOLS = ("dev", "docs")

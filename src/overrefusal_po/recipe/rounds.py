@@ -99,7 +99,11 @@ def repeated_stages(whole: Mapping[str, Values], rounds: int) -> tuple[str, ...]
     reading: list[str] = []
     trains = 0
     for name, values in whole.items():
-        first = not reading and values.get("task") == "curate" and values.get("makes") != "sft"
+        first = (
+            not reading
+            and values.get("task") == "curate"
+            and values.get("makes", "pairs") == "pairs"
+        )
         if first or {stage for stage, _ in named_outputs(values).values()} & {*reading}:
             reading.append(name)
             trains = len(reading) if values.get("task") == "train" else trains
@@ -185,7 +189,11 @@ def of_later_round(
     model = named_outputs(values).get(MODEL, ("", ""))[0]
     if task in ("curate", "train") and model not in repeats.stages:
         found[MODEL] = f"@{in_round(last_training(whole, repeats.stages), number - 1)}.model"
-    if task == "curate" and values.get("makes") != "sft" and not values.get("later_round"):
+    if (
+        task == "curate"
+        and values.get("makes", "pairs") == "pairs"
+        and not values.get("later_round")
+    ):
         found["later_round.held_per_wrong"] = 1.0
     hold = values.get("hold")
     if task == "train" and isinstance(hold, Mapping) and not hold.get("start"):
