@@ -340,7 +340,7 @@ def test_a_key_that_came_later_for_one_task_stays_in_the_keys_of_another() -> No
     assert found[0] != found[1] and found[2] == found[3]
 
 
-# ---------------------------------------------------------------------------------- hold's own start
+# -------------------------------------------------------------------------------- hold's own start
 
 
 @pytest.fixture
