@@ -278,6 +278,8 @@ def compare(
     if as_json:
         terminal.say_json(comparing.as_json(found))
         return
+    if found.warning:
+        terminal.say(found.warning)
     terminal.print_table(*comparing.table_rows(found), width=140)
     lines = (*comparing.move_lines(found), *found.first_token_lines)
     for line in (*lines, *found.notes, f"page: {page}"):

@@ -234,6 +234,9 @@ class Summary(RatePart):
     title: str
     created: str
     runs: tuple[MeasuredRun, ...] = Field(min_length=1)
+    warnings: tuple[str, ...] = ()
+    """What a reader has to know before the rates: lost safety, runs that were not measured
+    alike."""
     comparisons: tuple[MeasuredStep, ...] = ()
     transitions: tuple[MeasuredTransition, ...] = ()
     curves: tuple[CurveStep, ...] = ()
