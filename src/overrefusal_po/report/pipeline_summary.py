@@ -30,6 +30,7 @@ from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainReci
 from overrefusal_po.records import Kind, Outcome, read_state, write_atomic
 from overrefusal_po.report.hold_notes import hold_notes
 from overrefusal_po.report.samples import SampleEntry, sample_entries
+from overrefusal_po.report.search_part import SearchEntry, search_entries
 from overrefusal_po.report.waivers import waiver_notes
 from overrefusal_po.run.environment import environment
 
@@ -65,6 +66,7 @@ class SummaryEntry(TypedDict):
     comparisons: list[ComparisonEntry]
     transitions: list[TransitionEntry]
     curves: list[CurveStepEntry]
+    searches: list[SearchEntry]
     samples: list[SampleEntry]
     measured: MeasuredEntry
     seconds: float
@@ -100,6 +102,7 @@ def make_summary(
         "comparisons": [compare(plain[a], plain[b]).as_dict(a, b) for a, b in steps],
         "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
         "curves": curve_steps(plain, log_odds),
+        "searches": search_entries(folder),
         "samples": sample_entries(outcomes),
         "measured": {**runs[-1]["measured"], "notes": notes},
         "seconds": sum(read_state(file).get("seconds", 0) for file in status_files),
