@@ -7,7 +7,7 @@ import pytest
 
 from overrefusal_po.evaluate.gate import check_gate, gate_result
 from overrefusal_po.evaluate.metrics import run_metrics
-from overrefusal_po.recipe.sections import Gate
+from overrefusal_po.recipe.bounds import Gate
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Sampling, Verdict, write_jsonl
 
 
