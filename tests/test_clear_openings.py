@@ -103,6 +103,44 @@ def test_a_token_that_opens_answers_more_often_is_not_added_again(styles: dict[s
     assert "I" not in found.tokens
 
 
+FOREIGN = "You can look elsewhere; I won't help with that."
+"""A refusal whose first token opens none of the written ones."""
+
+
+def refusal(text: str, number: int) -> Outcome:
+    """A response that a judge reads as a refusal from its first character on."""
+    row = outcome(text, number)
+    said = {"refusal": "full", "refusal_start": 0, "degenerate": False}
+    return row.model_copy(update={"verdict": row.verdict.model_copy(update=said)})
+
+
+def test_a_model_that_refuses_no_more_has_the_openers_of_its_start(
+    styles: dict[str, Style],
+) -> None:
+    template = styles["llama"].template
+    (you,) = first_tokens(template, [FOREIGN])
+    own = [outcome(ANSWER, n) for n in range(9)]
+    start = [refusal(FOREIGN, n) for n in range(9)]
+    alone, both = every_opener(template, own), every_opener(template, own, start)
+    assert alone.source == "written refusals" and you not in alone.ids
+    assert both.source == "own refusals" and both.tokens[0] == "You" and you in both.ids
+    assert every_opener(template, own, own) == alone  # a start that refuses nothing says nothing
+    assert both.refusals_opened is None and both.answers_opened == 0.0
+
+
+def test_openers_of_the_start_join_the_models_own(styles: dict[str, Style]) -> None:
+    """Unless they open its answers today, or opened those of the start."""
+    template = styles["llama"].template
+    (you,) = first_tokens(template, [FOREIGN])
+    start = [refusal(FOREIGN, n) for n in range(4)]
+    own = [outcome(t, n) for n, t in enumerate([REFUSAL, REFUSAL, *[ANSWER] * 7])]
+    found = every_opener(template, own, start)
+    assert found.tokens[:2] == ["Sorry", "You"] and found.ids == tuple(sorted(found.ids))
+    answers = [outcome("You open the manual at page one.", n) for n in range(9)]
+    assert you not in every_opener(template, [*own[:2], *answers], start).ids
+    assert you not in every_opener(template, own, [*start, *answers, refusal(REFUSAL, 0)]).ids
+
+
 def test_opens_with_reads_the_first_token_alone(styles: dict[str, Style]) -> None:
     template = styles["llama"].template
     (sorry,) = first_tokens(template, [REFUSAL])

@@ -253,6 +253,16 @@ def test_what_cannot_be_done_ends_with_2_and_says_why(
     assert done.code == 2 and part in done.err
 
 
+def test_a_word_that_is_no_command_names_the_commands(command: Command, tmp_path: Path) -> None:
+    """A file of that name is a recipe, whatever it is called."""
+    done = command("describe", "recipes/dpo.yaml")
+    assert done.code == 2 and "'describe' is neither a command nor" in done.err
+    assert "compare, explain, init, judge" in done.err and "no such recipe" not in done.err
+    assert "Did you mean compare?" in command("comapre", "a", "b").err
+    (tmp_path / "describe").write_text("task: nothing")
+    assert "neither a command" not in command("describe").err
+
+
 # check
 
 

@@ -154,6 +154,31 @@ def test_with_a_pipeline_each_stage_shows_its_value(capsys: pytest.CaptureFixtur
     assert out.splitlines()[-1].split() == ["stages.dpo.data.containment", "none", "file"]
 
 
+@pytest.mark.parametrize("option", [["--recipe"], []])
+def test_text_and_default_stand_beside_the_value_of_a_pipelines_stage(
+    capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    """The recipe may follow the key; and a section shows all keys under it."""
+    porover = [*option, str(RECIPES / "porover.yaml")]
+    code, out, _ = command(capsys, "stages.dpo.hold.sets", *porover)
+    lines = out.splitlines()
+    assert code == 0 and '  default: ["starter"]' in lines
+    assert lines[-1] == 'stages.dpo.hold.sets  [{"name": "contrasts", "hands": [10]}]  file'
+    _, out, _ = command(capsys, "stages.dpo.hold", *porover)
+    shown = [line.split()[0] for line in out.splitlines() if line.startswith("stages.dpo.")]
+    assert {"stages.dpo.hold.sets", "stages.dpo.hold.refused_drop_max"} <= set(shown)
+
+
+def test_a_stages_key_without_a_recipe_says_how_its_value_is_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, out, _ = command(capsys, "stages.dpo.hold.sets")
+    said = "  value: overrefusal-po explain stages.dpo.hold.sets RECIPE.yaml"
+    assert out.splitlines()[-1] == said
+    _, out, _ = command(capsys, "hold.sets")
+    assert "value:" not in out
+
+
 def test_it_loads_no_torch() -> None:
     field_table("trl.DPOConfig")  # made once; then it is read from the cache
     code = (

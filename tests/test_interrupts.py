@@ -17,6 +17,7 @@ from openai_server import Answer, Request, says, serving, slow
 
 from overrefusal_po.cli import main
 from overrefusal_po.records import Triple, write_jsonl
+from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import (
     drop_unusable,
     handling,
@@ -90,14 +91,16 @@ def command(*arguments: Any) -> int:
     return int(end.value.code or 0)
 
 
-def stopped(sent: signal.Signals, sign: Path, *arguments: Any) -> int:
+def stopped(sent: signal.Signals, sign: Path, *arguments: Any, times: int = 1) -> int:
     """The exit code of the command in its own process, which gets a signal once the file `sign` is
-    there."""
+    there, and the same again soon after if `times` says so."""
     child = subprocess.Popen([sys.executable, "-m", "overrefusal_po", *map(str, arguments)])
     deadline = time.monotonic() + 120
     while not sign.is_file() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    child.send_signal(sent)
+    for _ in range(times):
+        child.send_signal(sent)
+        time.sleep(0.002)
     return child.wait(timeout=120)
 
 
@@ -348,6 +351,59 @@ def test_sigterm_ends_each_stage_of_a_pipeline_with_130_and_the_same_command_goe
         )
         # each stage asks each prompt once, and the one that was interrupted twice
         assert len(server.requests) == 2 * len(BENIGN + HARMFUL) + 2
+
+
+@pytest.mark.slow
+def test_a_pipeline_stopped_in_an_evaluation_says_so_in_both_folders_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, styles: dict[str, Any]
+) -> None:
+    """Once as soon as the stage has a folder, and once by an impatient user amid the responses."""
+    monkeypatch.chdir(tmp_path)
+    measure: dict[str, Any] = {
+        "recipe": str(RECIPES / "evaluate.yaml"),
+        "model": {"model_name_or_path": str(styles["llama"].folder)},
+        "generation": {"max_new_tokens": 200, "batch_size": 1},
+        "data": {"max_prompts_per_kind": 3},
+    }
+    stages = {name: {**measure, "name": name} for name in ("before", "later")}
+    path = written({"task": "pipeline", "run_dir": "out", "stages": stages})
+    assert stopped(signal.SIGTERM, Path("out/before/status.json"), path) == 130
+    assert status("out") == status("out/before") == ("interrupted", 130)
+    assert stopped(signal.SIGINT, Path("out/before/completions.jsonl"), path, times=5) == 130
+    assert status("out") == status("out/before") == ("interrupted", 130)
+    assert not Path("out/later").exists()
+    assert command(path) == 0
+    assert status("out") == status("out/before") == status("out/later") == ("done", 0)
+
+
+class SignalledAgain(KeyboardInterrupt):
+    """An interrupt during whose note the next signal comes."""
+
+    def __str__(self) -> str:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        return "again"
+
+
+def test_a_second_signal_does_not_disturb_the_note_of_the_first(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with terminable(), pytest.raises(SignalledAgain), Run.open(tmp_path / "run", {}, {}):
+        raise SignalledAgain
+    assert status(str(tmp_path / "run")) == ("interrupted", 130)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    with Run.open(tmp_path / "run", {}, {}) as run:  # its lock was released
+        run.finish()
+
+
+def test_a_run_that_is_opened_and_not_begun_does_not_say_that_it_runs(tmp_path: Path) -> None:
+    """A signal may come between `open` and `with`. The next start finds a run folder."""
+    run = Run.open(tmp_path / "run", {}, {})
+    assert status(str(run.path)) == ("interrupted", 130)
+    with run:
+        assert status(str(run.path)) == ("running", None)
+        run.finish()
+    with Run.open(tmp_path / "run", {}, {}) as again:
+        assert again.done and status(str(again.path)) == ("done", 0)
 
 
 def wait_for_rows(count: int) -> None:

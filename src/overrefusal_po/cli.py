@@ -22,6 +22,7 @@ from overrefusal_po import plugins
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import parse_overrides, parse_value
 from overrefusal_po.recipe.panels import panel_spec
+from overrefusal_po.recipe.words import check_is_path
 from overrefusal_po.records import write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.report.quiet import quiet_packages
@@ -143,24 +144,21 @@ def check_rows(path: Path, as_json: bool, overrides: Sequence[str]) -> None:
 def explain(
     key: Annotated[str, typer.Argument(help="A recipe key, for example: trainer.beta")],
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="Show the key's value in this recipe too.")
+        Path | None, typer.Argument(help="A recipe: show the key's value in it too")
     ] = None,
+    named: Annotated[Path | None, typer.Option("--recipe", help="The same.")] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="A training method; default: all.")
     ] = None,
 ) -> None:
-    """Explain a recipe key: its type, its default and what it does."""
-    from overrefusal_po.recipe import explain as explaining
-    from overrefusal_po.recipe.describe import describe
+    """Explain a recipe key: its type, its default and what it does, and its value in a recipe."""
+    from overrefusal_po.recipe.explain import explained
 
-    stages = {} if recipe is None else stages_of(load_recipe(recipe))
-    stages = explaining.named_stages(key, stages)
-    all_known = recipe is None or method
-    known = explaining.contexts(method) if all_known else explaining.recipe_contexts(stages)
-    terminal.say(explaining.explanation(key, known))
-    for above, stage in stages.items():
-        rows = describe(stage, everything=True)
-        terminal.print_keys([row for row in rows if row[0] == explaining.without_stage(key)], above)
+    file = recipe or named
+    text, values = explained(key, stages_of(load_recipe(file)) if file else {}, method)
+    terminal.say(text)
+    for above, rows in values.items():
+        terminal.print_keys(rows, above)
 
 
 @app.command()
@@ -278,6 +276,8 @@ def compare(
     if as_json:
         terminal.say_json(comparing.as_json(found))
         return
+    if found.warning:
+        terminal.say(found.warning)
     terminal.print_table(*comparing.table_rows(found), width=140)
     lines = (*comparing.move_lines(found), *found.first_token_lines)
     for line in (*lines, *found.notes, f"page: {page}"):
@@ -334,8 +334,7 @@ def launch(path: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command: `overrefusal-po RECIPE ...` stands for `overrefusal-po run RECIPE ...`. Exits
-    with the code above."""
+    """The command; `overrefusal-po RECIPE` stands for `run RECIPE`. Exits with the code above."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
         command.name or command.callback.__name__
@@ -344,7 +343,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if arguments[:1] in (["-v"], ["--verbose"]):  # it is an option of `run`, the default command
         arguments.append(arguments.pop(0))
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
-        arguments.insert(0, "run")
     with speaking_once(), terminable():
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+            check_is_path(arguments[0], commands)
+            arguments.insert(0, "run")
         app(arguments, prog_name="overrefusal-po")

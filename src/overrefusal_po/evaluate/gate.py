@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from overrefusal_po.evaluate.comparisons import kind_change, matched
 from overrefusal_po.evaluate.entries import GateEntry
 from overrefusal_po.evaluate.intervals import Estimate
+from overrefusal_po.evaluate.measured_how import measured_how, settings_note
 from overrefusal_po.evaluate.metrics import RateName, RatesEntry, handled
 from overrefusal_po.recipe.bounds import Gate
 from overrefusal_po.records import Kind, Outcome, read_jsonl
@@ -64,6 +65,21 @@ def baseline_outcomes(place: str) -> list[Outcome]:
     path = Path(place)
     rows = read_jsonl(path / "outcomes.jsonl" if path.is_dir() else path, Outcome)
     return [outcome for outcome in rows if outcome.prompt.attack is None]
+
+
+def baseline_notes(gate: Gate, folder: Path, outcomes: Sequence[Outcome]) -> list[str]:
+    """A sentence if the run in `folder` was not measured as its gate's baseline was."""
+    if gate.baseline is None:
+        return []
+    there = Path(gate.baseline)
+    runs = {
+        "the gate's baseline": measured_how(
+            there if there.is_dir() else there.parent, baseline_outcomes(gate.baseline)
+        ),
+        "this run": measured_how(folder, [o for o in outcomes if o.prompt.attack is None]),
+    }
+    note = settings_note(runs)
+    return [] if note is None else [note]
 
 
 def gate_result(gate: Gate, metrics: RatesEntry, outcomes: Sequence[Outcome]) -> GateEntry:

@@ -29,7 +29,7 @@ from overrefusal_po.evaluate.entries import (
     PerplexityEntry,
 )
 from overrefusal_po.evaluate.first_token import wants_first_token
-from overrefusal_po.evaluate.gate import check_gate, gate_result
+from overrefusal_po.evaluate.gate import baseline_notes, check_gate, gate_result
 from overrefusal_po.evaluate.measured_model import MeasuredModel, wants_perplexity
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.panel_agreement import panel_entry
@@ -155,6 +155,7 @@ def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
     metrics["measured"]["notes"] += [*searched.notes, *missing]
     if recipe.gate is not None:
         metrics["gate"] = gate_result(recipe.gate, metrics, outcomes)
+        metrics["measured"]["notes"] += baseline_notes(recipe.gate, run.path, outcomes)
     return metrics
 
 

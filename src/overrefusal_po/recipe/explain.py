@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
+from overrefusal_po.recipe.describe import KeyRow, describe
 from overrefusal_po.recipe.keys import Key, keys_of
 from overrefusal_po.recipe.load import Recipe
 from overrefusal_po.recipe.methods import all_methods
@@ -55,6 +56,29 @@ def recipe_contexts(stages: Mapping[str, Recipe]) -> list[Context]:
 def stage_context(body: Body) -> Context:
     """What a recipe that is no pipeline knows."""
     return Context(body.task, body.method if isinstance(body, TrainRecipe) else None)
+
+
+def explained(
+    key: str, stages: Mapping[str, Recipe], method: str | None = None
+) -> tuple[str, dict[str, list[KeyRow]]]:
+    """The text about `key`, and {`stages.NAME.`: the values that a recipe has of it and of the keys
+    under it}. `stages`: those of `stages_of`; empty without a recipe.
+
+    ValueError if nobody knows the key.
+    """
+    named = named_stages(key, stages)
+    known = recipe_contexts(named) if stages and not method else contexts(method)
+    text, inner = explanation(key, known), without_stage(key)
+    if not stages and inner != key:
+        text += "\n" + "\n".join(indented(f"value: overrefusal-po explain {key} RECIPE.yaml"))
+    return text, {
+        above: [
+            row
+            for row in describe(stage, everything=True)
+            if row[0] == inner or row[0].startswith(f"{inner}.")
+        ]
+        for above, stage in named.items()
+    }
 
 
 def explanation(key: str, known: Sequence[Context]) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 # Any: a JSON schema's keywords hold numbers, texts, lists and further schemas
@@ -43,6 +45,19 @@ VALUE_WORDS: dict[type, str] = {
     dict: "mapping",
 }
 """What a value is, in words."""
+
+
+def check_is_path(word: str, commands: Iterable[str]) -> None:
+    """Raises ValueError, with the commands, for a first word that is no command and looks like no
+    path of a recipe."""
+    if Path(word).exists() or re.search(r"[./\\]", word):
+        return
+    known = sorted(commands)
+    raise ValueError(
+        f"{word!r} is neither a command nor the path of a recipe. The commands are "
+        f"{', '.join(known)}.{nearest(word, known)} A recipe is a .yaml file; overrefusal-po init "
+        "copies the shipped ones."
+    )
 
 
 def unknown_key(name: str, known: Iterable[str], section: str, *, owner: str = "") -> str:

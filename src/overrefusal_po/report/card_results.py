@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overrefusal_po.evaluate.breakdowns import NO_ATTACK
+from overrefusal_po.evaluate.measured_how import UNLIKE
 from overrefusal_po.evaluate.metrics import RateName
 from overrefusal_po.report.first_token_part import curve_step_words, first_token_words
 from overrefusal_po.report.numbers import interval_words
@@ -205,6 +206,11 @@ def gate_words(run: MeasuredRun) -> Iterator[str]:
 
 def limits(summary: Summary) -> Iterator[str]:
     """What a user has to know before they rely on the numbers."""
+    for warning in summary.warnings:
+        if warning.startswith(UNLIKE):  # its values may be private: a system prompt, for example
+            yield f"{UNLIKE}: the runs of the table were measured with different settings."
+        elif not looks_local(warning):
+            yield one_line(warning)
     if summary.measured.guard is None:
         yield "No guard model read the responses: refused is counted, harm is not judged."
     if not summary.measured.attacks:

@@ -21,6 +21,7 @@ from overrefusal_po.evaluate.comparisons import (
     judge_names,
 )
 from overrefusal_po.evaluate.first_token import LogOdds, curve_steps, read_log_odds
+from overrefusal_po.evaluate.measured_how import MeasuredHow, measured_how, settings_note
 from overrefusal_po.evaluate.metrics import State, state
 from overrefusal_po.evaluate.side_by_side import (
     KindSideBySide,
@@ -46,7 +47,7 @@ RIGHT_WORDS: dict[Kind, str] = {
 
 class ComparedRun(NamedTuple):
     """One evaluation: its name here, its folder, its metrics, its plain outcomes, how many others
-    are under attack and not compared, and its first-token log-odds."""
+    are under attack and not compared, its first-token log-odds, and how it was measured."""
 
     name: str
     folder: Path
@@ -54,6 +55,7 @@ class ComparedRun(NamedTuple):
     outcomes: list[Outcome]
     attacked: int
     log_odds: LogOdds
+    how: MeasuredHow
 
 
 class ComparedFolders(NamedTuple):
@@ -64,6 +66,11 @@ class ComparedFolders(NamedTuple):
     notes: list[str]
     curves: list[CurveStep]
     """The other runs against the first one's threshold curve, if it has one."""
+
+    @property
+    def warning(self) -> str | None:
+        """The settings in which the runs differ, beside their models; None if there are none."""
+        return settings_note({run.name: run.how for run in self.runs})
 
     @property
     def first_token_lines(self) -> list[str]:
@@ -121,6 +128,8 @@ class ComparedEntry(TypedDict):
     comparisons: list[ComparisonEntry]
     curves: list[dict[str, object]]
     """See `first_token_part.CurveStep`."""
+    warning: str | None
+    """The settings in which the runs differ, in words."""
     notes: list[str]
 
 
@@ -154,7 +163,8 @@ def read_run(folder: Path) -> ComparedRun:
     if not plain:
         raise ValueError(f"{rows}: all {len(outcomes)} outcomes are under attack; none is plain.")
     attacked = len(outcomes) - len(plain)
-    return ComparedRun(metrics.name, folder, metrics, plain, attacked, read_log_odds(folder))
+    log_odds, how = read_log_odds(folder), measured_how(folder, plain)
+    return ComparedRun(metrics.name, folder, metrics, plain, attacked, log_odds, how)
 
 
 def no_evaluation(folder: Path) -> str:
@@ -178,27 +188,9 @@ def distinct_names(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
 
 
 def notes(runs: Sequence[ComparedRun]) -> list[str]:
-    """What a reader has to know: another way of drawing, and outcomes that are left out."""
-    found = []
-    drawn = {run.name: sampling_words(run) for run in runs}
-    if len(set(drawn.values())) > 1:
-        each = "; ".join(f"{name}: {words}" for name, words in drawn.items())
-        found.append(f"The responses were drawn in different ways ({each}).")
-    if attacked := sum(run.attacked for run in runs):
-        found.append(f"{attacked} outcomes under attack are not compared.")
-    return found
-
-
-def sampling_words(run: ComparedRun) -> str:
-    """How the responses of a run were drawn, the seed apart."""
-    ways = {outcome.completion.sampling.model_copy(update={"seed": 0}) for outcome in run.outcomes}
-    return " or ".join(
-        sorted(
-            f"temperature {way.temperature:g}, top_p {way.top_p:g}, up to {way.max_new_tokens} "
-            "new tokens"
-            for way in ways
-        )
-    )
+    """What a reader has to know: outcomes that are left out."""
+    attacked = sum(run.attacked for run in runs)
+    return [f"{attacked} outcomes under attack are not compared."] if attacked else []
 
 
 # --- JSON and terminal ----------------------------------------------------------------------------
@@ -214,6 +206,7 @@ def as_json(found: ComparedFolders) -> ComparedEntry:
         "judge": " and ".join(judge_names(found.runs[0].outcomes)),
         "comparisons": [comparison_entry(one) for one in found.comparisons],
         "curves": [step.model_dump(by_alias=True) for step in found.curves],
+        "warning": found.warning,
         "notes": found.notes,
     }
 

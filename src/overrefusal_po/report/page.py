@@ -24,6 +24,7 @@ from overrefusal_po.records import Kind, write_atomic
 from overrefusal_po.report.first_token_part import first_token_lines, openers_words
 from overrefusal_po.report.pictures import draw_plane, draw_transitions, png_base64
 from overrefusal_po.report.rounds_part import round_lines
+from overrefusal_po.report.search_part import HEADS as SEARCH_HEADS
 from overrefusal_po.report.seeds import check_seeds
 from overrefusal_po.report.summary import (
     KIND_WORDS,
@@ -235,6 +236,7 @@ def write_report(folder: Path, *others: Path) -> Path:
             [(run.name, run) for run in summary.runs], summary.curves
         ),
         "round_lines": round_lines(summary.rounds),
+        "search_heads": SEARCH_HEADS,
         "spreads": seed_spreads(summaries),
         "folders": [path.resolve().name for path in folders],
     }

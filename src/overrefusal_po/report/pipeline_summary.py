@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -23,12 +23,14 @@ from overrefusal_po.evaluate.comparisons import (
 from overrefusal_po.evaluate.entries import MeasuredEntry, MetricsEntry
 from overrefusal_po.evaluate.first_token import CurveStepEntry, curve_steps, read_log_odds
 from overrefusal_po.evaluate.labels import blinded_sample
+from overrefusal_po.evaluate.measured_how import measured_how, settings_note
 from overrefusal_po.evaluate.metrics import State
 from overrefusal_po.recipe.panels import is_panel, panel_members
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Kind, Outcome, read_state, write_atomic
 from overrefusal_po.report.hold_notes import hold_notes
 from overrefusal_po.report.samples import SampleEntry, sample_entries
+from overrefusal_po.report.search_part import SearchEntry, search_entries
 from overrefusal_po.report.waivers import waiver_notes
 from overrefusal_po.run.environment import environment
 
@@ -60,9 +62,11 @@ class SummaryEntry(TypedDict):
     title: str
     created: str
     runs: list[dict[str, object]]
+    warnings: list[str]
     comparisons: list[ComparisonEntry]
     transitions: list[TransitionEntry]
     curves: list[CurveStepEntry]
+    searches: list[SearchEntry]
     samples: list[SampleEntry]
     measured: MeasuredEntry
     seconds: float
@@ -86,16 +90,19 @@ def make_summary(
     plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
     steps = comparable_steps(plain)
     log_odds = {run["name"]: read_log_odds(folder / run["folder"]) for run in runs}
-    notes = [*hold_notes(folder), *reader_notes(runs, stages), *waiver_notes(folder)]
+    notes = [*reader_notes(runs, stages), *waiver_notes(folder)]
+    folders = {run["name"]: folder / run["folder"] for run in runs}
     known = environment()
     status_files = folder.glob("*/status.json")
     return {
         "title": title,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "runs": [run_entry(run) for run in runs],
+        "warnings": [*hold_notes(folder), *unlike_notes(folders, plain)],
         "comparisons": [compare(plain[a], plain[b]).as_dict(a, b) for a, b in steps],
         "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
         "curves": curve_steps(plain, log_odds),
+        "searches": search_entries(folder),
         "samples": sample_entries(outcomes),
         "measured": {**runs[-1]["measured"], "notes": notes},
         "seconds": sum(read_state(file).get("seconds", 0) for file in status_files),
@@ -160,16 +167,40 @@ def judges_named(bodies: Iterable[CurateRecipe | EvaluateRecipe]) -> set[str]:
 def comparable_steps(outcomes: Mapping[str, Sequence[Outcome]]) -> list[tuple[str, str]]:
     """Neighbouring runs on the same prompts by the same judge, and the first and last if there are
     more than two."""
-    groups: dict[tuple[frozenset[str], tuple[str, ...]], list[str]] = {}
-    for name, rows in outcomes.items():
-        measured = frozenset(o.prompt.id for o in rows), tuple(judge_names(rows))
-        groups.setdefault(measured, []).append(name)
     steps = []
-    for names in groups.values():
+    for names in compared_groups(outcomes):
         steps += list(itertools.pairwise(names))
         if len(names) > 2:
             steps.append((names[0], names[-1]))
     return steps
+
+
+def compared_groups(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
+    """The names of the runs, those on the same prompts by the same judge together."""
+    groups: dict[tuple[frozenset[str], tuple[str, ...]], list[str]] = {}
+    for name, rows in outcomes.items():
+        measured = frozenset(o.prompt.id for o in rows), tuple(judge_names(rows))
+        groups.setdefault(measured, []).append(name)
+    return list(groups.values())
+
+
+def unlike_notes(
+    folders: Mapping[str, Path], outcomes: Mapping[str, Sequence[Outcome]]
+) -> Iterator[str]:
+    """A sentence for each group of compared runs that were not measured alike, and one if runs on
+    the same prompts are not compared because of their judges."""
+    for names in compared_groups(outcomes):
+        hows = {name: measured_how(folders[name], outcomes[name]) for name in names}
+        if note := settings_note(hows):
+            yield note
+    judges: dict[frozenset[str], dict[str, list[str]]] = {}
+    for name, rows in outcomes.items():
+        by_judge = judges.setdefault(frozenset(o.prompt.id for o in rows), {})
+        by_judge.setdefault(" and ".join(judge_names(rows)), []).append(name)
+    for by_judge in judges.values():
+        if len(by_judge) > 1:
+            said = "; ".join(f"{' and '.join(runs)} by {judge}" for judge, runs in by_judge.items())
+            yield f"NOT COMPARED: these runs were judged differently ({said})."
 
 
 def write_blinded_sample(folder: Path, outcomes: Mapping[str, list[Outcome]]) -> None:

@@ -1,20 +1,30 @@
-"""A run folder with search.jsonl -> the part of its model card that shows every trial.
+"""A run folder with search.jsonl -> every trial: for its model card, for summary.json and for the
+report's page.
 
-for part in search_parts(Path("runs/dpo-1a2b")):
-    print(part)
+    for part in search_parts(Path("runs/dpo-1a2b")):
+        print(part)
+    entries = search_entries(Path("runs/porover"))
+    # of every stage of a pipeline that searched
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
+from pydantic import BaseModel
+
+from overrefusal_po.recipe.search import settings_words
 from overrefusal_po.records import read_objects
+from overrefusal_po.report.panel_part import READ_CONFIG
 from overrefusal_po.report.texts import one_line
 from overrefusal_po.report.training import public_value, search_summary
 
 Values = Mapping[str, object]
+
+SettingWords = Callable[[Values], str]
 
 HEADS = (
     "trial",
@@ -28,40 +38,77 @@ HEADS = (
 )
 
 
+class SearchEntry(TypedDict):
+    """A search in summary.json. `why`: why the trial was kept; `trials`: the rows of
+    search.jsonl."""
+
+    stage: str
+    why: str
+    trials: list[dict[str, object]]
+
+
+class SearchPart(BaseModel):
+    """A search of a pipeline: its stage, why a trial was kept, and the rows of its search.jsonl."""
+
+    model_config = READ_CONFIG
+    stage: str
+    why: str
+    trials: tuple[dict[str, object], ...]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The page's table: the start policy and every trial, with all values."""
+        return [*table_cells(self.trials, settings_words)]
+
+
+def search_entries(folder: Path) -> list[SearchEntry]:
+    """The searches of a pipeline's stages."""
+    return [
+        {"stage": stage.name, "why": str(chosen.get("why")), "trials": trial_rows(stage)}
+        for stage in sorted(file.parent for file in folder.glob("*/search.jsonl"))
+        if (chosen := search_summary(stage))
+    ]
+
+
+def trial_rows(stage: Path) -> list[dict[str, object]]:
+    """The rows of search.jsonl."""
+    return [row for _, row in read_objects(stage / "search.jsonl")]
+
+
 def search_parts(stage: Path) -> Iterator[str]:
     """The card's Markdown on a search, a part at a time; nothing if the training was none."""
     chosen = search_summary(stage)
-    file = stage / "search.jsonl"
-    if not chosen or not file.is_file():
+    if not chosen or not (stage / "search.jsonl").is_file():
         return
-    rows = [row for _, row in read_objects(file)]
     yield "### Search"
     yield (
         f"{one_line(str(chosen.get('why')))}. Each trial was a training from the same start. "
         "Measured on the dev prompts of `hold`, by which the trial was chosen: on other prompts "
         "it may do less well."
     )
-    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
-    yield "\n".join([*lines, *start_line(rows), *map(trial_line, rows)])
+    rows = [list(HEADS), ["---"] * len(HEADS), *table_cells(trial_rows(stage), setting_words)]
+    yield "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def start_line(rows: list[dict[str, object]]) -> Iterator[str]:
-    """The line of the start policy, if a trial measured it."""
+def table_cells(rows: Sequence[Values], words: SettingWords) -> Iterator[list[str]]:
+    """The cells of the start policy, if a trial measured it, and of every trial."""
     start = next((row["start"] for row in rows if isinstance(row.get("start"), list)), None)
     if isinstance(start, list):
         refused, answered = map(number, start)
-        yield f"| start | – | – | {refused} | {answered} | – | – | – |"
+        yield ["start", "–", "–", refused, answered, "–", "–", "–"]
+    for row in rows:
+        yield trial_cells(row, words)
 
 
-def trial_line(row: Values) -> str:
-    """The line of one trial."""
+def trial_cells(row: Values, words: SettingWords) -> list[str]:
+    """The cells of one trial."""
     settings = row.get("settings")
-    shown = setting_words(settings) if isinstance(settings, Mapping) else "–"
+    shown = words(settings) if isinstance(settings, Mapping) else "–"
     held = "yes" if row.get("held") else "no"
     rates = [number(row.get(key)) for key in ("harmful_refused", "benign_answered")]
     more = [number(row.get("bias"), "+.2f"), number(row.get("first_token_auc"))]
-    cells = [number(row.get("number"), "d"), shown, held, *rates, *more]
-    return f"| {' | '.join([*cells, number(row.get('seconds'), '.0f')])} |"
+    first, last = number(row.get("number"), "d"), number(row.get("seconds"), ".0f")
+    return [first, shown, held, *rates, *more, last]
 
 
 def setting_words(settings: Values) -> str:

@@ -26,6 +26,7 @@ from overrefusal_po.report.first_token_part import CurveStep, FirstTokenPart
 from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelPart
 from overrefusal_po.report.rounds_part import RoundPart
 from overrefusal_po.report.samples import sample_entries
+from overrefusal_po.report.search_part import SearchPart
 
 Share = Annotated[float, Field(ge=0, le=1)]
 MoveCounts = dict[ScoredState, dict[ScoredState, Count]]  # before -> after -> how many prompts
@@ -234,11 +235,15 @@ class Summary(RatePart):
     title: str
     created: str
     runs: tuple[MeasuredRun, ...] = Field(min_length=1)
+    warnings: tuple[str, ...] = ()
+    """What a reader has to know before the rates: lost safety, runs that were not measured
+    alike."""
     comparisons: tuple[MeasuredStep, ...] = ()
     transitions: tuple[MeasuredTransition, ...] = ()
     curves: tuple[CurveStep, ...] = ()
     """Later runs against the threshold curve of the first run that has one."""
     rounds: tuple[RoundPart, ...] = ()
+    searches: tuple[SearchPart, ...] = ()
     samples: tuple[Sample, ...] = ()
     measured: Measured
     versions: dict[str, str] = {}

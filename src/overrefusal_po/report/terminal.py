@@ -197,7 +197,8 @@ def print_summary(folder: Path) -> None:
         say(round_words(RoundPart.model_validate(part)))
     say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
-    for note in (*hold_notes(folder), *unmoved_notes(folder, summary.get("comparisons", ()))):
+    warnings = summary.get("warnings", hold_notes(folder))
+    for note in (*warnings, *unmoved_notes(folder, summary.get("comparisons", ()))):
         say(note)
 
 

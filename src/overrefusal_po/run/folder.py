@@ -26,6 +26,7 @@ import yaml
 
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.run.environment import environment
+from overrefusal_po.run.interrupts import signals_ignored
 from overrefusal_po.run.keys import keyed, run_key
 
 if TYPE_CHECKING:
@@ -103,12 +104,14 @@ class Run:
             raise
 
     def _write_recipe(self) -> None:
+        # a signal may come before `with` holds the run: until then the folder says what it is then.
+        # The status comes first, because a folder with other files and no status is no run's.
+        if not self.done:
+            self.fail(130, "the work has not begun")
         if not (self.path / "recipe.yaml").exists():
             write_atomic(
                 self.path / "recipe.yaml", yaml.safe_dump({**self.resolved}, sort_keys=False)
             )
-        if not self.done:
-            self._write_status("running")
 
     def _open_log(self) -> None:
         handler = logging.FileHandler(self.path / "log", encoding="utf-8")
@@ -216,6 +219,12 @@ class Run:
             self._lock = None
 
     def __enter__(self) -> Run:
+        try:
+            if self.writer and not self.done:
+                self._write_status("running")
+        except BaseException as error:  # Python calls no __exit__ if __enter__ fails
+            self._end(error)
+            raise
         return self
 
     def __exit__(
@@ -224,7 +233,23 @@ class Run:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        if error is not None and not self.done:
+        if error is None:
+            self.close()
+        else:
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        """Notes an error and closes the folder. A second signal may come at any moment of that, for
+        example from a launcher or an impatient user: the note is written all the same."""
+        try:
+            with signals_ignored():
+                self._note(error)
+        except KeyboardInterrupt:  # it came just before they were ignored
+            with signals_ignored():
+                self._note(error)
+
+    def _note(self, error: BaseException) -> None:
+        if not self.done:
             self.fail(exit_code(error), f"{type(error).__name__}: {error}")
             if self._log is not None:
                 with (self.path / "log").open("a", encoding="utf-8") as log:

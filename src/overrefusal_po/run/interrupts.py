@@ -24,7 +24,7 @@ from overrefusal_po.model.whole import damaged, first_names, write_hashes
 
 logger = logging.getLogger(__name__)
 
-SignalHandler = Callable[[int, FrameType | None], object]
+SignalHandler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 HASHES = "hashes.json"
 """The file of a checkpoint with the hashes of the others."""
@@ -62,6 +62,12 @@ def terminable() -> contextlib.AbstractContextManager[None]:
         signal.raise_signal(signal.SIGINT)
 
     return handling({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate})
+
+
+def signals_ignored() -> contextlib.AbstractContextManager[None]:
+    """Within, SIGINT and SIGTERM do nothing: for the short moment in which a run that ends notes
+    why."""
+    return handling({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN})
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -76,12 +76,16 @@ def thinks(outcomes: Sequence[Outcome]) -> bool:
     return 2 * thoughts > len(outcomes)
 
 
-def every_opener(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers:
+def every_opener(
+    template: ChatTemplate, outcomes: Sequence[Outcome], before: Sequence[Outcome] = ()
+) -> Openers:
     """`refusal_openers`, and the first tokens of common refusals that open few of its answers.
 
-    A model that may not begin with its own openers takes the next refusal that it knows.
+    A model that may not begin with its own openers takes the next refusal that it knows. `before`
+    are responses of the model that it was trained from: their openers count too. A trained model
+    that refuses nothing any more has them in place of the written ones.
     """
-    found = refusal_openers(template, outcomes)
+    found = with_earlier(template, refusal_openers(template, outcomes), outcomes, before)
     refusals = [o.completion.text for o in outcomes if opens_with_refusal(o)]
     answers = [o.completion.text for o in outcomes if is_answer(o)]
     decode, answered = template.tokenizer.decode, first_tokens(template, answers)
@@ -98,6 +102,33 @@ def every_opener(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers
         tokens=[*found.tokens, *(str(decode([token])) for token in common)],
         refusals_opened=share_opened(first_tokens(template, refusals), kept, len(refusals)),
         answers_opened=share_opened(answered, kept, len(answers)),
+    )
+
+
+def with_earlier(
+    template: ChatTemplate, found: Openers, outcomes: Sequence[Outcome], before: Sequence[Outcome]
+) -> Openers:
+    """The openers of a model with those of its refusals `before` its training. One of these stays
+    if it opens a greater share of them than of the answers then, and of the answers now."""
+    earlier = refusal_openers(template, before)
+    if earlier.source != "own refusals":
+        return found
+    if found.source != "own refusals":
+        found = found._replace(ids=(), source="own refusals", tokens=[], left_out=[])
+    texts = [o.completion.text for o in before if opens_with_refusal(o)]
+    answers = [o.completion.text for o in outcomes if is_answer(o)]
+    refused, answered = first_tokens(template, texts), first_tokens(template, answers)
+    decode = template.tokenizer.decode
+    more = [
+        token
+        for token in earlier.ids
+        if token not in found.ids
+        and str(decode([token])) not in found.left_out
+        and refused[token] * len(answers) > answered[token] * len(texts)
+    ]
+    return found._replace(
+        ids=tuple(sorted([*found.ids, *more])),
+        tokens=[*found.tokens, *(str(decode([token])) for token in more)],
     )
 
 

@@ -151,7 +151,7 @@ class Holder:
         starts = {o.prompt.id: o for o in read_jsonl(self.folder / START_FILE, Outcome)}
         start = [starts[p.id] for p in self.prompts]
         own = self.outcomes(engine, self.prompts)
-        openers = every_opener(self.template, own)
+        openers = every_opener(self.template, own, start)
         why_not = self.undecided(own, openers)
         if why_not:
             return self.entry(start, own, own, openers, why_not=why_not)
