@@ -155,7 +155,7 @@ def test_a_teacher_gives_the_chosen_answers_and_the_student_its_own_refusals(
         }
     )
     if not teacher_answers:
-        with pytest.raises(ValueError, match="the teacher refuses': 4"):
+        with pytest.raises(ValueError, match="4 the teacher refuses"):
             run_stage(recipe, "curate", tmp_path / "run")
         return
     run_stage(recipe, "curate", tmp_path / "run")

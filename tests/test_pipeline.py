@@ -106,7 +106,7 @@ def test_a_pipeline_measures_trains_and_measures_and_a_second_run_does_nothing(
     files = [p for p in out.rglob("*") if p.is_file() and p.name not in ("log", ".lock")]
     before = {p: p.stat().st_mtime_ns for p in files}
     read: list[Any] = []
-    monkeypatch.setattr(stages, "check_data", read.append)
+    monkeypatch.setattr(stages, "check_data", lambda body, named="": read.append(body))
     assert run(path) == 0
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert not read, "data is read again"
