@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from overrefusal_po import (
     cpo_trainer,
     derta_trainer,
@@ -79,3 +81,14 @@ def row_lengths(records: Sequence[Any], template: ChatTemplate, opening: Any = N
     if isinstance(records[0], Triple):
         return [both.longest for both in triple_sides(records, template)]
     return [turn_length(turn) for turn in prompt_turns(records, template)]
+
+
+def gradient(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
+    """(loss of a batch, the gradients of all trained numbers in one row)."""
+    trainer.model.train()
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    loss.backward()
+    return loss.item(), torch.cat(
+        [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Style, trainer_settings
-from factories import conversations
+from factories import conversations, gradient
 
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.cpo import CPOConfig, cpo_trainer, pair_losses
@@ -55,16 +55,6 @@ def ours(
         args=args,
         processing_class=style.tokenizer,
         shared_prefix=shared_prefix,
-    )
-
-
-def gradient(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
-    trainer.model.train()
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, dict(batch))
-    loss.backward()
-    return loss.item(), torch.cat(
-        [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
     )
 
 

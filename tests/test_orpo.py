@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Style, trainer_settings
-from factories import conversations
+from factories import conversations, gradient
 
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.orpo import ORPOConfig, log_odds, orpo_terms, orpo_trainer
@@ -49,16 +49,6 @@ def theirs(style: Style, rows: list[PreferencePair], how: str, args: dict[str, A
         args=trainer_config(ORPOConfig, args),
         train_dataset=conversations(rows, style.template),
         processing_class=style.tokenizer,
-    )
-
-
-def gradient(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
-    trainer.model.train()
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, dict(batch))
-    loss.backward()
-    return loss.item(), torch.cat(
-        [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
     )
 
 

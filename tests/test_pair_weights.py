@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Style, trainer_settings
+from factories import gradient
 from test_windows import update
 
 from overrefusal_po.recipe.load import check_body
@@ -95,16 +96,6 @@ def made(
         args=trainer_settings(folder, batch, beta=0.3, precompute_ref_log_probs=True, **keys),
         processing_class=style.tokenizer,
         weights=weights,
-    )
-
-
-def gradient(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
-    trainer.model.train()
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, dict(batch))
-    loss.backward()
-    return loss.item(), torch.cat(
-        [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
     )
 
 

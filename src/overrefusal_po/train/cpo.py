@@ -31,7 +31,11 @@ from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.preference import prepare as prepare
 from overrefusal_po.train.preference import read as read
-from overrefusal_po.train.reference_free import ReferenceFreeConfig, reference_free_trainer
+from overrefusal_po.train.reference_free import (
+    ReferenceFreeConfig,
+    reference_free_trainer,
+    reward_metrics,
+)
 from overrefusal_po.train.settings import Settings
 from overrefusal_po.train.trl_private import OwnLossTrainer
 
@@ -111,12 +115,7 @@ class CPOTrainer(
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         return loss, {
             "nll_loss": likelihood,
-            "logps/chosen": chosen,
-            "logps/rejected": rejected,
-            "rewards/chosen": self.beta * chosen,
-            "rewards/rejected": self.beta * rejected,
-            "rewards/margins": self.beta * (chosen - rejected),
-            "rewards/accuracies": (chosen > rejected).float(),
+            **reward_metrics(chosen, rejected, self.beta),
         }
 
 

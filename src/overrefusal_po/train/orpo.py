@@ -31,7 +31,11 @@ from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.preference import prepare as prepare
 from overrefusal_po.train.preference import read as read
-from overrefusal_po.train.reference_free import ReferenceFreeConfig, reference_free_trainer
+from overrefusal_po.train.reference_free import (
+    ReferenceFreeConfig,
+    reference_free_trainer,
+    reward_metrics,
+)
 from overrefusal_po.train.settings import Settings
 from overrefusal_po.train.trl_private import OwnLossTrainer
 from overrefusal_po.train.windows import Batch, chosen_row_tokens
@@ -88,12 +92,7 @@ class ORPOTrainer(
             "nll_loss": likelihood,
             "log_odds_ratio": ratio.mean(),
             "log_odds_chosen": odds.mean(),
-            "logps/chosen": chosen,
-            "logps/rejected": rejected,
-            "rewards/chosen": self.beta * chosen,
-            "rewards/rejected": self.beta * rejected,
-            "rewards/margins": self.beta * (chosen - rejected),
-            "rewards/accuracies": (chosen > rejected).float(),
+            **reward_metrics(chosen, rejected, self.beta),
         }
 
 

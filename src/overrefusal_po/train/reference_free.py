@@ -29,6 +29,7 @@ from overrefusal_po.train.trl_private import OwnLossTrainer, shared_prefix_on
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from overrefusal_po.train.given import RowsGiven
@@ -99,3 +100,15 @@ def reference_free_trainer(
     if shared_prefix:
         shared_prefix_on(trainer)
     return finished(trainer)
+
+
+def reward_metrics(chosen: Tensor, rejected: Tensor, scale: float) -> dict[str, Tensor]:
+    """TRL's metrics of both sides' log-probs, (P,) each; a reward is `scale` times a log-prob."""
+    return {
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
+        "rewards/chosen": scale * chosen,
+        "rewards/rejected": scale * rejected,
+        "rewards/margins": scale * (chosen - rejected),
+        "rewards/accuracies": (chosen > rejected).float(),
+    }

@@ -190,8 +190,8 @@ def run_trial(recipe: TrainRecipe, number: int, body: TrainRecipe, run: Run) -> 
 
     hold, search = recipe.held, recipe.search
     assert hold is not None and search is not None, "a recipe with search has hold"
-    settings = points(search, recipe.seed)[number - 1]
-    of = len(points(search, recipe.seed))
+    tried = points(search, recipe.seed)
+    settings, of = tried[number - 1], len(tried)
     logger.info("search: trial %d of %d: %s", number, of, settings_words(settings))
     set_seed(recipe.seed)  # an adapter begins with random numbers; all trials get the same
     folder = trial_folder(run.path, number)
