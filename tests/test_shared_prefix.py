@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Style, trainer_settings
+from factories import gradient
 
 from overrefusal_po.exact.shared_prefix import pack, shared_length, unproven_adapter, unproven_model
 from overrefusal_po.records import PreferencePair
@@ -89,15 +90,9 @@ def trainers(
 
 def step(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor, dict[str, list[float]]]:
     """(loss, gradient as one vector, metrics) of one batch."""
-    trainer.model.train()
-    trainer.model.zero_grad()
     trainer._metrics["train"].clear()
-    loss = trainer.compute_loss(trainer.model, dict(batch))
-    loss.backward()
-    gradient = torch.cat(
-        [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
-    )
-    return loss.item(), gradient, copy.deepcopy(trainer._metrics["train"])
+    loss, slopes = gradient(trainer, batch)
+    return loss, slopes, copy.deepcopy(trainer._metrics["train"])
 
 
 def check_equal(plain: Any, shared: Any, batch: dict[str, Any]) -> None:
