@@ -1,6 +1,6 @@
 """The end of a training at a stated safety: measure the start policy, train, calibrate, fold in.
 
-    holder = Holder(trainer, template=template, hold=Hold(refused_drop_max=0.02), folder=run_folder)
+    holder = Holder(trainer, template=template, hold=Hold(), folder=run_folder)
     holder.begin(resumed=False)   # what the start policy refuses: hold_start.jsonl
     trainer.train()
     holder.end()                  # one bias, folded into the weights: hold.json
