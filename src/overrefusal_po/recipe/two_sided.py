@@ -8,6 +8,7 @@ end has, and which of several settings is taken.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -71,6 +72,15 @@ class Hold(DevSets):
       for, refusals may be lost."""
     bias_max: float = Field(default=8.0, gt=0)
     """The greatest bias that is tried, in logits, up or down."""
+
+
+def start_of(start: str | None) -> str:
+    """` of dpo`: the training whose start policy a `hold.start` names; "" for the training's own.
+
+    >>> start_of("runs/porover/dpo/hold_start.jsonl")
+    ' of dpo'
+    """
+    return f" of {Path(start).parent.name or 'another training'}" if start else ""
 
 
 def flat_space(given: object) -> object:

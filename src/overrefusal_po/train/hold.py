@@ -141,7 +141,8 @@ class Holder:
         with generating(self.model):
             found = self.calibrated()
         write_atomic(self.folder / RESULT_FILE, json.dumps(found, indent=1))
-        logger.log(logging.INFO if found["held"] else logging.WARNING, "%s", hold_words(found))
+        words = hold_words(found, self.hold.start)
+        logger.log(logging.INFO if found["held"] else logging.WARNING, "%s", words)
         return found
 
     def calibrated(self) -> HoldEntry:
