@@ -196,7 +196,7 @@ def training(
             **loss.trainer,
         },
         "hold": {
-            "refused_drop_max": SAFE_DROP,
+            "refused_drop_max": SAFE_DROP,  # not 0: the column `equal` of RESULTS.md has it
             "aim": "answers",  # the greatest usefulness at that safety, whichever way the bias goes
             "sets": options.sets or default,
             "max_prompts_per_kind": options.measured,

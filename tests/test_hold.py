@@ -15,8 +15,10 @@ from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe.load import check_body
+from overrefusal_po.pipeline import run_stage, stage_bodies
+from overrefusal_po.recipe.load import check_body, load_recipe
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import (
     Outcome,
     Prompt,
@@ -30,6 +32,8 @@ from overrefusal_po.report.training import step_words
 from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.train.held import Decision, Rates, bias_curve, candidates, choose_bias, rates_at
 from overrefusal_po.train.hold_result import keeps, set_entries, set_name, too_few_scored
+
+POROVER = Path(__file__).parents[1] / "recipes" / "porover.yaml"
 
 
 def row(flip: float, *, harmful: bool, opened: bool | None = None, number: int = 0) -> Decision:
@@ -199,6 +203,16 @@ def test_a_set_keeps_its_safety_within_the_drop() -> None:
     assert not keeps(entry, 0.04)
 
 
+def test_unless_the_recipe_says_otherwise_no_refusal_of_the_sets_is_lost() -> None:
+    """By default, and in the shipped pipeline: one harmful prompt of 150 may not be lost."""
+    dpo = stage_bodies(load_recipe(POROVER))["dpo"]
+    assert isinstance(dpo, TrainRecipe) and dpo.hold is not None
+    counts: Any = {"harmful": 150, "harmful_unscored": 0, "start": Rates(120 / 150, 0.5)}
+    for hold in (Hold(), dpo.hold):
+        assert keeps({**counts, "held": Rates(120 / 150, 0.9)}, hold.refused_drop_max)
+        assert not keeps({**counts, "held": Rates(119 / 150, 0.9)}, hold.refused_drop_max)
+
+
 def test_a_judge_that_scores_little_holds_nothing() -> None:
     rows = [outcome("harmful", f"{REFUSAL} {n}", scored=n > 1) for n in range(10)]
     assert too_few_scored(rows) == "the judge scored 8 of 10 responses to harmful prompts"
@@ -267,7 +281,7 @@ def test_a_training_that_forgets_to_refuse_ends_where_it_started(
     assert part["start"][0] == 1.0
     assert part["trained"][0] < 0.5, "the training was meant to forget"
     assert found["held"] and found["bias"] > 0
-    assert part["held"][0] >= 0.98
+    assert part["held"][0] >= part["start"][0]
     assert found["agrees"] == 1.0
     assert summary["hold"]["held"] is True
     words = step_words(tmp_path / "run")
@@ -289,7 +303,7 @@ def test_two_sets_are_held_and_reported_each(start: Path, tmp_path: Path) -> Non
     found = json.loads((tmp_path / "run" / "hold.json").read_text())
     assert [(s["harmful"], s["benign"]) for s in found["sets"]] == [(6, 6), (2, 1)]
     assert [s["set"] for s in found["sets"]] == sets
-    assert found["held"] is all(s["held"][0] >= s["start"][0] - 0.02 for s in found["sets"])
+    assert found["held"] is all(s["held"][0] >= s["start"][0] for s in found["sets"])
     assert found["unscored"] == 0
 
 
@@ -351,7 +365,6 @@ def test_a_lost_start_measurement_is_an_error_after_a_checkpoint(
 ) -> None:
     from types import SimpleNamespace
 
-    from overrefusal_po.recipe.two_sided import Hold
     from overrefusal_po.train.hold import Holder
 
     write_jsonl(tmp_path / "dev.jsonl", asked(["a fox"], "harmful") + asked(["a fox"], "benign"))
@@ -416,14 +429,13 @@ def test_a_pipeline_finds_a_hold_fault_before_its_first_stage(
     """Prompts that curation draws pairs from may not be held on, and the adapter must fit."""
     from overrefusal_po.cli import main
 
-    porover = str(Path(__file__).parents[1] / "recipes" / "porover.yaml")
     same = "--stages.dpo.hold.sets=[{name: contrasts, hands: [1]}]"
     for given, says in (
         ([same, "--stages.dpo.hold.split=train"], "stage dpo, hold.sets"),
         (["--stages.dpo.model.lora_target_modules=[q_proj]"], "Add down_proj"),
     ):
         with pytest.raises(SystemExit) as ended:
-            main([porover, f"--run_dir={tmp_path / 'run'}", *given])
+            main([str(POROVER), f"--run_dir={tmp_path / 'run'}", *given])
         assert ended.value.code == 2
         assert says in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "run" / "before").exists()

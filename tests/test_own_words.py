@@ -79,6 +79,31 @@ def pairs_of(server: Server, folder: Path, **keys: Any) -> dict[str, PreferenceP
     return {pair.prompt.text: pair for pair in made}
 
 
+def test_a_curation_that_goes_on_with_other_prompts_says_so_and_does_not_mix_them(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a version leaves that sampled other prompts: same recipe, same files, same key."""
+    few, all_of_them = tmp_path / "few", tmp_path / "all"
+    for folder in (few, all_of_them):
+        folder.mkdir()
+    limit = {"max_prompts": 2}
+    before = pairs_of(server, few, data=limit)
+    assert 0 < len(before) < len(pairs_of(server, all_of_them))
+    run = few / "run"
+    for name in ("student_benign.jsonl", "student_harmful.jsonl"):
+        (run / name).write_bytes((all_of_them / "run" / name).read_bytes())
+    (run / "pairs.jsonl").unlink()
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "state": "interrupted"}))
+    assert "does not ask" not in caplog.text
+    assert pairs_of(server, few, data=limit) == before
+    warned = [r.getMessage() for r in caplog.records if "does not ask" in r.getMessage()]
+    assert [text.partition(" holds")[0] for text in warned] == [
+        str(run / name) for name in ("student_benign.jsonl", "student_harmful.jsonl")
+    ]
+    assert "answers to 2 prompts that this curation does not ask (2 of its 2 are" in warned[0]
+
+
 def test_each_harmful_prompt_takes_the_first_source_that_complies(
     server: Server, tmp_path: Path
 ) -> None:

@@ -13,15 +13,16 @@ from factories import gradient
 from test_windows import update
 
 from overrefusal_po.recipe.load import check_body
-from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt
-from overrefusal_po.train import kto
-from overrefusal_po.train.data import Source
+from overrefusal_po.recipe.methods import METHODS
+from overrefusal_po.recipe.sections import PairsData
+from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.pair_weights import boundary, boundary_weights, refusal_margins
-from overrefusal_po.train.preference import check_weighing
 from overrefusal_po.train.rows import HARMFUL, prepared_pairs
-from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.weighted import WEIGHT
+
+OTHERS = [m.name for m in METHODS.values() if m.data is PairsData and not m.stores_reference]
+"""Methods that learn from pairs, and weigh none."""
 
 LOSSES: dict[str, dict[str, Any]] = {
     "sigmoid-sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]},
@@ -202,32 +203,24 @@ def test_an_update_is_the_same_however_its_batch_is_cut(
 
 
 @pytest.mark.parametrize(
-    ("method", "speed", "words"),
+    ("method", "keys", "words"),
     [
-        ("orpo", {}, "which is for method: dpo; the method is orpo"),
-        ("dpo", {"reference_store": False}, "speed.reference_store: true"),
+        *((name, {}, f"which is for method: dpo; the method is {name}") for name in OTHERS),
+        ("dpo", {"speed": {"reference_store": False}}, "speed.reference_store: true"),
+        ("dpo", {"trainer": {"sync_ref_model": True}}, "without trainer.sync_ref_model"),
+        ("dpo", {"trainer": {"loss_type": ["aot"]}}, "loss_type aot compares the pairs"),
     ],
 )
-def test_a_recipe_that_can_have_no_weights_is_refused(
-    method: str, speed: dict[str, Any], words: str
+def test_a_recipe_that_can_have_no_weights_is_refused_before_its_data_are_read(
+    method: str, keys: dict[str, Any], words: str
 ) -> None:
     body = {
         "task": "train",
         "method": method,
-        "model": {"model_name_or_path": "bundled:smollm2-135m-instruct"},
-        "data": {"weights": "boundary"},
-        "speed": speed,
+        "model": {"model_name_or_path": "my/model"},
+        "data": {"pairs": "@curate.pairs"},
+        **keys,
     }
-    recipe: Any = check_body(body, "test")
+    assert check_body(body, "test").task == "train"
     with pytest.raises(ValueError, match=words):
-        check_weighing(recipe, recipe.typed_data, full_settings(recipe))
-
-
-def test_labelled_responses_have_no_weights() -> None:
-    values = {"task": "train", "method": "kto", "model": {"model_name_or_path": "my/model"}}
-    recipe: Any = check_body({**values, "data": {"weights": "boundary"}}, "test")
-    prompt = Prompt.of("Kill a process.", kind="benign")
-    row = LabelledResponse(prompt=prompt, response="Sure.", desirable=True)
-    template: Any = None  # the check comes before a text is rendered
-    with pytest.raises(ValueError, match="which is for method: dpo; the method is kto"):
-        kto.prepare(recipe, Source([row]), template)
+        check_body({**body, "data": {**body["data"], "weights": "boundary"}}, "test")

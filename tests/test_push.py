@@ -11,7 +11,10 @@ import pytest
 from hub_server import GRANTED
 from hub_uploads import serve_uploads
 
-from overrefusal_po.recipe.load import load_recipe
+from overrefusal_po.checks import check_stage
+from overrefusal_po.pipeline import stage_bodies
+from overrefusal_po.recipe.load import check_body, load_recipe
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.push import Push, push_of, without_push
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -141,6 +144,47 @@ def test_a_push_that_cannot_be_is_refused(overrides: list[str], words: str) -> N
     with pytest.raises(ValueError, match=words):
         push_of(load_recipe(RECIPES / "dpo.yaml", overrides).body)
     assert push_of(load_recipe(RECIPES / "dpo.yaml").body) is None
+
+
+def pushing(stage: str, *, branch: str = "") -> list[str]:
+    """The overrides by which a stage of a pipeline pushes to me/my-model."""
+    return [f"--stages.{stage}.trainer.{key.removeprefix('--trainer.')}" for key in ASKED] + (
+        [f"--stages.{stage}.trainer.hub_revision={branch}"] if branch else []
+    )
+
+
+def pushed_stages(recipe: str, *overrides: str) -> list[str]:
+    """The stages of a shipped pipeline that push."""
+    found = stage_bodies(load_recipe(RECIPES / recipe, list(overrides)))
+    return [n for n, b in found.items() if isinstance(b, TrainRecipe) and push_of(b) is not None]
+
+
+def test_rounds_may_not_push_over_each_other() -> None:
+    said = r"porover: stages dpo, dpo_2, dpo_3 all push to me/my-model .*\(stages\.dpo_3\.trainer\)"
+    with pytest.raises(ValueError, match=said):
+        pushed_stages("porover.yaml", "--rounds=3", *pushing("dpo"))
+    assert pushed_stages("porover.yaml", *pushing("dpo")) == ["dpo"]
+    assert pushed_stages("porover.yaml", "--rounds=3", *pushing("dpo_3")) == ["dpo_3"]
+    own = [*pushing("dpo"), *pushing("dpo_2", branch="second")]
+    assert pushed_stages("porover.yaml", "--rounds=2", *own) == ["dpo", "dpo_2"]
+
+
+def test_two_stages_may_not_push_to_one_place() -> None:
+    both = [*pushing("derta"), *pushing("dpo", branch="main")]
+    with pytest.raises(ValueError, match="demo: stages derta, dpo all push to me/my-model"):
+        pushed_stages("demo.yaml", *both)
+    own = [*pushing("derta"), *pushing("dpo", branch="dpo")]
+    assert pushed_stages("demo.yaml", *own) == ["derta", "dpo"]
+
+
+def test_a_wrong_name_is_said_before_what_an_earlier_stage_makes_is_there() -> None:
+    values = {"task": "train", "method": "dpo", "model": {"model_name_or_path": "@derta.model"}}
+    trainer = {"push_to_hub": True, "hub_model_id": "my-model"}
+    given = {**values, "data": {"pairs": "@curate.pairs"}, "trainer": trainer}
+    body = check_body(given, "test")
+    assert isinstance(body, TrainRecipe)
+    with pytest.raises(ValueError, match="hub_model_id is 'my-model'"):
+        check_stage(body)
 
 
 @pytest.mark.slow

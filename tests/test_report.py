@@ -15,6 +15,7 @@ from overrefusal_po.report.page import step_totals, write_report
 from overrefusal_po.report.pictures import draw_plane, spaced_heights
 from overrefusal_po.report.samples import SAMPLES_OF_ATTACK, SAMPLES_OF_KIND, sample_entries
 from overrefusal_po.report.summary import MeasuredRun, read_summary, schema_text
+from overrefusal_po.report.terminal import print_summary
 from overrefusal_po.report.texts import CONTROL, clipped, visible
 
 RATES = (
@@ -114,6 +115,36 @@ def words(html: str) -> str:
     return " ".join(
         re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(style|head|script)>.*?</\1>", "", html)).split()
     )
+
+
+LOST = "SAFETY IS NOT HELD in stage dpo: harmful refused 0.90 to 0.20 on dev.jsonl (25 prompts)."
+
+
+@pytest.mark.parametrize("of_notes", [True, False])
+def test_an_older_summary_says_lost_safety_above_the_rates(
+    tmp_path: Path, of_notes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the key `warnings` it stood in the notes alone, and before that only in hold.json."""
+    if of_notes:
+        notes = [*summary()["measured"]["notes"], LOST]
+    else:
+        part = {"set": "dev.jsonl", "harmful": 25, "start": [0.9, 0], "held": [0.2, 1]}
+        (tmp_path / "dpo").mkdir()
+        (tmp_path / "dpo" / "hold.json").write_text(
+            json.dumps({"held": False, "why_not": "", "sets": [part]})
+        )
+        notes = summary()["measured"]["notes"]
+    html = page(tmp_path, measured={**summary()["measured"], "notes": notes})
+    assert html.count(LOST) == 1
+    assert html.index(LOST) < html.index('<p class="lead">')
+    assert f'<p class="warning">{LOST}' in html
+    print_summary(tmp_path)
+    assert capsys.readouterr().out.count(LOST) == 1
+
+
+def test_a_summary_with_warnings_keeps_its_notes(tmp_path: Path) -> None:
+    html = page(tmp_path, warnings=[], measured={**summary()["measured"], "notes": [LOST]})
+    assert html.count(LOST) == 1 and 'class="warning"' not in html
 
 
 def test_every_run_and_every_number_stands_on_the_page(tmp_path: Path) -> None:

@@ -134,6 +134,35 @@ def test_what_lies_between_is_repeated_if_it_reads_what_is_repeated(tmp_path: Pa
     assert model_of(found["first"]) == "@dpo.model"
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_round_1_has_its_name_with_any_number_of_rounds(tmp_path: Path, rounds: int) -> None:
+    """Behind what is repeated, in it, and before anything is run."""
+    sft = {"task": "train", "method": "sft", "data": {"pairs": "@curate.pairs"}}
+    stages = {
+        "curate": CURATE,
+        "sft": {**sft, "model": "my/model"},
+        "dpo": {**DPO, "model": "@sft_1.model"},
+        "first": {**EVALUATE, "name": "round 1", "model": "@dpo_1.model"},
+        "after": EVALUATE,
+    }
+    recipe = load_recipe(pipeline(tmp_path, stages, rounds=rounds))
+    found = stage_bodies(recipe)
+    assert model_of(found["dpo"]) == "@sft.model" and model_of(found["first"]) == "@dpo.model"
+    assert model_of(found["after"]) == ("@dpo.model" if rounds == 1 else "@dpo_2.model")
+    assert stage_origins(recipe, "first")["model.model_name_or_path"] == "rounds"
+    wrong = {**stages, "first": {**EVALUATE, "name": "round 2", "model": "@dpo_3.model"}}
+    with pytest.raises(ValueError, match=r"no output 'model' of a stage 'dpo_3'"):
+        stage_bodies(load_recipe(pipeline(tmp_path, wrong, rounds=rounds)))
+
+
+def test_a_stage_of_the_recipe_keeps_the_name_that_would_be_round_1s(tmp_path: Path) -> None:
+    stages = {"curate": CURATE, "dpo": {**DPO, "model": "my/model"}}
+    stages |= {"dpo_1": {**DPO, "model": "other/model"}, "after": {**EVALUATE, "name": "one"}}
+    stages["after"]["model"] = "@dpo_1.model"
+    found = stage_bodies(load_recipe(pipeline(tmp_path, stages)))
+    assert model_of(found["after"]) == "@dpo_1.model" and model_of(found["dpo_1"]) == "other/model"
+
+
 def test_an_own_revision_stays_with_the_model_of_round_1(tmp_path: Path) -> None:
     model = {"model_name_or_path": "my/model", "model_revision": "v2"}
     stages = {"curate": {**CURATE, "model": model}, "dpo": {**DPO, "model": model}}

@@ -26,7 +26,7 @@ from overrefusal_po.recipe.two_sided import Hold, Search
 from overrefusal_po.records import Outcome, PreferencePair, read_jsonl, write_jsonl
 from overrefusal_po.run.keys import run_key
 from overrefusal_po.train.held import Decision, Rates, first_token_auc
-from overrefusal_po.train.hold_result import HoldEntry, together, worst_miss
+from overrefusal_po.train.hold_result import HoldEntry, hold_words, together, worst_miss
 from overrefusal_po.train.preference import in_share
 from overrefusal_po.train.search import known_trials, train_or_search
 from overrefusal_po.train.search_result import (
@@ -230,10 +230,11 @@ def entry(
 
 
 def trial(number: int, refused: float, answered: float, *, held: bool = True, **of: Any) -> Trial:
-    """A trial on one set of ten and ten prompts; the start policy refuses .8 and answers .5."""
+    """A trial on one set of ten and ten prompts, of which .02 may be lost; the start policy refuses
+    .8 and answers .5."""
     found = entry((10, 10, 0.8, 0.5, refused, answered), held=held)
     settings = {"trainer.beta": number / 10}
-    return measured_trial(number, settings, found, of=Hold(**of), seconds=60)
+    return measured_trial(number, settings, found, of=Hold(refused_drop_max=0.02, **of), seconds=60)
 
 
 def test_sets_count_by_their_prompts() -> None:
@@ -298,7 +299,7 @@ def test_a_trial_without_numbers_is_never_kept() -> None:
 def test_the_table_begins_with_the_start_policy_and_the_best() -> None:
     failed = failed_trial(3, {"trainer.beta": 0.3}, "The loss became NaN", 3.0)
     rows = [trial(1, 0.8, 0.45), trial(2, 0.79, 0.7), failed]
-    assert list(table_lines(rows)) == [
+    assert list(table_lines(rows, of=Hold())) == [
         "start policy: harmful refused 0.80, benign answered 0.50",
         "trial 2: trainer.beta 0.2: holds, harmful refused 0.79, benign answered 0.70, bias +0.00, "
         "first-token AUC 0.90 (60 s)",
@@ -307,6 +308,14 @@ def test_the_table_begins_with_the_start_policy_and_the_best() -> None:
         "trial 3: trainer.beta 0.3: no numbers: The loss became NaN (3 s)",
     ]
     assert brings_nothing(rows[0])
+    later = Hold(start="runs/porover/dpo/hold_start.jsonl")
+    assert next(table_lines(rows, of=later)).startswith("start policy of dpo: harmful refused 0.80")
+    assert next(table_lines(rows, of=Hold(start="x.jsonl"))).startswith(
+        "start policy of another training: "
+    )
+    found = entry((10, 10, 0.8, 0.5, 0.8, 0.7), held=True)
+    assert "At the start of dpo, trained, saved: " in hold_words(found, later.start)
+    assert "At the start, trained, saved: " in hold_words(found)
 
 
 def test_the_first_token_separates_by_flip_points() -> None:

@@ -11,7 +11,7 @@ from test_compare import BASE, TUNED
 from test_measured_how import pipeline_of
 from test_report import HOSTILE, page, words
 
-from overrefusal_po.report.search_part import search_entries, search_parts
+from overrefusal_po.report.search_part import SearchPart, search_entries, search_parts
 from overrefusal_po.report.summary import Summary
 
 TRIAL: dict[str, Any] = {
@@ -54,6 +54,21 @@ def test_summary_and_page_show_every_trial(tmp_path: Path) -> None:
     text = words(page(tmp_path, searches=[search.model_dump()]))
     assert "Search in stage tuned trial 1 is kept: it answers most." in text
     assert " ".join(first).replace('"', "&#34;") in text and " ".join(second[2:]) in text
+
+
+def test_a_later_rounds_search_names_the_start_that_it_is_held_to(tmp_path: Path) -> None:
+    """`hold.start` of a later round is what the untouched model said, not the round's own start."""
+    stage = searched(tmp_path / "dpo_2")
+    hold = {"hold": {"start": f"{tmp_path}/dpo/hold_start.jsonl"}}
+    (stage / "recipe.yaml").write_text(json.dumps(hold))
+    (entry,) = search_entries(tmp_path)
+    cells = SearchPart.model_validate(entry).cells
+    assert cells[0][0] == "start of dpo" and [row[0] for row in cells[1:]] == ["1", "2"]
+    assert "start of dpo" in words(page(tmp_path, searches=[entry]))
+    text = "\n".join(search_parts(stage))
+    assert "| start of an earlier training |" in text and "start of dpo" not in text
+    (stage / "recipe.yaml").write_text(json.dumps({"hold": {"start": None}}))
+    assert search_entries(tmp_path)[0]["start_of"] == ""
 
 
 def test_a_pipeline_without_a_search_has_none(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ from overrefusal_po.train.memory import (
 )
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.model_checks import check_model
+from overrefusal_po.train.push import push_of
 from overrefusal_po.train.search import check_search
 from overrefusal_po.train.settings import full_settings
 from overrefusal_po.train.stage import check_fit, check_sources
@@ -210,6 +211,7 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
         found = f"{len(benign)} benign and {len(harmful)} harmful prompts"
         return "; ".join((found, *dropped_words(cleaning)))
     looked_at(body)
+    push_of(body)
     line = training_line(body, template)
     return line if body.search is None else f"{search_words(body.search)}; {line}"
 

@@ -51,6 +51,7 @@ from overrefusal_po.report.rounds_part import round_entries
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.keys import file_hash, path_hash, run_folder
 from overrefusal_po.sources import SHIPPED_SETS
+from overrefusal_po.train.push import check_places
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,10 @@ def stage_bodies(recipe: Recipe) -> dict[str, StageRecipe]:
     for name, given in pipeline_body(recipe).stages.items():
         stages[name] = stage_body(recipe, name, given, stages)
     check_start_model(recipe, stages)
+    try:
+        check_places({n: body for n, body in stages.items() if isinstance(body, TrainRecipe)})
+    except ValueError as error:
+        raise ValueError(f"{recipe.name}: {error}") from None
     names = Counter(body.run_name for body in stages.values() if isinstance(body, EvaluateRecipe))
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(
@@ -224,6 +229,9 @@ def run_stages(
         of = f"stage {number} of {len(stages)}: {name}"
         if name in left_out:
             logger.info("%s is left out; %s stands for it", of, left_out[name])
+            if isinstance(body, TrainRecipe) and body.trainer.get("push_to_hub"):
+                model = folder / left_out[name] / "model"
+                logger.warning("%s: nothing is pushed. The last model is in %s", name, model)
             continue
         logger.info("%s", of)
         found = run_stage(linked_stage(body, folder, left_out), f"stage {name}", folder / name)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from overrefusal_po.curate.quotas import FilterCounts, filter_counts
@@ -20,6 +22,7 @@ from overrefusal_po.recipe.reading import with_keys
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import CurateData, PlugSpec
 from overrefusal_po.records import Kind, Prompt, Split
+from overrefusal_po.run.appender import cut_torn_line, rows_if_any
 from overrefusal_po.run.complete import unique_prompts
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,28 @@ def subsets_with_partners(
     found = alone + fixed_subset([p for p in harmful if p.topic in taken], limit - len(alone))
     rest = [p for p in harmful if p.topic in known - taken]
     return chosen, found + fixed_subset(rest, limit - len(found))
+
+
+def warn_of_other_prompts(
+    folder: Path, benign: Sequence[Prompt], harmful: Sequence[Prompt]
+) -> None:
+    """Warns if a run folder holds a model's answers to prompts that are not asked now.
+
+    Such a curation began with other prompts, although recipe and files are the same: in a version
+    that sampled `max_prompts` otherwise. What was said to the others is not used.
+    """
+    sides = {"benign": benign, "harmful": harmful}
+    for who, (side, prompts) in product(("student", "teacher"), sides.items()):
+        file = folder / f"{who}_{side}.jsonl"
+        cut_torn_line(file)
+        answered = {row["prompt_id"] for row in rows_if_any(file) if "prompt_id" in row}
+        if others := answered - {prompt.id for prompt in prompts}:
+            logger.warning(
+                "%s holds answers to %d prompts that this curation does not ask (%d of its %d are "
+                "answered there): it began with others, in another version of this package. They "
+                "are not used; all pairs are of the prompts that are asked now.",
+                *(file, len(others), len(answered) - len(others), len(prompts)),
+            )
 
 
 def read_sources(

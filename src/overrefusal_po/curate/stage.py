@@ -31,7 +31,12 @@ from typing import Any, NamedTuple
 
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.clear_openings import clear_openings
-from overrefusal_po.curate.inputs import clean_prompts, dropped_words, read_prompts
+from overrefusal_po.curate.inputs import (
+    clean_prompts,
+    dropped_words,
+    read_prompts,
+    warn_of_other_prompts,
+)
 from overrefusal_po.curate.overgenerate import (
     AnsweringModel,
     Curation,
@@ -81,10 +86,12 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
         benign, harmful, cleaning = clean_prompts(recipe.data, *read_prompts(recipe))
         for words in dropped_words(cleaning):
             logger.info("%s", words)
+        if recipe.shard is not None:
+            benign, harmful = (shard_prompts(side, recipe.shard) for side in (benign, harmful))
+        warn_of_other_prompts(run.path, benign, harmful)
         curation = make_curation(recipe, run)
         if recipe.shard is not None:
-            own = [shard_prompts(side, recipe.shard) for side in (benign, harmful)]
-            summary = draw_shard(curation, *own)
+            summary = draw_shard(curation, benign, harmful)
         else:
             made = (sft_set if recipe.makes == "sft" else pair_set)(curation, benign, harmful)
             summary = {

@@ -17,12 +17,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from overrefusal_po.recipe.faults import fault_text
 from overrefusal_po.recipe.files import in_words, read_recipe
-from overrefusal_po.recipe.methods import find_method
+from overrefusal_po.recipe.methods import check_weights, find_method
 from overrefusal_po.recipe.model_names import override_key
 from overrefusal_po.recipe.overrides import Values, parse_overrides, set_dotted
 from overrefusal_po.recipe.rounds import Repeats, round_origins, with_rounds
 from overrefusal_po.recipe.schema import MANAGED_KEYS, TASKS, Body, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.search import checked_search
+from overrefusal_po.recipe.sections import PairsData
 from overrefusal_po.recipe.trl_fields import check_fields, field_table
 
 _BODY: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="task")])
@@ -125,10 +126,11 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
 
 def checked_training(body: TrainRecipe) -> Values:
     """`data` and `trainer` of a training, as its method takes them."""
-    return {
-        "data": body.typed_data.model_dump(mode="json"),
-        "trainer": check_trainer(body.method, body.trainer),
-    }
+    data, trainer = body.typed_data, check_trainer(body.method, body.trainer)
+    if isinstance(data, PairsData):
+        stored = body.speed.reference_store
+        check_weights(body.method, data.weights, trainer, reference_store=stored)
+    return {"data": data.model_dump(mode="json"), "trainer": trainer}
 
 
 def check_model(section: Mapping[str, object]) -> Values:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -154,6 +154,37 @@ METHODS = {
     )
 }
 """Every method of this package by its name in a recipe."""
+
+
+def check_weights(
+    method: str, weights: str | None, trainer: Settings, *, reference_store: bool
+) -> None:
+    """Raises ValueError if a recipe weighs pairs in a training that has no weights. `trainer`: the
+    keys that the recipe gives."""
+    if weights is None:
+        return
+    if not find_method(method).stores_reference:
+        raise ValueError(
+            f"data.weights is {weights!r}, which is for method: dpo; the method is {method}. Take "
+            "data.weights out."
+        )
+    if not reference_store or trainer.get("sync_ref_model"):
+        raise ValueError(
+            f"data.weights is {weights!r}. It reads the reference's log-probs, which are only "
+            "there with speed.reference_store: true and without trainer.sync_ref_model."
+        )
+    check_losses(trainer.get("loss_type") or ())
+
+
+def check_losses(kinds: str | Sequence[str]) -> None:
+    """Raises ValueError for losses that compare pairs with each other."""
+    names = [kinds] if isinstance(kinds, str) else kinds
+    sorting = [kind for kind in names if kind in ("aot", "aot_unpaired")]
+    if sorting:
+        raise ValueError(
+            f"weights: loss_type {sorting[0]} compares the pairs of a batch with each other, so "
+            "none has a weight of its own. Take another loss, or leave weights out."
+        )
 
 
 def installed_methods() -> dict[str, importlib.metadata.EntryPoint]:

@@ -55,7 +55,8 @@ def in_round(stage: str, number: int) -> str:
 
 
 def with_rounds(stages: Mapping[str, Values], rounds: int, folder: Path) -> WithRounds:
-    """The stages of all rounds, those behind the repeated ones with the last round's outputs.
+    """The stages of all rounds, those behind the repeated ones with the last round's outputs. With
+    one round `@dpo_1.model` is `@dpo.model`, so that a recipe may name round 1 either way.
 
     Args:
         stages: {name: what the recipe says of it}.
@@ -64,11 +65,13 @@ def with_rounds(stages: Mapping[str, Values], rounds: int, folder: Path) -> With
 
     Raises ValueError if no training reads a curate stage, or if a name of a later round is taken.
     """
-    if rounds == 1:
-        return WithRounds(dict(stages), Repeats())
     whole = {name: with_file(given, folder) for name, given in stages.items()}
-    repeats = Repeats(repeated_stages(whole, rounds), rounds)
-    check_names_free(stages, repeats)
+    repeats = Repeats(repeated_stages(whole), rounds)
+    if rounds > 1:
+        check_repeated(repeats)
+        check_names_free(stages, repeats)
+    elif not repeats.stages:
+        return WithRounds(dict(stages), Repeats())
     extra = {in_round(s, n) for s in repeats.stages for n in range(2, rounds + 1)}
     found: dict[str, Values] = {}
     keys: list[str] = []
@@ -76,15 +79,13 @@ def with_rounds(stages: Mapping[str, Values], rounds: int, folder: Path) -> With
         if name in extra:
             continue
         behind = repeats.stages[-1] in found
-        found[name] = dict(given)
-        if behind or name not in repeats.stages:
-            changes = renamed(whole[name], repeats, rounds if behind else 1)
-            found[name] = changed(given, changes)
-            keys += [f"stages.{name}.{key}" for key in changes]
+        changes = renamed(whole[name], repeats, rounds if behind else 1, own=stages)
+        found[name] = changed(given, changes)
+        keys += [f"stages.{name}.{key}" for key in changes]
         if name == repeats.stages[-1]:
             for number in range(2, rounds + 1):
                 keys += add_round(found, stages, whole, repeats=repeats, number=number)
-    return WithRounds(found, repeats, tuple(keys))
+    return WithRounds(found, repeats if rounds > 1 else Repeats(), tuple(keys))
 
 
 def with_file(given: Mapping[str, object], folder: Path) -> Values:
@@ -94,8 +95,9 @@ def with_file(given: Mapping[str, object], folder: Path) -> Values:
     return merged_values(read_recipe(folder / str(given["recipe"])).values, given)
 
 
-def repeated_stages(whole: Mapping[str, Values], rounds: int) -> tuple[str, ...]:
-    """The first stage that curates pairs, and what reads it up to the last training that does."""
+def repeated_stages(whole: Mapping[str, Values]) -> tuple[str, ...]:
+    """The first stage that curates pairs, and what reads it up to the last training that does;
+    empty if no training does."""
     reading: list[str] = []
     trains = 0
     for name, values in whole.items():
@@ -107,13 +109,17 @@ def repeated_stages(whole: Mapping[str, Values], rounds: int) -> tuple[str, ...]
         if first or {stage for stage, _ in named_outputs(values).values()} & {*reading}:
             reading.append(name)
             trains = len(reading) if values.get("task") == "train" else trains
-    if not trains:
-        raise ValueError(
-            f"rounds is {rounds}, and this pipeline has nothing to repeat: no training reads what "
-            "a curate stage makes of pairs. Add both (see recipes/porover.yaml), or take rounds "
-            "out."
-        )
     return tuple(reading[:trains])
+
+
+def check_repeated(repeats: Repeats) -> None:
+    """Raises ValueError if there is nothing to repeat."""
+    if not repeats.stages:
+        raise ValueError(
+            f"rounds is {repeats.rounds}, and this pipeline has nothing to repeat: no training "
+            "reads what a curate stage makes of pairs. Add both (see recipes/porover.yaml), or "
+            "take rounds out."
+        )
 
 
 def check_names_free(stages: Mapping[str, Values], repeats: Repeats) -> None:
@@ -142,14 +148,16 @@ def named_outputs(values: Mapping[str, object]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def renamed(values: Mapping[str, object], repeats: Repeats, number: int) -> dict[str, object]:
+def renamed(
+    values: Mapping[str, object], repeats: Repeats, number: int, *, own: Mapping[str, Values]
+) -> dict[str, object]:
     """{dotted key: the reference that it needs} if what is repeated is read as it is in a round.
-    `@dpo_1.model` is always round 1's."""
+    `@dpo_1.model` is always round 1's, unless dpo_1 is the recipe's `own` stage."""
     found: dict[str, object] = {}
     for key, (stage, output) in named_outputs(values).items():
         if stage in repeats.stages and number > 1:
             found[key] = f"@{in_round(stage, number)}.{output}"
-        elif stage.removesuffix("_1") in repeats.stages and stage.endswith("_1"):
+        elif stage in {f"{first}_1" for first in repeats.stages} - own.keys():
             found[key] = f"@{stage.removesuffix('_1')}.{output}"
     return found
 
@@ -166,7 +174,7 @@ def add_round(
     keys = []
     for first in repeats.stages:
         name = in_round(first, number)
-        changes = renamed(whole[first], repeats, number)
+        changes = renamed(whole[first], repeats, number, own=stages)
         changes |= of_later_round(first, whole, repeats, number=number)
         made = changed(stages[first], changes)
         if MODEL in changes:

@@ -109,8 +109,7 @@ def checked_search(body: TrainRecipe, checked: Checked) -> Search | None:
     if body.hold is None:
         raise ValueError(
             "search is given without hold, and the best trial is the one that answers most at the "
-            "safety that hold states. Add hold: {refused_drop_max: 0.02, sets: [...]}, or take "
-            "search out."
+            "safety that hold states. Add hold: {sets: [...]}, or take search out."
         )
     space = {
         key: checked_values(body, key, values, checked) for key, values in search.space.items()

@@ -14,6 +14,9 @@ from overrefusal_po.records import read_state
 
 RESULT_FILE = "hold.json"
 
+NOT_HELD = "SAFETY IS NOT HELD"
+"""How the sentence about a lost safety begins."""
+
 WAY_OUT = (
     "Do not use this model as it is. A lower trainer.learning_rate, fewer epochs, or more harmful "
     "prompts in the curation may help."
@@ -50,8 +53,14 @@ def hold_notes(folder: Path) -> list[str]:
             why = f" ({held['why_not']})" if held["why_not"] else ""
             lost = "; ".join(lost_words(held["sets"]))
             lost = f": {lost}" if lost else ""
-            found.append(f"SAFETY IS NOT HELD in stage {file.parent.name}{why}{lost}. {WAY_OUT}")
+            found.append(f"{NOT_HELD} in stage {file.parent.name}{why}{lost}. {WAY_OUT}")
     return found
+
+
+def older_warnings(folder: Path, notes: Sequence[str]) -> list[str]:
+    """The lost safety of a summary.json from before the key `warnings`: its notes have it, or else
+    the stages beside it do."""
+    return [note for note in notes if note.startswith(NOT_HELD)] or hold_notes(folder)
 
 
 # Any: hold.json, as train/hold_result.py writes it

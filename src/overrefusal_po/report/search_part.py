@@ -17,10 +17,11 @@ from typing import TypedDict
 from pydantic import BaseModel
 
 from overrefusal_po.recipe.search import settings_words
+from overrefusal_po.recipe.two_sided import start_of
 from overrefusal_po.records import read_objects
 from overrefusal_po.report.panel_part import READ_CONFIG
 from overrefusal_po.report.texts import one_line
-from overrefusal_po.report.training import public_value, search_summary
+from overrefusal_po.report.training import public_value, search_summary, section, stage_recipe
 
 Values = Mapping[str, object]
 
@@ -39,11 +40,12 @@ HEADS = (
 
 
 class SearchEntry(TypedDict):
-    """A search in summary.json. `why`: why the trial was kept; `trials`: the rows of
-    search.jsonl."""
+    """A search in summary.json. `why`: why the trial was kept; `start_of`: ` of dpo` if its rates
+    are compared with the start policy of that stage; `trials`: the rows of search.jsonl."""
 
     stage: str
     why: str
+    start_of: str
     trials: list[dict[str, object]]
 
 
@@ -53,21 +55,33 @@ class SearchPart(BaseModel):
     model_config = READ_CONFIG
     stage: str
     why: str
+    start_of: str = ""
     trials: tuple[dict[str, object], ...]
 
     @property
     def cells(self) -> list[list[str]]:
         """The page's table: the start policy and every trial, with all values."""
-        return [*table_cells(self.trials, settings_words)]
+        return [*table_cells(self.trials, settings_words, self.start_of)]
 
 
 def search_entries(folder: Path) -> list[SearchEntry]:
     """The searches of a pipeline's stages."""
     return [
-        {"stage": stage.name, "why": str(chosen.get("why")), "trials": trial_rows(stage)}
+        {
+            "stage": stage.name,
+            "why": str(chosen.get("why")),
+            "start_of": start_of(given_start(stage)),
+            "trials": trial_rows(stage),
+        }
         for stage in sorted(file.parent for file in folder.glob("*/search.jsonl"))
         if (chosen := search_summary(stage))
     ]
+
+
+def given_start(stage: Path) -> str | None:
+    """The `hold.start` of a stage's recipe."""
+    found = section(stage_recipe(stage), "hold").get("start")
+    return found if isinstance(found, str) else None
 
 
 def trial_rows(stage: Path) -> list[dict[str, object]]:
@@ -86,16 +100,20 @@ def search_parts(stage: Path) -> Iterator[str]:
         "Measured on the dev prompts of `hold`, by which the trial was chosen: on other prompts "
         "it may do less well."
     )
-    rows = [list(HEADS), ["---"] * len(HEADS), *table_cells(trial_rows(stage), setting_words)]
+    # a folder's name may be private
+    of = " of an earlier training" if given_start(stage) else ""
+    trials = table_cells(trial_rows(stage), setting_words, of)
+    rows = [list(HEADS), ["---"] * len(HEADS), *trials]
     yield "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def table_cells(rows: Sequence[Values], words: SettingWords) -> Iterator[list[str]]:
-    """The cells of the start policy, if a trial measured it, and of every trial."""
+def table_cells(rows: Sequence[Values], words: SettingWords, of: str) -> Iterator[list[str]]:
+    """The cells of the start policy (` of dpo`, if it is not the training's own), if a trial has
+    it, and of every trial."""
     start = next((row["start"] for row in rows if isinstance(row.get("start"), list)), None)
     if isinstance(start, list):
         refused, answered = map(number, start)
-        yield ["start", "–", "–", refused, answered, "–", "–", "–"]
+        yield [f"start{of}", "–", "–", refused, answered, "–", "–", "–"]
     for row in rows:
         yield trial_cells(row, words)
 

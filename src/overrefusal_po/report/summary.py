@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 from overrefusal_po.evaluate.metrics import ScoredState
 from overrefusal_po.records import Kind, Outcome, Refusal, first_fault, read_jsonl, read_state
 from overrefusal_po.report.first_token_part import CurveStep, FirstTokenPart
+from overrefusal_po.report.hold_notes import older_warnings
 from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelPart
 from overrefusal_po.report.rounds_part import RoundPart
 from overrefusal_po.report.samples import sample_entries
@@ -266,7 +267,16 @@ def read_summary(folder: Path) -> Summary:
             f"{folder}: there is neither summary.json nor metrics.json here. Give the run folder "
             "of a pipeline or of an evaluation that has ended."
         )
-    return parsed(Summary, file.read_bytes(), f"{file}: this is not the summary of a pipeline")
+    found = parsed(Summary, file.read_bytes(), f"{file}: this is not the summary of a pipeline")
+    return found if "warnings" in found.model_fields_set else with_older_warnings(found, folder)
+
+
+def with_older_warnings(found: Summary, folder: Path) -> Summary:
+    """An older summary, with the lost safety of its notes where a reader sees it first."""
+    warnings = tuple(older_warnings(folder, found.measured.notes))
+    notes = tuple(note for note in found.measured.notes if note not in warnings)
+    measured = found.measured.model_copy(update={"notes": notes})
+    return found.model_copy(update={"warnings": warnings, "measured": measured})
 
 
 def parsed(model: type[PartType], text: bytes, fault: str) -> PartType:

@@ -29,7 +29,7 @@ from overrefusal_po.report.first_token_part import (
     curve_step_words,
     first_token_words,
 )
-from overrefusal_po.report.hold_notes import hold_notes, unmoved_notes
+from overrefusal_po.report.hold_notes import older_warnings, unmoved_notes
 from overrefusal_po.report.numbers import interval_words
 from overrefusal_po.report.rounds_part import RoundPart, round_words
 from overrefusal_po.report.texts import visible
@@ -197,7 +197,9 @@ def print_summary(folder: Path) -> None:
         say(round_words(RoundPart.model_validate(part)))
     say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
-    warnings = summary.get("warnings", hold_notes(folder))
+    warnings = summary.get("warnings")
+    if warnings is None:
+        warnings = older_warnings(folder, summary.get("measured", {}).get("notes", ()))
     for note in (*warnings, *unmoved_notes(folder, summary.get("comparisons", ()))):
         say(note)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import fsdp_version, wants_fsdp
+from overrefusal_po.recipe.methods import check_losses
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.recipe.trl_fields import cache_folder
@@ -23,7 +24,6 @@ from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.first_rows import check_given_rows
 from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer, whole
-from overrefusal_po.train.pair_weights import check_losses
 from overrefusal_po.train.policy import (
     checked_model,
     frozen_copy,

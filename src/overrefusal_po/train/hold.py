@@ -1,6 +1,6 @@
 """The end of a training at a stated safety: measure the start policy, train, calibrate, fold in.
 
-    holder = Holder(trainer, template=template, hold=Hold(refused_drop_max=0.02), folder=run_folder)
+    holder = Holder(trainer, template=template, hold=Hold(), folder=run_folder)
     holder.begin(resumed=False)   # what the start policy refuses: hold_start.jsonl
     trainer.train()
     holder.end()                  # one bias, folded into the weights: hold.json
@@ -141,7 +141,8 @@ class Holder:
         with generating(self.model):
             found = self.calibrated()
         write_atomic(self.folder / RESULT_FILE, json.dumps(found, indent=1))
-        logger.log(logging.INFO if found["held"] else logging.WARNING, "%s", hold_words(found))
+        words = hold_words(found, self.hold.start)
+        logger.log(logging.INFO if found["held"] else logging.WARNING, "%s", words)
         return found
 
     def calibrated(self) -> HoldEntry:

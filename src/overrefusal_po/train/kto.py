@@ -193,11 +193,9 @@ def prepared_responses(
 ) -> Prepared:
     """Labelled responses that were checked like pairs, those that fit, drawn.
 
-    Raises ValueError for weights, the linter's errors, benchmark prompts, no harmful prompt, long
-    rows.
+    Raises ValueError for the linter's errors, benchmark prompts, no harmful prompt, long rows.
     """
     data, settings = preference.pairs_section(recipe), full_settings(recipe)
-    preference.check_weighing(recipe, data, settings)
     found = response_tokens(
         responses, template, max_length=settings["max_length"], too_long=data.too_long
     )

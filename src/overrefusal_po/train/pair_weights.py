@@ -81,14 +81,3 @@ def boundary_weights(
         *(middle, spread, found.min(), found.max()),
     )
     return found
-
-
-def check_losses(kinds: str | Sequence[str]) -> None:
-    """Raises ValueError for losses that compare pairs with each other."""
-    names = [kinds] if isinstance(kinds, str) else kinds
-    sorting = [kind for kind in names if kind in ("aot", "aot_unpaired")]
-    if sorting:
-        raise ValueError(
-            f"weights: loss_type {sorting[0]} compares the pairs of a batch with each other, so "
-            "none has a weight of its own. Take another loss, or leave weights out."
-        )

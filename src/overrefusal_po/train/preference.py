@@ -23,7 +23,6 @@ from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import written_pairs
 from overrefusal_po.pairs.row_checks import SideVerdicts, side_verdicts
 from overrefusal_po.prompts import read_pairs, read_source
-from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import PairsData
 from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt
@@ -31,7 +30,6 @@ from overrefusal_po.run.judged import shared_judge
 from overrefusal_po.train.data import Prepared, Source, draw_order
 from overrefusal_po.train.lengths import group_by_length
 from overrefusal_po.train.opening import equal_places
-from overrefusal_po.train.pair_weights import check_losses
 from overrefusal_po.train.policy import exact_adapter
 from overrefusal_po.train.rows import (
     check_sides,
@@ -106,7 +104,6 @@ def prepare(
     prompts, and pairs that hold no harmful prompt.
     """
     data, settings = pairs_section(recipe), full_settings(recipe)
-    check_weighing(recipe, data, settings)
     pending = bool(source.asked) and said is None
     pairs = [p for p in source.records if isinstance(p, PreferencePair)]
     pairs += own_containment(said or ())
@@ -248,23 +245,6 @@ def checked_pairs(
             f"{judge.name} misreads the language of the pairs, name another one: judge."
         )
     return found
-
-
-def check_weighing(recipe: TrainRecipe, data: PairsData, settings: Mapping[str, Any]) -> None:
-    """Raises ValueError if the recipe weighs pairs in a training that has no weights."""
-    if data.weights is None:
-        return
-    if not find_method(recipe.method).stores_reference:
-        raise ValueError(
-            f"data.weights is {data.weights!r}, which is for method: dpo; the method is "
-            f"{recipe.method}. Take data.weights out."
-        )
-    if not recipe.speed.reference_store or settings["sync_ref_model"]:
-        raise ValueError(
-            f"data.weights is {data.weights!r}. It reads the reference's log-probs, which are only "
-            "there with speed.reference_store: true and without trainer.sync_ref_model."
-        )
-    check_losses(settings["loss_type"])
 
 
 def check_anchor(

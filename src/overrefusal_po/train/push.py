@@ -65,6 +65,24 @@ def push_of(recipe: TrainRecipe) -> Push | None:
     return Push(name, trainer.get("hub_private_repo"), trainer.get("hub_revision"))
 
 
+def check_places(trainings: Mapping[str, TrainRecipe]) -> None:
+    """Raises ValueError if several stages of a pipeline push to one place: the model of one would
+    overwrite that of another. Rounds of a stage do so, if its keys name a repository."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for stage, recipe in trainings.items():
+        if recipe.trainer.get("push_to_hub"):
+            name, branch = (recipe.trainer.get(key) for key in ("hub_model_id", "hub_revision"))
+            places.setdefault((str(name), str(branch or "main")), []).append(stage)
+    for (name, branch), stages in places.items():
+        if len(stages) > 1:
+            raise ValueError(
+                f"stages {', '.join(stages)} all push to {name} (branch {branch}), so each would "
+                "overwrite the model of the one before. To push one of them, give "
+                f"trainer.push_to_hub and hub_model_id to it alone (stages.{stages[-1]}.trainer). "
+                "To push each, give each its own hub_model_id or hub_revision."
+            )
+
+
 def without_push(settings: Mapping[str, object]) -> dict[str, object]:
     """The trainer's settings without the keys of a push: TRL would push its checkpoints."""
     return {key: value for key, value in settings.items() if key not in (*OURS, *NOT_OURS)}

@@ -23,7 +23,7 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import NotFiniteError
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.search import points, settings_words, trained_bodies
-from overrefusal_po.recipe.two_sided import Hold
+from overrefusal_po.recipe.two_sided import Hold, start_of
 from overrefusal_po.records import content_id, read_jsonl, read_state, write_atomic, write_jsonl
 from overrefusal_po.report.card import card_text, put_card
 from overrefusal_po.run.complete import load_template
@@ -256,12 +256,15 @@ def drop_others(folder: Path, rows: Sequence[Trial]) -> None:
 
 def say_result(rows: Sequence[Trial], kept: Trial, hold: Hold) -> None:
     """Logs the table of trials, and which one is kept."""
-    for line in table_lines(rows):
+    for line in table_lines(rows, of=hold):
         logger.info("search: %s", line)
     level = logging.INFO if kept.held else logging.WARNING
     logger.log(level, "search: %s", why_kept(rows, of=hold))
     if brings_nothing(kept):
-        logger.warning("search: the start policy answers as many benign prompts as this trial")
+        logger.warning(
+            "search: the start policy%s answers as many benign prompts as this trial",
+            start_of(hold.start),
+        )
 
 
 def move_kept(trial: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from overrefusal_po.recipe.search import settings_words
-from overrefusal_po.recipe.two_sided import Hold
+from overrefusal_po.recipe.two_sided import Hold, start_of
 from overrefusal_po.records import Record
 from overrefusal_po.train.held import Rates
 from overrefusal_po.train.hold_result import HoldEntry, together, worst_miss
@@ -136,12 +136,12 @@ def trial_words(row: Trial) -> str:
     )
 
 
-def table_lines(rows: Sequence[Trial]) -> Iterator[str]:
-    """The start policy and all trials, a line each, the best first."""
+def table_lines(rows: Sequence[Trial], *, of: Hold) -> Iterator[str]:
+    """The start policy that counts and all trials, a line each, the best first."""
     start = next((row.start for row in rows if row.start is not None), None)
     if start is not None:
-        refused, answered = map(share, start)
-        yield f"start policy: harmful refused {refused}, benign answered {answered}"
+        whose, refused, answered = start_of(of.start), *map(share, start)
+        yield f"start policy{whose}: harmful refused {refused}, benign answered {answered}"
     left = list(rows)
     while (best := kept_trial(left)) is not None:
         yield f"trial {best.number}: {settings_words(best.settings)}: {trial_words(best)}"
