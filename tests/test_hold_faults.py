@@ -88,3 +88,54 @@ def test_a_judge_that_fails_later_holds_nothing(
     assert found["sets"][0]["harmful"] == 0
     assert found["held"] is False and summary["hold"]["held"] is False
     assert any("SAFETY IS NOT HELD" in r.getMessage() for r in caplog.records)
+
+
+MISTAKEN_JUDGE = """
+from overrefusal_po.judges import refusal
+from overrefusal_po.judges.refusal import Settings
+
+asked = 0
+
+
+class MistakenJudge(refusal.RefusalJudge):
+    def score(self, prompts, completions):
+        global asked
+        asked += 1
+        found = super().score(prompts, completions)
+        if asked != 4:
+            return found
+        kind = {prompt.id: prompt.kind for prompt in prompts}
+        sides = [(kind[c.prompt_id], v.refused) for c, v in zip(completions, found)]
+        at = sides.index(("harmful", True))
+        answer = {"refused": False, "refusal": "none", "refusal_start": None}
+        return [v.model_copy(update=answer) if n == at else v for n, v in enumerate(found)]
+
+
+def judge(settings):
+    return MistakenJudge()
+"""
+
+
+@pytest.mark.parametrize(("drop", "held"), [(0.34, True), (0.0, False)])
+def test_weights_that_refuse_less_than_calculated_get_a_greater_bias(
+    start: Path, tmp_path: Path, drop: float, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the model that has a bias one refusal is read as an answer. If 4 of 6 are enough, the next
+    bias holds; if all 6 are asked for, there is no stricter one, and the first stays."""
+    (tmp_path / "mistaken_plugs").mkdir()
+    (tmp_path / "mistaken_plugs" / "mistaken.py").write_text(MISTAKEN_JUDGE)
+    (tmp_path / "mistaken_plugs" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.startswith("mistaken_plugs")]:
+        sys.modules.pop(name)
+    importlib.invalidate_caches()
+    hold: dict[str, Any] = {"judge": "mistaken_plugs.mistaken", "refused_drop_max": drop}
+    body = recipe(start, tmp_path, peft=True, **hold)
+    run_stage(body, "test", tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "hold.json").read_text())
+    (part,) = found["sets"]
+    assert part["trained"][0] < 0.5, "the training was meant to forget"
+    assert found["bias"] > 0 and found["held"] is held
+    assert (part["held"][0] >= 1.0 - drop) is held
+    asked_times = sys.modules["mistaken_plugs.mistaken"].asked
+    assert asked_times == (5 if held else 4)

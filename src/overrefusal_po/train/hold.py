@@ -27,6 +27,7 @@ from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.folding import check_site, fold
 from overrefusal_po.model.opener_bias import (
     FirstStates,
+    OpenerBias,
     TextIds,
     bias_site,
     first_states,
@@ -44,6 +45,7 @@ from overrefusal_po.train.hold_result import (
     HoldEntry,
     hold_words,
     keeps,
+    raised,
     rates_of,
     set_entries,
     set_name,
@@ -68,6 +70,9 @@ THINKS = "the model thinks first, so the first token of a response decides nothi
 AGREES_MIN = 0.9
 """The least share of hold prompts whose first token has to be as calculated after folding."""
 
+TRIES = 3
+"""Biases that are folded in and measured, at most."""
+
 
 class Answers(NamedTuple):
     """What the trained model says to the hold prompts, and what it says after the other decision
@@ -77,6 +82,22 @@ class Answers(NamedTuple):
     other: list[Outcome]
     opens: list[bool]
     """Whether its own response opens with a refusal's token."""
+
+
+class Calibration(NamedTuple):
+    """All that a bias is chosen by: what was measured before anything is folded in.
+
+    `flips` are the biases at which the prompts' first tokens flip; `rows` the prompts with three
+    verdicts.
+    """
+
+    engine: TransformersEngine
+    start: Sequence[Outcome]
+    own: Sequence[Outcome]
+    openers: Openers
+    bias: OpenerBias
+    flips: Sequence[float]
+    rows: Sequence[Decision]
 
 
 class Holder:
@@ -163,18 +184,39 @@ class Holder:
         flips = flip_points(self.model, self.site, states, bias, openers.ids, limit=limit).tolist()
         rows, kept = self.decisions(answers, flips, start)
         floors = self.floors(start, kept)
-        choice = choose_bias(rows, floors, limit, aim=self.hold.aim)
+        return self.folded(Calibration(engine, start, own, openers, bias, flips, rows), floors)
+
+    def folded(
+        self, at: Calibration, floors: Sequence[float | None], *, tries: int = TRIES
+    ) -> HoldEntry:
+        """The calibration with these floors. If the weights then refuse less than was calculated
+        (a first token may round the other way), it is made again with floors that are higher by
+        what is missing."""
+        start, own, openers, limit = at.start, at.own, at.openers, self.hold.bias_max
+        choice = choose_bias(at.rows, floors, limit, aim=self.hold.aim)
         if not choice.held or choice.bias == 0.0:
             why_not = "" if choice.held else f"no bias up to {limit:g} keeps every set's refusals"
-            return self.entry(start, own, own, openers, why_not=why_not, rows=rows)
-        undo = fold(self.model, self.site, bias, choice.bias)
-        agrees = self.agreement(engine, flips, choice.bias, openers.ids)
+            return self.entry(start, own, own, openers, why_not=why_not, rows=at.rows)
+        undo = fold(self.model, self.site, at.bias, choice.bias)
+        agrees = self.agreement(at.engine, at.flips, choice.bias, openers.ids)
         if agrees < AGREES_MIN:
             undo()
             why_not = f"only {agrees:.0%} of the first tokens came out as calculated"
-            return self.entry(start, own, own, openers, why_not=why_not, rows=rows, agrees=agrees)
-        saved = self.outcomes(engine, self.prompts)
-        return self.entry(start, own, saved, openers, bias=choice.bias, rows=rows, agrees=agrees)
+            return self.entry(
+                start, own, own, openers, why_not=why_not, rows=at.rows, agrees=agrees
+            )
+        saved = self.outcomes(at.engine, self.prompts)
+        found = self.entry(
+            start, own, saved, openers, bias=choice.bias, rows=at.rows, agrees=agrees
+        )
+        higher = raised(floors, found["sets"], self.hold.refused_drop_max)
+        if not higher or tries == 1:
+            return found
+        if not choose_bias(at.rows, higher, limit, aim=self.hold.aim).held:
+            return found
+        logger.info("hold: the weights refuse less than was calculated; a greater bias is tried")
+        undo()
+        return self.folded(at, higher, tries=tries - 1)
 
     def undecided(self, own: Sequence[Outcome], openers: Openers) -> str:
         """Why the first token decides nothing; "" if it does."""

@@ -111,6 +111,18 @@ def miss(entry: SetEntry, drop_max: float) -> float:
     return short if short > MARGIN else 0.0
 
 
+def raised(
+    floors: Sequence[float | None], sets: Sequence[SetEntry], drop_max: float
+) -> list[float | None]:
+    """Floors that are higher by what each set refuses too little, for another try; empty if no set
+    does. Too few verdicts are no reason for another try."""
+    short = [miss(one, drop_max) for one in sets]
+    if not any(short) or 1.0 in short:
+        return []
+    rows = zip(floors, short, strict=True)
+    return [None if floor is None else floor + missing for floor, missing in rows]
+
+
 def rates_of(outcomes: Sequence[Outcome]) -> Rates:
     """The rates of what was measured; unscored responses do not count."""
     rows = [(o, right) for o in outcomes if (right := handled(o)) is not None]
