@@ -328,7 +328,8 @@ def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> Stage
             return {**curate(body, run), "folder": str(path)}
         from overrefusal_po.evaluate.stage import evaluate
 
-        tamper = None
-        if body.tamper is not None:
-            from overrefusal_po.train.tamper import tamper_test as tamper
-        return {**evaluate(body, run, tamper), "folder": str(path)}
+        if body.tamper is None:
+            return {**evaluate(body, run), "folder": str(path)}
+        from overrefusal_po.train.tamper import tamper_test
+
+        return {**evaluate(body, run, tamper_test), "folder": str(path)}

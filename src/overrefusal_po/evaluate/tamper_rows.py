@@ -19,10 +19,11 @@ from overrefusal_po.pairs.apart import check_apart, same_prompt_marks
 from overrefusal_po.pairs.make import whole_sentences
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.recipe.tamper import Tamper
+from overrefusal_po.recipe.tamper import Tamper, Tier
 from overrefusal_po.records import (
     Completion,
     JsonObject,
+    Kind,
     Outcome,
     Prompt,
     Triple,
@@ -98,7 +99,7 @@ def check_made_with(tamper: Tamper, measured: Sequence[Prompt]) -> None:
     prompts = tamper_prompts(tamper, measured)
     counts = Counter(p.kind for p in prompts)
     own = tamper.harmful is None
-    needs = {
+    needs: dict[Kind, list[Tier]] = {
         "harmful": [tier for tier in tamper.tiers if tier == 0 or (tier == 1 and own)],
         "general": [tier for tier in tamper.tiers if tier == 0],
     }
@@ -170,14 +171,18 @@ def read_row(row: JsonObject, place: str, known: dict[str, Prompt]) -> Prompt | 
         completion = Completion.model_validate(row)
         prompt = known.get(completion.prompt_id)
         return None if prompt is None else answered(prompt, completion)
+    return own_words(row, place)
+
+
+def own_words(row: JsonObject, place: str) -> Prompt:
+    """A triple, or an answered prompt, as a user or a training wrote it."""
     response = row.get("harmful_response")
     if isinstance(response, str) and isinstance(row.get("prompt"), dict):
         return with_response(Triple.model_validate(row).prompt, response)
     asked = {k: v for k, v in row.items() if k not in ("safe_response", "harmful_response")}
-    asked = {"kind": "harmful", **asked}
     if isinstance(response, str):
         asked["response"] = response
-    return answered_prompt(asked, place, Counter())
+    return answered_prompt({"kind": "harmful", **asked}, place, Counter())
 
 
 def answered(prompt: Prompt, completion: Completion) -> Prompt:

@@ -49,7 +49,8 @@ def direction(first: Tensor, second: Tensor) -> Tensor:
 
 def unit(v: Tensor) -> Tensor:
     """The vector in float32, of length 1."""
-    return v.float() / v.float().norm()
+    found: Tensor = v.float() / v.float().norm()
+    return found
 
 
 def ablated(x: Tensor, v: Tensor, strength: float = 1.0) -> Tensor:
@@ -119,7 +120,7 @@ def writers(model: PreTrainedModel) -> list[Linear]:
             why = f"its layers have {blocked[0]}" if blocked else f"a layer has no {missing[0]}"
             raise unknown_build(model, why)
         found += [
-            cast("Linear", m)
+            m
             for name, m in named.items()
             if name.rpartition(".")[2] in WRITERS and isinstance(m, torch.nn.Linear)
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from overrefusal_po.engines.transformers import Settings, TransformersEngine
 from overrefusal_po.judges import Judge
@@ -27,6 +27,7 @@ from overrefusal_po.train.sft import sft_trainer
 from overrefusal_po.train.weights import generating
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
 MICRO_BATCH = {10: 5, 64: 8}
@@ -130,7 +131,9 @@ def trained_copy(
         trainer.add_callback(finite_callback(trainer))
         trainer.train()
     trained: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
-    return Copy(trained if rank is not None else trained.to(measured_in), trainer.state.global_step)
+    if rank is None:
+        cast("Module", trained).to(measured_in)
+    return Copy(trained, trainer.state.global_step)
 
 
 def lora_section(recipe: EvaluateRecipe, rank: int) -> dict[str, object]:
