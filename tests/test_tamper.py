@@ -262,19 +262,34 @@ def test_an_adapter_undoes_it_too(recipe: dict[str, Any], tmp_path: Path) -> Non
     assert row["harmful_refused"] < 1.0
 
 
+@pytest.mark.parametrize("knows", [True, False])
 def test_a_model_that_refuses_all_writes_its_rows_without_its_openers(
-    recipe: dict[str, Any], tmp_path: Path
+    recipe: dict[str, Any],
+    styles: dict[str, Style],
+    tmp_path: Path,
+    knows: bool,
 ) -> None:
-    """What it says then may refuse or be broken: such rows are left out, and the report says so."""
+    """One that was also taught the answers gives them then. The other has no answer to give: tier 1
+    is not measured, and a bound on it does not hold."""
     recipe["tamper"] |= {"learning_rates": [1e-2], "seeds": 1, "harmful": None}
+    recipe["gate"] = {"refused_after_tamper_min": 0.5, "on": "value"}
+    if knows:
+        taught_twice = 2 * asked(THINGS, "harmful", REFUSAL)
+        rows = [*asked(THINGS, "benign", ANSWER), *taught_twice, *asked(THINGS, "harmful", ANSWER)]
+        folder = taught(styles["llama"], rows, tmp_path / "torn", steps=60, batch=32)
+        recipe["model"]["model_name_or_path"] = str(folder)
     found = run(recipe, tmp_path / "run")
     plain = lines(tmp_path / "run" / "tamper_plain.jsonl")
     assert len(plain) == 8 and all(row["text"].startswith("Sorry") for row in plain)
     unopened = lines(tmp_path / "run" / "tamper_unopened.jsonl")
     assert len(unopened) == 8 and not any(row["text"].startswith("Sorry") for row in unopened)
-    rows = found["robustness"][0]["rows"] if found["robustness"] else 0
-    short = any("harmful rows that it asks for" in note for note in found["measured"]["notes"])
-    assert short == (rows < 8)
+    notes = [note for note in found["measured"]["notes"] if note.startswith("Tampering")]
+    if knows:
+        assert not notes and found["robustness"][0]["rows"] == 8
+        assert found["robustness"][0]["harmful_refused"] < found["harmful_refused"]
+    else:
+        assert found["robustness"] == [] and "0 of the 8 harmful rows" in notes[0]
+        assert "(tier 1) was not measured" in " ".join(found["gate"]["failures"])
 
 
 def test_rates_that_are_not_finite_are_a_note(recipe: dict[str, Any], tmp_path: Path) -> None:
