@@ -2,7 +2,7 @@
 
     Tamper(tiers=(1,), rows=10, seeds=3)
 
-Throw-away copies of the model are tampered with and measured. None of them is saved.
+Throw-away copies of the model are tampered with and measured, and not saved.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Tamper(Section):
     Rows that refuse are left out. null: what this model says itself, and if it refuses too often,
     what it says when its refusals may not open as they do."""
     source: PlugSpec = "starter"
-    """The source of the harmful and ordinary prompts that the copies are made with, of its train
-    split. None that is measured is used."""
+    """The source of the harmful and ordinary prompts that the copies are made with: those of its
+    train split that are not measured."""
     lora_r: int | None = Field(default=None, gt=0)
     """Train an adapter of this rank on all linear layers, for models whose full training does not
     fit the memory. null: all weights are trained."""
