@@ -294,7 +294,7 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
         # os.path.exists is False for what cannot be a path (a long system prompt with a slash)
         if may_be_path and os.path.exists(value):  # noqa: PTH110
             found[key] = path_hash(Path(value))
-        elif value in SHIPPED_SETS and key.startswith(("data.", "select.", "hold.")):
+        elif value in SHIPPED_SETS and key.startswith(("data.", "select.", "hold.", "tamper.")):
             found[key] = file_hash(Path(__file__).parent / "data" / f"{value}.jsonl")
     judging = [(key, getattr(body, key, None)) for key in ("judge", "guard", "reward")]
     if isinstance(body, TrainRecipe):
@@ -336,4 +336,8 @@ def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> Stage
             return {**curate(body, run), "folder": str(path)}
         from overrefusal_po.evaluate.stage import evaluate
 
-        return {**evaluate(body, run), "folder": str(path)}
+        if body.tamper is None:
+            return {**evaluate(body, run), "folder": str(path)}
+        from overrefusal_po.train.tamper import tamper_test
+
+        return {**evaluate(body, run, tamper_test), "folder": str(path)}

@@ -23,6 +23,8 @@ from overrefusal_po.evaluate.metrics import RateName, RatesEntry
 from overrefusal_po.records import Kind, write_atomic
 from overrefusal_po.report.first_token_part import first_token_lines, openers_words
 from overrefusal_po.report.pictures import draw_plane, draw_transitions, png_base64
+from overrefusal_po.report.robustness_part import LIMIT as TAMPER_LIMIT
+from overrefusal_po.report.robustness_part import TamperedCopy
 from overrefusal_po.report.rounds_part import round_lines
 from overrefusal_po.report.search_part import HEADS as SEARCH_HEADS
 from overrefusal_po.report.seeds import check_seeds
@@ -79,8 +81,8 @@ def step_totals(
     return total
 
 
-def rate_shown(rates: MeasuredRates, metric: str) -> ShownRate:
-    """One rate of a run, a set or an attack."""
+def rate_shown(rates: MeasuredRates | TamperedCopy, metric: str) -> ShownRate:
+    """One rate of a run, a set, an attack or a tampered copy."""
     n, unscored = rates.n.get(metric, 0), rates.unscored.get(metric, 0)
     return ShownRate(getattr(rates, metric), rates.intervals.get(metric), n, unscored)
 
@@ -237,6 +239,7 @@ def write_report(folder: Path, *others: Path) -> Path:
         ),
         "round_lines": round_lines(summary.rounds),
         "search_heads": SEARCH_HEADS,
+        "tamper_limit": TAMPER_LIMIT,
         "spreads": seed_spreads(summaries),
         "folders": [path.resolve().name for path in folders],
     }
