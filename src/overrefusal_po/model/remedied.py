@@ -1,0 +1,216 @@
+"""A fitted remedy on a loaded model.
+
+    with remedied(model, remedy):
+        model.generate(...)           # a batch may hold prompts that the gate lets through or not
+    install(model, remedy)            # until the process ends; `remedy_of(model)` finds it
+
+The model's `forward` is wrapped. A pass without a cache, or with an empty one, begins new
+responses: the gate reads the prompts, and what it decides stays until the next such pass. Steering
+changes only the last positions of a prompt, so the cache of the pass that decided is kept up to
+them, and only they are read again. A gated change of weights concerns every position, so the prompt
+is read twice.
+
+A response that is longer than one token behind an uncached prompt would be read as a prompt. Read
+it behind the prompt's cache (`evaluate.capability` does).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from overrefusal_po.model.blocks import blocks, kept_streams, stream, with_stream
+from overrefusal_po.model.remedy import Deltas, FirstLogits, Remedy, Steering
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+ATTRIBUTE = "overrefusal_po_remedy"
+"""The attribute of a model that holds what is installed on it."""
+
+# Any: a forward pass takes and returns what transformers says
+Forward = Callable[..., Any]
+
+
+class Installed:
+    """A remedy on a model: its hooks, and the state of the responses that are being generated.
+
+    Attributes:
+        on: (B,) float, 1 for the rows that the remedy changes; None before the first prompt.
+        tail: how many of the positions at hand are steered; None: all of them.
+    """
+
+    def __init__(self, model: PreTrainedModel, remedy: Remedy) -> None:
+        self.model, self.remedy = model, remedy
+        self.plain: Forward = model.forward
+        self.on: Tensor | None = None
+        self.tail: int | None = None
+        self.active = False
+        self.prompt = 0
+        self.handles = [module.register_forward_hook(hook) for module, hook in self.hooks()]
+        self.before = model.__dict__.get("forward")
+
+        @functools.wraps(self.plain)  # generate() reads the names of the arguments
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.forward(*args, **kwargs)
+
+        model.__dict__["forward"] = forward
+        setattr(model, ATTRIBUTE, self)
+
+    def remove(self) -> None:
+        """The model is what it was before."""
+        for handle in self.handles:
+            handle.remove()
+        del self.model.__dict__["forward"]  # the class's own is seen again
+        if self.before is not None:
+            self.model.__dict__["forward"] = self.before
+        delattr(self.model, ATTRIBUTE)
+
+    # Any: a hook gets what the module takes and returns
+    def hooks(self) -> Iterator[tuple[Module, Callable[[Module, Any, Any], Any]]]:
+        """(module, forward hook) of the change."""
+        change = self.remedy.change
+        if isinstance(change, Steering):
+            every = blocks(self.model)
+            for layer, vector in zip(change.layers, change.vectors, strict=True):
+                yield every[layer][1], functools.partial(self.steer, vector)
+        elif isinstance(change, Deltas):
+            for path, down in change.down.items():
+                module = self.model.get_submodule(path)
+                yield module, functools.partial(self.add_delta, down, change.up[path])
+
+    def steer(self, vector: Tensor, _: Module, __: Any, output: Any) -> Any:
+        """A block's output with the vector at the positions that are steered."""
+        if not self.active:
+            return output
+        states = stream(output)
+        step = self.rows(states)[:, None, None] * vector.to(states) * self.remedy.strength
+        if self.tail is None:
+            return with_stream(output, states + step)
+        changed = states.clone()
+        changed[:, -self.tail :] += step
+        return with_stream(output, changed)
+
+    def add_delta(self, down: Tensor, up: Tensor, _: Module, given: Any, output: Tensor) -> Tensor:
+        """A linear module's output with B A x for the rows that are changed."""
+        if not self.active:
+            return output
+        x = given[0]
+        more = (x @ down.to(x).T) @ up.to(x).T * self.remedy.strength
+        return output + more * self.rows(more).view(-1, *[1] * (more.dim() - 1))
+
+    def rows(self, like: Tensor) -> Tensor:
+        """(B,) which rows are changed, in the type of a tensor (B, ...)."""
+        import torch
+
+        if self.on is None:
+            return torch.ones(like.shape[0], dtype=like.dtype, device=like.device)
+        if self.on.shape[0] != like.shape[0]:
+            raise ValueError(
+                f"The remedy {self.remedy.name} decided about {self.on.shape[0]} prompts, and now "
+                f"{like.shape[0]} rows go on. Beams and continuous batching cannot be used with it."
+            )
+        return self.on.to(like)
+
+    # Any: see `Forward`
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward pass, with the remedy."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            raise ValueError("A model with a remedy reads token ids, not embeddings.")
+        cache = kwargs.get("past_key_values")
+        seen = cache.get_seq_length() if cache is not None else 0
+        if seen:
+            return self.go_on(seen, args, kwargs)
+        self.check_left_padded(kwargs.get("attention_mask"))
+        self.prompt, self.on = ids.shape[1], None
+        return self.begin(ids, args, kwargs)
+
+    def go_on(self, seen: int, args: Any, kwargs: Any) -> Any:
+        """A pass over generated tokens: all of them are changed."""
+        self.tail = None
+        output = self.changed(args, kwargs)
+        self.add_logits(output.logits, first=seen - self.prompt + 1)
+        return output
+
+    def begin(self, ids: Tensor, args: Any, kwargs: Any) -> Any:
+        """A pass over prompts: the gate decides, and what it lets through is read again."""
+        self.tail = self.remedy.change.tail if isinstance(self.remedy.change, Steering) else None
+        gate = self.remedy.gate
+        if gate is None:
+            output = self.changed(args, kwargs)
+        else:
+            with kept_streams(self.model, [gate.layer]) as kept:
+                output = self.plain(*args, **kwargs)
+            self.on = (gate.scores(kept[gate.layer]) < gate.threshold).float()
+            if bool(self.on.any()) and not isinstance(self.remedy.change, FirstLogits):
+                output = self.read_again(ids, args, kwargs)
+        # position 0 of the response is predicted at the last position of the prompt
+        self.add_logits(output.logits[:, -1:], first=0)
+        return output
+
+    def read_again(self, ids: Tensor, args: Any, kwargs: Any) -> Any:
+        """The pass over the prompts with the change; steering reads only the last positions."""
+        cache = kwargs.get("past_key_values")
+        if cache is None:
+            return self.changed(args, kwargs)
+        width = ids.shape[1]
+        tail = min(self.tail or width, width)
+        cache.crop(-tail)
+        places = kwargs.get("position_ids")
+        again = {
+            **kwargs,
+            "input_ids": ids[:, -tail:],
+            "position_ids": None if places is None else places[:, -tail:],
+        }
+        return self.changed((), again)
+
+    def changed(self, args: Any, kwargs: Any) -> Any:
+        """A pass in which the hooks change the states."""
+        self.active = True
+        try:
+            return self.plain(*args, **kwargs)
+        finally:
+            self.active = False
+
+    def add_logits(self, logits: Tensor, *, first: int) -> None:
+        """Adds the constants of the response's positions to (B, T, V) in place; `first` is the
+        position that logits[:, 0] predicts."""
+        change = self.remedy.change
+        if not isinstance(change, FirstLogits):
+            return
+        known = change.values[first : first + logits.shape[1]].to(logits)
+        step = self.rows(logits)[:, None, None] * known * self.remedy.strength
+        logits[:, : known.shape[0], change.tokens.to(logits.device)] += step
+
+    def check_left_padded(self, mask: Tensor | None) -> None:
+        """Raises ValueError if a prompt does not end at the last position."""
+        if mask is not None and mask.dim() == 2 and not bool(mask[:, -1].all()):
+            raise ValueError("A model with a remedy reads prompts that are padded on the left.")
+
+
+def install(model: PreTrainedModel, remedy: Remedy) -> Installed:
+    """Puts a remedy on a model. ValueError if there is one already."""
+    if remedy_of(model) is not None:
+        raise ValueError("This model has a remedy already. Remove it first.")
+    return Installed(model, remedy)
+
+
+def remedy_of(model: object) -> Remedy | None:
+    """The remedy on a model; None without one."""
+    found = cast("Installed | None", getattr(model, ATTRIBUTE, None))
+    return None if found is None else found.remedy
+
+
+@contextmanager
+def remedied(model: PreTrainedModel, remedy: Remedy) -> Iterator[Installed]:
+    """The model has the remedy within it."""
+    installed = install(model, remedy)
+    try:
+        yield installed
+    finally:
+        installed.remove()
