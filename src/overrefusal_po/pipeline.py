@@ -36,6 +36,7 @@ from overrefusal_po.recipe.words import nearest
 from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
 from overrefusal_po.references import (
     check_reference,
+    check_report,
     linked_stage,
     outputs,
     references,
@@ -47,6 +48,7 @@ from overrefusal_po.report.pipeline_summary import (
     make_summary,
     write_blinded_sample,
 )
+from overrefusal_po.report.remedies_entry import is_other_report
 from overrefusal_po.report.rounds_part import round_entries
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.keys import file_hash, path_hash, run_folder
@@ -73,6 +75,7 @@ def stage_bodies(recipe: Recipe) -> dict[str, StageRecipe]:
     for name, given in pipeline_body(recipe).stages.items():
         stages[name] = stage_body(recipe, name, given, stages)
     check_start_model(recipe, stages)
+    check_report(pipeline_body(recipe).report, stages, recipe.name)
     names = Counter(body.run_name for body in stages.values() if isinstance(body, EvaluateRecipe))
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(
@@ -206,7 +209,7 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
     with open_pipeline(recipe, stages, writer=True) as run:
         folder = run.path
         runs = run_stages(stages, folder, recipe.repeats)
-        if not run.done:
+        if not run.done or is_other_report(pipeline_body(recipe).report, folder):
             if runs:
                 write_results(recipe, folder, runs, stages)
                 report(folder)
@@ -243,7 +246,8 @@ def write_results(
     outcomes = {
         run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs
     }
-    summary = make_summary(pipeline_body(recipe).title, folder, runs, stages, outcomes)
+    body = pipeline_body(recipe)
+    summary = make_summary(body.title, folder, runs, stages, outcomes, report=body.report)
     rounds = round_entries(folder, recipe.repeats)
     write_atomic(folder / "summary.json", json.dumps({**summary, "rounds": rounds}, indent=1))
     write_blinded_sample(folder, outcomes)
@@ -264,7 +268,7 @@ def is_finished(recipe: Recipe) -> bool:
     now."""
     stages = stage_bodies(recipe)
     whole = open_pipeline(recipe, stages, writer=False)
-    if not whole.done:
+    if not whole.done or is_other_report(pipeline_body(recipe).report, whole.path):
         return False
     runs = [whole]
     left_out = stages_left_out(recipe.repeats, whole.path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from overrefusal_po.recipe.overrides import dotted, set_dotted
+from overrefusal_po.recipe.report import Report
 from overrefusal_po.recipe.rounds import Repeats, in_round
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.words import nearest
@@ -61,6 +62,17 @@ def outputs(stages: Mapping[str, StageRecipe]) -> list[str]:
         for out, (task, _) in OUTPUTS.items()
         if body.task == task and (not isinstance(body, TrainRecipe) or makes(body, out))
     )
+
+
+def check_report(report: Report | None, stages: Mapping[str, StageRecipe], where: str) -> None:
+    """Raises ValueError if a pipeline's `report` names a stage that does not measure."""
+    measured = [name for name, body in stages.items() if body.task == "evaluate"]
+    for name in (report.baseline, *report.rivals) if report is not None else ():
+        if name not in measured:
+            raise ValueError(
+                f"{where}: report names the stage {name!r}, which is no evaluate stage. Allowed: "
+                f"{', '.join(measured) or 'none'}.{nearest(name, measured)}"
+            )
 
 
 def makes(body: TrainRecipe, output: str) -> bool:

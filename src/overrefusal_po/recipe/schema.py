@@ -18,6 +18,7 @@ from overrefusal_po.recipe.bounds import Capability, Gate
 from overrefusal_po.recipe.later_round import LaterRound
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.model_names import own_name
+from overrefusal_po.recipe.report import Report
 from overrefusal_po.recipe.sections import (
     Chat,
     Chosen,
@@ -249,6 +250,9 @@ class PipelineRecipe(Section):
     (`later_round`) and trains that model on; its `hold` compares with the first round's start. In
     the stages behind, `@dpo.model` is the last round's model, and `@dpo_1.model` round 1's. Keys of
     one round stand under its own name (`stages.dpo_2.trainer.learning_rate`)."""
+    report: Report | None = None
+    """What the report compares if the runs are remedies of one model. null: each run with the one
+    before it."""
     seed: int | None = Field(default=None, ge=0)
     """Set in every stage that names none. null: each stage has its own."""
     run_dir: str | None = None

@@ -26,9 +26,11 @@ from overrefusal_po.evaluate.labels import blinded_sample
 from overrefusal_po.evaluate.measured_how import measured_how, settings_note
 from overrefusal_po.evaluate.metrics import State
 from overrefusal_po.recipe.panels import is_panel, panel_members
+from overrefusal_po.recipe.report import Report
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Kind, Outcome, read_state, write_atomic
 from overrefusal_po.report.hold_notes import hold_notes
+from overrefusal_po.report.remedies_entry import RemediesEntry, Stages, remedies_entry
 from overrefusal_po.report.samples import SampleEntry, sample_entries
 from overrefusal_po.report.search_part import SearchEntry, search_entries
 from overrefusal_po.report.waivers import waiver_notes
@@ -67,6 +69,7 @@ class SummaryEntry(TypedDict):
     transitions: list[TransitionEntry]
     curves: list[CurveStepEntry]
     searches: list[SearchEntry]
+    remedies: RemediesEntry | None
     samples: list[SampleEntry]
     measured: MeasuredEntry
     seconds: float
@@ -80,15 +83,20 @@ def make_summary(
     runs: Sequence[StageMetrics],
     stages: Mapping[str, StageRecipe],
     outcomes: Mapping[str, list[Outcome]],
+    *,
+    report: Report | None = None,
 ) -> SummaryEntry:
     """summary.json of at least one run: the runs, comparisons of neighbours (and of first and
     last), transitions, threshold curves and samples.
 
     `outcomes` are all of each run, by its name. The samples are about 50 prompts and a few of each
-    attack.
+    attack. With `report`, each run is compared with the untouched model instead.
     """
     plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
-    steps = comparable_steps(plain)
+    remedies = None
+    if report is not None:
+        remedies = remedies_entry(report, Stages(folder, stages), runs, outcomes=plain)
+    steps = comparable_steps(plain) if remedies is None else remedy_steps(remedies)
     log_odds = {run["name"]: read_log_odds(folder / run["folder"]) for run in runs}
     notes = [*reader_notes(runs, stages), *waiver_notes(folder)]
     folders = {run["name"]: folder / run["folder"] for run in runs}
@@ -103,6 +111,7 @@ def make_summary(
         "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
         "curves": curve_steps(plain, log_odds),
         "searches": search_entries(folder),
+        "remedies": remedies,
         "samples": sample_entries(outcomes),
         "measured": {**runs[-1]["measured"], "notes": notes},
         "seconds": sum(read_state(file).get("seconds", 0) for file in status_files),
@@ -173,6 +182,11 @@ def comparable_steps(outcomes: Mapping[str, Sequence[Outcome]]) -> list[tuple[st
         if len(names) > 2:
             steps.append((names[0], names[-1]))
     return steps
+
+
+def remedy_steps(remedies: RemediesEntry) -> list[tuple[str, str]]:
+    """The untouched model and each run, in the order of the table."""
+    return [(remedies["baseline"], row["run"]) for row in remedies["rows"]]
 
 
 def compared_groups(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:

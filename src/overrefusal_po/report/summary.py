@@ -21,11 +21,12 @@ from pydantic.json_schema import models_json_schema
 from typing_extensions import TypedDict
 
 from overrefusal_po.evaluate.metrics import ScoredState
-from overrefusal_po.records import Kind, Outcome, Refusal, first_fault, read_jsonl, read_state
+from overrefusal_po.records import Kind, Outcome, first_fault, read_jsonl, read_state
 from overrefusal_po.report.first_token_part import CurveStep, FirstTokenPart
 from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelPart
+from overrefusal_po.report.remedies_part import RemediesPart
 from overrefusal_po.report.rounds_part import RoundPart
-from overrefusal_po.report.samples import sample_entries
+from overrefusal_po.report.samples import Sample, sample_entries
 from overrefusal_po.report.search_part import SearchPart
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -197,38 +198,6 @@ class Metrics(MeasuredRun):
     measured: Measured
 
 
-class SampleResponse(RatePart):
-    """What one run said, and the judge's verdict; `refusal` None is unscored."""
-
-    run: str
-    text: str
-    refusal: Refusal | None
-    refusal_start: Count | None = None
-    degenerate: bool = False
-
-    @property
-    def state(self) -> str:
-        """One of STATE_WORDS, or "unscored"."""
-        if self.refusal is None:
-            return "unscored"
-        if self.refusal != "none":
-            return self.refusal
-        return "degenerate" if self.degenerate else "answer"
-
-
-class Sample(RatePart):
-    """A prompt and what every run said to it."""
-
-    kind: Kind
-    category: str
-    attack: str | None = None
-    prompt: str
-    """All turns, with the system prompt."""
-    row: str | None = None
-    """The user's row behind it: its id, file and line."""
-    responses: tuple[SampleResponse, ...]
-
-
 class Summary(RatePart):
     """summary.json: several runs side by side."""
 
@@ -242,6 +211,8 @@ class Summary(RatePart):
     transitions: tuple[MeasuredTransition, ...] = ()
     curves: tuple[CurveStep, ...] = ()
     """Later runs against the threshold curve of the first run that has one."""
+    remedies: RemediesPart | None = None
+    """Every run against the untouched model; None for a pipeline without `report`."""
     rounds: tuple[RoundPart, ...] = ()
     searches: tuple[SearchPart, ...] = ()
     samples: tuple[Sample, ...] = ()
