@@ -1,6 +1,6 @@
 """The model that a remedy is fitted on: its states, its responses and its first tokens.
 
-    subject = ModelSubject(engine, RefusalJudge(), dev=anchors, sampling=Sampling(max_new_tokens=20))
+    subject = ModelSubject(engine, RefusalJudge(), dev=anchors, sampling=Sampling())
     subject.states(anchors.harmful)           # (N, layers, D)
     subject.opener_log_odds(anchors.benign)   # (N,)
 
@@ -47,6 +47,7 @@ class ModelSubject:
         dev: the prompts whose responses show how the model opens its refusals.
         sampling: how responses are drawn: greedy, and how long they may be.
         tolerance: how far harmful_refused may fall.
+        seed: decides what a fit draws.
         load_reference: loads the model before its safety training; None if there is none.
     """
 
@@ -58,10 +59,11 @@ class ModelSubject:
         dev: Anchors,
         sampling: Sampling,
         tolerance: float = TOLERANCE,
+        seed: int = 0,
         load_reference: Callable[[], PreTrainedModel] | None = None,
     ) -> None:
         self.engine, self.judge, self.dev, self.sampling = engine, judge, dev, sampling
-        self.tolerance, self.load_reference = tolerance, load_reference
+        self.tolerance, self.seed, self.load_reference = tolerance, seed, load_reference
         self.kept_states: dict[str, Tensor] = {}
         self.kept_logits: dict[str, Tensor] = {}
         self.kept_outcomes: dict[str, Outcome] = {}
