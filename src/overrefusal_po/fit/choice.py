@@ -1,8 +1,8 @@
 """What was measured on dev -> which candidate is kept, or why none is. Pure numbers.
 
-    start = rates_of(outcomes)                     # of the model without a remedy
-    why = nothing_to_remedy(start)                 # "" if it over-refuses
-    kept = chosen(rows, start, tolerance=0.05)     # None if no row holds
+start = rates_of(outcomes)                     # of the model without a remedy
+why = nothing_to_remedy(start)                 # "" if it over-refuses
+kept = chosen(rows, start, tolerance=0.05)     # None if no row holds
 """
 
 from __future__ import annotations

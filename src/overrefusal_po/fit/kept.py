@@ -1,7 +1,7 @@
 """The remedy that a fit keeps -> its files: remedy/, and model/ and adapter/ if it is linear.
 
-    write_remedy(folder, remedy, facts)
-    write_weights(folder, remedy, subject, base="my/model")
+write_remedy(folder, remedy, facts)
+write_weights(folder, remedy, subject, base="my/model")
 """
 
 from __future__ import annotations

@@ -115,7 +115,9 @@ def remedy_hash(remedy: Remedy) -> str:
         tensors |= {f"gate.{key}": getattr(gate, key) for key in ("mean", "scale", "weights")}
     numbers = None if gate is None else [gate.layer, gate.intercept, gate.threshold]
     digests = {
-        key: hashlib.sha256(tensor.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+        key: hashlib.sha256(
+            tensor.detach().float().cpu().contiguous().numpy().tobytes()
+        ).hexdigest()
         for key, tensor in tensors.items()
     }
     return content_id(change, remedy.strength, numbers, digests)

@@ -146,9 +146,7 @@ def reference_loader(recipe: FitRecipe) -> Callable[[], PreTrainedModel] | None:
     return partial(models.load_model, **models.model_options(recipe.reference))
 
 
-def fitted(
-    recipe: FitRecipe, subject: ModelSubject, dev: Measuring, prompts: FitPrompts
-) -> Found:
+def fitted(recipe: FitRecipe, subject: ModelSubject, dev: Measuring, prompts: FitPrompts) -> Found:
     """How the fit ends, after every candidate was measured. RunFailed if the judge scores too few
     responses of the model without a remedy."""
     outcomes = dev.untreated()
