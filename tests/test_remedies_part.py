@@ -13,12 +13,19 @@ from test_report import HOSTILE, words
 
 from overrefusal_po.evaluate.remedy_table import HoldRule, best, changed, remedy_rows
 from overrefusal_po.evaluate.side_by_side import holm
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.report import Report
 from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Outcome
 from overrefusal_po.report.page import write_report
 from overrefusal_po.report.pipeline_summary import make_summary
-from overrefusal_po.report.remedies_entry import Stages, is_other_report, served
+from overrefusal_po.report.remedies_entry import (
+    Stages,
+    fit_entries,
+    is_other_report,
+    nothing_words,
+    served,
+)
 from overrefusal_po.report.remedies_part import RemediesPart, cell, remedies_lines
 from overrefusal_po.report.summary import Summary, read_summary
 
@@ -113,7 +120,19 @@ def test_changed_answers_are_of_both_kinds_and_of_no_other_prompt() -> None:
 
 # --- summary.json ---------------------------------------------------------------------------------
 
-TRIED = {"strength": 0.2, "harmful_refused": 0.9, "benign_answered": 0.7, "chosen": True}
+RATES = {"harmful_refused": 0.9, "benign_answered": 0.7, "ordinary_answered": None}
+TRIED = {"number": 1, "remedy": "h", "strength": 0.2, "rates": RATES, "facts": {}, "seconds": 2}
+FITTED: dict[str, Any] = {
+    "status": "fitted",
+    "words": "Of 1 candidates number 1 is kept.",
+    "remedy": "steering",
+    "strength": 0.2,
+    "chosen": 1,
+    "facts": {"gate_auc": 0.81, "note": HOSTILE, "gate_auc_by_layer": [0.8, 0.81]},
+    "candidates": {"1": TRIED},
+}
+NONE_KEPT = {**FITTED, "status": "no candidate holds", "words": f"None holds. {HOSTILE}"}
+NONE_KEPT |= {"strength": None, "chosen": None, "facts": {}}
 
 
 def pipeline(folder: Path, runs: dict[str, list[Outcome]] = RUNS, **report: Any) -> Summary:
@@ -132,7 +151,9 @@ def pipeline(folder: Path, runs: dict[str, list[Outcome]] = RUNS, **report: Any)
         task="evaluate", model={"model_name_or_path": "@dpo.model", "remedy": "@steer.remedy"}
     )
     train = {"task": "train", "method": "dpo", "model": model}
-    stages: dict[str, Any] = {"dpo": TrainRecipe.model_validate(train), **bodies}
+    fit = FitRecipe(task="fit", remedy="threshold", model=model)
+    stages: dict[str, Any] = {"dpo": TrainRecipe.model_validate(train), "steer": fit, **bodies}
+    stages["ablate"] = fit
     section = Report(**{**REPORT.model_dump(), **report})
     found = make_summary("t", folder, entries, stages, runs, report=section)  # type: ignore[arg-type]
     (folder / "summary.json").write_text(json.dumps(found))
@@ -140,14 +161,15 @@ def pipeline(folder: Path, runs: dict[str, list[Outcome]] = RUNS, **report: Any)
 
 
 def fitted(folder: Path) -> None:
-    """The folders of a training and of a fit, as far as a report reads them."""
-    remedy = folder / "dpo" / "remedy"
-    remedy.mkdir(parents=True)
-    gate = {"layer": 3, "intercept": 0.0, "threshold": 1.0}
-    known = {"name": "steering", "form": "hooks", "strength": 0.2, "change": {}, "gate": gate}
-    facts = {"gate_auc": 0.81, "note": HOSTILE, "layers": [1, 2], "dev": [TRIED]}
-    (remedy / "remedy.json").write_text(json.dumps(known | facts))
-    (folder / "dpo" / "status.json").write_text(json.dumps({"seconds": 100.0}))
+    """The folders of a training, and of fits that kept a remedy and none."""
+    for stage, seconds, summary in (
+        ("dpo", 100.0, {"steps": 3}),
+        ("steer", 20.0, FITTED),
+        ("ablate", 9.0, NONE_KEPT),
+    ):
+        (folder / stage).mkdir()
+        (folder / stage / "status.json").write_text(json.dumps({"seconds": seconds}))
+        (folder / stage / "summary.json").write_text(json.dumps(summary))
 
 
 def remedies(summary: Summary) -> RemediesPart:
@@ -160,9 +182,10 @@ def test_summary_has_the_table_and_every_run_against_the_untouched_model(tmp_pat
     part = remedies(found)
     good, small, lost = part.rows
     assert part.best == good.run == "good" and small.rival and not lost.holds
-    assert (good.made_by, good.fit_seconds, good.time_ratio) == (("dpo",), 100.0, 2.0)
+    assert (good.made_by, good.fit_seconds, good.time_ratio) == (("dpo", "steer"), 120.0, 2.0)
     assert good.gate_auc == 0.81 and good.fits[0].points == [(0.7, 0.9, True)]
-    assert good.fits[0].cells == [["0.20", "0.90", "0.70", "yes"]]
+    assert good.fits[0].cells == [["1", "0.20", "0.90", "0.70", "–", "–", "yes"]]
+    assert [fit.stage for fit in part.unfitted] == ["ablate"]
     assert (small.made_by, small.fit_seconds, small.fits) == ((), None, ())
     assert [(step.before, step.after) for step in found.comparisons] == [
         ("before", name) for name in ("good", "small", "lost")
@@ -182,6 +205,16 @@ def test_it_says_if_none_holds_and_counts_no_rival(tmp_path: Path) -> None:
         "None of 3 remedies gives answers back at kept refusals. before answers 0.50 of the "
         "harmless prompts and refuses 0.95 of the harmful ones."
     )
+
+
+def test_a_model_that_does_not_over_refuse_is_told_so(tmp_path: Path) -> None:
+    pipeline(tmp_path)
+    healthy = {**NONE_KEPT, "status": "nothing to remedy", "words": "It refuses 1 of 90."}
+    (tmp_path / "steer" / "summary.json").write_text(json.dumps(healthy))
+    (fit,) = fit_entries(tmp_path, "steer")
+    assert nothing_words([fit]) == "It refuses 1 of 90."
+    assert nothing_words(list(fit_entries(tmp_path, "ablate"))) == ""
+    assert list(fit_entries(tmp_path, "dpo")) == list(fit_entries(tmp_path, "none")) == []
 
 
 def test_a_rival_that_wins_is_called_one(tmp_path: Path) -> None:
@@ -269,7 +302,7 @@ def test_the_page_has_the_sentence_the_table_and_a_panel_for_each_run(tmp_path: 
     html = write_report(tmp_path).read_text()
     text = words(html)
     assert text.index(part.sentence) < text.index("Table 1.") < text.index("Table 2.")
-    assert text.index("by dpo holds") < text.index("does not hold: harmful refused falls")
+    assert text.index("by dpo, steer holds") < text.index("does not hold: harmful refused falls")
     for shown in (
         "+38",
         "p &lt;0.001",
@@ -282,7 +315,8 @@ def test_the_page_has_the_sentence_the_table_and_a_panel_for_each_run(tmp_path: 
     ):
         assert shown in text, shown
     assert "10 changed answers" in text and "2 changed answers" in text
-    assert "steering, strength 0.20, for prompts that its gate lets through" in text
+    assert "Stage steer fitted steering. Of 1 candidates number 1 is kept." in text
+    assert "Stage ablate kept no remedy (steering, no candidate holds). None holds." in text
     assert (tmp_path / "plane.png").stat().st_size > 10_000
     assert "From the untouched model to each run" in text
     assert "alert(1)</script>" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
@@ -305,7 +339,7 @@ def test_the_card_has_the_same_rows() -> None:
 def test_cells_are_short() -> None:
     assert [cell(v) for v in (0.2, 1.0, 30.0, True, None, "x")] == [
         "0.20",
-        "1.00",
+        "1",
         "30",
         "yes",
         "–",

@@ -38,6 +38,12 @@ CHANGED_SHOWN = 10
 
 SCALAR = (str, int, float, bool)
 
+FIT_KEYS = {"status", "words", "remedy", "candidates"}
+"""What summary.json of a stage `fit` has."""
+
+DEV_RATES = ("harmful_refused", "benign_answered", "ordinary_answered", "degenerate")
+"""What was measured of each candidate."""
+
 Served = Literal["weights", "hooks", "logits", "prompt", "same"]
 """How a run's model can be served; `prompt`: a system prompt; `same`: as the untouched model."""
 
@@ -46,13 +52,14 @@ Values = Mapping[str, Any]
 
 
 class FitEntry(TypedDict):
-    """A fitted remedy: what remedy.json says in numbers and words. `dev`: the candidates."""
+    """How a stage `fit` ended, from its summary.json. `dev`: the candidates as they were measured
+    on the dev prompts; `facts`: numbers and texts that the remedy says of the kept one."""
 
     stage: str
     name: str
-    form: str
-    strength: float
-    gated: bool
+    status: str
+    words: str
+    strength: float | None
     facts: dict[str, object]
     dev: list[dict[str, object]]
 
@@ -97,6 +104,7 @@ class RemediesEntry(TypedDict):
     rows: list[RemedyEntry]
     tampered: dict[str, float]
     left_out: list[str]
+    unfitted: list[FitEntry]
 
 
 class Stages(NamedTuple):
@@ -209,15 +217,18 @@ def remedies_entry(
     table = Table(stages, base, {run["name"]: run for run in runs}, outcomes, rivals)
     log_odds = read_log_odds(stages.folder / report.baseline)
     rows = remedy_rows(name, outcomes, log_odds, HoldRule(report.hold_drop_max, report.on))
+    fits = [fit for stage in stages.bodies for fit in fit_entries(stages.folder, stage)]
+    unfitted = [fit for fit in fits if fit["status"] != "fitted"]
     compared = {name, *comparable_runs(name, outcomes)}
     return {
         "baseline": name,
         "rule": rule_of(report),
-        "sentence": table.sentence(rows),
+        "sentence": nothing_words(unfitted) or table.sentence(rows),
         "best": None if (found := best(rows)) is None else found.name,
         "rows": [table.entry(row) for row in rows],
         "tampered": tampered(base),
         "left_out": [other for other in outcomes if other not in compared],
+        "unfitted": unfitted,
     }
 
 
@@ -229,6 +240,11 @@ def against_entry(one: Against) -> AgainstEntry:
         "p": one.p,
         "off_curve": estimate_entry(one.off_curve),
     }
+
+
+def nothing_words(unfitted: Sequence[FitEntry]) -> str:
+    """Why nothing was fitted, if the model does not over-refuse; else ""."""
+    return next((fit["words"] for fit in unfitted if fit["status"] == "nothing to remedy"), "")
 
 
 def total(seconds: Sequence[float | None]) -> float | None:
@@ -275,23 +291,27 @@ def served(folder: Path, before: str, after: str) -> Served:
 
 
 def fit_entries(folder: Path, stage: str) -> Iterator[FitEntry]:
-    """The remedy that a stage fitted; nothing for another stage."""
-    file = folder / stage / "remedy" / "remedy.json"
-    if file.is_file():
-        known = read_state(file, ("name", "form", "strength"))
-        rows = known.get("dev")
-        kept = ("name", "form", "strength", "change", "gate", "dev")
-        yield {
-            "stage": stage,
-            "name": str(known["name"]),
-            "form": str(known["form"]),
-            "strength": float(known["strength"]),
-            "gated": known.get("gate") is not None,
-            "facts": scalars({key: value for key, value in known.items() if key not in kept}),
-            "dev": [scalars(row) for row in rows if isinstance(row, dict)]
-            if isinstance(rows, list)
-            else [],
-        }
+    """How a stage `fit` ended; nothing for another stage, or one that is not done."""
+    file = folder / stage / "summary.json"
+    known = read_state(file) if file.is_file() else {}
+    if not known.keys() >= FIT_KEYS:
+        return
+    rows = known["candidates"].values()
+    yield {
+        "stage": stage,
+        "name": str(known["remedy"]),
+        "status": str(known["status"]),
+        "words": str(known["words"]),
+        "strength": known.get("strength"),
+        "facts": scalars(known.get("facts") or {}),
+        "dev": [candidate(row, chosen=row["number"] == known.get("chosen")) for row in rows],
+    }
+
+
+def candidate(row: Values, *, chosen: bool) -> dict[str, object]:
+    """A row of the candidates' table."""
+    rates = {name: row["rates"].get(name) for name in DEV_RATES}
+    return {"number": row["number"], "strength": row["strength"], **rates, "kept": chosen}
 
 
 def scalars(values: Values) -> dict[str, object]:

@@ -36,31 +36,30 @@ Values = Mapping[str, Any]
 
 
 class FitPart(BaseModel):
-    """A fitted remedy. `dev`: its candidates, as they were measured on the dev prompts."""
+    """How a stage `fit` ended. `dev`: its candidates, as they were measured on the dev prompts."""
 
     model_config = READ_CONFIG
     stage: str
     name: str
-    form: str
-    strength: FiniteFloat
-    gated: bool = False
+    status: str
+    words: str
+    strength: FiniteFloat | None = None
     facts: dict[str, FiniteFloat | bool | str] = {}
-    dev: tuple[dict[str, FiniteFloat | bool | str], ...] = ()
+    dev: tuple[dict[str, FiniteFloat | bool | None], ...] = ()
 
     @property
     def gate_auc(self) -> float | None:
         """How well the gate tells harmful from harmless dev prompts; None without a gate."""
-        found = [value for key, value in self.facts.items() if "auc" in key.lower()]
-        known = [value for value in found if type(value) is float]
-        return known[0] if known and self.gated else None
+        found = self.facts.get("gate_auc")
+        return found if isinstance(found, float) else None
 
     @property
     def points(self) -> list[tuple[float, float, bool]]:
         """(harmless answered, harmful refused, is the kept one) of each candidate."""
         return [
-            (float(row[KINDS[1]]), float(row[KINDS[0]]), bool(row.get("chosen", False)))
+            (x, y, bool(row.get("kept")))
             for row in self.dev
-            if all(isinstance(row.get(key), float | int) for key in KINDS)
+            if (x := row.get(KINDS[1])) is not None and (y := row.get(KINDS[0])) is not None
         ]
 
     @property
@@ -135,6 +134,8 @@ class RemediesPart(BaseModel):
     tampered: dict[str, Share] = {}
     """Those of the untouched model; see `RemedyPart.tampered`."""
     left_out: tuple[str, ...] = ()
+    unfitted: tuple[FitPart, ...] = ()
+    """Stages that kept no remedy, and why."""
 
     @property
     def drop_max(self) -> float:
@@ -195,12 +196,12 @@ def share(run: Values, rate: str) -> str:
     return "n/a" if value is None else f"{value:.2f}"
 
 
-def cell(value: object, form: str = ".2f") -> str:
-    """A value of a table: a number as short as it can be, a yes or no, a text; a dash for none."""
+def cell(value: object) -> str:
+    """A value of a table: a whole number without digits, others with two; yes or no; a dash."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float | int):
-        return f"{value:{form}}" if value != int(value) or value in (0, 1) else f"{value:.0f}"
+        return f"{value:.0f}" if value == int(value) else f"{value:.2f}"
     return "–" if value is None else str(value)
 
 
