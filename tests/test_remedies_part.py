@@ -17,6 +17,7 @@ from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.report import Report
 from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Outcome
+from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.page import write_report
 from overrefusal_po.report.pipeline_summary import make_summary
 from overrefusal_po.report.remedies_entry import (
@@ -28,6 +29,7 @@ from overrefusal_po.report.remedies_entry import (
 )
 from overrefusal_po.report.remedies_part import RemediesPart, cell, remedies_lines
 from overrefusal_po.report.summary import Summary, read_summary
+from overrefusal_po.report.terminal import print_summary
 
 HALF = "f" * 20 + "n" * 20
 BEFORE = said("harmful", "f" * 38 + "nn") + said("benign", HALF)
@@ -320,6 +322,18 @@ def test_the_page_has_the_sentence_the_table_and_a_panel_for_each_run(tmp_path: 
     assert (tmp_path / "plane.png").stat().st_size > 10_000
     assert "From the untouched model to each run" in text
     assert "alert(1)</script>" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+
+
+def test_card_and_terminal_have_the_sentence_and_the_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = pipeline(tmp_path)
+    text = "\n".join(result_parts(summary, summary.runs[-1]))
+    assert "good gives answers back at kept refusals" in text
+    assert "| good | yes | 0.95 | 0.88 | +0.38" in text
+    assert "| lost | no | 0.50 | 1.00 | +0.50" in text
+    print_summary(tmp_path)
+    assert remedies(summary).sentence in capsys.readouterr().out
 
 
 def test_the_card_has_the_same_rows() -> None:

@@ -213,7 +213,8 @@ def remedies_entry(
     of_stage = {run["folder"]: run for run in runs}
     base = of_stage[report.baseline]
     name = base["name"]
-    rivals = frozenset(of_stage[stage]["name"] for stage in report.rivals)
+    # a rival that a fit could not make did not run
+    rivals = frozenset(of_stage[stage]["name"] for stage in report.rivals if stage in of_stage)
     table = Table(stages, base, {run["name"]: run for run in runs}, outcomes, rivals)
     log_odds = read_log_odds(stages.folder / report.baseline)
     rows = remedy_rows(name, outcomes, log_odds, HoldRule(report.hold_drop_max, report.on))

@@ -195,6 +195,8 @@ def print_summary(folder: Path) -> None:
         say(curve_step_words(CurveStep.model_validate(step)))
     for part in summary.get("rounds", ()):
         say(round_words(RoundPart.model_validate(part)))
+    if found := summary.get("remedies"):
+        say(found["sentence"])
     say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
     warnings = summary.get("warnings", hold_notes(folder))
