@@ -43,9 +43,9 @@ def draw_remedies(runs: Sequence[MeasuredRun], part: RemediesPart) -> Figure:
     base = by_name[part.baseline]
     lines = draw_curve(axes, [base])
     draw_least(axes, base, part.drop_max)
-    shown = [(base, INK), *((by_name[r.run], ACCENT if r.holds else MUTED) for r in part.rows)]
+    shown = [(by_name[row.run], ACCENT if row.holds else MUTED) for row in part.rows]
     named: list[tuple[str, Point]] = []
-    for run, colour in shown:
+    for run, colour in [*shown, (base, INK)]:
         x, y = run.benign_answered, run.harmful_refused
         if x is not None and y is not None:
             lines += draw_run(axes, run, (x, y), colour, hollow=run is base)
