@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from overrefusal_po.recipe.faults import fault_text
 from overrefusal_po.recipe.files import in_words, read_recipe
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.model_names import override_key
 from overrefusal_po.recipe.overrides import Values, parse_overrides, set_dotted
@@ -112,6 +113,8 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
         if isinstance(body, PipelineRecipe):
             return body
         checks: Values = {"model": check_model(body.model)}
+        if isinstance(body, FitRecipe) and body.reference is not None:
+            checks["reference"] = check_model(body.reference, "reference")
         if isinstance(body, TrainRecipe):
             check_trainable(checks["model"])
             checks |= checked_training(body)
@@ -131,19 +134,20 @@ def checked_training(body: TrainRecipe) -> Values:
     }
 
 
-def check_model(section: Mapping[str, object]) -> Values:
-    """The `model:` section against TRL's ModelConfig, with our `trust_remote_code` beside it."""
+def check_model(section: Mapping[str, object], key: str = "model") -> Values:
+    """The `model:` section against TRL's ModelConfig, with our `trust_remote_code` beside it; `key`
+    is another section's."""
     own = {k: v for k, v in section.items() if k == "trust_remote_code"}
     if own and not isinstance(own["trust_remote_code"], bool):
         raise ValueError(
-            f"model.trust_remote_code is {own['trust_remote_code']!r}; allowed is true or false."
+            f"{key}.trust_remote_code is {own['trust_remote_code']!r}; allowed is true or false."
         )
     checked = check_fields(
-        "trl.ModelConfig", {k: v for k, v in section.items() if k not in own}, "model"
+        "trl.ModelConfig", {k: v for k, v in section.items() if k not in own}, key
     )
     if not checked.get("model_name_or_path"):
         raise ValueError(
-            "model.model_name_or_path is missing: a hub name, a path, or "
+            f"{key}.model_name_or_path is missing: a hub name, a path, or "
             "bundled:smollm2-135m-instruct."
         )
     return {**checked, **own}

@@ -2,19 +2,20 @@
 
     TrainRecipe(task="train", method="dpo", model={"model_name_or_path": "my/model"}).typed_data
 
-A recipe is YAML with one `task`: train, curate, evaluate or pipeline (stages in a row). `model:`
-and `trainer:` hold TRL's own keys (ModelConfig and the method's config) and are checked against
+A recipe is YAML with one `task`: train, curate, fit, evaluate or pipeline (stages in a row).
+`model:` and `trainer:` hold TRL's own keys (ModelConfig and the method's config) and are checked against
 TRL's dataclasses. `sections` has the other sections.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, Field, model_validator
 
 from overrefusal_po.recipe.bounds import Capability, Gate
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.later_round import LaterRound
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.model_names import own_name
@@ -26,6 +27,7 @@ from overrefusal_po.recipe.sections import (
     EvaluateData,
     Generation,
     JudgeSpec,
+    OpenSection,
     PlugSpec,
     Rejects,
     Section,
@@ -46,10 +48,6 @@ MANAGED_KEYS = {
     "folder,",
 }
 """Trainer keys that may not stand in a recipe: {key: where to say it instead}."""
-
-# Any: TRL's own keys, which `trl_fields` checks, and a stage's keys, which its own class checks
-OpenSection = dict[str, Any]
-"""A section whose keys another class checks."""
 
 
 def shard_text(text: str) -> str:
@@ -240,7 +238,7 @@ class PipelineRecipe(Section):
     judge: JudgeSpec | None = None
     """The judge of every stage that does not name one itself. null: each stage has its own."""
     stages: dict[str, OpenSection] = Field(min_length=1)
-    """{name: the keys of a train, curate or evaluate recipe}. `recipe: FILE` takes that file's keys
+    """{name: the keys of a train, curate, fit or evaluate recipe}. `recipe: FILE` takes that file's keys
     first; the path is relative to this recipe."""
     rounds: int = Field(default=1, ge=1)
     """How often pairs are made and trained on. What is repeated begins with the first curate stage
@@ -255,11 +253,14 @@ class PipelineRecipe(Section):
     """The run folder. null: runs/<recipe>-<key>, one for each set of values."""
 
 
-Body = Union[TrainRecipe, CurateRecipe, EvaluateRecipe, PipelineRecipe]  # noqa: UP007 (Annotated wants it)
+Body = Union[  # noqa: UP007 (Annotated wants it)
+    TrainRecipe, CurateRecipe, FitRecipe, EvaluateRecipe, PipelineRecipe
+]
 
 TASKS: dict[str, type[Section]] = {
     "train": TrainRecipe,
     "curate": CurateRecipe,
+    "fit": FitRecipe,
     "evaluate": EvaluateRecipe,
     "pipeline": PipelineRecipe,
 }

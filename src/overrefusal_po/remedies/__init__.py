@@ -14,6 +14,11 @@ A remedy file, or a module of your own, defines:
 The stage `fit` measures every candidate on the dev prompts. It keeps the one that answers most
 harmless prompts and refuses about as much harm as the model without a remedy.
 
+A file may say more, so that a recipe can be checked before anything is fitted:
+
+    FORM = "weights"            # what every remedy of it is; or form(settings), if settings decide
+    NEEDS_REFERENCE = True      # it asks for subject.reference()
+
 This file says what a file of this room defines. It imports records and `model.remedy` alone, so
 that any room may name these types.
 """
@@ -21,11 +26,11 @@ that any room may name these types.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from pydantic import BaseModel
 
-from overrefusal_po.model.remedy import Remedy
+from overrefusal_po.model.remedy import Form, Remedy
 from overrefusal_po.records import Outcome, Prompt
 
 if TYPE_CHECKING:
@@ -52,13 +57,26 @@ class Candidate(NamedTuple):
     facts: Mapping[str, object] = {}
 
 
+class NoRemedy(Exception):
+    """A remedy finds nothing to change on this model; the message says why. It is a result: the run
+    keeps none, and a pipeline goes on."""
+
+
 class Subject(Protocol):
     """The model that is fitted on. What it was asked before is not computed again."""
 
-    model: PreTrainedModel
-    template: ChatTemplate
     tolerance: float
     """How far harmful_refused may fall on the dev prompts."""
+    seed: int
+    """Decides what a fit draws."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The loaded model, in eval mode on its device."""
+
+    @property
+    def template(self) -> ChatTemplate:
+        """Its chat template and tokenizer."""
 
     def states(self, prompts: Sequence[Prompt], suffix: str = "") -> Tensor:
         """(N, layers, D): the residual stream behind each block at the last token of each rendered
@@ -90,5 +108,12 @@ class RemedyPlug(Protocol):
 
     # Any: each file takes the Settings that it defines itself
     def fit(self, settings: Any, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
-        """The candidates, plainest first. ValueError if the remedy cannot be fitted on this model
-        or these prompts; the message says why."""
+        """The candidates, plainest first. NoRemedy if there is nothing to change on this model;
+        ValueError for what the user can fix. The message says why."""
+
+
+def form_of(module: object, settings: BaseModel) -> Form | None:
+    """The form that every remedy of a plug has with these settings; None if only a fit tells."""
+    if hasattr(module, "form"):
+        return cast("Form", module.form(settings))
+    return cast("Form | None", getattr(module, "FORM", None))
