@@ -119,15 +119,13 @@ def joined(parts: Sequence[tuple[float, Deltas]]) -> Deltas:
     import torch
 
     paths = sorted({path for _, part in parts for path in part.down})
-    have = {path: [(w, part) for w, part in parts if path in part.down and w] for path in paths}
-    have = {path: rows for path, rows in have.items() if rows}
-    return Deltas(
-        {path: torch.cat([part.down[path] for _, part in rows]) for path, rows in have.items()},
-        {
-            path: torch.cat([w * part.up[path] for w, part in rows], 1)
-            for path, rows in have.items()
-        },
-    )
+    down, up = {}, {}
+    for path in paths:
+        have = [(weight, part) for weight, part in parts if path in part.down and weight]
+        if have:
+            down[path] = torch.cat([part.down[path] for _, part in have])
+            up[path] = torch.cat([weight * part.up[path] for weight, part in have], 1)
+    return Deltas(down, up)
 
 
 def inner(one: Deltas, other: Deltas) -> float:

@@ -4,7 +4,7 @@ stream.
     {name: ablation}
     {name: ablation, protect: 0.8, max_divergence: 0.1}
 
-Wang et al. (2025, "Surgical, Cheap, and Flexible", arXiv 2410.03415, section 3). For each layer l
+Wang et al. (2025, "Surgical, Cheap, and Flexible", arXiv 2410.03415). For each layer l
 with h_l, the state (D,) behind it at the prompt's last token:
 
     r = mean of h over harmful prompts - the same over ordinary ones       (true refusal)
@@ -34,15 +34,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.model.blocks import writers
 from overrefusal_po.model.remedied import remedied
-from overrefusal_po.model.remedy import Deltas, Remedy
+from overrefusal_po.model.remedy import Deltas, Form, Remedy
 from overrefusal_po.records import Prompt
-from overrefusal_po.remedies import Anchors, Candidate, Subject
+from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
 from overrefusal_po.remedies._directions import cosine, divergence, mean_step, unit, without
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
     from transformers import PreTrainedModel
+
+FORM: Form = "weights"
 
 FEWEST = 16
 """With fewer over-refused prompts than these, all benign ones count."""
@@ -90,7 +92,7 @@ class Measured(NamedTuple):
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
-    """The chosen direction at each strength. ValueError that begins with "no direction found" if no
+    """The chosen direction at each strength. NoRemedy that begins with "no direction found" if no
     layer holds the conditions and lowers the refusal score."""
     asked = Anchors(*(part[:CHOSEN_ON] for part in dev))
     asked = asked._replace(benign=over_refused(subject, dev.benign)[:CHOSEN_ON])
@@ -167,7 +169,7 @@ def measured(subject: Subject, asked: Anchors, change: Deltas, layer: int, cos: 
 
 def chosen(tried: Sequence[Measured], before: tuple[float, float], limit: float) -> Measured:
     """The layer that lowers the score of over-refused prompts most, among those that hold both
-    conditions. ValueError if none does."""
+    conditions. NoRemedy if none does."""
     held = [
         row
         for row in tried
@@ -178,12 +180,12 @@ def chosen(tried: Sequence[Measured], before: tuple[float, float], limit: float)
     if held:
         return min(held, key=lambda row: row.over_refused)
     least = min(tried, key=lambda row: row.over_refused)
-    raise ValueError(
-        f"no direction found: of {len(tried)} layers, none lowers the refusal score of over-refused "
-        f"prompts ({before[0]:.2f} nats), changes ordinary prompts by at most {limit} nats, and "
-        f"lowers that of harmful prompts ({before[1]:.2f}) by at most {MAY_FALL:.0f}. Layer "
-        f"{least.layer} lowers it most, to {least.over_refused:.2f}; there the divergence is "
+    raise NoRemedy(
+        f"no direction found: of {len(tried)} layers, none lowers the refusal score of "
+        f"over-refused prompts ({before[0]:.2f} nats), changes ordinary prompts by at most {limit} "
+        f"nats, and lowers that of harmful prompts ({before[1]:.2f}) by at most {MAY_FALL:.0f}. "
+        f"Layer {least.layer} lowers it most, to {least.over_refused:.2f}; there the divergence is "
         f"{least.divergence:.2f}, the harmful score {least.harmful:.2f}, and the cosine between "
-        f"true and false refusal {least.cosine:.2f}. This model has no false refusal apart from the "
-        "true one that could be taken out."
+        f"true and false refusal {least.cosine:.2f}. This model has no false refusal apart from "
+        "the true one that could be taken out."
     )

@@ -4,7 +4,7 @@ a response.
     {name: debias}                             # with `reference` in the recipe
     {name: debias, strengths: [0.5], positions: 4}
 
-Token-level safety-debiased inference (2025, arXiv 2502.02153). For N prompts and responses of
+Tran et al. (2025, token-level safety-debiased inference, arXiv 2502.02153). For N prompts and responses of
 random tokens,
 
     bias[t] = mean of (logits of the model - logits of the reference) at response position t < L
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from overrefusal_po.model.remedy import FirstLogits, Remedy
+from overrefusal_po.model.remedy import FirstLogits, Form, Remedy
 from overrefusal_po.records import Message
 from overrefusal_po.remedies import Anchors, Candidate, Subject
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from overrefusal_po.model.chat import ChatTemplate
+
+FORM: Form = "logits"
+NEEDS_REFERENCE = True
 
 MARK = "\u2402random\u2403"
 """A text that no template contains."""
@@ -44,8 +47,7 @@ BATCH = 16
 class Settings(BaseModel):
     """`strengths`: alphas to try. `positions`: L, the response positions that are changed.
 
-    `samples`: N, random prompts. `prompt_tokens`: how many random tokens a prompt has. `seed`: of
-    the draw.
+    `samples`: N, random prompts. `prompt_tokens`: how many random tokens a prompt has.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,25 +55,17 @@ class Settings(BaseModel):
     positions: int = Field(default=8, ge=1, le=64)
     samples: int = Field(default=96, ge=1)
     prompt_tokens: int = Field(default=16, ge=1)
-    seed: int = 0
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
-    """One candidate a strength, in their order. No prompt is read. ValueError if the reference has
-    another vocabulary."""
+    """One candidate a strength, in their order. No prompt is read."""
     import torch
 
-    reference = subject.reference()
-    sizes = [model.config.get_text_config().vocab_size for model in (subject.model, reference)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"The model has {sizes[0]} tokens and `reference` {sizes[1]}, so their logits cannot be "
-            "compared. Give the model that it was trained from."
-        )
-    rows = random_rows(settings, subject.template, sizes[0])
-    step = mean_logits(subject.model, rows, settings.positions)
-    step -= mean_logits(reference, rows, settings.positions)
-    bias = step - step.mean(-1, keepdim=True)  # (L, V)
+    rows = random_rows(settings, subject.template, subject.seed)
+    bias = centred_difference(
+        mean_logits(subject.model, rows, settings.positions),
+        mean_logits(subject.reference(), rows, settings.positions),
+    )
     change = FirstLogits(torch.arange(bias.shape[1]), -bias)
     top = bias.argmax(-1).tolist()
     facts: dict[str, object] = {
@@ -81,7 +75,13 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
     return [Candidate(Remedy("debias", change, alpha), facts) for alpha in settings.strengths]
 
 
-def random_rows(settings: Settings, template: ChatTemplate, words: int) -> Tensor:
+def centred_difference(aligned: Tensor, reference: Tensor) -> Tensor:
+    """(L, V) aligned - reference, with mean 0 over the vocabulary."""
+    step = aligned - reference
+    return step - step.mean(-1, keepdim=True)
+
+
+def random_rows(settings: Settings, template: ChatTemplate, seed: int) -> Tensor:
     """(N, T) ids: the template around `prompt_tokens` random tokens, and L - 1 random tokens of a
     response."""
     import torch
@@ -94,8 +94,8 @@ def random_rows(settings: Settings, template: ChatTemplate, words: int) -> Tenso
         for part in (head, tail)
     )
     control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    pool = torch.tensor([i for i in range(min(words, len(tokenizer))) if i not in control])
-    draw = torch.Generator().manual_seed(settings.seed)
+    pool = torch.tensor([i for i in range(len(tokenizer)) if i not in control])
+    draw = torch.Generator().manual_seed(seed)
     size = settings.prompt_tokens + settings.positions - 1
     drawn = pool[torch.randint(len(pool), (settings.samples, size), generator=draw)]
     prompts, responses = drawn.split([settings.prompt_tokens, settings.positions - 1], 1)

@@ -4,17 +4,20 @@
     {name: dial, adapter: runs/derta/adapter, shares: [0.8, 0.6]}
 
 W <- W - (1 - share) B A for each module of the adapter. It is the plainest rival of every remedy
-that changes weights: less safety training gives answers back too. Fusion with another adapter (Tang
-et al. 2025, arXiv 2501.06208) has to do better than that. The result is plain weights.
+that changes weights: less safety training gives answers back too. Fusion with another adapter
+(Gudipudi et al. 2024, arXiv 2501.06208) has to do better than that. The result is plain weights.
 """
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from overrefusal_po.model.remedy import Remedy
+from overrefusal_po.model.remedy import Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, Subject
 from overrefusal_po.remedies._adapters import read_adapter
+
+
+FORM: Form = "weights"
 
 
 class Settings(BaseModel):

@@ -5,7 +5,7 @@ client.
      weights: {task: [0.9, 0.8, 0.7], safety: [0.1, 0.2, 0.3]}, merged: "@derta.adapter"}
     {name: fusion, adapters: {a: "@client_a.adapter", b: ..., c: ...}, rule: median}
 
-`sum`, Tang et al. (2025, arXiv 2501.06208): W <- W0 + sum_i weight_i B_i A_i, for example
+`sum`, Gudipudi et al. (2024, arXiv 2501.06208): W <- W0 + sum_i weight_i B_i A_i, for example
 (1 - lambda) task + lambda safety with lambda from 0 to .4. It is exact: the ranks add up (peft's
 "cat"; "linear" would mix the A of one with the B of the other). The rules `mean` (by the clients'
 numbers of rows), `median`, `trimmed` (without the least and the greatest value) and `krum`
@@ -24,10 +24,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from overrefusal_po.model.remedy import Deltas, Remedy
+from overrefusal_po.model.remedy import Deltas, Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, Subject
 from overrefusal_po.remedies._adapters import joined, read_adapter
 from overrefusal_po.remedies._robust import FAULTY, by_entry, krum, mean, median_of, trimmed_of
+
+FORM: Form = "weights"
 
 RULES = {"median": median_of, "trimmed": trimmed_of}
 

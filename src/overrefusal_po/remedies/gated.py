@@ -18,12 +18,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from overrefusal_po.model.remedy import Change, FirstLogits, Remedy
+from overrefusal_po.model.remedy import Change, FirstLogits, Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, Subject
 from overrefusal_po.remedies._adapters import read_adapter
 from overrefusal_po.remedies._gate import fit_gate
 
 STRENGTHS = {"adapter": (1.0,), "threshold": (2.0, 4.0, 8.0)}
+FORMS: dict[str, Form] = {"adapter": "hooks", "threshold": "logits"}
 
 
 class Settings(BaseModel):
@@ -50,6 +51,11 @@ class Settings(BaseModel):
         return self
 
 
+def form(settings: Settings) -> Form:
+    """How the remedy can be served."""
+    return FORMS[settings.change]
+
+
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
     """Each strength behind each gate to try, the smallest strength and the strictest gate first.
     Candidates of one strength differ by the gate's threshold alone."""
@@ -70,15 +76,7 @@ def gated_change(settings: Settings, subject: Subject) -> Change:
 
 
 def openers_down(openers: tuple[int, ...]) -> FirstLogits:
-    """One nat less for each opener at the first position: tokens (n,), values (1, n).
-
-    ValueError without openers.
-    """
+    """One nat less for each opener at the first position: tokens (n,), values (1, n)."""
     import torch
 
-    if not openers:
-        raise ValueError(
-            "The model opens no refusal with a token of its own, so a threshold has nothing to act "
-            "on. Take another remedy."
-        )
     return FirstLogits(torch.tensor(openers), torch.full((1, len(openers)), -1.0))

@@ -3,7 +3,7 @@
     {name: safelora, adapter: "@tuned.adapter"}
     {name: safelora, adapter: ..., projection: orthogonal, merged: false}
 
-Hsu et al. (2024, arXiv 2405.16833, equation 2 and algorithm 1). For each module of the adapter,
+Hsu et al. (2024, arXiv 2405.16833). For each module of the adapter,
 with weights (outputs, inputs):
 
     D = W_aligned - W_reference,   C = D D^T / ||D||_F,   B <- C B where cos(B A, C B A) <= 0.35
@@ -23,14 +23,17 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from overrefusal_po.model.remedy import Deltas, Remedy
-from overrefusal_po.remedies import Anchors, Candidate, Subject
+from overrefusal_po.model.remedy import Deltas, Form, Remedy
+from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
 from overrefusal_po.remedies._adapters import joined, matrix, read_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
     from transformers import PreTrainedModel
+
+FORM: Form = "weights"
+NEEDS_REFERENCE = True
 
 ENERGY = 0.9
 """The share of D's square that the orthogonal projection's directions hold."""
@@ -52,7 +55,7 @@ class Settings(BaseModel):
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
-    """One candidate. Nothing is fitted on prompts. ValueError if no module is projected."""
+    """One candidate. Nothing is fitted on prompts. NoRemedy if no module is projected."""
     adapter = read_adapter(settings.adapter, subject.model)
     reference = subject.reference()
     down, up, cosines = {}, {}, {}
@@ -68,10 +71,9 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
         up[path] = moved if cosines[path] <= settings.cosine else b
     projected = [path for path, cos in cosines.items() if cos <= settings.cosine]
     if not projected:
-        raise ValueError(
-            f"No module is projected: the least cosine is {min(cosines.values()):.2f}, above "
-            f"{settings.cosine}. The adapter stays in the directions of safety; give a greater "
-            "cosine, or leave the remedy out."
+        raise NoRemedy(
+            f"no module is projected: the least cosine is {min(cosines.values()):.2f}, above "
+            f"{settings.cosine}. The adapter stays in the directions of safety."
         )
     change = Deltas(down, up)
     if settings.merged:

@@ -1,10 +1,10 @@
-"""Gated steering: a step away from refusal in the residual stream, for prompts that a gate takes for
-harmless.
+"""Gated steering: a step away from refusal in the residual stream, for the prompts that a gate
+takes for harmless.
 
     {name: steering}
     {name: steering, strengths: [0.1], against: benign, gate: none}
 
-Cao et al. (2024, SCANS, arXiv 2408.11491, section 3). Behind each block l in the middle of the
+Cao et al. (2024, SCANS, arXiv 2408.11491). Behind each block l in the middle of the
 model, x <- x + s a m v_l at the positions behind the user's text and at every generated token.
 v_l = unit(mean of h_l over harmful prompts - the same over ordinary ones), h_l the state behind
 block l at the prompt's last token. s is -1 for a prompt that the gate takes for harmless. The
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from overrefusal_po.model.remedy import Gate, Remedy, Steering
+from overrefusal_po.model.remedy import Form, Gate, Remedy, Steering
 from overrefusal_po.records import Message
 from overrefusal_po.remedies import Anchors, Candidate, Subject
 from overrefusal_po.remedies._directions import mean_step, unit
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overrefusal_po.model.chat import ChatTemplate
+
+FORM: Form = "hooks"
 
 MARK = "\u2402user\u2403"
 """A text that no template contains."""
