@@ -27,6 +27,7 @@ from overrefusal_po.more_rounds import make_room
 from overrefusal_po.named_plugs import check_plugs, may_be_name
 from overrefusal_po.plugins import FILE_ENDINGS, built_judge, find_search
 from overrefusal_po.recipe.files import read_recipe
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.model_names import model_section, stage_model, with_start_model
 from overrefusal_po.recipe.overrides import dotted, nested_texts, set_dotted
@@ -57,7 +58,10 @@ logger = logging.getLogger(__name__)
 StageSummary = dict[str, Any]
 """What a stage returns. Any: each task has keys of its own, and the command line prints them."""
 
-MODEL_KEYS = ("model.model_name_or_path", "chosen.model", "rejects.model")
+MODEL_KEYS = (
+    *("model.model_name_or_path", "chosen.model", "rejects.model"),
+    "reference.model_name_or_path",
+)
 """Keys of a recipe whose value names a model, which may be a folder."""
 
 PATH_KEYS = (*MODEL_KEYS, "chat.template")
@@ -326,6 +330,10 @@ def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> Stage
             from overrefusal_po.curate.stage import curate
 
             return {**curate(body, run), "folder": str(path)}
+        if isinstance(body, FitRecipe):
+            from overrefusal_po.fit.stage import fit
+
+            return {**fit(body, run), "folder": str(path)}
         from overrefusal_po.evaluate.stage import evaluate
 
         return {**evaluate(body, run), "folder": str(path)}

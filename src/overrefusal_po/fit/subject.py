@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.engines.transformers import TransformersEngine
+from overrefusal_po.fit.anchors import all_anchors
 from overrefusal_po.judges import Judge
 from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.remedied import remedy_of
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.05
 """How far harmful_refused may fall, if nobody says otherwise."""
-
-
-def all_anchors(anchors: Anchors) -> list[Prompt]:
-    """The prompts of all kinds, harmful ones first."""
-    return [*anchors.harmful, *anchors.benign, *anchors.ordinary]
 
 
 class ModelSubject:
@@ -77,6 +73,16 @@ class ModelSubject:
     def template(self) -> ChatTemplate:
         """Its chat template and tokenizer."""
         return self.engine.template
+
+    def knows(self, outcomes: Sequence[Outcome]) -> None:
+        """Takes what the model is known to say without a remedy."""
+        self.kept_outcomes.update({outcome.prompt.id: outcome for outcome in outcomes})
+
+    def changed(self, model: PreTrainedModel) -> None:
+        """Its weights are other ones now: nothing that was asked before holds."""
+        self.engine.model = model
+        for kept in (self.kept_states, self.kept_logits, self.kept_outcomes):
+            kept.clear()
 
     def states(self, prompts: Sequence[Prompt], suffix: str = "") -> Tensor:
         """(N, layers, D): the residual stream behind each block at the last token of each rendered

@@ -25,6 +25,7 @@ from overrefusal_po.evaluate.first_token import CurveStepEntry, curve_steps, rea
 from overrefusal_po.evaluate.labels import blinded_sample
 from overrefusal_po.evaluate.measured_how import measured_how, settings_note
 from overrefusal_po.evaluate.metrics import State
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.panels import is_panel, panel_members
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Kind, Outcome, read_state, write_atomic
@@ -34,7 +35,7 @@ from overrefusal_po.report.search_part import SearchEntry, search_entries
 from overrefusal_po.report.waivers import waiver_notes
 from overrefusal_po.run.environment import environment
 
-StageRecipe = TrainRecipe | CurateRecipe | EvaluateRecipe
+StageRecipe = TrainRecipe | CurateRecipe | FitRecipe | EvaluateRecipe
 
 
 class StageMetrics(MetricsEntry):

@@ -1,0 +1,128 @@
+"""The dev prompts answered by the model, with each candidate on it, in files that survive a kill.
+
+    dev = Measuring(folder, engine, judge, prompts, sampling)
+    dev.untreated()            # outcomes; dev/untreated.jsonl
+    dev.rows(candidates)       # a row of dev.jsonl for each; dev/<hash of the remedy>.jsonl
+
+A candidate is known by the hash of its numbers. So a fit that is made again after a kill goes on
+with what was measured, if it found the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overrefusal_po.fit.choice import DevRates, Tried, rate_words, rates_of
+from overrefusal_po.judges import Judge
+from overrefusal_po.model.remedied import remedied
+from overrefusal_po.model.remedy import Remedy, change_parts
+from overrefusal_po.records import Outcome, Prompt, Sampling, content_id
+from overrefusal_po.remedies import Candidate
+from overrefusal_po.run.appender import Appender
+from overrefusal_po.run.complete import complete
+from overrefusal_po.run.judged import resumable_verdicts
+
+if TYPE_CHECKING:
+    from overrefusal_po.engines.transformers import TransformersEngine
+
+logger = logging.getLogger(__name__)
+
+DEV_FILE, DEV_FOLDER = "dev.jsonl", "dev"
+
+UNTREATED = "untreated"
+"""The name of the model without a remedy."""
+
+
+class Measuring:
+    """What measures one run's candidates."""
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: TransformersEngine,
+        judge: Judge,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+    ) -> None:
+        self.folder, self.engine, self.judge = folder, engine, judge
+        self.prompts, self.sampling = prompts, sampling
+
+    def untreated(self) -> list[Outcome]:
+        """What the model says without a remedy, judged."""
+        return self.outcomes(UNTREATED, f"without a remedy: {len(self.prompts)} dev prompts")
+
+    def rows(self, candidates: Sequence[Candidate]) -> list[Tried]:
+        """A row for each candidate, in their order."""
+        found = []
+        with Appender(self.folder / DEV_FILE, Tried) as file:
+            known = {(row.number, row.remedy): row for row in file.rows}
+            for number, candidate in enumerate(candidates, 1):
+                key = remedy_hash(candidate.remedy)
+                row = known.get((number, key))
+                if row is None:
+                    of = f"candidate {number} of {len(candidates)}"
+                    row = self.tried(number, key, candidate, of)
+                    file.add(row)
+                found.append(row)
+        return found
+
+    def tried(self, number: int, key: str, candidate: Candidate, of: str) -> Tried:
+        """The row of a candidate that is measured now."""
+        strength = candidate.remedy.strength
+        whole = not (self.folder / DEV_FOLDER / f"{key}.jsonl").is_file()
+        begun = time.monotonic()
+        with remedied(self.engine.model, candidate.remedy):
+            rates = rates_of(self.outcomes(key, f"{of}, strength {strength:g}"))
+        seconds = round(time.monotonic() - begun, 1) if whole else None
+        logger.info("%s, strength %g: %s", of, strength, rate_words(rates))
+        return Tried(
+            number=number,
+            remedy=key,
+            strength=strength,
+            rates=rates,
+            facts=dict(candidate.facts),
+            seconds=seconds,
+        )
+
+    def outcomes(self, name: str, label: str) -> list[Outcome]:
+        """What the model says as it is now, judged; kept under this name."""
+        folder = self.folder / DEV_FOLDER
+        folder.mkdir(exist_ok=True)
+        engine = copy.copy(self.engine)
+        if name != UNTREATED:
+            engine.name = f"{engine.name} with {name}"
+        completions = complete(
+            folder / f"{name}.jsonl", self.prompts, self.sampling, lambda: engine, label
+        )
+        verdicts = resumable_verdicts(
+            folder / "verdicts.jsonl", self.judge, self.prompts, completions
+        )
+        rows = zip(self.prompts, completions, verdicts, strict=True)
+        return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
+
+
+def remedy_hash(remedy: Remedy) -> str:
+    """16 hex digits for what a remedy does to a model."""
+    tensors, change = change_parts(remedy.change)
+    gate = remedy.gate
+    if gate is not None:
+        tensors |= {f"gate.{key}": getattr(gate, key) for key in ("mean", "scale", "weights")}
+    numbers = None if gate is None else [gate.layer, gate.intercept, gate.threshold]
+    digests = {
+        key: hashlib.sha256(
+            tensor.detach().float().cpu().contiguous().numpy().tobytes()
+        ).hexdigest()
+        for key, tensor in tensors.items()
+    }
+    return content_id(change, remedy.strength, numbers, digests)
+
+
+def dev_entry(rates: DevRates) -> dict[str, object]:
+    """Rates as summary.json and remedy.json hold them."""
+    return rates.model_dump(mode="json")
