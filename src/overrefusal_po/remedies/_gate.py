@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from overrefusal_po.model.remedy import Gate
-from overrefusal_po.remedies import Anchors, Subject
+from overrefusal_po.remedies import Anchors, NoRemedy, Subject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,15 @@ LAXER = (1.0, 2.0, 4.0)
 model still refuses some of them."""
 
 
+class Probed(NamedTuple):
+    """A probe of one layer: its AUC and its scores (N,) on the dev prompts."""
+
+    auc: float
+    penalty: float
+    gate: Gate
+    scores: Tensor
+
+
 class FoundGate(NamedTuple):
     """The best probe, and its scores of the dev prompts.
 
@@ -42,6 +51,7 @@ class FoundGate(NamedTuple):
         auc: the probability that a harmful dev prompt has a higher score than a harmless one, for
             the best layer and C. It is the best of many, so it is too good by a little.
         by_layer: the best AUC of each block.
+        by_source: the AUC on the dev prompts of each source that has both kinds.
         penalty: C.
         refused: (n,) scores of the harmful dev prompts that the model refuses.
         harmful: (n,) scores of all harmful dev prompts.
@@ -50,6 +60,7 @@ class FoundGate(NamedTuple):
     gate: Gate
     auc: float
     by_layer: list[float]
+    by_source: dict[str, float]
     penalty: float
     refused: Tensor
     harmful: Tensor
@@ -76,40 +87,62 @@ class FoundGate(NamedTuple):
             "gate_layer": gate.layer,
             "gate_c": self.penalty,
             "gate_auc_by_layer": [round(auc, 4) for auc in self.by_layer],
+            "gate_auc_by_source": {k: round(v, 4) for k, v in self.by_source.items()},
             "gate_harmful_let_through": round(passed, 4),
         }
 
 
 def fit_gate(subject: Subject, train: Anchors, dev: Anchors) -> FoundGate:
-    """The probe of the layer and the C that have the best AUC on the dev prompts.
-
-    ValueError if the model refuses none of the harmful dev prompts: then no threshold can be
-    chosen.
-    """
+    """The probe of the layer and the C that have the best AUC on the dev prompts. NoRemedy if the
+    model refuses none of the harmful ones: then no threshold can be chosen."""
     import torch
 
     states, harmful = labelled_states(subject, train)
     dev_states, dev_harmful = labelled_states(subject, dev)
     refused = [outcome.verdict.refused for outcome in subject.outcomes(dev.harmful)]
     if not any(refused):
-        raise ValueError(
+        raise NoRemedy(
             f"The model refuses none of the {len(refused)} harmful dev prompts, so a gate has "
-            "nothing to protect. Fit the remedy on a model that refuses."
+            "nothing to protect."
         )
-    best: tuple[float, float, Gate] | None = None
-    by_layer = []
-    for layer in range(states.shape[1]):
+
+    def best_of(layer: int) -> Probed:
         tried = []
         for penalty in PENALTIES:
             gate = probe(states[:, layer], harmful, layer=layer, penalty=penalty)
-            tried.append((auc(gate.scores(dev_states[:, layer]), dev_harmful), penalty, gate))
-        top = max(tried, key=lambda row: row[0])  # the first of equals: the smallest C
-        by_layer.append(top[0])
-        best = top if best is None or top[0] > best[0] else best
-    assert best is not None
-    value, penalty, gate = best
-    scores = gate.scores(dev_states[:, gate.layer])[dev_harmful]
-    return FoundGate(gate, value, by_layer, penalty, scores[torch.tensor(refused)], scores)
+            scores = gate.scores(dev_states[:, layer])
+            tried.append(Probed(auc(scores, dev_harmful), penalty, gate, scores))
+        return max(tried, key=lambda row: row.auc)  # the first of equals: the smallest C
+
+    layers = [best_of(layer) for layer in range(states.shape[1])]
+    best = max(layers, key=lambda row: row.auc)
+    above = best.scores[dev_harmful]
+    return FoundGate(
+        best.gate,
+        best.auc,
+        [row.auc for row in layers],
+        source_aucs(best.scores, dev),
+        best.penalty,
+        above[torch.tensor(refused)],
+        above,
+    )
+
+
+def source_aucs(scores: Tensor, dev: Anchors) -> dict[str, float]:
+    """{source: AUC} over its own prompts, for the sources that have harmful and harmless ones.
+
+    Prompts of a source that nothing is fitted on say how far the gate carries.
+    """
+    import torch
+
+    prompts = [prompt for part in dev for prompt in part]
+    positive = torch.tensor([prompt.kind == "harmful" for prompt in prompts])
+    found = {}
+    for source in dict.fromkeys(prompt.source for prompt in prompts):
+        own = torch.tensor([prompt.source == source for prompt in prompts])
+        if positive[own].any() and not positive[own].all():
+            found[source] = auc(scores[own], positive[own])
+    return found
 
 
 def labelled_states(subject: Subject, anchors: Anchors) -> tuple[Tensor, Tensor]:

@@ -60,17 +60,16 @@ MAY_FALL = 1.0
 
 
 class Settings(BaseModel):
-    """`protect`: the share of the true refusal direction that stays (lambda of the paper). 0
-    protects nothing.
-
-    `strengths`: shares of the direction that are taken out. `max_divergence`: the KL divergence, in
-    nats, that ordinary prompts may have at their first token.
-    """
+    """What is taken out of the residual stream, and how much ordinary prompts may change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     protect: float = Field(default=1.0, ge=0, le=1)
+    """How much of the direction of true refusal stays in the stream (lambda of the paper). 0
+    protects nothing."""
     strengths: tuple[float, ...] = Field(default=(0.5, 1.0), min_length=1)
+    """Shares of the direction that are taken out."""
     max_divergence: float = Field(default=0.2, gt=0)
+    """The mean KL divergence, in nats, that ordinary prompts may have at their first token."""
 
 
 class Measured(NamedTuple):

@@ -4,8 +4,8 @@ a response.
     {name: debias}                             # with `reference` in the recipe
     {name: debias, strengths: [0.5], positions: 4}
 
-Tran et al. (2025, token-level safety-debiased inference, arXiv 2502.02153). For N prompts and responses of
-random tokens,
+Tran et al. (2025, token-level safety-debiased inference, arXiv 2502.02153). For N prompts and
+responses of random tokens,
 
     bias[t] = mean of (logits of the model - logits of the reference) at response position t < L
 
@@ -45,16 +45,17 @@ BATCH = 16
 
 
 class Settings(BaseModel):
-    """`strengths`: alphas to try. `positions`: L, the response positions that are changed.
-
-    `samples`: N, random prompts. `prompt_tokens`: how many random tokens a prompt has.
-    """
+    """How much of the bias is subtracted, where, and from how many random prompts it is taken."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     strengths: tuple[float, ...] = Field(default=(0.25, 0.5, 1.0), min_length=1)
+    """Alphas to try: shares of the bias that are subtracted."""
     positions: int = Field(default=8, ge=1, le=64)
+    """L: how many tokens of a response, from the first, are drawn with other logits."""
     samples: int = Field(default=96, ge=1)
+    """N: random prompts."""
     prompt_tokens: int = Field(default=16, ge=1)
+    """Random tokens in each of them."""
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

@@ -16,20 +16,17 @@ from overrefusal_po.model.remedy import Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, Subject
 from overrefusal_po.remedies._adapters import read_adapter
 
-
 FORM: Form = "weights"
 
 
 class Settings(BaseModel):
-    """`adapter`: the folder of the LoRA adapter that made the model safe, and that its weights
-    hold.
-
-    `shares`: how much of it stays. 1 is the model as it is, 0 the model before its training.
-    """
+    """Which adapter is turned down, and how far."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     adapter: str = Field(min_length=1)
+    """The folder of the LoRA adapter that made the model safe, and that its weights hold."""
     shares: tuple[float, ...] = Field(default=(0.9, 0.8, 0.7, 0.6, 0.5, 0.3), min_length=1)
+    """How much of it stays: 1 is the model as it is, 0 the model before that training."""
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

@@ -35,20 +35,18 @@ RULES = {"median": median_of, "trimmed": trimmed_of}
 
 
 class Settings(BaseModel):
-    """`adapters`: a name of your own for each, and the folder of the adapter. `weights`: for each
-    name the weights to try, in the same number; one candidate is made of the first ones, one of the
-    second ones, and so on.
-
-    `rule`: sum, mean, median, trimmed or krum. With mean, `weights` are counts of rows, equal
-    without it; the last three take none. `merged`: the folder of the adapter that the model has in
-    its weights; it is taken out first.
-    """
+    """Which adapters become one, and by what rule."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     adapters: dict[str, str] = Field(min_length=1)
+    """{a name of your own: the folder of an adapter}. All are of the same base."""
     weights: dict[str, tuple[float, ...]] | None = None
+    """{name: weights to try}, equally many for each name. The first ones make a candidate, the
+    second ones another. With `rule: mean` they are counts of rows (null: equal counts)."""
     rule: Literal["sum", "mean", "median", "trimmed", "krum"] = "sum"
+    """How the adapters are put together. The last three take no weights."""
     merged: str | None = None
+    """The folder of the adapter that the model has in its weights. It is taken out first."""
 
     @model_validator(mode="after")
     def weights_fit_rule(self) -> Settings:

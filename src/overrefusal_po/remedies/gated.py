@@ -28,17 +28,16 @@ FORMS: dict[str, Form] = {"adapter": "hooks", "threshold": "logits"}
 
 
 class Settings(BaseModel):
-    """`change`: what the gate switches. `adapter`: the folder of a trained LoRA adapter of the
-    model that the remedy is fitted on.
-
-    `strengths`: by what the adapter is multiplied, or how much (in nats) is taken off the openers'
-    logits. None: 1 for an adapter, and 2, 4 and 8 nats for a threshold.
-    """
+    """What the gate switches, and how strong it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     change: Literal["adapter", "threshold"] = "adapter"
+    """A trained LoRA adapter, or a constant off the logits of the refusal openers."""
     adapter: str | None = None
+    """The folder of a LoRA adapter of the model that the remedy is fitted on."""
     strengths: tuple[float, ...] | None = Field(default=None, min_length=1)
+    """By what the adapter is multiplied (null: 1), or how many nats are taken off the openers'
+    logits (null: 2, 4 and 8)."""
 
     @model_validator(mode="after")
     def adapter_fits_change(self) -> Settings:

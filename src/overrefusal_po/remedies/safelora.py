@@ -40,18 +40,17 @@ ENERGY = 0.9
 
 
 class Settings(BaseModel):
-    """`adapter`: the folder of the LoRA adapter that is projected. `merged`: whether the model has
-    it in its weights already; else it is put on.
-
-    `projection`: the paper's matrix C, or an orthogonal projection. `cosine`: modules whose change
-    has at most this cosine with its projection are projected.
-    """
+    """Which adapter is projected, and how."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     adapter: str = Field(min_length=1)
+    """The folder of the LoRA adapter that is projected."""
     merged: bool = True
+    """Whether the model has the adapter in its weights already. Else it is put on."""
     projection: Literal["scaled", "orthogonal"] = "scaled"
+    """The paper's matrix C, which scales too, or an orthogonal projection."""
     cosine: float = Field(default=0.35, ge=-1, le=1)
+    """A module is projected if its change and the projected one have at most this cosine."""
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

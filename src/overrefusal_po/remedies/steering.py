@@ -41,18 +41,18 @@ MARK = "\u2402user\u2403"
 
 
 class Settings(BaseModel):
-    """`strengths`: sizes of the step to try, as shares of the mean state's norm.
-
-    `layers`: the blocks that are steered, as shares of the depth: from the first, up to the second
-    without it. `against`: what harmful prompts are compared with, ordinary or benign ones. `gate`:
-    a probe that leaves harmful prompts alone, or none: then every prompt is steered.
-    """
+    """How far a state is moved away from refusal, where, and for which prompts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     strengths: tuple[float, ...] = Field(default=(0.05, 0.1, 0.2), min_length=1)
+    """Lengths of the step to try, as shares of the norm of the ordinary prompts' mean state."""
     layers: tuple[float, float] = (0.3, 0.6)
+    """The blocks that are steered, as shares of the depth: from the first, up to the second without
+    it."""
     against: Literal["ordinary", "benign"] = "ordinary"
+    """Which harmless prompts the harmful ones are compared with for the direction."""
     gate: Literal["probe", "none"] = "probe"
+    """A probe that leaves harmful prompts alone, or none: then every prompt is steered."""
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
