@@ -5,8 +5,8 @@ summary and a report.
       derta:  {recipe: derta.yaml}
       tuned:  {recipe: evaluate.yaml, name: DeRTa, model: {model_name_or_path: "@derta.model"}}
 
-Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@train.harmful` (what the
-student said to harmful prompts), `@derta.triples` (what DeRTa learned from). Each stage has a
+Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@fit.remedy`, `@train.harmful`
+(what the student said to harmful prompts) and others (`references.OUTPUTS`). Each stage has a
 folder of its own in the pipeline's run folder. A stage that is done is skipped; a stage that was
 killed goes on at the same place. The stages of later rounds are ordinary ones (`recipe.rounds`).
 """
@@ -42,6 +42,7 @@ from overrefusal_po.references import (
     outputs,
     references,
     stages_left_out,
+    stages_without_remedy,
 )
 from overrefusal_po.report.pipeline_summary import (
     StageMetrics,
@@ -232,6 +233,9 @@ def run_stages(
         if name in left_out:
             logger.info("%s is left out; %s stands for it", of, left_out[name])
             continue
+        if why := stages_without_remedy(stages, folder).get(name):
+            logger.warning("%s is left out: %s", of, why)
+            continue
         logger.info("%s", of)
         found = run_stage(linked_stage(body, folder, left_out), f"stage {name}", folder / name)
         if isinstance(body, EvaluateRecipe):
@@ -276,8 +280,9 @@ def is_finished(recipe: Recipe) -> bool:
         return False
     runs = [whole]
     left_out = stages_left_out(recipe.repeats, whole.path)
+    not_run = {*left_out, *stages_without_remedy(stages, whole.path)}
     for name, body in stages.items():
-        if name in left_out:
+        if name in not_run:
             continue
         linked = linked_stage(body, whole.path, left_out)
         resolved = linked.model_dump(mode="json")

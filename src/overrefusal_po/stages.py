@@ -106,7 +106,7 @@ def first_words(recipe: Recipe) -> str:
     body = recipe.body
     if isinstance(body, PipelineRecipe):
         return f"{recipe.name}: a pipeline of {', '.join(body.stages)}"
-    words = {"curate": "curation with", "evaluate": "evaluation of"}
+    words = {"curate": "curation with", "evaluate": "evaluation of", "fit": "fit of a remedy for"}
     work = f"training by {body.method} of" if isinstance(body, TrainRecipe) else words[body.task]
     return f"{recipe.name}: {work} {body.model['model_name_or_path']}; loading packages"
 

@@ -1,6 +1,6 @@
 """A fit recipe's prompts -> those that a remedy is fitted on, and those that choose its strength.
 
-train, dev = fit_prompts(recipe.data)      # ValueError for a benchmark's prompt, or a shared one
+train, dev = fit_prompts(recipe.data)      # ValueError for a benchmark's prompt
 """
 
 from __future__ import annotations

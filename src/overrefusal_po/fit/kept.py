@@ -44,11 +44,10 @@ def write_remedy(folder: Path, remedy: Remedy, facts: Mapping[str, object]) -> P
 def write_weights(
     folder: Path, remedy: Remedy, subject: ModelSubject, prompts: Sequence[Prompt], *, base: str
 ) -> float:
-    """Writes adapter/ and model/ of a linear remedy; changes the loaded model. `base` is the name of
-    the model without a remedy.
+    """Writes adapter/ and model/ of a linear remedy; changes the loaded model.
 
-    The share of `prompts` whose first token is the same as with the remedy on the model; ValueError
-    if too few are.
+    Returns the share of `prompts` whose first token is the same as with the remedy on the model;
+    ValueError if too few are. `base` is the name of the model without a remedy.
     """
     change, strength = remedy.change, remedy.strength
     assert isinstance(change, Deltas) and remedy.gate is None

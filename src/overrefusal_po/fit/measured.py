@@ -29,6 +29,8 @@ from overrefusal_po.run.complete import complete
 from overrefusal_po.run.judged import resumable_verdicts
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from overrefusal_po.engines.transformers import TransformersEngine
 
 logger = logging.getLogger(__name__)
@@ -114,13 +116,14 @@ def remedy_hash(remedy: Remedy) -> str:
     if gate is not None:
         tensors |= {f"gate.{key}": getattr(gate, key) for key in ("mean", "scale", "weights")}
     numbers = None if gate is None else [gate.layer, gate.intercept, gate.threshold]
-    digests = {
-        key: hashlib.sha256(
-            tensor.detach().float().cpu().contiguous().numpy().tobytes()
-        ).hexdigest()
-        for key, tensor in tensors.items()
-    }
+    digests = {key: tensor_hash(tensor) for key, tensor in tensors.items()}
     return content_id(change, remedy.strength, numbers, digests)
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """The SHA-256 of a tensor's numbers in 32 bits."""
+    numbers = tensor.detach().float().cpu().contiguous().numpy()
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 def dev_entry(rates: DevRates) -> dict[str, object]:

@@ -43,6 +43,7 @@ from overrefusal_po.plugins import find_plug, make_refusal_judge, split_spec
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.remedies import Candidate, NoRemedy, RemedyPlug, form_of
+from overrefusal_po.report.card import card_text, put_card
 from overrefusal_po.run.complete import load_template, recipe_sampling
 from overrefusal_po.run.environment import environment
 from overrefusal_po.run.folder import Run
@@ -73,7 +74,7 @@ class Found(NamedTuple):
 def fit(recipe: FitRecipe, run: Run) -> dict[str, Any]:
     """Runs the stage in an open run folder; returns summary.json."""
     if not run.done:
-        prompts = check_fit(recipe)
+        prompts = checked_prompts(recipe)
         judge = make_refusal_judge(recipe.judge)
         subject, dev = prepared(recipe, run, prompts, judge)
         found = fitted(recipe, subject, dev, prompts)
@@ -88,7 +89,7 @@ def fit(recipe: FitRecipe, run: Run) -> dict[str, Any]:
     return done
 
 
-def check_fit(recipe: FitRecipe) -> FitPrompts:
+def checked_prompts(recipe: FitRecipe) -> FitPrompts:
     """The recipe's prompts. ValueError for what a user can fix. Loads no weights."""
     module, settings = find_plug("remedies", recipe.remedy)
     name, _ = split_spec(recipe.remedy, "remedies")
@@ -180,7 +181,7 @@ def fitted(recipe: FitRecipe, subject: ModelSubject, dev: Measuring, prompts: Fi
 def candidates_of(
     recipe: FitRecipe, subject: ModelSubject, prompts: FitPrompts
 ) -> Sequence[Candidate]:
-    """What the recipe's remedy may be on this model. ValueError if its plug gives something else."""
+    """What the recipe's remedy may be on this model. ValueError if its plug gives no candidates."""
     module, settings = find_plug("remedies", recipe.remedy)
     logger.info("fitting %s", split_spec(recipe.remedy, "remedies")[0])
     found = cast("RemedyPlug", module).fit(settings, subject, prompts.train, prompts.dev)
@@ -208,6 +209,7 @@ def summary_of(recipe: FitRecipe, found: Found) -> dict[str, Any]:
         "status": found.status,
         "words": found.words,
         "remedy": split_spec(recipe.remedy, "remedies")[0],
+        "base": recipe.model["model_name_or_path"],
         "form": None if remedy is None else remedy.form,
         "chosen": None if kept is None else kept.number,
         "strength": None if kept is None else kept.strength,
@@ -233,6 +235,7 @@ def write_kept(
         dev = all_anchors(prompts.dev)
         places["weights_agree"] = write_weights(run.path, remedy, subject, dev, base=base)
         places |= {"model": str(run.path / "model"), "adapter": str(run.path / "adapter")}
+        put_card(run.path, card_text(None, None, run.path))
     return places
 
 

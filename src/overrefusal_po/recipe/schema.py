@@ -3,8 +3,8 @@
     TrainRecipe(task="train", method="dpo", model={"model_name_or_path": "my/model"}).typed_data
 
 A recipe is YAML with one `task`: train, curate, fit, evaluate or pipeline (stages in a row).
-`model:` and `trainer:` hold TRL's own keys (ModelConfig and the method's config) and are checked against
-TRL's dataclasses. `sections` has the other sections.
+`model:` and `trainer:` hold TRL's own keys (ModelConfig and the method's config) and are checked
+against TRL's dataclasses. `sections` has the other sections.
 """
 
 from __future__ import annotations
@@ -239,8 +239,8 @@ class PipelineRecipe(Section):
     judge: JudgeSpec | None = None
     """The judge of every stage that does not name one itself. null: each stage has its own."""
     stages: dict[str, OpenSection] = Field(min_length=1)
-    """{name: the keys of a train, curate, fit or evaluate recipe}. `recipe: FILE` takes that file's keys
-    first; the path is relative to this recipe."""
+    """{name: the keys of a train, curate, fit or evaluate recipe}. `recipe: FILE` takes that file's
+    keys first; the path is relative to this recipe."""
     rounds: int = Field(default=1, ge=1)
     """How often pairs are made and trained on. What is repeated begins with the first curate stage
     of pairs and ends with the last training that reads it, directly or not: `curate`, `dpo`,
