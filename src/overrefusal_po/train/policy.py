@@ -86,7 +86,7 @@ def adapter_config(section: ModelSection) -> PeftConfig | None:
     """The adapter that a recipe's `model:` asks for; None without `use_peft`."""
     from trl import ModelConfig, get_peft_config
 
-    config = ModelConfig(**{k: v for k, v in section.items() if k != "trust_remote_code"})
+    config = ModelConfig(**{k: v for k, v in section.items() if k not in models.OWN_KEYS})
     # ModelConfig makes one name a text, which peft reads as a pattern of a module's whole path
     targets = config.lora_target_modules
     if isinstance(targets, str) and PLAIN_NAME.fullmatch(targets):
