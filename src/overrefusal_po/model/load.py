@@ -35,6 +35,7 @@ from overrefusal_po.model.whole import (
     named_faults,
     write_hashes,
 )
+from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,9 +52,6 @@ logger = logging.getLogger(__name__)
 
 ModelSection = Mapping[str, Any]
 """A recipe's `model:` section. Any: TRL's ModelConfig checks the value of each key."""
-
-OWN_KEYS = ("trust_remote_code", "remedy")
-"""Keys of a `model:` section that are ours and none of TRL's ModelConfig."""
 
 CPU_REPACK_SWITCH = "support_avx512bf16_for_cpu"
 """The attribute that makes bitsandbytes repack 4-bit weights on CPUs."""
@@ -329,7 +327,7 @@ def model_options(section: ModelSection, *, fsdp: bool = False) -> LoadOptions:
     """
     from trl import ModelConfig, get_quantization_config
 
-    given = {k: v for k, v in section.items() if k not in OWN_KEYS}
+    given = {k: v for k, v in section.items() if k not in OWN_MODEL_KEYS}
     dtype = given["dtype"] if given.get("dtype") not in (None, "auto") else default_dtype()
     config = ModelConfig(**{**given, "dtype": dtype})
     if (fsdp or wants_fsdp()) and config.load_in_4bit and config.bnb_4bit_quant_storage != dtype:

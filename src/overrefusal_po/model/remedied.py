@@ -147,9 +147,10 @@ class Installed:
     def like(self, other: Tensor, tensor: Tensor) -> Tensor:
         """A tensor of the remedy in the type and on the device of another one. It is moved once,
         not at every token."""
-        known = self.placed.get(id(tensor))
-        if known is None or known.dtype != other.dtype or known.device != other.device:
-            known = self.placed[id(tensor)] = tensor.to(other)
+        known = self.placed.get(id(tensor), tensor)
+        if known.dtype != other.dtype or known.device != other.device:
+            known = tensor.to(other)
+            self.placed[id(tensor)] = known
         return known
 
     def rows(self, like: Tensor) -> Tensor:

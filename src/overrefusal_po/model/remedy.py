@@ -273,13 +273,14 @@ def check_shape(
     from transformers import PreTrainedModel
 
     whole = model if isinstance(model, PreTrainedModel) else None
-    config = (model if whole is None else whole.config).get_text_config()
+    known: PretrainedConfig = getattr(model, "config", model)
+    config = known.get_text_config()
     layers, size = config.num_hidden_layers, config.hidden_size
     wrong = misfit(remedy, layers, size, config.vocab_size)
     if isinstance(base, Mapping) and "blocks" in base:
-        known = (base["blocks"], base.get("width"))
-        if known != (layers, size):
-            wrong = wrong or f"its model had {known[0]} blocks of width {known[1]}"
+        theirs = (base["blocks"], base.get("width"))
+        if theirs != (layers, size):
+            wrong = wrong or f"its model had {theirs[0]} blocks of width {theirs[1]}"
     if isinstance(remedy.change, Deltas) and whole is not None:
         wrong = wrong or wrong_module(remedy.change, whole)
     if wrong:
