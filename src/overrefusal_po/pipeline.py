@@ -60,7 +60,7 @@ StageSummary = dict[str, Any]
 MODEL_KEYS = ("model.model_name_or_path", "chosen.model", "rejects.model")
 """Keys of a recipe whose value names a model, which may be a folder."""
 
-PATH_KEYS = (*MODEL_KEYS, "chat.template")
+PATH_KEYS = (*MODEL_KEYS, "model.remedy", "chat.template")
 """Keys whose value may be a path of any name."""
 
 

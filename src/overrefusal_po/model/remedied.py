@@ -140,14 +140,14 @@ class Installed:
         """A linear module's output with B A x for the rows that are changed."""
         if not self.active:
             return output
-        x = given[0]
+        x: Tensor = given[0]
         more = (x @ self.like(x, down).T) @ self.like(x, up).T * self.remedy.strength
         return output + more * self.rows(more).view(-1, *[1] * (more.dim() - 1))
 
     def like(self, other: Tensor, tensor: Tensor) -> Tensor:
         """A tensor of the remedy in the type and on the device of another one. It is moved once,
         not at every token."""
-        known = self.placed.get(id(tensor), tensor)
+        known: Tensor = self.placed.get(id(tensor), tensor)
         if known.dtype != other.dtype or known.device != other.device:
             known = tensor.to(other)
             self.placed[id(tensor)] = known

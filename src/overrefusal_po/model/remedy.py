@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from overrefusal_po.model.remedy_facts import FILE, TENSORS, remedy_head
 from overrefusal_po.model.remedy_facts import base_facts as base_facts
@@ -273,8 +273,7 @@ def check_shape(
     from transformers import PreTrainedModel
 
     whole = model if isinstance(model, PreTrainedModel) else None
-    known: PretrainedConfig = getattr(model, "config", model)
-    config = known.get_text_config()
+    config = cast("PretrainedConfig", model if whole is None else whole.config).get_text_config()
     layers, size = config.num_hidden_layers, config.hidden_size
     wrong = misfit(remedy, layers, size, config.vocab_size)
     if isinstance(base, Mapping) and "blocks" in base:
