@@ -67,7 +67,7 @@ MODEL_KEYS = (
 )
 """Keys of a recipe whose value names a model, which may be a folder."""
 
-PATH_KEYS = (*MODEL_KEYS, "chat.template")
+PATH_KEYS = (*MODEL_KEYS, "model.remedy", "chat.template")
 """Keys whose value may be a path of any name."""
 
 
