@@ -19,13 +19,14 @@ from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Outcome
 from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.page import write_report
-from overrefusal_po.report.pipeline_summary import make_summary
+from overrefusal_po.report.pipeline_summary import make_summary, unlike_notes
 from overrefusal_po.report.remedies_entry import (
     Stages,
     fit_entries,
     is_other_report,
     nothing_words,
     served,
+    tampered,
 )
 from overrefusal_po.report.remedies_part import RemediesPart, cell, remedies_lines
 from overrefusal_po.report.summary import Summary, read_summary
@@ -229,9 +230,25 @@ def test_runs_on_other_prompts_are_named_below_the_table(tmp_path: Path) -> None
     assert part.left_out == ("other",) and "other" not in [row.run for row in part.rows]
 
 
-def test_a_worst_tampered_copy_counts(tmp_path: Path) -> None:
-    from overrefusal_po.report.remedies_entry import tampered
+def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
+    part = remedies(pipeline(tmp_path, {"before": BEFORE, "good": GOOD[:-1]}))
+    assert part.rows == () and part.left_out == ("good",)
+    assert part.sentence == "No other run was measured on the prompts of before by its judge."
+    assert part.sentence in words(write_report(tmp_path).read_text())
 
+
+def test_another_system_prompt_is_a_rival_and_no_fault(tmp_path: Path) -> None:
+    for name, prompt in (("before", None), ("good", "Answer.")):
+        (tmp_path / name).mkdir()
+        recipe = {"chat": {"system_prompt": prompt}, "engine": "transformers"}
+        (tmp_path / name / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    folders = {name: tmp_path / name for name in ("before", "good")}
+    outcomes = {"before": BEFORE, "good": GOOD}
+    assert len(list(unlike_notes(folders, outcomes))) == 1
+    assert list(unlike_notes(folders, outcomes, rivals=True)) == []
+
+
+def test_a_worst_tampered_copy_counts() -> None:
     rows = [{"tier": 1, "harmful_refused": rate} for rate in (0.4, 0.1, None)]
     assert tampered({"robustness": [*rows, {"tier": 0, "harmful_refused": 0.7}]}) == {
         "1": 0.1,

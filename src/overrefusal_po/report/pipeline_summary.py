@@ -23,7 +23,7 @@ from overrefusal_po.evaluate.comparisons import (
 from overrefusal_po.evaluate.entries import MeasuredEntry, MetricsEntry
 from overrefusal_po.evaluate.first_token import CurveStepEntry, curve_steps, read_log_odds
 from overrefusal_po.evaluate.labels import blinded_sample
-from overrefusal_po.evaluate.measured_how import measured_how, settings_note
+from overrefusal_po.evaluate.measured_how import RECIPE_MARK, measured_how, settings_note
 from overrefusal_po.evaluate.metrics import State
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.panels import is_panel, panel_members
@@ -107,7 +107,7 @@ def make_summary(
         "title": title,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "runs": [run_entry(run) for run in runs],
-        "warnings": [*hold_notes(folder), *unlike_notes(folders, plain)],
+        "warnings": [*hold_notes(folder), *unlike_notes(folders, plain, rivals=bool(remedies))],
         "comparisons": [compare(plain[a], plain[b]).as_dict(a, b) for a, b in steps],
         "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
         "curves": curve_steps(plain, log_odds),
@@ -200,12 +200,14 @@ def compared_groups(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]
 
 
 def unlike_notes(
-    folders: Mapping[str, Path], outcomes: Mapping[str, Sequence[Outcome]]
+    folders: Mapping[str, Path], outcomes: Mapping[str, Sequence[Outcome]], *, rivals: bool = False
 ) -> Iterator[str]:
     """A sentence for each group of compared runs that were not measured alike, and one if runs on
-    the same prompts are not compared because of their judges."""
+    the same prompts are not compared because of their judges. With `rivals`, another system prompt
+    is what is compared."""
+    prompted = {RECIPE_MARK: "any"} if rivals else {}
     for names in compared_groups(outcomes):
-        hows = {name: measured_how(folders[name], outcomes[name]) for name in names}
+        hows = {name: measured_how(folders[name], outcomes[name]) | prompted for name in names}
         if note := settings_note(hows):
             yield note
     judges: dict[frozenset[str], dict[str, list[str]]] = {}

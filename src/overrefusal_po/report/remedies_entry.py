@@ -157,6 +157,8 @@ class Table(NamedTuple):
     def sentence(self, rows: Sequence[RemedyRow]) -> str:
         """Which remedy gives answers back at kept refusals; or that none does."""
         found = best(rows)
+        if not rows:
+            return f"No other run was measured on the prompts of {self.base['name']} by its judge."
         if found is None:
             return no_gain_words(sum(row.name not in self.rivals for row in rows), self.base)
         both = self.base, self.runs[found.name]
