@@ -51,12 +51,21 @@ def recipe_of(model: Path, folder: Path, **report: Any) -> Path:
     return path
 
 
+def command(*words: str) -> int:
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code
+
+
 @pytest.mark.slow
 def test_a_pipeline_of_a_fit_and_a_rival_ends_in_the_table(
     wary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_of(wary, tmp_path)
-    assert main([str(recipe)]) == 0
+    assert command(str(recipe)) == 0
     part = read_summary(tmp_path / "run").remedies
     assert part is not None and part.sentence in capsys.readouterr().out
     rows = {row.run: row for row in part.rows}
@@ -75,7 +84,7 @@ def test_a_pipeline_of_a_fit_and_a_rival_ends_in_the_table(
     ran = read_state(tmp_path / "run" / "fit" / "status.json")
     other = load_recipe(str(recipe), ["--report.hold_drop_max=0.5"])
     assert not is_finished(other)
-    assert main([str(recipe), "--report.hold_drop_max=0.5"]) == 0
+    assert command(str(recipe), "--report.hold_drop_max=0.5") == 0
     assert read_state(tmp_path / "run" / "fit" / "status.json") == ran
     again = json.loads((tmp_path / "run" / "summary.json").read_text())["remedies"]
     assert again["rule"]["hold_drop_max"] == 0.5
@@ -84,7 +93,9 @@ def test_a_pipeline_of_a_fit_and_a_rival_ends_in_the_table(
 def test_a_report_names_evaluate_stages_alone(tmp_path: Path) -> None:
     for report in ({"baseline": "fit"}, {"rivals": ["nobody"]}):
         recipe = recipe_of(Path("my/model"), tmp_path, **report)
-        with pytest.raises(ValueError, match="which is no evaluate stage. Allowed: before, prompt"):
+        with pytest.raises(
+            ValueError, match=r"which is no evaluate stage\. Allowed: before, prompt"
+        ):
             stage_bodies(load_recipe(str(recipe), []))
 
 
