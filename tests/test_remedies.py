@@ -45,10 +45,11 @@ def test_every_remedy_has_a_case() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_saved_and_loaded_says_the_same(name: str, style: Style, tmp_path: Path) -> None:
-    model = style.make_model()
-    subject = TinySubject(model, style.template, reference=style.make_model(1))
+    model = style.make_model(1)
+    subject = TinySubject(model, style.template, reference=style.make_model(2))
     plain = first_logits(model, style.template, TRAIN.benign)
-    subject.opening = tuple(plain.argmax(-1).unique().tolist())
+    firsts = first_logits(model, style.template, DEV.harmful).argmax(-1)
+    subject.opening = tuple(firsts.unique().tolist())
     module, settings = find_plug("remedies", {"name": name, **CASES[name](model, tmp_path / "a")})
     candidates = module.fit(settings, subject, TRAIN, DEV)
     assert candidates
