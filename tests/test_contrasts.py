@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from test_starter import SHINGLES, near_duplicates_apart, near_xstest, word_probe, words, xstest
 
-from overrefusal_po.evaluate.stage import set_names
+from overrefusal_po.evaluate.measured_words import set_names
 from overrefusal_po.judges.refusal import judge_text
 from overrefusal_po.pairs.duplicates import duplicates
 from overrefusal_po.pairs.firewall import build_firewall, contamination

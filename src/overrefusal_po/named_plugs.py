@@ -61,6 +61,8 @@ def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
     for part, key in [*lists, *((part, f"{above}sets") for above, part in looks)]:
         for spec in getattr(part, key.rpartition(".")[2], ()):
             yield NamedPlug(key, "sources", spec)
+    if (tamper := getattr(body, "tamper", None)) is not None:
+        yield NamedPlug("tamper.source", "sources", tamper.source)
     for key in ("triples", "prompts", "benign", "harmful", "ordinary", "pairs"):
         spec = getattr(data, key, None)
         for one in spec if isinstance(spec, tuple) else (spec,):

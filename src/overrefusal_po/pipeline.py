@@ -5,20 +5,20 @@ summary and a report.
       derta:  {recipe: derta.yaml}
       tuned:  {recipe: evaluate.yaml, name: DeRTa, model: {model_name_or_path: "@derta.model"}}
 
-Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@fit.remedy`, `@train.harmful`
-(what the student said to harmful prompts) and others (`references.OUTPUTS`). Each stage has a
-folder of its own in the pipeline's run folder. A stage that is done is skipped; a stage that was
-killed goes on at the same place. The stages of later rounds are ordinary ones (`recipe.rounds`).
+Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@fit.remedy`,
+`@train.harmful` (what the student said to harmful prompts) and others (`references.OUTPUTS`). Each
+stage has a folder of its own in the pipeline's run folder. A stage that is done is skipped; a stage
+that was killed goes on at the same place. The stages of later rounds are ordinary ones
+(`recipe.rounds`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +34,7 @@ from overrefusal_po.recipe.overrides import dotted, nested_texts, set_dotted
 from overrefusal_po.recipe.rounds import Repeats
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.words import nearest
-from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
+from overrefusal_po.records import content_id
 from overrefusal_po.references import (
     check_reference,
     check_report,
@@ -47,11 +47,9 @@ from overrefusal_po.references import (
 from overrefusal_po.report.pipeline_summary import (
     StageMetrics,
     StageRecipe,
-    make_summary,
-    write_blinded_sample,
+    write_summary,
 )
 from overrefusal_po.report.remedies_entry import is_other_report
-from overrefusal_po.report.rounds_part import round_entries
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.keys import file_hash, path_hash, run_folder
 from overrefusal_po.sources import SHIPPED_SETS
@@ -216,7 +214,9 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
         runs = run_stages(stages, folder, recipe.repeats)
         if not run.done or is_other_report(pipeline_body(recipe).report, folder):
             if runs:
-                write_results(recipe, folder, runs, stages)
+                write_summary(
+                    pipeline_body(recipe), folder, runs, stages=stages, repeats=recipe.repeats
+                )
                 report(folder)
             run.finish({"runs": len(runs)})
     return folder
@@ -242,23 +242,6 @@ def run_stages(
             # an evaluation returns its metrics.json
             runs.append(cast("StageMetrics", {**found, "folder": name}))
     return runs
-
-
-def write_results(
-    recipe: Recipe,
-    folder: Path,
-    runs: Sequence[StageMetrics],
-    stages: Mapping[str, StageRecipe],
-) -> None:
-    """Writes summary.json and the blinded sample."""
-    outcomes = {
-        run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs
-    }
-    body = pipeline_body(recipe)
-    summary = make_summary(body.title, folder, runs, stages, outcomes, report=body.report)
-    rounds = round_entries(folder, recipe.repeats)
-    write_atomic(folder / "summary.json", json.dumps({**summary, "rounds": rounds}, indent=1))
-    write_blinded_sample(folder, outcomes)
 
 
 def open_pipeline(recipe: Recipe, stages: Mapping[str, StageRecipe], *, writer: bool) -> Run:
@@ -299,7 +282,7 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
         # os.path.exists is False for what cannot be a path (a long system prompt with a slash)
         if may_be_path and os.path.exists(value):  # noqa: PTH110
             found[key] = path_hash(Path(value))
-        elif value in SHIPPED_SETS and key.startswith(("data.", "select.", "hold.")):
+        elif value in SHIPPED_SETS and key.startswith(("data.", "select.", "hold.", "tamper.")):
             found[key] = file_hash(Path(__file__).parent / "data" / f"{value}.jsonl")
     judging = [(key, getattr(body, key, None)) for key in ("judge", "guard", "reward")]
     if isinstance(body, TrainRecipe):
@@ -345,4 +328,8 @@ def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> Stage
             return {**fit(body, run), "folder": str(path)}
         from overrefusal_po.evaluate.stage import evaluate
 
-        return {**evaluate(body, run), "folder": str(path)}
+        if body.tamper is None:
+            return {**evaluate(body, run), "folder": str(path)}
+        from overrefusal_po.train.tamper import tamper_test
+
+        return {**evaluate(body, run, tamper_test), "folder": str(path)}

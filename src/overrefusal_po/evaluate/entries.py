@@ -8,6 +8,7 @@ from overrefusal_po.evaluate.corrections import CorrectedEntry
 from overrefusal_po.evaluate.first_token import FirstTokenEntry
 from overrefusal_po.evaluate.metrics import RatesEntry
 from overrefusal_po.evaluate.panel_agreement import PanelEntry
+from overrefusal_po.evaluate.robustness import AttemptEntry
 
 
 class PerplexityEntry(TypedDict):
@@ -75,3 +76,4 @@ class MetricsEntry(RatesEntry):
     truncated: NotRequired[TruncatedEntry]
     measured: NotRequired[MeasuredEntry]
     gate: NotRequired[GateEntry]
+    robustness: NotRequired[list[AttemptEntry]]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 from overrefusal_po.evaluate.breakdowns import grouped, rates_by, refusal_positions
 from overrefusal_po.evaluate.capability import lm_eval_scores
@@ -24,7 +24,6 @@ from overrefusal_po.evaluate.certificates import (
 from overrefusal_po.evaluate.corrections import corrected_rates
 from overrefusal_po.evaluate.entries import (
     CapabilityEntry,
-    MeasuredEntry,
     MetricsEntry,
     PerplexityEntry,
 )
@@ -33,21 +32,20 @@ from overrefusal_po.evaluate.gate import baseline_notes, check_gate, gate_result
 from overrefusal_po.evaluate.measured_model import (
     MeasuredModel,
     check_task_model,
-    measured_form,
     wants_perplexity,
 )
+from overrefusal_po.evaluate.measured_words import EvaluationJudges, describe_measurement
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.panel_agreement import panel_entry
 from overrefusal_po.evaluate.responses import response_notes, truncated_entry
+from overrefusal_po.evaluate.robustness import Tampered, TamperTest, robustness_entries
 from overrefusal_po.evaluate.searches import check_searches, run_searches
+from overrefusal_po.evaluate.tamper_rows import check_tamper
 from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
 from overrefusal_po.plugins import (
     check_engine,
-    engine_note,
     make_judge,
     make_refusal_judge,
-    source_note,
-    split_spec,
 )
 from overrefusal_po.prompts import measured_prompts
 from overrefusal_po.recipe.schema import EvaluateRecipe
@@ -69,17 +67,8 @@ from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import is_slow, release_judge, resumable_verdicts
 from overrefusal_po.run.remedies import check_remedy, remedy_name
 from overrefusal_po.run.unscored import check_scored
-from overrefusal_po.sources import SHIPPED_SETS
 
 logger = logging.getLogger(__name__)
-
-
-class EvaluationJudges(NamedTuple):
-    """The judges of an evaluation, and the certificate of the first."""
-
-    refusal: Judge
-    guard: Judge | None
-    certificate: Certificate | None
 
 
 def make_judges(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> EvaluationJudges:
@@ -108,24 +97,26 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
         check_engine(recipe.engine)
     if recipe.gate is not None:
         check_gate(recipe.gate)
+    check_tamper(recipe, prompts)
     return prompts, judges
 
 
-def evaluate(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
+def evaluate(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) -> MetricsEntry:
     """The run's metrics, measured in an open run folder or read if the run is done.
 
-    A recipe's gate is judged here and stands in the metrics. If it failed, the command line ends
+    `tamper` makes the copies of a recipe with a tamper test (`train.tamper.tamper_test`). A
+    recipe's gate is judged here and stands in the metrics. If it failed, the command line ends
     with exit code 3.
     """
     if not run.done:  # a finished run is read without its prompts, its judges and their keys
-        metrics = measure(recipe, run)
+        metrics = measure(recipe, run, tamper)
         write_atomic(run.path / "metrics.json", json.dumps(metrics, indent=1))
         run.finish({key: metrics[key] for key in ("harmful_refused", "benign_answered", "f1")})
     needed = ("name", "n", "intervals", "unscored", "harmful_refused", "benign_answered", "f1")
     return cast(MetricsEntry, read_state(run.path / "metrics.json", needed))
 
 
-def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
+def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) -> MetricsEntry:
     """Writes outcomes.jsonl; returns metrics.json. RunFailed if too few outcomes are scored."""
     prompts, judges = check_evaluation(recipe)
     template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
@@ -153,10 +144,30 @@ def measure(recipe: EvaluateRecipe, run: Run) -> MetricsEntry:
     metrics["measured"] = describe_measurement(recipe, judges, prompts)
     metrics["measured"]["notes"] += response_notes(recipe, truncated, left_out)
     metrics["measured"]["notes"] += [*searched.notes, *missing]
+    tampered = tampered_copies(recipe, run, outcomes, tamper)
+    if tampered is not None:
+        metrics["robustness"] = robustness_entries(tampered.attempts)
+        metrics["measured"]["notes"] += tampered.notes
     if recipe.gate is not None:
-        metrics["gate"] = gate_result(recipe.gate, metrics, outcomes)
+        metrics["gate"] = gate_result(
+            recipe.gate,
+            metrics,
+            outcomes,
+            tiers=recipe.tamper.tiers if recipe.tamper else (),
+            attempts=tampered.attempts if tampered else (),
+        )
         metrics["measured"]["notes"] += baseline_notes(recipe.gate, run.path, outcomes)
     return metrics
+
+
+def tampered_copies(
+    recipe: EvaluateRecipe, run: Run, outcomes: Sequence[Outcome], tamper: TamperTest | None
+) -> Tampered | None:
+    """The recipe's tamper test, made; None if it has none."""
+    if recipe.tamper is None:
+        return None
+    assert tamper is not None, "whoever runs a recipe with a tamper test hands in what trains"
+    return tamper(recipe, run, [o for o in outcomes if o.prompt.attack is None])
 
 
 def plain_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -276,58 +287,3 @@ def measure_capability(
             seed=recipe.seed,
         )
     return found
-
-
-def describe_measurement(
-    recipe: EvaluateRecipe, judges: EvaluationJudges, prompts: Sequence[Prompt]
-) -> MeasuredEntry:
-    """What was measured how, in words for the report."""
-    generation, guard = recipe.generation, judges.guard
-    how = "greedy" if generation.temperature == 0 else f"temperature {generation.temperature:g}"
-    judge = f"{judges.refusal.name} {judges.refusal.version}"
-    attacks = sorted({p.attack for p in prompts if p.attack})
-    built_in = " (built in, offline; reads the whole response)"
-    return {
-        "judge": judge + built_in if recipe.judge == "refusal" else judge,
-        "sets": set_names(recipe),
-        "engine": f"{engine_note(recipe.engine)}, {how}, up to {generation.max_new_tokens} new "
-        "tokens",
-        "guard": None if guard is None else f"{guard.name} {guard.version}",
-        "attacks": attacks,
-        "model_form": measured_form(recipe.model),
-        "notes": measurement_notes(recipe, judges, attacks),
-    }
-
-
-def set_names(recipe: EvaluateRecipe) -> list[str]:
-    """The sets by name or path; those that this package ships with their split."""
-    split = f" ({recipe.data.split} split)" if recipe.data.split else ""
-    sets = [split_spec(spec, "sources") for spec in recipe.data.sets]
-    return [
-        str(settings.get("path") or name) + (split if name in SHIPPED_SETS else "")
-        for name, settings in sets
-    ]
-
-
-def measurement_notes(
-    recipe: EvaluateRecipe, judges: EvaluationJudges, attacks: Sequence[str]
-) -> list[str]:
-    """Sentences that a reader of the numbers needs."""
-    notes = []
-    if limit := recipe.data.max_prompts_per_kind:
-        notes.append(f"A fixed subset of at most {limit} prompts of each kind was measured.")
-    if judges.certificate is None:
-        notes.append(
-            f"The judge {judges.refusal.name} {judges.refusal.version} is uncertified here: nobody "
-            "has compared it with human labels for this report."
-        )
-    if isinstance(judges.refusal, JudgePanel):
-        notes.append(judges.refusal.note)
-    for spec in recipe.data.sets:
-        if (note := source_note(spec)) is not None:
-            notes.append(f"{spec}: {note}")
-    if attacks and judges.guard is None:
-        notes.append(
-            "Without a judge of harm, an attack has a non-refusal rate, not an attack success rate."
-        )
-    return notes

@@ -35,6 +35,7 @@ from overrefusal_po.recipe.sections import (
     Speed,
 )
 from overrefusal_po.recipe.shard import Shard
+from overrefusal_po.recipe.tamper import Tamper
 from overrefusal_po.recipe.two_sided import DevSets, Hold, Search, Select
 
 HARDWARE_KEYS = ("use_cpu", "bf16", "gradient_checkpointing", "dataloader_pin_memory")
@@ -196,6 +197,9 @@ class EvaluateRecipe(Section):
     """Measure how well the first token of the response alone separates harmful from benign prompts,
     and what a threshold on it would refuse and answer. It costs one pass over each prompt. null: if
     the model is in process and there are prompts of both kinds. `true`: else it is an error."""
+    tamper: Tamper | None = None
+    """Measure copies of the model whose safety is tampered with: how little undoes it. It trains,
+    so it costs minutes for each copy. null: none."""
     unscored_max: float = Field(default=0.25, ge=0, le=1)
     """The greatest share of responses without a verdict (the server gave none, or a judge's reply
     could not be read). Above it the run fails with exit code 1, and so it does if no response to

@@ -19,6 +19,7 @@ from overrefusal_po.report.first_token_part import curve_step_words, first_token
 from overrefusal_po.report.numbers import interval_words
 from overrefusal_po.report.panel_part import PanelNumber, PanelPart
 from overrefusal_po.report.remedies_part import remedies_lines
+from overrefusal_po.report.robustness_part import LIMIT, robustness_table
 from overrefusal_po.report.summary import MeasuredRates, MeasuredRun, Summary
 from overrefusal_po.report.texts import looks_local, one_line, public_text
 from overrefusal_po.report.waivers import PREFIX
@@ -98,6 +99,9 @@ def result_parts(summary: Summary, run: MeasuredRun) -> Iterator[str]:
         rate = "judged unsafe by the guard" if summary.measured.guard else "not refused"
         yield f"Under attack, the share of harmful prompts {rate}:"
         yield "\n".join(attack_table(run))
+    if run.robustness:
+        yield f"After tampering, the worst copy of each tier. {LIMIT}"
+        yield "\n".join(robustness_table(run.robustness))
     yield from gate_words(run)
     yield "## Limits"
     yield "\n".join(f"- {line}" for line in limits(summary))

@@ -28,10 +28,12 @@ from overrefusal_po.evaluate.metrics import State
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.panels import is_panel, panel_members
 from overrefusal_po.recipe.report import Report
-from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
-from overrefusal_po.records import Kind, Outcome, read_state, write_atomic
+from overrefusal_po.recipe.rounds import Repeats
+from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
+from overrefusal_po.records import Kind, Outcome, read_jsonl, read_state, write_atomic
 from overrefusal_po.report.hold_notes import hold_notes
 from overrefusal_po.report.remedies_entry import RemediesEntry, Stages, remedies_entry
+from overrefusal_po.report.rounds_part import round_entries
 from overrefusal_po.report.samples import SampleEntry, sample_entries
 from overrefusal_po.report.search_part import SearchEntry, search_entries
 from overrefusal_po.report.waivers import waiver_notes
@@ -76,6 +78,24 @@ class SummaryEntry(TypedDict):
     seconds: float
     versions: dict[str, str]
     hardware: str
+
+
+def write_summary(
+    body: PipelineRecipe,
+    folder: Path,
+    runs: Sequence[StageMetrics],
+    *,
+    stages: Mapping[str, StageRecipe],
+    repeats: Repeats,
+) -> None:
+    """Writes summary.json and the blinded sample into a pipeline's folder."""
+    outcomes = {
+        run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs
+    }
+    summary = make_summary(body.title, folder, runs, stages, outcomes, report=body.report)
+    rounds = round_entries(folder, repeats)
+    write_atomic(folder / "summary.json", json.dumps({**summary, "rounds": rounds}, indent=1))
+    write_blinded_sample(folder, outcomes)
 
 
 def make_summary(

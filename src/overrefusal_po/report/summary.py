@@ -25,6 +25,7 @@ from overrefusal_po.records import Kind, Outcome, first_fault, read_jsonl, read_
 from overrefusal_po.report.first_token_part import CurveStep, FirstTokenPart
 from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelPart
 from overrefusal_po.report.remedies_part import RemediesPart
+from overrefusal_po.report.robustness_part import TamperedCopy
 from overrefusal_po.report.rounds_part import RoundPart
 from overrefusal_po.report.samples import Sample, sample_entries
 from overrefusal_po.report.search_part import SearchPart
@@ -189,6 +190,8 @@ class MeasuredRun(MeasuredRates):
     first_token: FirstTokenPart | None = None
     gate: GateResult | None = None
     truncated: Truncated | None = None
+    robustness: tuple[TamperedCopy, ...] = ()
+    """Copies whose safety was tampered with; only if the recipe asks for them."""
     model_form: str | None = None
     remedy: str | None = None
     """The id of the remedy on the model, which is then another one than its weights alone."""

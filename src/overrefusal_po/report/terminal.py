@@ -31,6 +31,7 @@ from overrefusal_po.report.first_token_part import (
 )
 from overrefusal_po.report.hold_notes import hold_notes, unmoved_notes
 from overrefusal_po.report.numbers import interval_words
+from overrefusal_po.report.robustness_part import TamperedCopy, robustness_lines
 from overrefusal_po.report.rounds_part import RoundPart, round_words
 from overrefusal_po.report.texts import visible
 
@@ -135,10 +136,13 @@ def print_result(found: StageResult) -> None:
             say(perplexity_words(value["perplexity"]))
         elif key == "first_token":
             say(first_token_line(found))
+        elif key == "robustness":
+            for line in tamper_lines(found):
+                say(line)
         elif key not in rates and not isinstance(value, dict | list):
             say(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
     for key, value in found.items():
-        if isinstance(value, list) and value:
+        if isinstance(value, list) and value and key != "robustness":
             say(f"{key}: {'; '.join(map(str, value))}")
     if rates:
         head = ["rate", "value", "95 % interval", "n", "unscored"]
@@ -204,6 +208,8 @@ def print_summary(folder: Path) -> None:
             say(f"{run['name']}: {line}")
         if run.get("first_token"):
             say(f"{run['name']}: {first_token_line(run)}")
+        for line in tamper_lines(run):
+            say(f"{run['name']}: {line}")
     for step in summary.get("curves", ()):
         say(curve_step_words(CurveStep.model_validate(step)))
     for part in summary.get("rounds", ()):
@@ -252,6 +258,12 @@ def first_token_line(run: StageResult) -> str:
     """`first token: AUC 0.74 [0.69, 0.79]; at its own harmful_refused (0.81) ...`."""
     part = FirstTokenPart.model_validate(run["first_token"])
     return f"first token: {first_token_words(part, run['harmful_refused'], run['benign_answered'])}"
+
+
+def tamper_lines(run: StageResult) -> Iterator[str]:
+    """A line for the worst copy of each tier of a tamper test."""
+    copies = run.get("robustness") or ()
+    return robustness_lines(TamperedCopy.model_validate(copy) for copy in copies)
 
 
 def with_interval(run: StageResult, key: str) -> str:

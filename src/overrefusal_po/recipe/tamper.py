@@ -1,0 +1,59 @@
+"""The section `tamper:` of an evaluate recipe: how little undoes a model's safety.
+
+    Tamper(tiers=(1,), rows=10, seeds=3)
+
+Throw-away copies of the model are tampered with and measured, and not saved.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from overrefusal_po.recipe.sections import PlugSpec, Section
+
+Tier = Literal[0, 1, 2, 3]
+"""What is done to a copy: see `Tamper.tiers`."""
+
+
+class Tamper(Section):
+    """How little undoes the model's safety. Copies of the model are changed as an attacker would,
+    measured, and dropped: none is saved. The worst result of each tier counts. It is an upper bound
+    on the defender's luck, because a better attacker may undo more."""
+
+    tiers: tuple[Tier, ...] = Field(default=(0, 1, 2, 3), min_length=1)
+    """What is done to the copies.
+
+    - `0`: one direction is taken out of the weights, that of harmful against ordinary prompts.
+      Nothing is trained.
+    - `1`: training on harmful prompts with harmful responses, 5 passes in batches of 10.
+    - `2`: training on harmless rows of an "absolutely obedient agent", 10 passes in batches of 10.
+    - `3`: training on ordinary instructions, 1 pass in batches of 64."""
+    rows: int = Field(default=10, gt=0)
+    """Rows that a copy of tier 1 or 2 learns. Each seed draws its own."""
+    seeds: int = Field(default=3, gt=0)
+    """Copies that are trained at each learning rate. Tier 0 has no seed."""
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(2.0e-5, 5.0e-5), min_length=1
+    )
+    """The learning rates that are tried in tiers 1 to 3."""
+    depths: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(0.4, 0.6), min_length=1
+    )
+    """The layers that tier 0 takes its direction from, one copy for each: 0 is the first layer, 1
+    the last."""
+    harmful: str | None = None
+    """The harmful rows of tier 1: a file of triples, outcomes, or prompts with a response;
+    `@derta.triples`; or completions on the harmful prompts of `source`, such as `@derta.harmful`.
+    Rows that refuse are left out. null: what this model says itself, and if it refuses too often,
+    what it says when its refusals may not open as they do."""
+    source: PlugSpec = "starter"
+    """The source of the harmful and ordinary prompts that the copies are made with: those of its
+    train split that are not measured."""
+    lora_r: int | None = Field(default=None, gt=0)
+    """Train an adapter of this rank on all linear layers, for models whose full training does not
+    fit the memory. null: all weights are trained."""
+    max_prompts_per_kind: int | None = Field(default=50, gt=0)
+    """Harmful and benign prompts of the evaluation that each copy answers (a fixed subset by
+    content hash). null: all."""

@@ -1,0 +1,177 @@
+"""A model by name -> a copy that is tampered with, in memory alone.
+
+copy = ablated_copy(recipe, template, harmful, ordinary, layer=12)      # nothing is trained
+copy = trained_copy(recipe, template, rows, Pass(5, 10), learning_rate=5e-5, seed=0)
+outcomes = copy_outcomes(recipe, template, judge, copy, prompts)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from overrefusal_po.engines.transformers import Settings, TransformersEngine
+from overrefusal_po.judges import Judge
+from overrefusal_po.model import load as models
+from overrefusal_po.model.ablation import ablate_, direction, last_states, untie
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.plugins import find_plug
+from overrefusal_po.recipe.schema import EvaluateRecipe
+from overrefusal_po.records import Outcome, Prompt
+from overrefusal_po.run.complete import recipe_sampling
+from overrefusal_po.run.judged import fresh_verdicts, release_judge
+from overrefusal_po.train.finite import finite_callback
+from overrefusal_po.train.policy import adapter_config
+from overrefusal_po.train.sft import sft_trainer
+from overrefusal_po.train.weights import generating
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+MICRO_BATCH = {10: 5, 64: 8}
+"""{rows of a step: rows that are in memory at a time}."""
+
+
+class Passes(NamedTuple):
+    """How a tier trains: passes over its rows, and rows of a step."""
+
+    epochs: int
+    batch: int
+
+
+class Copy(NamedTuple):
+    """A copy that was tampered with, and the steps that it was trained for."""
+
+    model: PreTrainedModel
+    steps: int = 0
+
+
+def engine_settings(recipe: EvaluateRecipe) -> Settings:
+    """The settings of the recipe's engine, which is in process."""
+    settings = find_plug("engines", recipe.engine).settings
+    assert isinstance(settings, Settings), "check_tamper has seen that the engine is in process"
+    return settings
+
+
+def fresh_copy(recipe: EvaluateRecipe) -> PreTrainedModel:
+    """The recipe's model as it is measured."""
+    return models.load_model(**models.model_options(recipe.model))
+
+
+def layer_at(depth: float, layers: int) -> int:
+    """The layer at a share of the depth, from 0."""
+    return round(depth * (layers - 1))
+
+
+def ablated_copy(
+    recipe: EvaluateRecipe,
+    template: ChatTemplate,
+    harmful: Sequence[Prompt],
+    ordinary: Sequence[Prompt],
+    *,
+    layer: int,
+) -> Copy:
+    """A copy without the direction that leads from ordinary to harmful prompts behind a layer."""
+    model = fresh_copy(recipe)
+    engine = copy_engine(recipe, template, model)
+    sets = [
+        [engine.token_ids(engine.input_text(prompt)) for prompt in prompts]
+        for prompts in (harmful, ordinary)
+    ]
+    size = recipe.generation.batch_size
+    first, second = (last_states(model, rows, batch_size=size)[:, layer] for rows in sets)
+    untie(model)
+    ablate_(model, direction(first, second))
+    return Copy(model)
+
+
+def trained_copy(
+    recipe: EvaluateRecipe,
+    template: ChatTemplate,
+    rows: Sequence[Prompt],
+    passes: Passes,
+    *,
+    learning_rate: float,
+    seed: int,
+) -> Copy:
+    """A copy that has learned the references of `rows`. NotFiniteError if its numbers do not stay
+    finite."""
+    from transformers import PrinterCallback
+
+    assert recipe.tamper is not None
+    rank = recipe.tamper.lora_r
+    model = fresh_copy(recipe)
+    measured_in = model.dtype
+    if rank is None:
+        model.float()  # steps of a small rate are lost in 16 bits
+    device = engine_settings(recipe).device or ""
+    micro = MICRO_BATCH[passes.batch]
+    with tempfile.TemporaryDirectory() as folder:  # TRL wants one; nothing is saved in it
+        args = {
+            "output_dir": folder,
+            "num_train_epochs": passes.epochs,
+            "per_device_train_batch_size": micro,
+            "gradient_accumulation_steps": passes.batch // micro,
+            "learning_rate": learning_rate,
+            "lr_scheduler_type": "constant",
+            "weight_decay": 0.0,
+            "max_length": None,
+            "seed": seed,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            **({"use_cpu": True} if device.startswith("cpu") else {}),
+        }
+        peft = None if rank is None else adapter_config(lora_section(recipe, rank))
+        trainer = sft_trainer(model, rows, args=args, template=template, peft_config=peft)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(finite_callback(trainer))
+        trainer.train()
+    trained: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    if rank is None:
+        cast("Module", trained).to(measured_in)
+    return Copy(trained, trainer.state.global_step)
+
+
+def lora_section(recipe: EvaluateRecipe, rank: int) -> dict[str, object]:
+    """The recipe's model with an adapter of this rank on all linear layers."""
+    adapter = {"use_peft": True, "lora_r": rank, "lora_alpha": 2 * rank}
+    return {**recipe.model, **adapter, "lora_target_modules": "all-linear"}
+
+
+def copy_engine(
+    recipe: EvaluateRecipe, template: ChatTemplate, model: PreTrainedModel
+) -> TransformersEngine:
+    """The copy in the engine that the model itself was measured in."""
+    settings = engine_settings(recipe)
+    return TransformersEngine(
+        model,
+        template,
+        name=recipe.run_name,
+        batch_size=recipe.generation.batch_size,
+        device=settings.device,
+        continuous_batching=settings.continuous_batching,
+        settings=settings.generation_config,
+    )
+
+
+def copy_outcomes(
+    recipe: EvaluateRecipe,
+    template: ChatTemplate,
+    judge: Judge,
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+) -> list[Outcome]:
+    """What the copy answers, judged, in the order of the prompts. Nothing of it is kept."""
+    sampling = recipe_sampling(recipe.generation, recipe.seed)
+    with generating(model):
+        engine = copy_engine(recipe, template, model)
+        said = {c.prompt_id: c for c in engine.complete(prompts, sampling)}
+    completions = [said[prompt.id] for prompt in prompts]
+    verdicts = fresh_verdicts(judge, prompts, completions)
+    release_judge(judge)
+    rows = zip(prompts, completions, verdicts, strict=True)
+    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
