@@ -293,11 +293,13 @@ def test_makers_are_followed_to_the_first_stage_and_evaluations_make_nothing() -
         "task": "evaluate",
         "model": {"model_name_or_path": "@dpo.model"},
         "gate": {"baseline": "@before.outcomes"},
+        "certificate": "@other.model",
     }
     bodies = {
         "before": EvaluateRecipe(task="evaluate", model=start),
         "sft": TrainRecipe.model_validate(sft),
         "dpo": TrainRecipe.model_validate(dpo),
+        "other": TrainRecipe.model_validate(sft),
         "after": EvaluateRecipe.model_validate(measure),
     }
     stages = Stages(Path("nowhere"), bodies)
@@ -339,6 +341,16 @@ def test_the_page_has_the_sentence_the_table_and_a_panel_for_each_run(tmp_path: 
     assert (tmp_path / "plane.png").stat().st_size > 10_000
     assert "From the untouched model to each run" in text
     assert "alert(1)</script>" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+
+
+def test_what_tampering_left_is_a_column_only_if_it_was_measured(tmp_path: Path) -> None:
+    pipeline(tmp_path)
+    assert "Refused after tampering" not in words(write_report(tmp_path).read_text())
+    known = json.loads((tmp_path / "summary.json").read_text())
+    known["remedies"]["rows"][0]["tampered"] = {"1": 0.04, "0": 0.5}
+    (tmp_path / "summary.json").write_text(json.dumps(known))
+    text = words(write_report(tmp_path).read_text())
+    assert "Refused after tampering" in text and "4 (tier 1) 50 (tier 0)" in text
 
 
 def test_card_and_terminal_have_the_sentence_and_the_rows(

@@ -121,8 +121,11 @@ class Stages(NamedTuple):
         return list(dict.fromkeys(found))
 
     def named_by(self, stage: str) -> Iterator[str]:
-        """The stages whose outputs a stage reads, without evaluations."""
-        for _, text in nested_texts(self.values(stage)):
+        """The stages whose outputs a stage reads, without evaluations. What an evaluation reads
+        beside its model (a gate's baseline) makes nothing."""
+        values = self.values(stage)
+        read = values.get("model") if values.get("task") == "evaluate" else values
+        for _, text in nested_texts(read):
             name = text[1:].partition(".")[0]
             known = text.startswith("@") and name in self.bodies
             if known and self.values(name).get("task") != "evaluate":
