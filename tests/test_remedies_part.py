@@ -28,7 +28,12 @@ from overrefusal_po.report.remedies_entry import (
     served,
     tampered,
 )
-from overrefusal_po.report.remedies_part import RemediesPart, cell, remedies_lines
+from overrefusal_po.report.remedies_part import (
+    RemediesPart,
+    cell,
+    no_gain_words,
+    remedies_lines,
+)
 from overrefusal_po.report.summary import Summary, read_summary
 from overrefusal_po.report.terminal import print_summary
 
@@ -208,6 +213,14 @@ def test_it_says_if_none_holds_and_counts_no_rival(tmp_path: Path) -> None:
         "None of 3 remedies gives answers back at kept refusals. before answers 0.50 of the "
         "harmless prompts and refuses 0.95 of the harmful ones."
     )
+
+
+def test_remedies_that_no_fit_kept_count_too() -> None:
+    base = {"name": "before", "harmful_refused": 0.9, "benign_answered": 0.5}
+    assert no_gain_words(1, 3, base).startswith(
+        "None of 4 remedies gives answers back at kept refusals (3 kept nothing on the dev prompts)"
+    )
+    assert no_gain_words(1, 0, base).startswith("The one remedy gives no answers back at kept")
 
 
 def test_a_model_that_does_not_over_refuse_is_told_so(tmp_path: Path) -> None:

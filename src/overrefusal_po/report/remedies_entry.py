@@ -131,6 +131,10 @@ class Stages(NamedTuple):
             if known and self.values(name).get("task") != "evaluate":
                 yield name
 
+    def measured(self) -> set[str]:
+        """The stages that measure, also those that were left out."""
+        return {stage for stage in self.bodies if self.values(stage).get("task") == "evaluate"}
+
     def values(self, stage: str) -> dict[str, Any]:
         """A stage's recipe, "@stage.output" left in place."""
         return self.bodies[stage].model_dump(mode="json") if stage in self.bodies else {}
@@ -156,14 +160,17 @@ class Table(NamedTuple):
     runs: Mapping[str, Values]
     outcomes: Mapping[str, Sequence[Outcome]]
     rivals: frozenset[str]
+    unmeasured: int = 0
+    """How many remedies could not be measured, because a fit kept none."""
 
     def sentence(self, rows: Sequence[RemedyRow]) -> str:
         """Which remedy gives answers back at kept refusals; or that none does."""
         found = best(rows)
-        if not rows:
+        if not rows and not self.unmeasured:
             return f"No other run was measured on the prompts of {self.base['name']} by its judge."
         if found is None:
-            return no_gain_words(sum(row.name not in self.rivals for row in rows), self.base)
+            ran = sum(row.name not in self.rivals for row in rows)
+            return no_gain_words(ran, self.unmeasured, self.base)
         both = self.base, self.runs[found.name]
         return winner_words(found, both, rival=found.name in self.rivals)
 
@@ -220,7 +227,9 @@ def remedies_entry(
     name = base["name"]
     # a rival that a fit could not make did not run
     rivals = frozenset(of_stage[stage]["name"] for stage in report.rivals if stage in of_stage)
-    table = Table(stages, base, {run["name"]: run for run in runs}, outcomes, rivals)
+    missing = stages.measured() - {*of_stage, *report.rivals}
+    by_name = {run["name"]: run for run in runs}
+    table = Table(stages, base, by_name, outcomes, rivals, len(missing))
     log_odds = read_log_odds(stages.folder / report.baseline)
     rows = remedy_rows(name, outcomes, log_odds, HoldRule(report.hold_drop_max, report.on))
     fits = [fit for stage in stages.bodies for fit in fit_entries(stages.folder, stage)]

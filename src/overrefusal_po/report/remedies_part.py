@@ -171,12 +171,14 @@ def curve_words(found: Estimated, base: str) -> str:
     return f" A threshold on the first token of {base} {worse}:{said}."
 
 
-def no_gain_words(count: int, base: Values) -> str:
-    """A sentence if no run that holds gives answers back."""
-    who = f"None of {count} remedies gives" if count != 1 else "The one remedy does not give"
-    verb = "" if count != 1 else " any"
+def no_gain_words(measured: int, unmeasured: int, base: Values) -> str:
+    """A sentence if no run that holds gives answers back. `unmeasured` remedies were not kept by
+    their fits."""
+    count = measured + unmeasured
+    who = f"None of {count} remedies gives" if count != 1 else "The one remedy gives no"
+    kept = f" ({unmeasured} kept nothing on the dev prompts)" if unmeasured else ""
     return (
-        f"{who}{verb} answers back at kept refusals. {base['name']} answers "
+        f"{who} answers back at kept refusals{kept}. {base['name']} answers "
         f"{share(base, KINDS[1])} of the harmless prompts and refuses {share(base, KINDS[0])} of "
         "the harmful ones."
     )

@@ -219,7 +219,9 @@ def print_summary(folder: Path) -> None:
     say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
     warnings = summary.get("warnings", hold_notes(folder))
-    for note in (*warnings, *unmoved_notes(folder, summary.get("comparisons", ()))):
+    # a table of remedies says itself which run gives nothing back
+    steps = () if summary.get("remedies") else summary.get("comparisons", ())
+    for note in (*warnings, *unmoved_notes(folder, steps)):
         say(note)
 
 
