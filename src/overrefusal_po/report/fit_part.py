@@ -1,7 +1,7 @@
 """A fit's run folder -> the part of a model card that says which remedy is in the weights.
 
-    for part in remedy_parts(Path("runs/fit-1a2b")):
-        print(part)
+for part in remedy_parts(Path("runs/fit-1a2b")):
+    print(part)
 """
 
 from __future__ import annotations
