@@ -98,7 +98,7 @@ def test_gates_let_through_what_the_tolerance_spares_and_more() -> None:
     laxer gates let two and four tenths through."""
     scores = [float(n) for n in range(1, 21)]
     found = found_gate(scores, scores[10:])
-    thresholds = [gate.threshold for gate in found.gates(0.05)]
+    thresholds = [gate.threshold for gate in found.gates(0.05, (1, 2, 4))]
     assert thresholds == pytest.approx([11 + 0.9, 11 + 1.8, 11 + 3.6])
     assert len(found.gates(0.0)) == 1, "no threshold comes twice"
     facts = found.facts(found.gates(0.05)[0])

@@ -6,6 +6,10 @@
 
 A candidate is known by the hash of its numbers. So a fit that is made again after a kill goes on
 with what was measured, if it found the same.
+
+A gate decides at the prompt: behind it a response is the changed model's or the plain one's. So a
+gated candidate is measured without its gate, and candidates that differ by their thresholds alone
+are generated once. The gate then says whose response to each prompt counts.
 """
 
 from __future__ import annotations
@@ -20,8 +24,9 @@ from typing import TYPE_CHECKING
 
 from overrefusal_po.fit.choice import DevRates, Tried, rate_words, rates_of
 from overrefusal_po.judges import Judge
+from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.remedied import remedied
-from overrefusal_po.model.remedy import Remedy, change_parts
+from overrefusal_po.model.remedy import Gate, Remedy, change_parts
 from overrefusal_po.records import Outcome, Prompt, Sampling, content_id
 from overrefusal_po.remedies import Candidate
 from overrefusal_po.run.appender import Appender
@@ -54,6 +59,7 @@ class Measuring:
     ) -> None:
         self.folder, self.engine, self.judge = folder, engine, judge
         self.prompts, self.sampling = prompts, sampling
+        self.states: Tensor | None = None
 
     def untreated(self) -> list[Outcome]:
         """What the model says without a remedy, judged."""
@@ -77,10 +83,13 @@ class Measuring:
     def tried(self, number: int, key: str, candidate: Candidate, of: str) -> Tried:
         """The row of a candidate that is measured now."""
         strength = candidate.remedy.strength
-        whole = not (self.folder / DEV_FOLDER / f"{key}.jsonl").is_file()
+        open_gate = candidate.remedy._replace(gate=None)
+        name = remedy_hash(open_gate)
+        whole = not (self.folder / DEV_FOLDER / f"{name}.jsonl").is_file()
         begun = time.monotonic()
-        with remedied(self.engine.model, candidate.remedy):
-            rates = rates_of(self.outcomes(key, f"{of}, strength {strength:g}"))
+        with remedied(self.engine.model, open_gate):
+            changed = self.outcomes(name, f"{of}, strength {strength:g}")
+        rates = rates_of(self.behind(candidate.remedy.gate, changed))
         seconds = round(time.monotonic() - begun, 1) if whole else None
         logger.info("%s, strength %g: %s", of, strength, rate_words(rates))
         return Tried(
@@ -91,6 +100,23 @@ class Measuring:
             facts=dict(candidate.facts),
             seconds=seconds,
         )
+
+    def behind(self, gate: Gate | None, changed: list[Outcome]) -> list[Outcome]:
+        """The changed model's outcomes for the prompts that a gate lets through, the plain model's
+        for the others."""
+        if gate is None:
+            return changed
+        if self.states is None:
+            texts = [self.engine.input_text(prompt) for prompt in self.prompts]
+            self.states = last_states(
+                self.engine.model,
+                self.engine.template.tokenizer,
+                texts,
+                batch_size=self.engine.batch_size,
+            )
+        through = (gate.scores(self.states[:, gate.layer]) < gate.threshold).tolist()
+        rows = zip(through, changed, self.untreated(), strict=True)
+        return [new if passes else plain for passes, new, plain in rows]
 
     def outcomes(self, name: str, label: str) -> list[Outcome]:
         """What the model says as it is now, judged; kept under this name."""
