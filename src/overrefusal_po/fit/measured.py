@@ -2,16 +2,15 @@
 
     dev = Measuring(folder, engine, judge, prompts, sampling)
     dev.untreated()            # outcomes; dev/untreated.jsonl
-    dev.rows(candidates)       # a row of dev.jsonl for each; dev/<hash of the remedy>.jsonl
+    dev.rows(candidates)       # a row of dev.jsonl for each; dev/<id of the remedy>.jsonl
 
-A candidate is known by the hash of its numbers. So a fit that is made again after a kill goes on
+A candidate is known by its remedy's id, which follows from its numbers. So a fit that is made again after a kill goes on
 with what was measured, if it found the same.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -21,16 +20,14 @@ from typing import TYPE_CHECKING
 from overrefusal_po.fit.choice import DevRates, Tried, rate_words, rates_of
 from overrefusal_po.judges import Judge
 from overrefusal_po.model.remedied import remedied
-from overrefusal_po.model.remedy import Remedy, change_parts
-from overrefusal_po.records import Outcome, Prompt, Sampling, content_id
+from overrefusal_po.model.remedy import remedy_id
+from overrefusal_po.records import Outcome, Prompt, Sampling
 from overrefusal_po.remedies import Candidate
 from overrefusal_po.run.appender import Appender
 from overrefusal_po.run.complete import complete
 from overrefusal_po.run.judged import resumable_verdicts
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from overrefusal_po.engines.transformers import TransformersEngine
 
 logger = logging.getLogger(__name__)
@@ -65,7 +62,7 @@ class Measuring:
         with Appender(self.folder / DEV_FILE, Tried) as file:
             known = {(row.number, row.remedy): row for row in file.rows}
             for number, candidate in enumerate(candidates, 1):
-                key = remedy_hash(candidate.remedy)
+                key = remedy_id(candidate.remedy)
                 row = known.get((number, key))
                 if row is None:
                     of = f"candidate {number} of {len(candidates)}"
@@ -107,23 +104,6 @@ class Measuring:
         )
         rows = zip(self.prompts, completions, verdicts, strict=True)
         return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
-
-
-def remedy_hash(remedy: Remedy) -> str:
-    """16 hex digits for what a remedy does to a model."""
-    tensors, change = change_parts(remedy.change)
-    gate = remedy.gate
-    if gate is not None:
-        tensors |= {f"gate.{key}": getattr(gate, key) for key in ("mean", "scale", "weights")}
-    numbers = None if gate is None else [gate.layer, gate.intercept, gate.threshold]
-    digests = {key: tensor_hash(tensor) for key, tensor in tensors.items()}
-    return content_id(change, remedy.strength, numbers, digests)
-
-
-def tensor_hash(tensor: Tensor) -> str:
-    """The SHA-256 of a tensor's numbers in 32 bits."""
-    numbers = tensor.detach().float().cpu().contiguous().numpy()
-    return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 def dev_entry(rates: DevRates) -> dict[str, object]:
