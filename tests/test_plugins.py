@@ -60,6 +60,7 @@ TEXTS: dict[Room, str] = {
     "attacks": ATTACK,
     "engines": ENGINE,
     "judges": JUDGE,
+    "remedies": REMEDY,
 }
 ASKED = Prompt.of("What is a fox?", kind="harmful")
 SAID = Completion(

@@ -4,8 +4,8 @@
     dev.untreated()            # outcomes; dev/untreated.jsonl
     dev.rows(candidates)       # a row of dev.jsonl for each; dev/<id of the remedy>.jsonl
 
-A candidate is known by its remedy's id, which follows from its numbers. So a fit that is made again after a kill goes on
-with what was measured, if it found the same.
+A candidate is known by its remedy's id, which follows from its numbers. So a fit that is made again
+after a kill goes on with what was measured, if it found the same.
 """
 
 from __future__ import annotations
