@@ -55,6 +55,10 @@ def judge(settings):
     return Mine()
 """
 ENGINE = f"{SETTINGS}\n\ndef engine(settings, section, template, **options):\n    return None\n"
+REMEDY = f"""{SETTINGS}
+def fit(settings, subject, train, dev):
+    return []
+"""
 TEXTS: dict[Room, str] = {
     "sources": SOURCE,
     "attacks": ATTACK,

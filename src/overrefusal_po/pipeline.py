@@ -8,7 +8,8 @@ summary and a report.
 Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@fit.remedy`,
 `@train.harmful` (what the student said to harmful prompts) and others (`references.OUTPUTS`). Each
 stage has a folder of its own in the pipeline's run folder. A stage that is done is skipped; a stage
-that was killed goes on at the same place. The stages of later rounds are ordinary ones (`recipe.rounds`).
+that was killed goes on at the same place. The stages of later rounds are ordinary ones
+(`recipe.rounds`).
 """
 
 from __future__ import annotations
