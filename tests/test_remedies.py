@@ -10,10 +10,10 @@ from conftest import Style
 from tiny_subject import DEV, TRAIN, TinySubject, first_logits, generated, lora
 
 from overrefusal_po.engines.transformers import TransformersEngine
-from overrefusal_po.fit.measured import Measuring, remedy_hash
+from overrefusal_po.fit.measured import Measuring
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.remedied import remedied
-from overrefusal_po.model.remedy import load_remedy, save_remedy
+from overrefusal_po.model.remedy import load_remedy, remedy_id, save_remedy
 from overrefusal_po.plugins import find_plug, plug_files
 from overrefusal_po.records import Sampling
 from overrefusal_po.remedies import form_of
@@ -85,7 +85,7 @@ def test_gated_candidates_of_one_strength_are_generated_once_and_say_what_they_w
     dev = Measuring(tmp_path, engine, RefusalJudge(), prompts, sampling)
     plain = [outcome.completion.text for outcome in dev.untreated()]
     assert len(dev.rows(candidates)) == len(candidates)
-    name = remedy_hash(candidates[0].remedy._replace(gate=None))
+    name = remedy_id(candidates[0].remedy._replace(gate=None))
     made = {file.name for file in (tmp_path / "dev").glob("*.jsonl")}
     assert {f"{name}.jsonl", "untreated.jsonl"} <= made
     assert len({one.partition(".")[0] for one in made} - {"verdicts"}) == 2

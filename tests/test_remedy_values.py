@@ -239,6 +239,16 @@ def test_the_stream_keeps_what_the_embedding_wrote_along_the_direction(tiny: Tin
     close(states, embedded.expand(2).detach(), atol=1e-5, rtol=1e-4)
 
 
+def test_a_model_with_norms_behind_its_matrices_is_refused() -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, pad_token_id=0))
+    with pytest.raises(ValueError, match="Gemma2DecoderLayer has post_feedforward_layernorm"):
+        ablation.change_of(model, torch.ones(8))
+
+
 def row(layer: int, over_refused: float, divergence: float = 0.1, harmful: float = 2.0) -> Any:
     """A layer that was measured."""
     return ablation.Measured(layer, 0.9, divergence, over_refused, harmful)

@@ -5,10 +5,11 @@ summary and a report.
       derta:  {recipe: derta.yaml}
       tuned:  {recipe: evaluate.yaml, name: DeRTa, model: {model_name_or_path: "@derta.model"}}
 
-Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@fit.remedy`, `@train.harmful`
-(what the student said to harmful prompts) and others (`references.OUTPUTS`). Each stage has a
-folder of its own in the pipeline's run folder. A stage that is done is skipped; a stage that was
-killed goes on at the same place. The stages of later rounds are ordinary ones (`recipe.rounds`).
+Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@fit.remedy`,
+`@train.harmful` (what the student said to harmful prompts) and others (`references.OUTPUTS`). Each
+stage has a folder of its own in the pipeline's run folder. A stage that is done is skipped; a stage
+that was killed goes on at the same place. The stages of later rounds are ordinary ones
+(`recipe.rounds`).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ MODEL_KEYS = (
 )
 """Keys of a recipe whose value names a model, which may be a folder."""
 
-PATH_KEYS = (*MODEL_KEYS, "chat.template")
+PATH_KEYS = (*MODEL_KEYS, "model.remedy", "chat.template")
 """Keys whose value may be a path of any name."""
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from overrefusal_po.evaluate.breakdowns import grouped, rates_by, refusal_positions
-from overrefusal_po.evaluate.capability import check_lm_eval, lm_eval_scores
+from overrefusal_po.evaluate.capability import lm_eval_scores
 from overrefusal_po.evaluate.certificates import (
     Certificate,
     certificate_table,
@@ -30,7 +30,12 @@ from overrefusal_po.evaluate.entries import (
 )
 from overrefusal_po.evaluate.first_token import wants_first_token
 from overrefusal_po.evaluate.gate import baseline_notes, check_gate, gate_result
-from overrefusal_po.evaluate.measured_model import MeasuredModel, wants_perplexity
+from overrefusal_po.evaluate.measured_model import (
+    MeasuredModel,
+    check_task_model,
+    measured_form,
+    wants_perplexity,
+)
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.panel_agreement import panel_entry
 from overrefusal_po.evaluate.responses import response_notes, truncated_entry
@@ -62,6 +67,7 @@ from overrefusal_po.run.complete import (
 )
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import is_slow, release_judge, resumable_verdicts
+from overrefusal_po.run.remedies import check_remedy, remedy_name
 from overrefusal_po.run.unscored import check_scored
 from overrefusal_po.sources import SHIPPED_SETS
 
@@ -94,14 +100,8 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
     prompts = measured_prompts(recipe.data)
     judges = make_judges(recipe, prompts)
     check_searches(recipe, prompts)
-    if recipe.capability.tasks:
-        check_lm_eval()
-    if recipe.capability.tasks and not in_process(recipe.engine):
-        raise ValueError(
-            "capability.tasks need the model in process, and the engine is "
-            f"{split_spec(recipe.engine, 'engines')[0]!r}. Measure them in a recipe of their own "
-            "with engine: transformers."
-        )
+    check_remedy(recipe.model, recipe.engine)
+    check_task_model(recipe)
     wants_perplexity(recipe, plain_prompts(prompts))
     wants_first_token(recipe, plain_prompts(prompts))
     if in_process(recipe.engine):
@@ -233,6 +233,8 @@ def all_rates(
     by_set = rates_by(plain, "source", seed=recipe.seed)
     # a TypedDict with all keys of another is one of those
     found = cast("MetricsEntry", rates)
+    if (remedy := remedy_name(recipe.model)) is not None:
+        found["remedy"] = remedy
     found["sets"] = {part: metrics.as_dict(part, name) for part, metrics in by_set.items()}
     if len(plain) < len(outcomes):
         harmful = [o for o in outcomes if o.prompt.kind == "harmful"]
@@ -292,7 +294,7 @@ def describe_measurement(
         "tokens",
         "guard": None if guard is None else f"{guard.name} {guard.version}",
         "attacks": attacks,
-        "model_form": model_form(recipe.model),
+        "model_form": measured_form(recipe.model),
         "notes": measurement_notes(recipe, judges, attacks),
     }
 
@@ -329,12 +331,3 @@ def measurement_notes(
             "Without a judge of harm, an attack has a non-refusal rate, not an attack success rate."
         )
     return notes
-
-
-def model_form(section: Mapping[str, object]) -> str:
-    """The form of the measured weights: a quantised form and the merged one of the same training
-    are different models."""
-    for bits in ("4bit", "8bit"):
-        if section.get(f"load_in_{bits}"):
-            return f"weights in {bits}"
-    return f"weights in {section.get('dtype') or 'the dtype that fits the hardware'}"

@@ -3,12 +3,13 @@
     with remedied(model, remedy):
         model.generate(...)           # a batch may hold prompts that the gate lets through or not
     install(model, remedy)            # until the process ends; `remedy_of(model)` finds it
+    check_generation({"num_beams": 4})                  # ValueError
 
 The model's `forward` is wrapped. A pass without a cache, or with an empty one, begins new
 responses: the gate reads the prompts, and what it decides stays until the next such pass. Steering
 changes only the last positions of a prompt, so the cache of the pass that decided is kept up to
 them, and only they are read again. A gated change of weights concerns every position, so the prompt
-is read twice.
+is read twice. So it is if a cache cannot be cut (long prompts under sliding windows).
 
 A response that is longer than one token behind an uncached prompt would be read as a prompt. Read
 it behind the prompt's cache (`evaluate.capability` does).
@@ -17,17 +18,28 @@ it behind the prompt's cache (`evaluate.capability` does).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from overrefusal_po.model.blocks import blocks, kept_streams, stream, with_stream
-from overrefusal_po.model.remedy import Deltas, FirstLogits, Remedy, Steering
+from overrefusal_po.model.remedy import (
+    Deltas,
+    FirstLogits,
+    Gate,
+    Remedy,
+    Steering,
+    check_shape,
+    remedy_id,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
     from transformers import PreTrainedModel
+
+BY_POSITION = ("position_ids", "token_type_ids", "cache_position")
+"""Arguments of a forward pass that have a value for each token."""
 
 ATTRIBUTE = "overrefusal_po_remedy"
 """The attribute of a model that holds what is installed on it."""
@@ -35,22 +47,51 @@ ATTRIBUTE = "overrefusal_po_remedy"
 # Any: a forward pass takes and returns what transformers says
 Forward = Callable[..., Any]
 
+ONE_BY_ONE: Mapping[str, tuple[object, ...]] = {
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "use_cache": (None, True),
+    "guidance_scale": (None, 1, 1.0),
+    **dict.fromkeys(
+        ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_early_exit", "low_memory"),
+        (None, False),
+    ),
+    "cache_implementation": (None, "dynamic", "dynamic_full"),
+}
+"""Keys of GenerationConfig under which a model is not asked for a whole prompt and then for one
+token at a time, and the values that change nothing about that."""
+
+
+def check_generation(settings: Mapping[str, object]) -> None:
+    """Raises ValueError for settings of generation with which a remedy cannot be served."""
+    for key, allowed in ONE_BY_ONE.items():
+        if settings.get(key) not in allowed:
+            raise ValueError(
+                f"engine.generation_config has {key}: {settings[key]}, and the model has a remedy. "
+                "A remedy reads each prompt once and then one token at a time. Take the key out, "
+                "or model.remedy."
+            )
+
 
 class Installed:
     """A remedy on a model: its hooks, and the state of the responses that are being generated.
 
     Attributes:
-        on: (B,) float, 1 for the rows that the remedy changes; None before the first prompt.
+        id: the remedy's, which completions carry.
+        on: (B,) float, 1 for the rows that the remedy changes; None without a gate.
         tail: how many of the positions at hand are steered; None: all of them.
+        prompt: tokens of the prompts at hand; 0 before the first.
     """
 
     def __init__(self, model: PreTrainedModel, remedy: Remedy) -> None:
         self.model, self.remedy = model, remedy
         self.plain: Forward = model.forward
+        self.id = remedy_id(remedy)
         self.on: Tensor | None = None
         self.tail: int | None = None
         self.active = False
         self.prompt = 0
+        self.placed: dict[int, Tensor] = {}
         self.handles = [module.register_forward_hook(hook) for module, hook in self.hooks()]
         self.before = model.__dict__.get("forward")
 
@@ -88,7 +129,7 @@ class Installed:
         if not self.active:
             return output
         states = stream(output)
-        step = self.rows(states)[:, None, None] * vector.to(states) * self.remedy.strength
+        step = self.rows(states)[:, None, None] * self.like(states, vector) * self.remedy.strength
         if self.tail is None:
             return with_stream(output, states + step)
         changed = states.clone()
@@ -99,9 +140,18 @@ class Installed:
         """A linear module's output with B A x for the rows that are changed."""
         if not self.active:
             return output
-        x = given[0]
-        more = (x @ down.to(x).T) @ up.to(x).T * self.remedy.strength
+        x: Tensor = given[0]
+        more = (x @ self.like(x, down).T) @ self.like(x, up).T * self.remedy.strength
         return output + more * self.rows(more).view(-1, *[1] * (more.dim() - 1))
+
+    def like(self, other: Tensor, tensor: Tensor) -> Tensor:
+        """A tensor of the remedy in the type and on the device of another one. It is moved once,
+        not at every token."""
+        known: Tensor = self.placed.get(id(tensor), tensor)
+        if known.dtype != other.dtype or known.device != other.device:
+            known = tensor.to(other)
+            self.placed[id(tensor)] = known
+        return known
 
     def rows(self, like: Tensor) -> Tensor:
         """(B,) which rows are changed, in the type of a tensor (B, ...)."""
@@ -132,6 +182,10 @@ class Installed:
 
     def go_on(self, seen: int, args: Any, kwargs: Any) -> Any:
         """A pass over generated tokens: all of them are changed."""
+        if not self.prompt:
+            raise ValueError(
+                "This cache was filled before the model had its remedy. Read the prompt again."
+            )
         self.tail = None
         output = self.changed(args, kwargs)
         self.add_logits(output.logits, first=seen - self.prompt + 1)
@@ -140,18 +194,25 @@ class Installed:
     def begin(self, ids: Tensor, args: Any, kwargs: Any) -> Any:
         """A pass over prompts: the gate decides, and what it lets through is read again."""
         self.tail = self.remedy.change.tail if isinstance(self.remedy.change, Steering) else None
-        gate = self.remedy.gate
-        if gate is None:
+        if self.remedy.gate is None:
             output = self.changed(args, kwargs)
         else:
-            with kept_streams(self.model, [gate.layer]) as kept:
-                output = self.plain(*args, **kwargs)
-            self.on = (gate.scores(kept[gate.layer]) < gate.threshold).float()
-            if bool(self.on.any()) and not isinstance(self.remedy.change, FirstLogits):
-                output = self.read_again(ids, args, kwargs)
+            output = self.decided(self.remedy.gate, ids, args, kwargs)
         # position 0 of the response is predicted at the last position of the prompt
         self.add_logits(output.logits[:, -1:], first=0)
         return output
+
+    def decided(self, gate: Gate, ids: Tensor, args: Any, kwargs: Any) -> Any:
+        """A pass over prompts, after the gate has decided which rows are changed."""
+        again = not isinstance(self.remedy.change, FirstLogits)
+        cuts = can_be_cut(kwargs.get("past_key_values"), ids.shape[1])
+        first = {**kwargs, "past_key_values": None, "use_cache": False}
+        with kept_streams(self.model, [gate.layer]) as kept:
+            output = self.plain(*args, **(kwargs if cuts or not again else first))
+        self.on = (gate.scores(kept[gate.layer]) < gate.threshold).float()
+        if again and not cuts:  # the cache is still empty
+            return self.changed(args, kwargs)
+        return self.read_again(ids, args, kwargs) if again and bool(self.on.any()) else output
 
     def read_again(self, ids: Tensor, args: Any, kwargs: Any) -> Any:
         """The pass over the prompts with the change; steering reads only the last positions."""
@@ -161,13 +222,12 @@ class Installed:
         width = ids.shape[1]
         tail = min(self.tail or width, width)
         cache.crop(-tail)
-        places = kwargs.get("position_ids")
-        again = {
-            **kwargs,
-            "input_ids": ids[:, -tail:],
-            "position_ids": None if places is None else places[:, -tail:],
+        places = {
+            key: value[..., -tail:]
+            for key, value in kwargs.items()
+            if key in BY_POSITION and value is not None
         }
-        return self.changed((), again)
+        return self.changed((), {**kwargs, **places, "input_ids": ids[:, -tail:]})
 
     def changed(self, args: Any, kwargs: Any) -> Any:
         """A pass in which the hooks change the states."""
@@ -193,16 +253,38 @@ class Installed:
             raise ValueError("A model with a remedy reads prompts that are padded on the left.")
 
 
+def can_be_cut(cache: Any, width: int) -> bool:
+    """Whether a cache, still empty, can lose its last tokens again after `width` tokens. No cache
+    can. Any: transformers has many classes of caches."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if cache is None:
+        return True
+    if not cache.layers:
+        return getattr(cache, "layer_class_to_replicate", None) is DynamicLayer
+    return all(
+        type(layer) is DynamicLayer
+        or (type(layer) is DynamicSlidingWindowLayer and width < layer.sliding_window)
+        for layer in cache.layers
+    )
+
+
 def install(model: PreTrainedModel, remedy: Remedy) -> Installed:
-    """Puts a remedy on a model. ValueError if there is one already."""
+    """Puts a remedy on a model. ValueError if there is one already, or if it does not fit."""
     if remedy_of(model) is not None:
         raise ValueError("This model has a remedy already. Remove it first.")
+    check_shape(remedy, model)
     return Installed(model, remedy)
+
+
+def installed_on(model: object) -> Installed | None:
+    """The remedy on a model with its state; None without one."""
+    return cast("Installed | None", getattr(model, ATTRIBUTE, None))
 
 
 def remedy_of(model: object) -> Remedy | None:
     """The remedy on a model; None without one."""
-    found = cast("Installed | None", getattr(model, ATTRIBUTE, None))
+    found = installed_on(model)
     return None if found is None else found.remedy
 
 

@@ -15,8 +15,11 @@ from overrefusal_po.recipe.overrides import Values
 START = "@model"
 """Names a pipeline's start model in a stage."""
 
-WHICH_MODEL = ("model_name_or_path", "model_revision")
+WHICH_MODEL = ("model_name_or_path", "model_revision", "remedy")
 """Keys of `model:` that say which model it is; the others say how it is loaded or adapted."""
+
+OWN_MODEL_KEYS = ("trust_remote_code", "remedy")
+"""Keys of `model:` that are ours and none of TRL's ModelConfig."""
 
 ADAPTER_KEYS = ("use_peft", "use_rslora", "use_dora", "lora_")
 """How keys of `model:` begin that a training alone needs."""
@@ -108,7 +111,7 @@ def stage_model(
         if not (named and key in WHICH_MODEL)
         and (task == "train" or not key.startswith(ADAPTER_KEYS))
     }
-    # a revision belongs to the model that it stands beside
+    # a revision and a remedy belong to the model that they stand beside
     other = "model_name_or_path" in taken or named
     below = {k: v for k, v in file.items() if not (other and k in WHICH_MODEL)}
     return {**below, **taken, **own}

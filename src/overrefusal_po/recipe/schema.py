@@ -131,7 +131,7 @@ class CurateRecipe(Section):
     - `sft`: each prompt with one of the teacher's answers, as sft.jsonl. Without a teacher, the
       model itself answers."""
     model: OpenSection
-    """The student: TRL ModelConfig keys, and `trust_remote_code`."""
+    """The student: TRL ModelConfig keys, `trust_remote_code` and `remedy`."""
     data: CurateData = CurateData()
     """The prompts, and how many pairs are kept."""
     chosen: Chosen = Chosen()
@@ -171,9 +171,9 @@ class EvaluateRecipe(Section):
     task: Literal["evaluate"]
     """What this recipe does."""
     name: str | None = None
-    """What the report calls this run. null: the model's own name."""
+    """What the report calls this run. null: the own name of the model and its remedy."""
     model: OpenSection
-    """The measured model: TRL ModelConfig keys, and `trust_remote_code`."""
+    """The measured model: TRL ModelConfig keys, `trust_remote_code` and `remedy`."""
     data: EvaluateData = EvaluateData()
     """The prompts."""
     generation: Generation = Generation()
@@ -211,12 +211,15 @@ class EvaluateRecipe(Section):
     @model_validator(mode="before")
     @classmethod
     def named(cls, values: object) -> object:
-        """The values with the model's own name as `name` if they have none."""
+        """The values with the own name of the model, and of its remedy, as `name` if they have
+        none."""
         if not isinstance(values, Mapping) or values.get("name") is not None:
             return values
-        model = values.get("model")
-        given = model.get("model_name_or_path") if isinstance(model, Mapping) else None
-        return {**values, "name": own_name(given)} if isinstance(given, str) else values
+        section = values.get("model")
+        known = section if isinstance(section, Mapping) else {}
+        both = [known.get(key) for key in ("model_name_or_path", "remedy")]
+        named = [own_name(given) for given in both if isinstance(given, str)]
+        return {**values, "name": " with ".join(named)} if isinstance(both[0], str) else values
 
     @property
     def run_name(self) -> str:

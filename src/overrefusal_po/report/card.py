@@ -98,6 +98,11 @@ def put_card(stage: Path, text: str) -> Path:
 def evaluation_of(stage: Path, measured: Path) -> Summary:
     """The summary of an evaluation; ValueError if it measured another model than the stage's."""
     summary = read_summary(measured)
+    if remedy := summary.runs[0].remedy:
+        raise ValueError(
+            f"{measured} measured the model with the remedy {remedy}, and the card is of the "
+            "weights alone. Give the run folder of an evaluation without model.remedy."
+        )
     place = Path(summary.runs[0].model)
     status = measured / "status.json"
     inputs = read_state(status).get("inputs", {}) if status.is_file() else {}
@@ -115,7 +120,10 @@ def evaluation_of(stage: Path, measured: Path) -> Summary:
 
 
 def trained_stage(run: MeasuredRun, folder: Path) -> Path | None:
-    """The stage's folder whose `model/` the run measured; None if it measured another model."""
+    """The stage's folder whose `model/` the run measured; None if it measured another model, or
+    one with a remedy."""
+    if run.remedy is not None:
+        return None
     path = Path(run.model)
     stage = folder / path.parent.name
     made_here = path.name == "model" and path.parent.name and (stage / "model").is_dir()

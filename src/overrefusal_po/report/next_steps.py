@@ -35,7 +35,9 @@ def next_steps(found: Mapping[str, object], task: str, recipes: Path) -> list[Ne
     if task == "fit":
         return [*after_fit(found, recipes)]
     if task == "evaluate":
-        return [*after_evaluation(folder, Path(str(found.get("model", ""))))]
+        # a card is of weights alone, so not of a model with a remedy
+        measured = "" if found.get("remedy") else str(found.get("model", ""))
+        return [*after_evaluation(folder, Path(measured))]
     return [*after_pipeline(folder)]
 
 

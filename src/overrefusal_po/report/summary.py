@@ -189,6 +189,8 @@ class MeasuredRun(MeasuredRates):
     gate: GateResult | None = None
     truncated: Truncated | None = None
     model_form: str | None = None
+    remedy: str | None = None
+    """The id of the remedy on the model, which is then another one than its weights alone."""
 
 
 class Metrics(MeasuredRun):
