@@ -2,7 +2,7 @@
 
     dev = Measuring(folder, engine, judge, prompts, sampling)
     dev.untreated()            # outcomes; dev/untreated.jsonl
-    dev.rows(candidates)       # a row of dev.jsonl for each; dev/<id of the remedy>.jsonl
+    dev.rows(candidates)       # a row of dev.jsonl for each; dev/<id without its gate>.jsonl
 
 A candidate is known by its remedy's id, which follows from its numbers. So a fit that is made again
 after a kill goes on with what was measured, if it found the same.

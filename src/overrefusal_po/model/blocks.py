@@ -28,7 +28,7 @@ NORMS_BEHIND = (
     "post_mlp_layernorm",
     "post_self_attn_layernorm",
 )
-"""Norms on what a matrix writes. They turn it, so the matrix alone does not decide its direction."""
+"""Norms on what a matrix writes. They turn it, so the matrix alone decides no direction."""
 
 
 def blocks(model: PreTrainedModel) -> list[tuple[str, Module]]:
