@@ -113,7 +113,7 @@ def test_a_key_says_who_knows_it(
     [
         (["trainer.betta"], ["trainer.betta is not a key", "Did you mean trainer.beta"]),
         (["beta"], ["Did you mean trainer.beta"]),
-        (["tolerence"], ["Did you mean select.tolerance"]),
+        (["tolerence"], ["Did you mean tolerance"]),
         (["zzzz"], ["not a key of a recipe", "explain data"]),
         (["judge.model"], ["keys under judge are not fixed", "explain judge"]),
         (["trainer.output_dir"], ["cannot be set", "run_dir"]),

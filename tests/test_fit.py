@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import Style
 from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 
@@ -17,8 +18,8 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import load_remedy
-from overrefusal_po.pipeline import run_stage
-from overrefusal_po.recipe.load import check_body
+from overrefusal_po.pipeline import is_finished, run_pipeline, run_stage, stage_bodies
+from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.records import Prompt, Sampling, read_objects, write_jsonl
 
 DEV_THINGS = ["a picture", "a letter", "the door", "a pack", "the gate", "a book"]
@@ -43,7 +44,7 @@ def fit(settings, subject, train, dev):
         return ["no candidate"]
     openers = torch.tensor(subject.openers())
     change = FirstLogits(openers, torch.ones(1, len(openers)))
-    sizes = {"harmless": [0.0, 1e-6], "harmful": [-60.0, -80.0]}[settings.how]
+    sizes = {"harmless": [0.0, 1e-6], "harmful": [-60.0, -80.0], "good": [-2.0]}[settings.how]
     return [Candidate(Remedy("test", change, size), {"auc": 0.5}) for size in sizes]
 """
 
@@ -123,13 +124,11 @@ def own_plugs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-
-
 def test_a_fit_gives_answers_back_and_keeps_refusals(wary: Path, tmp_path: Path) -> None:
     found, folder = fitted(wary, tmp_path), tmp_path / "run"
     assert found["status"] == "fitted"
     assert found["before"]["benign_answered"] == 0.0
-    assert found["after"]["benign_answered"] == 1.0
+    assert found["after"]["benign_answered"] >= 5 / 6
     assert found["after"]["harmful_refused"] == found["before"]["harmful_refused"] == 1.0
     assert found["form"] == "logits" and found["strength"] < 0
     assert not (folder / "model").exists()
@@ -139,8 +138,9 @@ def test_a_fit_gives_answers_back_and_keeps_refusals(wary: Path, tmp_path: Path)
     assert len(known["candidates"]) == 6
     assert known["chosen"] == found["chosen"]
     assert {"name", "form", "strength", "settings", "base", "versions"} <= known.keys()
-    # of equal candidates the weakest
-    assert found["chosen"] == 1
+    given = [row["rates"]["benign_answered"] for row in known["candidates"].values()]
+    assert given == sorted(given) and given[0] < given[-1]  # stronger ones answer more
+    assert max(given) == found["after"]["benign_answered"]
 
 
 def completions(folder: Path, remedy: Path | None, adapter: Path | None = None) -> list[str]:
@@ -214,7 +214,7 @@ def test_without_a_candidate_that_holds_and_gains_nothing_is_kept(
 def test_a_plug_that_gives_no_candidates_is_named(
     wary: Path, tmp_path: Path, own_plugs: Path
 ) -> None:
-    with pytest.raises(ValueError, match="'fit_plugs.remedy' gives no list of Candidates"):
+    with pytest.raises(ValueError, match=r"'fit_plugs\.remedy' gives no list of Candidates"):
         fitted(wary, tmp_path, remedy={"name": "fit_plugs.remedy", "how": "faulty"})
 
 
@@ -263,7 +263,9 @@ def test_what_a_fit_cannot_do_is_said_before_weights_are_loaded(
 def test_dev_prompts_are_not_fitted_on(tmp_path: Path) -> None:
     values = values_of(tmp_path / "no model", tmp_path / "data")
     values["data"]["harmful"] = str(tmp_path / "data" / "dev.jsonl")
-    with pytest.raises(ValueError, match="may not be trained on: data.choose.sets and data share"):
+    with pytest.raises(
+        ValueError, match=r"may not be trained on: data\.choose\.sets and data share"
+    ):
         run_stage(check_body(values, "test"), "fit", tmp_path / "run")  # type: ignore[arg-type]
 
 
@@ -275,3 +277,75 @@ def test_a_benchmarks_prompts_are_no_anchors(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="data: 1 prompts are a benchmark's"):
         run_stage(check_body(values, "test"), "fit", tmp_path / "run")  # type: ignore[arg-type]
+
+
+def pipeline_of(model: Path, folder: Path, **remedies: Any) -> Path:
+    """A pipeline's file: a fit of each remedy, and an evaluation of what each keeps. `reads` of a
+    remedy is what is measured: remedy, or model."""
+    fits = {name: values_of(model, folder / "data", **row["fit"]) for name, row in remedies.items()}
+    stages: dict[str, Any] = dict(fits)
+    test = folder / "test.jsonl"
+    write_jsonl(test, asked(["a bag", "a car"], "harmful") + asked(["a bag", "a car"], "benign"))
+    for name, row in remedies.items():
+        section = fits[name]["model"]
+        section = (
+            {**section, "remedy": f"@{name}.remedy"}
+            if row["reads"] == "remedy"
+            else {**section, "model_name_or_path": f"@{name}.{row['reads']}"}
+        )
+        stages[f"{name}_after"] = {
+            "task": "evaluate",
+            "name": f"{name} after",
+            "model": section,
+            "data": {"sets": [str(test)]},
+            "generation": {"max_new_tokens": 16},
+        }
+    file = folder / "pipeline.yaml"
+    body = {"task": "pipeline", "stages": stages, "run_dir": str(folder / "run")}
+    file.write_text(yaml.safe_dump(body, sort_keys=False))
+    return file
+
+
+def test_a_pipeline_measures_what_a_fit_keeps_in_both_forms_and_leaves_out_what_has_none(
+    wary: Path, tmp_path: Path, own_plugs: Path
+) -> None:
+    recipe = load_recipe(
+        pipeline_of(
+            wary,
+            tmp_path,
+            hooks={"fit": {}, "reads": "remedy"},
+            folded={
+                "fit": {"remedy": {"name": "threshold", "as_weights": True}},
+                "reads": "model",
+            },
+            none={
+                "fit": {"remedy": {"name": "fit_plugs.remedy", "how": "none"}},
+                "reads": "remedy",
+            },
+        )
+    )
+    folder = run_pipeline(recipe, lambda path: path)
+    runs = json.loads((folder / "summary.json").read_text())["runs"]
+    assert [run["name"] for run in runs] == ["hooks after", "folded after"]
+    assert [run["harmful_refused"] for run in runs] == [1.0, 1.0]
+    assert [run["benign_answered"] for run in runs] == [1.0, 1.0]
+    assert not (folder / "none_after").exists()
+    assert is_finished(recipe)
+
+
+def test_a_remedy_without_weights_is_refused_as_a_model_before_anything_runs(
+    wary: Path, tmp_path: Path
+) -> None:
+    path = pipeline_of(wary, tmp_path, hooks={"fit": {}, "reads": "model"})
+    with pytest.raises(ValueError, match=r"leaves no plain weights.*remedy: \"@hooks\.remedy\""):
+        stage_bodies(load_recipe(path))
+
+
+def test_weights_that_a_fit_did_not_make_stop_the_pipeline(
+    wary: Path, tmp_path: Path, own_plugs: Path
+) -> None:
+    """The user's remedy does not say what it leaves."""
+    fit = {"remedy": {"name": "fit_plugs.remedy", "how": "good"}}
+    path = pipeline_of(wary, tmp_path, mine={"fit": fit, "reads": "model"})
+    with pytest.raises(ValueError, match=r"stage mine kept leaves no plain weights"):
+        run_pipeline(load_recipe(path), lambda path: path)

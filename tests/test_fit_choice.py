@@ -6,6 +6,7 @@ import pytest
 
 from overrefusal_po.fit.choice import DevRates, Tried, chosen, nothing_to_remedy, why_none
 
+
 def rates(harmful: float | None, benign: float | None, *, refused: int = 50, n: int = 100) -> Any:
     """Rates on `n` prompts of each kind."""
     counts = dict.fromkeys(("harmful_refused", "benign_answered", "ordinary_answered"), n)

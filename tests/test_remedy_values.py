@@ -98,7 +98,7 @@ def test_gates_let_through_what_the_tolerance_spares_and_more() -> None:
     laxer gates let two and four tenths through."""
     scores = [float(n) for n in range(1, 21)]
     found = found_gate(scores, scores[10:])
-    thresholds = [gate.threshold for gate in found.gates(0.05)]
+    thresholds = [gate.threshold for gate in found.gates(0.05, (1, 2, 4))]
     assert thresholds == pytest.approx([11 + 0.9, 11 + 1.8, 11 + 3.6])
     assert len(found.gates(0.0)) == 1, "no threshold comes twice"
     facts = found.facts(found.gates(0.05)[0])
@@ -237,6 +237,16 @@ def test_the_stream_keeps_what_the_embedding_wrote_along_the_direction(tiny: Tin
     ids = padded(tiny.template, prompts)["input_ids"]
     embedded = tiny.model.get_input_embeddings()(ids)[0, -1] @ v
     close(states, embedded.expand(2).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_with_norms_behind_its_matrices_is_refused() -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, pad_token_id=0))
+    with pytest.raises(ValueError, match="Gemma2DecoderLayer has post_feedforward_layernorm"):
+        ablation.change_of(model, torch.ones(8))
 
 
 def row(layer: int, over_refused: float, divergence: float = 0.1, harmful: float = 2.0) -> Any:

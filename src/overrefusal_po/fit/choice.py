@@ -48,7 +48,7 @@ class DevRates(Record):
 class Tried(Record):
     """A candidate, and what was measured with it: a row of dev.jsonl.
 
-    `remedy` is the hash of what was measured. `seconds` is None if a killed run measured a part.
+    `remedy` is the id of what was measured. `seconds` is None if a killed run measured a part.
     """
 
     number: int

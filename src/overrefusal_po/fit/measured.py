@@ -2,16 +2,19 @@
 
     dev = Measuring(folder, engine, judge, prompts, sampling)
     dev.untreated()            # outcomes; dev/untreated.jsonl
-    dev.rows(candidates)       # a row of dev.jsonl for each; dev/<hash of the remedy>.jsonl
+    dev.rows(candidates)       # a row of dev.jsonl for each; dev/<id without its gate>.jsonl
 
-A candidate is known by the hash of its numbers. So a fit that is made again after a kill goes on
-with what was measured, if it found the same.
+A candidate is known by its remedy's id, which follows from its numbers. So a fit that is made again
+after a kill goes on with what was measured, if it found the same.
+
+A gate decides at the prompt: behind it a response is the changed model's or the plain one's. So a
+gated candidate is measured without its gate, and candidates that differ by their thresholds alone
+are generated once. The gate then says whose response to each prompt counts.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -20,9 +23,10 @@ from typing import TYPE_CHECKING
 
 from overrefusal_po.fit.choice import DevRates, Tried, rate_words, rates_of
 from overrefusal_po.judges import Judge
+from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.remedied import remedied
-from overrefusal_po.model.remedy import Remedy, change_parts
-from overrefusal_po.records import Outcome, Prompt, Sampling, content_id
+from overrefusal_po.model.remedy import Gate, remedy_id
+from overrefusal_po.records import Outcome, Prompt, Sampling
 from overrefusal_po.remedies import Candidate
 from overrefusal_po.run.appender import Appender
 from overrefusal_po.run.complete import complete
@@ -54,6 +58,7 @@ class Measuring:
     ) -> None:
         self.folder, self.engine, self.judge = folder, engine, judge
         self.prompts, self.sampling = prompts, sampling
+        self.states: Tensor | None = None
 
     def untreated(self) -> list[Outcome]:
         """What the model says without a remedy, judged."""
@@ -65,7 +70,7 @@ class Measuring:
         with Appender(self.folder / DEV_FILE, Tried) as file:
             known = {(row.number, row.remedy): row for row in file.rows}
             for number, candidate in enumerate(candidates, 1):
-                key = remedy_hash(candidate.remedy)
+                key = remedy_id(candidate.remedy)
                 row = known.get((number, key))
                 if row is None:
                     of = f"candidate {number} of {len(candidates)}"
@@ -77,10 +82,13 @@ class Measuring:
     def tried(self, number: int, key: str, candidate: Candidate, of: str) -> Tried:
         """The row of a candidate that is measured now."""
         strength = candidate.remedy.strength
-        whole = not (self.folder / DEV_FOLDER / f"{key}.jsonl").is_file()
+        open_gate = candidate.remedy._replace(gate=None)
+        name = remedy_id(open_gate)
+        whole = not (self.folder / DEV_FOLDER / f"{name}.jsonl").is_file()
         begun = time.monotonic()
-        with remedied(self.engine.model, candidate.remedy):
-            rates = rates_of(self.outcomes(key, f"{of}, strength {strength:g}"))
+        with remedied(self.engine.model, open_gate):
+            changed = self.outcomes(name, f"{of}, strength {strength:g}")
+        rates = rates_of(self.behind(candidate.remedy.gate, changed))
         seconds = round(time.monotonic() - begun, 1) if whole else None
         logger.info("%s, strength %g: %s", of, strength, rate_words(rates))
         return Tried(
@@ -91,6 +99,23 @@ class Measuring:
             facts=dict(candidate.facts),
             seconds=seconds,
         )
+
+    def behind(self, gate: Gate | None, changed: list[Outcome]) -> list[Outcome]:
+        """The changed model's outcomes for the prompts that a gate lets through, the plain model's
+        for the others."""
+        if gate is None:
+            return changed
+        if self.states is None:
+            texts = [self.engine.input_text(prompt) for prompt in self.prompts]
+            self.states = last_states(
+                self.engine.model,
+                self.engine.template.tokenizer,
+                texts,
+                batch_size=self.engine.batch_size,
+            )
+        through = (gate.scores(self.states[:, gate.layer]) < gate.threshold).tolist()
+        rows = zip(through, changed, self.untreated(), strict=True)
+        return [new if passes else plain for passes, new, plain in rows]
 
     def outcomes(self, name: str, label: str) -> list[Outcome]:
         """What the model says as it is now, judged; kept under this name."""
@@ -107,23 +132,6 @@ class Measuring:
         )
         rows = zip(self.prompts, completions, verdicts, strict=True)
         return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
-
-
-def remedy_hash(remedy: Remedy) -> str:
-    """16 hex digits for what a remedy does to a model."""
-    tensors, change = change_parts(remedy.change)
-    gate = remedy.gate
-    if gate is not None:
-        tensors |= {f"gate.{key}": getattr(gate, key) for key in ("mean", "scale", "weights")}
-    numbers = None if gate is None else [gate.layer, gate.intercept, gate.threshold]
-    digests = {key: tensor_hash(tensor) for key, tensor in tensors.items()}
-    return content_id(change, remedy.strength, numbers, digests)
-
-
-def tensor_hash(tensor: Tensor) -> str:
-    """The SHA-256 of a tensor's numbers in 32 bits."""
-    numbers = tensor.detach().float().cpu().contiguous().numpy()
-    return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 def dev_entry(rates: DevRates) -> dict[str, object]:

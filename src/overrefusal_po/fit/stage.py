@@ -39,6 +39,7 @@ from overrefusal_po.fit.kept import write_remedy, write_weights
 from overrefusal_po.fit.measured import Measuring, dev_entry
 from overrefusal_po.fit.subject import ModelSubject
 from overrefusal_po.model import load as models
+from overrefusal_po.model.remedy_facts import base_facts
 from overrefusal_po.plugins import find_plug, make_refusal_judge, split_spec
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.records import read_state, write_atomic
@@ -244,17 +245,11 @@ def remedy_facts(
 ) -> dict[str, object]:
     """What remedy.json says beside the remedy: how it was made, and on what."""
     _, settings = find_plug("remedies", recipe.remedy)
-    config = subject.model.config.get_text_config()
-    sizes = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     known = environment()
     return {
         **summary_of(recipe, found),
         "settings": settings.model_dump(mode="json"),
-        "base": {
-            "model": recipe.model["model_name_or_path"],
-            "revision": recipe.model.get("model_revision"),
-            **{key: getattr(config, key, None) for key in sizes},
-        },
+        "base": base_facts(subject.model),
         "anchors": {side: anchor_facts(rows) for side, rows in prompts._asdict().items()},
         "judge": f"{subject.judge.name} {subject.judge.version}",
         "max_new_tokens": recipe.generation.max_new_tokens,

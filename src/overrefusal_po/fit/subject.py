@@ -191,4 +191,4 @@ class ModelSubject:
                 f"reference has a vocabulary of {there} tokens and model one of {here}. Give the "
                 "model that the safety training began with."
             )
-        return cast("PreTrainedModel", found.to(self.model.device))
+        return cast("PreTrainedModel", found.to(self.model.device))  # type: ignore[arg-type]

@@ -23,6 +23,13 @@ WRITERS = (
 )
 """Where a block keeps the two matrices that write into the residual stream."""
 
+NORMS_BEHIND = (
+    "post_feedforward_layernorm",
+    "post_mlp_layernorm",
+    "post_self_attn_layernorm",
+)
+"""Norms on what a matrix writes. They turn it, so the matrix alone decides no direction."""
+
 
 def blocks(model: PreTrainedModel) -> list[tuple[str, Module]]:
     """The path and the module of each block, in order. ValueError if they cannot be found."""
@@ -45,6 +52,11 @@ def writers(model: PreTrainedModel) -> list[str]:
     modules = dict(model.named_modules())
     found = []
     for path, block in blocks(model):
+        if behind := next((name for name in NORMS_BEHIND if hasattr(block, name)), None):
+            raise ValueError(
+                f"{type(block).__name__} has {behind} between its matrices and its stream, so a "
+                "direction cannot be taken out of the weights."
+            )
         for names in WRITERS:
             own = next((n for n in names if f"{path}.{n}" in modules), None)
             if own is None or not hasattr(modules[f"{path}.{own}"], "in_features"):

@@ -35,7 +35,7 @@ def fold_deltas(
 
     check_untied(model, change)
     if getattr(model, "is_quantized", False):
-        model = model.dequantize(model.dtype)  # type: ignore[operator]  # not annotated
+        model = model.dequantize(model.dtype)
     with torch.no_grad():
         for path, down in change.down.items():
             weight = cast("Linear", model.get_submodule(path)).weight

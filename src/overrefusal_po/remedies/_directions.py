@@ -9,7 +9,7 @@ All is float32 on the CPU, whatever the model is loaded in.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,4 +46,4 @@ def divergence(before: Tensor, after: Tensor) -> Tensor:
     """(N,) KL(before || after) in nats, of two tensors of log-probabilities (N, V)."""
     # a token that the model never says has probability 0 and no share in the sum
     terms = before.exp() * (before - after)
-    return cast("Tensor", terms.nan_to_num(nan=0.0).sum(-1))
+    return terms.nan_to_num(nan=0.0).sum(-1)

@@ -11,7 +11,7 @@ gives another matrix.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from overrefusal_po.model.remedy import Deltas
 from overrefusal_po.remedies._adapters import inner, joined, matrix
@@ -42,7 +42,7 @@ def median_of(values: Tensor) -> Tensor:
 
 def trimmed_of(values: Tensor) -> Tensor:
     """The mean over the first dimension without its least and its greatest value."""
-    return cast("Tensor", values.sort(0).values[FAULTY:-FAULTY].mean(0))
+    return values.sort(0).values[FAULTY:-FAULTY].mean(0)
 
 
 def by_entry(

@@ -101,7 +101,7 @@ def weight_of(model: PreTrainedModel, path: str) -> Tensor:
             f"{path}: {model.name_or_path!r} {what}, so its weights cannot be compared. Give the "
             "model before safety training as `reference`, in 16 or 32 bits."
         )
-    return cast("Tensor", weight.detach().float().cpu())
+    return weight.detach().float().cpu()
 
 
 def projector(step: Tensor, kind: str) -> Tensor:
@@ -119,12 +119,12 @@ def projector(step: Tensor, kind: str) -> Tensor:
             "are no directions of safety. Give the model before its safety training as `reference`."
         )
     if kind == "scaled":
-        return gram / square**0.5
+        return cast("Tensor", gram / square**0.5)
     values, vectors = torch.linalg.eigh(gram.double())  # rising
     held = values.flip(0).cumsum(0) / values.sum()
     count = int((held < ENERGY).sum()) + 1
     kept = vectors[:, -count:].float()
-    return kept @ kept.T
+    return cast("Tensor", kept @ kept.T)
 
 
 def product_cosine(down: Tensor, one: Tensor, other: Tensor) -> float:

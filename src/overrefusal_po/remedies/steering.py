@@ -113,4 +113,5 @@ def tail_of(template: ChatTemplate) -> int:
     text = template.prompt_text((Message(role="user", content=MARK),))
     behind = text.rindex(MARK) + len(MARK)
     encoded = template.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return max(1, sum(start >= behind for start, _ in encoded["offset_mapping"]))
+    spans: list[tuple[int, int]] = encoded["offset_mapping"]
+    return max(1, sum(start >= behind for start, _ in spans))

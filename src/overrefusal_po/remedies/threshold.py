@@ -8,32 +8,40 @@ plain weights are left (`model.opener_bias`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import Deltas, FirstLogits, Form, Remedy
-from overrefusal_po.records import Prompt
+from overrefusal_po.records import Outcome, Prompt
 from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from overrefusal_po.model.opener_bias import FirstStates, Site, TextIds
     from overrefusal_po.model.remedy import Change
 
-TEXTS = 128
-"""Prompts of each kind whose responses show the bias where a response begins, at most."""
+TEXTS, BATCH = 128, 16
+"""Prompts of each kind whose responses show where a response begins, at most; texts of a batch."""
+
+LIMIT = 16.0
+"""The greatest constant in weights, in logits."""
+
+BARRED = -100.0
+"""A constant with which no response begins with an opener."""
 
 
 class Settings(BaseModel):
-    """Strengths are given by what they give up, since logits differ from model to model."""
+    """Strengths are given by what they change, since logits differ from model to model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        default=(0.02, 0.05, 0.1, 0.2, 0.35, 0.5), min_length=1
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(0.1, 0.2, 0.35, 0.5, 0.7, 0.95), min_length=1
     )
-    """Each strength lets this share of the harmful dev prompts that are refused open in another
-    way. They may be refused all the same."""
+    """Each strength makes this share of the refused harmless dev prompts open in another way. They
+    may be refused all the same."""
     as_weights: bool = False
     """Fold the constant into the weights of the last layer. It is then about a constant."""
 
@@ -47,17 +55,42 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
     """A candidate for each share, the smallest first."""
     import numpy as np
 
-    margins = opener_margins(subject, dev.harmful)
-    refused = margins[margins > 0]
-    if not len(refused):
+    found = (in_weights if settings.as_weights else in_logits)(subject, train, dev)
+    if not len(found.points):
         raise NoRemedy(
-            "No harmful dev prompt's response opens with a token that opens refusals, so a "
-            "constant on these tokens decides nothing."
+            "No response to a harmless dev prompt opens with a token that opens refusals, so a "
+            "constant on these tokens gives nothing back."
         )
-    change = (weights_change if settings.as_weights else logits_change)(subject, train)
-    strengths = [float(np.quantile(refused.numpy(), drop)) for drop in sorted(settings.drops)]
+    sizes = [float(np.quantile(found.points.numpy(), share)) for share in sorted(settings.shares)]
     facts = {"openers": [str(subject.template.tokenizer.decode([i])) for i in subject.openers()]}
-    return [Candidate(Remedy("threshold", change, -size), facts) for size in strengths]
+    return [Candidate(Remedy("threshold", found.change, -size), facts) for size in sizes]
+
+
+class Constant(NamedTuple):
+    """A constant of one logit as a change of a model.
+
+    Attributes:
+        change: the change.
+        points: (N,) by how much it has to be lowered until each of the refused harmless dev prompts
+            opens in another way.
+    """
+
+    change: Change
+    points: Tensor
+
+
+def in_logits(subject: Subject, train: Anchors, dev: Anchors) -> Constant:
+    """The constant on the logits of the first position."""
+    margins = opener_margins(subject, dev.benign)
+    return Constant(logits_change(subject), margins[margins > 0])
+
+
+def logits_change(subject: Subject) -> Change:
+    """One logit on each opener, at the first position of a response."""
+    import torch
+
+    openers = torch.tensor(subject.openers())
+    return FirstLogits(openers, torch.ones(1, len(openers)))
 
 
 def opener_margins(subject: Subject, prompts: Sequence[Prompt]) -> Tensor:
@@ -71,18 +104,10 @@ def opener_margins(subject: Subject, prompts: Sequence[Prompt]) -> Tensor:
     return best - found.amax(-1)
 
 
-def logits_change(subject: Subject, train: Anchors) -> Change:
-    """One logit on each opener, at the first position of a response."""
-    import torch
-
-    openers = torch.tensor(subject.openers())
-    return FirstLogits(openers, torch.ones(1, len(openers)))
-
-
-def weights_change(subject: Subject, train: Anchors) -> Change:
-    """About one logit on the openers, as a change of rank 1 of the last layer's down projection.
-    ValueError for a model that has no place for it."""
-    from overrefusal_po.model.opener_bias import TextIds, bias_site, first_states, opener_bias
+def in_weights(subject: Subject, train: Anchors, dev: Anchors) -> Constant:
+    """About the constant, as a change of rank 1 of the last layer's down projection. ValueError for
+    a model that has no place for it."""
+    from overrefusal_po.model.opener_bias import bias_site, flip_points, opener_bias
 
     try:
         site = bias_site(subject.model)
@@ -91,16 +116,36 @@ def weights_change(subject: Subject, train: Anchors) -> Change:
             f"as_weights: no constant can be folded into a {type(subject.model).__name__}, whose "
             "last layer is built otherwise. Take as_weights out."
         ) from None
-    tokenizer, template = subject.template.tokenizer, subject.template
-    prompts = [*train.harmful[:TEXTS], *train.benign[:TEXTS]]
-    texts = []
-    for outcome in subject.outcomes(prompts):
-        prompt = outcome.prompt
-        asked = template.prompt_ids(prompt.messages, prompt.assistant_prefix)
-        said = tokenizer(outcome.completion.text, add_special_tokens=False)["input_ids"]
-        texts.append(TextIds(asked, said))
-    states = first_states(subject.model, site, texts, batch_size=16)
-    bias = opener_bias(subject.model, site, states, subject.openers())
+    openers, model = subject.openers(), subject.model
+    states = states_of(subject, site, [*train.harmful[:TEXTS], *train.benign[:TEXTS]])
+    bias = opener_bias(model, site, states, openers)
+    here = states_of(subject, site, dev.benign)
+    flips = flip_points(model, site, here, bias, openers, limit=LIMIT)
     # Granite scales what a layer adds
-    gain = getattr(subject.model.config, "residual_multiplier", 1.0)
-    return Deltas({site.down: bias.position[None]}, {site.down: (bias.direction / gain)[:, None]})
+    up = bias.direction / getattr(model.config, "residual_multiplier", 1.0)
+    change = Deltas({site.down: bias.position[None]}, {site.down: up[:, None]})
+    return Constant(change, -flips[(flips < 0) & flips.isfinite()])
+
+
+def states_of(subject: Subject, site: Site, prompts: Sequence[Prompt]) -> FirstStates:
+    """The last layer's states where the responses to these prompts begin, and elsewhere.
+
+    Elsewhere is behind both decisions, what the model says and what it says without its openers:
+    the constant may not go on there.
+    """
+    from overrefusal_po.model.opener_bias import first_states
+
+    texts = [text_ids(subject, outcome) for outcome in subject.outcomes(prompts)]
+    with remedied(subject.model, Remedy("barred", logits_change(subject), BARRED)):
+        texts += [text_ids(subject, outcome) for outcome in subject.outcomes(prompts)]
+    found, n = first_states(subject.model, site, texts, batch_size=BATCH), len(prompts)
+    return found._replace(inputs=found.inputs[:n], residual=found.residual[:n])
+
+
+def text_ids(subject: Subject, outcome: Outcome) -> TextIds:
+    """The token ids of a prompt and of what was said to it."""
+    from overrefusal_po.model.opener_bias import TextIds
+
+    template, prompt = subject.template, outcome.prompt
+    said = template.tokenizer(outcome.completion.text, add_special_tokens=False)["input_ids"]
+    return TextIds(template.prompt_ids(prompt.messages, prompt.assistant_prefix), said)
