@@ -25,6 +25,7 @@ from overrefusal_po.recipe.bounds import Gate
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.tamper import Tamper
 from overrefusal_po.records import Completion, Outcome, Prompt, Sampling, Triple, write_jsonl
+from overrefusal_po.references import linked_stage
 from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.page import write_report
 from overrefusal_po.report.summary import read_summary
@@ -318,6 +319,14 @@ def test_bad_input_ends_before_weights_are_loaded(
     change(recipe)
     with pytest.raises(ValueError, match=said):
         check_evaluation(check_body(recipe, "test"))  # type: ignore[arg-type]
+
+
+def test_the_rows_may_be_made_by_an_earlier_stage(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["tamper"]["harmful"] = "@safe.harmful"
+    body = check_body(recipe, "test")
+    check_evaluation(body)  # type: ignore[arg-type]  # the file is not there yet
+    linked = linked_stage(body, tmp_path)  # type: ignore[arg-type]
+    assert linked.tamper.harmful == str(tmp_path / "safe" / "student_harmful.jsonl")  # type: ignore[union-attr]
 
 
 def measured_rows(recipe: dict[str, Any]) -> str:

@@ -26,8 +26,8 @@ from overrefusal_po.report.numbers import signed
 from overrefusal_po.report.pictures import draw_plane, draw_transitions, png_base64
 from overrefusal_po.report.remedies_part import cell, p_words
 from overrefusal_po.report.remedies_picture import draw_remedies
-from overrefusal_po.report.robustness_part import HEADS as TAMPER_HEADS
 from overrefusal_po.report.robustness_part import LIMIT as TAMPER_LIMIT
+from overrefusal_po.report.robustness_part import TamperedCopy
 from overrefusal_po.report.rounds_part import round_lines
 from overrefusal_po.report.samples import Sample
 from overrefusal_po.report.search_part import HEADS as SEARCH_HEADS
@@ -84,8 +84,8 @@ def step_totals(
     return total
 
 
-def rate_shown(rates: MeasuredRates, metric: str) -> ShownRate:
-    """One rate of a run, a set or an attack."""
+def rate_shown(rates: MeasuredRates | TamperedCopy, metric: str) -> ShownRate:
+    """One rate of a run, a set, an attack or a tampered copy."""
     n, unscored = rates.n.get(metric, 0), rates.unscored.get(metric, 0)
     return ShownRate(getattr(rates, metric), rates.intervals.get(metric), n, unscored)
 
@@ -244,7 +244,6 @@ def write_report(folder: Path, *others: Path) -> Path:
         ),
         "round_lines": round_lines(summary.rounds),
         "search_heads": SEARCH_HEADS,
-        "tamper_heads": TAMPER_HEADS,
         "tamper_limit": TAMPER_LIMIT,
         "spreads": seed_spreads(summaries),
         "folders": [path.resolve().name for path in folders],

@@ -26,7 +26,7 @@ TIER_WORDS = {
     3: "trained on ordinary instructions",
 }
 
-HEADS = ("tampering", "made with", "harmful refused", "fall", "harmless answered", "degenerate")
+HEADS = ("tampering", "made with", "harmful refused", "change", "harmless answered", "degenerate")
 
 LIMIT = (
     "A tamper result is an upper bound on the defender's luck: a better attacker may undo more. A "
