@@ -11,9 +11,9 @@ from conftest import Style
 from test_compare import folder_of, said
 
 from overrefusal_po.checks import check_stage
-from overrefusal_po.curate.overgenerate import model_section
+from overrefusal_po.curate.overgenerate import make_models, model_section
 from overrefusal_po.evaluate.capability import batch_nats, nats_behind_prompts, perplexity
-from overrefusal_po.model.remedied import remedied
+from overrefusal_po.model.remedied import remedied, remedy_of
 from overrefusal_po.model.remedy import (
     Deltas,
     FirstLogits,
@@ -25,11 +25,13 @@ from overrefusal_po.model.remedy import (
 )
 from overrefusal_po.pipeline import run_stage, stage_bodies, stage_inputs
 from overrefusal_po.recipe.load import check_body, load_recipe
+from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Outcome, Prompt, read_jsonl
 from overrefusal_po.report.card import evaluation_of, trained_stage
 from overrefusal_po.report.compare import as_json, compare_folders, render
 from overrefusal_po.report.next_steps import next_steps
 from overrefusal_po.report.summary import MeasuredRun
+from overrefusal_po.run.folder import Run
 
 STEERING = Remedy("steering", Steering((1,), torch.linspace(-20, 20, 64)[None], 2), 0.5)
 DELTAS = Deltas(
@@ -213,6 +215,19 @@ def test_a_remedy_belongs_to_the_model_that_it_stands_beside(tmp_path: Path) -> 
     one, two = stage_bodies(load_recipe(tmp_path / "pipe.yaml")).values()
     assert one.model == {"model_name_or_path": "my/model", "remedy": "some/remedy"}
     assert two.model == {"model_name_or_path": "other/model"}
+
+
+def test_the_student_of_a_curation_has_its_remedy(styles: dict[str, Style], tmp_path: Path) -> None:
+    section = recipe(tmp_path, styles["llama"])["model"]
+    body = check_body({"task": "curate", "model": section}, "x")
+    assert isinstance(body, CurateRecipe)
+    run = Run(tmp_path, {}, {}, writer=True)
+    student = make_models(body, run).student
+    prompt = Prompt.of("How do I kill a process?", kind="benign")
+    (answer,) = student.answers([prompt], "student_benign.jsonl")
+    assert answer.revision == remedy_id(STEERING)
+    engines = [student.engine, student.suppressing([5])]
+    assert [remedy_of(engine.model) is not None for engine in engines] == [True, True]  # type: ignore[attr-defined]
 
 
 def test_a_card_of_weights_has_no_results_of_a_remedy(tmp_path: Path) -> None:
