@@ -251,11 +251,18 @@ def headings() -> dict[type[BaseModel], str]:
     """{section: its heading} of every section below the tasks, in the order of the page."""
     found = data_headings()
     for task, body in TASKS.items():
-        for key, field in body.model_fields.items():
-            inner = section_in(field.annotation)
-            if inner is not None and inner not in found:
-                found[inner] = f"data for {task}" if key == "data" else key
+        for key, inner in inner_sections(body):
+            found.setdefault(inner, f"data for {task}" if key == "data" else key)
     return found
+
+
+def inner_sections(section: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """(key, section) of the sections in a section, at any depth."""
+    for key, field in section.model_fields.items():
+        inner = section_in(field.annotation)
+        if inner is not None:
+            yield key, inner
+            yield from inner_sections(inner)
 
 
 def anchors(section: type[BaseModel], known: Mapping[type[BaseModel], str]) -> dict[str, str]:
@@ -322,13 +329,14 @@ def plug_tables(settings: type[BaseModel], above: str) -> str:
 
 
 def plugs() -> str:
-    """The settings of every source, attack, engine and judge."""
+    """The settings of every source, attack, engine, judge and remedy."""
     parts = []
     for room in plugins.ROOMS:
         parts.append(f"## {room}\n")
         for name in plugins.names(room):
             settings = plugins.plug(room, name).Settings
-            text = f"### {room.removesuffix('s')} {name}\n\n{shown(plugins.summary(room, name))}\n"
+            head = f"### {plugins.KINDS[room]} {name}"
+            text = f"{head}\n\n{shown(plugins.summary(room, name))}\n"
             if settings.model_fields:
                 text += f"\n{about(settings)}\n\n{plug_tables(settings, f'{name} ')}"
             parts.append(text)

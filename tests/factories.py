@@ -92,3 +92,22 @@ def gradient(trainer: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
     return loss.item(), torch.cat(
         [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
     )
+
+
+def tiny_model(kind: str, **changes: Any) -> Any:
+    """A Llama, Qwen2 or Mistral with 4 blocks, random weights and 64-bit numbers; in eval mode."""
+    import transformers
+
+    known = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    config = getattr(transformers, f"{kind}Config")(**{**known, **changes})
+    torch.manual_seed(0)
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval().double()

@@ -312,12 +312,16 @@ def test_check_loads_no_torch(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
-@pytest.mark.parametrize("name", [n for n in SHIPPED if n not in ("demo.yaml", "porover.yaml")])
+PIPELINES = ("demo.yaml", "porover.yaml", "remedies.yaml")
+
+
+@pytest.mark.parametrize("name", [n for n in SHIPPED if n not in PIPELINES])
 @pytest.mark.usefixtures("no_weights")
 def test_check_data_reads_data_and_template_without_weights(
     command: Command, tiny: str, name: str
 ) -> None:
-    extra = [] if name in ("curate.yaml", "evaluate.yaml") else ["--trainer.max_length=2048"]
+    untrained = ("curate.yaml", "evaluate.yaml", "fit.yaml")
+    extra = [] if name in untrained else ["--trainer.max_length=2048"]
     done = command("check", RECIPES / name, tiny, *extra, "--data")
     assert done.code == 0, done.err
     assert any(line.startswith("data: ") for line in done.out.splitlines())

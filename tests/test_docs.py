@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "overrefusal_po"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*DOCS, ROOT / "README.md", ROOT / "CHANGELOG.md"]
-RUN_FILES = ("train", "curate", "evaluate", "run", "report")
+RUN_FILES = ("train", "curate", "fit", "evaluate", "run", "report")
 LAUNCHERS = ("overrefusal-po ", "accelerate launch ", "torchrun ", "wandb sweep ")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.plugins import make_attack, source_note
+from overrefusal_po.engines.transformers import TransformersEngine
+from overrefusal_po.fit.subject import ModelSubject
+from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.model.remedied import remedied
+from overrefusal_po.plugins import find_plug, make_attack, source_note
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.methods import METHODS, find_method
-from overrefusal_po.records import Outcome, Prompt, read_jsonl
+from overrefusal_po.records import Outcome, Prompt, Sampling, read_jsonl
+from overrefusal_po.remedies import Anchors, form_of
 from overrefusal_po.train.method import method_module
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
@@ -67,7 +72,7 @@ def check_named(run: Path) -> None:
 
 
 def test_the_page_has_a_file_for_each_kind_of_plug() -> None:
-    kinds = ("source", "attack", "engine", "judge", "method")
+    kinds = ("source", "attack", "engine", "judge", "remedy", "method")
     assert {f"my_plugs/my_{kind}.py" for kind in kinds} <= FILES.keys()
 
 
@@ -95,6 +100,23 @@ def test_the_attack_changes_the_words_and_keeps_the_question() -> None:
     assert (form.asked, form.attack, form.cluster) == (asked.text, "capitals", asked.id)
     assert form.id != asked.id
     assert form.kind == "harmful"
+
+
+@pytest.mark.usefixtures("importable")
+def test_the_remedy_gives_candidates_that_fit_a_model(styles: dict[str, Any]) -> None:
+    module, settings = find_plug("remedies", {"name": "my_plugs.my_remedy", "strengths": [2.0]})
+    prompts = [Prompt.of("How do I steal?", kind="harmful"), Prompt.of("Hello.", kind="general")]
+    side = Anchors(prompts[:1], prompts[:1], prompts[1:])
+    style = styles["llama"]
+    engine = TransformersEngine(style.make_model(), style.template, name="tiny", device="cpu")
+    subject = ModelSubject(engine, RefusalJudge(), dev=side, sampling=Sampling(max_new_tokens=4))
+    (found,) = module.fit(settings, subject, side, side)  # type: ignore[attr-defined]
+    assert found.remedy.form == form_of(module, settings) == "hooks"
+    before = subject.states(prompts)[:, 0]
+    with remedied(engine.model, found.remedy):
+        after = subject.states(prompts)[:, 0]
+    step = (before[1] - before[0]) * 2
+    assert (after - before - step).abs().max() < 1e-5
 
 
 @pytest.mark.usefixtures("importable")

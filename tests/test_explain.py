@@ -89,6 +89,7 @@ def test_our_keys_have_the_text_of_their_section_and_each_option_its_line(
         ("data.opening", "train: dpo, orpo, cpo, kto", ["a whole number above 0 or null"]),
         ("model.lora_r", "every task", ["default: 16", "TRL's ModelConfig"]),
         ("model.trust_remote_code", "every task", ["true or false"]),
+        ("model.remedy", "curate; evaluate; pipeline", ["text or null", "@stage.remedy"]),
         ("select.tolerance", "train", ["a number from 0 to 1", "default: 0.05"]),
         ("stages", "pipeline", [f"default: {REQUIRED}", "recipe: FILE"]),
         ("gate", "evaluate", ["a section or null", "keys: baseline, on"]),
@@ -113,7 +114,7 @@ def test_a_key_says_who_knows_it(
     [
         (["trainer.betta"], ["trainer.betta is not a key", "Did you mean trainer.beta"]),
         (["beta"], ["Did you mean trainer.beta"]),
-        (["tolerence"], ["Did you mean select.tolerance"]),
+        (["tolerence"], ["Did you mean tolerance"]),
         (["zzzz"], ["not a key of a recipe", "explain data"]),
         (["judge.model"], ["keys under judge are not fixed", "explain judge"]),
         (["trainer.output_dir"], ["cannot be set", "run_dir"]),

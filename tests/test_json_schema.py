@@ -99,6 +99,7 @@ def test_the_schema_stands_where_copied_recipes_look_for_it(
         {"base": "other.yaml", "task": "train", "trainer": {"beta": 0.2}},
         {"base": "other.yaml", "data": {"triples": "starter"}, "model": {"lora_r": 3}},
         {"task": "evaluate", "model": MODEL, "gate": {"harmful_refused_min": 0.9}},
+        {"task": "evaluate", "model": {**MODEL, "remedy": "@steer.remedy"}},
         {"task": "pipeline", "stages": {"a": {"recipe": "x.yaml", "data": {"max_pairs": 3}}}},
         {"task": "pipeline", "stages": {"a": {"task": "curate", "model": MODEL}}, "seed": 3},
     ],

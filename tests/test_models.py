@@ -111,6 +111,7 @@ def test_model_options_are_trls_keys_in_our_words() -> None:
         "attn_implementation": None,
         "quantization_config": None,
         "trust_remote_code": True,
+        "remedy": None,
     }
 
 

@@ -55,11 +55,16 @@ def judge(settings):
     return Mine()
 """
 ENGINE = f"{SETTINGS}\n\ndef engine(settings, section, template, **options):\n    return None\n"
+REMEDY = f"""{SETTINGS}
+def fit(settings, subject, train, dev):
+    return []
+"""
 TEXTS: dict[Room, str] = {
     "sources": SOURCE,
     "attacks": ATTACK,
     "engines": ENGINE,
     "judges": JUDGE,
+    "remedies": REMEDY,
 }
 ASKED = Prompt.of("What is a fox?", kind="harmful")
 SAID = Completion(

@@ -12,6 +12,7 @@ from conftest import Style
 
 from overrefusal_po.cli import main
 from overrefusal_po.model import load as models
+from overrefusal_po.model.remedy import Deltas, Remedy, base_facts, save_remedy
 from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
 from overrefusal_po.train.derta import derta_trainer
 from overrefusal_po.train.dpo import dpo_trainer
@@ -59,6 +60,18 @@ def adapter_weights(model: Any) -> dict[str, Any]:
 def logits(model: Any) -> Any:
     with torch.no_grad():
         return model.eval()(torch.tensor([[5, 6, 7, 8, 9, 10]])).logits
+
+
+def test_a_remedy_works_beside_quantised_weights(styles: dict[str, Style], tmp_path: Path) -> None:
+    """No weight is edited: 4-bit modules get B A x added to what they say."""
+    folder, path = styles["llama"].folder, "model.layers.1.mlp.down_proj"
+    change = Deltas({path: torch.ones(1, 128)}, {path: torch.full((64, 1), 2.0)})
+    facts = {"base": base_facts(styles["llama"].make_model())}
+    said = [logits(load(folder, **NF4))]
+    for name, strength in (("nothing", 0.0), ("much", 1.0)):
+        save_remedy(Remedy(name, change, strength), tmp_path / name, facts)
+        said.append(logits(load(folder, **NF4, remedy=str(tmp_path / name))))
+    assert torch.equal(said[0], said[1]) and (said[0] - said[2]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(

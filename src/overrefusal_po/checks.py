@@ -15,6 +15,8 @@ from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.inputs import clean_prompts, dropped_words, read_prompts
 from overrefusal_po.evaluate.searches import search_costs
 from overrefusal_po.evaluate.stage import check_evaluation
+from overrefusal_po.fit.anchors import DEV, all_anchors, fit_prompts
+from overrefusal_po.fit.stage import checked_prompts
 from overrefusal_po.judges import Judge
 from overrefusal_po.pairs.apart import (
     check_apart,
@@ -27,7 +29,7 @@ from overrefusal_po.pairs.firewall import benchmark_finding, contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.response_checks import response_findings
 from overrefusal_po.pairs.row_conflicts import prompt_conflicts, prompt_id
-from overrefusal_po.plugins import check_engine, find_source, make_refusal_judge
+from overrefusal_po.plugins import check_engine, find_plug, find_source, make_refusal_judge
 from overrefusal_po.prompts import (
     looked_at,
     measured_prompts,
@@ -35,11 +37,14 @@ from overrefusal_po.prompts import (
     read_responses,
     read_source,
 )
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.overrides import parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.search import search_words, trained_bodies
 from overrefusal_po.recipe.sections import DertaData
 from overrefusal_po.records import Origin, Prompt
+from overrefusal_po.remedies import Anchors, form_of
+from overrefusal_po.report.pipeline_summary import StageRecipe
 from overrefusal_po.run.complete import check_template_engine, in_process, load_template
 from overrefusal_po.sources._forms import Form, rows_form
 from overrefusal_po.sources._local import local_rows
@@ -135,15 +140,15 @@ def finding_row(finding: Finding) -> dict[str, object]:
     return {name: value for name, value in finding._asdict().items() if value is not None}
 
 
-def check_together(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
+def check_together(stages: Mapping[str, StageRecipe]) -> None:
     """Raises ValueError if two stages of a pipeline do not fit each other."""
     check_openings_used(stages)
     check_stages_apart(stages)
 
 
-def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
+def check_stages_apart(stages: Mapping[str, StageRecipe]) -> None:
     """Raises ValueError if a stage of a pipeline measures prompts that another one curates from,
-    trains on, or selects or calibrates by.
+    trains or fits on, or selects or calibrates by.
 
     What an earlier stage makes (`@...`) comes from prompts that this earlier stage has read.
     """
@@ -155,6 +160,10 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
         elif isinstance(body, CurateRecipe):
             benign, harmful, _ = clean_prompts(body.data, *read_prompts(body))
             trained[f"stage {name}"] = benign + harmful
+        elif isinstance(body, FitRecipe):
+            train, dev = fit_prompts(body.data)
+            trained[f"stage {name}"] = all_anchors(train)
+            looked[f"stage {name}, {DEV}"] = all_anchors(dev)
         else:
             owner, waive = f"stage {name}", body.data.get("waive") or {}
             if not any(str(value).startswith("@") for value in body.data.values()):
@@ -166,7 +175,7 @@ def check_stages_apart(stages: Mapping[str, TrainRecipe | CurateRecipe | Evaluat
     check_not_chosen_by(measured, looked)
 
 
-def check_openings_used(stages: Mapping[str, TrainRecipe | CurateRecipe | EvaluateRecipe]) -> None:
+def check_openings_used(stages: Mapping[str, StageRecipe]) -> None:
     """Raises ValueError if a training takes whole sides of pairs that are made for openings."""
     for name, body in stages.items():
         source = str(body.data.get("pairs", "")) if isinstance(body, TrainRecipe) else ""
@@ -184,10 +193,12 @@ def check_openings_used(stages: Mapping[str, TrainRecipe | CurateRecipe | Evalua
             )
 
 
-def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
+def check_stage(body: StageRecipe) -> str:
     """A line of what was found. ValueError for what a user can fix. Earlier outputs (`@...`) do
     not exist yet."""
     make_refusal_judge(body.judge)
+    if isinstance(body, FitRecipe):
+        return fit_line(body)
     if not isinstance(body, TrainRecipe) and in_process(body.engine):
         check_engine(body.engine)
     named = not str(body.model["model_name_or_path"]).startswith("@")
@@ -214,6 +225,26 @@ def check_stage(body: TrainRecipe | CurateRecipe | EvaluateRecipe) -> str:
     push_of(body)
     line = training_line(body, template)
     return line if body.search is None else f"{search_words(body.search)}; {line}"
+
+
+def fit_line(body: FitRecipe) -> str:
+    """The line of a fit: its prompts, and what its remedy leaves if that is known."""
+    for section in body.models.values():
+        if not str(section["model_name_or_path"]).startswith("@"):
+            load_template(section, body.chat)
+    train, dev = checked_prompts(body)
+    module, settings = find_plug("remedies", body.remedy)
+    leaves = {"weights": "plain weights", None: "known after the fit"}
+    return (
+        f"fitted on {anchor_words(train)} prompts, chosen by {anchor_words(dev)}; what it leaves: "
+        f"{leaves.get(form_of(module, settings), 'a remedy for model.remedy')}"
+    )
+
+
+def anchor_words(anchors: Anchors) -> str:
+    """`134 harmful, 132 benign and 80 ordinary`."""
+    harmful, benign, ordinary = map(len, anchors)
+    return f"{harmful} harmful, {benign} benign and {ordinary} ordinary"
 
 
 def training_line(body: TrainRecipe, template: ChatTemplate | None) -> str:

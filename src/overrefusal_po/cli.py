@@ -305,12 +305,12 @@ def card(
 
 @app.command(name="list")
 def list_() -> None:
-    """Show methods, sources, attacks, engines and judges with a line each."""
+    """Show methods, sources, attacks, engines, judges and remedies with a line each."""
     from overrefusal_po.recipe.methods import all_methods
 
     rows = [["method", name, method.title] for name, method in all_methods().items()]
     for room in plugins.ROOMS:
-        kind = room.removesuffix("s")
+        kind = plugins.KINDS[room]
         rows += [[kind, name, plugins.summary(room, name)] for name in plugins.names(room)]
         if room == "sources":
             rows += [["plain set", name, line] for name, line in plugins.plain_sets().items()]

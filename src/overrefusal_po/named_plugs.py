@@ -36,6 +36,8 @@ def check_plugs(body: BaseModel, above: str = "") -> None:
 def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
     """Every plug that a recipe's body names; a panel comes before its members."""
     looks = [(f"{key}.", getattr(body, key, None)) for key in ("select", "hold")]
+    if getattr(body, "remedy", None) is not None:
+        yield NamedPlug("remedy", "remedies", body.remedy)  # type: ignore[attr-defined]
     judging = [("", body, key) for key in ("judge", "guard", "reward")]
     for above, part, key in [*judging, *((above, part, "judge") for above, part in looks)]:
         if getattr(part, key, None) is not None:
@@ -55,12 +57,13 @@ def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
                 place = f"data.attacks.{search.name}.{role}.engine"
                 yield NamedPlug(place, "engines", helper.engine)
     lists = [(data, "data.sets"), (data, "data.helpful_from")]
+    lists.append((getattr(data, "choose", None), "data.choose.sets"))
     for part, key in [*lists, *((part, f"{above}sets") for above, part in looks)]:
-        for spec in getattr(part, key.partition(".")[2], ()):
+        for spec in getattr(part, key.rpartition(".")[2], ()):
             yield NamedPlug(key, "sources", spec)
     if (tamper := getattr(body, "tamper", None)) is not None:
         yield NamedPlug("tamper.source", "sources", tamper.source)
-    for key in ("triples", "prompts", "benign", "harmful", "pairs"):
+    for key in ("triples", "prompts", "benign", "harmful", "ordinary", "pairs"):
         spec = getattr(data, key, None)
         for one in spec if isinstance(spec, tuple) else (spec,):
             if one is not None and not is_elsewhere(one, pairs=key == "pairs"):

@@ -5,20 +5,20 @@ summary and a report.
       derta:  {recipe: derta.yaml}
       tuned:  {recipe: evaluate.yaml, name: DeRTa, model: {model_name_or_path: "@derta.model"}}
 
-Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@train.harmful` (what the
-student said to harmful prompts), `@derta.triples` (what DeRTa learned from). Each stage has a
-folder of its own in the pipeline's run folder. A stage that is done is skipped; a stage that was
-killed goes on at the same place. The stages of later rounds are ordinary ones (`recipe.rounds`).
+Outputs that a later stage may name: `@curate.pairs`, `@train.model`, `@fit.remedy`,
+`@train.harmful` (what the student said to harmful prompts) and others (`references.OUTPUTS`). Each
+stage has a folder of its own in the pipeline's run folder. A stage that is done is skipped; a stage
+that was killed goes on at the same place. The stages of later rounds are ordinary ones
+(`recipe.rounds`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,27 +27,29 @@ from overrefusal_po.more_rounds import make_room
 from overrefusal_po.named_plugs import check_plugs, may_be_name
 from overrefusal_po.plugins import FILE_ENDINGS, built_judge, find_search
 from overrefusal_po.recipe.files import read_recipe
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.model_names import model_section, stage_model, with_start_model
 from overrefusal_po.recipe.overrides import dotted, nested_texts, set_dotted
 from overrefusal_po.recipe.rounds import Repeats
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.words import nearest
-from overrefusal_po.records import Outcome, content_id, read_jsonl, write_atomic
+from overrefusal_po.records import content_id
 from overrefusal_po.references import (
     check_reference,
+    check_report,
     linked_stage,
     outputs,
     references,
     stages_left_out,
+    stages_without_remedy,
 )
 from overrefusal_po.report.pipeline_summary import (
     StageMetrics,
     StageRecipe,
-    make_summary,
-    write_blinded_sample,
+    write_summary,
 )
-from overrefusal_po.report.rounds_part import round_entries
+from overrefusal_po.report.remedies_entry import is_other_report
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.keys import file_hash, path_hash, run_folder
 from overrefusal_po.sources import SHIPPED_SETS
@@ -58,10 +60,13 @@ logger = logging.getLogger(__name__)
 StageSummary = dict[str, Any]
 """What a stage returns. Any: each task has keys of its own, and the command line prints them."""
 
-MODEL_KEYS = ("model.model_name_or_path", "chosen.model", "rejects.model")
+MODEL_KEYS = (
+    *("model.model_name_or_path", "chosen.model", "rejects.model"),
+    "reference.model_name_or_path",
+)
 """Keys of a recipe whose value names a model, which may be a folder."""
 
-PATH_KEYS = (*MODEL_KEYS, "chat.template")
+PATH_KEYS = (*MODEL_KEYS, "model.remedy", "chat.template")
 """Keys whose value may be a path of any name."""
 
 
@@ -78,6 +83,7 @@ def stage_bodies(recipe: Recipe) -> dict[str, StageRecipe]:
         check_places({n: body for n, body in stages.items() if isinstance(body, TrainRecipe)})
     except ValueError as error:
         raise ValueError(f"{recipe.name}: {error}") from None
+    check_report(pipeline_body(recipe).report, stages, recipe.name)
     names = Counter(body.run_name for body in stages.values() if isinstance(body, EvaluateRecipe))
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(
@@ -211,9 +217,11 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
     with open_pipeline(recipe, stages, writer=True) as run:
         folder = run.path
         runs = run_stages(stages, folder, recipe.repeats)
-        if not run.done:
+        if not run.done or is_other_report(pipeline_body(recipe).report, folder):
             if runs:
-                write_results(recipe, folder, runs, stages)
+                write_summary(
+                    pipeline_body(recipe), folder, runs, stages=stages, repeats=recipe.repeats
+                )
                 report(folder)
             run.finish({"runs": len(runs)})
     return folder
@@ -233,28 +241,15 @@ def run_stages(
                 model = folder / left_out[name] / "model"
                 logger.warning("%s: nothing is pushed. The last model is in %s", name, model)
             continue
+        if why := stages_without_remedy(stages, folder).get(name):
+            logger.warning("%s is left out: %s", of, why)
+            continue
         logger.info("%s", of)
         found = run_stage(linked_stage(body, folder, left_out), f"stage {name}", folder / name)
         if isinstance(body, EvaluateRecipe):
             # an evaluation returns its metrics.json
             runs.append(cast("StageMetrics", {**found, "folder": name}))
     return runs
-
-
-def write_results(
-    recipe: Recipe,
-    folder: Path,
-    runs: Sequence[StageMetrics],
-    stages: Mapping[str, StageRecipe],
-) -> None:
-    """Writes summary.json and the blinded sample."""
-    outcomes = {
-        run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs
-    }
-    summary = make_summary(pipeline_body(recipe).title, folder, runs, stages, outcomes)
-    rounds = round_entries(folder, recipe.repeats)
-    write_atomic(folder / "summary.json", json.dumps({**summary, "rounds": rounds}, indent=1))
-    write_blinded_sample(folder, outcomes)
 
 
 def open_pipeline(recipe: Recipe, stages: Mapping[str, StageRecipe], *, writer: bool) -> Run:
@@ -272,12 +267,13 @@ def is_finished(recipe: Recipe) -> bool:
     now."""
     stages = stage_bodies(recipe)
     whole = open_pipeline(recipe, stages, writer=False)
-    if not whole.done:
+    if not whole.done or is_other_report(pipeline_body(recipe).report, whole.path):
         return False
     runs = [whole]
     left_out = stages_left_out(recipe.repeats, whole.path)
+    not_run = {*left_out, *stages_without_remedy(stages, whole.path)}
     for name, body in stages.items():
-        if name in left_out:
+        if name in not_run:
             continue
         linked = linked_stage(body, whole.path, left_out)
         resolved = linked.model_dump(mode="json")
@@ -334,6 +330,10 @@ def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> Stage
             from overrefusal_po.curate.stage import curate
 
             return {**curate(body, run), "folder": str(path)}
+        if isinstance(body, FitRecipe):
+            from overrefusal_po.fit.stage import fit
+
+            return {**fit(body, run), "folder": str(path)}
         from overrefusal_po.evaluate.stage import evaluate
 
         if body.tamper is None:

@@ -1,5 +1,5 @@
-"""Names in a recipe -> plug files: a file's name in sources/, attacks/, engines/ or judges/ is its
-name in a recipe.
+"""Names in a recipe -> plug files: a file's name in sources/, attacks/, engines/, judges/ or
+remedies/ is its name in a recipe.
 
     judge = make_judge("refusal")
     plug, settings = find_plug("judges", {"name": "guard", "model_name_or_path": "my/guard"})
@@ -36,8 +36,10 @@ from overrefusal_po.sources import SourcePlug
 
 logger = logging.getLogger(__name__)
 
-Room = Literal["sources", "attacks", "engines", "judges"]
+Room = Literal["sources", "attacks", "engines", "judges", "remedies"]
 ROOMS: tuple[Room, ...] = get_args(Room)
+KINDS: dict[Room, str] = {room: room.removesuffix("s") for room in ROOMS} | {"remedies": "remedy"}
+"""What one plug of a room is."""
 
 # Any: a setting may be any value that YAML has
 PlugSpec = str | Mapping[str, Any]
@@ -53,6 +55,7 @@ FUNCTIONS: dict[Room, tuple[str, ...]] = {
     "attacks": ("attacked", "search"),
     "engines": ("engine",),
     "judges": ("judge",),
+    "remedies": ("fit",),
 }
 """The functions of a room's plugs. A plug file defines one of them at least, beside `Settings`."""
 

@@ -4,7 +4,7 @@
     linked_stage(stages["after"], Path("runs/porover"))     # runs/porover/dpo/model
 
 A reference to a stage that does not run, because a round had nothing left to correct, is one to the
-same stage of the round before.
+same stage of the round before. What reads a remedy is left out if the fit kept none.
 """
 
 from __future__ import annotations
@@ -12,32 +12,43 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from overrefusal_po.recipe.overrides import dotted, set_dotted
+from overrefusal_po.plugins import find_plug
+from overrefusal_po.recipe.fit import FitRecipe
+from overrefusal_po.recipe.overrides import nested_texts
+from overrefusal_po.recipe.report import Report
 from overrefusal_po.recipe.rounds import Repeats, in_round
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.words import nearest
+from overrefusal_po.records import read_state
+from overrefusal_po.remedies import form_of
 from overrefusal_po.report.pipeline_summary import StageRecipe
 from overrefusal_po.report.rounds_part import nothing_left
 
 OUTPUTS = {
-    "pairs": ("curate", "pairs.jsonl"),
-    "sft": ("curate", "sft.jsonl"),
-    "model": ("train", "model"),
-    "harmful": ("train", "student_harmful.jsonl"),
-    "triples": ("train", "data.jsonl"),
-    "start": ("train", "hold_start.jsonl"),
-    "outcomes": ("evaluate", "outcomes.jsonl"),
+    "pairs": (("curate",), "pairs.jsonl"),
+    "sft": (("curate",), "sft.jsonl"),
+    "model": (("train", "fit"), "model"),
+    "adapter": (("train", "fit"), "adapter"),
+    "remedy": (("fit",), "remedy"),
+    "harmful": (("train",), "student_harmful.jsonl"),
+    "triples": (("train",), "data.jsonl"),
+    "start": (("train",), "hold_start.jsonl"),
+    "outcomes": (("evaluate",), "outcomes.jsonl"),
 }
-"""What a later stage may name: {output: (task that makes it, its place in the stage's folder)}."""
+"""What a later stage may name: {output: (tasks that make it, its place in the stage's folder)}."""
+
+FITTED = "fitted"
+"""The status of a fit that kept a remedy."""
 
 NONE_LEFT_OUT: Mapping[str, str] = MappingProxyType({})
 
 
 def references(body: StageRecipe) -> Iterator[tuple[str, str]]:
-    """(dotted key, "@stage.output") of every reference in a stage."""
-    for key, value in dotted(body.model_dump(mode="json")):
-        if isinstance(value, str) and value.startswith("@"):
+    """(dotted key, "@stage.output") of every reference in a stage, also in its lists."""
+    for key, value in nested_texts(body.model_dump(mode="json")):
+        if value.startswith("@"):
             yield key, value
 
 
@@ -46,6 +57,13 @@ def check_reference(value: str, earlier: Mapping[str, StageRecipe], where: str) 
     stage, _, output = value[1:].partition(".")
     makes = outputs(earlier)
     if value not in makes:
+        body = earlier.get(stage)
+        if isinstance(body, FitRecipe) and output in OUTPUTS and "fit" in OUTPUTS[output][0]:
+            raise ValueError(
+                f"{where} is {value!r}, but the remedy of stage {stage} leaves no plain weights: "
+                "it works while a model runs. Give the model that it was fitted on, and beside it "
+                f'remedy: "@{stage}.remedy".'
+            )
         allowed = ", ".join(makes) or "nothing (no earlier stage makes anything)"
         raise ValueError(
             f"{where} is {value!r}, but there is no output {output!r} of a stage {stage!r}; "
@@ -58,15 +76,33 @@ def outputs(stages: Mapping[str, StageRecipe]) -> list[str]:
     return sorted(
         f"@{name}.{out}"
         for name, body in stages.items()
-        for out, (task, _) in OUTPUTS.items()
-        if body.task == task and (not isinstance(body, TrainRecipe) or makes(body, out))
+        for out, (tasks, _) in OUTPUTS.items()
+        if body.task in tasks and makes(body, out)
     )
 
 
-def makes(body: TrainRecipe, output: str) -> bool:
-    """Whether this training makes that output of trainings."""
+def check_report(report: Report | None, stages: Mapping[str, StageRecipe], where: str) -> None:
+    """Raises ValueError if a pipeline's `report` names a stage that does not measure."""
+    measured = [name for name, body in stages.items() if body.task == "evaluate"]
+    for name in (report.baseline, *report.rivals) if report is not None else ():
+        if name not in measured:
+            raise ValueError(
+                f"{where}: report names the stage {name!r}, which is no evaluate stage. Allowed: "
+                f"{', '.join(measured) or 'none'}.{nearest(name, measured)}"
+            )
+
+
+def makes(body: StageRecipe, output: str) -> bool:
+    """Whether this stage may make that output of its task."""
+    if isinstance(body, FitRecipe):
+        form = form_of(*find_plug("remedies", body.remedy))
+        return output == "remedy" or form in (None, "weights")
+    if not isinstance(body, TrainRecipe):
+        return True
     if output == "triples":
         return body.learns_triples
+    if output == "adapter":
+        return bool(body.model.get("use_peft"))
     return output != "start" or body.hold is not None
 
 
@@ -77,12 +113,24 @@ def linked_stage(
 
     `left_out`: {stage that does not run: the one whose outputs are read in its place}.
     """
-    values = body.model_dump(mode="json")
-    for key, value in references(body):
-        stage, _, output = value[1:].partition(".")
-        place = folder / left_out.get(stage, stage) / OUTPUTS[output][1]
-        set_dotted(values, key, str(place))
-    return type(body).model_validate(values)
+
+    # Any: a part of a recipe as plain data
+    def linked(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: linked(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [linked(inner) for inner in value]
+        if not (isinstance(value, str) and value.startswith("@")):
+            return value
+        return str(place_of(value, folder, left_out))
+
+    return type(body).model_validate(linked(body.model_dump(mode="json")))
+
+
+def place_of(value: str, folder: Path, left_out: Mapping[str, str] = NONE_LEFT_OUT) -> Path:
+    """The path that "@stage.output" stands for."""
+    stage, _, output = value[1:].partition(".")
+    return folder / left_out.get(stage, stage) / OUTPUTS[output][1]
 
 
 def stages_left_out(repeats: Repeats, folder: Path) -> dict[str, str]:
@@ -99,3 +147,44 @@ def stages_left_out(repeats: Repeats, folder: Path) -> dict[str, str]:
                 rest += [(first, later) for later in further for first in repeats.stages]
                 return {in_round(first, n): in_round(first, number - 1) for first, n in rest}
     return {}
+
+
+def stages_without_remedy(stages: Mapping[str, StageRecipe], folder: Path) -> dict[str, str]:
+    """{stage that does not run: why}, as far as the pipeline's folder says it: those that read the
+    output of a fit that kept no remedy, and those that read theirs.
+
+    ValueError if a fit kept a remedy, and not in the form that is read.
+    """
+    found: dict[str, str] = {}
+    for name, body in stages.items():
+        for _, value in references(body):
+            stage = value[1:].partition(".")[0]
+            if stage in found:
+                found[name] = f"stage {stage} did not run"
+            elif isinstance(stages.get(stage), FitRecipe):
+                if ended := without_remedy(folder / stage):
+                    found[name] = f"stage {stage} kept no remedy ({ended})"
+                elif is_fitted(folder / stage) and not place_of(value, folder).exists():
+                    raise ValueError(
+                        f"stage {name} reads {value}, but the remedy that stage {stage} kept "
+                        "leaves no plain weights. Give the model that it was fitted on, and beside "
+                        f'it remedy: "@{stage}.remedy".'
+                    )
+    return found
+
+
+def fit_status(folder: Path) -> str:
+    """How the fit in a stage's folder ended; "" if it has not."""
+    file = folder / "summary.json"
+    return str(read_state(file).get("status", "")) if file.is_file() else ""
+
+
+def without_remedy(folder: Path) -> str:
+    """How a fit ended that kept no remedy; "" for others."""
+    ended = fit_status(folder)
+    return "" if ended == FITTED else ended
+
+
+def is_fitted(folder: Path) -> bool:
+    """Whether the fit in a stage's folder kept a remedy."""
+    return fit_status(folder) == FITTED

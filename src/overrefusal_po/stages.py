@@ -106,9 +106,10 @@ def first_words(recipe: Recipe) -> str:
     body = recipe.body
     if isinstance(body, PipelineRecipe):
         return f"{recipe.name}: a pipeline of {', '.join(body.stages)}"
-    words = {"curate": "curation with", "evaluate": "evaluation of"}
+    words = {"curate": "curation with", "evaluate": "evaluation of", "fit": "fit of a remedy for"}
     work = f"training by {body.method} of" if isinstance(body, TrainRecipe) else words[body.task]
-    return f"{recipe.name}: {work} {body.model['model_name_or_path']}; loading packages"
+    remedy = f" with {body.model['remedy']}" if body.model.get("remedy") else ""
+    return f"{recipe.name}: {work} {body.model['model_name_or_path']}{remedy}; loading packages"
 
 
 def run_single_recipe(recipe: Recipe) -> None:

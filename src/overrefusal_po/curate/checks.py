@@ -11,6 +11,7 @@ from overrefusal_po.plugins import check_engine, split_spec
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Completion, read_jsonl
 from overrefusal_po.run.complete import continues_prefix, in_process
+from overrefusal_po.run.remedies import check_remedy
 
 OPENING_TOKENS_MIN = 12
 """Tokens that a refusal needs to be seen as one ("I'm sorry, but I can't assist with that.")."""
@@ -22,6 +23,7 @@ def check_curation(recipe: CurateRecipe) -> None:
     check_settings(recipe)
     make_curation_judges(recipe)
     check_given_rejects(recipe.rejects.completions)
+    check_remedy(recipe.model, recipe.engine)
     if recipe.makes == "pairs" or recipe.chosen.model is None:  # else the student never answers
         check_engine(recipe.engine)
     for source in (recipe.rejects, recipe.chosen):

@@ -11,6 +11,7 @@ in memory.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -23,6 +24,7 @@ from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
 from overrefusal_po.judges.panel import agreement_counts
 from overrefusal_po.pairs.make import answer_of
 from overrefusal_po.plugins import make_judge, make_refusal_judge
+from overrefusal_po.recipe.model_names import WHICH_MODEL
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import Engine as EngineSpec
 from overrefusal_po.recipe.sections import Generation
@@ -92,6 +94,7 @@ class AnsweringModel:
     def release(self) -> None:
         """Frees the loaded model. The next prompt that needs it loads it again."""
         self.__dict__.pop("engine", None)
+        gc.collect()  # a model and its remedy refer to each other
 
     def answers(
         self, prompts: Sequence[Prompt], file: str, *, suppressed: Sequence[int] = ()
@@ -118,14 +121,12 @@ class AnsweringModel:
 
 
 def model_section(section: Mapping[str, object], name: str | None) -> Mapping[str, object]:
-    """A `model:` section for the model `name`, without the first model's revision; None: the
-    section unchanged."""
+    """A `model:` section for the model `name`, without the first model's revision and remedy; None:
+    the section unchanged."""
     if name in (None, section["model_name_or_path"]):
         return section
-    return {
-        **{k: v for k, v in section.items() if k != "model_revision"},
-        "model_name_or_path": name,
-    }
+    kept = {key: value for key, value in section.items() if key not in WHICH_MODEL}
+    return {**kept, "model_name_or_path": name}
 
 
 class CurationModels(NamedTuple):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from overrefusal_po.engines import SampleKey
 from overrefusal_po.engines._continuous import check_continuous, generate_continuously
 from overrefusal_po.engines._costs import Cost
+from overrefusal_po.engines._remedied import check_served, drawn_revision
 from overrefusal_po.model import generation
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
@@ -67,7 +68,7 @@ class TransformersEngine:
         model: a causal language model. The engine sets eval mode and moves it to `device`.
         template: the chat template and tokenizer (padding on the left).
         name: the model's name in completions.
-        revision: the model's revision in completions.
+        revision: the model's revision in completions; a remedy's id is added to it.
         batch_size: prompts to decode at a time.
         device: None is the GPU if there is one.
         continuous_batching: fill a slot as soon as a response ends. Otherwise a batch waits for its
@@ -104,6 +105,7 @@ class TransformersEngine:
         self.batch_size = batch_size
         own = generation.changed_settings(model.generation_config)
         self.settings = dict(own if settings == "model" else settings or {})
+        check_served(model, self.settings, continuous=continuous_batching)
         self.context = generation.context_length(model)
 
     def complete(
@@ -124,6 +126,7 @@ class TransformersEngine:
         and `spend` are for paid engines. A prompt that leaves no room for the response in the
         model's context is not answered: its completion has an `error`.
         """
+        check_served(self.model, self.settings, continuous=self.continuous_batching)
         inputs = [Input(prompt, self.input_text(prompt)) for prompt in prompts]
         for prompt in self.without_room(inputs, sampling):
             for sample in range(samples):
@@ -253,15 +256,16 @@ class TransformersEngine:
         """The completion of a response's token ids, up to the first stop token; or the failure."""
         stop = next((i for i, token in enumerate(tokens) if token in self.stop_tokens), None)
         response = str(self.template.tokenizer.decode(tokens[:stop], skip_special_tokens=True))
+        revision = drawn_revision(self.model, self.revision)
         text = "" if error else self.thought_opener(prompt) + response
         return Completion(
             id=content_id(
-                prompt.id, self.name, self.revision, sampling.model_dump(), sample, error or text
+                prompt.id, self.name, revision, sampling.model_dump(), sample, error or text
             ),
             prompt_id=prompt.id,
             text=text,
             model=self.name,
-            revision=self.revision,
+            revision=revision,
             engine="transformers",
             sampling=sampling,
             sample=sample,

@@ -20,6 +20,7 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.model.finite import NotFiniteError
 from overrefusal_po.model.generation import context_length
+from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.records import Prompt
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ def batch_nats(model: PreTrainedModel, turns: Sequence[Turn]) -> list[float]:
     the padding."""
     import torch
 
+    if remedy_of(model) is not None:
+        return nats_behind_prompts(model, turns)
     rows = [torch.tensor(turn.prompt_ids + turn.response_ids) for turn in turns]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)  # (B, T)
     lengths = torch.tensor([len(row) for row in rows], device=ids.device)
@@ -171,6 +174,44 @@ def batch_nats(model: PreTrainedModel, turns: Sequence[Turn]) -> list[float]:
         logits[:, :-1][meant].float(), ids[:, 1:][meant], reduction="none"
     )
     counts: list[int] = meant.sum(1).tolist()
+    return [float(part.sum()) for part in torch.split(losses.double(), counts)]
+
+
+def nats_behind_prompts(model: PreTrainedModel, turns: Sequence[Turn]) -> list[float]:
+    """`batch_nats` as a model generates: the prompts first, padded on the left, and the responses
+    behind their cache. So a remedy decides about each prompt."""
+    import torch
+    from transformers import DynamicCache
+
+    prompts = [torch.tensor(turn.prompt_ids) for turn in turns]
+    responses = [torch.tensor(turn.response_ids) for turn in turns]
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad(prompts, batch_first=True, padding_side="left").to(model.device)  # (B, P)
+    mask = pad([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
+    meant = pad(responses, batch_first=True, padding_value=-100).to(model.device)  # (B, R)
+    mask = torch.cat([mask.to(model.device), (meant >= 0).long()], 1)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    width = ids.shape[1]
+    read = model(
+        input_ids=ids,
+        attention_mask=mask[:, :width],
+        position_ids=places[:, :width],
+        past_key_values=DynamicCache(config=model.config),
+        logits_to_keep=1,
+    )
+    logits = [read.logits[:, -1:]]
+    if meant.shape[1] > 1:  # the last token of a response predicts nothing
+        answered = model(
+            input_ids=meant[:, :-1].clamp(min=0),
+            attention_mask=mask[:, :-1],
+            position_ids=places[:, width:-1],
+            past_key_values=read.past_key_values,
+        )
+        logits.append(answered.logits)
+    losses = torch.nn.functional.cross_entropy(
+        torch.cat(logits, 1)[meant >= 0].float(), meant[meant >= 0], reduction="none"
+    )
+    counts = [len(response) for response in responses]
     return [float(part.sum()) for part in torch.split(losses.double(), counts)]
 
 

@@ -63,6 +63,8 @@ class MeasuredEntry(TypedDict):
 class MetricsEntry(RatesEntry):
     """metrics.json. Attacked prompts are in `attacks` and `positions` alone."""
 
+    remedy: NotRequired[str]
+    """The id of the remedy on the measured model."""
     sets: dict[str, RatesEntry]
     attacks: NotRequired[dict[str, RatesEntry]]
     positions: dict[str, dict[str, int]]

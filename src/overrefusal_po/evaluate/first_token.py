@@ -19,6 +19,7 @@ from pydantic import FiniteFloat
 from overrefusal_po.evaluate.comparisons import EstimateEntry, estimate_entry, judge_names
 from overrefusal_po.evaluate.metrics import handled
 from overrefusal_po.evaluate.threshold_curve import (
+    CurveGain,
     HandledScore,
     Scores,
     auc,
@@ -193,6 +194,18 @@ def measured_alike(one: Sequence[Outcome], other: Sequence[Outcome]) -> bool:
     return ids[0] == ids[1] and judge_names(one) == judge_names(other)
 
 
+def curve_of(outcomes: Sequence[Outcome], log_odds: LogOdds) -> CurveGain | None:
+    """A run against the threshold curve of the run with these log-odds; None if no prompt of a
+    kind was scored."""
+    return curve_gain(
+        [
+            HandledScore(log_odds[o.prompt.id], o.prompt.kind == "harmful", right)
+            for o in outcomes
+            if o.prompt.id in log_odds and (right := handled(o)) is not None
+        ]
+    )
+
+
 def curve_step(
     before: str, after: str, outcomes: Sequence[Outcome], log_odds: tuple[LogOdds, LogOdds]
 ) -> CurveStepEntry | None:
@@ -201,13 +214,7 @@ def curve_step(
     `log_odds` are those of both. None if no prompt of a kind was scored.
     """
     theirs, own = log_odds
-    found = curve_gain(
-        [
-            HandledScore(theirs[o.prompt.id], o.prompt.kind == "harmful", right)
-            for o in outcomes
-            if o.prompt.id in theirs and (right := handled(o)) is not None
-        ]
-    )
+    found = curve_of(outcomes, theirs)
     if found is None:
         return None
     entry: CurveStepEntry = {

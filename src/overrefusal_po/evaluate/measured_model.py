@@ -9,16 +9,17 @@ model.release()
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import cast
 
 from overrefusal_po.engines import Engine
 from overrefusal_po.engines._first_token import opener_log_odds
 from overrefusal_po.engines.transformers import TransformersEngine
-from overrefusal_po.evaluate.capability import asked_references, perplexity
+from overrefusal_po.evaluate.capability import asked_references, check_lm_eval, perplexity
 from overrefusal_po.evaluate.entries import PerplexityEntry
 from overrefusal_po.evaluate.first_token import (
     FILE,
@@ -30,6 +31,8 @@ from overrefusal_po.evaluate.first_token import (
 )
 from overrefusal_po.evaluate.metrics import outcome_rate
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.remedy_facts import remedy_words
+from overrefusal_po.plugins import split_spec
 from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import (
@@ -44,6 +47,7 @@ from overrefusal_po.run.appender import Appender
 from overrefusal_po.run.complete import complete, engine_for, in_process, recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.openers import refusal_openers, thinks
+from overrefusal_po.run.remedies import put_on
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +78,36 @@ def wants_perplexity(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> bool:
     return known and in_process(recipe.engine)
 
 
+def check_task_model(recipe: EvaluateRecipe) -> None:
+    """Raises ValueError if capability tasks are asked for, and cannot be measured of this model."""
+    if not recipe.capability.tasks:
+        return
+    if not in_process(recipe.engine):
+        raise ValueError(
+            "capability.tasks need the model in process, and the engine is "
+            f"{split_spec(recipe.engine, 'engines')[0]!r}. Measure them in a recipe of their own "
+            "with engine: transformers."
+        )
+    if remedy := recipe.model.get("remedy"):
+        raise ValueError(
+            "capability.tasks: the lm-eval harness loads the model by its name, so it would "
+            f"measure it without model.remedy ({remedy}). Take the tasks out. If the remedy became "
+            "weights, measure the folder model/ beside it, without model.remedy."
+        )
+    check_lm_eval()
+
+
+def measured_form(section: Mapping[str, object]) -> str:
+    """The form of the measured weights, and the remedy on them: a quantised form, the merged one
+    of the same training, and one with a remedy are different models."""
+    words = f"weights in {section.get('dtype') or 'the dtype that fits the hardware'}"
+    for bits in ("4bit", "8bit"):
+        if section.get(f"load_in_{bits}"):
+            words = f"weights in {bits}"
+    remedy = put_on(section)
+    return words if remedy is None else f"{words}, with the remedy {remedy_words(remedy)}"
+
+
 class MeasuredModel:
     """The model of an evaluation. Its weights are loaded when they are first needed."""
 
@@ -97,6 +131,7 @@ class MeasuredModel:
     def release(self) -> None:
         """Frees the weights: a judge may need the memory. They are loaded again if needed."""
         self.__dict__.pop("engine", None)
+        gc.collect()  # a model and its remedy refer to each other
 
     def completions(
         self, run: Run, prompts: Sequence[Prompt], file: str = "completions.jsonl"

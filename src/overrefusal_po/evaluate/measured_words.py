@@ -6,11 +6,12 @@ metrics["measured"] = describe_measurement(recipe, judges, prompts)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from overrefusal_po.evaluate.certificates import Certificate
 from overrefusal_po.evaluate.entries import MeasuredEntry
+from overrefusal_po.evaluate.measured_model import measured_form
 from overrefusal_po.judges import Judge, JudgePanel
 from overrefusal_po.plugins import engine_note, source_note, split_spec
 from overrefusal_po.recipe.schema import EvaluateRecipe
@@ -42,7 +43,7 @@ def describe_measurement(
         "tokens",
         "guard": None if guard is None else f"{guard.name} {guard.version}",
         "attacks": attacks,
-        "model_form": model_form(recipe.model),
+        "model_form": measured_form(recipe.model),
         "notes": measurement_notes(recipe, judges, attacks),
     }
 
@@ -79,12 +80,3 @@ def measurement_notes(
             "Without a judge of harm, an attack has a non-refusal rate, not an attack success rate."
         )
     return notes
-
-
-def model_form(section: Mapping[str, object]) -> str:
-    """The form of the measured weights: a quantised form and the merged one of the same training
-    are different models."""
-    for bits in ("4bit", "8bit"):
-        if section.get(f"load_in_{bits}"):
-            return f"weights in {bits}"
-    return f"weights in {section.get('dtype') or 'the dtype that fits the hardware'}"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from overrefusal_po.evaluate.breakdowns import grouped, rates_by, refusal_positions
-from overrefusal_po.evaluate.capability import check_lm_eval, lm_eval_scores
+from overrefusal_po.evaluate.capability import lm_eval_scores
 from overrefusal_po.evaluate.certificates import (
     Certificate,
     certificate_table,
@@ -29,7 +29,11 @@ from overrefusal_po.evaluate.entries import (
 )
 from overrefusal_po.evaluate.first_token import wants_first_token
 from overrefusal_po.evaluate.gate import baseline_notes, check_gate, gate_result
-from overrefusal_po.evaluate.measured_model import MeasuredModel, wants_perplexity
+from overrefusal_po.evaluate.measured_model import (
+    MeasuredModel,
+    check_task_model,
+    wants_perplexity,
+)
 from overrefusal_po.evaluate.measured_words import EvaluationJudges, describe_measurement
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.panel_agreement import panel_entry
@@ -42,7 +46,6 @@ from overrefusal_po.plugins import (
     check_engine,
     make_judge,
     make_refusal_judge,
-    split_spec,
 )
 from overrefusal_po.prompts import measured_prompts
 from overrefusal_po.recipe.schema import EvaluateRecipe
@@ -62,6 +65,7 @@ from overrefusal_po.run.complete import (
 )
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import is_slow, release_judge, resumable_verdicts
+from overrefusal_po.run.remedies import check_remedy, remedy_name
 from overrefusal_po.run.unscored import check_scored
 
 logger = logging.getLogger(__name__)
@@ -85,14 +89,8 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
     prompts = measured_prompts(recipe.data)
     judges = make_judges(recipe, prompts)
     check_searches(recipe, prompts)
-    if recipe.capability.tasks:
-        check_lm_eval()
-    if recipe.capability.tasks and not in_process(recipe.engine):
-        raise ValueError(
-            "capability.tasks need the model in process, and the engine is "
-            f"{split_spec(recipe.engine, 'engines')[0]!r}. Measure them in a recipe of their own "
-            "with engine: transformers."
-        )
+    check_remedy(recipe.model, recipe.engine)
+    check_task_model(recipe)
     wants_perplexity(recipe, plain_prompts(prompts))
     wants_first_token(recipe, plain_prompts(prompts))
     if in_process(recipe.engine):
@@ -246,6 +244,8 @@ def all_rates(
     by_set = rates_by(plain, "source", seed=recipe.seed)
     # a TypedDict with all keys of another is one of those
     found = cast("MetricsEntry", rates)
+    if (remedy := remedy_name(recipe.model)) is not None:
+        found["remedy"] = remedy
     found["sets"] = {part: metrics.as_dict(part, name) for part, metrics in by_set.items()}
     if len(plain) < len(outcomes):
         harmful = [o for o in outcomes if o.prompt.kind == "harmful"]

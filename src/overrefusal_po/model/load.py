@@ -21,6 +21,12 @@ from overrefusal_po.model.bundled import bundled_folder, bundled_names, find_bun
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import check_finite
 from overrefusal_po.model.folding import folded_inputs, merge
+from overrefusal_po.model.hardware import default_dtype as default_dtype
+from overrefusal_po.model.hardware import has_bf16 as has_bf16
+from overrefusal_po.model.hardware import has_cuda as has_cuda
+from overrefusal_po.model.remedied import install
+from overrefusal_po.model.remedy import load_remedy
+from overrefusal_po.model.remedy_facts import warn_other_base
 from overrefusal_po.model.sharding import wants_fsdp
 from overrefusal_po.model.whole import (
     check_model_files,
@@ -29,12 +35,14 @@ from overrefusal_po.model.whole import (
     named_faults,
     write_hashes,
 )
+from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
     from transformers import (
         BitsAndBytesConfig,
+        PretrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
         Trainer,
@@ -58,6 +66,7 @@ class LoadOptions(TypedDict):
     attn_implementation: str | None
     quantization_config: BitsAndBytesConfig | None
     trust_remote_code: bool
+    remedy: str | None
 
 
 def resolve(name: str) -> str:
@@ -68,34 +77,6 @@ def resolve(name: str) -> str:
     if not name.startswith("bundled:"):
         return name
     return str(bundled_folder(find_bundled(name)[0]))
-
-
-def has_cuda() -> bool:
-    """Whether a CUDA GPU can be used."""
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
-def has_bf16() -> bool:
-    """Whether the GPU multiplies bfloat16 matrices natively; without a GPU, whether the CPU does.
-
-    On other hardware bfloat16 is slow.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    probes = (
-        getattr(torch.cpu, name, None)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return any(probe() for probe in probes if probe is not None)
-
-
-def default_dtype() -> str:
-    """The dtype of weights if a recipe names none: bfloat16 if it is native, else float32."""
-    return "bfloat16" if has_bf16() else "float32"
 
 
 def check_available(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> None:
@@ -197,6 +178,18 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_config(
+    name: str, *, revision: str = "main", trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """The config of a model. No weights are read."""
+    from transformers import AutoConfig
+
+    found: PretrainedConfig = AutoConfig.from_pretrained(
+        resolve(name), revision=revision, trust_remote_code=trust_remote_code
+    )
+    return found
+
+
 def load_model(
     name: str,
     *,
@@ -205,16 +198,23 @@ def load_model(
     attn_implementation: str | None = None,
     quantization_config: BitsAndBytesConfig | None = None,
     trust_remote_code: bool = False,
+    remedy: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model in eval mode. `dtype` None means `default_dtype()`.
 
-    No device map is set: the trainer or `engines.transformers` chooses the device.
+    No device map is set: the trainer or `engines.transformers` chooses the device. The fitted
+    remedy of the folder `remedy` is on the model.
 
-    Raises ValueError for files that are damaged, tensors that are missing or not expected, and
-    NotFiniteError for weights that are NaN or infinite.
+    Raises ValueError for files that are damaged, tensors that are missing or not expected, a remedy
+    that does not fit, and NotFiniteError for weights that are NaN or infinite.
     """
     from transformers import AutoModelForCausalLM
 
+    fitted = None
+    if remedy is not None:  # a remedy for another model is found before the weights are read
+        with named_faults(name):
+            config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+        fitted = load_remedy(Path(remedy), config)
     extra: dict[str, BitsAndBytesConfig] = {}
     if quantization_config is not None:
         extra["quantization_config"] = quantization_config
@@ -241,6 +241,9 @@ def load_model(
         if hasattr(module, CPU_REPACK_SWITCH):
             setattr(module, CPU_REPACK_SWITCH, False)
     model.eval()
+    if remedy is not None and fitted is not None:
+        install(model, fitted)
+        warn_other_base(Path(remedy), model)
     return model
 
 
@@ -324,7 +327,7 @@ def model_options(section: ModelSection, *, fsdp: bool = False) -> LoadOptions:
     """
     from trl import ModelConfig, get_quantization_config
 
-    given = {k: v for k, v in section.items() if k != "trust_remote_code"}
+    given = {k: v for k, v in section.items() if k not in OWN_MODEL_KEYS}
     dtype = given["dtype"] if given.get("dtype") not in (None, "auto") else default_dtype()
     config = ModelConfig(**{**given, "dtype": dtype})
     if (fsdp or wants_fsdp()) and config.load_in_4bit and config.bnb_4bit_quant_storage != dtype:
@@ -340,4 +343,5 @@ def model_options(section: ModelSection, *, fsdp: bool = False) -> LoadOptions:
         "attn_implementation": config.attn_implementation,
         "quantization_config": get_quantization_config(config),
         "trust_remote_code": bool(section.get("trust_remote_code", False)),
+        "remedy": section.get("remedy"),
     }

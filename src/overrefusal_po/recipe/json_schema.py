@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from overrefusal_po.recipe.keys import BASE, LAUNCH, REMOTE_CODE, is_managed
+from overrefusal_po.recipe.keys import BASE, LAUNCH, REMEDY, REMOTE_CODE, is_managed
 from overrefusal_po.recipe.methods import Method
 from overrefusal_po.recipe.schema import TASKS
 from overrefusal_po.recipe.sections import Section
@@ -165,6 +165,7 @@ def trl_definitions(methods: Mapping[str, Method]) -> Schema:
         )
     model = {key: field_schema(row) for key, row in field_table(MODEL_CONFIG).items()}
     model["trust_remote_code"] = {"type": "boolean", "description": REMOTE_CODE}
+    model["remedy"] = {"type": ["string", "null"], "description": REMEDY}
     return {**found, MODEL_CONFIG: closed(model)}
 
 

@@ -26,6 +26,12 @@ REQUIRED = "(required)"
 REMOTE_CODE = "Run Python code that the model's repository brings. Only for models that you trust."
 """The text of model.trust_remote_code, which is ours and no key of TRL's ModelConfig."""
 
+REMEDY = (
+    "A fitted remedy that is put on the model: the folder remedy/ of a fit run, or @stage.remedy "
+    "in a pipeline. The model is then measured, curated from and attacked with it. It needs the "
+    "engine transformers, and no training takes it."
+)
+"""The text of model.remedy, which is ours too."""
 
 BASE = (
     "Another file whose keys come first. The path is relative to the file that names it. That file "
@@ -61,6 +67,8 @@ def keys_of(task: str, method: str | None = None) -> dict[str, Key]:
     found |= section_keys(TASKS[task])
     found |= trl_keys("model", MODEL_CONFIG, found["model"])
     found["model.trust_remote_code"] = Key("true or false", False, REMOTE_CODE)
+    if task != "train":
+        found["model.remedy"] = Key("text or null", None, REMEDY)
     if method is not None:
         row = find_method(method)
         found["method"] = found["method"]._replace(type=allowed({"enum": list(METHODS)}))

@@ -17,8 +17,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from overrefusal_po.recipe.faults import fault_text
 from overrefusal_po.recipe.files import in_words, read_recipe
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.methods import check_weights, find_method
-from overrefusal_po.recipe.model_names import override_key
+from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS, override_key
 from overrefusal_po.recipe.overrides import Values, parse_overrides, set_dotted
 from overrefusal_po.recipe.rounds import Repeats, round_origins, with_rounds
 from overrefusal_po.recipe.schema import MANAGED_KEYS, TASKS, Body, PipelineRecipe, TrainRecipe
@@ -113,6 +114,8 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
         if isinstance(body, PipelineRecipe):
             return body
         checks: Values = {"model": check_model(body.model)}
+        if isinstance(body, FitRecipe) and body.reference is not None:
+            checks["reference"] = check_model(body.reference, "reference")
         if isinstance(body, TrainRecipe):
             check_trainable(checks["model"])
             checks |= checked_training(body)
@@ -133,27 +136,38 @@ def checked_training(body: TrainRecipe) -> Values:
     return {"data": data.model_dump(mode="json"), "trainer": trainer}
 
 
-def check_model(section: Mapping[str, object]) -> Values:
-    """The `model:` section against TRL's ModelConfig, with our `trust_remote_code` beside it."""
-    own = {k: v for k, v in section.items() if k == "trust_remote_code"}
-    if own and not isinstance(own["trust_remote_code"], bool):
+def check_model(section: Mapping[str, object], key: str = "model") -> Values:
+    """The `model:` section against TRL's ModelConfig, with our own keys beside it; `key` is another
+    section's."""
+    own = {name: value for name, value in section.items() if name in OWN_MODEL_KEYS}
+    if not isinstance(trust := own.get("trust_remote_code", False), bool):
+        raise ValueError(f"{key}.trust_remote_code is {trust!r}; allowed is true or false.")
+    remedy = own.pop("remedy", None)
+    if remedy is not None and (not isinstance(remedy, str) or not remedy):
         raise ValueError(
-            f"model.trust_remote_code is {own['trust_remote_code']!r}; allowed is true or false."
+            f"{key}.remedy is {remedy!r}; allowed is the folder remedy/ of a fit run, as text."
         )
     checked = check_fields(
-        "trl.ModelConfig", {k: v for k, v in section.items() if k not in own}, "model"
+        "trl.ModelConfig", {k: v for k, v in section.items() if k not in OWN_MODEL_KEYS}, key
     )
     if not checked.get("model_name_or_path"):
         raise ValueError(
-            "model.model_name_or_path is missing: a hub name, a path, or "
+            f"{key}.model_name_or_path is missing: a hub name, a path, or "
             "bundled:smollm2-135m-instruct."
         )
-    return {**checked, **own}
+    # a recipe without a remedy keeps the key of its run
+    return {**checked, **own} if remedy is None else {**checked, **own, "remedy": remedy}
 
 
 def check_trainable(section: Mapping[str, object]) -> None:
-    """Raises ValueError for weights in 4 or 8 bits without adapters: such weights cannot be
-    trained."""
+    """Raises ValueError for a remedy, which no training changes, and for weights in 4 or 8 bits
+    without adapters, which cannot be trained."""
+    if section.get("remedy"):
+        raise ValueError(
+            f"model.remedy is {section['remedy']}, and a training changes weights alone, not a "
+            "remedy beside them. Fit the remedy after the training. Or take a remedy that becomes "
+            "weights: train the folder model/ beside its remedy/ (model.model_name_or_path)."
+        )
     bits = next((key for key in ("load_in_4bit", "load_in_8bit") if section.get(key)), None)
     if bits and not section.get("use_peft"):
         raise ValueError(

@@ -15,12 +15,18 @@ from overrefusal_po.recipe.overrides import Values
 START = "@model"
 """Names a pipeline's start model in a stage."""
 
-WHICH_MODEL = ("model_name_or_path", "model_revision")
+WHICH_MODEL = ("model_name_or_path", "model_revision", "remedy")
 """Keys of `model:` that say which model it is; the others say how it is loaded or adapted."""
+
+OWN_MODEL_KEYS = ("trust_remote_code", "remedy")
+"""Keys of `model:` that are ours and none of TRL's ModelConfig."""
 
 ADAPTER_KEYS = ("use_peft", "use_rslora", "use_dora", "lora_")
 """How keys of `model:` begin that a training alone needs."""
 
+
+SECTIONS = ("model", "reference")
+"""Sections that a model's name stands for."""
 
 NO_NAMES = ("", ".", "..", "~")
 """Parts of a path that name nothing."""
@@ -41,8 +47,9 @@ def own_name(model: str) -> str:
 def with_model_sections(values: Mapping[str, object]) -> Values:
     """A recipe's values with `model: NAME` written as a section, in its stages too."""
     found = dict(values)
-    if isinstance(found.get("model"), str):
-        found["model"] = {"model_name_or_path": found["model"]}
+    for key in SECTIONS:
+        if isinstance(found.get(key), str):
+            found[key] = {"model_name_or_path": found[key]}
     if isinstance(stages := found.get("stages"), Mapping):
         found["stages"] = {
             name: with_model_sections(body) if isinstance(body, Mapping) else body
@@ -53,9 +60,9 @@ def with_model_sections(values: Mapping[str, object]) -> Values:
 
 def override_key(key: str, value: object) -> str:
     """The key that an override means: `model` and `stages.NAME.model` with a name stand for the
-    `model_name_or_path` in it."""
+    `model_name_or_path` in it, and so does `reference`."""
     parts = key.split(".")
-    section = parts == ["model"] or (len(parts) == 3 and parts[::2] == ["stages", "model"])
+    section = parts[-1] in SECTIONS and (len(parts) == 1 or parts[:-2] == ["stages"])
     return f"{key}.model_name_or_path" if section and isinstance(value, str) else key
 
 
@@ -104,7 +111,7 @@ def stage_model(
         if not (named and key in WHICH_MODEL)
         and (task == "train" or not key.startswith(ADAPTER_KEYS))
     }
-    # a revision belongs to the model that it stands beside
+    # a revision and a remedy belong to the model that they stand beside
     other = "model_name_or_path" in taken or named
     below = {k: v for k, v in file.items() if not (other and k in WHICH_MODEL)}
     return {**below, **taken, **own}

@@ -178,8 +178,9 @@ def add_round(
         changes |= of_later_round(first, whole, repeats, number=number)
         made = changed(stages[first], changes)
         if MODEL in changes:
-            # a revision belongs to the model that it stood beside
-            made["model"].pop("model_revision", None)
+            # a revision and a remedy belong to the model that they stood beside
+            for key in ("model_revision", "remedy"):
+                made["model"].pop(key, None)
         own = stages.get(name, {})
         found[name] = merged_values(made, own)
         given = dict(dotted(own))

@@ -2,22 +2,24 @@
 
     TrainRecipe(task="train", method="dpo", model={"model_name_or_path": "my/model"}).typed_data
 
-A recipe is YAML with one `task`: train, curate, evaluate or pipeline (stages in a row). `model:`
-and `trainer:` hold TRL's own keys (ModelConfig and the method's config) and are checked against
-TRL's dataclasses. `sections` has the other sections.
+A recipe is YAML with one `task`: train, curate, fit, evaluate or pipeline (stages in a row).
+`model:` and `trainer:` hold TRL's own keys (ModelConfig and the method's config) and are checked
+against TRL's dataclasses. `sections` has the other sections.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, Field, model_validator
 
 from overrefusal_po.recipe.bounds import Capability, Gate
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.later_round import LaterRound
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.model_names import own_name
+from overrefusal_po.recipe.report import Report
 from overrefusal_po.recipe.sections import (
     Chat,
     Chosen,
@@ -26,6 +28,7 @@ from overrefusal_po.recipe.sections import (
     EvaluateData,
     Generation,
     JudgeSpec,
+    OpenSection,
     PlugSpec,
     Rejects,
     Section,
@@ -47,10 +50,6 @@ MANAGED_KEYS = {
     "folder,",
 }
 """Trainer keys that may not stand in a recipe: {key: where to say it instead}."""
-
-# Any: TRL's own keys, which `trl_fields` checks, and a stage's keys, which its own class checks
-OpenSection = dict[str, Any]
-"""A section whose keys another class checks."""
 
 
 def shard_text(text: str) -> str:
@@ -134,7 +133,7 @@ class CurateRecipe(Section):
     - `sft`: each prompt with one of the teacher's answers, as sft.jsonl. Without a teacher, the
       model itself answers."""
     model: OpenSection
-    """The student: TRL ModelConfig keys, and `trust_remote_code`."""
+    """The student: TRL ModelConfig keys, `trust_remote_code` and `remedy`."""
     data: CurateData = CurateData()
     """The prompts, and how many pairs are kept."""
     chosen: Chosen = Chosen()
@@ -174,9 +173,9 @@ class EvaluateRecipe(Section):
     task: Literal["evaluate"]
     """What this recipe does."""
     name: str | None = None
-    """What the report calls this run. null: the model's own name."""
+    """What the report calls this run. null: the own name of the model and its remedy."""
     model: OpenSection
-    """The measured model: TRL ModelConfig keys, and `trust_remote_code`."""
+    """The measured model: TRL ModelConfig keys, `trust_remote_code` and `remedy`."""
     data: EvaluateData = EvaluateData()
     """The prompts."""
     generation: Generation = Generation()
@@ -217,12 +216,15 @@ class EvaluateRecipe(Section):
     @model_validator(mode="before")
     @classmethod
     def named(cls, values: object) -> object:
-        """The values with the model's own name as `name` if they have none."""
+        """The values with the own name of the model, and of its remedy, as `name` if they have
+        none."""
         if not isinstance(values, Mapping) or values.get("name") is not None:
             return values
-        model = values.get("model")
-        given = model.get("model_name_or_path") if isinstance(model, Mapping) else None
-        return {**values, "name": own_name(given)} if isinstance(given, str) else values
+        section = values.get("model")
+        known = section if isinstance(section, Mapping) else {}
+        both = [known.get(key) for key in ("model_name_or_path", "remedy")]
+        named = [own_name(given) for given in both if isinstance(given, str)]
+        return {**values, "name": " with ".join(named)} if isinstance(both[0], str) else values
 
     @property
     def run_name(self) -> str:
@@ -244,8 +246,8 @@ class PipelineRecipe(Section):
     judge: JudgeSpec | None = None
     """The judge of every stage that does not name one itself. null: each stage has its own."""
     stages: dict[str, OpenSection] = Field(min_length=1)
-    """{name: the keys of a train, curate or evaluate recipe}. `recipe: FILE` takes that file's keys
-    first; the path is relative to this recipe."""
+    """{name: the keys of a train, curate, fit or evaluate recipe}. `recipe: FILE` takes that file's
+    keys first; the path is relative to this recipe."""
     rounds: int = Field(default=1, ge=1)
     """How often pairs are made and trained on. What is repeated begins with the first curate stage
     of pairs and ends with the last training that reads it, directly or not: `curate`, `dpo`,
@@ -253,17 +255,23 @@ class PipelineRecipe(Section):
     (`later_round`) and trains that model on; its `hold` compares with the first round's start. In
     the stages behind, `@dpo.model` is the last round's model, and `@dpo_1.model` round 1's. Keys of
     one round stand under its own name (`stages.dpo_2.trainer.learning_rate`)."""
+    report: Report | None = None
+    """What the report compares if the runs are remedies of one model. null: each run with the one
+    before it."""
     seed: int | None = Field(default=None, ge=0)
     """Set in every stage that names none. null: each stage has its own."""
     run_dir: str | None = None
     """The run folder. null: runs/<recipe>-<key>, one for each set of values."""
 
 
-Body = Union[TrainRecipe, CurateRecipe, EvaluateRecipe, PipelineRecipe]  # noqa: UP007 (Annotated wants it)
+Body = Union[  # noqa: UP007 (Annotated wants it)
+    TrainRecipe, CurateRecipe, FitRecipe, EvaluateRecipe, PipelineRecipe
+]
 
 TASKS: dict[str, type[Section]] = {
     "train": TrainRecipe,
     "curate": CurateRecipe,
+    "fit": FitRecipe,
     "evaluate": EvaluateRecipe,
     "pipeline": PipelineRecipe,
 }

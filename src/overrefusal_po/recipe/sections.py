@@ -21,6 +21,10 @@ from overrefusal_po.recipe.reading import Section as Section
 PlugSpec = str | dict[str, Any]
 """A plug as a recipe names it: its name, or {name: ..., ...its settings}."""
 
+# Any: TRL's own keys, which `trl_fields` checks, and a stage's keys, which its own class checks
+OpenSection = dict[str, Any]
+"""A section whose keys another class checks."""
+
 JUDGE_OR_LIST = BeforeValidator(
     panel_spec,
     json_schema_input_type=PlugSpec | Annotated[list[PlugSpec], Field(min_length=2)],

@@ -21,6 +21,7 @@ from overrefusal_po.model.bundled import BUNDLED
 from overrefusal_po.pairs.findings import WAIVED_FILE
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report.card_results import measured_words, result_parts, run_results
+from overrefusal_po.report.fit_part import remedy_parts
 from overrefusal_po.report.search_part import search_parts
 from overrefusal_po.report.summary import MeasuredRun, Summary, read_summary
 from overrefusal_po.report.texts import one_line, public_text
@@ -50,7 +51,12 @@ def write_card(folder: Path, *, run: str | None = None, measured: Path | None = 
     Raises:
         ValueError: nothing was trained here, or the evaluation is of another model.
     """
-    if stage_recipe(folder).get("task") == "train":
+    task = stage_recipe(folder).get("task")
+    if task == "fit" and not (folder / "model").is_dir():
+        raise ValueError(
+            f"{folder}: this fit left no plain weights, so there is no model to write a card for."
+        )
+    if task in ("train", "fit"):
         summary = None if measured is None else evaluation_of(folder, measured)
         return put_card(folder, card_text(summary, summary.runs[0] if summary else None, folder))
     if measured is not None:
@@ -92,6 +98,11 @@ def put_card(stage: Path, text: str) -> Path:
 def evaluation_of(stage: Path, measured: Path) -> Summary:
     """The summary of an evaluation; ValueError if it measured another model than the stage's."""
     summary = read_summary(measured)
+    if remedy := summary.runs[0].remedy:
+        raise ValueError(
+            f"{measured} measured the model with the remedy {remedy}, and the card is of the "
+            "weights alone. Give the run folder of an evaluation without model.remedy."
+        )
     place = Path(summary.runs[0].model)
     status = measured / "status.json"
     inputs = read_state(status).get("inputs", {}) if status.is_file() else {}
@@ -109,7 +120,10 @@ def evaluation_of(stage: Path, measured: Path) -> Summary:
 
 
 def trained_stage(run: MeasuredRun, folder: Path) -> Path | None:
-    """The stage's folder whose `model/` the run measured; None if it measured another model."""
+    """The stage's folder whose `model/` the run measured; None if it measured another model, or
+    one with a remedy."""
+    if run.remedy is not None:
+        return None
     path = Path(run.model)
     stage = folder / path.parent.name
     made_here = path.name == "model" and path.parent.name and (stage / "model").is_dir()
@@ -141,18 +155,21 @@ def card_text(summary: Summary | None, run: MeasuredRun | None, stage: Path) -> 
         parts += ["## Results", "Not measured yet. Refusals and answers may be worse than before."]
     if waived := [f"- {line}" for line in public_waivers(stage)]:
         parts += ["## Waived", "\n".join(waived)]
-    parts += [*training_parts(stage), *search_parts(stage)]
+    fitted = [*remedy_parts(stage)]
+    parts += fitted or [*training_parts(stage), *search_parts(stage)]
     parts += [measured_words(summary)] if summary else []
     words = "\n".join(line for part in parts for line in (part, ""))
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{words}", ignore_metadata_errors=False))
 
 
 def origin_words(recipe: Mapping[str, object], base: str | None) -> str:
-    """Two sentences on the model's base and its training."""
-    method = method_words(recipe)
+    """Two sentences on the model's base and its training, or its remedy."""
+    method, came = method_words(recipe), f"`{base}`" if base else "another model"
+    how = f"Trained from {came} by overrefusal-po{f' with method {method}' if method else ''}"
+    if recipe.get("task") == "fit":
+        how = f"Made from {came} by overrefusal-po with a remedy in its weights, without training"
     return (
-        f"Trained from {f'`{base}`' if base else 'another model'} by overrefusal-po"
-        f"{f' with method {method}' if method else ''}, to answer what only sounds dangerous and "
+        f"{how}, to answer what only sounds dangerous and "
         "still refuse what is harmful. The results show how far it does."
     )
 

@@ -18,6 +18,7 @@ from overrefusal_po.evaluate.metrics import RateName
 from overrefusal_po.report.first_token_part import curve_step_words, first_token_words
 from overrefusal_po.report.numbers import interval_words
 from overrefusal_po.report.panel_part import PanelNumber, PanelPart
+from overrefusal_po.report.remedies_part import remedies_lines
 from overrefusal_po.report.robustness_part import LIMIT, robustness_table
 from overrefusal_po.report.summary import MeasuredRates, MeasuredRun, Summary
 from overrefusal_po.report.texts import looks_local, one_line, public_text
@@ -88,6 +89,9 @@ def result_parts(summary: Summary, run: MeasuredRun) -> Iterator[str]:
         "95 % intervals."
     )
     yield "\n".join(rate_table(summary))
+    if summary.remedies is not None:
+        yield one_line(summary.remedies.sentence)
+        yield "\n".join(remedies_table(summary))
     yield from first_token_part(summary, run)
     if run.panel is not None:
         yield "\n".join(panel_table(run.panel))
@@ -101,6 +105,15 @@ def result_parts(summary: Summary, run: MeasuredRun) -> Iterator[str]:
     yield from gate_words(run)
     yield "## Limits"
     yield "\n".join(f"- {line}" for line in limits(summary))
+
+
+def remedies_table(summary: Summary) -> Iterator[str]:
+    """The remedies of a pipeline against its untouched model: those that hold first."""
+    assert summary.remedies is not None
+    runs = [run.model_dump() for run in summary.runs]
+    head, *rows = [list(map(one_line, cells)) for cells in remedies_lines(summary.remedies, runs)]
+    for cells in (head, ["---"] * len(head), *rows):
+        yield f"| {' | '.join(cells)} |"
 
 
 def measured_words(summary: Summary) -> str:

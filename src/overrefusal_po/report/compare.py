@@ -199,16 +199,19 @@ def notes(runs: Sequence[ComparedRun]) -> list[str]:
 def as_json(found: ComparedFolders) -> ComparedEntry:
     """The comparison as JSON holds it: shares from 0 to 1, all prompts of every change."""
     return {
-        "runs": [
-            {"name": run.name, "folder": str(run.folder), "model": run.metrics.model}
-            for run in found.runs
-        ],
+        "runs": [run_entry(run) for run in found.runs],
         "judge": " and ".join(judge_names(found.runs[0].outcomes)),
         "comparisons": [comparison_entry(one) for one in found.comparisons],
         "curves": [step.model_dump(by_alias=True) for step in found.curves],
         "warning": found.warning,
         "notes": found.notes,
     }
+
+
+def run_entry(run: ComparedRun) -> dict[str, str]:
+    """A run; `remedy` is left out if its model has none."""
+    known = {"name": run.name, "folder": str(run.folder), "model": run.metrics.model}
+    return known if run.metrics.remedy is None else {**known, "remedy": run.metrics.remedy}
 
 
 def comparison_entry(one: SideBySide) -> ComparisonEntry:

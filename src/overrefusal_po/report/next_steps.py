@@ -24,7 +24,7 @@ def next_steps(found: Mapping[str, object], task: str, recipes: Path) -> list[Ne
 
     Args:
         found: the run's summary: its `folder`, and the `model` or the files that it made.
-        task: train, curate, evaluate or pipeline.
+        task: train, curate, fit, evaluate or pipeline.
         recipes: the folder of the shipped recipes.
     """
     folder = Path(str(found["folder"]))
@@ -32,8 +32,12 @@ def next_steps(found: Mapping[str, object], task: str, recipes: Path) -> list[Ne
         return [*after_training(str(found["model"]), recipes)]
     if task == "curate":
         return [*after_curation(folder, recipes)]
+    if task == "fit":
+        return [*after_fit(found, recipes)]
     if task == "evaluate":
-        return [*after_evaluation(folder, Path(str(found.get("model", ""))))]
+        # a card is of weights alone, so not of a model with a remedy
+        measured = "" if found.get("remedy") else str(found.get("model", ""))
+        return [*after_evaluation(folder, Path(measured))]
     return [*after_pipeline(folder)]
 
 
@@ -54,6 +58,17 @@ def uses_of(model: str) -> Iterator[NextStep]:
     yield "serve it", command("vllm", "serve", Path(model))
     converter = ("python", "llama.cpp/convert_hf_to_gguf.py", Path(model))
     yield "make a GGUF file", command(*converter, "--outfile", Path(f"{model}.gguf"))
+
+
+def after_fit(found: Mapping[str, object], recipes: Path) -> Iterator[NextStep]:
+    """Measure what a fit kept; serve and convert it if it is plain weights. Nothing if it kept
+    none."""
+    if found.get("model"):
+        yield from after_training(str(found["model"]), recipes)
+    elif found.get("folder_remedy"):
+        keys = (MODEL_KEY, str(found["base"])), ("model.remedy", str(found["folder_remedy"]))
+        words = [override(key, value) for key, value in keys]
+        yield "measure it", command("overrefusal-po", shipped(recipes, "evaluate"), *words)
 
 
 CURATED = (
@@ -82,7 +97,8 @@ def after_evaluation(folder: Path, model: Path) -> Iterator[NextStep]:
     too."""
     yield "make its page", command("overrefusal-po", "report", folder)
     yield "compare it", command("overrefusal-po", "compare", "RUN_BEFORE", folder)
-    if model.name == "model" and (model.parent / "training.json").is_file():
+    made_here = any((model.parent / name).exists() for name in ("training.json", "remedy"))
+    if model.name == "model" and made_here:
         yield "write its model card", command("overrefusal-po", "card", model.parent, folder)
 
 

@@ -22,10 +22,14 @@ from overrefusal_po.evaluate.breakdowns import NO_ATTACK, SeedSpread, spread_ove
 from overrefusal_po.evaluate.metrics import RateName, RatesEntry
 from overrefusal_po.records import Kind, write_atomic
 from overrefusal_po.report.first_token_part import first_token_lines, openers_words
+from overrefusal_po.report.numbers import signed
 from overrefusal_po.report.pictures import draw_plane, draw_transitions, png_base64
+from overrefusal_po.report.remedies_part import cell, p_words
+from overrefusal_po.report.remedies_picture import draw_remedies
 from overrefusal_po.report.robustness_part import LIMIT as TAMPER_LIMIT
 from overrefusal_po.report.robustness_part import TamperedCopy
 from overrefusal_po.report.rounds_part import round_lines
+from overrefusal_po.report.samples import Sample
 from overrefusal_po.report.search_part import HEADS as SEARCH_HEADS
 from overrefusal_po.report.seeds import check_seeds
 from overrefusal_po.report.summary import (
@@ -37,7 +41,6 @@ from overrefusal_po.report.summary import (
     MeasuredRun,
     MeasuredTransition,
     MoveCounts,
-    Sample,
     Summary,
     read_summary,
 )
@@ -226,9 +229,11 @@ def write_report(folder: Path, *others: Path) -> Path:
     steps = step_totals(summary.transitions)
     kinds = [kind for kind in KIND_WORDS if any(kind in step for step in steps.values())]
     png_base64(draw_transitions(steps, kinds), folder / "transitions.png")
+    remedies = summary.remedies
+    plane = draw_plane(summary.runs) if remedies is None else draw_remedies(summary.runs, remedies)
     values = {
         "pictures": {kind: png_base64(draw_transitions(steps, [kind])) for kind in kinds},
-        "plane": png_base64(draw_plane(summary.runs), folder / "plane.png"),
+        "plane": png_base64(plane, folder / "plane.png"),
         "steps": steps,
         "run_names": [run.name for run in summary.runs],
         "compared": compared_steps(summary),
@@ -263,6 +268,9 @@ def render(summary: Summary, values: Mapping[str, object]) -> str:
         "task_rows": task_rows,
         "openers_words": openers_words,
         "verdict_tokens": verdict_tokens,
+        "signed": signed,
+        "p_words": p_words,
+        "value_cell": cell,
     }
     fixed = {"s": summary, "states": STATE_WORDS, "kinds": KIND_WORDS, "no_attack": NO_ATTACK}
     return environment.get_template("page.html.j2").render({**fixed, **values})

@@ -23,18 +23,23 @@ from overrefusal_po.evaluate.comparisons import (
 from overrefusal_po.evaluate.entries import MeasuredEntry, MetricsEntry
 from overrefusal_po.evaluate.first_token import CurveStepEntry, curve_steps, read_log_odds
 from overrefusal_po.evaluate.labels import blinded_sample
-from overrefusal_po.evaluate.measured_how import measured_how, settings_note
+from overrefusal_po.evaluate.measured_how import RECIPE_MARK, measured_how, settings_note
 from overrefusal_po.evaluate.metrics import State
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.panels import is_panel, panel_members
-from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
-from overrefusal_po.records import Kind, Outcome, read_state, write_atomic
+from overrefusal_po.recipe.report import Report
+from overrefusal_po.recipe.rounds import Repeats
+from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
+from overrefusal_po.records import Kind, Outcome, read_jsonl, read_state, write_atomic
 from overrefusal_po.report.hold_notes import hold_notes
+from overrefusal_po.report.remedies_entry import RemediesEntry, Stages, remedies_entry
+from overrefusal_po.report.rounds_part import round_entries
 from overrefusal_po.report.samples import SampleEntry, sample_entries
 from overrefusal_po.report.search_part import SearchEntry, search_entries
 from overrefusal_po.report.waivers import waiver_notes
 from overrefusal_po.run.environment import environment
 
-StageRecipe = TrainRecipe | CurateRecipe | EvaluateRecipe
+StageRecipe = TrainRecipe | CurateRecipe | FitRecipe | EvaluateRecipe
 
 
 class StageMetrics(MetricsEntry):
@@ -67,11 +72,30 @@ class SummaryEntry(TypedDict):
     transitions: list[TransitionEntry]
     curves: list[CurveStepEntry]
     searches: list[SearchEntry]
+    remedies: RemediesEntry | None
     samples: list[SampleEntry]
     measured: MeasuredEntry
     seconds: float
     versions: dict[str, str]
     hardware: str
+
+
+def write_summary(
+    body: PipelineRecipe,
+    folder: Path,
+    runs: Sequence[StageMetrics],
+    *,
+    stages: Mapping[str, StageRecipe],
+    repeats: Repeats,
+) -> None:
+    """Writes summary.json and the blinded sample into a pipeline's folder."""
+    outcomes = {
+        run["name"]: read_jsonl(folder / run["folder"] / "outcomes.jsonl", Outcome) for run in runs
+    }
+    summary = make_summary(body.title, folder, runs, stages, outcomes, report=body.report)
+    rounds = round_entries(folder, repeats)
+    write_atomic(folder / "summary.json", json.dumps({**summary, "rounds": rounds}, indent=1))
+    write_blinded_sample(folder, outcomes)
 
 
 def make_summary(
@@ -80,15 +104,20 @@ def make_summary(
     runs: Sequence[StageMetrics],
     stages: Mapping[str, StageRecipe],
     outcomes: Mapping[str, list[Outcome]],
+    *,
+    report: Report | None = None,
 ) -> SummaryEntry:
     """summary.json of at least one run: the runs, comparisons of neighbours (and of first and
     last), transitions, threshold curves and samples.
 
     `outcomes` are all of each run, by its name. The samples are about 50 prompts and a few of each
-    attack.
+    attack. With `report`, each run is compared with the untouched model instead.
     """
     plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
-    steps = comparable_steps(plain)
+    remedies = None
+    if report is not None:
+        remedies = remedies_entry(report, Stages(folder, stages), runs, outcomes=plain)
+    steps = comparable_steps(plain) if remedies is None else remedy_steps(remedies)
     log_odds = {run["name"]: read_log_odds(folder / run["folder"]) for run in runs}
     notes = [*reader_notes(runs, stages), *waiver_notes(folder)]
     folders = {run["name"]: folder / run["folder"] for run in runs}
@@ -98,11 +127,12 @@ def make_summary(
         "title": title,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "runs": [run_entry(run) for run in runs],
-        "warnings": [*hold_notes(folder), *unlike_notes(folders, plain)],
+        "warnings": [*hold_notes(folder), *unlike_notes(folders, plain, rivals=bool(remedies))],
         "comparisons": [compare(plain[a], plain[b]).as_dict(a, b) for a, b in steps],
         "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
         "curves": curve_steps(plain, log_odds),
         "searches": search_entries(folder),
+        "remedies": remedies,
         "samples": sample_entries(outcomes),
         "measured": {**runs[-1]["measured"], "notes": notes},
         "seconds": sum(read_state(file).get("seconds", 0) for file in status_files),
@@ -175,6 +205,11 @@ def comparable_steps(outcomes: Mapping[str, Sequence[Outcome]]) -> list[tuple[st
     return steps
 
 
+def remedy_steps(remedies: RemediesEntry) -> list[tuple[str, str]]:
+    """The untouched model and each run, in the order of the table."""
+    return [(remedies["baseline"], row["run"]) for row in remedies["rows"]]
+
+
 def compared_groups(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
     """The names of the runs, those on the same prompts by the same judge together."""
     groups: dict[tuple[frozenset[str], tuple[str, ...]], list[str]] = {}
@@ -185,12 +220,14 @@ def compared_groups(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]
 
 
 def unlike_notes(
-    folders: Mapping[str, Path], outcomes: Mapping[str, Sequence[Outcome]]
+    folders: Mapping[str, Path], outcomes: Mapping[str, Sequence[Outcome]], *, rivals: bool = False
 ) -> Iterator[str]:
     """A sentence for each group of compared runs that were not measured alike, and one if runs on
-    the same prompts are not compared because of their judges."""
+    the same prompts are not compared because of their judges. With `rivals`, another system prompt
+    is what is compared."""
+    prompted = {RECIPE_MARK: "any"} if rivals else {}
     for names in compared_groups(outcomes):
-        hows = {name: measured_how(folders[name], outcomes[name]) for name in names}
+        hows = {name: measured_how(folders[name], outcomes[name]) | prompted for name in names}
         if note := settings_note(hows):
             yield note
     judges: dict[frozenset[str], dict[str, list[str]]] = {}

@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from pydantic import BaseModel
+
 from overrefusal_po.identity import conversation_text
 from overrefusal_po.records import Kind, Outcome, Prompt, Refusal
+from overrefusal_po.report.panel_part import READ_CONFIG, Count
 
 SAMPLES_OF_KIND: dict[Kind, int] = {"benign": 24, "harmful": 18, "general": 6}
 SAMPLES_OF_ATTACK = 3
@@ -20,7 +23,7 @@ to load on a phone."""
 
 
 class ResponseEntry(TypedDict):
-    """A `summary.SampleResponse`, as JSON holds it."""
+    """A `SampleResponse`, as JSON holds it."""
 
     run: str
     text: str
@@ -30,7 +33,7 @@ class ResponseEntry(TypedDict):
 
 
 class SampleEntry(TypedDict):
-    """A `summary.Sample`, as JSON holds it."""
+    """A `Sample`, as JSON holds it."""
 
     kind: Kind
     category: str
@@ -38,6 +41,40 @@ class SampleEntry(TypedDict):
     prompt: str
     row: str | None
     responses: list[ResponseEntry]
+
+
+class SampleResponse(BaseModel):
+    """What one run said, and the judge's verdict; `refusal` None is unscored."""
+
+    model_config = READ_CONFIG
+    run: str
+    text: str
+    refusal: Refusal | None
+    refusal_start: Count | None = None
+    degenerate: bool = False
+
+    @property
+    def state(self) -> str:
+        """One of summary.STATE_WORDS, or "unscored"."""
+        if self.refusal is None:
+            return "unscored"
+        if self.refusal != "none":
+            return self.refusal
+        return "degenerate" if self.degenerate else "answer"
+
+
+class Sample(BaseModel):
+    """A prompt and what every run said to it."""
+
+    model_config = READ_CONFIG
+    kind: Kind
+    category: str
+    attack: str | None = None
+    prompt: str
+    """All turns, with the system prompt."""
+    row: str | None = None
+    """The user's row behind it: its id, file and line."""
+    responses: tuple[SampleResponse, ...]
 
 
 def sample_entries(outcomes: Mapping[str, Sequence[Outcome]]) -> list[SampleEntry]:
@@ -51,20 +88,23 @@ def sample_entries(outcomes: Mapping[str, Sequence[Outcome]]) -> list[SampleEntr
     by_id = {run: {o.prompt.id: o for o in rows} for run, rows in outcomes.items()}
     last = list(by_id.values())[-1]
     return [
-        {
-            "kind": prompt.kind,
-            "category": prompt.category,
-            "attack": prompt.attack,
-            "prompt": conversation_text(prompt.conversation),
-            "row": row_words(prompt),
-            "responses": [
-                response_entry(run, rows[prompt.id])
-                for run, rows in by_id.items()
-                if prompt.id in rows
-            ],
-        }
+        sample_entry(
+            prompt, {run: rows[prompt.id] for run, rows in by_id.items() if prompt.id in rows}
+        )
         for prompt in chosen_prompts([outcome.prompt for outcome in last.values()])
     ]
+
+
+def sample_entry(prompt: Prompt, said: Mapping[str, Outcome]) -> SampleEntry:
+    """A prompt, and what each run said to it."""
+    return {
+        "kind": prompt.kind,
+        "category": prompt.category,
+        "attack": prompt.attack,
+        "prompt": conversation_text(prompt.conversation),
+        "row": row_words(prompt),
+        "responses": [response_entry(run, outcome) for run, outcome in said.items()],
+    }
 
 
 def row_words(prompt: Prompt) -> str | None:

@@ -21,13 +21,14 @@ from pydantic.json_schema import models_json_schema
 from typing_extensions import TypedDict
 
 from overrefusal_po.evaluate.metrics import ScoredState
-from overrefusal_po.records import Kind, Outcome, Refusal, first_fault, read_jsonl, read_state
+from overrefusal_po.records import Kind, Outcome, first_fault, read_jsonl, read_state
 from overrefusal_po.report.first_token_part import CurveStep, FirstTokenPart
 from overrefusal_po.report.hold_notes import older_warnings
 from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelPart
+from overrefusal_po.report.remedies_part import RemediesPart
 from overrefusal_po.report.robustness_part import TamperedCopy
 from overrefusal_po.report.rounds_part import RoundPart
-from overrefusal_po.report.samples import sample_entries
+from overrefusal_po.report.samples import Sample, sample_entries
 from overrefusal_po.report.search_part import SearchPart
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -193,44 +194,14 @@ class MeasuredRun(MeasuredRates):
     robustness: tuple[TamperedCopy, ...] = ()
     """Copies whose safety was tampered with; only if the recipe asks for them."""
     model_form: str | None = None
+    remedy: str | None = None
+    """The id of the remedy on the model, which is then another one than its weights alone."""
 
 
 class Metrics(MeasuredRun):
     """metrics.json: one run, and how it was measured."""
 
     measured: Measured
-
-
-class SampleResponse(RatePart):
-    """What one run said, and the judge's verdict; `refusal` None is unscored."""
-
-    run: str
-    text: str
-    refusal: Refusal | None
-    refusal_start: Count | None = None
-    degenerate: bool = False
-
-    @property
-    def state(self) -> str:
-        """One of STATE_WORDS, or "unscored"."""
-        if self.refusal is None:
-            return "unscored"
-        if self.refusal != "none":
-            return self.refusal
-        return "degenerate" if self.degenerate else "answer"
-
-
-class Sample(RatePart):
-    """A prompt and what every run said to it."""
-
-    kind: Kind
-    category: str
-    attack: str | None = None
-    prompt: str
-    """All turns, with the system prompt."""
-    row: str | None = None
-    """The user's row behind it: its id, file and line."""
-    responses: tuple[SampleResponse, ...]
 
 
 class Summary(RatePart):
@@ -246,6 +217,8 @@ class Summary(RatePart):
     transitions: tuple[MeasuredTransition, ...] = ()
     curves: tuple[CurveStep, ...] = ()
     """Later runs against the threshold curve of the first run that has one."""
+    remedies: RemediesPart | None = None
+    """Every run against the untouched model; None for a pipeline without `report`."""
     rounds: tuple[RoundPart, ...] = ()
     searches: tuple[SearchPart, ...] = ()
     samples: tuple[Sample, ...] = ()

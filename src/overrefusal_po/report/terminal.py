@@ -147,6 +147,8 @@ def print_result(found: StageResult) -> None:
     if rates:
         head = ["rate", "value", "95 % interval", "n", "unscored"]
         print_table(head, [rate_cells(found, key) for key in rates], width=100)
+    if found.get("candidates"):
+        print_table(*candidate_table(found), width=100)
     rated = {"panel"} if rates else set()
     counts = [
         row for key in SHOWN_COUNTS if key not in rated for row in count_rows(key, found.get(key))
@@ -165,6 +167,17 @@ def rate_cells(found: StageResult, key: str) -> list[str]:
         str(found["n"][key]),
         str(found["unscored"][key]),
     ]
+
+
+def candidate_table(found: StageResult) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a fit's table: the model without a remedy, and every candidate."""
+    names = ("harmful_refused", "benign_answered", "ordinary_answered")
+    rows = [["without", "", *(with_interval(found["before"], name) for name in names)]]
+    for number, row in found["candidates"].items():
+        mark = " kept" if row["number"] == found["chosen"] else ""
+        cells = [with_interval(row["rates"], name) for name in names]
+        rows.append([f"{number}{mark}", f"{row['strength']:.3g}", *cells])
+    return ["candidate", "strength", *(name.replace("_", " ") for name in names)], rows
 
 
 def count_rows(key: str, counts: object) -> Iterator[list[str]]:
@@ -201,12 +214,16 @@ def print_summary(folder: Path) -> None:
         say(curve_step_words(CurveStep.model_validate(step)))
     for part in summary.get("rounds", ()):
         say(round_words(RoundPart.model_validate(part)))
+    if found := summary.get("remedies"):
+        say(found["sentence"])
     say(f"report: {folder / 'report.html'}")
     print_table(["run", "harmful refused", "harmless answered", "F1"], rows, width=100)
     warnings = summary.get("warnings")
     if warnings is None:
         warnings = older_warnings(folder, summary.get("measured", {}).get("notes", ()))
-    for note in (*warnings, *unmoved_notes(folder, summary.get("comparisons", ()))):
+    # a table of remedies says itself which run gives nothing back
+    steps = () if summary.get("remedies") else summary.get("comparisons", ())
+    for note in (*warnings, *unmoved_notes(folder, steps)):
         say(note)
 
 

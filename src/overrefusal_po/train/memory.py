@@ -125,14 +125,11 @@ class Memory(NamedTuple):
 
 def config_of(section: ModelSection) -> PretrainedConfig:
     """The model config that a recipe's `model:` names; no weights are read."""
-    from transformers import AutoConfig
-
-    config: PretrainedConfig = AutoConfig.from_pretrained(
-        models.resolve(str(section["model_name_or_path"])),
+    return models.load_config(
+        str(section["model_name_or_path"]),
         revision=section.get("model_revision", "main"),
         trust_remote_code=bool(section.get("trust_remote_code", False)),
     )
-    return config
 
 
 def shape_of(config: PretrainedConfig, section: ModelSection) -> Shape:

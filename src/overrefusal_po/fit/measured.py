@@ -1,0 +1,139 @@
+"""The dev prompts answered by the model, with each candidate on it, in files that survive a kill.
+
+    dev = Measuring(folder, engine, judge, prompts, sampling)
+    dev.untreated()            # outcomes; dev/untreated.jsonl
+    dev.rows(candidates)       # a row of dev.jsonl for each; dev/<id without its gate>.jsonl
+
+A candidate is known by its remedy's id, which follows from its numbers. So a fit that is made again
+after a kill goes on with what was measured, if it found the same.
+
+A gate decides at the prompt: behind it a response is the changed model's or the plain one's. So a
+gated candidate is measured without its gate, and candidates that differ by their thresholds alone
+are generated once. The gate then says whose response to each prompt counts.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overrefusal_po.fit.choice import DevRates, Tried, rate_words, rates_of
+from overrefusal_po.judges import Judge
+from overrefusal_po.model.blocks import last_states
+from overrefusal_po.model.remedied import remedied
+from overrefusal_po.model.remedy import Gate, remedy_id
+from overrefusal_po.records import Outcome, Prompt, Sampling
+from overrefusal_po.remedies import Candidate
+from overrefusal_po.run.appender import Appender
+from overrefusal_po.run.complete import complete
+from overrefusal_po.run.judged import resumable_verdicts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from overrefusal_po.engines.transformers import TransformersEngine
+
+logger = logging.getLogger(__name__)
+
+DEV_FILE, DEV_FOLDER = "dev.jsonl", "dev"
+
+UNTREATED = "untreated"
+"""The name of the model without a remedy."""
+
+
+class Measuring:
+    """What measures one run's candidates."""
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: TransformersEngine,
+        judge: Judge,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+    ) -> None:
+        self.folder, self.engine, self.judge = folder, engine, judge
+        self.prompts, self.sampling = prompts, sampling
+        self.states: Tensor | None = None
+
+    def untreated(self) -> list[Outcome]:
+        """What the model says without a remedy, judged."""
+        return self.outcomes(UNTREATED, f"without a remedy: {len(self.prompts)} dev prompts")
+
+    def rows(self, candidates: Sequence[Candidate]) -> list[Tried]:
+        """A row for each candidate, in their order."""
+        found = []
+        with Appender(self.folder / DEV_FILE, Tried) as file:
+            known = {(row.number, row.remedy): row for row in file.rows}
+            for number, candidate in enumerate(candidates, 1):
+                key = remedy_id(candidate.remedy)
+                row = known.get((number, key))
+                if row is None:
+                    of = f"candidate {number} of {len(candidates)}"
+                    row = self.tried(number, key, candidate, of)
+                    file.add(row)
+                found.append(row)
+        return found
+
+    def tried(self, number: int, key: str, candidate: Candidate, of: str) -> Tried:
+        """The row of a candidate that is measured now."""
+        strength = candidate.remedy.strength
+        open_gate = candidate.remedy._replace(gate=None)
+        name = remedy_id(open_gate)
+        whole = not (self.folder / DEV_FOLDER / f"{name}.jsonl").is_file()
+        begun = time.monotonic()
+        with remedied(self.engine.model, open_gate):
+            changed = self.outcomes(name, f"{of}, strength {strength:g}")
+        rates = rates_of(self.behind(candidate.remedy.gate, changed))
+        seconds = round(time.monotonic() - begun, 1) if whole else None
+        logger.info("%s, strength %g: %s", of, strength, rate_words(rates))
+        return Tried(
+            number=number,
+            remedy=key,
+            strength=strength,
+            rates=rates,
+            facts=dict(candidate.facts),
+            seconds=seconds,
+        )
+
+    def behind(self, gate: Gate | None, changed: list[Outcome]) -> list[Outcome]:
+        """The changed model's outcomes for the prompts that a gate lets through, the plain model's
+        for the others."""
+        if gate is None:
+            return changed
+        if self.states is None:
+            texts = [self.engine.input_text(prompt) for prompt in self.prompts]
+            self.states = last_states(
+                self.engine.model,
+                self.engine.template.tokenizer,
+                texts,
+                batch_size=self.engine.batch_size,
+            )
+        through = (gate.scores(self.states[:, gate.layer]) < gate.threshold).tolist()
+        rows = zip(through, changed, self.untreated(), strict=True)
+        return [new if passes else plain for passes, new, plain in rows]
+
+    def outcomes(self, name: str, label: str) -> list[Outcome]:
+        """What the model says as it is now, judged; kept under this name."""
+        folder = self.folder / DEV_FOLDER
+        folder.mkdir(exist_ok=True)
+        engine = copy.copy(self.engine)
+        if name != UNTREATED:
+            engine.name = f"{engine.name} with {name}"
+        completions = complete(
+            folder / f"{name}.jsonl", self.prompts, self.sampling, lambda: engine, label
+        )
+        verdicts = resumable_verdicts(
+            folder / "verdicts.jsonl", self.judge, self.prompts, completions
+        )
+        rows = zip(self.prompts, completions, verdicts, strict=True)
+        return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
+
+
+def dev_entry(rates: DevRates) -> dict[str, object]:
+    """Rates as summary.json and remedy.json hold them."""
+    return rates.model_dump(mode="json")

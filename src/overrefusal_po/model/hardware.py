@@ -1,0 +1,31 @@
+"""What the hardware can do: a GPU, native bfloat16, and the dtype that follows from it."""
+
+from __future__ import annotations
+
+
+def has_cuda() -> bool:
+    """Whether a CUDA GPU can be used."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def has_bf16() -> bool:
+    """Whether the GPU multiplies bfloat16 matrices natively; without a GPU, whether the CPU does.
+
+    On other hardware bfloat16 is slow.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    probes = (
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return any(probe() for probe in probes if probe is not None)
+
+
+def default_dtype() -> str:
+    """The dtype of weights if a recipe names none: bfloat16 if it is native, else float32."""
+    return "bfloat16" if has_bf16() else "float32"

@@ -1,0 +1,135 @@
+"""Safe LoRA: an adapter is projected onto the directions in which safety training moved the model.
+
+    {name: safelora, adapter: "@tuned.adapter"}
+    {name: safelora, adapter: ..., projection: orthogonal, merged: false}
+
+Hsu et al. (2024, arXiv 2405.16833). For each module of the adapter,
+with weights (outputs, inputs):
+
+    D = W_aligned - W_reference,   C = D D^T / ||D||_F,   B <- C B where cos(B A, C B A) <= 0.35
+
+So the modules in which the adapter leaves the safety directions are brought back; the others stay.
+C scales as well, so it is no projection. `orthogonal` (ours) is one: onto the left singular vectors
+of D, the greatest ones that hold 90 % of its square. All of them would often be the whole space,
+since a merged model is rounded.
+
+It is a defence of fine-tuning, not a cure of over-refusal by itself. The result is plain weights.
+`reference` of the recipe is the model before its safety training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from overrefusal_po.model.remedy import Deltas, Form, Remedy
+from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
+from overrefusal_po.remedies._adapters import joined, matrix, read_adapter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Linear
+    from transformers import PreTrainedModel
+
+FORM: Form = "weights"
+NEEDS_REFERENCE = True
+
+ENERGY = 0.9
+"""The share of D's square that the orthogonal projection's directions hold."""
+
+
+class Settings(BaseModel):
+    """Which adapter is projected, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    adapter: str = Field(min_length=1)
+    """The folder of the LoRA adapter that is projected."""
+    merged: bool = True
+    """Whether the model has the adapter in its weights already. Else it is put on."""
+    projection: Literal["scaled", "orthogonal"] = "scaled"
+    """The paper's matrix C, which scales too, or an orthogonal projection."""
+    cosine: float = Field(default=0.35, ge=-1, le=1)
+    """A module is projected if its change and the projected one have at most this cosine."""
+
+
+def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
+    """One candidate. Nothing is fitted on prompts. NoRemedy if no module is projected."""
+    adapter = read_adapter(settings.adapter, subject.model)
+    reference = subject.reference()
+    down, up, cosines = {}, {}, {}
+    for path, a in adapter.down.items():
+        b = adapter.up[path]
+        aligned = weight_of(subject.model, path)
+        if settings.merged:
+            aligned = aligned - matrix(adapter, path)
+        step = aligned - weight_of(reference, path)
+        moved = projector(step, settings.projection) @ b
+        cosines[path] = product_cosine(a, b, moved)
+        down[path] = a
+        up[path] = moved if cosines[path] <= settings.cosine else b
+    projected = [path for path, cos in cosines.items() if cos <= settings.cosine]
+    if not projected:
+        raise NoRemedy(
+            f"no module is projected: the least cosine is {min(cosines.values()):.2f}, above "
+            f"{settings.cosine}. The adapter stays in the directions of safety."
+        )
+    change = Deltas(down, up)
+    if settings.merged:
+        change = only_changed(adapter, change, projected)
+    facts = {"projected": len(projected), "modules": len(down), "cosines": cosines}
+    return [Candidate(Remedy("safelora", change), facts)]
+
+
+def only_changed(before: Deltas, after: Deltas, paths: list[str]) -> Deltas:
+    """`after` minus `before`, in these modules."""
+    parts = [
+        (weight, Deltas({p: part.down[p] for p in paths}, {p: part.up[p] for p in paths}))
+        for weight, part in ((1.0, after), (-1.0, before))
+    ]
+    return joined(parts)
+
+
+def weight_of(model: PreTrainedModel, path: str) -> Tensor:
+    """(outputs, inputs) a module's weight, float32 on the CPU. ValueError if it is quantised or
+    missing."""
+    module = dict(model.named_modules()).get(path)
+    weight = cast("Linear", module).weight if hasattr(module, "weight") else None
+    if weight is None or not weight.is_floating_point():
+        what = "has no such module" if weight is None else "is quantised there"
+        raise ValueError(
+            f"{path}: {model.name_or_path!r} {what}, so its weights cannot be compared. Give the "
+            "model before safety training as `reference`, in 16 or 32 bits."
+        )
+    return weight.detach().float().cpu()
+
+
+def projector(step: Tensor, kind: str) -> Tensor:
+    """(outputs, outputs) C of a step D (outputs, inputs). ValueError for a step of zeros.
+
+    D = diag(2, 0): D D^T / ||D||_F is diag(2, 0), the orthogonal projection diag(1, 0).
+    """
+    import torch
+
+    gram = step @ step.T
+    square = float(gram.trace())
+    if not square > 0:
+        raise ValueError(
+            "The model and its reference have equal weights in a module of the adapter, so there "
+            "are no directions of safety. Give the model before its safety training as `reference`."
+        )
+    if kind == "scaled":
+        return cast("Tensor", gram / square**0.5)
+    values, vectors = torch.linalg.eigh(gram.double())  # rising
+    held = values.flip(0).cumsum(0) / values.sum()
+    count = int((held < ENERGY).sum()) + 1
+    kept = vectors[:, -count:].float()
+    return cast("Tensor", kept @ kept.T)
+
+
+def product_cosine(down: Tensor, one: Tensor, other: Tensor) -> float:
+    """The cosine between `one` A and `other` A, as vectors; 0 if one of them is zero."""
+    gram = (down @ down.T).double()
+    both = [(one, other), (one, one), (other, other)]
+    dot, first, second = (float(((a.T @ b).double() * gram).sum()) for a, b in both)
+    return dot / (first * second) ** 0.5 if first > 0 and second > 0 else 0.0
