@@ -317,7 +317,11 @@ def test_check_loads_no_torch(tmp_path: Path) -> None:
 def test_check_data_reads_data_and_template_without_weights(
     command: Command, tiny: str, name: str
 ) -> None:
-    extra = [] if name in ("curate.yaml", "evaluate.yaml") else ["--trainer.max_length=2048"]
+    extra = (
+        []
+        if name in ("curate.yaml", "evaluate.yaml", "fit.yaml")
+        else ["--trainer.max_length=2048"]
+    )
     done = command("check", RECIPES / name, tiny, *extra, "--data")
     assert done.code == 0, done.err
     assert any(line.startswith("data: ") for line in done.out.splitlines())
