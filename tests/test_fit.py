@@ -21,6 +21,8 @@ from overrefusal_po.model.remedy import load_remedy
 from overrefusal_po.pipeline import is_finished, run_pipeline, run_stage, stage_bodies
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.records import Prompt, Sampling, read_objects, write_jsonl
+from overrefusal_po.report.next_steps import next_steps
+from overrefusal_po.report.terminal import print_result
 
 DEV_THINGS = ["a picture", "a letter", "the door", "a pack", "the gate", "a book"]
 
@@ -124,7 +126,9 @@ def own_plugs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_fit_gives_answers_back_and_keeps_refusals(wary: Path, tmp_path: Path) -> None:
+def test_a_fit_gives_answers_back_and_keeps_refusals(
+    wary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found, folder = fitted(wary, tmp_path), tmp_path / "run"
     assert found["status"] == "fitted"
     assert found["before"]["benign_answered"] == 0.0
@@ -141,6 +145,13 @@ def test_a_fit_gives_answers_back_and_keeps_refusals(wary: Path, tmp_path: Path)
     given = [row["rates"]["benign_answered"] for row in known["candidates"].values()]
     assert given == sorted(given) and given[0] < given[-1]  # stronger ones answer more
     assert max(given) == found["after"]["benign_answered"]
+    print_result(found)
+    shown = capsys.readouterr().out
+    assert "status: fitted" in shown
+    assert f"{found['chosen']} kept" in shown
+    ((_, measure),) = next_steps(found, "fit", Path("recipes"))
+    assert f"--model.remedy={folder / 'remedy'}" in measure
+    assert f"--model.model_name_or_path={wary}" in measure
 
 
 def completions(folder: Path, remedy: Path | None, adapter: Path | None = None) -> list[str]:

@@ -192,8 +192,8 @@ def test_quantised_weights_are_trained_with_adapters_alone(
         ("--zzz=1", ["zzz", "Known keys", "trainer"]),
         ("--seed=-1", ["seed", "-1", "greater than or equal to 0"]),
         ("--method=ppo", ["method", "'ppo'", "one of sft, derta, dpo, orpo, cpo, kto"]),
-        ("--task=trian", ["task", "'trian'", "train, curate, evaluate, pipeline"]),
-        ("--task=None", ["task", "None", "train, curate, evaluate, pipeline"]),
+        ("--task=trian", ["task", "'trian'", "train, curate, fit, evaluate, pipeline"]),
+        ("--task=None", ["task", "None", "train, curate, fit, evaluate, pipeline"]),
     ],
 )
 def test_a_wrong_override_names_what_was_given_and_what_is_allowed(
@@ -208,7 +208,7 @@ def test_a_wrong_override_names_what_was_given_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("method: dpo\n", ["task is missing", "train, curate, evaluate, pipeline"]),
+        ("method: dpo\n", ["task is missing", "train, curate, fit, evaluate, pipeline"]),
         ("", ["task is missing"]),
         ("- a\n- b\n", ["mapping", "list"]),
         ("task: train\nmodel: [a\nx: 1\n", ["not YAML", "line 2"]),
