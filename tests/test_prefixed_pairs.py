@@ -89,7 +89,7 @@ def test_a_token_over_the_end_of_the_path_belongs_to_the_sides(style: Style) -> 
 def test_a_path_that_the_template_does_not_keep_is_an_error(style: Style) -> None:
     for path in (" Sure,", "<think>\nHm.\n</think>\n\nSure,"):
         pair = begun(path, " use it.", " not I.")
-        with pytest.raises(ValueError, match="assistant_prefix .* does not stand at the start"):
+        with pytest.raises(ValueError, match=r"assistant_prefix .* does not stand at the start"):
             pair_table([pair], style.template)
         errors = lint([pair], RefusalJudge(), template=style.template).errors
         assert {finding.check for finding in errors} == {"prefix"}

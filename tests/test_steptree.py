@@ -233,7 +233,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "loop of one": (tree(leaf("s", 1), {**LOOP[0], "parent": "a"}), "'a': its parents are a loop"),
     "loop of two": (tree(*LOOP), r"'a': its parents are a loop \('a' -> 'b' -> 'a' -> 'b'\)"),
     "loop beside a tree": (tree(*STEPS, {**LOOP[0], "id": "x", "parent": "x"}), "'x': its parents"),
-    "behind the end": (tree(leaf("a", 1), leaf("b", 1, parent="a")), "'a' is terminal, and nothing"),
+    "behind the end": (
+        tree(leaf("a", 1), leaf("b", 1, parent="a")),
+        "'a' is terminal, and nothing",
+    ),
     "text is null": (tree({"id": "a", "text": None}), "node 1: text is None"),
     "blank step": (tree(*STEPS, {"id": "z", "parent": "a", "text": " "}), "node 7: text is ' '"),
     "NaN": (tree(leaf("a", float("nan"))), "node 1: value is nan; it must be a finite number"),

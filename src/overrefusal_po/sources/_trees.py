@@ -119,7 +119,7 @@ def joined(steps: Mapping[str, Step], place: str) -> Tree:
 def check_loops(
     steps: Mapping[str, Step], children: Mapping[str | None, Sequence[Step]], place: str
 ) -> None:
-    """Raises ValueError if some step is not reached from the prompt: then its parents are a loop."""
+    """Raises ValueError if a step is not reached from the prompt: then its parents are a loop."""
     reached: set[str] = set()
     waiting = list(children.get(None, ()))
     while waiting:

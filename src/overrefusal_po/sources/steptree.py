@@ -5,10 +5,11 @@ arXiv 2502.02384).
     {name: steptree, path: mct_data/0.json, kind: harmful, min_visits: 1}
 
 A row is a prompt and `nodes`, in the form of docs/files.md, or what STAIR's released code writes.
-Of two steps behind the same step, the one is chosen over the other if its value is at least
-`min_chosen` and more than `min_gap` above. A step that does not end the response needs `min_visits`.
-The steps before both are the pair's `assistant_prefix`: they belong to the prompt, since they cancel
-in a margin. Behind a step that does not end the response no end of turn is trained.
+Of two steps behind the same step, one is chosen over the other if its value is at least
+`min_chosen`, and more than `min_gap` above. A step that does not end the response needs
+`min_visits`.
+The steps before both are the `assistant_prefix` of the pair: they belong to the prompt, since they
+cancel in a margin. Behind a step that does not end the response no end of turn is trained.
 """
 
 from __future__ import annotations
@@ -201,9 +202,7 @@ def step_pair(row: Row, path: str, chosen: Step, rejected: Step) -> PreferencePa
     asked = row.asked
     own = prompt_id(asked.kind, asked.messages, path)
     of_prompt = row.origin.model_copy(update={"id": None})  # a tree has many prompts
-    prompt = asked.model_copy(
-        update={"id": own, "assistant_prefix": path, "origin": of_prompt}
-    )
+    prompt = asked.model_copy(update={"id": own, "assistant_prefix": path, "origin": of_prompt})
     name = f"{row.origin.id or 'tree'}: {chosen.id} over {rejected.id}"
     sides = (("chosen", chosen), ("rejected", rejected))
     return PreferencePair.model_validate(
