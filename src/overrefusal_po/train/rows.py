@@ -93,8 +93,10 @@ def trained_row(pair: PreferencePair, row: TokenRow, template: ChatTemplate) -> 
     except ValueError as error:
         raise ValueError(f"Pair {pair.label}: {error}") from None
     asked = min(chosen.prompt_ids, rejected.prompt_ids, key=len)
-    sides = ([*side.prompt_ids, *side.response_ids][len(asked) :] for side in (chosen, rejected))
-    return asked, *sides
+    good, bad = (
+        [*side.prompt_ids, *side.response_ids][len(asked) :] for side in (chosen, rejected)
+    )
+    return asked, good, bad
 
 
 def check_sides(pairs: Sequence[PreferencePair]) -> None:
