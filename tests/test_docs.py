@@ -259,6 +259,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "pairs": read_pairs,
     "prompts": lambda file: read_source(str(file), None),
     "triples": lambda file: read_triples(str(file), None, opener="Sorry"),
+    "trees": lambda file: read_source_pairs({"name": "steptree", "path": str(file)}, None),
     "unpaired": lambda file: read_unpaired(str(file), None),
     "responses": read_responses,
     "labels": read_labels,

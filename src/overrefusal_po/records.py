@@ -225,6 +225,8 @@ class PreferencePair(Record):
     rule: Rule | None = None
     reason: str = ""
     verdicts: tuple[Verdict, ...] = ()
+    unfinished: tuple[Literal["chosen", "rejected"], ...] = ()
+    """Sides after which the response goes on: no end of turn is trained behind them."""
     origin: Origin | None = None
     """The user's row behind it; None if it came from no file."""
 

@@ -83,14 +83,16 @@ def row_findings(pair: PreferencePair, chosen: Verdict, rejected: Verdict) -> It
             message = f"the judge gives no verdict: {verdict.unscored}"
             yield Finding(pair.id, "unscored", "warning", side, message)
     of_kind = harmful_labels if pair.prompt.kind == "harmful" else harmless_labels
-    yield from of_kind(pair, chosen, rejected)
+    # a step in the middle of a response neither answers nor refuses
+    yield from (f for f in of_kind(pair, chosen, rejected) if f.side not in pair.unfinished)
 
 
 def degenerate_sides(pair: PreferencePair, chosen: Verdict, rejected: Verdict) -> Iterator[Finding]:
-    """Sides that are no response: an error if chosen, a warning if rejected."""
+    """Sides that are no response: an error if chosen, a warning if rejected or unfinished."""
     message = "loops, echoes the prompt or breaks off after an opening"
     if chosen.degenerate:
-        yield Finding(pair.id, "degenerate", "error", "chosen", message)
+        sure = "chosen" not in pair.unfinished
+        yield Finding(pair.id, "degenerate", severity(sure), "chosen", message)
     if rejected.degenerate:
         yield Finding(pair.id, "degenerate", "warning", "rejected", message)
 

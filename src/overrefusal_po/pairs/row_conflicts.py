@@ -18,6 +18,9 @@ from overrefusal_po.records import PreferencePair, Prompt, named
 Keyed = tuple[PreferencePair, str]
 """A pair and the key of its conversation."""
 
+Said = tuple[str, str]
+"""The key of a conversation, and a response to it without blanks around it."""
+
 
 def row_conflicts(pairs: Sequence[PreferencePair]) -> Iterator[Finding]:
     """What two rows together show: contradictions, two kinds of one prompt, one id of two prompts,
@@ -50,16 +53,44 @@ def prompt_conflicts(prompts: Sequence[Prompt]) -> Iterator[Finding]:
 
 
 def contradictions(keyed: Sequence[Keyed]) -> Iterator[tuple[PreferencePair, Finding]]:
-    """Rows that prefer for one prompt what another row rejects."""
-    rejected: dict[tuple[str, str], PreferencePair] = {}
+    """Rows that prefer for one prompt what another row rejects.
+
+    Rows without a rule may rank several texts: A over B, and B over C. Those contradict each other
+    only in a circle.
+    """
+    rejected: dict[Said, PreferencePair] = {}
     for pair, key in keyed:
         rejected.setdefault((key, pair.rejected.strip()), pair)
+    found = []
     for pair, key in keyed:
-        chosen = pair.chosen.strip()
-        other = rejected.get((key, chosen))
-        if other is not None and chosen != pair.rejected.strip():
-            message = f"another row rejects the same text for this prompt: {other.label}"
-            yield pair, Finding(pair.id, "contradiction", "error", "chosen", message)
+        other = rejected.get((key, pair.chosen.strip()))
+        if other is not None and pair.chosen.strip() != pair.rejected.strip():
+            found.append((pair, key, other))
+    circle = circles(keyed) if found else {}
+    for pair, key, other in found:
+        chosen, worse = (circle[key, side.strip()] for side in (pair.chosen, pair.rejected))
+        if pair.rule is None and other.rule is None and chosen != worse:
+            continue
+        message = f"another row rejects the same text for this prompt: {other.label}"
+        yield pair, Finding(pair.id, "contradiction", "error", "chosen", message)
+
+
+def circles(keyed: Sequence[Keyed]) -> dict[Said, int]:
+    """A number for each side of each prompt: two sides have the same one if each is preferred to
+    the other, directly or over other sides."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    places: dict[Said, int] = {}
+    edges = [
+        [places.setdefault((key, side.strip()), len(places)) for side in (p.chosen, p.rejected)]
+        for p, key in keyed
+    ]
+    chosen, worse = zip(*edges, strict=True)
+    size = (len(places), len(places))
+    graph = coo_matrix(([1] * len(edges), (chosen, worse)), shape=size)
+    _, numbers = connected_components(graph, directed=True, connection="strong")
+    return {said: int(numbers[place]) for said, place in places.items()}
 
 
 def two_kinds(keyed: Sequence[Keyed]) -> Iterator[tuple[PreferencePair, Finding]]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from overrefusal_po.model.chat import Turn
 from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding, ResponseSide, Severity, SideName
 from overrefusal_po.pairs.prompt_free import OPENING, Sides
-from overrefusal_po.records import PreferencePair
+from overrefusal_po.records import PreferencePair, Prompt
 
 if TYPE_CHECKING:
     from overrefusal_po.model.chat import ChatTemplate
@@ -74,30 +75,42 @@ def rendered_sides(pair: PreferencePair, template: ChatTemplate) -> RenderedSide
     faults: dict[ResponseSide, str] = {}
     for side in RESPONSE_SIDES:
         try:
-            turns[side] = rendered_side(pair, getattr(pair, side), template)
+            turns[side] = rendered_side(pair, side, template)
         except ValueError as error:
             turns[side], faults[side] = None, str(error)
     return RenderedSides(turns["chosen"], turns["rejected"], faults)
 
 
-def rendered_side(pair: PreferencePair, text: str, template: ChatTemplate) -> Turn:
+def rendered_side(pair: PreferencePair, side: ResponseSide, template: ChatTemplate) -> Turn:
     """One side as a turn; the tokens of `assistant_prefix` belong to the prompt, as in training.
 
-    ValueError if a token holds both the end of the prefix and the start of the side.
+    ValueError if the template changes the prefix.
     """
-    asked, begun = pair.prompt.messages, pair.prompt.assistant_prefix
-    turn = template.turn(asked, begun + text)
-    if not begun:
-        return turn
-    prompt_ids = template.prompt_ids(asked, begun)
-    ids, own = [*turn.prompt_ids, *turn.response_ids], len(prompt_ids)
-    if ids[:own] != prompt_ids:
+    begun = pair.prompt.assistant_prefix
+    turn = template.turn(pair.prompt.messages, begun + getattr(pair, side))
+    start, ids = len(turn.prompt_ids), [*turn.prompt_ids, *turn.response_ids]
+    own = begun_length(pair.prompt, turn, template) if begun else start
+    end = start + len(turn.answer_ids) if side in pair.unfinished else len(ids)
+    return Turn(ids[:own], ids[own:end], turn.offsets[own - start : end - start], turn.text)
+
+
+def begun_length(prompt: Prompt, turn: Turn, template: ChatTemplate) -> int:
+    """The tokens of a prompt and its `assistant_prefix` with which a turn begins.
+
+    A token that holds both the end of the prefix and the start of the side belongs to the side.
+    ValueError if the template changes the prefix.
+    """
+    begun = prompt.assistant_prefix
+    asked = template.prompt_ids(prompt.messages, begun)
+    ids = [*turn.prompt_ids, *turn.response_ids]
+    own = len(list(takewhile(lambda both: both[0] == both[1], zip(asked, ids, strict=False))))
+    if not turn.text.startswith(template.neutral(begun)) or own < len(turn.prompt_ids):
         raise ValueError(
-            f"assistant_prefix ({begun[-40:]!r}) does not end where a token of the side begins. "
-            "End it behind a word, and begin the sides with the blank."
+            f"assistant_prefix ({begun[-40:]!r}) does not stand at the start of the response as "
+            "the chat template renders it. Begin it with a word, without a blank, a control token "
+            "or a thinking block."
         )
-    offsets = turn.offsets[own - len(turn.prompt_ids) :]
-    return Turn(prompt_ids, ids[own:], offsets, turn.text)
+    return own
 
 
 def token_findings(

@@ -54,8 +54,10 @@ NOT_CONTENT: Any = {
     "context": True,
     "prompt": {"origin", "context"},
     "verdicts": {"__all__": {"judged"}},
+    "unfinished": True,
 }
-"""Fields that do not decide the order of rows: a file may lie in another folder tomorrow."""
+"""Fields that do not decide the order of rows: a file may lie in another folder tomorrow, and a
+field that is new in a record must not change the order of known rows."""
 
 ROWS = "rows"
 """The folder of the token rows in a run folder."""

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.pairs.findings import RESPONSE_SIDES
+from overrefusal_po.pairs.token_checks import rendered_side
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair
 from overrefusal_po.train.data import Prepared, as_dataset, check_rendered, rendered
@@ -61,7 +63,7 @@ def token_columns(
     for first in range(0, len(pairs), BATCH):
         part = pairs[first : first + BATCH]
         rows = tokens_of_pairs(part, template)
-        rows = [behind_prefix(*item, template) for item in zip(part, rows, strict=True)]
+        rows = [trained_row(*item, template) for item in zip(part, rows, strict=True)]
         yield tuple([row[at] for row in rows] for at in range(len(COLUMNS)))
 
 
@@ -78,22 +80,23 @@ def whole_sides(pair: PreferencePair) -> tuple[str, str]:
     return begun + pair.chosen, begun + pair.rejected
 
 
-def behind_prefix(pair: PreferencePair, row: TokenRow, template: ChatTemplate) -> TokenRow:
-    """The row with the tokens of `assistant_prefix` in the prompt: the model need not learn them.
+def trained_row(pair: PreferencePair, row: TokenRow, template: ChatTemplate) -> TokenRow:
+    """The row with the tokens of `assistant_prefix` in the prompt, which the model need not learn,
+    and without an end of turn behind an unfinished side.
 
-    Raises ValueError if a token holds both the end of the prefix and the start of a side.
+    Raises ValueError if the template changes the prefix.
     """
-    begun = pair.prompt.assistant_prefix
-    if not begun:
+    if not (pair.prompt.assistant_prefix or pair.unfinished):
         return row
-    asked = template.prompt_ids(pair.prompt.messages, begun)
-    chosen, rejected = (row[0] + side for side in row[1:])
-    if any(side[: len(asked)] != asked for side in (chosen, rejected)):
-        raise ValueError(
-            f"Pair {pair.label}: assistant_prefix ({begun[-40:]!r}) does not end where a token of "
-            "both sides begins. End it behind a word, and begin the sides with the blank."
-        )
-    return asked, chosen[len(asked) :], rejected[len(asked) :]
+    try:
+        chosen, rejected = (rendered_side(pair, side, template) for side in RESPONSE_SIDES)
+    except ValueError as error:
+        raise ValueError(f"Pair {pair.label}: {error}") from None
+    asked = min(chosen.prompt_ids, rejected.prompt_ids, key=len)
+    good, bad = (
+        [*side.prompt_ids, *side.response_ids][len(asked) :] for side in (chosen, rejected)
+    )
+    return asked, good, bad
 
 
 def check_sides(pairs: Sequence[PreferencePair]) -> None:
