@@ -192,6 +192,10 @@ def test_a_training_that_brings_no_answers_back_is_said(
     assert len(found) == notes and unmoved_notes(tmp_path, []) == []
     for note in found:
         assert note.startswith("after answers no more harmless prompts than before. The training")
+    sets = [{"set": "dev.jsonl", "start": [0.64, 0.67], "held": [0.79, 0.61]}]
+    (tmp_path / "dpo" / "hold.json").write_text(json.dumps({"sets": sets}))
+    for note in unmoved_notes(tmp_path, [step]):
+        assert "0.64 to 0.79 on dev.jsonl. stages.dpo.hold.aim=both gives" in note
     (tmp_path / "dpo" / "training.json").unlink()
     assert unmoved_notes(tmp_path, [step]) == []
 
