@@ -1,7 +1,9 @@
 """docs/remedies.md runs: its plug is written to a package, fitted by hand and put on a model; and it
 describes every remedy that there is."""
 
+import importlib
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,9 @@ def plug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     file.write_text(CODE)
     (file.parent / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == file.parent.name]:
+        sys.modules.pop(name)  # another page's plug may have the same name
+    importlib.invalidate_caches()
     return FILE.removesuffix(".py").replace("/", ".")
 
 

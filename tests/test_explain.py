@@ -89,7 +89,7 @@ def test_our_keys_have_the_text_of_their_section_and_each_option_its_line(
         ("data.opening", "train: dpo, orpo, cpo, kto", ["a whole number above 0 or null"]),
         ("model.lora_r", "every task", ["default: 16", "TRL's ModelConfig"]),
         ("model.trust_remote_code", "every task", ["true or false"]),
-        ("model.remedy", "curate; evaluate; pipeline", ["text or null", "@stage.remedy"]),
+        ("model.remedy", "curate; fit; evaluate; pipeline", ["text or null", "@stage.remedy"]),
         ("select.tolerance", "train", ["a number from 0 to 1", "default: 0.05"]),
         ("stages", "pipeline", [f"default: {REQUIRED}", "recipe: FILE"]),
         ("gate", "evaluate", ["a section or null", "keys: baseline, on"]),

@@ -298,6 +298,7 @@ def test_the_engines_of_this_package_give_the_id_of_the_content() -> None:
     engine = TransformersEngine.__new__(TransformersEngine)
     engine.template = SimpleNamespace(tokenizer=tokenizer, thought_opener="")  # type: ignore[assignment]
     engine.name, engine.revision, engine.stop_tokens = "m", "main", []
+    engine.model = SimpleNamespace()  # type: ignore[assignment]
     row = engine.completion(PROMPTS[0], [1], SAMPLING, sample=3)
     assert row.id == row.content_id
     failed = engine.completion(PROMPTS[0], [], SAMPLING, sample=3, error="too long")

@@ -590,7 +590,7 @@ def test_sft_refuses_a_prefix_that_it_would_drop(style: Style) -> None:
 def test_the_linter_reads_the_tokens_that_are_trained_on_behind_a_prefix(style: Style) -> None:
     pair = own_pair(assistant_prefix="Sure:")
     table = pair_table([pair], style.template)
-    turn = rendered_side(pair, pair.chosen, style.template)
+    turn = rendered_side(pair, "chosen", style.template)
     assert turn.prompt_ids == table["prompt_ids"][0].as_py()
     assert style.tokenizer.decode(turn.prompt_ids).endswith("Sure:")
     side = table["chosen_ids"][0].as_py()

@@ -230,7 +230,7 @@ def test_a_wrong_override_names_what_was_given_and_what_is_allowed(
             EVALUATE + "data: {split: testt}\n",
             ["data.split", "'testt'", "'train', 'dev' or 'test'"],
         ),
-        (EVALUATE + "trainer: {beta: 1}\n", ["trainer is not a known key", "Known keys"]),
+        (EVALUATE + "trainer: {beta: 1}\n", ["trainer is not a known key"]),
         (CURATE + "rejects: {prefil: x}\n", ["rejects.prefil", "Did you mean prefill"]),
         (CURATE + "data: {benine: x}\n", ["data.benine", "Did you mean benign"]),
         ("task: pipeline\nstages: {}\n", ["stages", "at least 1"]),

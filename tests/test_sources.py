@@ -28,6 +28,7 @@ XSTEST = [
 NEEDED: dict[str, dict[str, Any]] = {
     "file": {"path": "x"},
     "hub": {"repo": "a/b"},
+    "steptree": {"path": "x"},
     "table": {"set": "phtest"},
 }
 """Settings that a source cannot do without."""
