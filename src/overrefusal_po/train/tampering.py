@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from overrefusal_po.engines.transformers import Settings, TransformersEngine
 from overrefusal_po.judges import Judge
 from overrefusal_po.model import load as models
-from overrefusal_po.model.ablation import ablate_, direction, last_states, untie
+from overrefusal_po.model.ablation import ablate_, direction, untie
+from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.plugins import find_plug
 from overrefusal_po.recipe.schema import EvaluateRecipe
@@ -76,12 +77,11 @@ def ablated_copy(
     """A copy without the direction that leads from ordinary to harmful prompts behind a layer."""
     model = fresh_copy(recipe)
     engine = copy_engine(recipe, template, model)
-    sets = [
-        [engine.token_ids(engine.input_text(prompt)) for prompt in prompts]
-        for prompts in (harmful, ordinary)
-    ]
     size = recipe.generation.batch_size
-    first, second = (last_states(model, rows, batch_size=size)[:, layer] for rows in sets)
+    first, second = (
+        last_states(model, template.tokenizer, texts, batch_size=size)[:, layer]
+        for texts in ([engine.input_text(p) for p in prompts] for prompts in (harmful, ordinary))
+    )
     untie(model)
     ablate_(model, direction(first, second))
     return Copy(model)
