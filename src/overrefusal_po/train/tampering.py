@@ -17,11 +17,14 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.ablation import ablate_, direction, untie
 from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.remedied import install
+from overrefusal_po.model.remedy import load_remedy
 from overrefusal_po.plugins import find_plug
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Outcome, Prompt
 from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.judged import fresh_verdicts, release_judge
+from overrefusal_po.run.remedies import put_on
 from overrefusal_po.train.finite import finite_callback
 from overrefusal_po.train.policy import adapter_config
 from overrefusal_po.train.sft import sft_trainer
@@ -57,8 +60,8 @@ def engine_settings(recipe: EvaluateRecipe) -> Settings:
 
 
 def fresh_copy(recipe: EvaluateRecipe) -> PreTrainedModel:
-    """The recipe's model as it is measured."""
-    return models.load_model(**models.model_options(recipe.model))
+    """The recipe's model as it is measured, but without its remedy: weights alone are changed."""
+    return models.load_model(**{**models.model_options(recipe.model), "remedy": None})
 
 
 def layer_at(depth: float, layers: int) -> int:
@@ -74,7 +77,8 @@ def ablated_copy(
     *,
     layer: int,
 ) -> Copy:
-    """A copy without the direction that leads from ordinary to harmful prompts behind a layer."""
+    """A copy without the direction that leads from ordinary to harmful prompts behind a layer. The
+    recipe's remedy is put on it afterwards."""
     model = fresh_copy(recipe)
     engine = copy_engine(recipe, template, model)
     size = recipe.generation.batch_size
@@ -84,6 +88,8 @@ def ablated_copy(
     )
     untie(model)
     ablate_(model, direction(first, second))
+    if (remedy := put_on(recipe.model)) is not None:
+        install(model, load_remedy(remedy, model))
     return Copy(model)
 
 
