@@ -61,7 +61,9 @@ def engine_settings(recipe: EvaluateRecipe) -> Settings:
 
 def fresh_copy(recipe: EvaluateRecipe) -> PreTrainedModel:
     """The recipe's model as it is measured, but without its remedy: weights alone are changed."""
-    return models.load_model(**{**models.model_options(recipe.model), "remedy": None})
+    options = models.model_options(recipe.model)
+    options["remedy"] = None
+    return models.load_model(**options)
 
 
 def layer_at(depth: float, layers: int) -> int:
