@@ -15,12 +15,12 @@ from overrefusal_po.model.ablation import (
     check_ablation,
     direction,
     is_tied,
-    last_states,
     untie,
-    writers,
 )
+from overrefusal_po.model.blocks import last_states, writers
 
 ROWS = [[5, 9, 17, 4], [8, 3], [11, 12, 13, 14, 15, 6, 7]]
+TEXTS = ["How do I bake bread?", "Hi", "Tell me how a kiln is fired, step by step."]
 
 
 def test_a_state_loses_its_part_along_a_direction_of_any_length() -> None:
@@ -59,10 +59,15 @@ def logits(model: Any) -> torch.Tensor:
         return torch.cat([model(input_ids=torch.tensor([row])).logits[0] for row in ROWS])
 
 
+def states(model: Any, style: Style, size: int) -> torch.Tensor:
+    """(3, layers, D) behind TEXTS, in batches of this size."""
+    return last_states(model, style.tokenizer, TEXTS, batch_size=size)
+
+
 @contextmanager
 def hooked(model: Any, v: torch.Tensor, strength: float) -> Iterator[None]:
     """The model with the direction taken out behind each module that writes."""
-    places = [model.get_input_embeddings(), *writers(model)]
+    places = [model.get_input_embeddings(), *map(model.get_submodule, writers(model))]
     handles = [
         place.register_forward_hook(lambda _m, _i, out: ablated(out, v, strength))
         for place in places
@@ -95,23 +100,23 @@ def test_the_stream_has_nothing_along_the_direction_afterwards(style: Style) -> 
     model = style.make_model()
     v = torch.randn(64, generator=torch.Generator().manual_seed(3))
     v /= v.norm()
-    before = last_states(model, ROWS, batch_size=2)
+    before = states(model, style, 2)
     assert before.shape == (3, 2, 64) and (before @ v).abs().min() > 1e-4
     ablate_(model, v)
-    after = last_states(model, ROWS, batch_size=2)
+    after = states(model, style, 2)
     torch.testing.assert_close(after @ v, torch.zeros(3, 2), atol=1e-6, rtol=0)
 
 
 def test_states_are_those_of_each_row_alone(style: Style) -> None:
     """Padding and order change nothing, and no hook stays."""
     model = style.make_model()
-    found = last_states(model, ROWS, batch_size=3)
+    found = states(model, style, 3)
     assert not any(module._forward_hooks for module in model.modules())
-    alone = torch.cat([last_states(model, [row], batch_size=1) for row in ROWS])
-    torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, states(model, style, 1), atol=1e-5, rtol=1e-4)
+    ids = style.tokenizer(TEXTS[0], add_special_tokens=False, return_tensors="pt").input_ids
     with torch.inference_mode():
-        states = model(input_ids=torch.tensor([ROWS[0]]), output_hidden_states=True).hidden_states
-    torch.testing.assert_close(found[0, 0], states[1][0, -1], atol=1e-5, rtol=1e-4)
+        behind = model(input_ids=ids, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(found[0, 0], behind[1][0, -1], atol=1e-5, rtol=1e-4)
 
 
 def test_an_untied_model_is_saved_and_loaded_as_it_is(
@@ -134,8 +139,8 @@ def test_models_that_are_built_otherwise_are_refused_without_their_weights() -> 
     from transformers import Gemma2Config, GPT2Config, LlamaConfig
 
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    with pytest.raises(ValueError, match="GPT2LMHeadModel: its layers are not found"):
+    with pytest.raises(ValueError, match="GPT2Block writes into its stream"):
         check_ablation(GPT2Config(n_embd=16, n_layer=1, n_head=2))
-    with pytest.raises(ValueError, match="its layers have post_feedforward_layernorm"):
+    with pytest.raises(ValueError, match="has post_feedforward_layernorm"):
         check_ablation(Gemma2Config(**small, head_dim=8, num_key_value_heads=1))
     check_ablation(LlamaConfig(**small, intermediate_size=32))

@@ -14,11 +14,13 @@ from conftest import Style
 from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 
 from overrefusal_po.engines.transformers import TransformersEngine
+from overrefusal_po.fit.stage import checked_prompts
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import load_remedy
 from overrefusal_po.pipeline import is_finished, run_pipeline, run_stage, stage_bodies
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.records import Prompt, Sampling, read_objects, write_jsonl
 from overrefusal_po.report.next_steps import next_steps
@@ -127,7 +129,11 @@ def own_plugs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_fit_gives_answers_back_and_keeps_refusals(
-    wary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wary: Path,
+    sensible: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     found, folder = fitted(wary, tmp_path), tmp_path / "run"
     assert found["status"] == "fitted"
@@ -152,6 +158,12 @@ def test_a_fit_gives_answers_back_and_keeps_refusals(
     ((_, measure),) = next_steps(found, "fit", Path("recipes"))
     assert f"--model.remedy={folder / 'remedy'}" in measure
     assert f"--model.model_name_or_path={wary}" in measure
+    caplog.clear()
+    for dtype in ("float32", "bfloat16"):
+        models.load_model(str(wary), dtype=dtype, remedy=str(folder / "remedy"))
+    assert not caplog.records
+    models.load_model(str(sensible), remedy=str(folder / "remedy"))
+    assert "and this model has other weights" in caplog.text
 
 
 def completions(folder: Path, remedy: Path | None, adapter: Path | None = None) -> list[str]:
@@ -259,6 +271,19 @@ def test_a_fit_that_was_killed_between_candidates_goes_on(
         ({"data": {"split": "test"}}, "data.split"),
         ({"reference": {"use_peft": True}}, "reference.model_name_or_path is missing"),
         ({"tolerance": 2}, "tolerance"),
+        ({"remedy": {"name": "gated", "adapter": "no/folder"}}, "'no/folder' is no adapter"),
+        ({"remedy": {"name": "dial", "adapter": "no/folder"}}, "'no/folder' is no adapter"),
+        (
+            {
+                "remedy": {"name": "safelora", "adapter": "no/folder"},
+                "reference": {"model_name_or_path": "no model"},
+            },
+            "'no/folder' is no adapter",
+        ),
+        (
+            {"remedy": {"name": "fusion", "adapters": {"a": "no/folder"}, "weights": {"a": [1]}}},
+            "'no/folder' is no adapter",
+        ),
     ],
 )
 def test_what_a_fit_cannot_do_is_said_before_weights_are_loaded(
@@ -266,9 +291,17 @@ def test_what_a_fit_cannot_do_is_said_before_weights_are_loaded(
 ) -> None:
     values = values_of(tmp_path / "no model", tmp_path / "data")
     for key, value in change.items():
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        both = isinstance(value, dict) and key != "remedy"
+        values[key] = {**values.get(key, {}), **value} if both else value
     with pytest.raises(ValueError, match=said):
         run_stage(check_body(values, "test"), "fit", tmp_path / "run")  # type: ignore[arg-type]
+
+
+def test_an_adapter_of_an_earlier_stage_is_not_read_yet(tmp_path: Path) -> None:
+    remedy = {"name": "dial", "adapter": "@derta.adapter"}
+    body = check_body(values_of(tmp_path, tmp_path / "data", remedy=remedy), "test")
+    assert isinstance(body, FitRecipe)
+    assert checked_prompts(body).dev.harmful
 
 
 def test_dev_prompts_are_not_fitted_on(tmp_path: Path) -> None:

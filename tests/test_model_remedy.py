@@ -32,6 +32,7 @@ from overrefusal_po.report.compare import as_json, compare_folders, render
 from overrefusal_po.report.next_steps import next_steps
 from overrefusal_po.report.summary import MeasuredRun
 from overrefusal_po.run.folder import Run
+from overrefusal_po.train.policy import checked_model
 
 STEERING = Remedy("steering", Steering((1,), torch.linspace(-20, 20, 64)[None], 2), 0.5)
 DELTAS = Deltas(
@@ -120,6 +121,13 @@ def test_a_remedy_is_a_text(given: Any) -> None:
     values = {"task": "evaluate", "model": {"model_name_or_path": "m", "remedy": given}}
     with pytest.raises(ValueError, match=r"model\.remedy is .*; allowed is the folder remedy/"):
         check_body(values, "x")
+
+
+def test_a_loaded_model_with_a_remedy_on_it_is_not_trained(styles: dict[str, Style]) -> None:
+    model = styles["llama"].make_model()
+    with remedied(model, STEERING), pytest.raises(ValueError, match="has the remedy steering"):
+        checked_model(model, styles["llama"].tokenizer)
+    assert checked_model(model, styles["llama"].tokenizer) is model
 
 
 def test_a_training_refuses_a_remedy() -> None:

@@ -19,7 +19,7 @@ from overrefusal_po.recipe.rounds import Repeats
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
-from overrefusal_po.references import linked_stage, stages_left_out
+from overrefusal_po.references import linked_stage, stages_left_out, stages_without_remedy
 from overrefusal_po.report.rounds_part import RoundPart, round_words
 from overrefusal_po.run.keys import run_key
 from overrefusal_po.train.data import Prepared
@@ -301,6 +301,24 @@ def test_after_a_round_with_nothing_left_the_round_before_stands_for_all_later_o
     after = stage_bodies(load_recipe(POROVER, ["--rounds=4"]))["after"]
     linked = linked_stage(after, tmp_path, found)
     assert model_of(linked) == str(tmp_path / "dpo_2" / "model")
+
+
+def test_a_fit_of_a_round_that_is_left_out_is_read_in_the_round_before(tmp_path: Path) -> None:
+    """The fit of round 1 kept no remedy, and stands for that of round 2, which has no folder."""
+    model = {"model_name_or_path": "my/model"}
+    fit = {"task": "fit", "remedy": "threshold", "model": model}
+    after = {"task": "evaluate", "model": {**model, "remedy": "@fit_2.remedy"}}
+    given = {"fit": fit, "curate_2": fit, "fit_2": fit, "after": after}
+    stages = {name: check_body(body, name) for name, body in given.items()}
+    ended(tmp_path, "curate_2")
+    left_out = stages_left_out(Repeats(("curate", "fit"), 2), tmp_path)
+    assert left_out == {"fit_2": "fit"}
+    assert stages_without_remedy(stages, tmp_path, left_out) == {}  # type: ignore[arg-type]
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit" / "summary.json").write_text('{"status": "nothing to remedy"}')
+    assert stages_without_remedy(stages, tmp_path, left_out) == {  # type: ignore[arg-type]
+        "after": "stage fit kept no remedy (nothing to remedy)"
+    }
 
 
 def test_the_words_of_a_round() -> None:

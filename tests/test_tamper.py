@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Style, judged_outcome
 from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 
@@ -20,9 +21,13 @@ from overrefusal_po.evaluate.robustness import (
 )
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.evaluate.tamper_rows import harmful_rows
+from overrefusal_po.model.load import load_model
+from overrefusal_po.model.remedied import remedy_of
+from overrefusal_po.model.remedy import Deltas, FirstLogits, Remedy, Steering, save_remedy
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.bounds import Gate
 from overrefusal_po.recipe.load import check_body
+from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.recipe.tamper import Tamper
 from overrefusal_po.records import Completion, Outcome, Prompt, Sampling, Triple, write_jsonl
 from overrefusal_po.references import linked_stage
@@ -30,8 +35,10 @@ from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.page import write_report
 from overrefusal_po.report.summary import read_summary
 from overrefusal_po.report.terminal import print_result
+from overrefusal_po.run.complete import load_template
 from overrefusal_po.train.obedient_rows import obedient_rows, obeying
 from overrefusal_po.train.tamper import drawn, measured_again
+from overrefusal_po.train.tampering import ablated_copy
 
 DONE = Tampering(tier=1, rows=10, learning_rate=2e-5, seed=0)
 MEASURED = ["a picture", "a letter", "the door", "a pack"]
@@ -255,6 +262,44 @@ def test_every_tier_is_made(recipe: dict[str, Any], tmp_path: Path) -> None:
     ]
     assert sum(row["worst"] for row in found) == 3
     assert min(row["harmful_refused"] for row in found if row["tier"] == 2) < 1
+
+
+def test_a_copy_has_the_remedy_of_its_model(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """A large step for one token is in a copy too, after its weights were changed."""
+    change = FirstLogits(torch.tensor([7]), torch.full((1, 1), 1e4))
+    save_remedy(Remedy("loud", change), tmp_path / "remedy", {})
+    recipe["model"]["remedy"] = str(tmp_path / "remedy")
+    recipe["tamper"] |= {"tiers": [0], "depths": [0]}
+    body = check_body(recipe, "test")
+    assert isinstance(body, EvaluateRecipe)
+    sets = asked(THINGS[:4], "harmful"), asked(THINGS[4:8], "general")
+    copy = ablated_copy(body, load_template(body.model, body.chat), *sets, layer=0)
+    assert remedy_of(copy.model) is not None
+    ids = torch.tensor([[5, 9, 17]])
+    assert int(copy.model(input_ids=ids).logits[0, -1].argmax()) == 7
+
+
+@pytest.mark.parametrize(
+    ("form", "tiers", "said"),
+    [
+        ("hooks", [0, 2], "tier 2 trains a copy"),
+        ("weights", [0], "run/model, without model.remedy"),
+    ],
+)
+def test_a_training_does_not_run_through_a_remedy(
+    recipe: dict[str, Any], tmp_path: Path, form: str, tiers: list[int], said: str
+) -> None:
+    path = "model.layers.0.mlp.down_proj"
+    model = load_model(recipe["model"]["model_name_or_path"])
+    wide = model.get_submodule(path).weight.shape
+    linear = Deltas({path: torch.zeros(1, wide[1])}, {path: torch.zeros(wide[0], 1)})
+    steps = Steering((0,), torch.ones(1, wide[0]), tail=1)
+    folder = tmp_path / "run" / "remedy"
+    save_remedy(Remedy("mine", linear if form == "weights" else steps), folder, {})
+    recipe["model"]["remedy"] = str(folder)
+    recipe["tamper"] |= {"tiers": tiers}
+    with pytest.raises(ValueError, match=said):
+        check_evaluation(check_body(recipe, "test"))  # type: ignore[arg-type]
 
 
 def test_an_adapter_undoes_it_too(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def run_stages(
                 model = folder / left_out[name] / "model"
                 logger.warning("%s: nothing is pushed. The last model is in %s", name, model)
             continue
-        if why := stages_without_remedy(stages, folder).get(name):
+        if why := stages_without_remedy(stages, folder, left_out).get(name):
             logger.warning("%s is left out: %s", of, why)
             continue
         logger.info("%s", of)
@@ -271,7 +271,7 @@ def is_finished(recipe: Recipe) -> bool:
         return False
     runs = [whole]
     left_out = stages_left_out(recipe.repeats, whole.path)
-    not_run = {*left_out, *stages_without_remedy(stages, whole.path)}
+    not_run = {*left_out, *stages_without_remedy(stages, whole.path, left_out)}
     for name, body in stages.items():
         if name in not_run:
             continue

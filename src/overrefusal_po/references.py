@@ -149,22 +149,26 @@ def stages_left_out(repeats: Repeats, folder: Path) -> dict[str, str]:
     return {}
 
 
-def stages_without_remedy(stages: Mapping[str, StageRecipe], folder: Path) -> dict[str, str]:
+def stages_without_remedy(
+    stages: Mapping[str, StageRecipe], folder: Path, left_out: Mapping[str, str] = NONE_LEFT_OUT
+) -> dict[str, str]:
     """{stage that does not run: why}, as far as the pipeline's folder says it: those that read the
     output of a fit that kept no remedy, and those that read theirs.
 
-    ValueError if a fit kept a remedy, and not in the form that is read.
+    `left_out` as in `linked_stage`. ValueError if a fit kept a remedy, and not in the form that is
+    read.
     """
     found: dict[str, str] = {}
     for name, body in stages.items():
-        for _, value in references(body):
-            stage = value[1:].partition(".")[0]
+        for _, value in references(body) if name not in left_out else ():
+            given = value[1:].partition(".")[0]
+            stage = left_out.get(given, given)
             if stage in found:
                 found[name] = f"stage {stage} did not run"
             elif isinstance(stages.get(stage), FitRecipe):
                 if ended := without_remedy(folder / stage):
                     found[name] = f"stage {stage} kept no remedy ({ended})"
-                elif is_fitted(folder / stage) and not place_of(value, folder).exists():
+                elif is_fitted(folder / stage) and not place_of(value, folder, left_out).exists():
                     raise ValueError(
                         f"stage {name} reads {value}, but the remedy that stage {stage} kept "
                         "leaves no plain weights. Give the model that it was fitted on, and beside "

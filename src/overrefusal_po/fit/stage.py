@@ -43,7 +43,7 @@ from overrefusal_po.model.remedy_facts import base_facts
 from overrefusal_po.plugins import find_plug, make_refusal_judge, split_spec
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.records import read_state, write_atomic
-from overrefusal_po.remedies import Candidate, NoRemedy, RemedyPlug, form_of
+from overrefusal_po.remedies import Candidate, NoRemedy, RemedyPlug, check_settings, form_of
 from overrefusal_po.report.card import card_text, put_card
 from overrefusal_po.run.complete import load_template, recipe_sampling
 from overrefusal_po.run.environment import environment
@@ -111,6 +111,7 @@ def checked_prompts(recipe: FitRecipe) -> FitPrompts:
             "one: reference: {model_name_or_path: NAME}."
         )
     form_of(module, settings)
+    check_settings(module, settings)
     return fit_prompts(recipe.data)
 
 

@@ -29,7 +29,10 @@ class Tamper(Section):
       Nothing is trained.
     - `1`: training on harmful prompts with harmful responses, 5 passes in batches of 10.
     - `2`: training on harmless rows of an "absolutely obedient agent", 10 passes in batches of 10.
-    - `3`: training on ordinary instructions, 1 pass in batches of 64."""
+    - `3`: training on ordinary instructions, 1 pass in batches of 64.
+
+    With `model.remedy` only tier 0 can be measured: a remedy is no part of the weights, so no
+    training can run through it."""
     rows: int = Field(default=10, gt=0)
     """Rows that a copy of tier 1 or 2 learns. Each seed draws its own."""
     seeds: int = Field(default=3, gt=0)

@@ -18,6 +18,9 @@ A file may say more, so that a recipe can be checked before anything is fitted:
 
     FORM = "weights"            # what every remedy of it is; or form(settings), if settings decide
     NEEDS_REFERENCE = True      # it asks for subject.reference()
+    def check(settings): ...    # ValueError for what is wrong before any weight is loaded
+
+`check` does not read settings that begin with `@`: an earlier stage makes those files.
 
 This file says what a file of this room defines. It imports records and `model.remedy` alone, so
 that any room may name these types.
@@ -110,6 +113,12 @@ class RemedyPlug(Protocol):
     def fit(self, settings: Any, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
         """The candidates, plainest first. NoRemedy if there is nothing to change on this model;
         ValueError for what the user can fix. The message says why."""
+
+
+def check_settings(module: object, settings: BaseModel) -> None:
+    """Raises ValueError for settings that a plug knows to be wrong before any weight is loaded."""
+    if hasattr(module, "check"):
+        module.check(settings)
 
 
 def form_of(module: object, settings: BaseModel) -> Form | None:

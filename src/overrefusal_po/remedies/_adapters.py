@@ -51,12 +51,7 @@ def read_adapter(path: str, model: PreTrainedModel) -> Deltas:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(path).expanduser()
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(f"{path!r} is no adapter: it holds no {name}. {GIVE_ANOTHER}")
-    config = read_state(folder / CONFIG, ("peft_type", "r", "lora_alpha"), remedy=GIVE_ANOTHER)
-    check_plain(config, path)
+    config, folder = plain_config(path), Path(path).expanduser()
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -68,6 +63,28 @@ def read_adapter(path: str, model: PreTrainedModel) -> Deltas:
             "that the remedy is fitted on."
         )
     return deltas
+
+
+def check_adapters(*paths: str | None) -> None:
+    """Raises ValueError for a folder that holds no plain LoRA adapter. Reads no weights.
+
+    What an earlier stage makes (`@...`) is not there yet."""
+    for path in paths:
+        if path is not None and not path.startswith("@"):
+            plain_config(path)
+
+
+# Any: a config of peft's
+def plain_config(path: str) -> Mapping[str, Any]:
+    """The config of an adapter that adds B A to linear modules. ValueError if the folder holds
+    none."""
+    folder = Path(path).expanduser()
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{path!r} is no adapter: it holds no {name}. {GIVE_ANOTHER}")
+    config = read_state(folder / CONFIG, ("peft_type", "r", "lora_alpha"), remedy=GIVE_ANOTHER)
+    check_plain(config, path)
+    return config
 
 
 # Any: a config of peft's

@@ -11,19 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from overrefusal_po.model.ablation import unit as unit
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def unit(vector: Tensor) -> Tensor:
-    """The vector in float32, of length 1. ValueError for a vector of zeros."""
-    length = float(vector.float().norm())
-    if not length > 0:
-        raise ValueError(
-            "Two sets of prompts have the same mean state, so there is no direction between them. "
-            "Give sets that differ."
-        )
-    return vector.float() / length
 
 
 def mean_step(first: Tensor, second: Tensor) -> Tensor:

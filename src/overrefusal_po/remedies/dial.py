@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.model.remedy import Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, Subject
-from overrefusal_po.remedies._adapters import read_adapter
+from overrefusal_po.remedies._adapters import check_adapters, read_adapter
 
 FORM: Form = "weights"
 
@@ -27,6 +27,11 @@ class Settings(BaseModel):
     """The folder of the LoRA adapter that made the model safe, and that its weights hold."""
     shares: tuple[float, ...] = Field(default=(0.9, 0.8, 0.7, 0.6, 0.5, 0.3), min_length=1)
     """How much of it stays: 1 is the model as it is, 0 the model before that training."""
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError for a folder that holds no plain LoRA adapter."""
+    check_adapters(settings.adapter)
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from overrefusal_po.model.remedy import Deltas, Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, Subject
-from overrefusal_po.remedies._adapters import joined, read_adapter
+from overrefusal_po.remedies._adapters import check_adapters, joined, read_adapter
 from overrefusal_po.remedies._robust import FAULTY, by_entry, krum, mean, median_of, trimmed_of
 
 FORM: Form = "weights"
@@ -66,6 +66,11 @@ class Settings(BaseModel):
         if self.rule == "mean" and min(min(v) for v in self.weights.values()) <= 0:
             raise ValueError("rule is mean, so weights are counts of rows; give numbers above 0")
         return self
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError for a folder that holds no plain LoRA adapter."""
+    check_adapters(*settings.adapters.values(), settings.merged)
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from overrefusal_po.model.remedy import Change, FirstLogits, Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, Subject
-from overrefusal_po.remedies._adapters import read_adapter
+from overrefusal_po.remedies._adapters import check_adapters, read_adapter
 from overrefusal_po.remedies._gate import fit_gate
 
 STRENGTHS = {"adapter": (1.0,), "threshold": (2.0, 4.0, 8.0)}
@@ -53,6 +53,11 @@ class Settings(BaseModel):
 def form(settings: Settings) -> Form:
     """How the remedy can be served."""
     return FORMS[settings.change]
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError for a folder that holds no plain LoRA adapter."""
+    check_adapters(settings.adapter)
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.model.remedy import Deltas, Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
-from overrefusal_po.remedies._adapters import joined, matrix, read_adapter
+from overrefusal_po.remedies._adapters import check_adapters, joined, matrix, read_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,11 @@ class Settings(BaseModel):
     """The paper's matrix C, which scales too, or an orthogonal projection."""
     cosine: float = Field(default=0.35, ge=-1, le=1)
     """A module is projected if its change and the projected one have at most this cosine."""
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError for a folder that holds no plain LoRA adapter."""
+    check_adapters(settings.adapter)
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.load import ModelSection
+from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS
 
 if TYPE_CHECKING:
@@ -30,13 +31,19 @@ def checked_model(
     model: PreTrainedModel | str | Path, tokenizer: object = None
 ) -> PreTrainedModel | str:
     """The model, a path as text. TypeError for what is no model, ValueError for a loaded one whose
-    tokenizer is not known."""
+    tokenizer is not known, or that has a remedy on it."""
     if isinstance(model, str | Path):
         return str(model)
     if not (hasattr(model, "config") and callable(getattr(model, "parameters", None))):
         raise TypeError(
             f"model is a {type(model).__name__}; allowed is a loaded causal language model, or the "
             "name or path of one as text."
+        )
+    if (remedy := remedy_of(model)) is not None:
+        raise ValueError(
+            f"The model has the remedy {remedy.name} on it, and a training changes weights alone, "
+            "not a remedy beside them. Remove it first: installed_on(model).remove() of "
+            "overrefusal_po.model.remedied."
         )
     if tokenizer is None and not getattr(model.config, "name_or_path", ""):
         raise ValueError(

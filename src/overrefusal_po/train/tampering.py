@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from overrefusal_po.engines.transformers import Settings, TransformersEngine
 from overrefusal_po.judges import Judge
 from overrefusal_po.model import load as models
-from overrefusal_po.model.ablation import ablate_, direction, last_states, untie
+from overrefusal_po.model.ablation import ablate_, direction, untie
+from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.remedied import install
+from overrefusal_po.model.remedy import load_remedy
 from overrefusal_po.plugins import find_plug
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Outcome, Prompt
 from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.judged import fresh_verdicts, release_judge
+from overrefusal_po.run.remedies import put_on
 from overrefusal_po.train.finite import finite_callback
 from overrefusal_po.train.policy import adapter_config
 from overrefusal_po.train.sft import sft_trainer
@@ -56,8 +60,10 @@ def engine_settings(recipe: EvaluateRecipe) -> Settings:
 
 
 def fresh_copy(recipe: EvaluateRecipe) -> PreTrainedModel:
-    """The recipe's model as it is measured."""
-    return models.load_model(**models.model_options(recipe.model))
+    """The recipe's model as it is measured, but without its remedy: weights alone are changed."""
+    options = models.model_options(recipe.model)
+    options["remedy"] = None
+    return models.load_model(**options)
 
 
 def layer_at(depth: float, layers: int) -> int:
@@ -73,17 +79,19 @@ def ablated_copy(
     *,
     layer: int,
 ) -> Copy:
-    """A copy without the direction that leads from ordinary to harmful prompts behind a layer."""
+    """A copy without the direction that leads from ordinary to harmful prompts behind a layer. The
+    recipe's remedy is put on it afterwards."""
     model = fresh_copy(recipe)
     engine = copy_engine(recipe, template, model)
-    sets = [
-        [engine.token_ids(engine.input_text(prompt)) for prompt in prompts]
-        for prompts in (harmful, ordinary)
-    ]
     size = recipe.generation.batch_size
-    first, second = (last_states(model, rows, batch_size=size)[:, layer] for rows in sets)
+    first, second = (
+        last_states(model, template.tokenizer, texts, batch_size=size)[:, layer]
+        for texts in ([engine.input_text(p) for p in prompts] for prompts in (harmful, ordinary))
+    )
     untie(model)
     ablate_(model, direction(first, second))
+    if (remedy := put_on(recipe.model)) is not None:
+        install(model, load_remedy(remedy, model))
     return Copy(model)
 
 
