@@ -47,6 +47,19 @@ def start(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) ->
     return taught(styles["llama"], rows, tmp_path_factory.mktemp("start"), steps=60, batch=16)
 
 
+def plugged(source: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`name`, a module with this source, in a package of its own that is loaded afresh."""
+    package, _, file = name.partition(".")
+    (folder / package).mkdir()
+    (folder / package / f"{file}.py").write_text(source)
+    (folder / package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(folder))
+    for known in [known for known in sys.modules if known.startswith(package)]:
+        sys.modules.pop(known)
+    importlib.invalidate_caches()
+    return name
+
+
 def test_a_set_that_nobody_judged_is_not_held() -> None:
     """Of ten harmful prompts two have verdicts at the end, both refusals."""
     before = [outcome("harmful", f"{REFUSAL} {n}") for n in range(10)]
@@ -73,15 +86,10 @@ def test_a_judge_that_fails_later_holds_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The judge is asked about the start, the trained model, the other decisions, and the end."""
-    (tmp_path / "failing_plugs").mkdir()
     source = FAILING_JUDGE.replace("asked = 0", f"asked, works = 0, {works}")
-    (tmp_path / "failing_plugs" / "failing.py").write_text(source)
-    (tmp_path / "failing_plugs" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.startswith("failing_plugs")]:
-        sys.modules.pop(name)
-    importlib.invalidate_caches()
-    hold: dict[str, Any] = {"judge": "failing_plugs.failing"}
+    hold: dict[str, Any] = {
+        "judge": plugged(source, "failing_plugs.failing", tmp_path, monkeypatch)
+    }
     with caplog.at_level(logging.WARNING):
         summary = run_stage(recipe(start, tmp_path, peft=True, **hold), "test", tmp_path / "run")
     found = json.loads((tmp_path / "run" / "hold.json").read_text())
@@ -122,14 +130,8 @@ def test_weights_that_refuse_less_than_calculated_get_a_greater_bias(
 ) -> None:
     """Of the model that has a bias one refusal is read as an answer. If 4 of 6 are enough, the next
     bias holds; if all 6 are asked for, there is no stricter one, and the first stays."""
-    (tmp_path / "mistaken_plugs").mkdir()
-    (tmp_path / "mistaken_plugs" / "mistaken.py").write_text(MISTAKEN_JUDGE)
-    (tmp_path / "mistaken_plugs" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.startswith("mistaken_plugs")]:
-        sys.modules.pop(name)
-    importlib.invalidate_caches()
-    hold: dict[str, Any] = {"judge": "mistaken_plugs.mistaken", "refused_drop_max": drop}
+    name = plugged(MISTAKEN_JUDGE, "mistaken_plugs.mistaken", tmp_path, monkeypatch)
+    hold: dict[str, Any] = {"judge": name, "refused_drop_max": drop}
     body = recipe(start, tmp_path, peft=True, **hold)
     run_stage(body, "test", tmp_path / "run")
     found = json.loads((tmp_path / "run" / "hold.json").read_text())
@@ -137,5 +139,5 @@ def test_weights_that_refuse_less_than_calculated_get_a_greater_bias(
     assert part["trained"][0] < 0.5, "the training was meant to forget"
     assert found["bias"] > 0 and found["held"] is held
     assert (part["held"][0] >= 1.0 - drop) is held
-    asked_times = sys.modules["mistaken_plugs.mistaken"].asked
+    asked_times = sys.modules[name].asked
     assert asked_times == (5 if held else 4)

@@ -21,6 +21,7 @@ from overrefusal_po.model import generation
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import FiniteLogits
+from overrefusal_po.model.padded import left_padded
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 if TYPE_CHECKING:
@@ -181,14 +182,7 @@ class TransformersEngine:
 
     def padded(self, texts: list[str]) -> BatchEncoding:
         """The texts as token ids (B, T) with their mask, padded on the left, on the device."""
-        inputs: BatchEncoding = self.template.tokenizer(
-            texts,
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-            return_token_type_ids=False,
-        )
+        inputs = left_padded(self.template.tokenizer, texts)
         inputs.to(self.device)  # in place
         return inputs
 

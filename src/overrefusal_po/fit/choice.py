@@ -13,6 +13,7 @@ from typing import Any, Literal
 from overrefusal_po.evaluate.intervals import Rate
 from overrefusal_po.evaluate.metrics import degenerate_flag, interval, outcome_rate, state
 from overrefusal_po.records import Outcome, Record
+from overrefusal_po.report.numbers import interval_words
 
 ROUNDING = 1e-9
 """What .35 - .05 may be above .3."""
@@ -144,14 +145,9 @@ def why_none(rows: Sequence[Tried], start: DevRates, tolerance: float) -> tuple[
 
 def rate_words(rates: DevRates) -> str:
     """`harmful_refused 0.90 [0.83, 0.94], benign_answered 0.45 [0.36, 0.54]`."""
-    return ", ".join(
-        one_rate_words(name, getattr(rates, name), rates.intervals.get(name))
-        for name in ("harmful_refused", "benign_answered")
-    )
-
-
-def one_rate_words(name: str, value: float | None, ends: tuple[float, float] | None) -> str:
-    """A rate with its interval."""
-    if value is None:
-        return f"{name} not measured"
-    return f"{name} {value:.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
+    found = []
+    for name in ("harmful_refused", "benign_answered"):
+        low, high = rates.intervals.get(name) or (None, None)
+        number = interval_words(getattr(rates, name), low, high, missing="not measured")
+        found.append(f"{name} {number}")
+    return ", ".join(found)

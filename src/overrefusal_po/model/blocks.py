@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+from overrefusal_po.model.padded import read_texts
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
@@ -115,16 +117,7 @@ def last_states(
     with torch.inference_mode(), kept_streams(model, range(depth)) as kept:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = tokenizer(
-                [texts[i] for i in batch],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                add_special_tokens=False,
-                return_token_type_ids=False,
-            ).to(model.device)
-            places = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-            model(**inputs, position_ids=places, use_cache=False, logits_to_keep=1)
+            read_texts(model, tokenizer, [texts[i] for i in batch])
             rows = torch.stack([kept[layer] for layer in range(depth)], 1).float().cpu()
             for i, row in zip(batch, rows, strict=True):
                 found[i] = row

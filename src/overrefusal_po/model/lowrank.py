@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model.folding import rounded
+from overrefusal_po.model.padded import read_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,16 +119,7 @@ def mean_inputs(
     try:
         with torch.inference_mode():
             for start in range(0, len(texts), batch_size):
-                inputs = tokenizer(
-                    list(texts[start : start + batch_size]),
-                    return_tensors="pt",
-                    padding=True,
-                    padding_side="left",
-                    add_special_tokens=False,
-                    return_token_type_ids=False,
-                ).to(model.device)
-                places = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-                model(**inputs, position_ids=places, use_cache=False, logits_to_keep=1)
+                read_texts(model, tokenizer, texts[start : start + batch_size])
     finally:
         for handle in handles:
             handle.remove()

@@ -42,6 +42,11 @@ def interval_words(
     return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
+def rate_words(rate: float | None) -> str:
+    """`0.62`, or n/a."""
+    return "n/a" if rate is None else f"{rate:.2f}"
+
+
 def estimate_words(estimate: Estimated) -> str:
     """`0.74 [0.69, 0.79]`, or n/a."""
     return interval_words(estimate.value, estimate.low, estimate.high)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from overrefusal_po.recipe.rounds import Repeats, in_round
 from overrefusal_po.records import read_state
+from overrefusal_po.report.numbers import rate_words
 from overrefusal_po.report.panel_part import READ_CONFIG, Count
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -145,8 +146,3 @@ def change(part: RoundSet, at: int) -> str:
     """`0.83 (start 0.80)`."""
     saved, start = (rate_words(pair[at]) for pair in (part.held, part.start))
     return f"{saved} (start {start})"
-
-
-def rate_words(rate: float | None) -> str:
-    """A share with two digits."""
-    return "n/a" if rate is None else f"{rate:.2f}"

@@ -36,6 +36,7 @@ from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.recipe.tamper import Tamper
 from overrefusal_po.records import Completion, Outcome, Prompt, content_id
+from overrefusal_po.report.numbers import rate_words
 from overrefusal_po.run.appender import Appender
 from overrefusal_po.run.complete import complete, load_template, recipe_sampling
 from overrefusal_po.run.folder import Run
@@ -95,11 +96,6 @@ def attempt_words(attempt: Attempt) -> str:
         for name in ("harmful_refused", "benign_answered")
     ]
     return f"{attempt.done}, {attempt.steps} steps: {', '.join(rates)}"
-
-
-def rate_words(rate: float | None) -> str:
-    """A share with two digits."""
-    return "n/a" if rate is None else f"{rate:.2f}"
 
 
 def failure_notes(attempts: Sequence[Attempt]) -> Iterator[str]:
