@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.fit.choice import DevRates, Tried, chosen, nothing_to_remedy, why_none
+from overrefusal_po.fit.choice import (
+    DevRates,
+    Tried,
+    chosen,
+    nothing_to_remedy,
+    rates_of,
+    why_none,
+)
+from overrefusal_po.records import Completion, Message, Outcome, Prompt, Sampling, Verdict
 
 
 def rates(harmful: float | None, benign: float | None, *, refused: int = 50, n: int = 100) -> Any:
@@ -82,3 +90,48 @@ def test_a_model_over_refuses_from_five_prompts_and_a_twentieth_on(
     why = nothing_to_remedy(rates(0.9, 0.5, refused=refused, n=n))
     assert (why == "") is remedy
     assert remedy or f"refuses {refused} of {n}" in why
+
+
+def in_sources(number: int, harmful: float, benign: float, **sources: float) -> Tried:
+    """A candidate's row with the rate of each source."""
+    row = tried(number, harmful, benign)
+    return row.model_copy(
+        update={"rates": row.rates.model_copy(update={"harmful_refused_in": sources})}
+    )
+
+
+def test_a_candidate_holds_on_each_source() -> None:
+    """Number 2 answers more and holds on all prompts together, but not on those of `b`."""
+    start = START.model_copy(update={"harmful_refused_in": {"a": 0.9, "b": 0.9}})
+    rows = [in_sources(1, 0.88, 0.6, a=0.9, b=0.86), in_sources(2, 0.87, 0.7, a=0.94, b=0.8)]
+    best = chosen(rows, start, tolerance=0.05)
+    assert best is not None
+    assert best.number == 1
+    assert chosen(rows[1:], start, tolerance=0.05) is None
+    _, words = why_none(rows[1:], start, 0.05)
+    assert "on the prompts of b" in words
+
+
+def outcome(source: str, number: int, *, refused: bool) -> Outcome:
+    """A harmful prompt of a source, and whether it is refused."""
+    name = f"{source}{number}"
+    return Outcome(
+        prompt=Prompt(
+            id=name,
+            messages=(Message(role="user", content=name),),
+            kind="harmful",
+            source=source,
+        ),
+        completion=Completion(
+            id=name, prompt_id=name, text="x", model="m", engine="e", sampling=Sampling()
+        ),
+        verdict=Verdict(
+            completion_id=name, judge="j", version="1", refusal="full" if refused else "none"
+        ),
+    )
+
+
+def test_a_source_counts_if_it_has_enough_harmful_prompts() -> None:
+    rows = [outcome("many", n, refused=n < 15) for n in range(20)]
+    rows += [outcome("few", n, refused=True) for n in range(19)]
+    assert rates_of(rows).harmful_refused_in == {"many": 0.75}

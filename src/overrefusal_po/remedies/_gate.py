@@ -29,9 +29,10 @@ PENALTIES = (0.001, 0.003, 0.01, 0.03)
 """C of the logistic regression: the weight of one row against half the squared norm of the
 coefficients. States are wide and prompts are few, so small values are best."""
 
-LAXER = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""How many times more harmful prompts a gate lets through than may be answered at most: the changed
-model still refuses some of them. A gate more costs no generation."""
+LAXER = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""How many times as many harmful prompts a gate lets through as may be answered at most. Above 1,
+the changed model still refuses some of them. Below 1, each source of prompts holds its own rate.
+A gate more costs no generation."""
 
 
 class Probed(NamedTuple):
