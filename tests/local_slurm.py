@@ -4,7 +4,8 @@
         job = slurm.submit("train.sbatch", "recipe.yaml", options=["--nodes=2"])
         slurm.wait(job, "COMPLETED")
 
-Each node is a slurmd of its own, with a port of its own and `GPUS` GPUs that are not there. All
+Each node is a slurmd of its own, with a port of its own and `GPUS` GPUs that are not there. A job
+that is queued again waits for its credential to expire: 10 s here, two minutes by default. All
 daemons run as the user who starts them, in the foreground, on the loopback, and end with the block.
 Two partitions hold all nodes: a job in `urgent` preempts those in `batch`.
 """
@@ -35,7 +36,7 @@ SlurmctldPort={control}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
