@@ -95,13 +95,13 @@ def stopped(sent: signal.Signals, sign: Path, *arguments: Any, times: int = 1) -
     """The exit code of the command in its own process, which gets a signal once the file `sign` is
     there, and the same again soon after if `times` says so."""
     child = subprocess.Popen([sys.executable, "-m", "overrefusal_po", *map(str, arguments)])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not sign.is_file() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     for _ in range(times):
         child.send_signal(sent)
         time.sleep(0.002)
-    return child.wait(timeout=120)
+    return child.wait(timeout=600)
 
 
 def status(folder: str) -> tuple[str, int | None]:

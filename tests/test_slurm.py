@@ -8,38 +8,40 @@ and say so; `make test-slurm` installs nothing, and fails there.
 import json
 import os
 import shutil
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import Style
-from local_slurm import Cluster, cluster, missing
+from local_slurm import Cluster, cluster, free_ports, missing
+from openai_server import Answer, Request, says, serving
 from safetensors.torch import load_file
 
+from overrefusal_po.cli import main
 from overrefusal_po.records import Triple, write_jsonl
 
 pytestmark = pytest.mark.slurm
 SLURM = Path(__file__).parents[1] / "recipes" / "slurm"
 LAUNCH = 'launch: str = __name__ == "__main__" and __import__("overrefusal_po").launch(__file__); r"""'
-STEPS = 60
 TRAINING = {
     "task": "train",
     "method": "derta",
     "data": {"triples": "triples.jsonl", "max_helpful": 3, "rto_dropout": 0.5},
     "trainer": {
         "use_cpu": True,
-        "max_steps": STEPS,
+        "max_steps": 200,
         "max_length": 2048,
         "learning_rate": 1e-2,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
-        "logging_steps": 10,
-        "save_steps": 5,
+        "logging_steps": 20,
+        "save_steps": 20,
     },
 }
 # a launcher whose child is a training: it listens one second after it began, and saves for one
@@ -152,3 +154,110 @@ def test_a_cancelled_job_and_a_failed_one_are_not_queued_again(
     assert slurm.wait(failed, "FAILED")["Restarts"] == "0"
     time.sleep(2)
     assert slurm.job(job)["JobState"] == "CANCELLED"
+
+
+# what the recipes are for
+
+
+def written(folder: Path, values: dict[str, Any]) -> str:
+    """A recipe that accelerate can launch, as the shipped ones."""
+    text = f'{LAUNCH}\n{yaml.safe_dump(values, sort_keys=False)}# """\n'
+    (folder / "recipe.yaml").write_text(text)
+    return "recipe.yaml"
+
+
+def keep(folder: Path, name: str) -> None:
+    """Copies a job's log to where `SLURM_TEST_LOGS` says, if it says so."""
+    if place := os.environ.get("SLURM_TEST_LOGS"):
+        shutil.copy(folder / name, Path(place) / name)
+
+
+@pytest.mark.slow
+def test_a_preempted_training_on_two_nodes_is_an_undisturbed_one_on_one_node(
+    slurm: Cluster, tmp_path: Path, styles: dict[str, Style], triples: list[Triple]
+) -> None:
+    """Two processes over gloo in both; the weights are equal to the last bit."""
+    write_jsonl(tmp_path / "triples.jsonl", triples)
+    model = {"model_name_or_path": str(styles["llama"].folder), "dtype": "float32"}
+    lora = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.2}
+    recipe = written(tmp_path, {**TRAINING, "model": {**model, **lora}})
+    config = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU"}
+    config |= {"mixed_precision": "no", "num_machines": 1, "num_processes": 2}
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(config))
+    more = [
+        f"--export=ALL,ACCELERATE_CONFIG={tmp_path / 'accelerate.yaml'},"
+        f"MASTER_PORT={free_ports(1)[0]}"
+    ]
+    job = training(slurm, tmp_path, recipe, "--run_dir=run", options=[*TWO_NODES, *more])
+    wait_for(lambda: (tmp_path / "run/checkpoints/checkpoint-20/trainer_state.json").is_file())
+    urgent = slurm.submit(
+        Path(__file__).with_name("slurm_short.sbatch"),
+        options=["--partition=urgent", *TWO_NODES, "--output=urgent.log"],
+        cwd=tmp_path,
+    )
+    slurm.wait(urgent, "COMPLETED", seconds=900)
+    assert slurm.wait(job, "COMPLETED", seconds=900)["Restarts"] == "1"
+    keep(tmp_path, "job.log")
+    log = (tmp_path / "run" / "log").read_text()
+    assert "interrupted: a checkpoint of step" in log and "going on from" in log
+    one_node = ["--nodes=1", "--gpus-per-node=2", "--output=whole.log"]
+    whole = training(slurm, tmp_path, recipe, "--run_dir=whole", options=[*one_node, *more])
+    assert slurm.wait(whole, "COMPLETED", seconds=900)["Restarts"] == "0"
+    kept, undisturbed = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "whole")
+    )
+    assert kept.keys() == undisturbed.keys()
+    assert all(torch.equal(kept[name], undisturbed[name]) for name in kept)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "done"
+
+
+def test_an_arrays_parts_merged_are_one_evaluation(slurm: Cluster, tmp_path: Path) -> None:
+    """Two tasks, one of which is stopped amid its prompts and queued again."""
+    released = threading.Event()
+
+    def said(request: Request) -> Answer:
+        if request.number == 8:  # the first task that comes so far waits until it is stopped
+            (tmp_path / "holds").write_text("")
+            released.wait(300)
+        if sum(map(ord, request.text)) % 3 == 0:
+            return says("I'm sorry, but I can't help with that.")
+        return says("First you open the drawer at the left, then you take out what lies there.")
+
+    with serving(said) as server:
+        engine = {"name": "openai", "base_url": server.url, "api_key_env": None, "concurrency": 1}
+        recipe = written(
+            tmp_path,
+            {
+                "task": "evaluate",
+                "model": {"model_name_or_path": "student"},
+                "engine": engine,
+                "data": {"sets": ["starter"], "max_prompts_per_kind": 12},
+            },
+        )
+        given = (recipe, "--run_dir=run")
+        options = ["--gpus=0", "--mem=100"]
+        parts = slurm.submit(
+            SLURM / "array.sbatch", *given, options=["--array=1-2", *options], cwd=tmp_path
+        )
+        after = [f"--dependency=afterok:{parts}", "--output=merge.log", *options]
+        merge = slurm.submit(SLURM / "merge.sbatch", *given, options=after, cwd=tmp_path)
+        wait_for(lambda: (tmp_path / "holds").exists())
+        for task in (1, 2):
+            if '"running"' in words(tmp_path / "run" / f"shard-{task}-of-2", "status.json"):
+                slurm.said("scancel", "--batch", "--signal=USR1", f"{parts}_{task}")
+        logs = [f"slurm-{parts}-{task}.log" for task in (1, 2)]
+        wait_for(lambda: any("interrupted" in words(tmp_path, log) for log in logs))
+        released.set()
+        slurm.wait(merge, "COMPLETED", seconds=600)
+        keep(tmp_path, "merge.log")
+        asked = len(server.requests)
+        prompts = len((tmp_path / "run" / "outcomes.jsonl").read_text().splitlines())
+        with pytest.raises(SystemExit) as end:
+            main([str(tmp_path / recipe), f"--run_dir={tmp_path / 'whole'}"])
+        assert not end.value.code
+    # a request for each prompt, and one more for each that was interrupted
+    assert prompts > 20 and prompts < asked <= prompts + 2
+    for file in ("outcomes.jsonl", "metrics.json"):
+        assert (tmp_path / "run" / file).read_text() == (tmp_path / "whole" / file).read_text()
+    assert (tmp_path / "run" / "report.html").is_file()

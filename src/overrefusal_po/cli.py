@@ -231,16 +231,16 @@ def merge(
     context: typer.Context,
     given: Annotated[
         Path,
-        typer.Argument(help="The run folder that holds shard-1-of-N ..., or its recipe and overrides"),
+        typer.Argument(help="The run folder of shard-1-of-N ..., or the recipe and its overrides"),
     ],
 ) -> None:
     """Put the completions of all shards together; the same recipe without --shard then goes on from
     them."""
     from overrefusal_po.run.shards import merge_folder
 
-    for line in merge_folder(merged_folder(given, context.args)):
-        terminal.say(line)
-    print("The same recipe without --shard goes on from here.")
+    folder = merged_folder(given, context.args)
+    terminal.say("\n".join(merge_folder(folder)))
+    print(f"folder: {folder}\nThe same recipe without --shard goes on from here.")
 
 
 @app.command()
