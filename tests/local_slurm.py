@@ -1,7 +1,7 @@
 """A Slurm cluster on this machine, of Debian's packages munge and slurm-wlm: for tests.
 
-    with cluster(folder, nodes=2) as slurm:
-        job = slurm.submit("train.sbatch", "recipe.yaml", options=["--nodes=2"])
+    with cluster(nodes=2) as slurm:
+        job = slurm.submit(script, "recipe.yaml", options=["--nodes=2"], cwd=folder)
         slurm.wait(job, "COMPLETED")
 
 Each node is a slurmd of its own, with a port of its own and `GPUS` GPUs that are not there. A job
@@ -20,11 +20,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
+PROGRAMS = ("setpriv", "munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
 GPUS = 2
 GRACE = 60
 """Seconds between the signals of a preemption and the kill."""
@@ -180,9 +180,8 @@ def stop_jobs(found: Cluster) -> None:
     wait_until(found, lambda: not found.said("squeue", "-h", "-o", "%A"))
 
 
-def wait_until(found: Cluster, ready: object, *, seconds: float = 60.0) -> None:
+def wait_until(found: Cluster, ready: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Waits until `ready()` is true; a command that fails counts as not ready."""
-    assert callable(ready)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -201,9 +200,11 @@ def running(found: Cluster, name: str, *arguments: str) -> Iterator[None]:
     path = program(name)
     assert path is not None
     with (found.folder / f"{name}-{count}.log").open("w") as log:
-        # its own group: a Ctrl-C at a test must not end it before its jobs
+        # its own group, because a Ctrl-C at a test must not end it before its jobs; and it ends with
+        # us, even if we are killed
+        command = ["setpriv", "--pdeathsig", "TERM", path, *arguments]
         daemon = subprocess.Popen(
-            [path, *arguments], env=found.environment, stdout=log, stderr=log, process_group=0
+            command, env=found.environment, stdout=log, stderr=log, process_group=0
         )
         try:
             yield

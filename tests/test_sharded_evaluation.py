@@ -160,9 +160,7 @@ def test_auto_is_the_part_of_a_job_arrays_task(monkeypatch: pytest.MonkeyPatch) 
         assert loaded.resolved()["shard"] == "2/3"
 
 
-def test_what_has_no_shards_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_has_no_shards_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipes = Path(__file__).parents[1] / "recipes"
     assert run("merge", recipes / "dpo.yaml") == 2
     assert "neither a curation nor an evaluation" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 an array's parts, merged, to one process.
 
 The cluster has two nodes, both on this machine. Where Slurm is not installed, the tests are skipped
-and say so; `make test-slurm` installs nothing, and fails there.
+and say so; `make test-slurm` fails there. SLURM_TEST_LOGS may name a folder for the jobs' logs.
 """
 
 import json
@@ -26,9 +26,11 @@ from safetensors.torch import load_file
 from overrefusal_po.cli import main
 from overrefusal_po.records import Triple, write_jsonl
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 SLURM = Path(__file__).parents[1] / "recipes" / "slurm"
-LAUNCH = 'launch: str = __name__ == "__main__" and __import__("overrefusal_po").launch(__file__); r"""'
+LAUNCH = (
+    'launch: str = __name__ == "__main__" and __import__("overrefusal_po").launch(__file__); r"""'
+)
 TRAINING = {
     "task": "train",
     "method": "derta",
@@ -172,7 +174,6 @@ def keep(folder: Path, name: str) -> None:
         shutil.copy(folder / name, Path(place) / name)
 
 
-@pytest.mark.slow
 def test_a_preempted_training_on_two_nodes_is_an_undisturbed_one_on_one_node(
     slurm: Cluster, tmp_path: Path, styles: dict[str, Style], triples: list[Triple]
 ) -> None:

@@ -211,8 +211,8 @@ class EvaluateRecipe(Section):
     seed: int = Field(default=0, ge=0)
     """Decides what is drawn: sampled tokens, and the samples behind the intervals."""
     shard: Annotated[str, AfterValidator(shard_text)] | None = None
-    """A part of the work: `2/4` answers and judges the second quarter of the prompts, in a folder of
-    its own. `auto`: the part of this task of a Slurm job array. `overrefusal-po merge` puts the
+    """A part of the work: `2/4` answers and judges the second quarter of the prompts, in a folder
+    of its own. `auto`: the part of this task of a Slurm job array. `overrefusal-po merge` puts the
     parts together, and the same recipe without `shard` measures. null: all."""
     run_dir: str | None = None
     """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""
