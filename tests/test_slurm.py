@@ -37,13 +37,13 @@ TRAINING = {
     "data": {"triples": "triples.jsonl", "max_helpful": 3, "rto_dropout": 0.5},
     "trainer": {
         "use_cpu": True,
-        "max_steps": 200,
+        "max_steps": 100,
         "max_length": 2048,
         "learning_rate": 1e-2,
         "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
+        "gradient_accumulation_steps": 4,
         "logging_steps": 20,
-        "save_steps": 20,
+        "save_steps": 10,
     },
 }
 # a launcher whose child is a training: it listens one second after it began, and saves for one
@@ -189,8 +189,10 @@ def test_a_preempted_training_on_two_nodes_is_an_undisturbed_one_on_one_node(
         f"--export=ALL,ACCELERATE_CONFIG={tmp_path / 'accelerate.yaml'},"
         f"MASTER_PORT={free_ports(1)[0]}"
     ]
-    job = training(slurm, tmp_path, recipe, "--run_dir=run", options=[*TWO_NODES, *more])
-    wait_for(lambda: (tmp_path / "run/checkpoints/checkpoint-20/trainer_state.json").is_file())
+    # a job that has nodes for itself has all their GPUs
+    two_nodes = [*TWO_NODES, f"{more[0]},GPUS_PER_NODE=1"]
+    job = training(slurm, tmp_path, recipe, "--run_dir=run", options=two_nodes)
+    wait_for(lambda: (tmp_path / "run/checkpoints/checkpoint-10/trainer_state.json").is_file())
     urgent = slurm.submit(
         Path(__file__).with_name("slurm_short.sbatch"),
         options=["--partition=urgent", *TWO_NODES, "--output=urgent.log"],
@@ -207,7 +209,8 @@ def test_a_preempted_training_on_two_nodes_is_an_undisturbed_one_on_one_node(
     kept, undisturbed = (
         load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "whole")
     )
-    assert kept.keys() == undisturbed.keys()
+    worlds = [json.loads((tmp_path / n / "processes.json").read_text()) for n in ("run", "whole")]
+    assert worlds[0] == worlds[1] and kept.keys() == undisturbed.keys()
     assert all(torch.equal(kept[name], undisturbed[name]) for name in kept)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "done"
