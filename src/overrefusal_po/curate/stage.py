@@ -64,7 +64,7 @@ from overrefusal_po.pairs.token_checks import control_tokens
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import PreferencePair, Prompt, read_state, write_atomic, write_jsonl
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.shards import shard_prompts
+from overrefusal_po.run.shards import check_merged, shard_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
     category and filter."""
     if not run.done:
         check_curation(recipe)
+        if recipe.shard is None:
+            check_merged(run.path)
         benign, harmful, cleaning = clean_prompts(recipe.data, *read_prompts(recipe))
         for words in dropped_words(cleaning):
             logger.info("%s", words)

@@ -39,6 +39,7 @@ from overrefusal_po.run.complete import (
     load_template,
 )
 from overrefusal_po.run.folder import Run
+from overrefusal_po.run.shards import shard_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +112,15 @@ def search_costs(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> list[str]
 def run_searches(
     recipe: EvaluateRecipe, run: Run, model: MeasuredModel, prompts: Sequence[Prompt]
 ) -> Searched:
-    """What all searches of a recipe find, one after the other."""
+    """What all searches of a recipe find, one after the other. A shard searches for its own
+    questions, of the same ones that a whole run attacks."""
     found = Searched([], [], [])
     for search in recipe_searches(recipe):
         questions = searched_questions(search, prompts)
+        if recipe.shard is not None:
+            questions = shard_prompts(questions, recipe.shard)
+        if not questions:
+            continue  # other shards have them
         logger.info("%s: %s", search.name, search.module.cost(search.settings, len(questions)))
         players = RunPlayers(recipe, run, model, search)
         made = search.module.search(search.settings, questions, players)

@@ -66,6 +66,7 @@ from overrefusal_po.run.complete import (
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import is_slow, release_judge, resumable_verdicts
 from overrefusal_po.run.remedies import check_remedy, remedy_name
+from overrefusal_po.run.shards import check_merged
 from overrefusal_po.run.unscored import check_scored
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ def evaluate(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None)
 
 def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) -> MetricsEntry:
     """Writes outcomes.jsonl; returns metrics.json. RunFailed if too few outcomes are scored."""
+    check_merged(run.path)
     prompts, judges = check_evaluation(recipe)
     template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
     left_out = note_left_out(run, recipe.model, recipe.engine, name=recipe.run_name)

@@ -53,9 +53,8 @@ MANAGED_KEYS = {
 
 
 def shard_text(text: str) -> str:
-    """A checked `i/n`."""
-    Shard.of(text)
-    return text
+    """A checked `i/n`; that of this task of a job array for `auto`."""
+    return str(Shard.of(text))
 
 
 Sets = TypeVar("Sets", bound=DevSets)
@@ -162,7 +161,8 @@ class CurateRecipe(Section):
     """Which pairs are kept in a later round of a pipeline; its `rounds` sets this. null: all."""
     shard: Annotated[str, AfterValidator(shard_text)] | None = None
     """A part of the work: `2/4` draws the completions of the second quarter of the prompts, in a
-    folder of its own. `overrefusal-po merge` puts the parts together. null: all."""
+    folder of its own. `auto`: the part of this task of a Slurm job array. `overrefusal-po merge`
+    puts the parts together. null: all."""
     run_dir: str | None = None
     """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""
 
@@ -210,6 +210,10 @@ class EvaluateRecipe(Section):
     """How conversations are rendered."""
     seed: int = Field(default=0, ge=0)
     """Decides what is drawn: sampled tokens, and the samples behind the intervals."""
+    shard: Annotated[str, AfterValidator(shard_text)] | None = None
+    """A part of the work: `2/4` answers and judges the second quarter of the prompts, in a folder
+    of its own. `auto`: the part of this task of a Slurm job array. `overrefusal-po merge` puts the
+    parts together, and the same recipe without `shard` measures. null: all."""
     run_dir: str | None = None
     """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""
 

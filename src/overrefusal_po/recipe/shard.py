@@ -1,11 +1,14 @@
-"""A part of a curation: `shard: 2/4` in a recipe. Imports no torch.
+"""A part of a curation or an evaluation: `shard: 2/4` in a recipe. Imports no torch.
 
 Shard.of("2/4").has(prompt.id)      # whether the prompt belongs to the second of four parts
+Shard.of("auto", os.environ)        # the part of this task of a Slurm job array
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from overrefusal_po.records import content_id
@@ -18,14 +21,22 @@ class Shard(NamedTuple):
     parts: int
 
     @classmethod
-    def of(cls, text: str) -> Shard:
-        """ "2/4" -> Shard(2, 4). ValueError for anything else."""
+    def of(cls, text: str, environment: Mapping[str, str] = os.environ) -> Shard:
+        """ "2/4" -> Shard(2, 4); "auto" -> the part that `array_shard` reads from the environment.
+        ValueError for anything else."""
+        if text == "auto":
+            return cls(*array_shard(environment))
         found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
         if not found or int(found[1]) > int(found[2]):
             raise ValueError(
-                f"shard is {text!r}; allowed is i/n with i from 1 to n, for example 2/4."
+                f"shard is {text!r}; allowed is i/n with i from 1 to n, for example 2/4, and auto "
+                "in a Slurm job array."
             )
         return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        """As a recipe says it: `2/4`."""
+        return f"{self.number}/{self.parts}"
 
     @property
     def folder(self) -> str:
@@ -35,3 +46,29 @@ class Shard(NamedTuple):
     def has(self, prompt_id: str) -> bool:
         """Whether a prompt is this shard's: by its id alone, so order and source do not matter."""
         return int(content_id("shard", prompt_id), 16) % self.parts == self.number - 1
+
+
+ARRAY = ("TASK_ID", "TASK_COUNT", "TASK_MIN", "TASK_MAX")
+"""Ends of the variables by which Slurm tells a task its place in a job array."""
+
+
+def array_shard(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(number, parts) of this task of a Slurm job array `1-n` or `0-(n-1)`.
+
+    Raises ValueError outside of an array, and in one that leaves numbers out: the first task of
+    `--array=3` would take itself for the whole.
+    """
+    found = [environment.get(f"SLURM_ARRAY_{end}", "") for end in ARRAY]
+    if not all(text.isdecimal() for text in found):
+        raise ValueError(
+            "shard is auto, and this is no task of a Slurm job array (SLURM_ARRAY_TASK_ID is not "
+            "set). Give i/n, for example 2/4, or submit with sbatch --array=1-4."
+        )
+    task, count, first, last = map(int, found)
+    if first > 1 or last - first + 1 != count:
+        raise ValueError(
+            f"shard is auto, and the array's {count} tasks are numbered {first} to {last}; allowed "
+            f"is an array from 1 (or 0) that leaves none out. To run one part again, give its "
+            f"number: --shard={task}/n."
+        )
+    return task - first + 1, count

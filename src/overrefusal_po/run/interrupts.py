@@ -1,6 +1,6 @@
 """Signals end a run so that the same command goes on: exit code 130. And whole checkpoints.
 
-    with terminable():                      # around a command: SIGTERM acts like Ctrl-C
+    with terminable():             # around a command: SIGTERM and SIGUSR1 act like Ctrl-C
         ...
     last_checkpoint(run.path / "checkpoints")
 
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 SignalHandler = Callable[[int, FrameType | None], object] | signal.Handlers
 
+ASKED_TO_STOP = (signal.SIGTERM, signal.SIGUSR1)
+"""What launchers and clusters send before they kill; Slurm's `--signal=USR1@300`, for example."""
+
 HASHES = "hashes.json"
 """The file of a checkpoint with the hashes of the others."""
 
@@ -50,24 +53,27 @@ def handling(handlers: Mapping[signal.Signals, SignalHandler]) -> Iterator[None]
 
 
 def terminable() -> contextlib.AbstractContextManager[None]:
-    """Within, SIGTERM acts like SIGINT, once: a KeyboardInterrupt, or what an event loop makes of
-    it.
+    """Within, SIGTERM and SIGUSR1 act like SIGINT, once: a KeyboardInterrupt, or what an event loop
+    makes of it.
 
     SIGINT works even if the shell has set it to be ignored, as it does for a script's `command &`.
     """
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        # launchers send SIGTERM twice, and the second one must not disturb the clean-up
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # launchers send SIGTERM twice, and clusters SIGTERM behind SIGUSR1: what comes second must
+        # not disturb the clean-up
+        for asked in ASKED_TO_STOP:
+            signal.signal(asked, signal.SIG_IGN)
         signal.raise_signal(signal.SIGINT)
 
-    return handling({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate})
+    asked = dict.fromkeys(ASKED_TO_STOP, terminate)
+    return handling({signal.SIGINT: signal.default_int_handler, **asked})
 
 
 def signals_ignored() -> contextlib.AbstractContextManager[None]:
-    """Within, SIGINT and SIGTERM do nothing: for the short moment in which a run that ends notes
-    why."""
-    return handling({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN})
+    """Within, SIGINT, SIGTERM and SIGUSR1 do nothing: for the short moment in which a run that ends
+    notes why."""
+    return handling(dict.fromkeys((signal.SIGINT, *ASKED_TO_STOP), signal.SIG_IGN))
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -21,6 +21,7 @@ NEWER_KEYS = {
     ("train", "hold", "start"): None,
     ("train", "search"): None,
     ("curate", "later_round"): None,
+    ("evaluate", "shard"): None,  # in a pipeline, where it is never set
 }
 """Paths of recipe keys that came later, each behind its task, with the value of before. A run at
 that value keeps its key. In a pipeline each stage has a task."""

@@ -5,7 +5,7 @@
     overrefusal-po merge runs/curate-1a2b3c4d
     # it holds shard-1-of-4/ ... shard-4-of-4/
     overrefusal-po recipes/curate.yaml
-    # judges, pairs and selects from the merged completions
+    # judges, pairs and selects from the merged completions; an evaluation judges and measures
 
 Each shard works in its own folder inside the run's folder, so no shard waits for another's lock. A
 merge puts their completions together. The run without `shard` then finds them, asks for none again,
@@ -22,11 +22,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from overrefusal_po.recipe.shard import Shard
-from overrefusal_po.records import Prompt, read_state
+from overrefusal_po.records import Prompt, read_state, write_atomic
 from overrefusal_po.run.appender import rows_if_any
 
 PARTS = ("jsonl", "failed.jsonl", "ledger.jsonl")
 """Endings of the files that belong to one completions file and are merged."""
+
+MERGED = "merged.json"
+"""The file in which a merge notes of which shards it is, and whether it is done."""
 
 CompletionKey = tuple[str, int, str]
 """Prompt id, sample number, sampling as JSON: what a run draws once."""
@@ -63,10 +66,52 @@ def check_done(folder: Path) -> int:
     return len(shards)
 
 
+def merge_folder(folder: Path) -> list[str]:
+    """What was put together, in lines. A merge that was killed is done again from its beginning;
+    one that is done stays. ValueError as `check_done` and `merge_shards`.
+
+    A shard may have stopped at a source of rejects that it did not need, or have no question of an
+    attack. The whole run then asks for the rest.
+    """
+    count = check_done(folder)
+    shards = shard_folders(folder)
+    names = completions_files(folder, shards)
+    this = {"shards": count, "key": read_state(shards[0] / "status.json")["key"]}
+    file = folder / MERGED
+    known = read_state(file) if file.is_file() else {}
+    if known == {**this, "done": True} and is_merged(folder):
+        return [f"{folder}: its {count} shards are merged already"]
+    if known != {**this, "done": False}:
+        check_nothing_there(folder, names)
+    write_atomic(file, json.dumps({**this, "done": False}))
+    found = put_together(folder, shards, names, incomplete=True)
+    write_atomic(file, json.dumps({**this, "done": True}))
+    return [
+        f"{folder / name}: {rows} completions of {count} shards, each once"
+        for name, rows in found.items()
+    ]
+
+
+def check_merged(folder: Path) -> None:
+    """Raises ValueError if a folder holds shards that nobody has merged: a run would ask for all
+    their completions again."""
+    if any(folder.glob("shard-*-of-*")) and not is_merged(folder):
+        raise ValueError(
+            f"{folder} holds shards that are not merged. Run `overrefusal-po merge {folder}` "
+            "first, or move the shards' folders away to ask for everything again."
+        )
+
+
+def is_merged(folder: Path) -> bool:
+    """Whether any completions are in a run's own folder."""
+    return any(folder.glob("*.jsonl"))
+
+
 def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
     """{file: completions} of the files that were merged from the shards into `folder`.
 
-    With `incomplete`, a file that some shard lacks is left out, and the run makes it.
+    With `incomplete`, a file that some shard has not finished is left out, and the run makes it. A
+    shard that has nothing of a file is passed over.
 
     Raises:
         ValueError: a shard or its file is missing or not finished; two shards hold the same
@@ -75,9 +120,17 @@ def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
     shards = shard_folders(folder)
     names = completions_files(folder, shards)
     check_nothing_there(folder, names)
+    return put_together(folder, shards, names, incomplete=incomplete)
+
+
+def put_together(
+    folder: Path, shards: Sequence[Path], names: Iterable[str], *, incomplete: bool
+) -> dict[str, int]:
+    """`merge_shards` of these files. What is in `folder` is replaced."""
     found = {}
     for name in names:
-        lacking = [s.name for s in shards if not (s / f"{name}.tally.json").is_file()]
+        having = [s for s in shards if not incomplete or any(s.glob(f"{name}.*"))]
+        lacking = [s.name for s in having if not (s / f"{name}.tally.json").is_file()]
         if lacking and incomplete:
             continue
         if lacking:
@@ -85,7 +138,7 @@ def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
                 f"{folder}: {', '.join(lacking)} has not finished {name}.jsonl. Run it to its end, "
                 "or merge with incomplete to leave this file to the run itself."
             )
-        check_complete(shards, name)
+        check_complete(having, name)
         found[f"{name}.jsonl"] = sum(1 for s in shards for _ in rows_if_any(s / f"{name}.jsonl"))
         concatenate(folder, shards, name)
     concatenate(folder, [folder, *shards], "verdicts")  # slow judges are not asked again

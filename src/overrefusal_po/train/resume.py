@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
-from overrefusal_po.run.interrupts import handling, write_checkpoint_hashes
+from overrefusal_po.run.interrupts import ASKED_TO_STOP, handling, write_checkpoint_hashes
 
 if TYPE_CHECKING:
     from transformers import (
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def resumable(trainer: Trainer) -> Iterator[None]:
-    """Within, SIGTERM and SIGINT let a training end its step and write a checkpoint; then comes a
-    KeyboardInterrupt.
+    """Within, SIGTERM, SIGUSR1 and SIGINT let a training end its step and write a checkpoint; then
+    comes a KeyboardInterrupt.
 
     With one process, a second SIGINT stops at once. With several, all stop at the same step, even
     if only one got the signal.
@@ -49,13 +49,15 @@ def resumable(trainer: Trainer) -> Iterator[None]:
         name = signal.Signals(number).name
         if name in received and name == "SIGINT" and trainer.accelerator.num_processes == 1:
             raise KeyboardInterrupt(name)
+        if name in received:  # clusters repeat theirs
+            return
         received.append(name)
         if trainer.accelerator.is_main_process:
             # no logging in a handler: the signal may have interrupted a log line
             os.write(2, f"\n{name}: a checkpoint is written at the end of this step\n".encode())
 
     trainer.add_callback(stop_callback(trainer, received))
-    with handling({signal.SIGINT: receive, signal.SIGTERM: receive}):
+    with handling(dict.fromkeys((signal.SIGINT, *ASKED_TO_STOP), receive)):
         yield
 
 
