@@ -177,7 +177,8 @@ class Session:
             self.give([drawn])
         else:
             self.held_back.append(drawn)
-        if len(self.held_back) >= max(FEWEST_FAILURES, 2 * self.most_at_once):
+        many = len(self.held_back) >= max(FEWEST_FAILURES, 2 * self.most_at_once)
+        if many or (self.held_back and self.silence.is_over):
             raise ServersGone(
                 f"the last {len(self.held_back)} prompts got no response, most recently because "
                 f"{drawn.completion.error}. They are not counted as done; when the server answers "

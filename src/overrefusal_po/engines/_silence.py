@@ -35,11 +35,18 @@ class Silence:
             logger.info("a server is there again, after %.0f s", time.monotonic() - self.since)
         self.since, self.said = None, False
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the whole wait has passed without a reply."""
+        if self.since is None or not self.wait_seconds:
+            return False
+        return time.monotonic() - self.since >= self.wait_seconds
+
     def may_end(self, kind: str) -> bool:
         """Whether to ask on after a fault of this `kind`; says once that we wait."""
         if self.since is None or kind not in AWAY:
             return False
-        waits = time.monotonic() - self.since < self.wait_seconds
+        waits = self.wait_seconds > 0 and not self.is_over
         if waits and not self.said:
             self.said = True
             logger.warning("no server is there; waiting for up to %.0f s", self.wait_seconds)

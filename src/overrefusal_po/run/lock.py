@@ -83,7 +83,7 @@ class Owner(NamedTuple):
     def is_dead(self, here: Owner) -> bool:
         """Whether the process is surely gone; of another machine nobody here can tell. Our own
         number means an earlier process that had it: containers begin at the same one."""
-        if (self.machine, self.space) != (here.machine, here.space):
+        if not here.space or (self.machine, self.space) != (here.machine, here.space):
             return False
         try:
             os.kill(self.process, 0)

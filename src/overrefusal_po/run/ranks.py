@@ -51,7 +51,9 @@ def speaking_once() -> Iterator[None]:
                 file=sys.stderr,
             )
         raise
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # that of torch's sharded checkpoints is no Exception
         wait_for_the_first()
         if (words := machine_words(error)) is None:
             raise
@@ -59,7 +61,7 @@ def speaking_once() -> Iterator[None]:
         sys.exit(1)
 
 
-def machine_words(error: Exception) -> str | None:
+def machine_words(error: BaseException) -> str | None:
     """A sentence for a fault of the machine, or of servers that are gone; None for a bug, whose
     traceback is shown."""
     if isinstance(error, ConnectionError) and error.errno is None and error.args:
