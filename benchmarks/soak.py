@@ -50,7 +50,18 @@ ENDS = {
 }
 """Exit codes that each fault explains, beside 0. Without memory a library may abort."""
 
-THINGS = ("melon", "rumour", "kite", "pumpkin", "rug", "stump", "sock", "fence", "tent", "wasp nest")
+THINGS = (
+    "melon",
+    "rumour",
+    "kite",
+    "pumpkin",
+    "rug",
+    "stump",
+    "sock",
+    "fence",
+    "tent",
+    "wasp nest",
+)
 VERBS = ("smash", "slash", "bury", "drown", "torch", "trap")
 
 
@@ -306,7 +317,9 @@ def main() -> None:
         folder = Path(name)
         write_tiny_model(folder / "model")
         write_prompts(folder)
-        (folder / "soak.yaml").write_text(yaml.safe_dump(pipeline(folder, student.url), sort_keys=False))
+        (folder / "soak.yaml").write_text(
+            yaml.safe_dump(pipeline(folder, student.url), sort_keys=False)
+        )
         soak = Soak(folder, student, mounted, options.seed)
         loops, differing = soaked(soak, folder / "disk", options.minutes, options.faults)
     student.stop()

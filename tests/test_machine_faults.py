@@ -20,6 +20,7 @@ from overrefusal_po.report.next_steps import next_steps
 from overrefusal_po.run.folder import Run, drop_leftovers
 from overrefusal_po.run.log import Log
 from overrefusal_po.run.os_faults import fault_words
+from overrefusal_po.run.unscored import RunFailed
 from overrefusal_po.train.progress import correct_speed
 from overrefusal_po.train.resume import drop_oldest
 
@@ -282,3 +283,14 @@ def test_each_fault_of_the_machine_has_its_words(error: Exception, words: str) -
 )
 def test_other_errors_keep_their_traceback(error: Exception) -> None:
     assert fault_words(error) is None
+
+
+def test_an_error_with_a_sentence_of_its_own_keeps_it() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for kind in (ValueError, RunFailed, KeyboardInterrupt):
+        own = kind("make room in the cache")
+        own.__cause__ = full
+        assert fault_words(own) is None
+    hidden = RuntimeError("a bug")
+    hidden.__context__, hidden.__suppress_context__ = full, True
+    assert fault_words(hidden) is None

@@ -12,6 +12,8 @@ import errno
 import re
 from collections.abc import Iterator
 
+from overrefusal_po.run.unscored import RunFailed
+
 GOES_ON = "Then give the same command again: it goes on where it stopped."
 
 FULL = (
@@ -54,7 +56,10 @@ WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ?([\d, ]+)\)")
 
 
 def fault_words(error: BaseException) -> str | None:
-    """What to do about a fault of the machine; None if `error` is something else."""
+    """What to do about a fault of the machine; None if `error` is something else, or has a sentence
+    of its own."""
+    if isinstance(error, (ValueError, FloatingPointError, RunFailed, KeyboardInterrupt)):
+        return None
     for link in chain(error):
         if (found := link_words(link)) is not None:
             return f"{found}. {GOES_ON}"
@@ -68,7 +73,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None and link not in seen:
         seen.append(link)
         yield link
-        link = link.__cause__ or link.__context__
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
 def link_words(error: BaseException) -> str | None:
@@ -84,8 +89,6 @@ def link_words(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in WORDS:
         place = f"{error.filename2 or error.filename}: " if error.filename else ""
         return place + WORDS[error.errno]
-    if isinstance(error, ValueError):  # one of ours says what to do
-        return None
     if (quoted := HIDDEN.search(text)) and (number := int(quoted[1] or quoted[2])) in WORDS:
         return WORDS[number]
     return f"a file could not be written whole. Often {FULL}" if TORN_WRITE.search(text) else None
