@@ -12,8 +12,10 @@ differs. Files are written beside their place and renamed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 import time
@@ -35,6 +37,11 @@ from overrefusal_po.run.os_faults import fault_words
 
 LAYOUT = 2
 """The version of a run folder's files, in status.json. Raise it when you rename a file or a key."""
+
+RESERVE = ".reserve.tmp"
+"""A file that is deleted when a run fails, so that a full disk has room for the reason."""
+
+RESERVE_BYTES = 2**14
 
 LOGGED = ("overrefusal_po", "py.warnings")
 """The loggers of a run's log: ours, and the one of Python's warnings if they are captured."""
@@ -101,6 +108,7 @@ class Run:
         # The status comes first, because a folder with other files and no status is no run's.
         if not self.done:
             self.fail(130, "the work has not begun")
+            (self.path / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))
         if not (self.path / "recipe.yaml").exists():
             write_atomic(
                 self.path / "recipe.yaml", yaml.safe_dump({**self.resolved}, sort_keys=False)
@@ -208,6 +216,9 @@ class Run:
             self._log.close()
             self._log = None
         if self._lock is not None:
+            if not self._lock.lost:
+                with contextlib.suppress(OSError):
+                    (self.path / RESERVE).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
 
