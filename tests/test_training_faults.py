@@ -47,7 +47,10 @@ class Ended:
     """A process that has ended: its exit code and what it said on stderr, on one line."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        said = process.communicate(timeout=600)[1]
+        try:
+            said = process.communicate(timeout=1800)[1]
+        finally:
+            process.kill()
         self.code, self.said = process.returncode, " ".join(said.split())
 
 
@@ -106,7 +109,7 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1800
     while not file.exists():
         assert process.poll() is None and time.monotonic() < deadline, file
         time.sleep(0.005)
