@@ -23,6 +23,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,24 +282,26 @@ def contents(run: Path) -> dict[str, Any]:
 
 
 def soaked(soak: Soak, runs: Path, minutes: float, faults: int) -> tuple[int, list[str]]:
-    """Loops until the time is up; how many, and the files that differed."""
-    begun = time.monotonic()
-    soak.undisturbed(runs / "whole")
+    """Loops until the time is up; how many, and the files that differed.
+
+    All loops have one path, because the name of a model is its path, and completions name it.
+    """
+    begun, run = time.monotonic(), runs / "run"
+    soak.undisturbed(run)
     soak.seconds = time.monotonic() - begun
-    wanted = contents(runs / "whole")
+    wanted = contents(run)
     print(f"an undisturbed run: {soak.seconds:.0f} s, {len(wanted)} things to compare", flush=True)
     loops, differing = 0, []
     while time.monotonic() - begun < minutes * 60:
-        run = runs / f"loop{loops}"
+        shutil.rmtree(run)
         before = sum(soak.ends.values())
         if not any(soak.disturbed(run) for _ in range(faults)):
             soak.undisturbed(run)
         found = contents(run)
         wrong = [name for name in wanted if found.get(name) != wanted[name]]
-        differing += [f"{run.name}: {name}" for name in wrong]
+        differing += [f"loop {loops}: {name}" for name in wrong]
         attempts = sum(soak.ends.values()) - before
         print(f"loop {loops}: {attempts} attempts, {wrong or 'equal'}", flush=True)
-        subprocess.run(["rm", "-rf", str(run)], check=True)
         loops += 1
     return loops, differing
 
