@@ -1,7 +1,7 @@
 """A deterministic OpenAI-compatible server that costs almost nothing, so that a benchmark measures
 the client.
 
-    python benchmarks/stub_server.py          # prints its address; ends when its input ends
+    python benchmarks/stub_server.py [PORT]   # prints its address; ends when its input ends
 
 The answer follows from the last message and the seed alone. HTTP is read by hand: no more of it
 than the client sends.
@@ -82,9 +82,9 @@ class Connection(asyncio.Protocol):
             self.transport.write(reply(body))
 
 
-async def serve(ready: Callable[[str], None], stop: threading.Event) -> None:
-    """Serves until `stop`."""
-    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0)
+async def serve(ready: Callable[[str], None], stop: threading.Event, port: int = 0) -> None:
+    """Serves until `stop`. Port 0: any that is free."""
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port)
     ready(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
     while not stop.is_set():
         await asyncio.sleep(0.2)
@@ -93,4 +93,5 @@ async def serve(ready: Callable[[str], None], stop: threading.Event) -> None:
 if __name__ == "__main__":
     end = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), end.set()), daemon=True).start()
-    asyncio.run(serve(lambda url: print(url, flush=True), end))
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    asyncio.run(serve(lambda url: print(url, flush=True), end, port))

@@ -24,6 +24,7 @@ from overrefusal_po.run.interrupts import (
     is_complete,
     last_checkpoint,
     terminable,
+    write_checkpoint_hashes,
 )
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -275,6 +276,22 @@ def test_a_checkpoint_that_transformers_marked_as_incomplete_is_none(tmp_path: P
     drop_unusable(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
     assert last_checkpoint(tmp_path / "nowhere") is None and not is_complete(tmp_path / "nowhere")
+
+
+def test_a_sharded_checkpoint_counts_when_all_ranks_have_written_their_part(
+    tmp_path: Path,
+) -> None:
+    """The disk of another rank was full after the first one had written its state."""
+    checkpoint = tmp_path / "checkpoint-10"
+    (checkpoint / "pytorch_model_fsdp_0").mkdir(parents=True)
+    (checkpoint / "pytorch_model_fsdp_0" / "__0_0.distcp").write_bytes(b"a part")
+    (checkpoint / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) is None
+    write_checkpoint_hashes(checkpoint)
+    assert last_checkpoint(tmp_path) == str(checkpoint)
+    (checkpoint / "pytorch_model_fsdp_0" / "__0_0.distcp").write_bytes(b"half")
+    drop_unusable(tmp_path)
+    assert last_checkpoint(tmp_path) is None
 
 
 # stages that do not train

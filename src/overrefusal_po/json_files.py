@@ -9,8 +9,12 @@ A fault is a ValueError with file and line. `records` has these functions too.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +23,15 @@ from pydantic import BaseModel, ValidationError
 
 from overrefusal_po.origin import JsonObject
 
+logger = logging.getLogger(__name__)
+
 START_OVER = "Restore the file, or delete its folder and run the same command again."
 """What to do about a damaged file of a run."""
+
+PASSING = (errno.ESTALE, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT)
+"""Errors of a file server that may be gone a moment later."""
+
+PAUSES_SECONDS = (0.1, 0.5, 2.0)
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -156,10 +167,40 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[BaseModel]) -> Path
 
 
 def write_atomic(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes `text` to `path` as a whole or not at all."""
+    """Writes `text` to `path` as a whole or not at all, and leaves nothing beside it.
+
+    A file server may refuse a rename for a moment (`PASSING`): then it is tried again.
+    """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)
-    return file
+    try:
+        for pause in (*PAUSES_SECONDS, None):
+            try:
+                beside.write_text(text, encoding="utf-8")
+                beside.replace(file)
+                return file
+            except OSError as error:
+                if pause is None or error.errno not in PASSING:
+                    raise
+                time.sleep(pause)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+    raise AssertionError("the last try returns or raises")
+
+
+def write_if_possible(path: str | os.PathLike[str], text: str) -> bool:
+    """`write_atomic` for a file of the cache. If it cannot be written, a warning says what that
+    costs, and the run goes on."""
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        logger.warning(
+            "%s cannot be written (%s). What would be kept there is computed again in each run: "
+            "set OVERREFUSAL_PO_CACHE to a folder in which you may write.",
+            Path(path).parent,
+            error.strerror,
+        )
+        return False
+    return True

@@ -18,6 +18,7 @@ from overrefusal_po.recipe.overrides import dotted, set_dotted
 from overrefusal_po.recipe.rounds import Repeats, in_round, named_outputs
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.run.keys import run_key
+from overrefusal_po.run.lock import FolderLock
 
 logger = logging.getLogger(__name__)
 
@@ -40,23 +41,25 @@ Resolved = Mapping[str, Any]
 def make_room(folder: Path, resolved: Resolved, repeats: Repeats) -> None:
     """Moves what is no longer true in the folder of a run with fewer rounds, and gives the folder
     the new key. Leaves every other folder alone, and one that another process works on."""
-    from filelock import FileLock, Timeout
-
     status = folder / "status.json"
     if repeats.rounds == 1 or not status.is_file():
         return
+    lock = FolderLock(folder)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            known = read_state(status, ["state", "key"])
-            for number in range(1, repeats.rounds):
-                before = with_fewer(resolved, repeats, number)
-                if known["key"] == run_key(before, {}):
-                    move(folder, [*ENDS, *changed_stages(resolved, before)], f"rounds_{number}")
-                    now = {**known, "state": "running", "key": run_key(resolved, {})}
-                    # last: a kill before it leaves a folder that is still of the old recipe
-                    write_atomic(status, json.dumps(now, indent=1))
-    except Timeout:
+        lock.acquire()
+    except ValueError:
         return  # who opens the run says so
+    try:
+        known = read_state(status, ["state", "key"])
+        for number in range(1, repeats.rounds):
+            before = with_fewer(resolved, repeats, number)
+            if known["key"] == run_key(before, {}):
+                move(folder, [*ENDS, *changed_stages(resolved, before)], f"rounds_{number}")
+                now = {**known, "state": "running", "key": run_key(resolved, {})}
+                # last: a kill before it leaves a folder that is still of the old recipe
+                write_atomic(status, json.dumps(now, indent=1))
+    finally:
+        lock.release()
 
 
 def with_fewer(resolved: Resolved, repeats: Repeats, number: int) -> dict[str, Any]:

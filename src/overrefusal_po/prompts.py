@@ -125,7 +125,8 @@ def source_key(record: type[R], spec: PlugSpec, split: Split | None) -> str:
     named = spec if isinstance(spec, str) else str(spec.get("path", ""))
     file = Path(named)
     state = file.stat() if len(named) < 1000 and file.is_file() else None
-    stamp = (state.st_mtime_ns, state.st_size) if state is not None else None
+    # the inode and the time of the last change too: a program may set the other time back
+    stamp = state and (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     return content_id(record.__name__, spec, split, stamp)
 
 

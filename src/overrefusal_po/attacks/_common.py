@@ -101,4 +101,4 @@ def file_stamp(path: str) -> str:
     if not file.is_file():
         return ""  # the reader says so, with the path
     about = file.stat()
-    return f"{about.st_mtime_ns}-{about.st_size}-{about.st_ino}"
+    return f"{about.st_mtime_ns}-{about.st_ctime_ns}-{about.st_size}-{about.st_ino}"

@@ -178,7 +178,7 @@ def explained(
         reason = f"the server takes the limit on tokens as {endpoint.limit.name}"
         return Fault("limit_name", reason, True, at_once=True)
     # an unreachable server may be down for a while only, or another one may answer
-    may_be_gone = answered or len(settings.base_url or ()) > 1
+    may_be_gone = answered or len(settings.base_url or ()) > 1 or settings.wait_seconds > 0
     wrong = wrong_setup(
         error,
         settings,
@@ -236,9 +236,19 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         try:
             seconds = float(text)
         except ValueError:
-            date = email.utils.parsedate_tz(text)
-            seconds = email.utils.mktime_tz(date) - time.time() if date else math.nan
+            seconds = seconds_until(text, headers.get("date", ""))
     return None if math.isnan(seconds) else min(max(seconds, 0.0), LONGEST_WAIT_SECONDS)
+
+
+def seconds_until(date: str, now: str) -> float:
+    """Seconds from one HTTP date to another; NaN if `date` is none.
+
+    `now` is the reply's own date, because our clock may be wrong. Without it ours is taken.
+    """
+    then, there = email.utils.parsedate_tz(date), email.utils.parsedate_tz(now)
+    if then is None:
+        return math.nan
+    return email.utils.mktime_tz(then) - (email.utils.mktime_tz(there) if there else time.time())
 
 
 def read_answer(reply: object) -> ServerAnswer | Fault:

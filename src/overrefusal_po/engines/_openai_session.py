@@ -23,6 +23,7 @@ from overrefusal_po.engines._limit_name import LimitName
 from overrefusal_po.engines._openai_settings import Settings
 from overrefusal_po.engines._openai_setup import OPENAI_URL, make_client, read_api_key
 from overrefusal_po.engines._own_loop import own_loop
+from overrefusal_po.engines._silence import Silence
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 FEWEST_FAILURES = 20
@@ -88,6 +89,7 @@ class Session:
         self.empty: Counter[str] = Counter()
         """Answers without a text, by the reason."""
         self.something_finished = asyncio.Event()
+        self.silence = Silence(settings.wait_seconds)
         self.held_back: list[Drawn] = []
         """Failures since the last answer. If the servers are gone, the prompts are not at
         fault."""
@@ -175,7 +177,8 @@ class Session:
             self.give([drawn])
         else:
             self.held_back.append(drawn)
-        if len(self.held_back) >= max(FEWEST_FAILURES, 2 * self.most_at_once):
+        many = len(self.held_back) >= max(FEWEST_FAILURES, 2 * self.most_at_once)
+        if many or (self.held_back and self.silence.is_over):
             raise ServersGone(
                 f"the last {len(self.held_back)} prompts got no response, most recently because "
                 f"{drawn.completion.error}. They are not counted as done; when the server answers "
@@ -198,7 +201,7 @@ class Session:
             if result.at_once:
                 endpoint = None  # any server may be asked now, also this one
                 continue
-            if tries == self.settings.max_retries:
+            if tries >= self.settings.max_retries and not self.silence.may_end(result.kind):
                 break
             await asyncio.sleep(self.pause(result, tries))
             tries += 1
@@ -230,6 +233,7 @@ class Session:
         fault = result if isinstance(result, Fault) and not result.is_answer else None
         endpoint.record(fault, self.settings.backoff_seconds)
         self.answered |= fault is None
+        self.silence.note(fault and fault.kind)
         if isinstance(result, ServerAnswer):
             self.check_usage(endpoint, result)
         self.tokens += (result.prompt_tokens or 0) + (result.completion_tokens or 0)

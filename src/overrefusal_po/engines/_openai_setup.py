@@ -79,6 +79,11 @@ class ServerSettings(BaseModel):
     max_reply_bytes: int = Field(16 * 2**20, ge=1024)
     """A longer reply is not read to its end, and its item fails."""
 
+    wait_seconds: float = Field(0.0, ge=0, le=604800)
+    """How long to wait if no server can be reached, or if each answers 502, 503 or 504. After that
+    the run ends. 3600 waits for a server that comes back within an hour; 0 waits as long as
+    max_retries lasts."""
+
     @property
     def limit_name(self) -> MaxTokensName:
         """What the server calls the limit on new tokens, before it has said anything."""

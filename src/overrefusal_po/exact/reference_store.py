@@ -34,7 +34,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from overrefusal_po.records import write_atomic
+from overrefusal_po.json_files import write_if_possible
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -220,8 +220,10 @@ def read_parts(folder: Path, keys: set[str]) -> dict[str, Parts]:
 
 
 def write_parts(folder: Path, rows: Mapping[str, Iterable[float]]) -> Path:
-    """The new file that holds the rows; it is written whole or not at all.
+    """The file that holds the rows; it is written whole or, with a warning, not at all.
 
     Runs that compute the same rows write a file of the same name.
     """
-    return write_atomic(folder / f"{digest(sorted(rows))[:32]}.json", json.dumps(rows))
+    file = folder / f"{digest(sorted(rows))[:32]}.json"
+    write_if_possible(file, json.dumps(rows))
+    return file

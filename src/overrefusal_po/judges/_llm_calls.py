@@ -20,6 +20,7 @@ from overrefusal_po.engines._limit_name import LimitName
 from overrefusal_po.engines._openai_setup import (
     OPENAI_URL,
     make_client,
+    nobody_there,
     proxy_note,
     refused_field,
     shown,
@@ -40,6 +41,7 @@ from overrefusal_po.engines._replies import (
     refusal_of_item,
     why_empty,
 )
+from overrefusal_po.engines._silence import Silence
 from overrefusal_po.judges._llm_settings import Settings
 
 if TYPE_CHECKING:
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
 
 NO_REPLY = "the judge gave no reply"
 """The beginning of a fault that may be gone at the next try."""
+
+PAUSE_SECONDS = 15.0
+"""Between two requests to a server that is away."""
 
 LONGEST_FAULT = 300
 """Characters of a fault that repeats a reply's words."""
@@ -136,6 +141,7 @@ class Asker:
         self.key = key
         self.limit = limit
         self.answered = answered
+        self.silence = Silence(settings.wait_seconds)
         options = {
             settings.limit_name: settings.max_tokens,
             "temperature": settings.temperature,
@@ -154,7 +160,7 @@ class Asker:
             try:
                 found = await self.client.chat.completions.create(**sent)
             except APIError as error:
-                if self.asks_again(sent, error):
+                if self.asks_again(sent, error) or await self.waited(error):
                     continue
                 return self.explained(error)
             except RecursionError:
@@ -163,6 +169,7 @@ class Asker:
                 return JudgeReply("", f"{NO_REPLY} (its server sent a body that is not JSON)")
             reply = read_judge_reply(found)
             self.answered = True
+            self.silence.note(None)
             self.limit.answered()
             fault = reply.fault and without_key(reply.fault, self.key)[:LONGEST_FAULT]
             return JudgeReply(text_without_key(reply.text, self.key), fault)
@@ -173,6 +180,15 @@ class Asker:
             return False
         field = refused_field(error, self.settings)
         return self.limit.another(sent, error, field, answered=self.answered)
+
+    async def waited(self, error: APIError) -> bool:
+        """Waits a while if no server is there and the recipe asks for patience; whether it did."""
+        kind = "unreachable" if nobody_there(error) else str(getattr(error, "status_code", ""))
+        self.silence.note(kind)
+        waits = self.silence.may_end(kind)
+        if waits:
+            await asyncio.sleep(min(PAUSE_SECONDS, self.settings.wait_seconds / 10))
+        return waits
 
     def explained(self, error: APIError) -> JudgeReply:
         """What an error of the client means; ValueError if the set-up is wrong."""

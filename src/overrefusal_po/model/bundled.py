@@ -164,14 +164,31 @@ def bundled_folder(key: str) -> Path:
 
     bundled = BUNDLED[key]
     folder = cache_folder() / "bundled" / f"{key}-{bundled.sha256[:8]}-{LAYOUT}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # two ranks may come here at once
+    if cache_fault(folder, bundled.sha256) is None:  # needs no lock: a cache may be read-only
+        return folder
+    lock = FileLock(f"{folder}.lock")  # two ranks may come here at once
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise cannot_convert(key, folder, error) from error
+    try:
         if folder.exists():
             fault = cache_fault(folder, bundled.sha256)
             if fault is None:
                 return folder
             logger.warning("%s: %s; converting the bundled model again", folder, fault)
         return convert(key, folder)
+    finally:
+        lock.release()
+
+
+def cannot_convert(key: str, folder: Path, error: OSError) -> ValueError:
+    """The error for a cache in which a model cannot be kept."""
+    return ValueError(
+        f"The bundled model {key!r} cannot be converted into {folder}: {error}. Make room there, "
+        "or set OVERREFUSAL_PO_CACHE to another folder, on a local disk."
+    )
 
 
 def convert(key: str, folder: Path) -> Path:
@@ -188,10 +205,7 @@ def convert(key: str, folder: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         beside.replace(folder)
     except OSError as error:
-        raise ValueError(
-            f"The bundled model {key!r} cannot be converted into {folder}: {error}. Make room "
-            "there, or set OVERREFUSAL_PO_CACHE to another folder."
-        ) from error
+        raise cannot_convert(key, folder, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder

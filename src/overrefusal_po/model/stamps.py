@@ -13,8 +13,9 @@ from pathlib import Path
 
 STAMP = "converted.json"
 
-HASHED: dict[tuple[Path, int, int], str] = {}
-"""(path, size, nanosecond of the last change) -> SHA-256, for the files that this process read.
+HASHED: dict[tuple[Path, int, int, int, int], str] = {}
+"""(path, inode, size, nanoseconds of both change times) -> SHA-256, for the files that this process
+read. A program may set the first time to any value, but not the second.
 
 Hashing a gigabyte takes about a second, and a command asks for a model several times."""
 
@@ -60,9 +61,9 @@ def files_in(folder: Path) -> dict[str, Path]:
 
 
 def known_sha256(path: Path) -> str:
-    """The SHA-256 of a file; it is computed again only if size or time of change differ."""
+    """The SHA-256 of a file; computed again only if inode, size or a time of change differ."""
     stat = path.stat()
-    key = (path, stat.st_size, stat.st_mtime_ns)
+    key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     if key not in HASHED:
         HASHED[key] = file_sha256(path)
     return HASHED[key]

@@ -24,9 +24,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from overrefusal_po.json_files import write_if_possible
 from overrefusal_po.recipe.methods import METHODS
 from overrefusal_po.recipe.words import JsonSchema, allowed, kind_of, unknown_key
-from overrefusal_po.records import content_id, write_atomic
+from overrefusal_po.records import content_id
 
 if TYPE_CHECKING:
     import dataclasses
@@ -65,11 +66,17 @@ Table = dict[str, TrlField]
 
 def cache_folder() -> Path:
     """Where converted models and look-up tables are kept (`OVERREFUSAL_PO_CACHE`, else
-    `~/.cache/overrefusal-po`)."""
-    base = os.environ.get("OVERREFUSAL_PO_CACHE")
-    if base:
-        return Path(base).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "overrefusal-po"
+    `~/.cache/overrefusal-po`). ValueError for a user without a home."""
+    own, shared = os.environ.get("OVERREFUSAL_PO_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if own:
+            return Path(own).expanduser()
+        return Path(shared or "~/.cache").expanduser() / "overrefusal-po"
+    except RuntimeError:  # as in some containers
+        raise ValueError(
+            "This user has no home folder, so there is no place for converted models and tables. "
+            "Set OVERREFUSAL_PO_CACHE to a folder in which you may write."
+        ) from None
 
 
 @cache
@@ -79,17 +86,23 @@ def field_table(config: str) -> Table:
     listed = config in CONFIGS
     marks = "all" if listed else content_id(config, source_of(config))
     file = cache_folder() / "fields" / f"{versions}-{LAYOUT}-{marks}.json"
-    if not file.is_file():
-        write_atomic(file, built_tables(CONFIGS if listed else (config,)))
-    tables: dict[str, Table] = json.loads(file.read_text())
-    return tables[config] if config in tables else built_again(file, config)
-
-
-def built_again(file: Path, config: str) -> Table:
-    """The table of a config that a cache file of another list of methods does not hold."""
-    write_atomic(file, built_tables(CONFIGS))
-    table: Table = json.loads(file.read_text())[config]
+    tables = kept_tables(file)
+    if config in tables:
+        return tables[config]
+    # there is no file, or it is of another list of methods
+    text = built_tables(CONFIGS if listed else (config,))
+    write_if_possible(file, text)
+    table: Table = json.loads(text)[config]
     return table
+
+
+def kept_tables(file: Path) -> dict[str, Table]:
+    """The tables of a cache file; none if it is missing or cannot be read."""
+    try:
+        tables: dict[str, Table] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return tables
 
 
 def source_of(config: str) -> str:

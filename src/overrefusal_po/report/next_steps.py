@@ -11,6 +11,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import yaml
+
 from overrefusal_po.recipe.overrides import parse_overrides
 
 NextStep = tuple[str, str]
@@ -104,11 +106,23 @@ def after_evaluation(folder: Path, model: Path) -> Iterator[NextStep]:
 
 def after_pipeline(folder: Path) -> Iterator[NextStep]:
     """Read the page; the card and the uses of the model that was trained last."""
-    models = sorted(folder.glob("*/model"), key=lambda path: path.stat().st_mtime)
+    models = trained_models(folder)
     if (folder / "summary.json").is_file() and models:
         yield "write its model card", command("overrefusal-po", "card", folder)
     if models:
         yield from uses_of(str(models[-1]))
+
+
+def trained_models(folder: Path) -> list[Path]:
+    """The models of a pipeline's folder in the order of its stages. File times do not tell: a clock
+    may have been set back."""
+    recipe = folder / "recipe.yaml"
+    stages = list(yaml.safe_load(recipe.read_bytes()) or {}) if recipe.is_file() else []
+    models = sorted(folder.glob("*/model"))
+    known = [path for path in models if path.parent.name in stages]
+    return [path for path in models if path not in known] + sorted(
+        known, key=lambda path: stages.index(path.parent.name)
+    )
 
 
 def command(*words: str | Path) -> str:

@@ -12,15 +12,18 @@ differs. Files are written beside their place and renamed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import re
+import shutil
 import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -28,19 +31,22 @@ from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.run.environment import environment
 from overrefusal_po.run.interrupts import signals_ignored
 from overrefusal_po.run.keys import keyed, run_key
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
+from overrefusal_po.run.lock import FolderLock
+from overrefusal_po.run.log import LOG_BYTES, Log, Printable, printable
+from overrefusal_po.run.os_faults import fault_words
 
 LAYOUT = 2
 """The version of a run folder's files, in status.json. Raise it when you rename a file or a key."""
 
+RESERVE = ".reserve.tmp"
+"""A file that is deleted when a run fails, so that a full disk has room for the reason."""
+
+RESERVE_BYTES = 2**14
+
 LOGGED = ("overrefusal_po", "py.warnings")
 """The loggers of a run's log: ours, and the one of Python's warnings if they are captured."""
 
-
-SPELT = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
-"""Control characters -> how a log spells them."""
+logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -59,10 +65,10 @@ class Run:
         self.resolved = dict(resolved)
         self.inputs = dict(inputs)
         self.writer = writer
-        self.started = time.time()
+        self.started = time.monotonic()  # a clock may be set back
         self.facts: dict[str, object] = {}
         """What else the manifest says."""
-        self._lock: BaseFileLock | None = None
+        self._lock: FolderLock | None = None
         self._log: logging.Handler | None = None
 
     @classmethod
@@ -86,19 +92,13 @@ class Run:
         return run
 
     def _lock_folder(self) -> None:
-        from filelock import FileLock, Timeout
-
         check_own(self.path)
         make_private(self.path)
-        self._lock = FileLock(self.path / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"{self.path}: another process works on this run. Wait for it or stop it."
-            ) from None
+        self._lock = FolderLock(self.path)
+        self._lock.acquire()
         try:
             self._check_same()
+            drop_leftovers(self.path)
         except ValueError:
             self._lock.release()
             raise
@@ -108,13 +108,14 @@ class Run:
         # The status comes first, because a folder with other files and no status is no run's.
         if not self.done:
             self.fail(130, "the work has not begun")
+            (self.path / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))
         if not (self.path / "recipe.yaml").exists():
             write_atomic(
                 self.path / "recipe.yaml", yaml.safe_dump({**self.resolved}, sort_keys=False)
             )
 
     def _open_log(self) -> None:
-        handler = logging.FileHandler(self.path / "log", encoding="utf-8")
+        handler = Log(self.path / "log", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
         handler.setFormatter(Printable("%(asctime)s %(levelname)s %(name)s %(message)s"))
         self._log = handler
         for name in LOGGED:
@@ -175,8 +176,8 @@ class Run:
         return read_state(file, ["state", "key"]) if file.is_file() else {}
 
     def _write_status(self, state: str, extra: Mapping[str, object] | None = None) -> None:
-        seconds = self.status().get("seconds", 0) + time.time() - self.started
-        self.started = time.time()
+        seconds = self.status().get("seconds", 0) + time.monotonic() - self.started
+        self.started = time.monotonic()
         status = {
             "state": state,
             "layout": LAYOUT,
@@ -215,6 +216,9 @@ class Run:
             self._log.close()
             self._log = None
         if self._lock is not None:
+            if not self._lock.lost:
+                with contextlib.suppress(OSError):
+                    (self.path / RESERVE).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
 
@@ -249,12 +253,22 @@ class Run:
                 self._note(error)
 
     def _note(self, error: BaseException) -> None:
-        if not self.done:
-            self.fail(exit_code(error), f"{type(error).__name__}: {error}")
-            if self._log is not None:
-                with (self.path / "log").open("a", encoding="utf-8") as log:
-                    log.write(printable("".join(traceback.format_exception(error))))
-        self.close()
+        try:
+            if self.writer and not (self._lock and self._lock.lost):
+                drop_leftovers(self.path)  # a full disk has room then
+                self._write_note(error)
+        except OSError as fault:
+            logger.error("%s: why the run ended cannot be noted there (%s)", self.path, fault)
+        finally:
+            self.close()
+
+    def _write_note(self, error: BaseException) -> None:
+        if self.done:
+            return
+        self.fail(exit_code(error), fault_words(error) or f"{type(error).__name__}: {error}")
+        if self._log is not None:
+            with (self.path / "log").open("a", encoding="utf-8") as log:
+                log.write(printable("".join(traceback.format_exception(error))))
 
 
 def exit_code(error: BaseException) -> int:
@@ -264,17 +278,14 @@ def exit_code(error: BaseException) -> int:
     return 2 if isinstance(error, ValueError) else 1
 
 
-class Printable(logging.Formatter):
-    """Log lines without control bytes, which a terminal that shows the log would obey."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, with `printable` text."""
-        return printable(super().format(record))
-
-
-def printable(text: str) -> str:
-    r"""A text with its control characters spelt out (`\x1b`). Tabs and line ends stay."""
-    return text.translate(SPELT)
+def drop_leftovers(folder: Path) -> None:
+    """Deletes what a killed run was writing: hidden files and folders that end in .tmp. Only who
+    holds the lock may call this."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def make_private(folder: Path) -> None:

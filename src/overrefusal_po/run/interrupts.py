@@ -127,14 +127,18 @@ def write_checkpoint_hashes(checkpoint: Path) -> None:
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint's folder is written to its end: trainer_state.json comes last, together
-    with other ranks' states."""
+    with other ranks' states.
+
+    If each rank writes a part of the weights, into a folder inside, trainer_state.json may come
+    before theirs. Then the hashes say it, since they are made after all ranks have met.
+    """
     try:
         json.loads((checkpoint / "trainer_state.json").read_bytes())
     except (OSError, ValueError):
         return False
-    return not (checkpoint / JIT_MARK).exists() and all(
-        is_whole(file) for file in checkpoint.iterdir()
-    )
+    inside = [*checkpoint.iterdir()]
+    all_met = (checkpoint / HASHES).is_file() or not any(path.is_dir() for path in inside)
+    return all_met and not (checkpoint / JIT_MARK).exists() and all(map(is_whole, inside))
 
 
 def is_whole(file: Path) -> bool:

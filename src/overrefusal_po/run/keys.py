@@ -36,6 +36,7 @@ ENGINE_NOT_KEYED = (
     "token_budget",
     "max_tokens_name",
     "max_reply_bytes",
+    "wait_seconds",
 )
 """Engine keys that say where and how fast, not what. A run can go on with another server or a
 greater budget."""

@@ -18,7 +18,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from overrefusal_po.run.folder import printable
+from overrefusal_po.run.log import printable
+from overrefusal_po.run.os_faults import fault_words
 from overrefusal_po.run.unscored import RunFailed
 
 SECONDS_TO_BE_ENDED = 20.0
@@ -28,8 +29,9 @@ ended, which may take seconds with torch loaded. So these words come if no other
 
 @contextmanager
 def speaking_once() -> Iterator[None]:
-    """Within, a fault ends the process with a sentence: ValueError with exit code 2, RunFailed and
-    FloatingPointError with 1, an interrupt with 130. Other ranks than the first wait with theirs.
+    """Within, a fault ends the process with a sentence: ValueError with exit code 2, RunFailed,
+    FloatingPointError and faults of the machine with 1, an interrupt with 130. Other ranks than the
+    first wait with theirs.
     """
     try:
         yield
@@ -49,9 +51,22 @@ def speaking_once() -> Iterator[None]:
                 file=sys.stderr,
             )
         raise
-    except Exception:
-        wait_for_the_first()
+    except (KeyboardInterrupt, GeneratorExit):
         raise
+    except BaseException as error:  # that of torch's sharded checkpoints is no Exception
+        wait_for_the_first()
+        if (words := machine_words(error)) is None:
+            raise
+        print(printable(f"overrefusal-po: {rank_words()}{words}"), file=sys.stderr)
+        sys.exit(1)
+
+
+def machine_words(error: BaseException) -> str | None:
+    """A sentence for a fault of the machine, or of servers that are gone; None for a bug, whose
+    traceback is shown."""
+    if isinstance(error, ConnectionError) and error.errno is None and error.args:
+        return str(error)
+    return fault_words(error)
 
 
 def wait_for_the_first() -> None:

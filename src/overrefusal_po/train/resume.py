@@ -57,6 +57,9 @@ def resumable(trainer: Trainer) -> Iterator[None]:
             os.write(2, f"\n{name}: a checkpoint is written at the end of this step\n".encode())
 
     trainer.add_callback(stop_callback(trainer, received))
+    # `on_save` deletes old ones: transformers goes by file times, and deletes the newest one after
+    # a clock was set back
+    trainer.args.save_total_limit = None
     with handling(dict.fromkeys((signal.SIGINT, *ASKED_TO_STOP), receive)):
         yield
 
@@ -88,6 +91,7 @@ class InterruptionEvents:
     def __init__(self, trainer: Trainer, received: list[str]) -> None:
         self.trainer = trainer
         self.received = received
+        self.kept = trainer.args.save_total_limit
         self.must_stop = received_anywhere(trainer, received)
         self.stopping = False
         self.loss = 0.0
@@ -135,10 +139,13 @@ class InterruptionEvents:
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Notes the hashes of the checkpoint's files, and stops once it is written."""
+        """Notes the hashes of the checkpoint's files, deletes old ones, and stops once it is
+        written."""
         self.trainer.accelerator.wait_for_everyone()
         if self.trainer.accelerator.is_main_process:
-            write_checkpoint_hashes(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            folder = Path(str(args.output_dir))
+            write_checkpoint_hashes(folder / f"checkpoint-{state.global_step}")
+            drop_oldest(folder, self.kept, state.best_model_checkpoint)
         if self.stopping:
             self.trainer.accelerator.wait_for_everyone()
             step = state.global_step
@@ -146,6 +153,16 @@ class InterruptionEvents:
             raise KeyboardInterrupt(
                 f"{' '.join(self.received)} at step {step}, whose checkpoint is written"
             )
+
+
+def drop_oldest(folder: Path, kept: int | None, best: str | None) -> None:
+    """Deletes the checkpoints of the lowest steps until `kept` are left (None or 0: all stay).
+
+    The newest stays, and so does `best`. It goes by the steps: times depend on the clock.
+    """
+    from transformers.trainer_utils import rotate_checkpoints
+
+    rotate_checkpoints(str(folder), kept, best, use_mtime=False)
 
 
 def stop_callback(trainer: Trainer, received: list[str]) -> TrainerCallback:
