@@ -35,6 +35,7 @@ from overrefusal_po.model.whole import (
     named_faults,
     write_hashes,
 )
+from overrefusal_po.model.zero import backend_options, check_not_empty, shared_weights
 from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def check_world(*, use_cpu: bool, fsdp: bool = False, timeout_seconds: float = 1
             "Use a config of type MULTI_CPU, or torchrun."
         )
     try:
-        state = PartialState(cpu=use_cpu, timeout=timedelta(seconds=timeout_seconds))
+        timeout = timedelta(seconds=timeout_seconds)
+        state = PartialState(cpu=use_cpu, timeout=timeout, **backend_options())
     except ValueError as error:
         raise ValueError(
             f"WORLD_SIZE={launched} is set in the environment, but the processes cannot be joined "
@@ -265,6 +267,7 @@ def save_merged(
     else:
         whole = cast("PreTrainedModel", model)
     stop_where_trained(whole, tokenizer)
+    check_not_empty(weights or dict(whole.named_parameters()), str(folder))
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     whole.save_pretrained(beside, state_dict=weights)
     tokenizer.save_pretrained(beside)
@@ -309,12 +312,12 @@ def merged(adapted: PeftModel) -> PreTrainedModel:
 
 
 def gathered_weights(trainer: Trainer) -> dict[str, Tensor] | None:
-    """The whole weights of a model that FSDP has sharded; None if the model is not sharded.
+    """The whole weights of a model that FSDP or ZeRO-3 has sharded; None if it is not sharded.
 
     They are in the memory of the first process. Every process has to call this.
     """
     if not trainer.is_fsdp_enabled:
-        return None
+        return shared_weights(trainer.accelerator.unwrap_model(trainer.model))
     found: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model)
     return found
 
