@@ -18,11 +18,12 @@ import contextlib
 import copy
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from overrefusal_po.model.hardware import has_cuda
 from overrefusal_po.model.sharding import wants_deepspeed, zero_3
+from overrefusal_po.model.whole import check_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +84,7 @@ def cpu_settings() -> dict[str, Any]:
     }
 
 
-def backend_options() -> dict[str, Any]:
+def backend() -> dict[str, Any]:
     """The arguments of `PartialState` that DeepSpeed needs without a GPU. Any: accelerate's own."""
     return {"backend": "gloo"} if wants_deepspeed() and not has_cuda() else {}
 
@@ -130,6 +131,19 @@ def loading_whole() -> Iterator[None]:
     finally:
         if config is not None:
             KEPT[:] = [HfDeepSpeedConfig(config)]
+
+
+def check_files(name: str, load: Callable[..., Any]) -> None:
+    """Raises what `check_tensors` raises, before processes read a model together (ZeRO-3).
+
+    transformers names no tensors there that are of another shape or not expected. `load` is
+    `from_pretrained` with its arguments; here it reads no weights. Any: its tuple.
+    """
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        with loading_whole():
+            check_tensors(name, load(device_map="meta")[1])
 
 
 def is_shared_out(model: Module) -> bool:
