@@ -27,7 +27,7 @@ from test_distributed import TORCHRUN
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from overrefusal_po.model.zero import check_files, loading_whole
-from overrefusal_po.records import PreferencePair, Triple, write_jsonl
+from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
 
 pytestmark = [
     pytest.mark.slow,
@@ -244,7 +244,10 @@ def recipe(folder: Path, model: str, **more: Any) -> list[str]:
 def test_a_killed_run_goes_on_to_what_an_undisturbed_one_saves(
     adapter: dict[str, Any], styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:
-    write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    # prompts that no benchmark has: those of the fixture are refused as XSTest's
+    asked = [Prompt.of(f"Which way do I fold napkin number {n}?", kind="benign") for n in range(6)]
+    own = [pair.model_copy(update={"prompt": q}) for pair, q in zip(pairs, asked, strict=True)]
+    write_jsonl(tmp_path / "pairs.jsonl", own)
     command = recipe(tmp_path, str(styles["llama"].folder), **adapter)
     said = ended(run([*command, "--run_dir=whole"], tmp_path))
     assert "the saved model agrees with the live one" in said
