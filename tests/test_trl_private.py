@@ -49,6 +49,12 @@ METHODS: list[tuple[Any, str, list[str], str]] = [
         for cls in (trl.DPOTrainer, trl.KTOTrainer)
     ),
     (
+        transformers.Trainer,
+        "_prepare_input",
+        ["self", "data"],
+        "under DeepSpeed reference log-probs are rounded to bfloat16 (ExactInputs)",
+    ),
+    (
         trl.DPOTrainer,
         "_precompute_ref_logps",
         ["self", "dataset", "name", "batch_size"],

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from overrefusal_po.model.zero import own_part
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
@@ -24,7 +26,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether all values are finite: their largest size, read once."""
     import torch
 
-    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
+    local = [own_part(t) for t in tensors]
     filled = [t.detach() for t in local if t.numel() and t.is_floating_point()]
     largest = torch.nn.utils.get_total_norm(filled, norm_type=float("inf"))
     return bool(torch.isfinite(largest))
@@ -32,12 +34,10 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 def check_finite(model: Module, place: str) -> None:
     """Raises NotFiniteError if a weight of `model` is NaN or infinite; names the first one."""
-    import torch
-
     weights = dict(model.named_parameters())
     if all_finite(weights.values()):
         return
-    bad = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
+    bad = [name for name, weight in weights.items() if not all_finite([weight])]
     raise NotFiniteError(
         f"{place}: {len(bad)} of {len(weights)} weights hold NaN or infinity (the first: "
         f"{bad[0] if bad else 'unknown'}). Train it again, or take another model."

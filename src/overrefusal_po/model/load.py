@@ -14,9 +14,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
+from overrefusal_po.model import zero
 from overrefusal_po.model.bundled import bundled_folder, bundled_names, find_bundled
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import check_finite
@@ -137,7 +139,8 @@ def check_world(*, use_cpu: bool, fsdp: bool = False, timeout_seconds: float = 1
             "Use a config of type MULTI_CPU, or torchrun."
         )
     try:
-        state = PartialState(cpu=use_cpu, timeout=timedelta(seconds=timeout_seconds))
+        timeout = timedelta(seconds=timeout_seconds)
+        state = PartialState(cpu=use_cpu, timeout=timeout, **zero.backend())
     except ValueError as error:
         raise ValueError(
             f"WORLD_SIZE={launched} is set in the environment, but the processes cannot be joined "
@@ -215,13 +218,12 @@ def load_model(
         with named_faults(name):
             config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
         fitted = load_remedy(Path(remedy), config)
-    extra: dict[str, BitsAndBytesConfig] = {}
-    if quantization_config is not None:
-        extra["quantization_config"] = quantization_config
+    extra = {} if quantization_config is None else {"quantization_config": quantization_config}
     if Path(name).is_dir():
         check_model_files(Path(name))
     with named_faults(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        load = partial(
+            AutoModelForCausalLM.from_pretrained,
             resolve(name),
             revision=revision,
             dtype=dtype or default_dtype(),
@@ -231,9 +233,9 @@ def load_model(
             ignore_mismatched_sizes=True,  # `check_tensors` names them
             **extra,
         )
-    # a tuple with `output_loading_info`, which transformers' type leaves out
-    model: PreTrainedModel = loaded[0]
-    check_tensors(name, loaded[1])
+        zero.check_files(name, load)
+        model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", load())
+    check_tensors(name, info)
     check_finite(model, name)
     for module in model.modules():
         # At the first CPU pass in eval mode bitsandbytes 0.50 repacks 4-bit weights into a form
@@ -265,6 +267,7 @@ def save_merged(
     else:
         whole = cast("PreTrainedModel", model)
     stop_where_trained(whole, tokenizer)
+    zero.check_not_empty(weights or dict(whole.named_parameters()), str(folder))
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     whole.save_pretrained(beside, state_dict=weights)
     tokenizer.save_pretrained(beside)
@@ -309,12 +312,12 @@ def merged(adapted: PeftModel) -> PreTrainedModel:
 
 
 def gathered_weights(trainer: Trainer) -> dict[str, Tensor] | None:
-    """The whole weights of a model that FSDP has sharded; None if the model is not sharded.
+    """The whole weights of a model that FSDP or ZeRO-3 has sharded; None if it is not sharded.
 
     They are in the memory of the first process. Every process has to call this.
     """
     if not trainer.is_fsdp_enabled:
-        return None
+        return zero.shared_weights(trainer.accelerator.unwrap_model(trainer.model))
     found: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model)
     return found
 

@@ -38,11 +38,6 @@ def check_sharding(settings: Settings, *, frozen_reference: bool) -> None:
 
     `frozen_reference`: it trains all weights against a copy of them (DPO and KTO without adapters).
     """
-    if place := zero_3(settings):
-        raise ValueError(
-            f"{place} asks for DeepSpeed's ZeRO-3, under which the weights would be saved empty. "
-            "Take recipes/accelerate/fsdp2.yaml, or zero_stage 1 or 2."
-        )
     # When transformers loads weights, it reads the environment alone (`is_fsdp_enabled`). Its
     # trainer, which reads the recipe's settings, comes later.
     once = wants_fsdp() and is_on(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import check_finite
+from overrefusal_po.model.zero import loading_whole
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report.card import card_text, put_card
@@ -43,11 +44,23 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     weights that are not finite, and ValueError if the saved model is not the trained one.
     """
     weights = models.gathered_weights(trainer)
-    if not run.writer:
-        return
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    check_finite(model, "the trained model")
+    check_finite(trainer.accelerator.unwrap_model(trainer.model), "the trained model")
     probe = live_probe(trainer)
+    if run.writer:
+        with loading_whole():
+            write(trainer, weights, probe, recipe, template, run)
+
+
+def write(
+    trainer: Trainer,
+    weights: dict[str, Tensor] | None,
+    probe: Probe | None,
+    recipe: TrainRecipe,
+    template: ChatTemplate,
+    run: Run,
+) -> None:
+    """`save` in the first process; `weights` and `probe` are None if there are none."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
     summary = training_summary(trainer, run)
     logger.info("saving %s, and comparing it with the trained model", run.path / "model")
     if hasattr(model, "peft_config"):

@@ -16,6 +16,7 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.load import ModelSection
 from overrefusal_po.model.remedied import remedy_of
+from overrefusal_po.model.zero import is_shared_out, shared_copy
 from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def trains_all(policy: PreTrainedModel, peft_config: PeftConfig | None) -> bool:
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
     """A copy of the start policy. TRL would reload the model's name or path, which may be
     another."""
-    reference = copy.deepcopy(policy)
+    reference = shared_copy(policy) if is_shared_out(policy) else copy.deepcopy(policy)
     reference.eval()
     reference.requires_grad_(False)
     return reference

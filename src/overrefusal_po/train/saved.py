@@ -48,8 +48,11 @@ class Probe(NamedTuple):
 
 
 def live_probe(trainer: Trainer) -> Probe | None:
-    """The first rows of the training through the live model; None if its weights are sharded."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    """The first rows of the training through the live model; None if FSDP has sharded it.
+
+    All processes call it together: under ZeRO-3 they need each other's weights.
+    """
+    if trainer.is_fsdp_enabled:
         logger.info("the saved model is not compared with the live one: its weights are sharded")
         return None
     model = cast("PreTrainedModel", trainer.accelerator.unwrap_model(trainer.model))

@@ -13,7 +13,9 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from overrefusal_po.model.load import has_bf16, has_cuda
+from overrefusal_po.model.load import check_world, has_bf16, has_cuda
+from overrefusal_po.model.sharding import wants_deepspeed
+from overrefusal_po.model.zero import check_deepspeed, cpu_settings, joining
 from overrefusal_po.recipe.load import check_sampling
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
@@ -44,13 +46,19 @@ def trainer_config(cls: type[C], args: C | Settings | None) -> C:
         if name not in known:
             raise ValueError(unknown_key(name, known, "", owner=cls.__name__))
     check_sampling(given.get("train_sampling_strategy"))
+    if wants_deepspeed(given):
+        check_deepspeed(given, quantised=False)  # a loaded model is checked by its stage
+        with joining(given):
+            check_world(use_cpu=False)
     return cls(**{**hardware_settings(given), **given})
 
 
-def hardware_settings(given: Settings) -> dict[str, bool]:
+def hardware_settings(given: Settings) -> dict[str, Any]:
     """The trainer keys that hardware decides; TRL's own defaults raise on a CPU."""
     if has_cuda() and not given.get("use_cpu"):
         return {"bf16": has_bf16(), "gradient_checkpointing": True}
+    if wants_deepspeed(given):
+        return cpu_settings()
     return {
         "use_cpu": True,
         "bf16": False,

@@ -19,6 +19,7 @@ from overrefusal_po.identity import check_kinds
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
+from overrefusal_po.model.zero import check_deepspeed, joining, loading_whole
 from overrefusal_po.pairs.apart import check_apart, check_not_measured
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import looked_at
@@ -67,11 +68,12 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
         stored: dict[str, Any] = known["summary"]
         return stored
     settings = checked_settings(recipe)
-    state = models.check_world(
-        use_cpu=bool(settings.get("use_cpu")),
-        fsdp=wants_fsdp(settings),
-        timeout_seconds=settings.get("ddp_timeout", 1800),
-    )
+    with joining(settings):
+        state = models.check_world(
+            use_cpu=bool(settings.get("use_cpu")),
+            fsdp=wants_fsdp(settings),
+            timeout_seconds=settings.get("ddp_timeout", 1800),
+        )
     config = method_config(recipe, {**settings, "output_dir": str(run.path / "checkpoints")})
     template = load_template(recipe.model, recipe.chat)
     check_trackers(recipe.trainer.get("report_to"))
@@ -99,6 +101,8 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
     hardware = hardware_settings(recipe.trainer)
     settings = {**hardware, **without_push(recipe.trainer), "enable_jit_checkpoint": False}
     method = find_method(recipe.method)
+    bits = [key for key in ("load_in_4bit", "load_in_8bit") if recipe.model.get(key)]
+    check_deepspeed(settings, quantised=bool(bits))
     check_sharding(
         settings,
         frozen_reference=method.needs_reference and not recipe.model.get("use_peft"),
@@ -122,7 +126,8 @@ def in_first_process(state: PartialState, make: Callable[[], T]) -> T | None:
     made, fault = None, None
     if state.is_main_process:
         try:
-            made = make()
+            with loading_whole():
+                made = make()
         except ValueError as error:
             if state.num_processes == 1:
                 raise

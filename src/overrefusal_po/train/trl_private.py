@@ -11,6 +11,7 @@ what broke.
 | `DPOTrainer._name`, `_tag_names`, `_paper` | the model card of ORPO |
 | `trl.trainer.utils.add_fused_lm_head`, its `fused_lm_head` argument | log-probs without logits |
 | `Trainer._get_train_sampler`, `LengthGroupedSampler` | batches of similar length |
+| `Trainer._prepare_input` | log-probs of a reference under DeepSpeed |
 | `Trainer._tr_loss`, `_total_loss_scalar`, `_globalstep_last_logged` | exact resume |
 | `Trainer._initial_global_step` | exact resume |
 | `Trainer._run_epoch` | a training that was killed after its last step |
@@ -24,7 +25,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -49,11 +50,6 @@ from overrefusal_po.exact.reference_store import (
 from overrefusal_po.exact.shared_prefix import share_prefix
 from overrefusal_po.records import content_id
 from overrefusal_po.train.windowed import WindowedDPOTrainer
-
-if TYPE_CHECKING:
-    from transformers import (
-        Trainer,
-    )
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +80,20 @@ def is_tokenised(dataset: object) -> bool:
     return "prompt_ids" in (getattr(dataset, "column_names", None) or ())
 
 
-class ReadyDPOTrainer(WindowedDPOTrainer):
+class ExactInputs(Trainer):
+    """A trainer whose floats stay as they are: log-probs of a reference, weights of pairs.
+
+    Under DeepSpeed transformers rounds them to the format of the weights. In bfloat16 a log-prob of
+    -200 is then up to 0.5 off.
+    """
+
+    def _prepare_input(self, data: Any) -> Any:  # Any: tensors, and what holds them
+        if isinstance(data, Tensor) and torch.is_floating_point(data):
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
+
+class ReadyDPOTrainer(ExactInputs, WindowedDPOTrainer):
     """TRL's `DPOTrainer` that takes rows with token ids unchanged."""
 
     def _prepare_dataset(self, dataset: AnyDataset, *args: Any, **kwargs: Any) -> AnyDataset:
@@ -94,7 +103,7 @@ class ReadyDPOTrainer(WindowedDPOTrainer):
         return prepared
 
 
-class ReadyKTOTrainer(KTOTrainer):
+class ReadyKTOTrainer(ExactInputs, KTOTrainer):
     """TRL's `KTOTrainer` that takes rows with token ids, paired for its KL term, unchanged."""
 
     def _prepare_dataset(self, dataset: AnyDataset, *args: Any, **kwargs: Any) -> AnyDataset:

@@ -1,0 +1,292 @@
+"""zero.py: DeepSpeed for real. Two processes over gloo share gradients (ZeRO-2) or weights (ZeRO-3),
+and train what one process trains.
+
+`make test-deepspeed` installs deepspeed and runs these tests; where it is not installed they are
+skipped. What is refused before weights load is in test_sharding.py.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Style
+from safetensors.torch import load_file, save_file
+from test_distributed import TORCHRUN
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from overrefusal_po.model.zero import check_files, loading_whole
+from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("deepspeed") is None
+        and os.environ.get("DEEPSPEED_TESTS") != "required",
+        reason="deepspeed is not installed: make test-deepspeed",
+    ),
+]
+
+STAGES = {
+    stage: {
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": {"stage": stage},
+    }
+    for stage in (2, 3)
+}
+SETTINGS = {
+    "max_steps": 2,
+    "learning_rate": 0.1,
+    "optim": "sgd",  # whose steps are as close as the gradients are
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "max_length": 256,
+    "disable_tqdm": True,
+}
+
+
+def case(method: str, stage: int, **more: Any) -> dict[str, Any]:
+    """A training of the rank script; `lora`, `store` (reference log-probs ahead), `trainer`, `resume`."""
+    return {"method": method, "stage": stage, **more}
+
+
+CASES = {
+    "dpo-3": case("dpo", 3, store=True),
+    "dpo-3-reference": case("dpo", 3),  # a second model, shared out too
+    "kto-3": case("kto", 3),
+    "orpo-3": case("orpo", 3),
+    "derta-3": case("derta", 3),
+    "sft-3": case("sft", 3),
+    "dpo-3-lora": case("dpo", 3, lora=True, store=True),
+    "kto-3-lora": case("kto", 3, lora=True),
+    "orpo-3-lora": case("orpo", 3, lora=True),
+    "derta-3-lora": case("derta", 3, lora=True),
+    "sft-3-lora": case("sft", 3, lora=True),
+    "dpo-2": case("dpo", 2, store=True),
+    "kto-2": case("kto", 2),
+    "orpo-2": case("orpo", 2),
+    "derta-2": case("derta", 2),
+    "dpo-2-lora": case("dpo", 2, lora=True),
+    "derta-2-lora": case("derta", 2, lora=True),
+    "dpo-3-saved": case("dpo", 3, store=True, trainer={"save_strategy": "steps", "save_steps": 1}),
+    "dpo-3-resumed": case("dpo", 3, store=True, resume="dpo-3-saved"),
+}
+
+# trains each case, saves it, and writes down losses; with ranks by DeepSpeed, else alone
+RANK = """
+import importlib, json, os, sys
+from pathlib import Path
+import torch
+from accelerate.state import AcceleratorState
+from peft import LoraConfig, PeftModel
+import overrefusal_po
+from overrefusal_po.model import load as models
+from overrefusal_po.model.zero import is_shared_out, loading_whole
+from overrefusal_po.recipe.methods import find_method
+from overrefusal_po.model.zero import check_files, loading_whole
+from overrefusal_po.records import PreferencePair, Triple, read_jsonl
+from overrefusal_po.train.saved import check_saved, live_probe
+from overrefusal_po.train.settings import trainer_config
+
+model, cases = sys.argv[1], json.loads(sys.argv[2])
+together, found = "RANK" in os.environ, {}
+pairs = read_jsonl(Path("pairs.jsonl"), PreferencePair)
+answers = [pair.prompt.model_copy(update={"reference": pair.chosen}) for pair in pairs]
+rows = {"derta": read_jsonl(Path("triples.jsonl"), Triple), "sft": answers}
+for name, case in cases.items():
+    method, lora, folder = case["method"], case.get("lora"), Path("together" if together else "alone", name)
+    args = {**case["settings"], "output_dir": str(folder / "out"), "per_device_train_batch_size": 2 if method == "kto" else 1}
+    if together:
+        AcceleratorState._reset_state()  # accelerate allows one a process
+        args["deepspeed"] = case["deepspeed"]
+    else:
+        args["gradient_accumulation_steps"] = 2
+    given = {"rto_dropout": 0} if method == "derta" else {}
+    if case.get("store"):
+        given["reference_store"] = folder / "store"
+    module, _, config = find_method(method).config.rpartition(".")
+    args = trainer_config(getattr(importlib.import_module(module), config), args)
+    loaded = models.load_model(model, dtype="float32")
+    begun = is_shared_out(loaded)
+    torch.manual_seed(0)
+    peft = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False) if lora else None
+    make = getattr(overrefusal_po, f"{method}_trainer")
+    trainer = make(loaded, rows.get(method, pairs), args=args, peft_config=peft, **given)
+    resume = str(folder.parent / case["resume"] / "out" / "checkpoint-1") if case.get("resume") else None
+    trainer.train(resume_from_checkpoint=resume)
+    weights, probe = models.gathered_weights(trainer), live_probe(trainer)
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    found[name] = {"losses": losses, "shared": [begun, weights is not None], "type": str(trainer.accelerator.distributed_type)}
+    if trainer.accelerator.is_main_process:
+        with loading_whole():
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            if lora:
+                trained.save_pretrained(folder / "adapter", state_dict=weights)
+            if lora and weights is not None:
+                trained, weights = PeftModel.from_pretrained(models.load_model(model, dtype="float32"), folder / "adapter"), None
+            models.save_merged(trained, trainer.processing_class, folder / "model", weights)
+            check_saved(probe, folder / "model")
+    print(name, found[name], flush=True)
+Path(f"losses-{os.environ.get('RANK', 'alone')}.json").write_text(json.dumps(found))
+"""
+
+
+def run(command: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """Starts a command in `folder`, without a GPU, in a process group of its own."""
+    kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**kept, "CUDA_VISIBLE_DEVICES": "", **environment},
+        start_new_session=True,
+    )
+
+
+def ended(child: subprocess.Popen[str]) -> str:
+    """What a command said, which has to end with exit code 0."""
+    said = child.communicate(timeout=1500)[0]
+    assert child.returncode == 0, said[-4000:]
+    return said
+
+
+@pytest.fixture(scope="module")
+def trained(
+    styles: dict[str, Style],
+    pairs: list[PreferencePair],
+    triples: list[Triple],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder with every case trained by two ranks under together/, by one process under alone/."""
+    folder = tmp_path_factory.mktemp("zero")
+    (folder / "rank.py").write_text(RANK)
+    write_jsonl(folder / "pairs.jsonl", pairs[:4])
+    write_jsonl(folder / "triples.jsonl", triples[:2])
+    cases = {
+        name: {
+            **one,
+            "settings": {**SETTINGS, **one.get("trainer", {})},
+            "deepspeed": STAGES[one["stage"]],
+        }
+        for name, one in CASES.items()
+    }
+    arguments = ["rank.py", str(styles["llama"].folder), json.dumps(cases)]
+    ended(run([sys.executable, *arguments], folder))
+    ended(run([*TORCHRUN, *arguments], folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_what_one_process_trains(trained: Path, name: str) -> None:
+    """Losses, the gathered adapter, and every weight of the saved model, merged if there is one."""
+    one, other, alone = (
+        json.loads((trained / f"losses-{who}.json").read_text())[name] for who in (0, 1, "alone")
+    )
+    assert one["type"] == "DistributedType.DEEPSPEED" and one["losses"] == other["losses"]
+    zero_3 = CASES[name]["stage"] == 3
+    assert one["shared"] == [zero_3, zero_3], "loaded and trained in parts"
+    assert one["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+    parts = [Path("model", "model.safetensors")]
+    parts += [Path("adapter", "adapter_model.safetensors")] * bool(CASES[name].get("lora"))
+    for part in parts:
+        saved, wanted = (load_file(trained / who / name / part) for who in ("together", "alone"))
+        assert saved.keys() == wanted.keys() and all(len(weight) for weight in saved.values())
+        for key, weight in wanted.items():
+            assert torch.allclose(saved[key], weight, atol=1e-5), f"{part}: {key}"
+
+
+def recipe(folder: Path, model: str, **more: Any) -> list[str]:
+    """The command that trains a recipe under ZeRO-3 in two processes, its run folder named by
+    --run_dir."""
+    body = {
+        "task": "train",
+        "method": "dpo",
+        "model": {"model_name_or_path": model, "dtype": "float32", **more},
+        "data": {"pairs": "pairs.jsonl", "allow_no_anchor": True},
+        "trainer": {
+            "deepspeed": "zero3.json",
+            "max_steps": 6,
+            "max_length": 256,
+            "learning_rate": 1e-2,
+            "per_device_train_batch_size": 1,
+            "logging_steps": 1,
+            "save_steps": 2,
+        },
+    }
+    name = "lora.yaml" if more else "full.yaml"
+    (folder / name).write_text(yaml.safe_dump(body))
+    (folder / "zero3.json").write_text(json.dumps(STAGES[3]))
+    return [*TORCHRUN, "-m", "overrefusal_po", name]
+
+
+@pytest.mark.parametrize(
+    "adapter", [{}, {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear"}]
+)
+def test_a_killed_run_goes_on_to_what_an_undisturbed_one_saves(
+    adapter: dict[str, Any], styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    # prompts that no benchmark has: those of the fixture are refused as XSTest's
+    asked = [Prompt.of(f"Which way do I fold napkin number {n}?", kind="benign") for n in range(6)]
+    own = [pair.model_copy(update={"prompt": q}) for pair, q in zip(pairs, asked, strict=True)]
+    write_jsonl(tmp_path / "pairs.jsonl", own)
+    command = recipe(tmp_path, str(styles["llama"].folder), **adapter)
+    said = ended(run([*command, "--run_dir=whole"], tmp_path))
+    assert "the saved model agrees with the live one" in said
+    child = run([*command, "--run_dir=killed"], tmp_path)
+    sign = tmp_path / "killed" / "checkpoints" / "checkpoint-4" / "hashes.json"
+    deadline = time.monotonic() + 900
+    while not sign.is_file() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ranks = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    for process in (*ranks, child.pid):  # torchrun starts each rank in a session of its own
+        os.kill(int(process), signal.SIGKILL)
+    child.wait(timeout=60)
+    assert sign.is_file() and not (tmp_path / "killed" / "model").exists()
+    for later in (tmp_path / "killed" / "checkpoints").glob("checkpoint-6"):
+        shutil.rmtree(later)  # the kill may have come late
+    ended(run([*command, "--run_dir=killed"], tmp_path))
+    parts = [Path("model", "model.safetensors")]
+    parts += [Path("adapter", "adapter_model.safetensors")] * bool(adapter)
+    for part in parts:
+        assert (tmp_path / "whole" / part).read_bytes() == (tmp_path / "killed" / part).read_bytes()
+
+
+def test_files_are_checked_before_processes_read_them_together(
+    styles: dict[str, Style], tmp_path: Path
+) -> None:
+    """With ZeRO-3 transformers itself says nothing of tensors that the model does not have."""
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+
+    folder = styles["llama"].folder
+    shutil.copytree(folder, tmp_path / "more")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "odd": torch.zeros(1)}, tmp_path / "more" / "model.safetensors")
+    held = HfDeepSpeedConfig(STAGES[3])
+    for place, fault in ((folder, None), (tmp_path / "more", "does not have: odd")):
+        load = partial(AutoModelForCausalLM.from_pretrained, place, output_loading_info=True)
+        with pytest.raises(ValueError, match=fault) if fault else nullcontext():
+            check_files(str(place), load)
+    assert held.is_zero3() and is_deepspeed_zero3_enabled(), "the next load is shared out again"
+    with loading_whole():
+        assert not is_deepspeed_zero3_enabled()
+    unset_hf_deepspeed_config()
