@@ -17,6 +17,7 @@ a space before the user's text is part of a token (SentencePiece), it stays behi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from overrefusal_po.model.chat import ChatTemplate
@@ -42,10 +43,8 @@ def safety_place(template: ChatTemplate, text: str) -> Place:
     """Where a safety text stands. ValueError for a template that shows no user's text."""
     text = template.neutral(text)
     found = list(openings_of(template, text, system=None))
-    try:
+    with suppress(ValueError):  # the template may always write a system prompt
         found += openings_of(template, text, system="")
-    except ValueError:  # the template always writes a system prompt
-        pass
     found.append(opening(template, "", text + BETWEEN))
     by_start = {one.before: one for one in reversed(found)}  # of equal ones the first
     ordered = sorted(by_start.values(), key=lambda one: -len(one.before))
@@ -103,9 +102,7 @@ def opening(template: ChatTemplate, before: str, after: str) -> Opening:
 def ids_before(template: ChatTemplate, text: str, end: int) -> tuple[tuple[int, ...], str]:
     """The ids of a text's first `end` characters, as they are in front of a word, and the last of
     those characters that are in a token with what follows."""
-    found = template.tokenizer(
-        text + WORD, add_special_tokens=False, return_offsets_mapping=True
-    )
+    found = template.tokenizer(text + WORD, add_special_tokens=False, return_offsets_mapping=True)
     spans = found["offset_mapping"]
     at = next(number for number, (_, stop) in enumerate(spans) if stop > end)
     return tuple(found["input_ids"][:at]), text[spans[at][0] : end]
