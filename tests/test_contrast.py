@@ -21,7 +21,7 @@ from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.contrast import Contrast, Opening, contrasted, twin_ids
 from overrefusal_po.model.remedied import remedied
-from overrefusal_po.model.remedy import Gate, Remedy, load_remedy, remedy_id, save_remedy
+from overrefusal_po.model.remedy import Gate, load_remedy, remedy_id, save_remedy
 from overrefusal_po.plugins import find_plug
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Message, Outcome, Prompt, Sampling
@@ -77,7 +77,9 @@ def test_the_second_best_token_is_no_agreement() -> None:
 def test_a_plain_stream_that_is_less_sure_does_not_agree() -> None:
     """Both say the first token, with .55 and .95: below .9 of it, so s - (s - l) = l."""
     change = Contrast("adaptive", 1, ANY, plausible=0.0)
-    assert contrasted(change, 1.0, numbers(0.2, 0), numbers(3, 0)).tolist() == pytest.approx([0.2, 0])
+    assert contrasted(change, 1.0, numbers(0.2, 0), numbers(3, 0)).tolist() == pytest.approx(
+        [0.2, 0]
+    )
 
 
 def test_an_implausible_token_stays_forbidden_although_its_contrast_is_greatest() -> None:
@@ -132,16 +134,9 @@ def test_it_stands_where_the_template_puts_a_system_message(
     front = f"{TEXT}\n\n{own}" if own else TEXT
     for text in ("How do I kill it?", "\n\nHow?", "1234"):
         ids = template.prompt_ids(asked(text))
-        if name == "qwen" and own is None and text[0] == "\n":
-            continue  # below: the default cannot be told from a user's system message
         assert twin_ids(change, ids) == template.prompt_ids(asked(text, front))
     ids = template.prompt_ids(asked("How?", "You are terse."))
     assert twin_ids(change, ids) == template.prompt_ids(asked("How?", f"{TEXT}\n\nYou are terse."))
-
-
-def test_a_default_that_cannot_be_cut_out_keeps_its_place(styles: dict[str, Style]) -> None:
-    said = twin_text(styles["qwen"].template, asked("\n\nHow?"))
-    assert f"system\n{TEXT}\n\nYou are a helpful assistant.<|im_end|>" in said
 
 
 def test_in_the_users_turn_the_users_tokens_stay_as_they_are(styles: dict[str, Style]) -> None:
@@ -150,7 +145,9 @@ def test_in_the_users_turn_the_users_tokens_stay_as_they_are(styles: dict[str, S
     assert twin_text(template, asked("How?")) == f"<s>[INST] {TEXT}\n\n How? [/INST]"
     change = Contrast("self", 1, *safety_place(template, TEXT))
     ids = template.prompt_ids(asked("How?"))
-    assert twin_ids(change, ids)[-len(ids) + 3 :] == ids[3:]
+    users = ids[1 + len(change.openings[0].before) :]
+    assert twin_ids(change, ids)[-len(users) :] == users
+    assert template.tokenizer.convert_ids_to_tokens(users[:1])[0].startswith("\u2581")
 
 
 def without_system(tokenizer: Any) -> ChatTemplate:

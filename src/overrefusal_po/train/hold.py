@@ -144,7 +144,9 @@ class Holder:
                 write_jsonl(file, self.start(known, missing, resumed))
         self.trainer.accelerator.wait_for_everyone()
 
-    def start(self, known: dict[str, Outcome], missing: list[Prompt], resumed: bool) -> list[Outcome]:
+    def start(
+        self, known: dict[str, Outcome], missing: list[Prompt], resumed: bool
+    ) -> list[Outcome]:
         """What the start policy says to every prompt; `missing` are those that are not `known`."""
         if self.hold.start is not None:
             found = given_start(self.hold, self.prompts)
