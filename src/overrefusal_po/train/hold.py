@@ -139,15 +139,13 @@ class Holder:
         file = self.folder / START_FILE
         if self.trainer.accelerator.is_main_process:
             known = known_start(file, self.prompts)
-            missing = [prompt for prompt in self.prompts if prompt.id not in known]
-            if missing:
-                write_jsonl(file, self.start(known, missing, resumed))
+            if any(prompt.id not in known for prompt in self.prompts):
+                write_jsonl(file, self.start(known, resumed))
         self.trainer.accelerator.wait_for_everyone()
 
-    def start(
-        self, known: dict[str, Outcome], missing: list[Prompt], resumed: bool
-    ) -> list[Outcome]:
-        """What the start policy says to every prompt; `missing` are those that are not `known`."""
+    def start(self, known: dict[str, Outcome], resumed: bool) -> list[Outcome]:
+        """What the start policy says to every prompt; for some it may be `known`."""
+        missing = [prompt for prompt in self.prompts if prompt.id not in known]
         if self.hold.start is not None:
             found = given_start(self.hold, self.prompts)
         elif resumed:
