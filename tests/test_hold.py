@@ -364,25 +364,52 @@ def test_hold_needs_both_kinds(start: Path, tmp_path: Path) -> None:
         run_stage(body, "test", tmp_path / "run")
 
 
-def test_a_lost_start_measurement_is_an_error_after_a_checkpoint(
-    start: Path, tmp_path: Path
-) -> None:
+def holder_of(start: Path, folder: Path, things: list[str]) -> Any:
+    """What holds a training of a tiny model on prompts about some things."""
     from types import SimpleNamespace
+
+    from accelerate import Accelerator
 
     from overrefusal_po.train.hold import Holder
 
-    write_jsonl(tmp_path / "dev.jsonl", asked(["a fox"], "harmful") + asked(["a fox"], "benign"))
-    model = models.load_model(str(start))
-    template = ChatTemplate(models.load_tokenizer(str(start)))
-    from accelerate import Accelerator
-
+    write_jsonl(folder / "dev.jsonl", asked(things, "harmful") + asked(things, "benign"))
     trainer: Any = SimpleNamespace(
-        accelerator=Accelerator(cpu=True), model=model, args=SimpleNamespace(output_dir="out")
+        accelerator=Accelerator(cpu=True),
+        model=models.load_model(str(start)),
+        args=SimpleNamespace(output_dir="out"),
     )
-    hold = Hold(sets=(str(tmp_path / "dev.jsonl"),))
-    holder = Holder(trainer, template=template, hold=hold, folder=tmp_path)
-    with pytest.raises(ValueError, match=r"hold_start\.jsonl is missing"):
+    template = ChatTemplate(models.load_tokenizer(str(start)))
+    hold = Hold(sets=(str(folder / "dev.jsonl"),), max_new_tokens=8)
+    return Holder(trainer, template=template, hold=hold, folder=folder)
+
+
+def test_a_lost_start_measurement_is_an_error_after_a_checkpoint(
+    start: Path, tmp_path: Path
+) -> None:
+    holder = holder_of(start, tmp_path, ["a fox"])
+    with pytest.raises(ValueError, match=r"hold_start\.jsonl is missing.*or delete out to train"):
         holder.begin(resumed=True)
+
+
+def test_other_prompts_than_at_the_start_are_asked_before_a_training_and_an_error_after(
+    start: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "hold_start.jsonl"
+    holder_of(start, tmp_path, ["a fox"]).begin(resumed=False)
+    first = read_jsonl(file, Outcome)
+    more = holder_of(start, tmp_path, ["a dog", "a fox"])
+    said = r"no response to 2 prompts of hold\.sets.*Give hold the sets and the limits"
+    with pytest.raises(ValueError, match=said):
+        more.begin(resumed=True)
+    assert read_jsonl(file, Outcome) == first
+    more.begin(resumed=False)
+    second = read_jsonl(file, Outcome)
+    assert [row.prompt for row in second] == more.prompts and len(second) == 4
+    kept = {row.prompt.id: row for row in second}
+    assert [kept[row.prompt.id] for row in first] == first
+    more.begin(resumed=True)
+    holder_of(start, tmp_path, ["a dog"]).begin(resumed=True)
+    assert read_jsonl(file, Outcome) == second
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def adapter_of(model: Any, folder: Path) -> str:
 
 CASES: dict[str, Given] = {
     "ablation": lambda model, folder: {"max_divergence": 100.0},
+    "contrast": lambda model, folder: {"strengths": [0.5, 2.0], "tokens": 3},
     "debias": lambda model, folder: {"samples": 4, "positions": 3},
     "dial": lambda model, folder: {"adapter": adapter_of(model, folder)},
     "fusion": lambda model, folder: {

@@ -99,6 +99,31 @@ def test_a_report_names_evaluate_stages_alone(tmp_path: Path) -> None:
             stage_bodies(load_recipe(str(recipe), []))
 
 
+@pytest.mark.parametrize(
+    ("remedy", "asks", "said"),
+    [
+        ("ablation", {"tamper": {"tiers": [0]}}, r"after: tamper .*Measure @fit\.model, without"),
+        ({"name": "threshold", "as_weights": True}, {"tamper": {"tiers": [0]}}, r"@fit\.model"),
+        ("contrast", {"capability": {"perplexity": True}}, r"stage after: capability\.perplexity"),
+        ("threshold", {"tamper": {"tiers": [0]}, "capability": {"perplexity": True}}, ""),
+        ("contrast", {"tamper": {"tiers": [0]}}, ""),
+    ],
+)
+def test_what_a_remedys_form_rules_out_is_known_before_it_is_fitted(
+    tmp_path: Path, remedy: Any, asks: dict[str, Any], said: str
+) -> None:
+    recipe = recipe_of(Path("my/model"), tmp_path)
+    values = yaml.safe_load(recipe.read_text())
+    values["stages"]["fit"]["remedy"] = remedy
+    values["stages"]["after"] |= asks
+    recipe.write_text(yaml.safe_dump(values, sort_keys=False))
+    if not said:
+        assert "after" in stage_bodies(load_recipe(str(recipe), []))
+        return
+    with pytest.raises(ValueError, match=said):
+        stage_bodies(load_recipe(str(recipe), []))
+
+
 def test_the_shipped_recipe_takes_any_model_and_measures_all_on_the_same_prompts() -> None:
     path = ROOT / "recipes" / "remedies.yaml"
     assert len(path.read_text().splitlines()) <= 70

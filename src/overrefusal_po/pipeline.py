@@ -37,6 +37,7 @@ from overrefusal_po.recipe.words import nearest
 from overrefusal_po.records import content_id
 from overrefusal_po.references import (
     check_reference,
+    check_remedy_read,
     check_report,
     linked_stage,
     outputs,
@@ -123,6 +124,7 @@ def check_names(body: StageRecipe, earlier: Mapping[str, StageRecipe], above: st
     values = dict(dotted(body.model_dump(mode="json")))
     for key, value in references(body):
         check_reference(value, earlier, f"{above}{key}")
+    check_remedy_read(body, earlier, above)
     baseline = values.get("gate.baseline")
     if isinstance(baseline, str) and not baseline.startswith("@") and may_be_name(baseline):
         near = nearest(f"@{baseline}.outcomes", outputs(earlier))

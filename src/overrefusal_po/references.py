@@ -14,12 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from overrefusal_po.evaluate.remedy_checks import check_remedy_form
 from overrefusal_po.plugins import find_plug
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.overrides import nested_texts
 from overrefusal_po.recipe.report import Report
 from overrefusal_po.recipe.rounds import Repeats, in_round
-from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.words import nearest
 from overrefusal_po.records import read_state
 from overrefusal_po.remedies import form_of
@@ -69,6 +70,20 @@ def check_reference(value: str, earlier: Mapping[str, StageRecipe], where: str) 
             f"{where} is {value!r}, but there is no output {output!r} of a stage {stage!r}; "
             f"allowed: {allowed}.{nearest(value, makes)}"
         )
+
+
+def check_remedy_read(
+    body: StageRecipe, earlier: Mapping[str, StageRecipe], above: str = ""
+) -> None:
+    """Raises ValueError for an evaluation that cannot be made with the remedy of an earlier stage,
+    as far as that stage's recipe says what form it has."""
+    stage, _, output = str(body.model.get("remedy") or "").partition(".")
+    fit = earlier.get(stage[1:]) if stage.startswith("@") and output == "remedy" else None
+    if isinstance(body, EvaluateRecipe) and isinstance(fit, FitRecipe):
+        try:
+            check_remedy_form(body, form_of(*find_plug("remedies", fit.remedy)), f"{stage}.model")
+        except ValueError as error:
+            raise ValueError(f"{above}{error}") from None
 
 
 def outputs(stages: Mapping[str, StageRecipe]) -> list[str]:

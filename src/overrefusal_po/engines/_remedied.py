@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from overrefusal_po.model.contrast import Contrast
 from overrefusal_po.model.remedied import check_generation, installed_on
 
 if TYPE_CHECKING:
@@ -30,6 +31,16 @@ def check_served(
     if continuous:
         raise ValueError(CONTINUOUS)
     check_generation(settings)
+
+
+def tokens_behind(model: PreTrainedModel, new: int) -> int:
+    """How many tokens of the context have to be free behind a prompt for `new` ones of a response.
+    A second stream reads a longer prompt, and the first tokens of the response."""
+    found = installed_on(model)
+    change = None if found is None else found.remedy.change
+    if not isinstance(change, Contrast):
+        return new
+    return max(new, change.more + min(change.tokens or new, new))
 
 
 def drawn_revision(model: PreTrainedModel, revision: str | None) -> str | None:

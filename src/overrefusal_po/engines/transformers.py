@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from overrefusal_po.engines import SampleKey
 from overrefusal_po.engines._continuous import check_continuous, generate_continuously
 from overrefusal_po.engines._costs import Cost
-from overrefusal_po.engines._remedied import check_served, drawn_revision
+from overrefusal_po.engines._remedied import check_served, drawn_revision, tokens_behind
 from overrefusal_po.model import generation
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
@@ -153,7 +153,7 @@ class TransformersEngine:
         `inputs`."""
         if self.context is None:
             return []
-        room = self.context - sampling.max_new_tokens
+        room = self.context - tokens_behind(self.model, sampling.max_new_tokens)
         # a token is a byte at least, so most texts need no tokenizer here
         long = [row for row in inputs if len(row.text.encode()) > room]
         over = {row.prompt.id for row in long if len(self.token_ids(row.text)) > room}

@@ -47,7 +47,7 @@ from overrefusal_po.run.appender import Appender
 from overrefusal_po.run.complete import complete, engine_for, in_process, recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.openers import refusal_openers, thinks
-from overrefusal_po.run.remedies import put_on
+from overrefusal_po.run.remedies import put_on, remedy_form
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ NOT_MEASURED = "The first token was not measured"
 
 
 def wants_perplexity(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> bool:
-    """Whether perplexity is measured. If the recipe leaves that open: if it can be.
+    """Whether perplexity is measured. If the recipe leaves that open: if it can be. A remedy with
+    two streams has none (`remedy_checks`).
 
     Attacked prompts do not count. Raises ValueError if the recipe asks for it and it cannot be.
     """
@@ -75,7 +76,20 @@ def wants_perplexity(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> bool:
             f"of the {len(prompts)} prompts is one. Name a set that has references (starter), or "
             "leave the key out."
         )
-    return known and in_process(recipe.engine)
+    return known and in_process(recipe.engine) and not in_two_streams(recipe)
+
+
+def in_two_streams(recipe: EvaluateRecipe) -> bool:
+    """Whether the model decodes in two streams: its logits are no probabilities of a text."""
+    return remedy_form(recipe.model) == "streams"
+
+
+def perplexity_notes(recipe: EvaluateRecipe) -> list[str]:
+    """Why perplexity is not measured, for a reader of the report; empty if it is, or if the recipe
+    leaves it out."""
+    if recipe.capability.perplexity is False or not in_two_streams(recipe):
+        return []
+    return ["Perplexity was not measured: the remedy decodes in two streams."]
 
 
 def check_task_model(recipe: EvaluateRecipe) -> None:

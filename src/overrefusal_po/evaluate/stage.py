@@ -32,11 +32,13 @@ from overrefusal_po.evaluate.gate import baseline_notes, check_gate, gate_result
 from overrefusal_po.evaluate.measured_model import (
     MeasuredModel,
     check_task_model,
+    perplexity_notes,
     wants_perplexity,
 )
 from overrefusal_po.evaluate.measured_words import EvaluationJudges, describe_measurement
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.panel_agreement import panel_entry
+from overrefusal_po.evaluate.remedy_checks import check_with_remedy
 from overrefusal_po.evaluate.responses import response_notes, truncated_entry
 from overrefusal_po.evaluate.robustness import Tampered, TamperTest, robustness_entries
 from overrefusal_po.evaluate.searches import check_searches, run_searches
@@ -91,6 +93,7 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
     judges = make_judges(recipe, prompts)
     check_searches(recipe, prompts)
     check_remedy(recipe.model, recipe.engine)
+    check_with_remedy(recipe)
     check_task_model(recipe)
     wants_perplexity(recipe, plain_prompts(prompts))
     wants_first_token(recipe, plain_prompts(prompts))
@@ -145,7 +148,7 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
     metrics["truncated"] = truncated = truncated_entry(outcomes)
     metrics["measured"] = describe_measurement(recipe, judges, prompts)
     metrics["measured"]["notes"] += response_notes(recipe, truncated, left_out)
-    metrics["measured"]["notes"] += [*searched.notes, *missing]
+    metrics["measured"]["notes"] += [*perplexity_notes(recipe), *searched.notes, *missing]
     tampered = tampered_copies(recipe, run, outcomes, tamper)
     if tampered is not None:
         metrics["robustness"] = robustness_entries(tampered.attempts)

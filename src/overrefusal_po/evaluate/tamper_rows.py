@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pydantic import ValidationError
 
 from overrefusal_po.model import load as models
-from overrefusal_po.model.remedy_facts import remedy_head
 from overrefusal_po.pairs.apart import check_apart, same_prompt_marks
 from overrefusal_po.pairs.make import whole_sentences
 from overrefusal_po.prompts import read_source
@@ -32,7 +31,6 @@ from overrefusal_po.records import (
     read_objects,
 )
 from overrefusal_po.run.complete import in_process
-from overrefusal_po.run.remedies import put_on
 from overrefusal_po.sources._completions import answered_prompt
 
 QUANTISED = (
@@ -74,7 +72,6 @@ def check_section(recipe: EvaluateRecipe, tamper: Tamper) -> None:
     for bits in ("4bit", "8bit"):
         if recipe.model.get(f"load_in_{bits}"):
             raise ValueError(QUANTISED.format(f"model.load_in_{bits}"))
-    check_with_remedy(recipe, tamper)
     name = str(recipe.model["model_name_or_path"])
     if name.startswith("@"):
         return
@@ -95,25 +92,6 @@ def check_section(recipe: EvaluateRecipe, tamper: Tamper) -> None:
             check_ablation(config, trust_remote_code=trust)
         except ValueError as error:
             raise ValueError(f"{error} Take 0 out of tamper.tiers.") from None
-
-
-def check_with_remedy(recipe: EvaluateRecipe, tamper: Tamper) -> None:
-    """Raises ValueError for a remedy on the model that the tiers cannot be made with."""
-    remedy = put_on(recipe.model)
-    if remedy is None:
-        return
-    if not str(remedy).startswith("@") and remedy_head(remedy).get("form") == "weights":
-        raise ValueError(
-            f"tamper changes weights, and model.remedy ({remedy}) stands beside them, though it is "
-            f"plain weights too. Measure {remedy.parent / 'model'}, without model.remedy."
-        )
-    if trained := [tier for tier in tamper.tiers if tier]:
-        raise ValueError(
-            f"tamper: tier {trained[0]} trains a copy, and model.remedy ({remedy}) is no part of "
-            "the weights: it decides while a model answers, so no training can run through it. "
-            "Set tamper.tiers to [0]. If the remedy became plain weights, measure its folder "
-            "model/ (@stage.model), without model.remedy."
-        )
 
 
 def check_made_with(tamper: Tamper, measured: Sequence[Prompt]) -> None:

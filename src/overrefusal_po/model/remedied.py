@@ -11,6 +11,9 @@ changes only the last positions of a prompt, so the cache of the pass that decid
 them, and only they are read again. A gated change of weights concerns every position, so the prompt
 is read twice. So it is if a cache cannot be cut (long prompts under sliding windows).
 
+Contrastive decoding reads every prompt a second time with a safety text in it, beside the first
+stream, and sets the first logits of a response against it (`model.second_stream`).
+
 A response that is longer than one token behind an uncached prompt would be read as a prompt. Read
 it behind the prompt's cache (`evaluate.capability` does).
 """
@@ -23,6 +26,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from overrefusal_po.model.blocks import blocks, kept_streams, stream, with_stream
+from overrefusal_po.model.contrast import Contrast, contrasted
 from overrefusal_po.model.remedy import (
     Deltas,
     FirstLogits,
@@ -32,6 +36,7 @@ from overrefusal_po.model.remedy import (
     check_shape,
     remedy_id,
 )
+from overrefusal_po.model.second_stream import SecondStream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +97,8 @@ class Installed:
         self.active = False
         self.prompt = 0
         self.placed: dict[int, Tensor] = {}
+        change = remedy.change
+        self.second = SecondStream(model, change) if isinstance(change, Contrast) else None
         self.handles = [module.register_forward_hook(hook) for module, hook in self.hooks()]
         self.before = model.__dict__.get("forward")
 
@@ -175,12 +182,12 @@ class Installed:
         cache = kwargs.get("past_key_values")
         seen = cache.get_seq_length() if cache is not None else 0
         if seen:
-            return self.go_on(seen, args, kwargs)
+            return self.go_on(seen, ids, args, kwargs)
         self.check_left_padded(kwargs.get("attention_mask"))
         self.prompt, self.on = ids.shape[1], None
         return self.begin(ids, args, kwargs)
 
-    def go_on(self, seen: int, args: Any, kwargs: Any) -> Any:
+    def go_on(self, seen: int, ids: Tensor, args: Any, kwargs: Any) -> Any:
         """A pass over generated tokens: all of them are changed."""
         if not self.prompt:
             raise ValueError(
@@ -188,7 +195,13 @@ class Installed:
             )
         self.tail = None
         output = self.changed(args, kwargs)
-        self.add_logits(output.logits, first=seen - self.prompt + 1)
+        fed = seen - self.prompt
+        self.add_logits(output.logits, first=fed + 1)
+        if self.second is not None:
+            mask = kwargs.get("attention_mask")
+            behind = self.second.go_on(self.plain, ids, mask, fed=fed)
+            if behind is not None:
+                self.contrast(output, behind, at=0)
         return output
 
     def begin(self, ids: Tensor, args: Any, kwargs: Any) -> Any:
@@ -200,11 +213,16 @@ class Installed:
             output = self.decided(self.remedy.gate, ids, args, kwargs)
         # position 0 of the response is predicted at the last position of the prompt
         self.add_logits(output.logits[:, -1:], first=0)
+        if self.second is not None:
+            self.second.stop()  # what the last batch has left
+            if self.on is None or bool(self.on.any()):
+                behind = self.second.begin(self.plain, ids, kwargs.get("attention_mask"))
+                self.contrast(output, behind, at=output.logits.shape[1] - 1)
         return output
 
     def decided(self, gate: Gate, ids: Tensor, args: Any, kwargs: Any) -> Any:
         """A pass over prompts, after the gate has decided which rows are changed."""
-        again = not isinstance(self.remedy.change, FirstLogits)
+        again = isinstance(self.remedy.change, Steering | Deltas)
         cuts = can_be_cut(kwargs.get("past_key_values"), ids.shape[1])
         first = {**kwargs, "past_key_values": None, "use_cache": False}
         with kept_streams(self.model, [gate.layer]) as kept:
@@ -246,6 +264,22 @@ class Installed:
         known = change.values[first : first + logits.shape[1]].to(logits)
         step = self.rows(logits)[:, None, None] * known * self.remedy.strength
         logits[:, : known.shape[0], change.tokens.to(logits.device)] += step
+
+    # Any: what a forward pass returns
+    def contrast(self, output: Any, behind: Tensor, *, at: int) -> None:
+        """Sets logits of the pass against those of the second stream (B, n, V); `at` is the place
+        of the first of them in output.logits."""
+        import torch
+
+        change = self.remedy.change
+        assert isinstance(change, Contrast)
+        places = slice(at, at + behind.shape[1])
+        plain = output.logits[:, places]
+        found = contrasted(change, self.remedy.strength, plain, behind)
+        found = torch.where(self.rows(found)[:, None, None] > 0, found, plain.to(found))
+        if output.logits.dtype != found.dtype:  # 16 bits would make tokens equal
+            output.logits = output.logits.to(found.dtype)
+        output.logits[:, places] = found
 
     def check_left_padded(self, mask: Tensor | None) -> None:
         """Raises ValueError if a prompt does not end at the last position."""

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
+from overrefusal_po.model.contrast import Contrast, contrast_parts, read_contrast
 from overrefusal_po.model.remedy_facts import FILE, TENSORS, remedy_head
 from overrefusal_po.model.remedy_facts import base_facts as base_facts
 from overrefusal_po.model.remedy_facts import config_hash as config_hash
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
-Form = Literal["weights", "hooks", "logits"]
+Form = Literal["weights", "hooks", "logits", "streams"]
 """How a remedy can be served: as plain weights or an adapter, or only where this program runs the
-model (`hooks`: the states of some rows change; `logits`: the first logits of a response do)."""
+model (`hooks`: the states of some rows change; `logits`: the first logits of a response do;
+`streams`: they do, and each prompt is read a second time)."""
 
 
 class Steering(NamedTuple):
@@ -71,7 +73,7 @@ class FirstLogits(NamedTuple):
     values: Tensor
 
 
-Change = Steering | Deltas | FirstLogits
+Change = Steering | Deltas | FirstLogits | Contrast
 
 
 class Gate(NamedTuple):
@@ -105,8 +107,8 @@ class Remedy(NamedTuple):
     @property
     def form(self) -> Form:
         """How it can be served."""
-        if isinstance(self.change, FirstLogits):
-            return "logits"
+        if isinstance(self.change, FirstLogits | Contrast):
+            return "logits" if isinstance(self.change, FirstLogits) else "streams"
         return "weights" if isinstance(self.change, Deltas) and self.gate is None else "hooks"
 
 
@@ -160,6 +162,8 @@ def change_parts(change: Change) -> tuple[dict[str, Tensor], dict[str, object]]:
         return {"vectors": change.vectors}, {"kind": "steering", **numbers}
     if isinstance(change, FirstLogits):
         return {"tokens": change.tokens, "values": change.values}, {"kind": "first_logits"}
+    if isinstance(change, Contrast):
+        return {}, contrast_parts(change)
     tensors = {f"down.{path}": tensor for path, tensor in change.down.items()}
     tensors |= {f"up.{path}": tensor for path, tensor in change.up.items()}
     return tensors, {"kind": "deltas", "modules": sorted(change.down)}
@@ -224,8 +228,11 @@ def read_change(known: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Chan
         if values.shape[1] != len(tokens) or int(tokens.min()) < 0:
             raise ValueError(f"it has {len(tokens)} tokens and {values.shape[1]} values for each")
         return FirstLogits(tokens.long(), values)
+    if kind == "contrast":
+        return read_contrast(known)
     if kind != "deltas":
-        raise ValueError(f"its change is {kind!r}; known are steering, deltas and first_logits")
+        known_kinds = "steering, deltas, first_logits and contrast"
+        raise ValueError(f"its change is {kind!r}; known are {known_kinds}")
     down = {path: read_tensor(tensors, f"down.{path}", 2) for path in known["modules"]}
     up = {path: read_tensor(tensors, f"up.{path}", 2) for path in known["modules"]}
     if not down or any(up[path].shape[1] != down[path].shape[0] for path in down):
@@ -302,6 +309,8 @@ def misfit(remedy: Remedy, layers: int, size: int, words: int) -> str:
         return f"it steers block {max(change.layers)} of width {change.vectors.shape[-1]}"
     if isinstance(change, FirstLogits) and int(change.tokens.max()) >= words:
         return f"it changes the logit of token {int(change.tokens.max())} of {words}"
+    if isinstance(change, Contrast) and max(change.ids) >= words:
+        return f"it puts token {max(change.ids)} of {words} into prompts"
     return ""
 
 

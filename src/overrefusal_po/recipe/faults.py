@@ -26,6 +26,8 @@ def fault_text(error: ValidationError, values: Mapping[str, object]) -> str:
     key, section = path[-1] if path else "", ".".join(path[:-1])
     name = ".".join(path)
     if fault["type"] == "extra_forbidden":
+        if not section and (tasks := tasks_with(key)):
+            return key_of_others(key, str(values["task"]), tasks)
         return unknown_key(key, known_keys(error.title, values, path[:-1]), section)
     if fault["type"] == "missing":
         return f"{name} is missing. Add it to the recipe or give it as --{name}=value."
@@ -33,6 +35,20 @@ def fault_text(error: ValidationError, values: Mapping[str, object]) -> str:
         return f"{name} is {fault.get('input')!r}; allowed is a list: [{fault.get('input')}]."
     hint = " Put it in quotes to make it text." if fault["type"] == "string_type" else ""
     return f"{name} is {fault.get('input')!r}: {fault['msg']}.{hint}"
+
+
+def tasks_with(key: str) -> list[str]:
+    """The tasks of one stage whose recipes have this key."""
+    return [name for name, body in TASKS.items() if key in body.model_fields and name != "pipeline"]
+
+
+def key_of_others(key: str, task: str, tasks: Sequence[str]) -> str:
+    """The error text for a key that other tasks have."""
+    where = " Write it in a stage: stages.NAME." + key + "." if task == "pipeline" else ""
+    return (
+        f"{key} is not a known key of task {task}; it is one of task {' and '.join(tasks)}."
+        f"{where or ' Take it out.'}"
+    )
 
 
 def data_section(title: str, values: Mapping[str, object]) -> type[Section] | None:

@@ -9,7 +9,6 @@ A method is found by its name in METHODS, by the name of an entry point in the g
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from overrefusal_po.recipe.sections import DertaData, PairsData, Section, SftData
+from overrefusal_po.recipe.words import nearest
 
 GROUP = "overrefusal_po.methods"
 """The group of entry points in which an installed package names its methods."""
@@ -208,11 +208,9 @@ def find_method(name: str) -> Method:
         return checked_row(loaded(name, point.load, named), name)
     if not (name.isascii() and "." in name and all(map(str.isidentifier, name.split(".")))):
         known = [*METHODS, *installed]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(
             f"method is {name!r}; allowed is one of {', '.join(known)}, or the dotted name of a "
-            f"module of your own.{hint}"
+            f"module of your own.{nearest(name, known)}"
         )
     return checked_row(getattr(method_file(name, name), "METHOD", None), name)
 

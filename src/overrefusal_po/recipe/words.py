@@ -47,6 +47,11 @@ VALUE_WORDS: dict[type, str] = {
 """What a value is, in words."""
 
 
+NEAR = 0.7
+"""How alike a name and a known one have to be (difflib's ratio): one wrong letter of four. Below
+it the nearest name is mostly another thing."""
+
+
 def check_is_path(word: str, commands: Iterable[str]) -> None:
     """Raises ValueError, with the commands, for a first word that is no command and looks like no
     path of a recipe."""
@@ -63,7 +68,7 @@ def check_is_path(word: str, commands: Iterable[str]) -> None:
 def unknown_key(name: str, known: Iterable[str], section: str, *, owner: str = "") -> str:
     """The error text for a key that is not known: names the nearest ones."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=NEAR)
     place = f"{section}.{name}" if section else name
     hint = (
         f"Did you mean {' or '.join(near)}?"
@@ -75,7 +80,7 @@ def unknown_key(name: str, known: Iterable[str], section: str, *, owner: str = "
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean before?` for a name that is near a known one; else nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=NEAR)
     return f" Did you mean {near[0]}?" if near else ""
 
 

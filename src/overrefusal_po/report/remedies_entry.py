@@ -44,7 +44,7 @@ FIT_KEYS = {"status", "words", "remedy", "candidates"}
 DEV_RATES = ("harmful_refused", "benign_answered", "ordinary_answered", "degenerate")
 """What was measured of each candidate."""
 
-Served = Literal["weights", "hooks", "logits", "prompt", "same"]
+Served = Literal["weights", "hooks", "logits", "streams", "prompt", "same"]
 """How a run's model can be served; `prompt`: a system prompt; `same`: as the untouched model."""
 
 # Any: metrics.json of a run, the recipe of a stage and remedy.json, as JSON holds them
@@ -298,8 +298,8 @@ def served(folder: Path, before: str, after: str) -> Served:
     )
     if remedy := model.get("remedy"):
         file = Path(str(remedy)) / "remedy.json"
-        logits = file.is_file() and read_state(file).get("form") == "logits"
-        return "logits" if logits else "hooks"
+        form = read_state(file).get("form") if file.is_file() else None
+        return form if form in ("logits", "streams") else "hooks"
     if model.get("model_name_or_path") != base.get("model_name_or_path"):
         return "weights"
     return "prompt" if said.get("system_prompt") != says.get("system_prompt") else "same"

@@ -25,6 +25,7 @@ SERVED_WORDS = {
     "weights": "plain weights, by any server",
     "hooks": "by this program alone: states of the model change",
     "logits": "by this program alone: first logits change",
+    "streams": "by this program alone, in two streams: each prompt is read twice",
     "prompt": "a system prompt, by any server",
     "same": "as the untouched model",
 }
@@ -95,7 +96,7 @@ class RemedyPart(AgainstPart):
     why_not: str
     p_holm: Share | None
     sets: dict[str, AgainstPart] = {}
-    served: Literal["weights", "hooks", "logits", "prompt", "same"]
+    served: Literal["weights", "hooks", "logits", "streams", "prompt", "same"]
     made_by: tuple[str, ...] = ()
     fit_seconds: FiniteFloat | None = None
     time_ratio: FiniteFloat | None = None

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.engines._remedied import CONTINUOUS
 from overrefusal_po.engines.transformers import Settings
 from overrefusal_po.model import generation
 from overrefusal_po.model import load as models
 from overrefusal_po.model.remedied import check_generation
-from overrefusal_po.model.remedy import load_remedy
+from overrefusal_po.model.remedy import Form, load_remedy
 from overrefusal_po.model.remedy_facts import remedy_head
 from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Engine as EngineSpec
@@ -38,6 +38,15 @@ def remedy_name(section: Mapping[str, object]) -> str | None:
         return None
     known = remedy_head(folder)
     return str(known.get("id", known["name"]))
+
+
+def remedy_form(section: Mapping[str, object]) -> Form | None:
+    """The form of the remedy of a `model:` section; None without one, or if an earlier stage will
+    make it (`@...`)."""
+    folder = put_on(section)
+    if folder is None or str(folder).startswith("@"):
+        return None
+    return cast("Form | None", remedy_head(folder).get("form"))
 
 
 def check_remedy(section: Mapping[str, object], engine: EngineSpec) -> None:

@@ -37,7 +37,7 @@ from overrefusal_po.model.opener_bias import (
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import dev_prompt_sets
 from overrefusal_po.recipe.two_sided import Hold
-from overrefusal_po.records import Outcome, Prompt, Sampling, read_jsonl, write_atomic, write_jsonl
+from overrefusal_po.records import Outcome, Prompt, Sampling, write_atomic, write_jsonl
 from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.run.openers import Openers, every_opener, thinks
 from overrefusal_po.train.held import Decision, bias_curve, choose_bias, first_token_auc
@@ -51,7 +51,7 @@ from overrefusal_po.train.hold_result import (
     set_name,
     too_few_scored,
 )
-from overrefusal_po.train.hold_start import given_start
+from overrefusal_po.train.hold_start import given_start, known_start, lost_start
 from overrefusal_po.train.weights import generating
 
 if TYPE_CHECKING:
@@ -133,28 +133,32 @@ class Holder:
     def begin(self, *, resumed: bool) -> None:
         """Measures the start policy, or takes what `hold.start` names, in the first process.
 
-        Raises ValueError if a resumed training has lost that, or if nothing could be held: the
-        model thinks first, or the judge scores too few responses.
+        Asks only prompts without a response. ValueError if a resumed training has lost some, or if
+        nothing could be held: the model thinks first, or the judge scores too few responses.
         """
         file = self.folder / START_FILE
-        if self.trainer.accelerator.is_main_process and not file.is_file():
-            if self.hold.start is not None:
-                found = given_start(self.hold, self.prompts)
-            elif resumed:
-                raise ValueError(
-                    f"{file} is missing, but training goes on from a checkpoint: the start policy "
-                    "can no longer be measured. Put it back, or delete "
-                    f"{self.trainer.args.output_dir} to train again from the start."
-                )
-            else:
-                logger.info("hold: the start policy answers %d prompts", len(self.prompts))
-                with generating(self.model):
-                    found = self.outcomes(self.engine(), self.prompts)
-            why_not = THINKS if thinks(found) else too_few_scored(found)
-            if why_not:
-                raise ValueError(f"hold: {why_not}. Leave hold out, or give another judge or sets.")
-            write_jsonl(file, found)
+        if self.trainer.accelerator.is_main_process:
+            known = known_start(file, self.prompts)
+            if any(prompt.id not in known for prompt in self.prompts):
+                write_jsonl(file, self.start(known, resumed))
         self.trainer.accelerator.wait_for_everyone()
+
+    def start(self, known: dict[str, Outcome], resumed: bool) -> list[Outcome]:
+        """What the start policy says to every prompt; for some it may be `known`."""
+        missing = [prompt for prompt in self.prompts if prompt.id not in known]
+        if self.hold.start is not None:
+            found = given_start(self.hold, self.prompts)
+        elif resumed:
+            raise lost_start(self.folder / START_FILE, missing, self.trainer.args.output_dir)
+        else:
+            logger.info("hold: the start policy answers %d prompts", len(missing))
+            with generating(self.model):
+                known |= {o.prompt.id: o for o in self.outcomes(self.engine(), missing)}
+            found = [known[prompt.id] for prompt in self.prompts]
+        why_not = THINKS if thinks(found) else too_few_scored(found)
+        if why_not:
+            raise ValueError(f"hold: {why_not}. Leave hold out, or give another judge or sets.")
+        return found
 
     def end(self) -> HoldEntry:
         """Calibrates the trained model and folds the bias in; writes hold.json. For the first
@@ -170,7 +174,7 @@ class Holder:
         """The calibration, after its bias is folded in. Nothing is folded in if no bias holds every
         set, or if the weights do not do what was calculated."""
         engine = self.engine()
-        starts = {o.prompt.id: o for o in read_jsonl(self.folder / START_FILE, Outcome)}
+        starts = known_start(self.folder / START_FILE, self.prompts)
         start = [starts[p.id] for p in self.prompts]
         own = self.outcomes(engine, self.prompts)
         openers = every_opener(self.template, own, start)

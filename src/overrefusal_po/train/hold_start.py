@@ -1,5 +1,7 @@
-"""The responses that a training is held to, if `hold.start` names a file of them.
+"""The responses that a training is held to: those in its run folder, or in a file that `hold.start`
+names.
 
+    known = known_start(folder / "hold_start.jsonl", prompts)    # {prompt id: outcome}
     start = given_start(hold, prompts)      # in the prompts' order
 
 A later round of a pipeline is held to the model before the first round. Held to its own start, each
@@ -14,6 +16,27 @@ from pathlib import Path
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, read_jsonl
+
+
+def known_start(file: Path, prompts: Sequence[Prompt]) -> dict[str, Outcome]:
+    """{prompt id: what a run folder's file says of it}; empty if there is no file."""
+    if not file.is_file():
+        return {}
+    asked = {prompt.id for prompt in prompts}
+    rows = read_jsonl(file, Outcome)
+    return {row.prompt.id: row for row in rows if row.prompt.id in asked}
+
+
+def lost_start(file: Path, missing: Sequence[Prompt], checkpoints: str | None) -> ValueError:
+    """The error of a training that goes on and does not know its start on these prompts."""
+    again = f"or delete {checkpoints} to train again from the start."
+    late = "but training goes on from a checkpoint: the start policy can no longer be measured."
+    if not file.is_file():
+        return ValueError(f"{file} is missing, {late} Put it back, {again}")
+    return ValueError(
+        f"{file} has no response to {len(missing)} prompts of hold.sets, {late} Give hold the sets "
+        f"and the limits with which this training began, {again}"
+    )
 
 
 def given_start(hold: Hold, prompts: Sequence[Prompt]) -> list[Outcome]:
