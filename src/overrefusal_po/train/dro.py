@@ -91,9 +91,9 @@ class DROTrainer(TermsSFTTrainer):
         super().__init__(*args, **kwargs)
         self.soft_rows = soft_rows
         rows = cast(Dataset, self.train_dataset)
-        states = {name: self.states_of(rows[f"{name}_ids"]) for name in RENDERINGS}
-        answered = [torch.tensor(rows[f"{name}_answered"]) for name in RENDERINGS]
-        harmless = torch.tensor(rows["harmless"]).repeat(len(RENDERINGS))
+        states = {name: self.states_of(list(rows[f"{name}_ids"])) for name in RENDERINGS}
+        answered = [torch.tensor(list(rows[f"{name}_answered"])) for name in RENDERINGS]
+        harmless = torch.tensor(list(rows["harmless"])).repeat(len(RENDERINGS))
         found = directions(
             torch.cat([states[name] for name in RENDERINGS]),
             torch.cat(answered),
