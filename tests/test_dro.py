@@ -93,7 +93,7 @@ def test_a_probe_learns_shares() -> None:
 
 
 def test_more_dimensions_than_states_are_an_error() -> None:
-    with pytest.raises(ValueError, match="trainer.dimensions is 4, and there are 3 states"):
+    with pytest.raises(ValueError, match=r"dimensions is 4, and there are 3 states"):
         directions(torch.randn(3, 8), torch.zeros(3), torch.ones(3), dimensions=4)
 
 
@@ -148,6 +148,7 @@ def answers() -> dict[str, float]:
 
 def trainer_of(style: Style, folder: Path, **more: Any) -> DROTrainer:
     args = {**two_steps(folder), "per_device_train_batch_size": 8, "max_steps": 4}
+    args["learning_rate"] = 1e-3
     keys = {"text": TEXT, "answered": answers(), "processing_class": style.tokenizer, **more}
     return dro_trainer(style.make_model(), anchors(), args=args, **keys)
 
@@ -229,7 +230,7 @@ def test_sharded_weights_are_refused(
     styles: dict[str, Style], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="DRO trains a few rows .* FSDP would shard them"):
+    with pytest.raises(ValueError, match=r"DRO trains a few rows .* FSDP would shard them"):
         trainer_of(styles["qwen"], tmp_path)
 
 
@@ -237,14 +238,14 @@ def test_sharded_weights_are_refused(
 
 
 @pytest.fixture(scope="module")
-def overrefuser(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that refuses harmful prompts, and half of the harmless ones."""
-    rows = asked(THINGS, "harmful", REFUSAL)
-    rows += asked(THINGS[:4], "benign", REFUSAL) + asked(THINGS[4:], "benign", ANSWER)
-    return taught(styles["qwen"], rows, tmp_path_factory.mktemp("over"), steps=40, batch=8)
+def refuser(styles: dict[str, Style], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that refuses harmful prompts. It has not seen a system turn, and says neither
+    behind one."""
+    rows = asked(THINGS, "harmful", REFUSAL) + asked(THINGS, "benign", ANSWER)
+    return taught(styles["llama"], rows, tmp_path_factory.mktemp("refuser"), steps=40, batch=16)
 
 
-def values(model: Path, folder: Path, **more: Any) -> dict[str, Any]:
+def values(place: Path, folder: Path, **more: Any) -> dict[str, Any]:
     """A recipe of four steps, its prompts written into `folder`."""
     folder.mkdir(exist_ok=True)
     sources = {k: folder / f"{k}.jsonl" for k in ("harmful", "benign")}
@@ -253,7 +254,7 @@ def values(model: Path, folder: Path, **more: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         "task": "train",
         "method": "dro",
-        "model": {"model_name_or_path": str(model), "dtype": "float32"},
+        "model": {"model_name_or_path": str(place), "dtype": "float32"},
         "data": {"prompt": TEXT, **{k: str(v) for k, v in sources.items()}},
         "generation": {"max_new_tokens": 12},
         "trainer": {
@@ -277,9 +278,9 @@ def run(body: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def test_a_run_leaves_a_plain_model_that_is_measured_like_any_other(
-    overrefuser: Path, tmp_path: Path
+    refuser: Path, tmp_path: Path
 ) -> None:
-    body = values(overrefuser, tmp_path / "data")
+    body = values(refuser, tmp_path / "data")
     line = check_stage(check_body(body, "test"))  # type: ignore[arg-type]
     assert line.startswith("16 prompts, ") and "soft tokens" in line
     summary = run(body, tmp_path / "run")
@@ -289,7 +290,7 @@ def test_a_run_leaves_a_plain_model_that_is_measured_like_any_other(
     ids = soft_ids(tokenizer)
     plain = AutoModelForCausalLM.from_pretrained(folder)
     assert plain.generation_config.suppress_tokens == ids
-    start = AutoModelForCausalLM.from_pretrained(overrefuser).get_input_embeddings().weight
+    start = AutoModelForCausalLM.from_pretrained(refuser).get_input_embeddings().weight
     assert torch.equal(plain.get_input_embeddings().weight[: len(start)], start)
     said = [json.loads(row) for row in (tmp_path / "run" / "student_harmful.jsonl").open()]
     assert len(said) == 32  # with the text and without it
@@ -310,11 +311,11 @@ def test_a_run_leaves_a_plain_model_that_is_measured_like_any_other(
 
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
-    overrefuser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refuser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After step 2, and after the last step, when only the saving was left."""
     monkeypatch.chdir(tmp_path)
-    body = values(overrefuser, tmp_path / "data")
+    body = values(refuser, tmp_path / "data")
     run(body, tmp_path / "whole")
     for last in (2, 4):
         killed("whole", f"after{last}", last)
@@ -323,9 +324,9 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
         assert weights(f"after{last}") == weights("whole")
 
 
-def test_several_samples_of_each_prompt_are_drawn(overrefuser: Path, tmp_path: Path) -> None:
+def test_several_samples_of_each_prompt_are_drawn(refuser: Path, tmp_path: Path) -> None:
     more = {"data": {"samples": 2}, "generation": {"temperature": 1.0}, "trainer": {"max_steps": 1}}
-    run(values(overrefuser, tmp_path / "data", **more), tmp_path / "run")
+    run(values(refuser, tmp_path / "data", **more), tmp_path / "run")
     assert len((tmp_path / "run" / "student_harmful.jsonl").read_text().splitlines()) == 64
 
 

@@ -301,7 +301,7 @@ def test_every_method_of_the_table_has_its_file(name: str) -> None:
 
 
 def test_the_table_says_what_the_methods_are() -> None:
-    assert list(METHODS) == ["sft", "derta", "dpo", "orpo", "cpo", "kto"]
+    assert list(METHODS) == ["sft", "derta", "dpo", "orpo", "cpo", "kto", "dro"]
 
     def having(attribute: str) -> set[str]:
         return {name for name, row in METHODS.items() if getattr(row, attribute)}
@@ -311,6 +311,7 @@ def test_the_table_says_what_the_methods_are() -> None:
     assert having("sides_apart") == {"kto"}
     assert having("needs_reference") == {"dpo", "kto"}
     assert having("stores_reference") == {"dpo"}
+    assert having("soft_tokens") == {"dro"}
     assert {name for name, row in METHODS.items() if row.data is PairsData} == {
         "dpo",
         "orpo",

@@ -136,7 +136,8 @@ def test_every_method_moves_the_model_its_way(
 ) -> None:
     how = testbed.plan(bed, method)
     start = before["base" if how.start is bed.base else "overrefuser"]
-    after = rates(bed, testbed.trained(bed, method, testbed.factories()[method]))
+    model, tokenizer = testbed.trained(bed, method, testbed.factories()[method])
+    after = rates(bed, model, tokenizer=tokenizer)
     ORDERINGS[method](start, after)
     assert rates(bed, how.start) == start  # the start is left as it is
 

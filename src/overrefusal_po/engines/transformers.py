@@ -281,7 +281,7 @@ class TransformersEngine:
 
     @cached_property
     def unsaid(self) -> list[int]:
-        """Ids of soft tokens (`model.soft_tokens`): they are read in the system turn, never said."""
+        """Ids of soft tokens (`model.soft_tokens`): they are read in the system turn, not said."""
         return soft_ids(self.template.tokenizer)
 
     @cached_property

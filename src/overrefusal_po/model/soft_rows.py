@@ -40,8 +40,8 @@ class SoftRows:
 
         if getattr(model, "is_quantized", False) or hasattr(model, "peft_config"):
             raise ValueError(
-                "Soft tokens are trained in a plain model. This one is quantised or has an adapter: "
-                "load it in 16 or 32 bits, its adapter merged."
+                "Soft tokens are trained in a plain model. This one is quantised or has an "
+                "adapter: load it in 16 or 32 bits, its adapter merged."
             )
         self.model, self.ids = model, soft.ids
         add_rows(model, soft)
@@ -100,7 +100,9 @@ def add_rows(model: PreTrainedModel, soft: SoftPrompt) -> None:
     size = model.config.get_text_config().vocab_size
     if size <= soft.ids[-1]:
         model.resize_token_embeddings(soft.ids[-1] + 1, mean_resizing=False)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    # Any: torch's types do not know their weights
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
     with torch.no_grad():
         if head is not None and head.weight is not embedding.weight:
             head.weight[soft.ids] = 0

@@ -1,11 +1,12 @@
-"""A text in the system turn -> as many new tokens, which a template puts first in every system turn.
+"""A text in the system turn -> as many new tokens, which the chat template puts there first.
 
     soft = soft_prompt(template, "You are a helpful assistant.")
     soft.ids, soft.start        # ids of the new tokens, and of the text's tokens
     soft.template               # the same template with the new tokens; what it renders holds them
 
-The new tokens are control tokens of the tokenizer, `<|soft_1|>` and on. So a user's text cannot hold
-them (`ChatTemplate.neutral`), and a decoded response does not show them. No weights are read here.
+The new tokens are control tokens of the tokenizer, `<|soft_1|>` and on. So a user's text cannot
+hold them (`ChatTemplate.neutral`), and a decoded response does not show them. No weights are read
+here.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def soft_prompt(template: ChatTemplate, text: str) -> SoftPrompt:
     """
     if template.system_prompt is not None:
         raise ValueError(
-            f"chat.system_prompt is {template.system_prompt!r}, and soft tokens stand in its place. "
-            "Leave it out, and give the text that they begin as (data.prompt)."
+            f"chat.system_prompt is {template.system_prompt!r}, and soft tokens stand in its "
+            "place. Leave it out, and give the text that they begin as (data.prompt)."
         )
     text = text.strip()
     if not text:

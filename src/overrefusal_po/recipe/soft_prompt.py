@@ -1,6 +1,6 @@
 """What a training of soft tokens learns from: prompts of two kinds, and a text. Imports no torch.
 
-    SoftPromptData(harmful="starter", benign="starter").prompt
+SoftPromptData(harmful="starter", benign="starter").prompt
 """
 
 from __future__ import annotations

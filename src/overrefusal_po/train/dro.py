@@ -1,6 +1,7 @@
 """DRO (arXiv 2401.18018): soft tokens in the system turn, trained to move prompts apart.
 
-    trainer = dro_trainer("my/model", {"harmful": [...], "benign": [...]}, args={"output_dir": "out"})
+    prompts = {"harmful": [...], "benign": [...]}
+    trainer = dro_trainer("my/model", prompts, args={"output_dir": "out"})
     trainer.train()
     trainer.processing_class           # the tokenizer with the new tokens, and its chat template
 
@@ -69,7 +70,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DROConfig(SFTConfig):
-    """TRL's `SFTConfig` with the keys of DRO's loss. The defaults are those of the released code."""
+    """TRL's `SFTConfig` with the keys of DRO's loss. Their defaults are the released code's."""
 
     dimensions: int = field(
         default=4,
@@ -90,6 +91,7 @@ class DROTrainer(TermsSFTTrainer):
     def __init__(self, *args: Any, soft_rows: SoftRows, **kwargs: Any) -> None:  # Any: TRL's own
         super().__init__(*args, **kwargs)
         self.soft_rows = soft_rows
+        self.settings = cast(DROConfig, self.args)
         rows = cast(Dataset, self.train_dataset)
         states = {name: self.states_of(list(rows[f"{name}_ids"])) for name in RENDERINGS}
         answered = [torch.tensor(list(rows[f"{name}_answered"])) for name in RENDERINGS]
@@ -98,12 +100,12 @@ class DROTrainer(TermsSFTTrainer):
             torch.cat([states[name] for name in RENDERINGS]),
             torch.cat(answered),
             harmless,
-            dimensions=self.args.dimensions,
+            dimensions=self.settings.dimensions,
         )
         logger.info(
             "%d dimensions hold %.0f%% of the variance of %d states; in them a probe says whether "
             "the model answers of %.0f%%, and whether a prompt is harmless of %.0f%%",
-            *(self.args.dimensions, 100 * found.kept, len(harmless)),
+            *(self.settings.dimensions, 100 * found.kept, len(harmless)),
             *(100 * share for share in found.fits),
         )
         self.directions = found._replace(
@@ -142,15 +144,15 @@ class DROTrainer(TermsSFTTrainer):
         moved = last_states(model, inputs) - inputs["text_state"]  # (B, D)
         terms = dro_terms(moved, inputs["harmless"], self.directions)
         self.add_terms({f"{name}_loss": value for name, value in terms._asdict().items()})
-        args = self.args
-        loss = terms.loss(harm_weight=args.harm_weight, rest_weight=args.rest_weight)
+        own = self.settings
+        loss = terms.loss(harm_weight=own.harm_weight, rest_weight=own.rest_weight)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:  # Any: transformers' own
         """Trains, and writes the rows into the embedding. ValueError if that was done already."""
         if self.soft_rows.folded:
             raise ValueError(
-                "This trainer has trained: its soft tokens stand in the weights. Make a new trainer."
+                "This trainer has trained: its soft tokens stand in the weights. Make a new one."
             )
         found: TrainOutput = super().train(*args, **kwargs)
         self.soft_rows.fold()
@@ -299,8 +301,8 @@ def read(recipe: TrainRecipe) -> Source:
         prompts = [p for p in read_sources(spec, data.split, kind) if p.kind == kind]
         if not prompts:
             raise ValueError(
-                f"data.{kind}: {spec!r} has no {kind} prompt (split {data.split!r}), and DRO learns "
-                "from both kinds. Name a source that has some."
+                f"data.{kind}: {spec!r} has no {kind} prompt (split {data.split!r}), and DRO "
+                "learns from both kinds. Name a source that has some."
             )
         found += fixed_subset(each_once(prompts), data.max_prompts_per_kind)
     return Source(found, asked=both_ways(found, data.prompt), samples=data.samples)

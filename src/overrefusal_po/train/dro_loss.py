@@ -11,7 +11,7 @@ Shapes: N states, B rows of a batch, D width of a state, m dimensions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +111,7 @@ def probe(inside: Tensor, target: Tensor) -> Probe:
     scale = inside.std(0, unbiased=False).clamp(min=1e-12)
     x, y = (inside / scale).numpy(), target.numpy()
 
-    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:  # type: ignore[type-arg]
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         z = x @ w[:-1] + w[-1]
         value = w[:-1] @ w[:-1] / 2 + PENALTY * (np.logaddexp(0, z) - y * z).sum()
         slope = PENALTY * (np.exp(-np.logaddexp(0, -z)) - y)
@@ -119,7 +119,7 @@ def probe(inside: Tensor, target: Tensor) -> Probe:
 
     found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
     fits = float(((x @ found[:-1] + found[-1] > 0) == (y > 0.5)).mean())
-    return Probe(cast("Tensor", torch.from_numpy(found[:-1]) / scale), fits)
+    return Probe(torch.from_numpy(found[:-1]) / scale, fits)
 
 
 def dro_terms(moved: Tensor, harmless: Tensor, found: Directions) -> Terms:
