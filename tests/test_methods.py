@@ -190,7 +190,7 @@ def test_an_installed_package_is_found_by_name_alone(
     path = package(tmp_path, "found_by_name")
     installed(path, "found_by_name", "found_by_name.tilted:METHOD")
     with pytest.raises(
-        ValueError, match="allowed is one of sft, derta, dpo, orpo, cpo, kto, or the"
+        ValueError, match="allowed is one of sft, derta, dpo, orpo, cpo, kto, dro, or the"
     ):
         find_method("tilted")
     monkeypatch.syspath_prepend(str(path))
