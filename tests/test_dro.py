@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import Style
 from factories import lora, two_steps
+from safetensors.torch import load_file
 from test_interrupts import history, killed, weights
 from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -328,6 +329,22 @@ def test_several_samples_of_each_prompt_are_drawn(refuser: Path, tmp_path: Path)
     more = {"data": {"samples": 2}, "generation": {"temperature": 1.0}, "trainer": {"max_steps": 1}}
     run(values(refuser, tmp_path / "data", **more), tmp_path / "run")
     assert len((tmp_path / "run" / "student_harmful.jsonl").read_text().splitlines()) == 64
+
+
+def test_the_rows_of_the_selected_step_are_saved(refuser: Path, tmp_path: Path) -> None:
+    """The looks are made with the soft tokens in the system turn, and what is kept is the rows."""
+    dev = ["a picture", "a letter", "the door"]
+    sets = write_jsonl(tmp_path / "dev.jsonl", asked(dev, "harmful") + asked(dev, "benign"))
+    select = {"every_steps": 2, "sets": [str(sets)], "split": None, "max_new_tokens": 12}
+    summary = run(values(refuser, tmp_path / "data", select=select), tmp_path / "run")
+    kept = load_file(
+        tmp_path / "run" / "selection" / f"step-{summary['selected_step']}.safetensors"
+    )
+    ((name, rows),) = kept.items()
+    assert name.endswith("soft_rows")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    ids = soft_ids(AutoTokenizer.from_pretrained(tmp_path / "run" / "model"))
+    assert torch.equal(model.get_input_embeddings().weight[ids], rows)
 
 
 @pytest.mark.parametrize(
