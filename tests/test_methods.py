@@ -198,7 +198,7 @@ def test_an_installed_package_is_found_by_name_alone(
     assert isinstance(row, Method) and row.data is PairsData and row.needs_reference
     assert all_methods() == {**METHODS, "tilted": row}
     assert find_method("found_by_name.tilted") is row
-    with pytest.raises(ValueError, match=r"kto, tilted, or the dotted .* Did you mean tilted\?"):
+    with pytest.raises(ValueError, match=r"dro, tilted, or the dotted .* Did you mean tilted\?"):
         find_method("tiltd")
 
 
