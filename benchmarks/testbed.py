@@ -172,8 +172,15 @@ def tensors(said: Examples, template: ChatTemplate) -> tuple[Any, Any]:  # Any: 
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def rates(found: Bed, model: PreTrainedModel, prompts: Sequence[Prompt] | None = None) -> Rates:
-    """The rates of a model on the test prompts, or on others, by the package's own engine.
+def rates(
+    found: Bed,
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt] | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Rates:
+    """The rates of a model on the test prompts, or on others, by the package's own engine. A
+    training may give a model a tokenizer of its own.
 
     So hooks on the model, and what its config says of generation, count as in an evaluation.
     """
@@ -182,7 +189,7 @@ def rates(found: Bed, model: PreTrainedModel, prompts: Sequence[Prompt] | None =
     outcomes = evaluate_model(
         model,
         found.of("test") if prompts is None else prompts,
-        tokenizer=found.tokenizer,
+        tokenizer=tokenizer or found.tokenizer,
         judge=found.judge,
         max_new_tokens=ANSWER_TOKENS,
         batch_size=256,
@@ -259,11 +266,17 @@ def plan(found: Bed, method: str) -> Trained:
     if method == "derta":
         helpful = {"helpful": found.of("train", "general")}
         return Trained(found.base, triples(found), helpful, 1e-3, 40)
+    if method == "dro":
+        more = {"text": "copy next last", "judge": found.judge, "max_new_tokens": ANSWER_TOKENS}
+        return Trained(found.overrefuser, found.of("train"), more, 1e-2, 60)
     raise ValueError(f"The test bed has no data for {method!r}. Add it to plan().")
 
 
-def trained(found: Bed, method: str, factory: Callable[..., Trainer]) -> PreTrainedModel:
-    """The model that a method's factory makes of its start; the start is left as it is."""
+def trained(
+    found: Bed, method: str, factory: Callable[..., Trainer]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model that a method's factory makes of its start, and its tokenizer; the start is left as
+    it is."""
     how = plan(found, method)
     model = copied(how.start)
     with tempfile.TemporaryDirectory() as folder:
@@ -281,7 +294,7 @@ def trained(found: Bed, method: str, factory: Callable[..., Trainer]) -> PreTrai
         }
         trainer = factory(model, how.data, args=args, processing_class=found.tokenizer, **how.more)
         trainer.train()
-    return model.eval()
+    return model.eval(), trainer.processing_class
 
 
 def factories() -> dict[str, Callable[..., Trainer]]:
@@ -303,9 +316,15 @@ def main() -> None:
     print("| model | harmful refused | benign answered | general answered | begun refused | s |")
     print("|---|---|---|---|---|---|")
 
-    def row(name: str, model: PreTrainedModel, seconds: float) -> None:
-        known = rates(found, model)
-        late = rates(found, model, begun(found.of("test", "harmful"))).harmful_refused
+    def row(
+        name: str,
+        model: PreTrainedModel,
+        seconds: float,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+    ) -> None:
+        known = rates(found, model, tokenizer=tokenizer)
+        asked = begun(found.of("test", "harmful"))
+        late = rates(found, model, asked, tokenizer=tokenizer).harmful_refused
         cells = " | ".join(f"{rate:.2f}" for rate in (*known, late))
         print(f"| {name} | {cells} | {seconds:.1f} |", flush=True)
 
@@ -313,8 +332,8 @@ def main() -> None:
     row("over-refuser", found.overrefuser, 0)
     for name, factory in factories().items():
         began = time.process_time()
-        model = trained(found, name, factory)
-        row(name, model, time.process_time() - began)
+        model, tokenizer = trained(found, name, factory)
+        row(name, model, time.process_time() - began, tokenizer)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from overrefusal_po import (
     cpo_trainer,
     derta_trainer,
     dpo_trainer,
+    dro_trainer,
     kto_trainer,
     orpo_trainer,
     sft_trainer,
@@ -33,9 +34,15 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     "orpo": orpo_trainer,
     "cpo": cpo_trainer,
     "kto": kto_trainer,
+    "dro": dro_trainer,
 }
 PAIRED = ("dpo", "orpo", "cpo", "kto")
-EATS = {"sft": "prompts", "derta": "triples", **dict.fromkeys(PAIRED, "pairs")}
+EATS = {
+    "sft": "prompts",
+    "derta": "triples",
+    **dict.fromkeys(PAIRED, "pairs"),
+    "dro": "anchors",
+}
 
 
 def two_steps(folder: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_methods_that_know_a_key_in_the_same_way_share_a_paragraph(
     _, out, _ = command(capsys, "trainer.learning_rate")
     heads = [line for line in out.splitlines() if line.startswith("trainer.learning_rate")]
     assert heads == [
-        "trainer.learning_rate  (train: sft, derta)",
+        "trainer.learning_rate  (train: sft, derta, dro)",
         "trainer.learning_rate  (train: dpo, orpo, cpo, kto)",
     ]
     assert "default: 2e-05" in out and "default: 1e-06" in out
@@ -94,7 +94,7 @@ def test_our_keys_have_the_text_of_their_section_and_each_option_its_line(
         ("stages", "pipeline", [f"default: {REQUIRED}", "recipe: FILE"]),
         ("gate", "evaluate", ["a section or null", "keys: baseline, on"]),
         ("base", "every task", ["relative to the file"]),
-        ("method", "train", ["one of sft, derta, dpo, orpo, cpo, kto"]),
+        ("method", "train", ["one of sft, derta, dpo, orpo, cpo, kto, dro"]),
         ("trainer.bf16", "train", ["auto (decided by the hardware)"]),
         ("trainer.seed", "train", ["the recipe's seed"]),
         ("stages.tuned.gate.on", "evaluate", ["gate.on", "one of interval, value"]),

@@ -131,7 +131,7 @@ def killed(whole: str, folder: str, last: int) -> Path:
     """What `kill -9` would have left of a finished run after its checkpoint `last`."""
     shutil.copytree(whole, folder)
     for made in ("model", "adapter"):
-        shutil.rmtree(Path(folder, made))
+        shutil.rmtree(Path(folder, made), ignore_errors=True)
     Path(folder, "training.json").unlink()
     known = json.loads(Path(folder, "status.json").read_text())
     Path(folder, "status.json").write_text(json.dumps({**known, "state": "running"}))

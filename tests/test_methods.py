@@ -190,7 +190,7 @@ def test_an_installed_package_is_found_by_name_alone(
     path = package(tmp_path, "found_by_name")
     installed(path, "found_by_name", "found_by_name.tilted:METHOD")
     with pytest.raises(
-        ValueError, match="allowed is one of sft, derta, dpo, orpo, cpo, kto, or the"
+        ValueError, match="allowed is one of sft, derta, dpo, orpo, cpo, kto, dro, or the"
     ):
         find_method("tilted")
     monkeypatch.syspath_prepend(str(path))
@@ -198,7 +198,7 @@ def test_an_installed_package_is_found_by_name_alone(
     assert isinstance(row, Method) and row.data is PairsData and row.needs_reference
     assert all_methods() == {**METHODS, "tilted": row}
     assert find_method("found_by_name.tilted") is row
-    with pytest.raises(ValueError, match=r"kto, tilted, or the dotted .* Did you mean tilted\?"):
+    with pytest.raises(ValueError, match=r"dro, tilted, or the dotted .* Did you mean tilted\?"):
         find_method("tiltd")
 
 
@@ -301,7 +301,7 @@ def test_every_method_of_the_table_has_its_file(name: str) -> None:
 
 
 def test_the_table_says_what_the_methods_are() -> None:
-    assert list(METHODS) == ["sft", "derta", "dpo", "orpo", "cpo", "kto"]
+    assert list(METHODS) == ["sft", "derta", "dpo", "orpo", "cpo", "kto", "dro"]
 
     def having(attribute: str) -> set[str]:
         return {name for name, row in METHODS.items() if getattr(row, attribute)}
@@ -311,6 +311,7 @@ def test_the_table_says_what_the_methods_are() -> None:
     assert having("sides_apart") == {"kto"}
     assert having("needs_reference") == {"dpo", "kto"}
     assert having("stores_reference") == {"dpo"}
+    assert having("soft_tokens") == {"dro"}
     assert {name for name, row in METHODS.items() if row.data is PairsData} == {
         "dpo",
         "orpo",

@@ -73,6 +73,12 @@ METHODS: list[tuple[Any, str, list[str], str]] = [
         "ORPO would train with DPO's loss (train/orpo.py)",
     ),
     (
+        trl.SFTTrainer,
+        "compute_loss",
+        ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+        "DRO would train with the loss of SFT (train/dro.py)",
+    ),
+    (
         transformers.Trainer,
         "_get_train_sampler",
         ["self", "train_dataset"],

@@ -2,7 +2,7 @@
 refuses harm.
 
     from overrefusal_po import dpo_trainer, orpo_trainer, cpo_trainer, kto_trainer
-    from overrefusal_po import derta_trainer, sft_trainer
+    from overrefusal_po import derta_trainer, dro_trainer, sft_trainer
     overrefusal-po recipes/dpo.yaml              or: accelerate launch recipes/dpo.yaml
 
 The way of the data: recipe -> sources -> engine -> judges -> pairs -> TRL trainer -> model ->
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from overrefusal_po.train.cpo import cpo_trainer as cpo_trainer
     from overrefusal_po.train.derta import derta_trainer as derta_trainer
     from overrefusal_po.train.dpo import dpo_trainer as dpo_trainer
+    from overrefusal_po.train.dro import dro_trainer as dro_trainer
     from overrefusal_po.train.kto import kto_trainer as kto_trainer
     from overrefusal_po.train.orpo import orpo_trainer as orpo_trainer
     from overrefusal_po.train.sft import sft_trainer as sft_trainer
@@ -35,6 +36,7 @@ __all__ = [
     "curate_pairs",
     "derta_trainer",
     "dpo_trainer",
+    "dro_trainer",
     "evaluate_model",
     "judge_responses",
     "kto_trainer",

@@ -22,6 +22,7 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import FiniteLogits
 from overrefusal_po.model.padded import left_padded
+from overrefusal_po.model.soft_tokens import soft_ids
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
 if TYPE_CHECKING:
@@ -223,14 +224,19 @@ class TransformersEngine:
 
     def options(self, sampling: Sampling) -> dict[str, object]:
         """Keys of GenerationConfig: the recipe's, the tokens that end a text, and nothing else."""
-        found: dict[str, object] = {
+        # Any: GenerationConfig checks the values
+        found: dict[str, Any] = {
             "do_sample": sampling.temperature > 0,
             "num_beams": 1,
             "max_new_tokens": sampling.max_new_tokens,
         }
-        own = {k: v for k, v in self.settings.items() if k not in generation.RECIPE_KEYS}
+        own: dict[str, Any] = {
+            k: v for k, v in self.settings.items() if k not in generation.RECIPE_KEYS
+        }
         if sampling.temperature > 0:
             found |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        if self.unsaid:
+            found["suppress_tokens"] = [*(own.pop("suppress_tokens", None) or ()), *self.unsaid]
         return {
             **found,
             **own,
@@ -272,6 +278,11 @@ class TransformersEngine:
         distinguish a thought that was cut off from an answer."""
         opens = prompt.raw_text is None and not prompt.assistant_prefix
         return self.template.thought_opener if opens else ""
+
+    @cached_property
+    def unsaid(self) -> list[int]:
+        """Ids of soft tokens (`model.soft_tokens`): they are read in the system turn, not said."""
+        return soft_ids(self.template.tokenizer)
 
     @cached_property
     def stop_tokens(self) -> list[int]:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from overrefusal_po.model import load as models
+from overrefusal_po.model.soft_tokens import soft_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,7 +145,16 @@ def own_settings(section: Mapping[str, object]) -> dict[str, object]:
             trust_remote_code=bool(section.get("trust_remote_code", False)),
         )
         found = GenerationConfig.from_model_config(config)
-    return changed_settings(found)
+    changed = changed_settings(found)
+    if (given := changed.get("suppress_tokens")) is not None:  # soft tokens are never said here
+        tokenizer = models.load_tokenizer(
+            name,
+            revision=revision,
+            trust_remote_code=bool(section.get("trust_remote_code", False)),
+        )
+        if set(cast("list[int]", given)) <= set(soft_ids(tokenizer)):
+            del changed["suppress_tokens"]
+    return changed
 
 
 def settings_words(settings: Mapping[str, object]) -> str:

@@ -49,6 +49,18 @@ def check_sharding(settings: Settings, *, frozen_reference: bool) -> None:
         )
 
 
+def check_whole(settings: Settings, what: str) -> None:
+    """Raises ValueError for FSDP and DeepSpeed, for what needs the whole weights in each
+    process. `what` asks for them."""
+    wanted = {"FSDP": wants_fsdp(settings), "DeepSpeed (ZeRO)": wants_deepspeed(settings)}
+    for name, asked in wanted.items():
+        if asked:
+            raise ValueError(
+                f"{what} trains a few rows of the embedding, and {name} would shard them. Launch "
+                "with DDP (an accelerate config of type MULTI_GPU or MULTI_CPU), or one process."
+            )
+
+
 def fsdp_version(settings: Settings) -> str:
     """The version of FSDP; if no setting names it, 2 for transformers and 1 for accelerate.
 

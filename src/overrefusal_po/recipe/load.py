@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from overrefusal_po.recipe.faults import fault_text
 from overrefusal_po.recipe.files import in_words, read_recipe
 from overrefusal_po.recipe.fit import FitRecipe
-from overrefusal_po.recipe.methods import check_weights, find_method
+from overrefusal_po.recipe.methods import check_plain_model, check_weights, find_method
 from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS, override_key
 from overrefusal_po.recipe.overrides import Values, parse_overrides, set_dotted
 from overrefusal_po.recipe.rounds import Repeats, round_origins, with_rounds
@@ -117,6 +117,7 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
         if isinstance(body, FitRecipe) and body.reference is not None:
             checks["reference"] = check_model(body.reference, "reference")
         if isinstance(body, TrainRecipe):
+            check_plain_model(body.method, checks["model"])
             check_trainable(checks["model"])
             checks |= checked_training(body)
             checks["search"] = checked_search(body.model_copy(update=checks), checked_training)

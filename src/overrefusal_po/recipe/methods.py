@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from overrefusal_po.recipe.sections import DertaData, PairsData, Section, SftData
+from overrefusal_po.recipe.soft_prompt import SoftPromptData
 from overrefusal_po.recipe.words import nearest
 
 GROUP = "overrefusal_po.methods"
@@ -62,6 +63,20 @@ def check_kto(settings: Settings) -> None:
         )
 
 
+def check_dro(settings: Settings) -> None:
+    """Raises ValueError for values of `DROConfig`'s keys that its rows or its loss cannot use."""
+    if settings["packing"] or settings["padding_free"]:
+        raise ValueError(
+            "trainer.packing and trainer.padding_free put prompts one behind the other, and DRO "
+            "reads the last token of each. Take them out."
+        )
+    if settings["dimensions"] < 1:
+        raise ValueError(
+            f"trainer.dimensions is {settings['dimensions']}; allowed is 1 or more. DRO's released "
+            "code has 4."
+        )
+
+
 def uses_kl(settings: Settings) -> bool:
     """Whether the loss estimates a KL term. Without one, the rows of a batch are independent."""
     return bool(settings["loss_type"] != "apo_zero_unpaired")
@@ -81,6 +96,7 @@ class Method(NamedTuple):
         sides_apart: whether each side of a pair is a row of its own.
         needs_reference: whether the loss compares with the start policy.
         stores_reference: whether the reference log-probs may come from a store.
+        soft_tokens: whether it trains the rows of new tokens alone, in a plain model.
         check: raises ValueError for trainer settings (TRL's defaults filled in) it cannot train.
     """
 
@@ -94,6 +110,7 @@ class Method(NamedTuple):
     sides_apart: bool = False
     needs_reference: bool = False
     stores_reference: bool = False
+    soft_tokens: bool = False
     check: Callable[[Settings], None] = accept
 
 
@@ -151,9 +168,34 @@ METHODS = {
             needs_reference=True,
             check=check_kto,
         ),
+        Method(
+            name="dro",
+            title="soft tokens in the system turn that move harmful and harmless prompts apart",
+            config="overrefusal_po.train.dro.DROConfig",
+            data=SoftPromptData,
+            module="overrefusal_po.train.dro",
+            soft_tokens=True,
+            check=check_dro,
+        ),
     )
 }
 """Every method of this package by its name in a recipe."""
+
+
+PLAIN_KEYS = ("use_peft", "load_in_4bit", "load_in_8bit")
+"""Keys of `model:` that a method of soft tokens cannot use."""
+
+
+def check_plain_model(method: str, section: Settings) -> None:
+    """Raises ValueError for an adapter or quantised weights under a method of soft tokens.
+    `section`: the recipe's `model:`."""
+    asked = [key for key in PLAIN_KEYS if section.get(key)]
+    if asked and find_method(method).soft_tokens:
+        raise ValueError(
+            f"model.{asked[0]} is true, and method: {method} trains the embedding rows of new "
+            "tokens in plain weights of 16 or 32 bits. It takes no adapter and no quantised "
+            f"weights: take {', '.join(asked)} out."
+        )
 
 
 def check_weights(

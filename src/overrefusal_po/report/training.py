@@ -92,8 +92,12 @@ def training_rows(recipe: Values, stage: Path) -> Iterator[tuple[str, str]]:
     """(what, how) of a training."""
     yield "method", method_words(recipe)
     yield "losses", loss_words(section(recipe, "trainer"))
-    yield "trained weights", weight_words(section(recipe, "model"))
-    yield "trained on", side_words(section(recipe, "data"))
+    method = METHODS.get(str(recipe.get("method", "")))
+    if method is not None and method.soft_tokens:
+        yield "trained weights", "the embedding rows of new tokens alone"
+    else:
+        yield "trained weights", weight_words(section(recipe, "model"))
+        yield "trained on", side_words(section(recipe, "data"))
     yield "rows", row_words(stage)
     yield "rows of a harmful prompt", harmful_row_words(section(recipe, "data"))
     yield "steps", step_words(stage)

@@ -73,11 +73,13 @@ class Source(NamedTuple):
         records: the pairs, triples or prompts that are there already.
         helpful: prompts with references that DeRTa mixes in.
         asked: prompts that the student has to answer before its records can be made.
+        samples: how many answers it gives to each of them.
     """
 
     records: Sequence[TrainingRecord]
     helpful: Sequence[Prompt] = ()
     asked: Sequence[Prompt] = ()
+    samples: int = 1
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -101,6 +103,7 @@ class Prepared(NamedTuple):
         alike: {"left_out": n, "of": n, "opening": n, "ids": [...]} of pairs whose sides begin with
             the same tokens; empty if there are none.
         left_out: {noun: {"left_out": n, "of": n, "max_length": n, "ids": [...]}} of rows too long.
+        added: how many tokens the training adds to the vocabulary.
     """
 
     rows: Dataset | None
@@ -112,6 +115,7 @@ class Prepared(NamedTuple):
     left_out: Mapping[str, Mapping[str, object]] = {}
     waived: Sequence[Waived] = ()
     alike: Mapping[str, object] = {}
+    added: int = 0
 
     def save(self, folder: Path) -> None:
         """Writes data.jsonl, helpful.jsonl, too_long.json, equal_openings.json, waived.json and the

@@ -199,6 +199,8 @@ def estimate(
     lora = bool(section.get("use_peft"))
     weights = weight_bytes(shape, section)
     trained = shape.adapter * section.get("lora_r", 16) if lora else shape.weights
+    if method.soft_tokens:  # some rows of the embedding: less than what is not counted elsewhere
+        trained = 0
     wide = weight_width(section) == 4 and not (trainer["bf16"] or trainer["fp16"])
     width = 4.0 if wide else MIXED_BYTES
     layer = KEPT_FACTOR[device] * width * shape.kept * batch.tokens

@@ -143,7 +143,10 @@ def check_vocabulary(prepared: Prepared, template: ChatTemplate, config: Pretrai
     Without rows yet, the tokenizer's own tokens count.
     """
     size: int = config.get_text_config().vocab_size
-    highest = len(template.tokenizer) - 1 if prepared.rows is None else highest_id(prepared.rows)
+    own = len(template.tokenizer) - 1
+    highest = own if prepared.rows is None else highest_id(prepared.rows)
+    if prepared.added:  # the new tokens get rows of their own
+        highest = own
     if highest >= size:
         token = template.tokenizer.convert_ids_to_tokens(highest)
         raise ValueError(

@@ -13,12 +13,12 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from overrefusal_po.identity import check_kinds
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.model.sharding import check_sharding, wants_fsdp
+from overrefusal_po.model.sharding import check_sharding, check_whole, wants_fsdp
 from overrefusal_po.model.zero import check_deepspeed, joining, loading_whole
 from overrefusal_po.pairs.apart import check_apart, check_not_measured
 from overrefusal_po.plugins import make_refusal_judge
@@ -50,7 +50,12 @@ from overrefusal_po.train.trackers import check_trackers, tracker_callback
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from transformers import PretrainedConfig, Trainer, TrainingArguments
+    from transformers import (
+        PretrainedConfig,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainingArguments,
+    )
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -85,6 +90,7 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
             in_first_process(state, lambda: write_data(recipe, run, template, made))
             trainer = make_trainer(recipe, load_rows(run.path), config, template)
             check_joined(trainer)
+            template = trained_template(trainer, template)
             run_training(recipe, trainer, run, template)
             save(trainer, recipe, template, run)
             state.wait_for_everyone()
@@ -103,6 +109,8 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
     method = find_method(recipe.method)
     bits = [key for key in ("load_in_4bit", "load_in_8bit") if recipe.model.get(key)]
     check_deepspeed(settings, quantised=bool(bits))
+    if method.soft_tokens:
+        check_whole(settings, f"method: {method.name}")
     check_sharding(
         settings,
         frozen_reference=method.needs_reference and not recipe.model.get("use_peft"),
@@ -214,7 +222,7 @@ def write_data(
     source, prepared = made
     logger.info("data: %s", prepared.line)
     if source.asked:
-        said = student_answers(recipe, run, template, source.asked)
+        said = student_answers(recipe, run, template, source.asked, samples=source.samples)
         prepared = method_module(recipe.method).prepare(recipe, source, template, said)
         check_fit(prepared, template, config_of(recipe.model))
         logger.info("data, with what the student said: %s", prepared.line)
@@ -237,6 +245,16 @@ def make_trainer(
         args=config,
         template=template,
         peft_config=adapter_config(recipe.model),
+    )
+
+
+def trained_template(trainer: Trainer, template: ChatTemplate) -> ChatTemplate:
+    """The chat template of the trained model; a method may add tokens to the tokenizer."""
+    tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
+    if tokenizer is template.tokenizer:
+        return template
+    return ChatTemplate(
+        tokenizer, system_prompt=template.system_prompt, template_kwargs=template.template_kwargs
     )
 
 

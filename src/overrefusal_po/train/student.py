@@ -26,7 +26,8 @@ from overrefusal_po.run.judged import resumable_verdicts
 logger = logging.getLogger(__name__)
 
 FILE = "student_harmful.jsonl"
-"""What the student said to harmful prompts, in a run folder."""
+"""What the student said to the prompts that it was asked, in a run folder. For all methods but DRO
+they are harmful ones."""
 
 
 class StudentAnswer(NamedTuple):
@@ -43,9 +44,15 @@ def starter_harmful() -> list[Prompt]:
 
 
 def student_answers(
-    recipe: TrainRecipe, run: Run, template: ChatTemplate, prompts: Sequence[Prompt]
+    recipe: TrainRecipe,
+    run: Run,
+    template: ChatTemplate,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int = 1,
 ) -> list[StudentAnswer]:
-    """What the start policy says to `prompts`, judged; a killed run goes on where it stopped."""
+    """What the start policy says to `prompts`, judged, each prompt's samples together; a killed run
+    goes on where it stopped."""
     name = str(recipe.model["model_name_or_path"])
     note_left_out(run, recipe.model)
     answers = complete(
@@ -53,11 +60,13 @@ def student_answers(
         prompts,
         recipe_sampling(recipe.generation, recipe.seed),
         lambda: engine_for(recipe.model, template, recipe.generation, name),
-        "student: harmful prompts",
+        f"student: {len(prompts)} prompts",
+        samples=samples,
     )
     judge = make_refusal_judge(recipe.judge)
-    verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judge, prompts, answers)
-    return [StudentAnswer(*three) for three in zip(prompts, answers, verdicts, strict=True)]
+    asked = [prompt for prompt in prompts for _ in range(samples)]
+    verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judge, asked, answers)
+    return [StudentAnswer(*three) for three in zip(asked, answers, verdicts, strict=True)]
 
 
 def own_containment(said: Sequence[StudentAnswer]) -> list[PreferencePair]:

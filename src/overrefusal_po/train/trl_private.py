@@ -9,6 +9,7 @@ what broke.
 | `DPOTrainer._precompute_ref_logps`, `_precompute_engine`, `prepare_deepspeed` | reference store |
 | `DPOTrainer._compute_loss`, `_metrics`, `_total_train_tokens`, `_tp_size` | ORPO's loss |
 | `DPOTrainer._name`, `_tag_names`, `_paper` | the model card of ORPO |
+| `SFTTrainer._metrics` | the terms of DRO's loss in the log |
 | `trl.trainer.utils.add_fused_lm_head`, its `fused_lm_head` argument | log-probs without logits |
 | `Trainer._get_train_sampler`, `LengthGroupedSampler` | batches of similar length |
 | `Trainer._prepare_input` | log-probs of a reference under DeepSpeed |
@@ -35,7 +36,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import DPOTrainer, KTOTrainer
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
@@ -174,6 +175,17 @@ class OwnLossTrainer(ReadyDPOTrainer):
             self._metrics[mode][name].append(
                 self.accelerator.gather_for_metrics(value.detach()).mean().item()
             )
+
+
+class TermsSFTTrainer(SFTTrainer):
+    """TRL's `SFTTrainer` for a loss of several terms, which stand in its log."""
+
+    def add_terms(self, terms: Mapping[str, Tensor]) -> None:
+        """Adds the terms of one batch to TRL's metrics, as means over all processes."""
+        metrics = self._metrics["train" if cast(Module, self.model).training else "eval"]
+        for name, value in terms.items():
+            mean = self.accelerator.gather_for_metrics(value.detach()).mean()
+            metrics[name].append(mean.item())
 
 
 class StoredDPOTrainer(ReadyDPOTrainer):
