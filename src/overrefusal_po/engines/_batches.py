@@ -1,8 +1,8 @@
 """Padded prompts -> the token ids of their responses; a batch too large for the memory is halved.
 
-    rows = response_tokens(model, inputs, config, name="my-model")
-    for prompt, tokens in in_parts(batch, limit, make):
-        ...
+rows = response_tokens(model, inputs, config, name="my-model")
+for prompt, tokens in in_parts(batch, limit, make):
+    ...
 """
 
 from __future__ import annotations

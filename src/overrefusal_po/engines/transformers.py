@@ -190,9 +190,7 @@ class TransformersEngine:
         inputs.to(self.device)  # in place
         return inputs
 
-    def _batch(
-        self, batch: Sequence[Input], sampling: Sampling, sample: int
-    ) -> list[Completion]:
+    def _batch(self, batch: Sequence[Input], sampling: Sampling, sample: int) -> list[Completion]:
         import torch
 
         inputs = self.padded([text for _, text in batch])

