@@ -116,10 +116,10 @@ def test_other_ways_of_decoding_are_left_to_transformers(settings: dict[str, Any
     assert not own_loop_serves(tiny_model("Llama"), generation_config(settings))
 
 
-def test_models_that_keep_more_than_keys_and_values_are_left_to_transformers() -> None:
+def test_models_with_other_states_or_with_experts_are_left_to_transformers() -> None:
     config = transformers.MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1)
-    model = transformers.MambaForCausalLM(config)
-    assert not own_loop_serves(model, generation_config({"do_sample": False}))
+    for model in (transformers.MambaForCausalLM(config), tiny_model("Mixtral")):
+        assert not own_loop_serves(model, generation_config({"do_sample": False}))
 
 
 def test_an_input_that_the_loop_does_not_know_is_left_to_transformers() -> None:

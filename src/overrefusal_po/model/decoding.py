@@ -48,6 +48,9 @@ LEAVING = 8
 CHECKED = 8
 """Steps between two looks at a GPU for ended texts: each look waits for it."""
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Config keys of mixtures of experts: transformers computes these otherwise while it decodes."""
+
 GIVEN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 """What `generate` hands to the loop, and what the loop understands."""
 
@@ -74,6 +77,8 @@ def own_loop_serves(model: PreTrainedModel, config: GenerationConfig) -> bool:
         return False
     if any(getattr(config, key, None) not in allowed for key, allowed in PLAIN.items()):
         return False
+    if any(getattr(inner.config.get_text_config(), key, None) for key in EXPERTS):
+        return False
     known = set(inspect.signature(inner.forward).parameters)
     return {"attention_mask", "position_ids", "past_key_values"} <= known and plain_cache(inner)
 
@@ -81,11 +86,12 @@ def own_loop_serves(model: PreTrainedModel, config: GenerationConfig) -> bool:
 def inner_model(model: PreTrainedModel) -> PreTrainedModel | None:
     """The model that `generate` runs: the one under an adapter; None under a learned prompt."""
     adapter = getattr(model, "active_peft_config", None) if hasattr(model, "peft_config") else None
-    if adapter is None or not hasattr(model, "get_base_model"):
+    base = getattr(model, "get_base_model", None)
+    if adapter is None or base is None:
         return model
     if getattr(adapter, "is_prompt_learning", False):
         return None
-    found: PreTrainedModel = model.get_base_model()
+    found: PreTrainedModel = base()
     return found
 
 
@@ -130,10 +136,7 @@ class Decoding:
         pad = generation_config.pad_token_id
         rows = Rows(model, input_ids, given, pad=0 if pad is None else int(pad))
         pick = Picker(logits_processor, sampled=bool(generation_config.do_sample))
-        optimised = getattr(model, "_optimize_model_for_decode", contextlib.nullcontext)
-        logits = self.read_prompts(rows)
-        with optimised():
-            self.go_on(rows, pick, logits, stopping_criteria)
+        self.go_on(rows, pick, self.read_prompts(rows), stopping_criteria)
         return rows.texts()
 
     def read_prompts(self, rows: Rows) -> Tensor:

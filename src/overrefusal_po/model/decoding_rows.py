@@ -232,4 +232,5 @@ def most_likely(scores: Tensor) -> Tensor:
     start = tops.argmax(-1) * BLOCK
     # behind the last word comes the last word again, and of equal ones the first is taken
     columns = (start[:, None] + torch.arange(BLOCK)).clamp(max=words - 1)
-    return start + scores.gather(1, columns).argmax(-1)
+    found: Tensor = start + scores.gather(1, columns).argmax(-1)
+    return found

@@ -23,7 +23,7 @@ class RoomyLayer(DynamicLayer):
     """The keys and values (B, heads, T, D) of a layer: views of tensors that have room ahead."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it so
         self.rooms: tuple[Tensor, Tensor] | None = None
 
     # Any: what else transformers gives to a layer
@@ -33,9 +33,10 @@ class RoomyLayer(DynamicLayer):
         """All keys and values, with the new ones (B, heads, t, D) behind the others."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+            self.rooms = None
         seen = self.get_seq_length()
         self.show(seen, seen + key_states.shape[-2], (key_states, value_states))
-        return self.keys, self.values
+        return held(self)
 
     def show(self, seen: int, now: int, new: tuple[Tensor, Tensor]) -> None:
         """Writes `new` behind `seen` tokens; keys and values then hold `now` tokens."""
@@ -52,7 +53,7 @@ class RoomyLayer(DynamicLayer):
         length = now + STEP
         rooms = tuple(x.new_empty(*x.shape[:2], length, x.shape[-1]) for x in like)
         if seen:
-            for room, old in zip(rooms, (self.keys, self.values), strict=True):
+            for room, old in zip(rooms, held(self), strict=True):
                 room[:, :, :seen] = old
         return rooms[0], rooms[1]
 
@@ -66,9 +67,15 @@ class RoomyLayer(DynamicLayer):
 
     def begin_with(self, other: DynamicLayer, rows: int) -> None:
         """Each of `rows` rows begins with the one row of another layer."""
-        one = (other.keys, other.values)
-        self.lazy_initialization(*one)
-        self.show(0, other.get_seq_length(), tuple(x.expand(rows, -1, -1, -1) for x in one))  # type: ignore[arg-type]  # two of them
+        keys, values = (x.expand(rows, -1, -1, -1) for x in held(other))
+        self.lazy_initialization(keys, values)
+        self.show(0, other.get_seq_length(), (keys, values))
+
+
+def held(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
+    """The keys and values of a layer that has read something."""
+    assert layer.keys is not None and layer.values is not None, "it has read something"
+    return layer.keys, layer.values
 
 
 def make_roomy(cache: object) -> bool:
@@ -91,6 +98,7 @@ def repeat_rows(cache: Cache, prefix: Cache, rows: int) -> None:
     if not cache.layers:
         cache.layers = [RoomyLayer() for _ in prefix.layers]
     for layer, read in zip(cache.layers, prefix.layers, strict=True):
+        assert isinstance(layer, RoomyLayer) and isinstance(read, DynamicLayer), "make_roomy"
         layer.begin_with(read, rows)
 
 
