@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-STEP = 64
+STEP = 16
 """Tokens of room that are added at a time; a layer's old and new room exist together for a moment.
 """
 
