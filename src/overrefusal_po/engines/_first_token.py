@@ -33,17 +33,30 @@ def opener_log_odds(
 
     P is the probability that the first token of the response is one of `openers` (token ids): the
     sum of their softmax over the model's logits at the last position of the prompt. The logits are
-    the model's own, before temperature and any other setting of generation. Batches are planned
-    over all prompts, so a resumed run sees the same ones.
+    the model's own, before temperature and any other setting of generation. If `complete` kept what
+    the output layer read (`engine.first_states`), the prompts are not read again. Batches are
+    planned over all prompts, so a resumed run sees the same ones.
     """
     inputs = sorted(((p, engine.input_text(p)) for p in prompts), key=lambda row: -len(row[1]))
     for start in range(0, len(inputs), engine.batch_size):
         batch = inputs[start : start + engine.batch_size]
-        if all(prompt.id in had for prompt, _ in batch):
+        missing = [prompt for prompt, _ in batch if prompt.id not in had]
+        if not missing:
             continue
-        values = log_odds(first_logits(engine, [text for _, text in batch]), openers).tolist()
-        rows = zip(batch, values, strict=True)
-        yield from ((prompt, value) for (prompt, _), value in rows if prompt.id not in had)
+        logits = kept_logits(engine, missing)
+        if logits is None:
+            missing = [prompt for prompt, _ in batch]
+            logits = first_logits(engine, [text for _, text in batch])
+        rows = zip(missing, log_odds(logits, openers).tolist(), strict=True)
+        yield from ((prompt, value) for prompt, value in rows if prompt.id not in had)
+
+
+def kept_logits(engine: TransformersEngine, prompts: Sequence[Prompt]) -> Tensor | None:
+    """(B, V): the logits of the first tokens, from what `complete` kept; None if one is missing."""
+    states, ids = engine.first_states, [prompt.id for prompt in prompts]
+    if states is None or not all(one in states for one in ids):
+        return None
+    return states.logits(engine.model, ids)
 
 
 def without_openers(engine: TransformersEngine, tokens: Sequence[int]) -> TransformersEngine:

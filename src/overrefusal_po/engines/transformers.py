@@ -7,20 +7,21 @@ for completion in engine.complete(prompts, Sampling(max_new_tokens=48)):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from overrefusal_po.engines import SampleKey
+from overrefusal_po.engines._batches import Limit, in_parts, response_tokens
 from overrefusal_po.engines._continuous import check_continuous, generate_continuously
 from overrefusal_po.engines._costs import Cost
+from overrefusal_po.engines._first_states import FirstStates
 from overrefusal_po.engines._remedied import check_served, drawn_revision, tokens_behind
 from overrefusal_po.model import generation
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.model.finite import FiniteLogits
 from overrefusal_po.model.padded import left_padded
 from overrefusal_po.model.soft_tokens import soft_ids
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
@@ -105,6 +106,8 @@ class TransformersEngine:
         self.name = name
         self.revision = revision
         self.batch_size = batch_size
+        self.at_once = Limit(batch_size)
+        self.first_states: FirstStates | None = None
         own = generation.changed_settings(model.generation_config)
         self.settings = dict(own if settings == "model" else settings or {})
         check_served(model, self.settings, continuous=continuous_batching)
@@ -146,7 +149,8 @@ class TransformersEngine:
                 batch = inputs[start : start + self.batch_size]
                 if all((i.prompt.id, sample) in had for i in batch):
                     continue
-                made = self._batch(batch, sampling, sample)
+                make = partial(self._batch, sampling=sampling, sample=sample)
+                made = in_parts(batch, self.at_once, make)
                 yield from (c for c in made if (c.prompt_id, sample) not in had)
 
     def without_room(self, inputs: list[Input], sampling: Sampling) -> list[Prompt]:
@@ -187,27 +191,24 @@ class TransformersEngine:
         inputs.to(self.device)  # in place
         return inputs
 
-    def _batch(self, batch: list[Input], sampling: Sampling, sample: int) -> Iterator[Completion]:
+    def _batch(self, batch: Sequence[Input], sampling: Sampling, sample: int) -> list[Completion]:
         import torch
 
         inputs = self.padded([text for _, text in batch])
+        ids = [prompt.id for prompt, _ in batch]
         if sampling.temperature > 0:
             # the seed follows from the batch's content, so every run draws the same from it
-            ids = [prompt.id for prompt, _ in batch]
             torch.manual_seed(int(content_id(sampling.seed, sample, ids), 16) % 2**31)
-        config = generation.generation_config(self.options(sampling))
-        watch = FiniteLogits(self.name)
-        with torch.inference_mode(), generation.generating_by(self.model, config):
-            try:
-                # (batch, prompt + response); transformers does not annotate `generate`
-                output: torch.Tensor = self.model.generate(  # type: ignore[operator]
-                    **inputs, generation_config=config, logits_processor=[watch]
-                )
-            finally:  # a draw from NaN is a RuntimeError, which says less
-                watch.check()
-        width = inputs["input_ids"].shape[1]
-        for (prompt, _), tokens in zip(batch, output[:, width:].tolist(), strict=True):
-            yield self.completion(prompt, tokens, sampling, sample=sample)
+        states = self.first_states if sample == 0 else None
+        tokens = response_tokens(
+            self.model,
+            inputs,
+            generation.generation_config(self.options(sampling)),
+            name=self.name,
+            first_seen=states.keeper(self.model, ids) if states is not None else None,
+        )
+        rows = zip(batch, tokens, strict=True)
+        return [self.completion(one.prompt, found, sampling, sample=sample) for one, found in rows]
 
     def _continuously(
         self, work: Iterable[tuple[Input, int]], sampling: Sampling

@@ -17,12 +17,14 @@ from functools import cached_property
 from typing import cast
 
 from overrefusal_po.engines import Engine
+from overrefusal_po.engines._first_states import FirstStates
 from overrefusal_po.engines._first_token import opener_log_odds
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.capability import asked_references, check_lm_eval, perplexity
 from overrefusal_po.evaluate.entries import PerplexityEntry
 from overrefusal_po.evaluate.first_token import (
     FILE,
+    KINDS,
     FirstToken,
     FirstTokenEntry,
     first_token_entry,
@@ -127,13 +129,14 @@ class MeasuredModel:
 
     def __init__(self, recipe: EvaluateRecipe, template: ChatTemplate | None) -> None:
         self.recipe, self.template = recipe, template
+        self.first_states = FirstStates()
 
     @cached_property
     def engine(self) -> Engine:
         """The engine, with weights if it runs in process."""
         recipe = self.recipe
         name = str(recipe.model["model_name_or_path"])
-        return engine_for(
+        found = engine_for(
             recipe.model,
             self.template,
             recipe.generation,
@@ -141,6 +144,9 @@ class MeasuredModel:
             engine=recipe.engine,
             chat=recipe.chat,
         )
+        if isinstance(found, TransformersEngine):
+            found.first_states = self.first_states
+        return found
 
     def release(self) -> None:
         """Frees the weights: a judge may need the memory. They are loaded again if needed."""
@@ -152,6 +158,9 @@ class MeasuredModel:
     ) -> list[Completion]:
         """A completion for each prompt, kept in this file of the run folder."""
         recipe = self.recipe
+        if recipe.first_token is not False:  # so that these prompts need not be read twice
+            plain = (p for p in prompts if p.attack is None)
+            self.first_states.wanted |= {p.id for p in plain if p.kind in KINDS}
         return complete(
             run.path / file,
             prompts,

@@ -173,6 +173,12 @@ class Installed:
             )
         return self.on.to(like)
 
+    def keep_rows(self, rows: Tensor) -> None:
+        """Only these rows of the responses at hand go on: what was decided about them stays."""
+        self.on = None if self.on is None else self.on[rows]
+        if self.second is not None:
+            self.second.keep_rows(rows)
+
     # Any: see `Forward`
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass, with the remedy."""
@@ -292,12 +298,14 @@ def can_be_cut(cache: Any, width: int) -> bool:
     can. Any: transformers has many classes of caches."""
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+    from overrefusal_po.model.roomy_cache import RoomyLayer
+
     if cache is None:
         return True
     if not cache.layers:
-        return getattr(cache, "layer_class_to_replicate", None) is DynamicLayer
+        return getattr(cache, "layer_class_to_replicate", None) in (DynamicLayer, RoomyLayer)
     return all(
-        type(layer) is DynamicLayer
+        type(layer) in (DynamicLayer, RoomyLayer)
         or (type(layer) is DynamicSlidingWindowLayer and width < layer.sliding_window)
         for layer in cache.layers
     )

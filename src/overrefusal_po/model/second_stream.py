@@ -43,6 +43,12 @@ class SecondStream:
         """Nothing more is read."""
         self.cache = self.mask = None
 
+    def keep_rows(self, rows: Tensor) -> None:
+        """Only these rows of the responses at hand go on."""
+        if self.cache is not None and self.mask is not None:
+            self.cache.batch_select_indices(rows)
+            self.mask = self.mask[rows]
+
     def begin(self, run: Run, ids: Tensor, mask: Tensor | None) -> Tensor:
         """(B, 1, V): the logits behind the prompts (B, T), with the safety text in them."""
         import torch
