@@ -81,7 +81,10 @@ def test_what_deepspeed_cannot_train_is_refused(
 
 def test_deepspeed_without_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(ValueError, match="DeepSpeed needs a launcher"), joining({"deepspeed": ZERO_2}):
+    with (
+        pytest.raises(ValueError, match="DeepSpeed needs a launcher"),
+        joining({"deepspeed": ZERO_2}),
+    ):
         pass
     with joining({}):  # nobody asks for it
         pass
