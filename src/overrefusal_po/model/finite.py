@@ -25,7 +25,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     import torch
 
     local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
-    filled = [t.detach() for t in local if t.numel() and t.is_floating_point()]
+    # on the meta device stands what another process loads
+    filled = [t.detach() for t in local if t.numel() and t.is_floating_point() and not t.is_meta]
     largest = torch.nn.utils.get_total_norm(filled, norm_type=float("inf"))
     return bool(torch.isfinite(largest))
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from overrefusal_po.identity import check_kinds
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.parts import load_start
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp
 from overrefusal_po.pairs.apart import check_apart, check_not_measured
 from overrefusal_po.plugins import make_refusal_judge
@@ -226,7 +227,7 @@ def make_trainer(
         options["dtype"] = options["dtype"] or "float32"
     logger.info("loading %s", options["name"])
     return method_module(recipe.method).recipe_trainer(
-        models.load_model(**options),
+        load_start(options, trains_all=not recipe.model.get("use_peft")),
         prepared,
         recipe=recipe,
         args=config,
