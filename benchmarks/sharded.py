@@ -103,7 +103,7 @@ FORMS: dict[str, Callable[[str, list[Any], Mapping[str, Any]], Any]] = {
 
 def child(form: str, folder: str, out: Path) -> None:
     """One process: trains, and writes what it took to `out`."""
-    import overrefusal_po.model.load  # noqa: F401  # libraries are in memory before the load
+    import overrefusal_po.model.load  # libraries are in memory before the load
     import overrefusal_po.train.trl_private  # noqa: F401
 
     rank, peak = os.environ["RANK"], Peak()

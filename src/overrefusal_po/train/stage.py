@@ -35,6 +35,7 @@ from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.hold import Holder
 from overrefusal_po.train.hold_start import given_start
 from overrefusal_po.train.lengths import warn_of_left_out
+from overrefusal_po.train.lost_ranks import lost_ranks_named
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.model_checks import check_model, check_vocabulary, warn_of_missing_bos
@@ -68,11 +69,22 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
         stored: dict[str, Any] = known["summary"]
         return stored
     settings = checked_settings(recipe)
+    seconds = settings.get("ddp_timeout", 1800)
     state = models.check_world(
-        use_cpu=bool(settings.get("use_cpu")),
-        fsdp=wants_fsdp(settings),
-        timeout_seconds=settings.get("ddp_timeout", 1800),
+        use_cpu=bool(settings.get("use_cpu")), fsdp=wants_fsdp(settings), timeout_seconds=seconds
     )
+    with lost_ranks_named(processes=state.num_processes, seconds=seconds):
+        return train_in(state, recipe, open_run, settings)
+
+
+def train_in(
+    state: PartialState,
+    recipe: TrainRecipe,
+    open_run: Callable[[bool], Run],
+    settings: dict[str, Any],  # a value has the type of its key
+) -> dict[str, Any]:
+    """`train` in a process that is joined to the others; `settings` are checked."""
+    run, push = open_run(False), push_of(recipe)
     config = method_config(recipe, {**settings, "output_dir": str(run.path / "checkpoints")})
     template = load_template(recipe.model, recipe.chat)
     check_trackers(recipe.trainer.get("report_to"))
