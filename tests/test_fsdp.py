@@ -87,7 +87,9 @@ for case, (method, keys, extra) in json.loads(cases).items():
         extra["peft_config"] = LoraConfig(**lora)
     for checkpoint in (None, f"{case}/checkpoint-1"):
         args = {**settings, "output_dir": case, "per_device_train_batch_size": 1, **keys}
-        trainer = getattr(overrefusal_po, f"{method}_trainer")(folder, rows, args=args, callbacks=[Spy()], **extra)
+        # bfloat16 would round by more than the tolerance
+        model = models.load_model(folder, dtype="float32") if lora else folder
+        trainer = getattr(overrefusal_po, f"{method}_trainer")(model, rows, args=args, callbacks=[Spy()], **extra)
         assert getattr(trainer, "ref_model", None) is None, "a second model"
         name = f"{case}-{'resumed' if checkpoint else 'whole'}"
         columns = ("ref_chosen_logps", "ref_logps", "ref_KL_logps")
@@ -128,7 +130,8 @@ def alone(
         extra["peft_config"] = LoraConfig(**LORA)  # type: ignore[arg-type]  # LORA's values are mixed
     args = {**SETTINGS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, **keys}
     args |= {"output_dir": str(out), "save_strategy": "no"}
-    trainer = METHODS[method](str(folder), rows, args=args, **extra)
+    loaded = models.load_model(str(folder), dtype="float32")
+    trainer = METHODS[method](loaded, rows, args=args, **extra)
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     weights = {name: weight.detach() for name, weight in trainer.model.named_parameters()}

@@ -6,7 +6,7 @@ what broke.
 | name | why |
 |---|---|
 | `DPOTrainer._prepare_dataset`, `KTOTrainer._prepare_dataset` | rows come tokenised |
-| `DPOTrainer._precompute_ref_logps`, `_precompute_engine`, `prepare_deepspeed` | reference store |
+| `_precompute_ref_logps` (both), `_precompute_engine`, `prepare_deepspeed` | reference store |
 | `DPOTrainer._compute_loss`, `_metrics`, `_total_train_tokens`, `_tp_size` | ORPO's loss |
 | `DPOTrainer._name`, `_tag_names`, `_paper` | the model card of ORPO |
 | `trl.trainer.utils.add_fused_lm_head`, its `fused_lm_head` argument | log-probs without logits |
