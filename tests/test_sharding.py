@@ -15,7 +15,8 @@ from overrefusal_po.model.sharding import check_sharding, wants_fsdp, zero_3
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.dpo import store_folder
-from overrefusal_po.train.sharded import without_reference
+from overrefusal_po.train.saved import check_gathered
+from overrefusal_po.train.sharded import check_adapter_rows, without_reference
 
 ZERO_2, ZERO_3 = ({"zero_optimization": {"stage": stage}} for stage in (2, 3))
 AUTO: dict[str, Any] = {"zero_optimization": {"stage": "auto"}}
@@ -200,3 +201,29 @@ def test_fsdp_that_a_recipe_asks_for_is_treated_like_a_launchers(
         for config in ({"version": 1}, '{"version": 1}', str(tmp_path / "fsdp.json")):
             assert store_folder(recipe, {"fsdp": True, "fsdp_config": config}) is None
     assert "speed.reference_store is left out" in caplog.text
+
+
+def test_an_adapter_has_a_row_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    section: dict[str, Any] = {"use_peft": True, "lora_r": 8}
+    for name, value in (("WORLD_SIZE", "16"), ("ACCELERATE_USE_FSDP", "true")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    with pytest.raises(ValueError, match="lora_r is 8, and 16 processes"):
+        check_adapter_rows(section, {})
+    check_adapter_rows({**section, "lora_r": 16}, {})
+    check_adapter_rows({"lora_r": 8}, {})
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
+    check_adapter_rows(section, {})
+
+
+def test_an_empty_gathered_weight_is_not_saved() -> None:
+    import torch
+
+    check_gathered(None)
+    check_gathered({"a": torch.ones(2)})
+    for empty in (torch.ones(0), torch.ones(2, device="meta")):
+        with pytest.raises(ValueError, match=r"1 of them are empty \(the first: b\)"):
+            check_gathered({"a": torch.ones(2), "b": empty})
+    with pytest.raises(ValueError, match="all of them are empty"):
+        check_gathered({})

@@ -21,6 +21,7 @@ from overrefusal_po.train.data import ALIKE_FILE
 from overrefusal_po.train.hold import RESULT_FILE
 from overrefusal_po.train.saved import (
     Probe,
+    check_gathered,
     check_saved,
     live_probe,
     release_training,
@@ -46,6 +47,7 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     if not run.writer:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
+    check_gathered(weights)
     check_finite(model, "the trained model")
     probe = live_probe(trainer)
     summary = training_summary(trainer, run)

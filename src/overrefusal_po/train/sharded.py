@@ -13,12 +13,13 @@ second model exists. Every process calls these functions at the same places.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from overrefusal_po.model.finite import NotFiniteError, all_finite
+from overrefusal_po.model.finite import NotFiniteError, all_finite, readable_weights
 from overrefusal_po.model.parts import FILES, fill_parts
-from overrefusal_po.model.sharding import check_sharding, fsdp_version, wants_fsdp
+from overrefusal_po.model.sharding import check_sharding, fsdp_version, is_on, wants_fsdp
 from overrefusal_po.train.policy import exact_adapter, trains_all
 
 if TYPE_CHECKING:
@@ -33,6 +34,21 @@ if TYPE_CHECKING:
 def own_reference(settings: Mapping[str, object]) -> bool:
     """Whether the settings, or the launcher, ask for FSDP 2: the policy can be sharded first."""
     return wants_fsdp(settings) and fsdp_version(settings) == "2"
+
+
+def check_adapter_rows(section: Mapping[str, object], settings: Mapping[str, object]) -> None:
+    """Raises ValueError if an adapter has fewer rows than processes that FSDP shards it over.
+
+    `section`: a recipe's `model:`. It matters if FSDP loads weights once: see `check_filled`.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(str(section.get("lora_r") or 16))
+    once = is_on(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING"))
+    if section.get("use_peft") and own_reference(settings) and once and rank < world:
+        raise ValueError(
+            f"model.lora_r is {rank}, and {world} processes shard the adapter by its rows, so some "
+            f"would hold none. Give at least {world}, launch fewer processes, or launch with "
+            "--fsdp_cpu_ram_efficient_loading false."
+        )
 
 
 def without_reference(config: Config) -> Config:
@@ -151,7 +167,7 @@ def check_filled(model: Module) -> None:
     local = {name: cast(Any, weight).to_local() for name, weight in sharded(weights).items()}
     empty = [name for name, weight in weights.items() if weight.is_meta]
     rowless = [name for name, part in local.items() if not part.numel()]
-    finite = not empty and all_finite(local.values())
+    finite = not empty and all_finite(readable_weights(model).values())
     for empties, rowlesses, fine in gather_object([(empty[:1], rowless[:2], finite)]):
         if empties:
             raise ValueError(

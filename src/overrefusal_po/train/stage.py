@@ -46,6 +46,7 @@ from overrefusal_po.train.push import check_push, push_of, push_run, without_pus
 from overrefusal_po.train.resume import resumable
 from overrefusal_po.train.selection import check_not_sharded, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
+from overrefusal_po.train.sharded import check_adapter_rows
 from overrefusal_po.train.student import student_answers
 from overrefusal_po.train.trackers import check_trackers, tracker_callback
 
@@ -116,6 +117,7 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
         settings,
         frozen_reference=method.needs_reference and not recipe.model.get("use_peft"),
     )
+    check_adapter_rows(recipe.model, settings)
     for key in ("select", "hold"):
         if getattr(recipe, key) is not None:
             check_not_sharded(settings, key)
