@@ -205,9 +205,12 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=plain).encode()).hexdigest()
 
 
-def read_parts(
-    folder: Path, keys: set[str], make: Callable[..., Found] = Parts
-) -> dict[str, Found]:
+def read_parts(folder: Path, keys: set[str]) -> dict[str, Parts]:
+    """The parts of those `keys` that a policy's folder holds; see `read_rows`."""
+    return read_rows(folder, keys, Parts)
+
+
+def read_rows(folder: Path, keys: set[str], make: Callable[..., Found]) -> dict[str, Found]:
     """What `make` makes of the numbers that a policy's folder holds of those `keys`.
 
     A file that cannot be read is left out with a warning.

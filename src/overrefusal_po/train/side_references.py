@@ -22,7 +22,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from overrefusal_po.exact.reference_store import digest, policy_key, read_parts, write_parts
+from overrefusal_po.exact.reference_store import digest, policy_key, read_rows, write_parts
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -92,7 +92,7 @@ def stored_sides(
     """What the first process's store holds of `keys`, the same on all processes."""
     known: dict[str, SideParts] = {}
     if folder is not None and trainer.accelerator.is_main_process:
-        known = read_parts(folder, set(keys), SideParts)
+        known = read_rows(folder, set(keys), SideParts)
     shared = [known]
     broadcast_object_list(shared, from_process=0)
     return shared[0]
