@@ -197,7 +197,8 @@ def make_model(folder: str, layers: int) -> dict[str, int]:
         vocab_size=49152, num_hidden_layers=layers, tie_word_embeddings=True, **sizes
     )
     model = LlamaForCausalLM(config)
-    model.save_pretrained(folder, max_shard_size="200MB")
+    # as models are published; what is read is then converted, and is memory of the process
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="200MB")
     models.load_tokenizer(TOKENIZER).save_pretrained(folder)
     layer = sum(weight.numel() for weight in model.model.layers[0].parameters())
     return {"weights": 4 * sum(w.numel() for w in model.parameters()), "layer": 4 * layer}
