@@ -73,7 +73,7 @@ def start(command: list[str], folder: Path, **environment: str) -> subprocess.Co
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env={**kept, **environment},
         check=False,
     )

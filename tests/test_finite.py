@@ -54,3 +54,19 @@ def test_a_training_stops_at_the_step_and_saves_no_model(
     assert not (folder / "model").exists() and not (folder / "training.json").exists()
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "failed" and status["exit_code"] == 1
+
+
+def test_bits_of_quantised_weights_are_no_numbers() -> None:
+    """4-bit weights that are stored as bfloat16 may read as NaN; what is trained may not."""
+    model = torch.nn.Linear(2, 2)
+    model.weight.requires_grad_(False)
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    with pytest.raises(NotFiniteError):
+        check_finite(model, "plain")
+    model.is_quantized = True  # type: ignore[assignment]  # transformers sets it on its models
+    check_finite(model, "quantised")
+    with torch.no_grad():
+        model.bias[0] = float("inf")
+    with pytest.raises(NotFiniteError, match="bias"):
+        check_finite(model, "quantised")

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from conftest import Style
 from safetensors.torch import load_file
 from test_distributed import TORCHRUN, start
@@ -27,11 +26,16 @@ from overrefusal_po.model import load as models
 from overrefusal_po.records import PreferencePair, Triple, write_jsonl
 from overrefusal_po.train.derta import derta_trainer
 from overrefusal_po.train.dpo import dpo_trainer
+from overrefusal_po.train.kto import kto_trainer
 from overrefusal_po.train.orpo import orpo_trainer
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES, BENCHMARKS = (Path(__file__).parents[1] / name for name in ("recipes", "benchmarks"))
+sys.path.insert(0, str(BENCHMARKS))
+from fsdp_on_cpus import plugin_options  # noqa: E402
+
 METHODS: dict[str, Callable[..., Any]] = {
     "dpo": dpo_trainer,
+    "kto": kto_trainer,
     "orpo": orpo_trainer,
     "derta": derta_trainer,
 }
@@ -50,24 +54,15 @@ SETTINGS = {
 }
 
 # one rank of two: trains by each method, goes on from the first checkpoint, and saves the gathered
-# weights
+# weights; each training is a setting of CASES
 RANK = """
 import json, os, sys
 from pathlib import Path
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-made = AcceleratorState.__init__
+sys.path.insert(0, sys.argv[4])
+from fsdp_on_cpus import fsdp_on_cpus
 
-
-def with_fsdp_on_cpus(self, *args, **kwargs):
-    made(self, *args, **kwargs)
-    self.distributed_type = DistributedType.FSDP
-    self.fsdp_plugin = FullyShardedDataParallelPlugin(**json.loads(sys.argv[2]))
-    AcceleratorState._shared_state.update(self.__dict__)
-
-
-AcceleratorState.__init__ = with_fsdp_on_cpus
+fsdp_on_cpus(json.loads(sys.argv[2]))
 
 from transformers import TrainerCallback
 from overrefusal_po.model import load as models
@@ -83,48 +78,73 @@ class Spy(TrainerCallback):
         held.append([sum(w.to_local().numel() for w in weights), sum(w.numel() for w in weights)])
 
 
-folder, _, settings = sys.argv[1:]
+folder, _, settings, _, cases = sys.argv[1:]
 settings, found = json.loads(settings), {}
-models.check_world(use_cpu=True)
-for method in ("dpo", "orpo", "derta"):
+for case, (method, keys, extra) in json.loads(cases).items():
     rows = read_jsonl(*(("triples.jsonl", Triple) if method == "derta" else ("pairs.jsonl", PreferencePair)))
-    extra = {"rto_dropout": 0} if method == "derta" else {}
-    for checkpoint in (None, f"{method}/checkpoint-1"):
-        args = {**settings, "output_dir": method, "per_device_train_batch_size": 1}
-        trainer = getattr(overrefusal_po, f"{method}_trainer")(folder, rows, args=args, callbacks=[Spy()], **extra)
+    if lora := extra.pop("lora", None):
+        from peft import LoraConfig
+        extra["peft_config"] = LoraConfig(**lora)
+    for checkpoint in (None, f"{case}/checkpoint-1"):
+        args = {**settings, "output_dir": case, "per_device_train_batch_size": 1, **keys}
+        # bfloat16 would round by more than the tolerance
+        model = models.load_model(folder, dtype="float32") if lora else folder
+        trainer = getattr(overrefusal_po, f"{method}_trainer")(model, rows, args=args, callbacks=[Spy()], **extra)
+        assert getattr(trainer, "ref_model", None) is None, "a second model"
+        name = f"{case}-{'resumed' if checkpoint else 'whole'}"
+        columns = ("ref_chosen_logps", "ref_logps", "ref_KL_logps")
+        found[f"{name}-reference"] = [list(trainer.train_dataset[c]) for c in columns if c in trainer.train_dataset.column_names]
         trainer.train(resume_from_checkpoint=checkpoint)
-        name = f"{method}-{'resumed' if checkpoint else 'whole'}"
         found[name] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         weights = models.gathered_weights(trainer)
-        if trainer.accelerator.is_main_process:
+        if trainer.accelerator.is_main_process and "peft_config" not in extra:
             model = trainer.accelerator.unwrap_model(trainer.model)
             models.save_merged(model, trainer.processing_class, Path(name), weights)
+        elif trainer.accelerator.is_main_process:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(name, state_dict=weights)
 Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps({"held": held, "losses": found}))
 """
 
-
-def plugin_options() -> dict[str, Any]:
-    """recipes/accelerate/fsdp2.yaml as accelerate's plugin takes it."""
-    config = yaml.safe_load((RECIPES / "accelerate" / "fsdp2.yaml").read_text())["fsdp_config"]
-    options = {key.removeprefix("fsdp_"): value for key, value in config.items()}
-    options["cpu_offload"], options["fsdp_version"] = (
-        options.pop("offload_params"),
-        options.pop("version"),
-    )
-    return options
+LORA = {"r": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+DPO, KTO = {"reference_store": "store"}, {"loss_type": "apo_zero_unpaired"}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "dpo": ("dpo", {}, DPO),
+    "orpo": ("orpo", {}, {}),
+    "derta": ("derta", {}, {"rto_dropout": 0}),
+    # without KL, which KTO estimates over the batch of each process
+    "kto": ("kto", KTO, {"reference_store": "store"}),
+    "kto_kl": ("kto", {"per_device_train_batch_size": 2}, {}),
+    "lora": ("dpo", {}, {**DPO, "lora": LORA}),
+}
 
 
 def alone(
-    method: str, folder: Path, rows: list[Any], out: Path
+    case: str, folder: Path, rows: list[Any], out: Path
 ) -> tuple[list[float], dict[str, Any]]:
-    """(losses, weights) of one process on the same batches."""
-    extra: dict[str, Any] = {"rto_dropout": 0} if method == "derta" else {}
-    args = {**SETTINGS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    """(losses, weights) of one process on the same batches, against a reference model."""
+    from peft import LoraConfig
+
+    method, keys, extra = CASES[case]
+    extra = {key: value for key, value in extra.items() if key not in ("lora", "reference_store")}
+    if case == "lora":
+        extra["peft_config"] = LoraConfig(**LORA)  # type: ignore[arg-type]  # LORA's values are mixed
+    args = {**SETTINGS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, **keys}
     args |= {"output_dir": str(out), "save_strategy": "no"}
-    trainer = METHODS[method](str(folder), rows, args=args, **extra)
+    loaded = models.load_model(str(folder), dtype="float32")
+    trainer = METHODS[method](loaded, rows, args=args, **extra)
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return losses, {name: weight.detach() for name, weight in trainer.model.named_parameters()}
+    weights = {name: weight.detach() for name, weight in trainer.model.named_parameters()}
+    return losses, weights
+
+
+def launched(tmp_path: Path, folder: Path, options: dict[str, Any], cases: Any) -> list[Any]:
+    """What both ranks of a launch wrote down."""
+    (tmp_path / "rank.py").write_text(RANK)
+    arguments = [str(folder), json.dumps(options), json.dumps(SETTINGS), str(BENCHMARKS)]
+    done = start([*TORCHRUN, "rank.py", *arguments, json.dumps(cases)], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.slow
@@ -132,36 +152,53 @@ def test_sharded_training_is_what_one_process_trains(
     styles: dict[str, Style], pairs: list[PreferencePair], triples: list[Triple], tmp_path: Path
 ) -> None:
     """Losses, the weights after two steps, and a run that goes on from a sharded checkpoint; with
-    recipes' own settings."""
+    recipes' own settings, under which each process reads its part of the weights."""
     folder = styles["llama"].folder
-    (tmp_path / "rank.py").write_text(RANK)
-    rows: dict[str, list[Any]] = {"dpo": pairs[:4], "orpo": pairs[:4], "derta": triples[:2]}
-    write_jsonl(tmp_path / "pairs.jsonl", rows["dpo"])
-    write_jsonl(tmp_path / "triples.jsonl", rows["derta"])
-    command = [
-        *TORCHRUN,
-        "rank.py",
-        str(folder),
-        json.dumps(plugin_options()),
-        json.dumps(SETTINGS),
-    ]
-    done = start(command, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    data: dict[str, list[Any]] = {"pairs": pairs[:4], "triples": triples[:2]}
+    for name, records in data.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", records)
+    options = plugin_options(RECIPES / "accelerate" / "fsdp2.yaml")
+    assert options["cpu_ram_efficient_loading"] is True
+    ranks = launched(tmp_path, folder, options, CASES)
     for one, two in zip(ranks[0]["held"], ranks[1]["held"], strict=True):
         assert one[0] + two[0] == one[1] == two[1] and 0.4 < one[0] / one[1] < 0.6, "not sharded"
     assert (tmp_path / "dpo" / "checkpoint-1" / "pytorch_model_fsdp_0").is_dir()
-    for method, data in rows.items():
-        losses, weights = alone(method, folder, data, tmp_path / "alone")
-        whole, resumed = (ranks[0]["losses"][f"{method}-{how}"] for how in ("whole", "resumed"))
-        assert whole == pytest.approx(losses, abs=1e-5) and losses[0] != pytest.approx(
-            losses[1], abs=1e-3
-        )
+    assert ranks[0]["losses"] == ranks[1]["losses"]
+    expected = side_references(folder, pairs[:4], tmp_path / "alone")
+    for found, values in zip(ranks[0]["losses"]["kto_kl-whole-reference"], expected, strict=True):
+        assert found == pytest.approx(values, abs=1e-5)
+    assert list((tmp_path / "store").glob("*/*.json")), "resumed runs would compute them again"
+    for case in CASES.keys() - {"kto_kl"}:
+        records = data["triples" if case == "derta" else "pairs"]
+        losses, weights = alone(case, folder, records, tmp_path / "alone")
+        whole, resumed = (ranks[0]["losses"][f"{case}-{how}"] for how in ("whole", "resumed"))
+        assert whole == pytest.approx(losses, abs=1e-5), case
+        assert losses[0] != pytest.approx(losses[1], abs=1e-3)
         assert resumed == pytest.approx(whole, abs=1e-6)
-        for name in ("whole", "resumed"):
-            saved = load_file(tmp_path / f"{method}-{name}" / "model.safetensors")
+        for name in ("whole", "resumed") if case != "lora" else ():
+            saved = load_file(tmp_path / f"{case}-{name}" / "model.safetensors")
             assert saved.keys() == weights.keys()
             assert all(torch.allclose(saved[key], weights[key], atol=1e-5) for key in weights)
+    check_adapter(
+        tmp_path / "lora-resumed", alone("lora", folder, pairs[:4], tmp_path / "alone")[1]
+    )
+
+
+def side_references(folder: Path, rows: list[Any], out: Path) -> tuple[list[float], list[float]]:
+    """KTO's log-probs of a reference model in one process: of each row, and of its other side."""
+    args = {**SETTINGS, "per_device_train_batch_size": 2, "output_dir": str(out)}
+    trainer = kto_trainer(str(folder), rows, args=args)
+    batches = [trainer.data_collator([row]) for row in trainer.train_dataset]  # type: ignore[union-attr]
+    pairs = [trainer.compute_ref_log_probs(trainer.ref_model, batch) for batch in batches]
+    return [float(own) for own, _ in pairs], [float(other) for _, other in pairs]
+
+
+def check_adapter(folder: Path, weights: dict[str, Any]) -> None:
+    """The saved adapter is the one that a process alone trained."""
+    saved = load_file(folder / "adapter_model.safetensors")
+    trained = {k.replace(".default", ""): w for k, w in weights.items() if ".default" in k}
+    assert saved.keys() == trained.keys()
+    assert all(torch.allclose(saved[key], trained[key], atol=1e-5) for key in trained)
 
 
 def test_fsdp_on_cpus_is_refused_since_accelerate_would_replicate(

@@ -1,6 +1,7 @@
 """sharding.py: ZeRO-3 and FSDP are found wherever they are asked for: environment, recipe, or a
 file of either."""
 
+import copy
 import importlib.util
 import json
 import logging
@@ -19,6 +20,8 @@ from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.dpo import store_folder
 from overrefusal_po.train.kto import check_ahead
+from overrefusal_po.train.saved import check_gathered
+from overrefusal_po.train.sharded import check_adapter_rows, without_reference
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ZERO_2, ZERO_3 = ({"zero_optimization": {"stage": stage}} for stage in (2, 3))
@@ -161,17 +164,67 @@ def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["true", "yes", "1"])
-def test_a_frozen_reference_needs_weights_that_every_process_loads(
+def test_a_reference_needs_no_second_model_under_fsdp_2_alone(
     monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", word)
+    monkeypatch.setenv("FSDP_VERSION", "1")
     with_reference({})  # without FSDP it says nothing
     monkeypatch.setenv("ACCELERATE_USE_FSDP", word)
     without({})
-    for settings in ({}, {"fsdp": "full_shard"}):
-        with pytest.raises(ValueError, match="--fsdp_cpu_ram_efficient_loading false"):
+    for settings in ({}, {"fsdp": "full_shard", "fsdp_config": {"version": 1}}):
+        with pytest.raises(ValueError, match="--fsdp_version 2"):
             with_reference(settings)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with_reference({})
+    with pytest.raises(ValueError, match="sync_ref_model moves the reference with the policy"):
+        with_reference({"sync_ref_model": True})
+
+
+def test_full_training_under_fsdp_2_computes_its_reference_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from trl import DPOConfig
+
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    plain = DPOConfig("unused", report_to=[], use_cpu=True)
+    assert without_reference(plain) is plain
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
+    assert without_reference(plain).precompute_ref_log_probs
+    assert not plain.precompute_ref_log_probs, "the caller's own object has changed"
+    synced = copy.copy(plain)
+    synced.sync_ref_model = True
+    assert without_reference(synced) is synced, "whole weights allow a second model"
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    assert without_reference(plain) is plain
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "named"),
+    [
+        ({"parallelism_config": {"tp_size": 2}}, {}, "tp_size asks for tensor"),
+        ({"parallelism_config": {"cp_size": 4}}, {}, "cp_size asks for context"),
+        ({}, {"PARALLELISM_CONFIG_SP_SIZE": "2"}, "sp_size. asks for sequence"),
+        ({}, {"ACCELERATE_USE_MEGATRON_LM": "true"}, "MEGATRON_LM. asks for tensor and pipeline"),
+        ({"parallelism_config": {"dp_shard_size": 2, "tp_size": 1}}, {}, None),
+    ],
+)
+def test_layers_and_rows_are_not_split_over_devices(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    environment: dict[str, str],
+    named: str | None,
+) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    for name, value in {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", **environment}.items():
+        monkeypatch.setenv(name, value)
+    if named is None:
+        return without(settings)
+    with pytest.raises(ValueError, match=f"{named}.* parallelism"):
+        without(settings)
 
 
 def test_weights_are_loaded_once_by_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,3 +276,29 @@ def test_fsdp_that_a_recipe_asks_for_is_treated_like_a_launchers(
         for config in ({"version": 1}, '{"version": 1}', str(tmp_path / "fsdp.json")):
             assert store_folder(recipe, {"fsdp": True, "fsdp_config": config}) is None
     assert "speed.reference_store is left out" in caplog.text
+
+
+def test_an_adapter_has_a_row_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    section: dict[str, Any] = {"use_peft": True, "lora_r": 8}
+    for name, value in (("WORLD_SIZE", "16"), ("ACCELERATE_USE_FSDP", "true")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    with pytest.raises(ValueError, match="lora_r is 8, and 16 processes"):
+        check_adapter_rows(section, {})
+    check_adapter_rows({**section, "lora_r": 16}, {})
+    check_adapter_rows({"lora_r": 8}, {})
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
+    check_adapter_rows(section, {})
+
+
+def test_an_empty_gathered_weight_is_not_saved() -> None:
+    import torch
+
+    check_gathered(None)
+    check_gathered({"a": torch.ones(2)})
+    for empty in (torch.ones(0), torch.ones(2, device="meta")):
+        with pytest.raises(ValueError, match=r"1 of them are empty \(the first: b\)"):
+            check_gathered({"a": torch.ones(2), "b": empty})
+    with pytest.raises(ValueError, match="all of them are empty"):
+        check_gathered({})

@@ -67,6 +67,18 @@ METHODS: list[tuple[Any, str, list[str], str]] = [
         "reference log-probs cannot be computed (exact/reference_store.py, compute_parts)",
     ),
     (
+        trl.KTOTrainer,
+        "_precompute_ref_logps",
+        ["self", "dataset", "name", "batch_size"],
+        "a full KTO under FSDP 2 loads a reference (train/side_references.py)",
+    ),
+    (
+        trl.KTOTrainer,
+        "compute_ref_log_probs",
+        ["self", "model", "inputs"],
+        "KTO's reference log-probs cannot be computed (train/side_references.py)",
+    ),
+    (
         trl.DPOTrainer,
         "_compute_loss",
         ["self", "model", "inputs", "return_outputs"],

@@ -6,6 +6,7 @@ loads no weights.
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ from overrefusal_po.recipe.search import search_words, trained_bodies
 from overrefusal_po.recipe.sections import DertaData
 from overrefusal_po.records import Origin, Prompt
 from overrefusal_po.remedies import Anchors, form_of
+from overrefusal_po.report import terminal
 from overrefusal_po.report.pipeline_summary import StageRecipe
 from overrefusal_po.run.complete import check_template_engine, in_process, load_template
 from overrefusal_po.sources._forms import Form, rows_form
@@ -64,6 +66,7 @@ from overrefusal_po.train.model_checks import check_model
 from overrefusal_po.train.push import push_of
 from overrefusal_po.train.search import check_search
 from overrefusal_po.train.settings import full_settings
+from overrefusal_po.train.sharded_memory import Sharded, Spread, sharded_estimate
 from overrefusal_po.train.stage import check_fit, check_sources
 
 if TYPE_CHECKING:
@@ -87,6 +90,22 @@ def check_file(path: Path, overrides: Sequence[str] = ()) -> tuple[list[dict[str
     if form == "responses":
         return finding_rows(response_findings(read_responses(spec, None), judge))
     return check_pairs_or_prompts(spec, form, judge)
+
+
+def check_rows(path: Path, as_json: bool, overrides: Sequence[str]) -> None:
+    """Prints the findings about a file of pairs or prompts; exit code 2 if one stops."""
+    found, stops = check_file(path, overrides)
+    for row in found:
+        if as_json:
+            terminal.say_json(row)
+        else:
+            terminal.say("  ".join(str(value) for value in row.values()))
+    if not as_json:
+        number = "1 finding" if len(found) == 1 else f"{len(found)} findings"
+        end = ", and a training would stop." if stops else "."
+        terminal.say(f"{path}: {number}{end}")
+    if stops:
+        sys.exit(2)
 
 
 # Any: a plug checks the judge's keys, and the source those of `data`
@@ -193,9 +212,9 @@ def check_openings_used(stages: Mapping[str, StageRecipe]) -> None:
             )
 
 
-def check_stage(body: StageRecipe) -> str:
+def check_stage(body: StageRecipe, spread: Spread | None = None) -> str:
     """A line of what was found. ValueError for what a user can fix. Earlier outputs (`@...`) do
-    not exist yet."""
+    not exist yet. `spread`: how a training is sharded, for the estimate of its memory."""
     make_refusal_judge(body.judge)
     if isinstance(body, FitRecipe):
         return fit_line(body)
@@ -223,7 +242,7 @@ def check_stage(body: StageRecipe) -> str:
         return "; ".join((found, *dropped_words(cleaning)))
     looked_at(body)
     push_of(body)
-    line = training_line(body, template)
+    line = training_line(body, template, spread)
     return line if body.search is None else f"{search_words(body.search)}; {line}"
 
 
@@ -247,7 +266,9 @@ def anchor_words(anchors: Anchors) -> str:
     return f"{harmful} harmful, {benign} benign and {ordinary} ordinary"
 
 
-def training_line(body: TrainRecipe, template: ChatTemplate | None) -> str:
+def training_line(
+    body: TrainRecipe, template: ChatTemplate | None, spread: Spread | None = None
+) -> str:
     """The line of a training. `template` None: its model is made by an earlier stage."""
     if template is None:
         return "takes what an earlier stage makes; checked when that is done"
@@ -262,22 +283,40 @@ def training_line(body: TrainRecipe, template: ChatTemplate | None) -> str:
         prepared = check_search(body, template)
     # the widest trial takes most memory
     widest = max(trained_bodies(body), key=lambda one: full_settings(one)[BATCH_SIZE])
-    memory = memory_of(widest, prepared, config)
-    return f"{prepared.line}; memory of a device without sharding: {memory}"
+    if spread is None:
+        memory = memory_of(widest, prepared, config)
+        return f"{prepared.line}; memory of a device without sharding: {memory}"
+    sharded = sharded_memory_of(widest, prepared, config, spread)
+    place = f"one of {spread.layout.world} devices ({spread.layout.kind})"
+    return f"{prepared.line}; memory of {place}: {sharded}"
 
 
 def memory_of(recipe: TrainRecipe, prepared: Prepared, config: PretrainedConfig) -> Memory:
-    """What a training takes at its peak.
+    """What a training takes at its peak."""
+    shape, batch = shape_of(config, recipe.model), widest_of(recipe, prepared)
+    return estimate(
+        shape, recipe, batch, *device_memory(use_cpu=bool(recipe.trainer.get("use_cpu")))
+    )
+
+
+def sharded_memory_of(
+    recipe: TrainRecipe, prepared: Prepared, config: PretrainedConfig, spread: Spread
+) -> Sharded:
+    """What a training takes at its peak that is spread over devices."""
+    shape, batch = shape_of(config, recipe.model), widest_of(recipe, prepared)
+    device, available = device_memory(use_cpu=bool(recipe.trainer.get("use_cpu")))
+    if spread.gpu_gb is not None:
+        device, available = "cuda", spread.gpu_gb * 1e9
+    return sharded_estimate(shape, recipe, batch, spread.layout, device, available)
+
+
+def widest_of(recipe: TrainRecipe, prepared: Prepared) -> Batch:
+    """The batch that takes most memory.
 
     DeRTa's rows count as long as they may be, since a model may still write them.
     """
     if isinstance(recipe.typed_data, DertaData):
         settings = full_settings(recipe)
         tokens = settings["per_device_train_batch_size"] * (settings["max_length"] or 1024)
-        batch = Batch(tokens, tokens)
-    else:
-        batch = widest_batch(recipe, prepared.lengths)
-    shape = shape_of(config, recipe.model)
-    return estimate(
-        shape, recipe, batch, *device_memory(use_cpu=bool(recipe.trainer.get("use_cpu")))
-    )
+        return Batch(tokens, tokens)
+    return widest_batch(recipe, prepared.lengths)

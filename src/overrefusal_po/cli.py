@@ -95,6 +95,16 @@ def check(
         bool, typer.Option("--data", help="Also read data, model config, template and tokenizer.")
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Show TRL's defaults too.")] = False,
+    world: Annotated[
+        int | None, typer.Option(help="With --data: memory if this many processes share a model.")
+    ] = None,
+    sharding: Annotated[
+        str, typer.Option(help="With --world: fsdp2, zero1, zero2 or zero3.")
+    ] = "fsdp2",
+    per_node: Annotated[int, typer.Option(help="With --world: processes of one host.")] = 8,
+    gpu_gb: Annotated[
+        float | None, typer.Option(help="With --world: memory of one GPU; default: this machine's.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="For a file of rows: one JSON object a finding.")
     ] = False,
@@ -104,9 +114,13 @@ def check(
     prompts are a benchmark's."""
     from overrefusal_po.recipe.describe import describe
     from overrefusal_po.sources._local import ENDINGS
+    from overrefusal_po.train.sharded_memory import checked_spread
 
     if recipe.suffix.lower() in ENDINGS:
+        from overrefusal_po.checks import check_rows
+
         return check_rows(recipe, as_json, context.args)
+    spread = checked_spread(world, sharding, per_node, gpu_gb)
     stages = stages_of(load_recipe(recipe, context.args))
     if "" in stages:  # a pipeline checks the names of its stages when it is taken apart
         check_alone(stages[""])
@@ -117,28 +131,10 @@ def check(
 
         bodies = {above: single(stage) for above, stage in stages.items()}
         for above, body in bodies.items():
-            terminal.say(f"{above}data: {check_data(body, above.strip('.'))}")
+            terminal.say(f"{above}data: {check_data(body, above.strip('.'), spread)}")
         named = {above.strip(".").rpartition(".")[2]: body for above, body in bodies.items()}
         check_together(named)
     terminal.say(f"{recipe} is valid.")
-
-
-def check_rows(path: Path, as_json: bool, overrides: Sequence[str]) -> None:
-    """Prints the findings about a file of pairs or prompts; exit code 2 if one stops."""
-    from overrefusal_po.checks import check_file
-
-    found, stops = check_file(path, overrides)
-    for row in found:
-        if as_json:
-            terminal.say_json(row)
-        else:
-            terminal.say("  ".join(str(value) for value in row.values()))
-    if not as_json:
-        number = "1 finding" if len(found) == 1 else f"{len(found)} findings"
-        end = ", and a training would stop." if stops else "."
-        terminal.say(f"{path}: {number}{end}")
-    if stops:
-        sys.exit(2)
 
 
 @app.command()

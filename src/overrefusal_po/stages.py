@@ -25,6 +25,7 @@ from overrefusal_po.report.quiet import quiet_packages
 
 if TYPE_CHECKING:
     from overrefusal_po.report.pipeline_summary import StageRecipe
+    from overrefusal_po.train.sharded_memory import Spread
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +56,13 @@ def check_alone(stage: Recipe) -> None:
     check_names(single(stage), {})
 
 
-def check_data(body: StageRecipe, named: str = "") -> str:
+def check_data(body: StageRecipe, named: str = "", spread: Spread | None = None) -> str:
     """Reads data, template and tokenizer of a stage without any weight; returns a line of what was
-    found. ValueError begins with what the stage is `named`."""
+    found. ValueError begins with what the stage is `named`. `spread`: see `checks.check_stage`."""
     from overrefusal_po.checks import check_stage
 
     try:
-        return check_stage(body)
+        return check_stage(body, spread)
     except ValueError as error:
         raise ValueError(f"{named}: {error}" if named else str(error)) from None
 

@@ -23,9 +23,9 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import torch
 import transformers
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.utils.data import Dataset as TorchDataset
     from transformers import PreTrainedModel
-    from trl import DPOTrainer
+    from trl import DPOTrainer, KTOTrainer
 
 logger = logging.getLogger(__name__)
+Found = TypeVar("Found")
 
 STORE_VERSION = 1
 """Grows when the meaning of a stored number changes, so that old numbers are not found."""
@@ -113,7 +114,7 @@ def compute_parts(
     return found
 
 
-def policy_key(trainer: DPOTrainer, attention: str) -> str:
+def policy_key(trainer: DPOTrainer | KTOTrainer, attention: str) -> str:
     """A digest of all that a reference log-prob depends on, except the row.
 
     It is the same on all processes. `attention` names the model's attention. Raises ValueError
@@ -205,15 +206,20 @@ def digest(value: object) -> str:
 
 
 def read_parts(folder: Path, keys: set[str]) -> dict[str, Parts]:
-    """The parts of those `keys` that a policy's folder holds.
+    """The parts of those `keys` that a policy's folder holds; see `read_rows`."""
+    return read_rows(folder, keys, Parts)
+
+
+def read_rows(folder: Path, keys: set[str], make: Callable[..., Found]) -> dict[str, Found]:
+    """What `make` makes of the numbers that a policy's folder holds of those `keys`.
 
     A file that cannot be read is left out with a warning.
     """
-    known: dict[str, Parts] = {}
+    known: dict[str, Found] = {}
     for file in sorted(folder.glob("*.json")):
         try:
             rows = json.loads(file.read_text(encoding="utf-8"))
-            known |= {key: Parts(*rows[key]) for key in keys & rows.keys()}
+            known |= {key: make(*rows[key]) for key in keys & rows.keys()}
         except (ValueError, TypeError, AttributeError) as error:
             logger.warning("%s holds no reference log-probs and is left out: %s", file, error)
     return known

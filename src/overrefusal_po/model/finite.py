@@ -27,14 +27,15 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     import torch
 
     local = [own_part(t) for t in tensors]
-    filled = [t.detach() for t in local if t.numel() and t.is_floating_point()]
+    # on the meta device stands what another process loads
+    filled = [t.detach() for t in local if t.numel() and t.is_floating_point() and not t.is_meta]
     largest = torch.nn.utils.get_total_norm(filled, norm_type=float("inf"))
     return bool(torch.isfinite(largest))
 
 
 def check_finite(model: Module, place: str) -> None:
     """Raises NotFiniteError if a weight of `model` is NaN or infinite; names the first one."""
-    weights = dict(model.named_parameters())
+    weights = readable_weights(model)
     if all_finite(weights.values()):
         return
     bad = [name for name, weight in weights.items() if not all_finite([weight])]
@@ -42,6 +43,15 @@ def check_finite(model: Module, place: str) -> None:
         f"{place}: {len(bad)} of {len(weights)} weights hold NaN or infinity (the first: "
         f"{bad[0] if bad else 'unknown'}). Train it again, or take another model."
     )
+
+
+def readable_weights(model: Module) -> dict[str, Tensor]:
+    """The parameters of a model whose values are numbers of their own.
+
+    4-bit weights stored in bfloat16 (for FSDP) are bits of others: any of them may read as NaN.
+    """
+    quantised = getattr(model, "is_quantized", False)
+    return {n: w for n, w in model.named_parameters() if w.requires_grad or not quantised}
 
 
 class FiniteLogits:

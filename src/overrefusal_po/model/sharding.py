@@ -13,6 +13,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from overrefusal_po.model.parallel import check_parallel
+
 Settings = Mapping[str, object]
 """Keys of a recipe's `trainer:` section, or of a DeepSpeed or FSDP config."""
 
@@ -37,15 +39,25 @@ def check_sharding(settings: Settings, *, frozen_reference: bool) -> None:
     """Raises ValueError if sharding would leave a training's result or its reference empty.
 
     `frozen_reference`: it trains all weights against a copy of them (DPO and KTO without adapters).
+    Raises it for tensor, context and sequence parallelism too (`parallel.py`).
     """
+    check_parallel(settings)
     # When transformers loads weights, it reads the environment alone (`is_fsdp_enabled`). Its
     # trainer, which reads the recipe's settings, comes later.
     once = wants_fsdp() and is_on(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING"))
-    if frozen_reference and once:
+    if not (frozen_reference and once):
+        return
+    if fsdp_version(settings) == "1":
         raise ValueError(
-            "Training all weights against a reference holds a frozen copy. If FSDP loads the "
-            "weights once, that copy is empty on all processes but the first. Launch with "
-            "--fsdp_cpu_ram_efficient_loading false, or train adapters (model.use_peft: true)."
+            "Training all weights against a reference holds a frozen copy under FSDP 1. If it "
+            "loads the weights once, that copy is empty on all processes but the first. Launch "
+            "with --fsdp_version 2, or with --fsdp_cpu_ram_efficient_loading false."
+        )
+    if settings.get("sync_ref_model"):
+        raise ValueError(
+            "trainer.sync_ref_model moves the reference with the policy, so it needs a second "
+            "model. If FSDP loads the weights once, that one is empty on all processes but the "
+            "first. Take sync_ref_model out, or launch with --fsdp_cpu_ram_efficient_loading false."
         )
 
 

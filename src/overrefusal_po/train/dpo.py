@@ -36,9 +36,11 @@ from overrefusal_po.train.preference import prepare as prepare
 from overrefusal_po.train.preference import read as read
 from overrefusal_po.train.rows import HARMFUL
 from overrefusal_po.train.settings import trainer_config
+from overrefusal_po.train.sharded import no_reference, without_reference
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from torch.nn import Module
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
@@ -82,7 +84,7 @@ def dpo_trainer(
         weights: "boundary" has pairs count most if the start policy is undecided about their
             prompt; needs reference_store, or precompute_ref_log_probs.
         shared_prefix: compute the prompt of a pair once, if that is proven exact.
-        reference_store: a folder for reference log-probs; then only FSDP holds a reference model.
+        reference_store: a folder for reference log-probs; then only FSDP 1 holds a reference model.
 
     Raises ValueError or TypeError before weights are loaded: no pairs, a row in no known form, no
     model, no chat template, a pair longer than `max_length`.
@@ -102,6 +104,8 @@ def dpo_trainer(
     weighed = HARMFUL in whole(prepared).column_names
     config = weighing_config(config) if weighed else config
     policy = load_policy(model, peft_config)
+    if ref_model is None and trains_all(policy, peft_config):
+        config = without_reference(config)
     trainer = trainer_class(config, reference_store, shared_prefix, weighed=weighed)(
         model=policy,
         ref_model=ref_model or reference_copy(policy, peft_config, config),
@@ -158,11 +162,13 @@ def weighing_config(config: DPOConfig) -> DPOConfig:
 
 def reference_copy(
     policy: PreTrainedModel, peft_config: PeftConfig | None, config: DPOConfig
-) -> PreTrainedModel | None:
+) -> Module | None:
     """A copy of the start policy if the training needs one: all weights change, nothing is stored.
 
-    Under FSDP TRL wants a model even to compute log-probs ahead.
+    Under FSDP 1 TRL wants a model even to compute log-probs ahead; under FSDP 2 one stands in.
     """
+    if (stand_in := no_reference(policy, peft_config, config)) is not None:
+        return stand_in
     needed = wants_fsdp(vars(config)) or not config.precompute_ref_log_probs
     return frozen_copy(policy) if needed and trains_all(policy, peft_config) else None
 

@@ -20,6 +20,7 @@ from overrefusal_po.prompts import is_unpaired, read_responses
 from overrefusal_po.recipe.methods import check_kto, uses_kl
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import TooLong
+from overrefusal_po.recipe.trl_fields import cache_folder
 from overrefusal_po.records import LabelledResponse, PreferencePair
 from overrefusal_po.run.judged import shared_judge
 from overrefusal_po.train import preference
@@ -54,12 +55,14 @@ from overrefusal_po.train.policy import (
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.rows import COLUMNS, fit_pairs, pair_table, side_lengths
 from overrefusal_po.train.settings import Settings, full_settings, trainer_config
+from overrefusal_po.train.sharded import no_reference, without_reference
 from overrefusal_po.train.student import StudentAnswer
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
     from peft import PeftConfig
+    from torch.nn import Module
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import KTOConfig, KTOTrainer
 
@@ -81,12 +84,14 @@ def kto_trainer(
     template: ChatTemplate | None = None,
     opening: int | None = None,
     too_long: TooLong = "error",
+    reference_store: str | Path | None = None,
 ) -> KTOTrainer:
     """TRL's `KTOTrainer` on the sides of pairs as rows of their own, in the order of `kto_order`.
 
     Arguments as for `dpo_trainer`; `args` is `trl.KTOConfig` or a mapping of its keys. A batch
     counts sides, not pairs, and holds at least 2. `pairs` may also be rows of TRL's unpaired form
-    (prompt, completion, label): each is a side of its own.
+    (prompt, completion, label): each is a side of its own. `reference_store` is used by FSDP 2
+    alone, under which the start policy computes the reference's log-probs before the training.
 
     Raises:
         ValueError: as for `dpo_trainer`, and if the prompts of a batch cannot all be different.
@@ -113,12 +118,15 @@ def kto_trainer(
     check_given_rows(prepared, template)
     warn_of_cut(prepared.rows, config.max_length)
     policy = load_policy(model, peft_config)
-    if ref_model is None and trains_all(policy, peft_config):
-        ref_model = frozen_copy(policy)
+    reference: Module | None = ref_model
+    if reference is None and trains_all(policy, peft_config):
+        config = without_reference(config)
+        reference = no_reference(policy, peft_config, config) or frozen_copy(policy)
     return finished(
         ReadyKTOTrainer(
+            store=None if reference_store is None else Path(reference_store),
             model=policy,
-            ref_model=ref_model,
+            ref_model=reference,
             args=config,
             train_dataset=prepared.rows,
             eval_dataset=evaluated,
@@ -239,7 +247,15 @@ def recipe_trainer(
     peft_config: PeftConfig | None,
 ) -> KTOTrainer:
     """The trainer of a recipe (see `method.MethodModule`)."""
-    return kto_trainer(model, prepared, args=args, template=template, peft_config=peft_config)
+    stored = recipe.speed.reference_store
+    return kto_trainer(
+        model,
+        prepared,
+        args=args,
+        template=template,
+        peft_config=peft_config,
+        reference_store=cache_folder() / "reference" if stored else None,
+    )
 
 
 def side_rows(

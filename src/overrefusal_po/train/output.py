@@ -22,6 +22,7 @@ from overrefusal_po.train.data import ALIKE_FILE
 from overrefusal_po.train.hold import RESULT_FILE
 from overrefusal_po.train.saved import (
     Probe,
+    check_gathered,
     check_saved,
     live_probe,
     release_training,
@@ -44,6 +45,8 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     weights that are not finite, and ValueError if the saved model is not the trained one.
     """
     weights = models.gathered_weights(trainer)
+    if run.writer:
+        check_gathered(weights)
     check_finite(trainer.accelerator.unwrap_model(trainer.model), "the trained model")
     probe = live_probe(trainer)
     if run.writer:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.load import ModelSection
+from overrefusal_po.model.parts import load_start
 from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.model.zero import is_shared_out, shared_copy
 from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS
@@ -84,7 +85,9 @@ def load_policy(model: PreTrainedModel | str, peft_config: PeftConfig | None) ->
     """
     loaded: PreTrainedModel
     if isinstance(model, str):
-        loaded = models.load_model(model, dtype="float32" if peft_config is None else None)
+        options = models.model_options({"model_name_or_path": model})
+        options["dtype"] = "float32" if peft_config is None else None
+        loaded = load_start(options, trains_all=peft_config is None)
     else:
         loaded = model
     loaded.train()

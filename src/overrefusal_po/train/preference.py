@@ -30,7 +30,6 @@ from overrefusal_po.run.judged import shared_judge
 from overrefusal_po.train.data import Prepared, Source, draw_order
 from overrefusal_po.train.lengths import group_by_length
 from overrefusal_po.train.opening import equal_places
-from overrefusal_po.train.policy import exact_adapter
 from overrefusal_po.train.rows import (
     check_sides,
     fit_pairs,
@@ -41,6 +40,7 @@ from overrefusal_po.train.rows import (
     with_kinds,
 )
 from overrefusal_po.train.settings import full_settings
+from overrefusal_po.train.sharded import ready_policy
 from overrefusal_po.train.student import (
     StudentAnswer,
     check_unwritten,
@@ -306,6 +306,6 @@ def unwritten_lengths(
 
 def finished(trainer: T) -> T:
     """A preference trainer with what is ours around its steps (the shared prefix comes before)."""
-    exact_adapter(trainer.model)
+    ready_policy(trainer)
     group_by_length(trainer)  # by what a step computes, which a shared prefix changes
     return trainer

@@ -25,6 +25,7 @@ from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_prepar
 from overrefusal_po.train.policy import checked_model, load_policy, tokenizer_and_template
 from overrefusal_po.train.preference import finished
 from overrefusal_po.train.settings import Settings, trainer_config
+from overrefusal_po.train.sharded import no_reference
 from overrefusal_po.train.trl_private import OwnLossTrainer, shared_prefix_on
 
 if TYPE_CHECKING:
@@ -88,8 +89,10 @@ def reference_free_trainer(
     rows = pair_preparer(template, max_length=config.max_length, opening=opening, too_long=too_long)
     prepared, evaluated = rows(pairs, "pairs"), evaluation_rows(eval_dataset, rows)
     check_given_rows(prepared, template)
+    policy = load_policy(model, peft_config)
     trainer = make(
-        model=load_policy(model, peft_config),
+        model=policy,
+        ref_model=no_reference(policy, peft_config, config),
         args=config,
         train_dataset=prepared.rows,
         eval_dataset=evaluated,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.derta_rows import DertaCollator
-from overrefusal_po.train.policy import exact_adapter, load_policy
+from overrefusal_po.train.policy import load_policy
+from overrefusal_po.train.sharded import ready_policy
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -62,7 +63,7 @@ def rows_trainer(
         peft_config=peft_config,
         callbacks=[*callbacks, epoch_callback(collator)],
     )
-    exact_adapter(trainer.model)
+    ready_policy(trainer)
     return trainer
 
 

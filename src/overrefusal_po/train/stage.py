@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from overrefusal_po.identity import check_kinds
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.parts import load_start
 from overrefusal_po.model.sharding import check_sharding, check_whole, wants_fsdp
 from overrefusal_po.model.zero import check_deepspeed, joining, loading_whole
 from overrefusal_po.pairs.apart import check_apart, check_not_measured
@@ -35,6 +36,7 @@ from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.hold import Holder
 from overrefusal_po.train.hold_start import given_start
 from overrefusal_po.train.lengths import warn_of_left_out
+from overrefusal_po.train.lost_ranks import lost_ranks_named
 from overrefusal_po.train.memory import config_of
 from overrefusal_po.train.method import method_module
 from overrefusal_po.train.model_checks import check_model, check_vocabulary, warn_of_missing_bos
@@ -45,6 +47,7 @@ from overrefusal_po.train.push import check_push, push_of, push_run, without_pus
 from overrefusal_po.train.resume import resumable
 from overrefusal_po.train.selection import check_not_sharded, two_sided_callback
 from overrefusal_po.train.settings import hardware_settings, method_config
+from overrefusal_po.train.sharded import check_adapter_rows
 from overrefusal_po.train.student import student_answers
 from overrefusal_po.train.trackers import check_trackers, tracker_callback
 
@@ -73,12 +76,25 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
         stored: dict[str, Any] = known["summary"]
         return stored
     settings = checked_settings(recipe)
+    seconds = settings.get("ddp_timeout", 1800)
     with joining(settings):
         state = models.check_world(
             use_cpu=bool(settings.get("use_cpu")),
             fsdp=wants_fsdp(settings),
-            timeout_seconds=settings.get("ddp_timeout", 1800),
+            timeout_seconds=seconds,
         )
+    with lost_ranks_named(processes=state.num_processes, seconds=seconds):
+        return train_in(state, recipe, open_run, settings)
+
+
+def train_in(
+    state: PartialState,
+    recipe: TrainRecipe,
+    open_run: Callable[[bool], Run],
+    settings: dict[str, Any],  # a value has the type of its key
+) -> dict[str, Any]:
+    """`train` in a process that is joined to the others; `settings` are checked."""
+    run, push = open_run(False), push_of(recipe)
     config = method_config(recipe, {**settings, "output_dir": str(run.path / "checkpoints")})
     template = load_template(recipe.model, recipe.chat)
     check_trackers(recipe.trainer.get("report_to"))
@@ -115,6 +131,7 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
         settings,
         frozen_reference=method.needs_reference and not recipe.model.get("use_peft"),
     )
+    check_adapter_rows(recipe.model, settings)
     for key in ("select", "hold"):
         if getattr(recipe, key) is not None:
             check_not_sharded(settings, key)
@@ -239,7 +256,7 @@ def make_trainer(
         options["dtype"] = options["dtype"] or "float32"
     logger.info("loading %s", options["name"])
     return method_module(recipe.method).recipe_trainer(
-        models.load_model(**options),
+        load_start(options, trains_all=not recipe.model.get("use_peft")),
         prepared,
         recipe=recipe,
         args=config,

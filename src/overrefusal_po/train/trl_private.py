@@ -6,7 +6,7 @@ what broke.
 | name | why |
 |---|---|
 | `DPOTrainer._prepare_dataset`, `KTOTrainer._prepare_dataset` | rows come tokenised |
-| `DPOTrainer._precompute_ref_logps`, `_precompute_engine`, `prepare_deepspeed` | reference store |
+| `_precompute_ref_logps` (both), `_precompute_engine`, `prepare_deepspeed` | reference store |
 | `DPOTrainer._compute_loss`, `_metrics`, `_total_train_tokens`, `_tp_size` | ORPO's loss |
 | `DPOTrainer._name`, `_tag_names`, `_paper` | the model card of ORPO |
 | `SFTTrainer._metrics` | the terms of DRO's loss in the log |
@@ -50,6 +50,8 @@ from overrefusal_po.exact.reference_store import (
 )
 from overrefusal_po.exact.shared_prefix import share_prefix
 from overrefusal_po.records import content_id
+from overrefusal_po.train.sharded import reshard, start_reference
+from overrefusal_po.train.side_references import with_side_references
 from overrefusal_po.train.windowed import WindowedDPOTrainer
 
 logger = logging.getLogger(__name__)
@@ -105,7 +107,23 @@ class ReadyDPOTrainer(ExactInputs, WindowedDPOTrainer):
 
 
 class ReadyKTOTrainer(ExactInputs, KTOTrainer):
-    """TRL's `KTOTrainer` that takes rows with token ids, paired for its KL term, unchanged."""
+    """TRL's `KTOTrainer` that takes rows with token ids, paired for its KL term, unchanged.
+
+    `store` is the folder of reference log-probs, if they are computed before the training.
+    """
+
+    def __init__(self, *args: Any, store: Path | None = None, **kwargs: Any) -> None:  # Any: TRL's
+        self.store = store
+        super().__init__(*args, **kwargs)
+
+    def _precompute_ref_logps(self, dataset: AnyDataset, name: str, batch_size: int) -> Dataset:
+        """`dataset` with the columns ref_logps and ref_KL_logps; TRL calls it."""
+        start_reference(self)
+        reference = self.accelerator.unwrap_model(self.ref_model or self.model)
+        place = None if self.store is None else (self.store, attention_of(reference))
+        scored = with_side_references(self, dataset, name, batch_size, place)
+        reshard(reference)
+        return scored
 
     def _prepare_dataset(self, dataset: AnyDataset, *args: Any, **kwargs: Any) -> AnyDataset:
         if is_tokenised(dataset):
@@ -122,7 +140,6 @@ class OwnLossTrainer(ReadyDPOTrainer):
         class MyTrainer(OwnLossTrainer, name="Mine", paper={"title": ..., "id": "2401.00001"}):
             ...
 
-    Full fine-tuning under FSDP loads a reference for a moment and drops it (TRL's rule).
     """
 
     def __init_subclass__(cls, *, name: str, paper: Mapping[str, str]) -> None:
@@ -152,6 +169,7 @@ class OwnLossTrainer(ReadyDPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The dataset unchanged: there is no reference."""
+        self.ref_model = None  # what stood in for it, so that TRL loads none under FSDP
         return dataset
 
     def _compute_loss(  # Any: the output depends on the model
@@ -215,6 +233,7 @@ class StoredDPOTrainer(ReadyDPOTrainer):
                 "Reference log-probs cannot be computed ahead for a streamed dataset. Load it as a "
                 "whole."
             )
+        start_reference(self)
         if self.shared_prefix:
             shared_prefix_on(self)
         policy = self.policy_digest()
@@ -227,6 +246,7 @@ class StoredDPOTrainer(ReadyDPOTrainer):
         if missing:
             rows = dataset.select(list(missing.values()))
             found = compute_parts(self, reference_engine(self), rows, batch_size)
+            reshard(reference_engine(self))
             new = dict(zip(missing, found, strict=True))
             known |= new
             if self.store is not None and self.accelerator.is_main_process:

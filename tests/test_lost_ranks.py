@@ -1,0 +1,87 @@
+"""lost_ranks.py, for real: one of two processes is killed or stopped, and the other one ends with a
+sentence and exit code 1."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Style
+from test_distributed import FEW, RECIPES, tiny
+
+from overrefusal_po.run.unscored import RunFailed
+from overrefusal_po.train.lost_ranks import lost_ranks_named
+
+SECONDS = 30
+"""`trainer.ddp_timeout` of the test: how long a rank waits for the other one."""
+
+
+def launch(folder: Path, name: str) -> list[subprocess.Popen[str]]:
+    """Two ranks without a launcher, which would end the other one by itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    steps = ["--trainer.max_steps=100000", "--trainer.save_strategy=no", "run_dir=here"]
+    recipe = [sys.executable, "-m", "overrefusal_po", str(RECIPES / "dpo.yaml"), name]
+    command = [*recipe, *FEW[1:], *steps, f"--trainer.ddp_timeout={SECONDS}"]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+    return [
+        subprocess.Popen(
+            [*command, "--trainer.use_cpu=true"],
+            cwd=folder,
+            env={**kept, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_other_rank_ends_and_says_why(
+    styles: dict[str, Style], tmp_path: Path, fault: signal.Signals
+) -> None:
+    first, second = launch(tmp_path, tiny(styles))
+    try:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "here" / "processes.json").exists():
+            assert first.poll() is None and time.monotonic() < deadline, "no training began"
+            time.sleep(0.2)
+        time.sleep(5)
+        second.send_signal(fault)
+        # the time that a rank waits, and some for a busy machine to leave Python
+        _, said = first.communicate(timeout=SECONDS + 90)
+    finally:
+        for rank in (first, second):
+            rank.kill()
+            rank.wait()
+    assert first.returncode == 1, said[-2000:]
+    assert "overrefusal-po: another process of this training has ended, or did not answer" in said
+    assert f"within {SECONDS} seconds (trainer.ddp_timeout)" in said
+
+
+def test_other_faults_keep_their_words() -> None:
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection reset by peer")
+    with (
+        pytest.raises(RunFailed, match=r"within 1800 seconds"),
+        lost_ranks_named(processes=2, seconds=1800),
+    ):
+        raise lost
+    with (
+        pytest.raises(RuntimeError, match="Connection reset"),
+        lost_ranks_named(processes=1, seconds=1),
+    ):
+        raise lost
+    other = RuntimeError("The size of tensor a must match")
+    with (
+        pytest.raises(RuntimeError, match="The size of tensor"),
+        lost_ranks_named(processes=2, seconds=1),
+    ):
+        raise other

@@ -1,0 +1,85 @@
+"""sharded_memory.py: counts worked by hand. What two processes hold is measured by
+test_fsdp_memory.py."""
+
+import pytest
+from test_memory import SHAPE, recipe
+
+from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.train.memory import Batch, estimate
+from overrefusal_po.train.sharded_memory import Kind, Layout, checked_spread, sharded_estimate
+
+BATCH = Batch(tokens=10, scored=4)
+
+
+def found(body: TrainRecipe, kind: Kind = "fsdp2", world: int = 4) -> dict[str, float]:
+    return sharded_estimate(
+        SHAPE, body, BATCH, Layout(world, kind, per_node=2), "cpu", 1e12
+    )._asdict()
+
+
+def states(body: TrainRecipe, kind: Kind = "fsdp2") -> tuple[float, float, float]:
+    held = found(body, kind)
+    return held["weights"], held["gradients"], held["optimiser"]
+
+
+def test_fsdp_holds_a_share_of_32_bit_weights_gradients_and_moments() -> None:
+    """1000 weights of 4 bytes on 4 devices; in 16 bits too, since the optimiser steps on 32."""
+    assert states(recipe()) == (1000, 1000, 2000)
+    mixed = recipe(model={"dtype": "bfloat16"}, trainer={"bf16": True})
+    assert states(mixed) == (1000, 1000, 2000)
+
+
+def test_zero_shards_states_then_gradients_then_weights() -> None:
+    """In 16 bits: 2 bytes a weight and a gradient, and 12 for the optimiser with its copy."""
+    mixed = recipe(trainer={"bf16": True})
+    assert states(mixed, "zero1") == (2000 + 1000, 2000, 2000)
+    assert states(mixed, "zero2") == (2000 + 1000, 500, 2000)
+    assert states(mixed, "zero3") == (500 + 1000, 500, 2000)
+
+
+def test_an_adapter_shares_its_frozen_base() -> None:
+    """10 weights a rank, rank 4, in 32 bits, beside 1000 in 16."""
+    lora = recipe(model={"use_peft": True, "lora_r": 4, "dtype": "bfloat16"})
+    assert states(lora) == ((2000 + 160) / 4, 40, 80)
+
+
+def test_a_layer_and_the_next_and_the_head_are_whole_for_a_moment() -> None:
+    """320 matrix weights a layer, a head of 50 x 8, gradients of the head."""
+    assert found(recipe())["gathered"] == 4 * (2 * 320 + 400 + 400)
+
+
+def test_no_reference_is_held_and_activations_are_a_devices_own() -> None:
+    body = recipe(speed={"reference_store": False})
+    plain = estimate(SHAPE, body, BATCH, "cpu", 1e12)
+    held = found(body)
+    assert plain.reference == 4000 and "reference" not in held
+    assert held["logits"] == plain.logits and held["activations"] == plain.activations
+    several = recipe(trainer={"gradient_accumulation_steps": 2})
+    assert found(several)["activations"] == held["activations"] + 1000
+
+
+def test_a_host_reads_tensors_one_by_one_and_an_adapters_base_once() -> None:
+    overhead = 2 * 0.76e9  # two processes
+    lora = recipe(model={"use_peft": True, "dtype": "bfloat16"})
+    assert found(recipe())["host_load"] - overhead == pytest.approx(2 * 4 * 400, abs=1)
+    assert found(lora)["host_load"] - overhead == pytest.approx(2000, abs=1)
+    assert found(recipe(), "zero3")["host_load"] - overhead == pytest.approx(2 * 4000, abs=1)
+    assert found(recipe())["host_save"] - overhead == pytest.approx(4000, abs=1)
+
+
+def test_the_line_names_device_and_host() -> None:
+    line = str(sharded_estimate(SHAPE, recipe(), BATCH, Layout(4), "cuda", 80e9))
+    assert line.startswith("1.5 of 80.0 GB: fits (weights 0.0, gathered 0.0, gradients 0.0")
+    assert "; a host: 6 GB to load, 6 GB to save" in line
+
+
+def test_a_layout_that_is_none_is_refused() -> None:
+    assert checked_spread(None) is None
+    spread = checked_spread(16, "zero2", gpu_gb=80)
+    assert spread is not None and spread.layout == Layout(16, "zero2", 8)
+    small = checked_spread(2)
+    assert small is not None and small.layout.per_node == 2
+    with pytest.raises(ValueError, match="--sharding fsdp is not known; allowed is one of fsdp2"):
+        checked_spread(16, "fsdp")
+    with pytest.raises(ValueError, match="--world 0"):
+        checked_spread(0)
