@@ -16,6 +16,8 @@ import pytest
 import yaml
 from machine_faults import disk, grow, shimmed
 
+from overrefusal_po.run.interrupts import step_of
+
 pytestmark = pytest.mark.slow
 
 RECIPE: dict[str, Any] = {
@@ -108,10 +110,11 @@ def status(run: Path) -> dict[str, Any]:
     return found
 
 
-def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Waits for a checkpoint of this step or a later one: old ones are deleted soon."""
     deadline = time.monotonic() + 1800
-    while not file.exists():
-        assert process.poll() is None and time.monotonic() < deadline, file
+    while not any(step_of(path.parent) >= step for path in run.glob("checkpoints/*/hashes.json")):
+        assert process.poll() is None and time.monotonic() < deadline, f"no step {step}"
         time.sleep(0.005)
 
 
@@ -148,7 +151,7 @@ def test_a_killed_data_loader_ends_the_training_and_the_same_command_goes_on(
 ) -> None:
     run = tmp_path / "run"
     process = trainings.start(run)
-    wait_for(run / "checkpoints" / "checkpoint-6" / "hashes.json", process)
+    wait_for_step(run, 6, process)
     found: list[int] = []
     while not found:  # between two epochs there is none
         assert process.poll() is None, "the training ended before a worker was found"
@@ -179,9 +182,9 @@ def test_a_clock_that_goes_back_and_a_home_that_cannot_be_written(
     environment = shimmed(tmp_path, FAULT_CLOCK=clock, FAULT_FLOCK=errno.ENOLCK)
     environment |= {name: str(tmp_path / value) for name, value in lost.items()}
     process = trainings.start(run, **environment)
-    wait_for(run / "checkpoints" / "checkpoint-3" / "hashes.json", process)
+    wait_for_step(run, 3, process)
     clock.write_text("-3600")
-    wait_for(run / "checkpoints" / "checkpoint-15" / "hashes.json", process)
+    wait_for_step(run, 15, process)
     clock.write_text("-7200")
     ended = Ended(process)
     assert ended.code == 0, ended.said
