@@ -3,8 +3,9 @@
     found = compare_folders([Path("runs/base"), Path("runs/dpo")])
     write_page(found, Path("compare.html"))
 
-The first folder is the one that the others are compared with. The page's style is the report's, and
-like there everything that comes from outside is unmasked and escaped.
+The first folder is the one that the others are compared with. A pipeline's folder stands for its
+evaluations. Remedies get their own table too. The page's style is the report's, and like there
+everything that comes from outside is unmasked and escaped.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from overrefusal_po.evaluate.comparisons import (
     EstimateEntry,
@@ -32,7 +33,10 @@ from overrefusal_po.evaluate.side_by_side import (
 )
 from overrefusal_po.records import Kind, Outcome, read_jsonl, write_atomic
 from overrefusal_po.report.first_token_part import CurveStep, first_token_lines
+from overrefusal_po.report.given_folders import evaluations_in, no_evaluation
 from overrefusal_po.report.numbers import signed
+from overrefusal_po.report.remedies_compared import compared_part
+from overrefusal_po.report.remedies_part import RemediesPart, cell
 from overrefusal_po.report.summary import KIND_WORDS, STATE_WORDS, Metrics, parsed
 from overrefusal_po.report.texts import clipped, csp_hash, visible
 
@@ -66,6 +70,8 @@ class ComparedFolders(NamedTuple):
     notes: list[str]
     curves: list[CurveStep]
     """The other runs against the first one's threshold curve, if it has one."""
+    remedies: RemediesPart | None
+    """The table of remedies; None if no run has one."""
 
     @property
     def warning(self) -> str | None:
@@ -73,9 +79,19 @@ class ComparedFolders(NamedTuple):
         return settings_note({run.name: run.how for run in self.runs})
 
     @property
+    def named_metrics(self) -> list[Metrics]:
+        """The metrics of each run, with its name here."""
+        return [run.metrics.model_copy(update={"name": run.name}) for run in self.runs]
+
+    @property
     def first_token_lines(self) -> list[str]:
         """Sentences on the first tokens of the runs."""
         return first_token_lines([(run.name, run.metrics) for run in self.runs], self.curves)
+
+    @property
+    def last_lines(self) -> list[str]:
+        """What the command says behind its tables."""
+        return [*self.first_token_lines, *self.notes]
 
 
 class PromptEntry(TypedDict):
@@ -131,16 +147,22 @@ class ComparedEntry(TypedDict):
     warning: str | None
     """The settings in which the runs differ, in words."""
     notes: list[str]
+    remedies: dict[str, Any] | None  # Any: as summary.json of a pipeline holds it
+    """The table of remedies; null if no run has one."""
 
 
 def compare_folders(folders: Sequence[Path]) -> ComparedFolders:
-    """Every evaluation against the first.
+    """Every evaluation against the first. A pipeline's folder stands for its evaluations.
 
     Raises ValueError for fewer than two folders, one given twice, a folder that holds no
     evaluation, and runs that differ in prompts or judge.
     """
+    folders = [one for folder in folders for one in evaluations_in(folder)]
     if len(folders) < 2:
-        raise ValueError("compare needs at least two run folders: the first, and those to compare.")
+        raise ValueError(
+            f"compare needs at least two evaluations, and {len(folders)} were found. Give the run "
+            "folder of the first, and of those to compare; or a pipeline's folder with several."
+        )
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"a run folder is given twice: {', '.join(map(str, folders))}.")
     runs = distinct_names([read_run(folder) for folder in folders])
@@ -148,7 +170,8 @@ def compare_folders(folders: Sequence[Path]) -> ComparedFolders:
     check_comparable(outcomes)
     steps = curve_steps(outcomes, {run.name: run.log_odds for run in runs})
     curves = [CurveStep.model_validate(step) for step in steps]
-    return ComparedFolders(runs, against_first(outcomes), notes(runs), curves)
+    remedies = compared_part({run.name: run.folder for run in runs}, outcomes)
+    return ComparedFolders(runs, against_first(outcomes), notes(runs), curves, remedies)
 
 
 def read_run(folder: Path) -> ComparedRun:
@@ -165,19 +188,6 @@ def read_run(folder: Path) -> ComparedRun:
     attacked = len(outcomes) - len(plain)
     log_odds, how = read_log_odds(folder), measured_how(folder, plain)
     return ComparedRun(metrics.name, folder, metrics, plain, attacked, log_odds, how)
-
-
-def no_evaluation(folder: Path) -> str:
-    """Why a folder cannot be compared, and what to give in its place."""
-    if not folder.is_dir():
-        return "there is no such folder. Give the run folder of an evaluation."
-    inner = sorted(str(file.parent) for file in folder.glob("*/outcomes.jsonl"))
-    if inner:
-        return f"this is a pipeline's folder. Give its evaluations: {' '.join(inner)}"
-    return (
-        "this folder holds no evaluation that has ended (outcomes.jsonl and metrics.json). Give "
-        "the run folder of one."
-    )
 
 
 def distinct_names(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
@@ -205,6 +215,7 @@ def as_json(found: ComparedFolders) -> ComparedEntry:
         "curves": [step.model_dump(by_alias=True) for step in found.curves],
         "warning": found.warning,
         "notes": found.notes,
+        "remedies": None if found.remedies is None else found.remedies.model_dump(mode="json"),
     }
 
 
@@ -326,6 +337,8 @@ def render(found: ComparedFolders) -> str:
     environment.filters |= {"clipped": clipped, "csp_hash": csp_hash}
     return environment.get_template("compare.html.j2").render(
         found=found,
+        s={"runs": found.named_metrics, "remedies": found.remedies},
+        value_cell=cell,
         judge=" and ".join(judge_names(found.runs[0].outcomes)),
         corrected=len(found.comparisons) > 1,
         kinds=KIND_WORDS,
