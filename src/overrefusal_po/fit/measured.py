@@ -56,13 +56,16 @@ class Measuring:
         self.shared, self.folder, self.engine, self.judge = shared, shared.folder, engine, judge
         self.prompts, self.sampling = prompts, sampling
         self.states: Tensor | None = None
+        self.plain: list[Outcome] | None = None
 
     def untreated(self) -> list[Outcome]:
         """What the model says without a remedy, judged. Another fit may have measured it."""
-        self.shared.take(self.prompts, self.sampling)
-        found = self.outcomes(UNTREATED, f"without a remedy: {len(self.prompts)} dev prompts")
-        self.shared.keep()
-        return found
+        if self.plain is None:
+            self.shared.take(self.prompts, self.sampling)
+            label = f"without a remedy: {len(self.prompts)} dev prompts"
+            self.plain = self.outcomes(UNTREATED, label)
+            self.shared.keep()
+        return self.plain
 
     def rows(self, candidates: Sequence[Candidate]) -> list[Tried]:
         """A row for each candidate, in their order."""
