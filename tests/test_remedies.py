@@ -11,6 +11,7 @@ from tiny_subject import DEV, TRAIN, TinySubject, first_logits, generated, lora
 
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.fit.measured import Measuring
+from overrefusal_po.fit.untreated import Untreated
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import load_remedy, remedy_id, save_remedy
@@ -83,7 +84,7 @@ def test_gated_candidates_of_one_strength_are_generated_once_and_say_what_they_w
     assert len({row.remedy.gate.threshold for row in candidates}) > 1
     engine = TransformersEngine(model, style.template, name="tiny", batch_size=4, device="cpu")
     prompts, sampling = [p for part in DEV for p in part], Sampling(max_new_tokens=6)
-    dev = Measuring(tmp_path, engine, RefusalJudge(), prompts, sampling)
+    dev = Measuring(Untreated(tmp_path, "key"), engine, RefusalJudge(), prompts, sampling)
     plain = [outcome.completion.text for outcome in dev.untreated()]
     assert len(dev.rows(candidates)) == len(candidates)
     name = remedy_id(candidates[0].remedy._replace(gate=None))

@@ -20,14 +20,8 @@ from overrefusal_po.records import Outcome
 from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.page import write_report
 from overrefusal_po.report.pipeline_summary import make_summary, unlike_notes
-from overrefusal_po.report.remedies_entry import (
-    Stages,
-    fit_entries,
-    is_other_report,
-    nothing_words,
-    served,
-    tampered,
-)
+from overrefusal_po.report.remedies_entry import is_other_report, nothing_words, tampered
+from overrefusal_po.report.remedies_made import Stages, fit_entries, run_seconds, served
 from overrefusal_po.report.remedies_part import (
     RemediesPart,
     cell,
@@ -227,9 +221,12 @@ def test_a_model_that_does_not_over_refuse_is_told_so(tmp_path: Path) -> None:
     pipeline(tmp_path)
     healthy = {**NONE_KEPT, "status": "nothing to remedy", "words": "It refuses 1 of 90."}
     (tmp_path / "steer" / "summary.json").write_text(json.dumps(healthy))
-    (fit,) = fit_entries(tmp_path, "steer")
-    assert nothing_words([fit]) == "It refuses 1 of 90."
-    assert nothing_words(list(fit_entries(tmp_path, "ablate"))) == ""
+    own, other = {"model_name_or_path": "m"}, {"model_name_or_path": "@dpo.model"}
+    before = EvaluateRecipe(task="evaluate", model=own)
+    for model, words_ in ((own, "It refuses 1 of 90."), (other, "")):
+        fit = FitRecipe(task="fit", remedy="threshold", model=model)
+        bodies = {"before": before, "steer": fit, "ablate": fit}
+        assert nothing_words(Stages(tmp_path, bodies), "before") == words_
     assert list(fit_entries(tmp_path, "dpo")) == list(fit_entries(tmp_path, "none")) == []
 
 
@@ -317,7 +314,7 @@ def test_makers_are_followed_to_the_first_stage_and_evaluations_make_nothing() -
     }
     stages = Stages(Path("nowhere"), bodies)
     assert stages.makers("after") == ["sft", "dpo"] and stages.makers("before") == []
-    assert stages.seconds("dpo") is None
+    assert run_seconds(Path("nowhere"), "dpo") is None
 
 
 def test_another_report_section_is_seen_in_a_finished_pipeline(tmp_path: Path) -> None:

@@ -256,14 +256,14 @@ def report(
 def compare(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Run folders of evaluations; the first is what others are compared to"),
+        typer.Argument(help="Folders of evaluations, or a pipeline's; the first is the baseline"),
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with every prompt that changed.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Where the page goes")] = Path("compare.html"),
 ) -> None:
-    """Compare evaluations of different models on the same prompts, prompt by prompt: differences
+    """Compare evaluations of models or remedies on the same prompts, prompt by prompt: differences
     with intervals, what changed, and a page. Other prompts or another judge are an error."""
     from overrefusal_po.report import compare as comparing
 
@@ -274,9 +274,9 @@ def compare(
         return
     if found.warning:
         terminal.say(found.warning)
+    terminal.print_remedies(found.remedies, found.named_metrics)
     terminal.print_table(*comparing.table_rows(found), width=140)
-    lines = (*comparing.move_lines(found), *found.first_token_lines)
-    for line in (*lines, *found.notes, f"page: {page}"):
+    for line in (*comparing.move_lines(found), *found.last_lines, f"page: {page}"):
         terminal.say(line)
 
 

@@ -18,7 +18,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +31,6 @@ from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.load import Recipe, check_body
 from overrefusal_po.recipe.model_names import model_section, stage_model, with_start_model
 from overrefusal_po.recipe.overrides import dotted, nested_texts, set_dotted
-from overrefusal_po.recipe.rounds import Repeats
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.words import nearest
 from overrefusal_po.records import content_id
@@ -43,7 +42,7 @@ from overrefusal_po.references import (
     outputs,
     references,
     stages_left_out,
-    stages_without_remedy,
+    stages_not_run,
 )
 from overrefusal_po.report.pipeline_summary import (
     StageMetrics,
@@ -218,7 +217,7 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
     stages = stage_bodies(recipe)
     with open_pipeline(recipe, stages, writer=True) as run:
         folder = run.path
-        runs = run_stages(stages, folder, recipe.repeats)
+        runs = run_stages(recipe, stages, folder)
         if not run.done or is_other_report(pipeline_body(recipe).report, folder):
             if runs:
                 write_summary(
@@ -230,12 +229,12 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
 
 
 def run_stages(
-    stages: Mapping[str, StageRecipe], folder: Path, repeats: Repeats
+    recipe: Recipe, stages: Mapping[str, StageRecipe], folder: Path
 ) -> list[StageMetrics]:
     """The metrics of the evaluations, after all stages ran."""
     runs: list[StageMetrics] = []
     for number, (name, body) in enumerate(stages.items(), 1):
-        left_out = stages_left_out(repeats, folder)
+        left_out = stages_left_out(recipe.repeats, folder)
         of = f"stage {number} of {len(stages)}: {name}"
         if name in left_out:
             logger.info("%s is left out; %s stands for it", of, left_out[name])
@@ -243,11 +242,13 @@ def run_stages(
                 model = folder / left_out[name] / "model"
                 logger.warning("%s: nothing is pushed. The last model is in %s", name, model)
             continue
-        if why := stages_without_remedy(stages, folder, left_out).get(name):
+        if why := stages_not_run(pipeline_body(recipe), stages, folder, left_out).get(name):
             logger.warning("%s is left out: %s", of, why)
             continue
         logger.info("%s", of)
-        found = run_stage(linked_stage(body, folder, left_out), f"stage {name}", folder / name)
+        linked = linked_stage(body, folder, left_out)
+        fits = [folder / other for other in stages if isinstance(stages[other], FitRecipe)]
+        found = run_stage(linked, f"stage {name}", folder / name, fits=fits)
         if isinstance(body, EvaluateRecipe):
             # an evaluation returns its metrics.json
             runs.append(cast("StageMetrics", {**found, "folder": name}))
@@ -273,7 +274,7 @@ def is_finished(recipe: Recipe) -> bool:
         return False
     runs = [whole]
     left_out = stages_left_out(recipe.repeats, whole.path)
-    not_run = {*left_out, *stages_without_remedy(stages, whole.path, left_out)}
+    not_run = {*left_out, *stages_not_run(pipeline_body(recipe), stages, whole.path, left_out)}
     for name, body in stages.items():
         if name in not_run:
             continue
@@ -312,8 +313,11 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
     return found
 
 
-def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> StageSummary:
-    """The stage's summary, after it ran in `folder` (None: the recipe's own run folder)."""
+def run_stage(
+    body: StageRecipe, name: str, folder: Path | None = None, *, fits: Sequence[Path] = ()
+) -> StageSummary:
+    """The stage's summary, after it ran in `folder` (None: the recipe's own run folder). `fits`:
+    folders of fits that may have measured the same model."""
     check_plugs(body)  # a key in a wrong place must not be written into a run folder
     inputs = stage_inputs(body)
     resolved = body.model_dump(mode="json")
@@ -335,7 +339,7 @@ def run_stage(body: StageRecipe, name: str, folder: Path | None = None) -> Stage
         if isinstance(body, FitRecipe):
             from overrefusal_po.fit.stage import fit
 
-            return {**fit(body, run), "folder": str(path)}
+            return {**fit(body, run, fits), "folder": str(path)}
         from overrefusal_po.evaluate.part import evaluate_part
         from overrefusal_po.evaluate.stage import evaluate
 

@@ -20,11 +20,12 @@ from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.overrides import nested_texts
 from overrefusal_po.recipe.report import Report
 from overrefusal_po.recipe.rounds import Repeats, in_round
-from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
+from overrefusal_po.recipe.schema import EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.words import nearest
 from overrefusal_po.records import read_state
 from overrefusal_po.remedies import form_of
 from overrefusal_po.report.pipeline_summary import StageRecipe
+from overrefusal_po.report.remedies_made import Stages
 from overrefusal_po.report.rounds_part import nothing_left
 
 OUTPUTS = {
@@ -189,6 +190,25 @@ def stages_without_remedy(
                         "leaves no plain weights. Give the model that it was fitted on, and beside "
                         f'it remedy: "@{stage}.remedy".'
                     )
+    return found
+
+
+def stages_not_run(
+    body: PipelineRecipe,
+    stages: Mapping[str, StageRecipe],
+    folder: Path,
+    left_out: Mapping[str, str] = NONE_LEFT_OUT,
+) -> dict[str, str]:
+    """{stage that does not run: why}: those without a remedy (`stages_without_remedy`), and all but
+    the baseline behind a fit that says that the untouched model does not over-refuse."""
+    found = stages_without_remedy(stages, folder, left_out)
+    names = list(stages)
+    if body.report is not None and body.report.needs_overrefusal:
+        baseline = body.report.baseline
+        for fit in Stages(folder, stages).healthy(baseline)[:1]:
+            for name in names[names.index(fit["stage"]) + 1 :]:
+                if name not in left_out and name != baseline:
+                    found[name] = f"stage {fit['stage']} says that there is nothing to remedy"
     return found
 
 

@@ -1,6 +1,6 @@
 """The dev prompts answered by the model, with each candidate on it, in files that survive a kill.
 
-    dev = Measuring(folder, engine, judge, prompts, sampling)
+    dev = Measuring(Untreated(folder, key), engine, judge, prompts, sampling)
     dev.untreated()            # outcomes; dev/untreated.jsonl
     dev.rows(candidates)       # a row of dev.jsonl for each; dev/<id without its gate>.jsonl
 
@@ -18,10 +18,10 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overrefusal_po.fit.choice import DevRates, Tried, rate_words, rates_of
+from overrefusal_po.fit.untreated import DEV_FOLDER, UNTREATED, VERDICTS_FILE, Untreated
 from overrefusal_po.judges import Judge
 from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.remedied import remedied
@@ -39,30 +39,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEV_FILE, DEV_FOLDER = "dev.jsonl", "dev"
-
-UNTREATED = "untreated"
-"""The name of the model without a remedy."""
+DEV_FILE = "dev.jsonl"
 
 
 class Measuring:
-    """What measures one run's candidates."""
+    """What measures one run's candidates. `shared`: what other fits of a pipeline measured."""
 
     def __init__(
         self,
-        folder: Path,
+        shared: Untreated,
         engine: TransformersEngine,
         judge: Judge,
         prompts: Sequence[Prompt],
         sampling: Sampling,
     ) -> None:
-        self.folder, self.engine, self.judge = folder, engine, judge
+        self.shared, self.folder, self.engine, self.judge = shared, shared.folder, engine, judge
         self.prompts, self.sampling = prompts, sampling
         self.states: Tensor | None = None
+        self.plain: list[Outcome] | None = None
 
     def untreated(self) -> list[Outcome]:
-        """What the model says without a remedy, judged."""
-        return self.outcomes(UNTREATED, f"without a remedy: {len(self.prompts)} dev prompts")
+        """What the model says without a remedy, judged. Another fit may have measured it."""
+        if self.plain is None:
+            self.shared.take(self.prompts, self.sampling)
+            label = f"without a remedy: {len(self.prompts)} dev prompts"
+            self.plain = self.outcomes(UNTREATED, label)
+            self.shared.keep()
+        return self.plain
 
     def rows(self, candidates: Sequence[Candidate]) -> list[Tried]:
         """A row for each candidate, in their order."""
@@ -127,9 +130,7 @@ class Measuring:
         completions = complete(
             folder / f"{name}.jsonl", self.prompts, self.sampling, lambda: engine, label
         )
-        verdicts = resumable_verdicts(
-            folder / "verdicts.jsonl", self.judge, self.prompts, completions
-        )
+        verdicts = resumable_verdicts(folder / VERDICTS_FILE, self.judge, self.prompts, completions)
         rows = zip(self.prompts, completions, verdicts, strict=True)
         return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
 

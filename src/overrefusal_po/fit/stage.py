@@ -21,6 +21,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from overrefusal_po.fit.anchors import FitPrompts, all_anchors, anchor_facts, fit_prompts
@@ -38,6 +39,7 @@ from overrefusal_po.fit.choice import (
 from overrefusal_po.fit.kept import write_remedy, write_weights
 from overrefusal_po.fit.measured import Measuring, dev_entry
 from overrefusal_po.fit.subject import ModelSubject
+from overrefusal_po.fit.untreated import Untreated, untreated_key
 from overrefusal_po.model import load as models
 from overrefusal_po.model.remedy_facts import base_facts
 from overrefusal_po.plugins import find_plug, make_refusal_judge, split_spec
@@ -60,7 +62,8 @@ logger = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
-    """What a fit ended with: how, in words, and what was measured."""
+    """What a fit ended with: how, in words, and what was measured. `taken_from`: the stage that
+    measured the model without a remedy, if it was another one."""
 
     status: Status
     words: str
@@ -69,16 +72,20 @@ class Found(NamedTuple):
     kept: Tried | None = None
     candidate: Candidate | None = None
     seconds: float = 0.0
+    taken_from: str | None = None
 
 
 # Any: summary.json, whose form follows from how the fit ends
-def fit(recipe: FitRecipe, run: Run) -> dict[str, Any]:
-    """Runs the stage in an open run folder; returns summary.json."""
+def fit(recipe: FitRecipe, run: Run, others: Sequence[Path] = ()) -> dict[str, Any]:
+    """Runs the stage in an open run folder; returns summary.json. `others`: the folders of other
+    fits, which may have measured the model without a remedy."""
     if not run.done:
         prompts = checked_prompts(recipe)
         judge = make_refusal_judge(recipe.judge)
-        subject, dev = prepared(recipe, run, prompts, judge)
-        found = fitted(recipe, subject, dev, prompts)
+        key = untreated_key(recipe, run.inputs, all_anchors(prompts.dev), judge)
+        shared = Untreated(run.path, key, others)
+        subject, dev = prepared(recipe, shared, prompts, judge)
+        found = fitted(recipe, subject, dev, prompts)._replace(taken_from=shared.taken_from)
         release_judge(judge)
         summary = summary_of(recipe, found)
         if found.candidate is not None:
@@ -116,7 +123,7 @@ def checked_prompts(recipe: FitRecipe) -> FitPrompts:
 
 
 def prepared(
-    recipe: FitRecipe, run: Run, prompts: FitPrompts, judge: Judge
+    recipe: FitRecipe, shared: Untreated, prompts: FitPrompts, judge: Judge
 ) -> tuple[ModelSubject, Measuring]:
     """The loaded model, and what measures it on dev."""
     from overrefusal_po.engines.transformers import TransformersEngine
@@ -139,7 +146,7 @@ def prepared(
         seed=recipe.seed,
         load_reference=reference_loader(recipe),
     )
-    return subject, Measuring(run.path, engine, judge, all_anchors(prompts.dev), sampling)
+    return subject, Measuring(shared, engine, judge, all_anchors(prompts.dev), sampling)
 
 
 def reference_loader(recipe: FitRecipe) -> Callable[[], PreTrainedModel] | None:
@@ -207,6 +214,7 @@ def summary_of(recipe: FitRecipe, found: Found) -> dict[str, Any]:
     """summary.json, without the places of what was written."""
     remedy = None if found.candidate is None else found.candidate.remedy
     kept = found.kept
+    taken = {} if found.taken_from is None else {"before_measured_by": found.taken_from}
     return {
         "status": found.status,
         "words": found.words,
@@ -218,6 +226,7 @@ def summary_of(recipe: FitRecipe, found: Found) -> dict[str, Any]:
         "seconds_fit": found.seconds,
         "tolerance": recipe.tolerance,
         "before": dev_entry(found.start),
+        **taken,
         "after": None if kept is None else dev_entry(kept.rates),
         "facts": {} if kept is None else kept.facts,
         "candidates": {str(row.number): row.model_dump(mode="json") for row in found.rows},

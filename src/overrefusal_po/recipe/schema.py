@@ -10,9 +10,9 @@ against TRL's dataclasses. `sections` has the other sections.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar, Union
+from typing import Literal, TypeVar, Union
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from overrefusal_po.recipe.bounds import Capability, Gate
 from overrefusal_po.recipe.fit import FitRecipe
@@ -34,7 +34,7 @@ from overrefusal_po.recipe.sections import (
     Section,
     Speed,
 )
-from overrefusal_po.recipe.shard import Shard
+from overrefusal_po.recipe.shard import ShardText
 from overrefusal_po.recipe.tamper import Tamper
 from overrefusal_po.recipe.two_sided import DevSets, Hold, Search, Select
 
@@ -50,11 +50,6 @@ MANAGED_KEYS = {
     "folder,",
 }
 """Trainer keys that may not stand in a recipe: {key: where to say it instead}."""
-
-
-def shard_text(text: str) -> str:
-    """A checked `i/n`; that of this task of a job array for `auto`."""
-    return str(Shard.of(text))
 
 
 Sets = TypeVar("Sets", bound=DevSets)
@@ -159,7 +154,7 @@ class CurateRecipe(Section):
     """Decides what is drawn: sampled tokens, answers, and pairs when only some are kept."""
     later_round: LaterRound | None = None
     """Which pairs are kept in a later round of a pipeline; its `rounds` sets this. null: all."""
-    shard: Annotated[str, AfterValidator(shard_text)] | None = None
+    shard: ShardText | None = None
     """A part of the work: `2/4` draws the completions of the second quarter of the prompts, in a
     folder of its own. `auto`: the part of this task of a Slurm job array. `overrefusal-po merge`
     puts the parts together. null: all."""
@@ -210,7 +205,7 @@ class EvaluateRecipe(Section):
     """How conversations are rendered."""
     seed: int = Field(default=0, ge=0)
     """Decides what is drawn: sampled tokens, and the samples behind the intervals."""
-    shard: Annotated[str, AfterValidator(shard_text)] | None = None
+    shard: ShardText | None = None
     """A part of the work: `2/4` answers and judges the second quarter of the prompts, in a folder
     of its own. `auto`: the part of this task of a Slurm job array. `overrefusal-po merge` puts the
     parts together, and the same recipe without `shard` measures. null: all."""

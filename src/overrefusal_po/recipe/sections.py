@@ -16,6 +16,7 @@ from overrefusal_po.recipe.harmful_rows import DERTA_ROWS, HarmfulRows
 from overrefusal_po.recipe.panels import panel_spec
 from overrefusal_po.recipe.reading import ReadingSection
 from overrefusal_po.recipe.reading import Section as Section
+from overrefusal_po.recipe.shard import ShardText
 
 # Any: a plug's own settings, whose class checks them
 PlugSpec = str | dict[str, Any]
@@ -89,6 +90,9 @@ class PairsData(ReadingSection):
     harmful_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of the used pairs that are on harmful prompts. The side with too many gives up those
     that `seed` draws last. null: as many as there are."""
+    shard: ShardText | None = None
+    """A part of the pairs, as one client of a federated training has it: `2/5` trains on the pairs
+    of the second fifth of the prompts. null: all."""
     opening: int | None = Field(default=None, gt=0)
     """Train on this many first tokens of each side, where a model decides to refuse. null: on whole
     sides."""

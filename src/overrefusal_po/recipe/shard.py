@@ -1,17 +1,23 @@
-"""A part of a curation or an evaluation: `shard: 2/4` in a recipe. Imports no torch.
+"""A part of a curation's or an evaluation's prompts, or of a training's pairs: `shard: 2/4` in a
+recipe. Imports no torch.
 
 Shard.of("2/4").has(prompt.id)      # whether the prompt belongs to the second of four parts
 Shard.of("auto", os.environ)        # the part of this task of a Slurm job array
+in_shard(pairs, "2/4")              # the pairs on such prompts
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, NamedTuple, TypeVar
 
-from overrefusal_po.records import content_id
+from pydantic import AfterValidator
+
+from overrefusal_po.records import LabelledResponse, PreferencePair, content_id
+
+Row = TypeVar("Row", PreferencePair, LabelledResponse)
 
 
 class Shard(NamedTuple):
@@ -72,3 +78,25 @@ def array_shard(environment: Mapping[str, str]) -> tuple[int, int]:
             f"number: --shard={task}/n."
         )
     return task - first + 1, count
+
+
+def shard_text(text: str) -> str:
+    """A checked `i/n`; that of this task of a job array for `auto`."""
+    return str(Shard.of(text))
+
+
+ShardText = Annotated[str, AfterValidator(shard_text)]
+"""The value of a key `shard`."""
+
+
+def in_shard(rows: Sequence[Row], text: str | None) -> list[Row]:
+    """The rows on a shard's prompts; all of them without a shard. ValueError if there are none."""
+    if text is None:
+        return list(rows)
+    kept = [row for row in rows if Shard.of(text).has(row.prompt.id)]
+    if rows and not kept:
+        raise ValueError(
+            f"data.shard is {text}, and none of {len(rows)} rows is in it. Give more rows, or make "
+            "fewer shards."
+        )
+    return kept

@@ -3,8 +3,9 @@
     found = compare_folders([Path("runs/base"), Path("runs/dpo")])
     write_page(found, Path("compare.html"))
 
-The first folder is the one that the others are compared with. The page's style is the report's, and
-like there everything that comes from outside is unmasked and escaped.
+The first folder is the one that the others are compared with. A pipeline's folder stands for its
+evaluations. Remedies get their own table too. The page's style is the report's, and like there
+everything that comes from outside is unmasked and escaped.
 """
 
 from __future__ import annotations
@@ -12,27 +13,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
-from overrefusal_po.evaluate.comparisons import (
-    EstimateEntry,
-    OutcomePair,
-    estimate_entry,
-    judge_names,
-)
+from overrefusal_po.evaluate.comparisons import judge_names
 from overrefusal_po.evaluate.first_token import LogOdds, curve_steps, read_log_odds
-from overrefusal_po.evaluate.measured_how import MeasuredHow, measured_how, settings_note
+from overrefusal_po.evaluate.measured_how import (
+    RECIPE_MARK,
+    MeasuredHow,
+    measured_how,
+    settings_note,
+)
 from overrefusal_po.evaluate.metrics import State, state
 from overrefusal_po.evaluate.side_by_side import (
-    KindSideBySide,
-    Move,
     SideBySide,
     against_first,
     check_comparable,
 )
 from overrefusal_po.records import Kind, Outcome, read_jsonl, write_atomic
+from overrefusal_po.report.compared_json import as_json as as_json
 from overrefusal_po.report.first_token_part import CurveStep, first_token_lines
+from overrefusal_po.report.given_folders import evaluations_in, no_evaluation
 from overrefusal_po.report.numbers import signed
+from overrefusal_po.report.remedies_compared import compared_part
+from overrefusal_po.report.remedies_part import RemediesPart, cell
 from overrefusal_po.report.summary import KIND_WORDS, STATE_WORDS, Metrics, parsed
 from overrefusal_po.report.texts import clipped, csp_hash, visible
 
@@ -66,81 +69,44 @@ class ComparedFolders(NamedTuple):
     notes: list[str]
     curves: list[CurveStep]
     """The other runs against the first one's threshold curve, if it has one."""
+    remedies: RemediesPart | None
+    """The table of remedies; None if no run has one."""
 
     @property
     def warning(self) -> str | None:
-        """The settings in which the runs differ, beside their models; None if there are none."""
-        return settings_note({run.name: run.how for run in self.runs})
+        """The settings in which the runs differ, beside their models; None if there are none. A
+        system prompt is a rival of remedies, and no fault."""
+        rivals = {} if self.remedies is None else {RECIPE_MARK: "any"}
+        return settings_note({run.name: {**run.how, **rivals} for run in self.runs})
+
+    @property
+    def named_metrics(self) -> list[Metrics]:
+        """The metrics of each run, with its name here."""
+        return [run.metrics.model_copy(update={"name": run.name}) for run in self.runs]
 
     @property
     def first_token_lines(self) -> list[str]:
         """Sentences on the first tokens of the runs."""
         return first_token_lines([(run.name, run.metrics) for run in self.runs], self.curves)
 
-
-class PromptEntry(TypedDict):
-    """A prompt of a change."""
-
-    id: str
-    sample: int
-    category: str
-    prompt: str
-
-
-class MoveEntry(TypedDict):
-    """The prompts of one kind whose responses went from one state to another."""
-
-    kind: Kind
-    before: State
-    after: State
-    prompts: list[PromptEntry]
-
-
-class KindEntry(TypedDict):
-    """One kind of prompts in two runs; see `side_by_side.KindSideBySide`."""
-
-    before: float
-    after: float
-    difference: EstimateEntry
-    n: int
-    unscored: int
-    only_before: int
-    only_after: int
-    p: float | None
-    p_holm: float | None
-
-
-class ComparisonEntry(TypedDict):
-    """One run against the first."""
-
-    before: str
-    after: str
-    sum_difference: EstimateEntry
-    kinds: dict[Kind, KindEntry]
-    transitions: list[MoveEntry]
-
-
-class ComparedEntry(TypedDict):
-    """What `overrefusal-po compare --json` prints."""
-
-    runs: list[dict[str, str]]
-    judge: str
-    comparisons: list[ComparisonEntry]
-    curves: list[dict[str, object]]
-    """See `first_token_part.CurveStep`."""
-    warning: str | None
-    """The settings in which the runs differ, in words."""
-    notes: list[str]
+    @property
+    def last_lines(self) -> list[str]:
+        """What the command says behind its tables."""
+        return [*self.first_token_lines, *self.notes]
 
 
 def compare_folders(folders: Sequence[Path]) -> ComparedFolders:
-    """Every evaluation against the first.
+    """Every evaluation against the first. A pipeline's folder stands for its evaluations.
 
     Raises ValueError for fewer than two folders, one given twice, a folder that holds no
     evaluation, and runs that differ in prompts or judge.
     """
+    folders = [one for folder in folders for one in evaluations_in(folder)]
     if len(folders) < 2:
-        raise ValueError("compare needs at least two run folders: the first, and those to compare.")
+        raise ValueError(
+            f"compare needs at least two evaluations, and {len(folders)} were found. Give the run "
+            "folder of the first, and of those to compare; or a pipeline's folder with several."
+        )
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"a run folder is given twice: {', '.join(map(str, folders))}.")
     runs = distinct_names([read_run(folder) for folder in folders])
@@ -148,7 +114,8 @@ def compare_folders(folders: Sequence[Path]) -> ComparedFolders:
     check_comparable(outcomes)
     steps = curve_steps(outcomes, {run.name: run.log_odds for run in runs})
     curves = [CurveStep.model_validate(step) for step in steps]
-    return ComparedFolders(runs, against_first(outcomes), notes(runs), curves)
+    remedies = compared_part({run.name: run.folder for run in runs}, outcomes)
+    return ComparedFolders(runs, against_first(outcomes), notes(runs), curves, remedies)
 
 
 def read_run(folder: Path) -> ComparedRun:
@@ -167,19 +134,6 @@ def read_run(folder: Path) -> ComparedRun:
     return ComparedRun(metrics.name, folder, metrics, plain, attacked, log_odds, how)
 
 
-def no_evaluation(folder: Path) -> str:
-    """Why a folder cannot be compared, and what to give in its place."""
-    if not folder.is_dir():
-        return "there is no such folder. Give the run folder of an evaluation."
-    inner = sorted(str(file.parent) for file in folder.glob("*/outcomes.jsonl"))
-    if inner:
-        return f"this is a pipeline's folder. Give its evaluations: {' '.join(inner)}"
-    return (
-        "this folder holds no evaluation that has ended (outcomes.jsonl and metrics.json). Give "
-        "the run folder of one."
-    )
-
-
 def distinct_names(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     """The runs; if two have one name, each is called by its folder."""
     if len({run.name for run in runs}) == len(runs):
@@ -193,72 +147,7 @@ def notes(runs: Sequence[ComparedRun]) -> list[str]:
     return [f"{attacked} outcomes under attack are not compared."] if attacked else []
 
 
-# --- JSON and terminal ----------------------------------------------------------------------------
-
-
-def as_json(found: ComparedFolders) -> ComparedEntry:
-    """The comparison as JSON holds it: shares from 0 to 1, all prompts of every change."""
-    return {
-        "runs": [run_entry(run) for run in found.runs],
-        "judge": " and ".join(judge_names(found.runs[0].outcomes)),
-        "comparisons": [comparison_entry(one) for one in found.comparisons],
-        "curves": [step.model_dump(by_alias=True) for step in found.curves],
-        "warning": found.warning,
-        "notes": found.notes,
-    }
-
-
-def run_entry(run: ComparedRun) -> dict[str, str]:
-    """A run; `remedy` is left out if its model has none."""
-    known = {"name": run.name, "folder": str(run.folder), "model": run.metrics.model}
-    return known if run.metrics.remedy is None else {**known, "remedy": run.metrics.remedy}
-
-
-def comparison_entry(one: SideBySide) -> ComparisonEntry:
-    """One run against the first."""
-    return {
-        "before": one.before,
-        "after": one.after,
-        "sum_difference": estimate_entry(one.total),
-        "kinds": {kind: kind_entry(side) for kind, side in one.kinds.items()},
-        "transitions": [move_entry(move) for move in one.moves],
-    }
-
-
-def kind_entry(side: KindSideBySide) -> KindEntry:
-    """One kind of prompts."""
-    return {
-        "before": side.before,
-        "after": side.after,
-        "difference": estimate_entry(side.difference),
-        "n": side.paired.n,
-        "unscored": side.paired.unscored,
-        "only_before": side.paired.only_from,
-        "only_after": side.paired.only_to,
-        "p": side.paired.p,
-        "p_holm": side.p_holm,
-    }
-
-
-def move_entry(move: Move) -> MoveEntry:
-    """The prompts of one change."""
-    return {
-        "kind": move.kind,
-        "before": move.before,
-        "after": move.after,
-        "prompts": [prompt_entry(both) for both in move.outcomes],
-    }
-
-
-def prompt_entry(both: OutcomePair) -> PromptEntry:
-    """One prompt of a change."""
-    prompt = both[0].prompt
-    return {
-        "id": prompt.id,
-        "sample": both[0].completion.sample,
-        "category": prompt.category,
-        "prompt": prompt.asked,
-    }
+# --- the terminal ---------------------------------------------------------------------------------
 
 
 def table_rows(found: ComparedFolders) -> tuple[list[str], list[list[str]]]:
@@ -326,6 +215,8 @@ def render(found: ComparedFolders) -> str:
     environment.filters |= {"clipped": clipped, "csp_hash": csp_hash}
     return environment.get_template("compare.html.j2").render(
         found=found,
+        s={"runs": found.named_metrics, "remedies": found.remedies},
+        value_cell=cell,
         judge=" and ".join(judge_names(found.runs[0].outcomes)),
         corrected=len(found.comparisons) > 1,
         kinds=KIND_WORDS,

@@ -32,7 +32,8 @@ from overrefusal_po.recipe.rounds import Repeats
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.records import Kind, Outcome, read_jsonl, read_state, write_atomic
 from overrefusal_po.report.hold_notes import hold_notes
-from overrefusal_po.report.remedies_entry import RemediesEntry, Stages, remedies_entry
+from overrefusal_po.report.remedies_entry import RemediesEntry, remedies_entry
+from overrefusal_po.report.remedies_made import Stages
 from overrefusal_po.report.rounds_part import round_entries
 from overrefusal_po.report.samples import SampleEntry, sample_entries
 from overrefusal_po.report.search_part import SearchEntry, search_entries

@@ -1,23 +1,19 @@
-"""A pipeline's folder and its evaluations -> the part `remedies` of summary.json.
+"""Evaluations of one model and its remedies -> the part `remedies` of summary.json.
 
-    entry = remedies_entry(report, folder, runs, bodies, outcomes)
+    entry = remedies_entry(report, Stages(folder, bodies), runs, outcomes=outcomes)
     entry["sentence"], entry["rows"][0]["gain"]
 
-What a remedy was made by is read from the stages: those that its evaluation refers to, and those
-that they refer to.
+`remedies_made` knows what made each run's model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
-
-from pydantic import BaseModel
+from typing import Any, NamedTuple, TypedDict
 
 from overrefusal_po.evaluate.comparisons import EstimateEntry, estimate_entry
 from overrefusal_po.evaluate.first_token import read_log_odds
-from overrefusal_po.evaluate.measured_how import written_recipe
 from overrefusal_po.evaluate.remedy_table import (
     Against,
     HoldRule,
@@ -27,41 +23,24 @@ from overrefusal_po.evaluate.remedy_table import (
     comparable_runs,
     remedy_rows,
 )
-from overrefusal_po.recipe.overrides import dotted, nested_texts
 from overrefusal_po.recipe.report import Report
 from overrefusal_po.records import Outcome, read_state
+from overrefusal_po.report.remedies_made import (
+    FitEntry,
+    Made,
+    Served,
+    fit_entries,
+    run_seconds,
+    served,
+)
 from overrefusal_po.report.remedies_part import no_gain_words, winner_words
 from overrefusal_po.report.samples import SampleEntry, sample_entry
 
 CHANGED_SHOWN = 10
 """Changed answers of a run that the page shows."""
 
-SCALAR = (str, int, float, bool)
-
-FIT_KEYS = {"status", "words", "remedy", "candidates"}
-"""What summary.json of a stage `fit` has."""
-
-DEV_RATES = ("harmful_refused", "benign_answered", "ordinary_answered", "degenerate")
-"""What was measured of each candidate."""
-
-Served = Literal["weights", "hooks", "logits", "streams", "prompt", "same"]
-"""How a run's model can be served; `prompt`: a system prompt; `same`: as the untouched model."""
-
-# Any: metrics.json of a run, the recipe of a stage and remedy.json, as JSON holds them
+# Any: metrics.json of a run, as JSON holds it
 Values = Mapping[str, Any]
-
-
-class FitEntry(TypedDict):
-    """How a stage `fit` ended, from its summary.json. `dev`: the candidates as they were measured
-    on the dev prompts; `facts`: numbers and texts that the remedy says of the kept one."""
-
-    stage: str
-    name: str
-    status: str
-    words: str
-    strength: float | None
-    facts: dict[str, object]
-    dev: list[dict[str, object]]
 
 
 class AgainstEntry(TypedDict):
@@ -107,45 +86,6 @@ class RemediesEntry(TypedDict):
     unfitted: list[FitEntry]
 
 
-class Stages(NamedTuple):
-    """A pipeline's folder and the recipes of its stages."""
-
-    folder: Path
-    bodies: Mapping[str, BaseModel]
-
-    def makers(self, stage: str) -> list[str]:
-        """The stages behind a stage's model, the first one first. Evaluations make no model."""
-        found: list[str] = []
-        for name in self.named_by(stage):
-            found += [*self.makers(name), name]
-        return list(dict.fromkeys(found))
-
-    def named_by(self, stage: str) -> Iterator[str]:
-        """The stages whose outputs a stage reads, without evaluations. What an evaluation reads
-        beside its model (a gate's baseline) makes nothing."""
-        values = self.values(stage)
-        read = values.get("model") if values.get("task") == "evaluate" else values
-        for _, text in nested_texts(read):
-            name = text[1:].partition(".")[0]
-            known = text.startswith("@") and name in self.bodies
-            if known and self.values(name).get("task") != "evaluate":
-                yield name
-
-    def measured(self) -> set[str]:
-        """The stages that measure, also those that were left out."""
-        return {stage for stage in self.bodies if self.values(stage).get("task") == "evaluate"}
-
-    def values(self, stage: str) -> dict[str, Any]:
-        """A stage's recipe, "@stage.output" left in place."""
-        return self.bodies[stage].model_dump(mode="json") if stage in self.bodies else {}
-
-    def seconds(self, stage: str) -> float | None:
-        """How long a stage ran; None if that is not known."""
-        file = self.folder / stage / "status.json"
-        found = read_state(file).get("seconds") if file.is_file() else None
-        return float(found) if isinstance(found, int | float) else None
-
-
 def rule_of(report: Report) -> dict[str, object]:
     """What a report's table depends on beside the runs: a finished pipeline compares it."""
     return report.model_dump(mode="json")
@@ -155,7 +95,7 @@ class Table(NamedTuple):
     """What the table is made from: the metrics of the untouched model, those of every run by its
     name, the plain outcomes of each, and the names of plain rivals."""
 
-    stages: Stages
+    stages: Made
     base: Values
     runs: Mapping[str, Values]
     outcomes: Mapping[str, Sequence[Outcome]]
@@ -192,8 +132,8 @@ class Table(NamedTuple):
             "sets": {name: against_entry(one) for name, one in row.sets.items()},
             "served": served(stages.folder, *places),
             "made_by": makers,
-            "fit_seconds": total([stages.seconds(stage) for stage in makers]),
-            "time_ratio": ratio(*map(stages.seconds, places)),
+            "fit_seconds": total([run_seconds(stages.folder, stage) for stage in makers]),
+            "time_ratio": ratio(*(run_seconds(stages.folder, place) for place in places)),
             "perplexity_ratio": ratio(perplexity(base), perplexity(run)),
             "tampered": tampered(run),
             "fits": [fit for stage in makers for fit in fit_entries(stages.folder, stage)],
@@ -216,7 +156,7 @@ def is_other_report(report: Report | None, folder: Path) -> bool:
 
 def remedies_entry(
     report: Report,
-    stages: Stages,
+    stages: Made,
     runs: Sequence[Values],
     *,
     outcomes: Mapping[str, Sequence[Outcome]],
@@ -232,13 +172,13 @@ def remedies_entry(
     table = Table(stages, base, by_name, outcomes, rivals, len(missing))
     log_odds = read_log_odds(stages.folder / report.baseline)
     rows = remedy_rows(name, outcomes, log_odds, HoldRule(report.hold_drop_max, report.on))
-    fits = [fit for stage in stages.bodies for fit in fit_entries(stages.folder, stage)]
+    fits = [fit for stage in stages.fits() for fit in fit_entries(stages.folder, stage)]
     unfitted = [fit for fit in fits if fit["status"] != "fitted"]
     compared = {name, *comparable_runs(name, outcomes)}
     return {
         "baseline": name,
         "rule": rule_of(report),
-        "sentence": nothing_words(unfitted) or table.sentence(rows),
+        "sentence": nothing_words(stages, report.baseline) or table.sentence(rows),
         "best": None if (found := best(rows)) is None else found.name,
         "rows": [table.entry(row) for row in rows],
         "tampered": tampered(base),
@@ -257,14 +197,14 @@ def against_entry(one: Against) -> AgainstEntry:
     }
 
 
-def nothing_words(unfitted: Sequence[FitEntry]) -> str:
-    """Why nothing was fitted, if the model does not over-refuse; else ""."""
-    return next((fit["words"] for fit in unfitted if fit["status"] == "nothing to remedy"), "")
+def nothing_words(stages: Made, baseline: str) -> str:
+    """Why nothing was fitted, if the untouched model does not over-refuse; else ""."""
+    return next((fit["words"] for fit in stages.healthy(baseline)), "")
 
 
-def total(seconds: Sequence[float | None]) -> float | None:
+def total(values: Sequence[float | None]) -> float | None:
     """The sum of what is known; None if nothing is."""
-    known = [value for value in seconds if value is not None]
+    known = [value for value in values if value is not None]
     return round(sum(known), 1) if known else None
 
 
@@ -287,48 +227,3 @@ def tampered(run: Values) -> dict[str, float]:
         if value is not None:
             found[tier] = min(value, found.get(tier, value))
     return found
-
-
-def served(folder: Path, before: str, after: str) -> Served:
-    """How the model of the stage `after` can be served, from the recipes in both folders."""
-    old, new = (written_recipe(folder / stage) for stage in (before, after))
-    (base, model), (said, says) = (
-        [part if isinstance(part := recipe.get(key), dict) else {} for recipe in (old, new)]
-        for key in ("model", "chat")
-    )
-    if remedy := model.get("remedy"):
-        file = Path(str(remedy)) / "remedy.json"
-        form = read_state(file).get("form") if file.is_file() else None
-        return form if form in ("logits", "streams") else "hooks"
-    if model.get("model_name_or_path") != base.get("model_name_or_path"):
-        return "weights"
-    return "prompt" if said.get("system_prompt") != says.get("system_prompt") else "same"
-
-
-def fit_entries(folder: Path, stage: str) -> Iterator[FitEntry]:
-    """How a stage `fit` ended; nothing for another stage, or one that is not done."""
-    file = folder / stage / "summary.json"
-    known = read_state(file) if file.is_file() else {}
-    if not known.keys() >= FIT_KEYS:
-        return
-    rows = known["candidates"].values()
-    yield {
-        "stage": stage,
-        "name": str(known["remedy"]),
-        "status": str(known["status"]),
-        "words": str(known["words"]),
-        "strength": known.get("strength"),
-        "facts": scalars(known.get("facts") or {}),
-        "dev": [candidate(row, chosen=row["number"] == known.get("chosen")) for row in rows],
-    }
-
-
-def candidate(row: Values, *, chosen: bool) -> dict[str, object]:
-    """A row of the candidates' table."""
-    rates = {name: row["rates"].get(name) for name in DEV_RATES}
-    return {"number": row["number"], "strength": row["strength"], **rates, "kept": chosen}
-
-
-def scalars(values: Values) -> dict[str, object]:
-    """The numbers and texts among some values; those of a mapping in it under `key.inner`."""
-    return {key: value for key, value in dotted(dict(values)) if isinstance(value, SCALAR)}

@@ -37,6 +37,8 @@ from overrefusal_po.report.texts import visible
 
 if TYPE_CHECKING:
     from overrefusal_po.evaluate.panel_agreement import NumberEntry, PanelEntry
+    from overrefusal_po.report.remedies_part import RemediesPart
+    from overrefusal_po.report.summary import Metrics
 
 logger = logging.getLogger("overrefusal_po")
 
@@ -225,6 +227,18 @@ def print_summary(folder: Path) -> None:
     steps = () if summary.get("remedies") else summary.get("comparisons", ())
     for note in (*warnings, *unmoved_notes(folder, steps)):
         say(note)
+
+
+def print_remedies(part: RemediesPart | None, runs: Sequence[Metrics]) -> None:
+    """Prints which remedy gives answers back, and a row for each run against the untouched one.
+    Nothing without a table."""
+    if part is None:
+        return
+    from overrefusal_po.report.remedies_part import remedies_lines
+
+    head, *rows = remedies_lines(part, [run.model_dump() for run in runs])
+    say(part.sentence)
+    print_table(head, rows, width=140)
 
 
 def truncated_words(cut: Mapping[str, int]) -> str:

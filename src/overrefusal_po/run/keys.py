@@ -16,6 +16,7 @@ NOT_KEYED = ("run_dir", "shard", "unscored_max")
 
 NEWER_KEYS = {
     ("train", "data", "harmful_share"): None,  # a curation had it from the start
+    ("train", "data", "shard"): None,
     ("train", "data", "rows"): ["prefix", "rto"],
     ("train", "data", "weights"): None,
     ("train", "hold", "start"): None,

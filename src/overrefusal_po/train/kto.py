@@ -20,6 +20,7 @@ from overrefusal_po.prompts import is_unpaired, read_responses
 from overrefusal_po.recipe.methods import check_kto, uses_kl
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import TooLong
+from overrefusal_po.recipe.shard import in_shard
 from overrefusal_po.recipe.trl_fields import cache_folder
 from overrefusal_po.records import LabelledResponse, PreferencePair
 from overrefusal_po.run.judged import shared_judge
@@ -192,9 +193,9 @@ def response_rows(found: ResponseTokens, settings: Settings, opening: int | None
 
 def read(recipe: TrainRecipe) -> Source:
     """Pairs as DPO reads them, or labelled responses if the source has TRL's unpaired form."""
-    spec = preference.pairs_section(recipe).pairs
-    if spec != "starter" and is_unpaired(spec):
-        return Source(read_responses(spec, "train"))
+    data = preference.pairs_section(recipe)
+    if data.pairs != "starter" and is_unpaired(data.pairs):
+        return Source(in_shard(read_responses(data.pairs, "train"), data.shard))
     return preference.read(recipe)
 
 

@@ -25,6 +25,7 @@ from overrefusal_po.pairs.row_checks import SideVerdicts, side_verdicts
 from overrefusal_po.prompts import read_pairs, read_source
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import PairsData
+from overrefusal_po.recipe.shard import Shard, in_shard
 from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt
 from overrefusal_po.run.judged import shared_judge
 from overrefusal_po.train.data import Prepared, Source, draw_order
@@ -61,10 +62,14 @@ MakeRows = Callable[
 
 
 def read(recipe: TrainRecipe) -> Source:
-    """The pairs of a file, a source or the starter set, and the prompts the student answers."""
+    """The pairs of a file, a source or the starter set, and the prompts the student answers: those
+    of its shard."""
     data = pairs_section(recipe)
     asks = data.pairs == "starter" and data.containment == "student"
-    return Source(read_any_pairs(data.pairs), asked=starter_harmful() if asks else ())
+    asked = starter_harmful() if asks else []
+    if data.shard is not None:
+        asked = [prompt for prompt in asked if Shard.of(data.shard).has(prompt.id)]
+    return Source(in_shard(read_any_pairs(data.pairs), data.shard), asked=asked)
 
 
 def pairs_section(recipe: TrainRecipe) -> PairsData:
