@@ -44,11 +44,7 @@ from overrefusal_po.references import (
     stages_left_out,
     stages_not_run,
 )
-from overrefusal_po.report.pipeline_summary import (
-    StageMetrics,
-    StageRecipe,
-    write_summary,
-)
+from overrefusal_po.report.pipeline_summary import StageMetrics, StageRecipe, write_summary
 from overrefusal_po.report.remedies_entry import is_other_report
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.keys import file_hash, path_hash, run_folder

@@ -121,8 +121,11 @@ def loading_whole() -> Iterator[None]:
     if importlib.util.find_spec("deepspeed") is None:
         yield
         return
-    from transformers.integrations import HfDeepSpeedConfig
-    from transformers.integrations.deepspeed import deepspeed_config, unset_hf_deepspeed_config
+    from transformers.integrations.deepspeed import (
+        HfDeepSpeedConfig,
+        deepspeed_config,
+        unset_hf_deepspeed_config,
+    )
 
     config = deepspeed_config()
     unset_hf_deepspeed_config()
@@ -139,7 +142,7 @@ def check_files(name: str, load: Callable[..., Any]) -> None:
     transformers names no tensors there that are of another shape or not expected. `load` is
     `from_pretrained` with its arguments; here it reads no weights. Any: its tuple.
     """
-    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     if is_deepspeed_zero3_enabled():
         with loading_whole():

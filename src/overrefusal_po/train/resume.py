@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         TrainingArguments,
     )
 
-    from overrefusal_po.train.trl_private import LogRow
+    from overrefusal_po.train.trl_private_state import LogRow
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class InterruptionEvents:
 
     def state(self) -> dict[str, object]:
         """What trainer_state.json keeps: the sums since the last row of the log."""
-        from overrefusal_po.train.trl_private import open_log_row
+        from overrefusal_po.train.trl_private_state import open_log_row
 
         return dict(open_log_row(self.trainer, self.loss))
 
@@ -107,7 +107,7 @@ class InterruptionEvents:
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Restores the sums, and ends a training that was killed after its last step."""
-        from overrefusal_po.train.trl_private import restore_log_row, skip_epochs
+        from overrefusal_po.train.trl_private_state import restore_log_row, skip_epochs
 
         # transformers annotates the list that it is before training
         states = cast("dict[str, LogRow]", state.stateful_callbacks)
@@ -131,7 +131,7 @@ class InterruptionEvents:
     ) -> None:
         """Notes the loss for `state`. All processes come here; only the first calls `state`."""
         if control.should_save:
-            from overrefusal_po.train.trl_private import loss_sum
+            from overrefusal_po.train.trl_private_state import loss_sum
 
             loss = loss_sum(self.trainer)
             self.loss = self.trainer.accelerator.reduce(loss, reduction="mean").item()

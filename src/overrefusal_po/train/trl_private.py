@@ -1,4 +1,5 @@
-"""Every private name of TRL, transformers and accelerate that this package uses, in one place.
+"""Every private name of TRL, transformers and accelerate that this package uses: here, and those of
+an exact resume in `trl_private_state`.
 
 A private name may change in any release. Each has a canary in tests/test_trl_private.py that says
 what broke.
@@ -13,9 +14,6 @@ what broke.
 | `trl.trainer.utils.add_fused_lm_head`, its `fused_lm_head` argument | log-probs without logits |
 | `Trainer._get_train_sampler`, `LengthGroupedSampler` | batches of similar length |
 | `Trainer._prepare_input` | log-probs of a reference under DeepSpeed |
-| `Trainer._tr_loss`, `_total_loss_scalar`, `_globalstep_last_logged` | exact resume |
-| `Trainer._initial_global_step` | exact resume |
-| `Trainer._run_epoch` | a training that was killed after its last step |
 | `config._attn_implementation` | the name of a model's attention |
 
 This module imports TRL at its top: import it inside a function.
@@ -26,7 +24,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -313,59 +311,3 @@ def use_sampler(trainer: Trainer, lengths: Sequence[int]) -> None:
     """Makes a trainer draw its batches with `EpochSampler`."""
     sampler = EpochSampler(trainer, lengths)
     trainer._get_train_sampler = lambda *_: sampler  # type: ignore[method-assign]  # the hook
-
-
-class LogRow(TypedDict, total=False):
-    """The unfinished next row of the log; empty before training."""
-
-    loss: float
-    """The sum of the losses over the row's steps."""
-    last_logged: int
-    """The step of the last row."""
-    total: float
-    """The sum of the losses of all rows so far."""
-    metrics: dict[str, list[float]]
-    """TRL's metrics."""
-    tokens: int
-    """TRL's count of tokens."""
-
-
-def open_log_row(trainer: Trainer, loss: float) -> LogRow:
-    """The unfinished next row of the log.
-
-    `loss` is the sum of the losses at the end of the step, before a due row reset it.
-    """
-    private: Any = trainer  # private names of transformers' and TRL's trainers have no types
-    if not hasattr(trainer, "_globalstep_last_logged"):  # before training
-        return {}
-    return {
-        "loss": loss if private._globalstep_last_logged < trainer.state.global_step else 0.0,
-        "last_logged": private._globalstep_last_logged,
-        "total": private._total_loss_scalar,
-        "metrics": dict(private._metrics["train"]),
-        "tokens": private._total_train_tokens,
-    }
-
-
-def restore_log_row(trainer: Trainer, kept: LogRow) -> None:
-    """Puts `open_log_row` back. The first row after a resume is then that of an undisturbed run."""
-    private: Any = trainer  # private names of transformers' and TRL's trainers have no types
-    private._tr_loss += kept["loss"]
-    private._globalstep_last_logged = kept["last_logged"]
-    # train_loss is then the mean over the whole training, as if it had not been stopped
-    private._total_loss_scalar, private._initial_global_step = kept["total"], 0
-    private._metrics["train"].update(kept["metrics"])
-    private._total_train_tokens = kept["tokens"]
-
-
-def loss_sum(trainer: Trainer) -> Tensor:
-    """A copy of the sum of the losses since the last row of the log."""
-    private: Any = trainer  # private names of transformers' trainer have no types
-    total: Tensor = private._tr_loss.clone()
-    return total
-
-
-def skip_epochs(trainer: Trainer) -> None:
-    """Has `train()` take no step: transformers would take one more after the last."""
-    private: Any = trainer  # private names of transformers' trainer have no types
-    private._run_epoch = lambda **_: None
