@@ -43,6 +43,8 @@ EATS = {
     **dict.fromkeys(PAIRED, "pairs"),
     "dro": "anchors",
 }
+WRITTEN = [method for method, eats in EATS.items() if eats != "anchors"]
+"""Methods whose data hold the responses; `dro` asks the model for its own."""
 
 
 def two_steps(folder: Any) -> dict[str, Any]:

@@ -207,6 +207,6 @@ def test_every_shipped_base_is_used_and_none_of_its_keys_is_always_replaced() ->
 
 
 @pytest.mark.parametrize("path", LARGE, ids=lambda p: str(p.relative_to(FOLDER)))
-def test_a_recipe_of_a_large_model_has_at_most_twelve_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 12
+def test_a_recipe_of_a_large_model_has_at_most_twelve_lines_and_comments(path: Path) -> None:
+    assert sum(not line.startswith("#") for line in path.read_text().splitlines()) <= 12
     assert load_recipe(path).origin["base" if "base" in path.parts else "task"] == "file"

@@ -17,6 +17,7 @@ from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.capability import response_nats
 from overrefusal_po.evaluate.measured_model import perplexity_notes, wants_perplexity
 from overrefusal_po.fit.measured import Measuring
+from overrefusal_po.fit.untreated import Untreated
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.contrast import Contrast, Opening, contrasted, twin_ids
@@ -422,7 +423,7 @@ def test_a_fit_that_is_made_again_goes_on_with_what_was_measured(
     prompts, sampling = [p for part in DEV for p in part], Sampling(max_new_tokens=4)
 
     def rows(candidates: Sequence[Candidate]) -> Any:
-        dev = Measuring(tmp_path, engine, RefusalJudge(), prompts, sampling)
+        dev = Measuring(Untreated(tmp_path, "key"), engine, RefusalJudge(), prompts, sampling)
         return dev.rows(candidates)
 
     subject = TinySubject(model, style.template)

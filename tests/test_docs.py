@@ -81,7 +81,9 @@ def test_every_command_names_recipes_that_load_and_subcommands_that_exist(
     it."""
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
-    place = next((i for i, word in enumerate(words) if word.endswith(".yaml")), None)
+    configs = {i + 1 for i, word in enumerate(words) if word == "--config_file"}
+    places = (i for i, word in enumerate(words) if word.endswith(".yaml") and i not in configs)
+    place = next(places, None)
     if words[0] == "wandb":
         assert yaml.safe_load(Path(words[2]).read_text())["program"]
     elif place is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import Style, trainer_settings
-from factories import EATS, FACTORIES
+from factories import EATS, FACTORIES, WRITTEN
 
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pipeline import run_stage
@@ -54,7 +54,7 @@ def test_rows_that_are_split_elsewhere_are_refused(
         check_first_rows(wrong, style.template)
 
 
-@pytest.mark.parametrize("method", FACTORIES)
+@pytest.mark.parametrize("method", WRITTEN)
 def test_every_factory_looks_before_it_loads_weights(
     method: str,
     styles: dict[str, Style],
@@ -90,7 +90,7 @@ MERGING = (
 """A prompt that ends with a blank, which is one token with a following word."""
 
 
-@pytest.mark.parametrize("method", FACTORIES)
+@pytest.mark.parametrize("method", WRITTEN)
 def test_a_boundary_that_merges_on_one_side_only_names_the_record(
     method: str, styles: dict[str, Style], tmp_path: Path
 ) -> None:
@@ -133,7 +133,7 @@ def test_a_boundary_that_merges_names_the_labelled_row_too(
         FACTORIES["kto"]("no-model", rows, template=ChatTemplate(tokenizer), args=settings)
 
 
-@pytest.mark.parametrize("method", FACTORIES)
+@pytest.mark.parametrize("method", WRITTEN)
 def test_every_factory_warns_of_prompts_without_bos(
     method: str,
     styles: dict[str, Style],

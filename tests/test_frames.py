@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Style, trainer_settings
-from factories import EATS, FACTORIES
+from factories import EATS, FACTORIES, WRITTEN
 
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Message, PreferencePair, Prompt, Triple
@@ -116,7 +116,7 @@ def test_a_torn_template_is_a_sentence_that_names_the_line(styles: dict[str, Sty
     ],
     ids=["no end", "an end in words", "always opens a turn", "an eos behind", "no opening"],
 )
-@pytest.mark.parametrize("method", FACTORIES)
+@pytest.mark.parametrize("method", WRITTEN)
 def test_the_end_is_the_same_in_all_methods(
     method: str,
     text: str,

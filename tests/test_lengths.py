@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Style, trainer_settings
-from factories import EATS, FACTORIES, row_lengths
+from factories import EATS, FACTORIES, WRITTEN, row_lengths
 
 from overrefusal_po.checks import check_stage
 from overrefusal_po.cli import main
@@ -140,7 +140,7 @@ def test_a_pair_is_as_long_as_what_trl_makes_of_it(
         )
 
 
-@pytest.mark.parametrize("method", FACTORIES)
+@pytest.mark.parametrize("method", WRITTEN)
 def test_every_factory_takes_the_choice(
     method: str,
     styles: dict[str, Style],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import Style, two_processes
-from factories import EATS, FACTORIES, two_steps
+from factories import EATS, FACTORIES, WRITTEN, two_steps
 
 from overrefusal_po.cli import main
 from overrefusal_po.pairs.lint import Lint
@@ -76,7 +76,7 @@ def prepared_of(method: str, rows: list[Any], style: Style, settings: dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", FACTORIES)
+@pytest.mark.parametrize("method", WRITTEN)
 def test_factories_take_records_and_prepared_rows_alike(
     method: str, styles: dict[str, Style], data: dict[str, list[Any]], tmp_path: Path
 ) -> None:

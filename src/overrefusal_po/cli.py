@@ -266,11 +266,12 @@ def compare(
     """Compare evaluations of models or remedies on the same prompts, prompt by prompt: differences
     with intervals, what changed, and a page. Other prompts or another judge are an error."""
     from overrefusal_po.report import compare as comparing
+    from overrefusal_po.report.compared_json import as_json as to_json
 
     found = comparing.compare_folders(folders)
     page = comparing.write_page(found, out)
     if as_json:
-        terminal.say_json(comparing.as_json(found))
+        terminal.say_json(to_json(found))
         return
     if found.warning:
         terminal.say(found.warning)

@@ -30,7 +30,6 @@ from overrefusal_po.evaluate.side_by_side import (
     check_comparable,
 )
 from overrefusal_po.records import Kind, Outcome, read_jsonl, write_atomic
-from overrefusal_po.report.compared_json import as_json as as_json
 from overrefusal_po.report.first_token_part import CurveStep, first_token_lines
 from overrefusal_po.report.given_folders import evaluations_in, no_evaluation
 from overrefusal_po.report.numbers import signed

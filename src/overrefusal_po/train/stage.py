@@ -123,10 +123,10 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
     hardware = hardware_settings(recipe.trainer)
     settings = {**hardware, **without_push(recipe.trainer), "enable_jit_checkpoint": False}
     method = find_method(recipe.method)
-    bits = [key for key in ("load_in_4bit", "load_in_8bit") if recipe.model.get(key)]
-    check_deepspeed(settings, quantised=bool(bits))
     if method.soft_tokens:
         check_whole(settings, f"method: {method.name}")
+    bits = [key for key in ("load_in_4bit", "load_in_8bit") if recipe.model.get(key)]
+    check_deepspeed(settings, quantised=bool(bits))
     check_sharding(
         settings,
         frozen_reference=method.needs_reference and not recipe.model.get("use_peft"),
