@@ -16,6 +16,7 @@ from overrefusal_po.engines._batches import Limit, in_parts, response_tokens
 from overrefusal_po.engines._first_states import FirstStates
 from overrefusal_po.engines._first_token import opener_log_odds
 from overrefusal_po.engines.transformers import TransformersEngine
+from overrefusal_po.model.contrast import Contrast, Opening
 from overrefusal_po.model.decoding import Decoding, NotServed, own_loop_serves
 from overrefusal_po.model.decoding_rows import BLOCK, Rows, most_likely
 from overrefusal_po.model.generation import generating_by, generation_config
@@ -184,12 +185,14 @@ def test_the_most_likely_token_is_the_first_of_equal_ones(words: int) -> None:
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("change", ["steering", "deltas", "logits"])
+@pytest.mark.parametrize("change", ["steering", "deltas", "logits", "two streams"])
 @pytest.mark.parametrize("kind", ["Llama", "Mistral"])
 def test_a_remedy_gives_the_same_tokens(kind: str, change: str, gated: bool) -> None:
     model, given = tiny_model(kind), prompts()
     gate = gate_of(model, given) if gated else None
-    with remedied(model, Remedy("r", change_of(change, model), 1.0, gate)) as found:
+    streams = Contrast("self", 0, (Opening((), (50, 51)),))  # contrasted at every position
+    made = streams if change == "two streams" else change_of(change, model)
+    with remedied(model, Remedy("r", made, 1.0, gate)) as found:
         plain = tokens(model, None)
         assert tokens(model, Decoding(remedy=found)) == plain
         assert found.on is None or len(found.on) < len(plain)  # some rows left
