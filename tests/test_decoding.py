@@ -198,6 +198,20 @@ def test_a_remedy_gives_the_same_tokens(kind: str, change: str, gated: bool) -> 
         assert found.on is None or len(found.on) < len(plain)  # some rows left
 
 
+def test_no_second_stream_is_read_for_rows_that_a_gate_keeps_out_when_the_others_have_left() -> (
+    None
+):
+    model, given = tiny_model("Llama"), prompts()
+    change = Contrast("self", 0, (Opening((), (50, 51)),))
+    with remedied(model, Remedy("r", change, 1.0, gate_of(model, given))) as found:
+        model(**given, past_key_values=transformers.DynamicCache(), use_cache=True)
+        assert found.on is not None and found.second is not None
+        off = (found.on == 0).nonzero()[:, 0]
+        assert 0 < len(off) < 6 and found.second.cache is not None
+        found.keep_rows(off)
+        assert found.second.cache is None
+
+
 def gate_of(model: Any, given: dict[str, torch.Tensor]) -> Any:
     """A gate that lets some of the prompts through."""
     from test_remedied import Batch
