@@ -157,6 +157,12 @@ def test_equal_prompts_keep_a_token_of_their_own() -> None:
     assert rows_of(tiny_model("Llama"), given).shared_beginning() == 89
 
 
+def test_beside_an_empty_text_nothing_is_shared() -> None:
+    given = prompts()
+    given["attention_mask"][2] = 0
+    assert rows_of(tiny_model("Llama"), given).shared_beginning() == 0
+
+
 def test_under_a_sliding_window_every_row_reads_its_own_beginning() -> None:
     model = tiny_model("Mistral", sliding_window=6)
     assert rows_of(model, prompts()).shared_beginning() == 0
