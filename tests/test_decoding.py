@@ -295,7 +295,7 @@ def kept_of(model: Any, remedy: Any = None) -> FirstStates:
         {"do_sample": False, "max_new_tokens": 2, "pad_token_id": 0, "eos_token_id": None}
     )
     inputs: Any = prompts()
-    keeper = states.keeper(model, list("abcdef"))
+    keeper = states.keeper(list("abcdef"))
     response_tokens(model, inputs, config, name="m", first_seen=keeper)
     return states
 
@@ -310,6 +310,17 @@ def test_states_whose_logits_are_changed_behind_the_output_layer_are_not_kept() 
         on = found.on
     assert on is not None and 0 < int(on.sum()) < 6
     assert sorted(states.rows) == [one for one, row in zip("abcdef", on, strict=True) if not row]
+
+
+def test_a_change_that_is_no_greater_than_16_bits_round_is_seen() -> None:
+    """The caps and constants of large models are small beside their logits."""
+    model = tiny_model("Llama").bfloat16()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(100)
+    change = FirstLogits(torch.tensor([5]), torch.tensor([[0.5]]))
+    assert len(kept_of(model).rows) == 6
+    with remedied(model, Remedy("r", change, 1.0)):
+        assert not kept_of(model).rows
 
 
 def test_kept_states_give_the_logits_of_a_pass() -> None:
