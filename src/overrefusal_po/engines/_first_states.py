@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from overrefusal_po.model.decoding import FirstSeen
 
+
 class FirstStates:
     """The output layer's inputs at the last positions of prompts, by prompt id, on the CPU.
 
