@@ -18,7 +18,8 @@ from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.score_intervals import paired_difference, square_and_add
 from overrefusal_po.evaluate.side_by_side import against_first, check_comparable, holm
 from overrefusal_po.records import Kind, Outcome, Refusal, write_jsonl
-from overrefusal_po.report.compare import as_json, compare_folders, render, write_page
+from overrefusal_po.report.compare import compare_folders, render, write_page
+from overrefusal_po.report.compared_json import as_json
 from overrefusal_po.run.openers import Openers
 
 HOSTILE = (

@@ -325,6 +325,23 @@ def test_behind_its_tokens_the_second_stream_costs_nothing(style: Style) -> None
     assert twin >= width and later == [1, 1, 1, 1, *[1] * (NEW - 3)]
 
 
+def test_the_next_prompts_are_read_without_the_memory_of_the_last_second_stream(
+    style: Style,
+) -> None:
+    model = style.make_model()
+    (found,) = fitted(TinySubject(model, style.template), strengths=[1.0], tokens=None)
+    held: list[bool] = []
+    with remedied(model, found.remedy) as installed:
+        second = installed.second
+        assert second is not None
+        generated(model, style.template, MIXED)
+        assert second.cache is not None, "all positions are contrasted"
+        layer = model.model.layers[0]
+        layer.register_forward_pre_hook(lambda _, __: held.append(second.cache is not None))
+        generated(model, style.template, MIXED)
+    assert not held[0]
+
+
 def test_a_response_read_at_once_has_the_logits_of_one_token_at_a_time(style: Style) -> None:
     """Perplexity reads responses so, padded on the right."""
     model = style.make_model().double()

@@ -157,6 +157,12 @@ def test_equal_prompts_keep_a_token_of_their_own() -> None:
     assert rows_of(tiny_model("Llama"), given).shared_beginning() == 89
 
 
+def test_beside_an_empty_text_nothing_is_shared() -> None:
+    given = prompts()
+    given["attention_mask"][2] = 0
+    assert rows_of(tiny_model("Llama"), given).shared_beginning() == 0
+
+
 def test_under_a_sliding_window_every_row_reads_its_own_beginning() -> None:
     model = tiny_model("Mistral", sliding_window=6)
     assert rows_of(model, prompts()).shared_beginning() == 0
@@ -196,6 +202,20 @@ def test_a_remedy_gives_the_same_tokens(kind: str, change: str, gated: bool) -> 
         plain = tokens(model, None)
         assert tokens(model, Decoding(remedy=found)) == plain
         assert found.on is None or len(found.on) < len(plain)  # some rows left
+
+
+def test_no_second_stream_is_read_for_rows_that_a_gate_keeps_out_when_the_others_have_left() -> (
+    None
+):
+    model, given = tiny_model("Llama"), prompts()
+    change = Contrast("self", 0, (Opening((), (50, 51)),))
+    with remedied(model, Remedy("r", change, 1.0, gate_of(model, given))) as found:
+        model(**given, past_key_values=transformers.DynamicCache(), use_cache=True)
+        assert found.on is not None and found.second is not None
+        off = (found.on == 0).nonzero()[:, 0]
+        assert 0 < len(off) < 6 and found.second.cache is not None
+        found.keep_rows(off)
+        assert found.second.cache is None
 
 
 def gate_of(model: Any, given: dict[str, torch.Tensor]) -> Any:
@@ -275,7 +295,7 @@ def kept_of(model: Any, remedy: Any = None) -> FirstStates:
         {"do_sample": False, "max_new_tokens": 2, "pad_token_id": 0, "eos_token_id": None}
     )
     inputs: Any = prompts()
-    keeper = states.keeper(model, list("abcdef"))
+    keeper = states.keeper(list("abcdef"))
     response_tokens(model, inputs, config, name="m", first_seen=keeper)
     return states
 
@@ -290,6 +310,17 @@ def test_states_whose_logits_are_changed_behind_the_output_layer_are_not_kept() 
         on = found.on
     assert on is not None and 0 < int(on.sum()) < 6
     assert sorted(states.rows) == [one for one, row in zip("abcdef", on, strict=True) if not row]
+
+
+def test_a_change_that_is_no_greater_than_16_bits_round_is_seen() -> None:
+    """The caps and constants of large models are small beside their logits."""
+    model = tiny_model("Llama").bfloat16()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(100)
+    change = FirstLogits(torch.tensor([5]), torch.tensor([[0.5]]))
+    assert len(kept_of(model).rows) == 6
+    with remedied(model, Remedy("r", change, 1.0)):
+        assert not kept_of(model).rows
 
 
 def test_kept_states_give_the_logits_of_a_pass() -> None:

@@ -24,6 +24,7 @@ from overrefusal_po.evaluate.first_token import (
     first_token_entry,
     read_log_odds,
 )
+from overrefusal_po.evaluate.measured_model import MeasuredModel
 from overrefusal_po.evaluate.threshold_curve import (
     CURVE_POINTS,
     CurvePoint,
@@ -50,12 +51,14 @@ from overrefusal_po.records import (
     write_jsonl,
 )
 from overrefusal_po.report.card_results import result_parts
-from overrefusal_po.report.compare import as_json, compare_folders, render
+from overrefusal_po.report.compare import compare_folders, render
+from overrefusal_po.report.compared_json import as_json
 from overrefusal_po.report.first_token_part import CurveStep, curve_step_words
 from overrefusal_po.report.pictures import draw_plane
 from overrefusal_po.report.pipeline_summary import make_summary
 from overrefusal_po.report.summary import MeasuredRun, Summary
 from overrefusal_po.report.terminal import print_result, print_summary
+from overrefusal_po.run.folder import Run
 from overrefusal_po.run.openers import Openers, refusal_openers, thinks
 
 # --- log-odds -------------------------------------------------------------------------------------
@@ -625,3 +628,29 @@ def test_the_step_of_a_report_is_no_curve() -> None:
     """A summary of an older version has neither."""
     found = Summary.model_validate(summary(comparisons=[step("DeRTa", "DeRTa+DPO")]))
     assert found.curves == () and found.runs[0].first_token is None
+
+
+def test_only_what_first_tokens_are_asked_of_is_kept_and_not_longer_than_needed(
+    style: Style, tmp_path: Path
+) -> None:
+    """A shard and a tamper test answer prompts, and ask for no first token."""
+    body = {
+        "task": "evaluate",
+        "model": {"model_name_or_path": str(style.folder), "dtype": "float32"},
+        "data": {"sets": ["starter"]},
+        "generation": {"max_new_tokens": 2},
+    }
+    asked = [
+        Prompt.of("What is a fox?", kind="harmful"),
+        Prompt.of("What is a red fox?", kind="benign"),
+        Prompt.of("What is a dog?", kind="general"),
+    ]
+    model = MeasuredModel(EvaluateRecipe.model_validate(body), style.template)
+    with Run.open(tmp_path / "run", {}, {}) as opened:
+        model.completions(opened, asked, "plain.jsonl")
+        assert not model.first_states.rows
+        model.will_ask_first_tokens(asked)
+        model.completions(opened, asked)
+        assert set(model.first_states.rows) == {prompt.id for prompt in asked[:2]}
+        assert len(model.log_odds(opened, asked[:2], (7, 40))) == 2
+        assert not model.first_states.rows

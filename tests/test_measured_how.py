@@ -18,7 +18,8 @@ from overrefusal_po.evaluate.measured_how import measured_how, settings_note
 from overrefusal_po.recipe.bounds import Gate
 from overrefusal_po.records import Outcome
 from overrefusal_po.report.card_results import limits
-from overrefusal_po.report.compare import as_json, compare_folders, render, write_page
+from overrefusal_po.report.compare import compare_folders, render, write_page
+from overrefusal_po.report.compared_json import as_json
 from overrefusal_po.report.pipeline_summary import make_summary
 from overrefusal_po.report.summary import Summary
 

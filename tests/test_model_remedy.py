@@ -28,7 +28,8 @@ from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Outcome, Prompt, read_jsonl
 from overrefusal_po.report.card import evaluation_of, trained_stage
-from overrefusal_po.report.compare import as_json, compare_folders, render
+from overrefusal_po.report.compare import compare_folders, render
+from overrefusal_po.report.compared_json import as_json
 from overrefusal_po.report.next_steps import next_steps
 from overrefusal_po.report.summary import MeasuredRun
 from overrefusal_po.run.folder import Run

@@ -13,7 +13,8 @@ from test_remedies_part import BEFORE, GOOD, SMALL, pipeline
 from test_remedies_run import command
 
 from overrefusal_po.recipe.report import Report
-from overrefusal_po.report.compare import as_json, compare_folders, render, write_page
+from overrefusal_po.report.compare import compare_folders, render, write_page
+from overrefusal_po.report.compared_json import as_json
 from overrefusal_po.report.given_folders import evaluations_in
 from overrefusal_po.report.remedies_compared import RunFolders, maker_of, rule_for
 from overrefusal_po.report.summary import read_summary

@@ -18,6 +18,7 @@ from overrefusal_po.pipeline import is_finished, run_pipeline, run_stage
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.records import Prompt, read_objects, read_state
+from overrefusal_po.report.remedies_made import Stages
 from overrefusal_po.report.summary import read_summary
 
 __all__ = ["own_plugs", "sensible", "wary"]  # fixtures
@@ -195,3 +196,31 @@ def test_what_a_fit_says_of_another_model_does_not_end_the_pipeline(
     assert part is not None and "does not over-refuse" not in part.sentence
     assert {row.run for row in part.rows} == {"system prompt", "late"}
     assert sum(1 for _ in read_objects(tmp_path / "run" / "late" / "dev.jsonl")) > 0
+
+
+@pytest.mark.parametrize(
+    ("statuses", "change", "said"),
+    [
+        (["nothing to remedy"], {}, ["one"]),
+        (["nothing to remedy", "nothing to remedy"], {}, ["one", "two"]),
+        # its dev prompts or its judge are others, and found that there is something
+        (["nothing to remedy", "fitted"], {}, []),
+        (["no candidate holds", "nothing to remedy"], {}, []),
+        # another model: another revision, or one that a system prompt asks otherwise
+        (["nothing to remedy"], {"chat": {"system_prompt": "Refuse."}}, []),
+        (["nothing to remedy"], {"model": {"model_name_or_path": "m", "model_revision": "x"}}, []),
+    ],
+)
+def test_a_model_is_healthy_if_every_fit_on_it_says_so(
+    tmp_path: Path, statuses: list[str], change: dict[str, Any], said: list[str]
+) -> None:
+    section = {"model_name_or_path": "m"}
+    bodies: dict[str, Any] = {"before": check_body({"task": "evaluate", "model": section}, "test")}
+    for name, status in zip(("one", "two"), statuses, strict=False):
+        values = {"task": "fit", "remedy": "threshold", "model": section, **change}
+        bodies[name] = check_body(values, "test")
+        (tmp_path / name).mkdir()
+        found = {"status": status, "words": "W.", "remedy": "threshold", "candidates": {}}
+        (tmp_path / name / "summary.json").write_text(json.dumps(found))
+    healthy = Stages(tmp_path, bodies).healthy("before")
+    assert [one["stage"] for one in healthy] == said

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from overrefusal_po.model.decoding import FirstSeen
 
-CLOSE = 8
-"""Roundings of the dtype by which the output layer, asked again, may differ."""
-
 
 class FirstStates:
     """The output layer's inputs at the last positions of prompts, by prompt id, on the CPU.
@@ -37,27 +34,16 @@ class FirstStates:
     def __contains__(self, prompt_id: str) -> bool:
         return prompt_id in self.rows
 
-    def keeper(self, model: PreTrainedModel, prompt_ids: Sequence[str]) -> FirstSeen | None:
+    def keeper(self, prompt_ids: Sequence[str]) -> FirstSeen | None:
         """What keeps the states of a batch; None if none of them is wanted."""
         if self.wanted.isdisjoint(prompt_ids):
             return None
-        return lambda states, logits: self.keep(model, prompt_ids, (states, logits))
+        return lambda states, own: self.keep(prompt_ids, states, own)
 
-    def keep(
-        self, model: PreTrainedModel, prompt_ids: Sequence[str], seen: tuple[Tensor, Tensor]
-    ) -> None:
-        """Keeps states (B, D) from which the output layer makes the logits (B, V) again.
-
-        Some models cap or scale what the layer gives, and a remedy may add to it. Those rows are
-        left out, so their prompts are read again when they are asked for.
-        """
-        import torch
-
-        states, logits = seen
-        again = from_head(model, states).to(logits)
-        gap, size = (again - logits).abs().amax(-1), logits.abs().amax(-1)
-        same = gap <= CLOSE * torch.finfo(logits.dtype).eps * size
-        rows = zip(prompt_ids, states.cpu(), same.tolist(), strict=True)
+    def keep(self, prompt_ids: Sequence[str], states: Tensor, own: Tensor) -> None:
+        """Keeps those of the states (B, D) from which the output layer alone makes the logits, as
+        `own` (B,) says. The other prompts are read again when they are asked for."""
+        rows = zip(prompt_ids, states.cpu(), own.tolist(), strict=True)
         # a clone: a row of a view would hold the whole batch
         self.rows |= {one: row.clone() for one, row, ok in rows if ok and one in self.wanted}
 

@@ -205,7 +205,7 @@ class TransformersEngine:
             inputs,
             generation.generation_config(self.options(sampling)),
             name=self.name,
-            first_seen=states.keeper(self.model, ids) if states is not None else None,
+            first_seen=states.keeper(ids) if states is not None else None,
         )
         rows = zip(batch, tokens, strict=True)
         return [self.completion(one.prompt, found, sampling, sample=sample) for one, found in rows]

@@ -1,6 +1,7 @@
 """The model that an evaluation measures: its responses, its perplexity and its first tokens.
 
 model = MeasuredModel(recipe, template)
+model.will_ask_first_tokens(prompts)
 completions = model.completions(run, prompts)
 model.perplexity(run, prompts)        # None if the recipe leaves it out
 model.first_token(run, outcomes)      # the same
@@ -153,14 +154,18 @@ class MeasuredModel:
         self.__dict__.pop("engine", None)
         gc.collect()  # a model and its remedy refer to each other
 
+    def will_ask_first_tokens(self, prompts: Sequence[Prompt]) -> None:
+        """Lets `completions` keep what `first_token` needs of these prompts, so that they need not
+        be read twice."""
+        plain = [p for p in prompts if p.attack is None]
+        if wants_first_token(self.recipe, plain):
+            self.first_states.wanted |= {p.id for p in plain if p.kind in KINDS}
+
     def completions(
         self, run: Run, prompts: Sequence[Prompt], file: str = "completions.jsonl"
     ) -> list[Completion]:
         """A completion for each prompt, kept in this file of the run folder."""
         recipe = self.recipe
-        if recipe.first_token is not False:  # so that these prompts need not be read twice
-            plain = (p for p in prompts if p.attack is None)
-            self.first_states.wanted |= {p.id for p in plain if p.kind in KINDS}
         return complete(
             run.path / file,
             prompts,
@@ -235,5 +240,6 @@ class MeasuredModel:
                     row = FirstToken(prompt_id=prompt.id, log_odds=value, openers=openers)
                     file.add(row)
                     found[prompt.id] = row
+        self.first_states.rows.clear()
         write_jsonl(run.path / FILE, [found[prompt.id] for prompt in prompts])
         return {prompt.id: found[prompt.id].log_odds for prompt in prompts}

@@ -127,6 +127,7 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
     template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
     left_out = note_left_out(run, recipe.model, recipe.engine, name=recipe.run_name)
     model = MeasuredModel(recipe, template)
+    model.will_ask_first_tokens(prompts)
     completions = model.completions(run, prompts)
     perplexity = model.perplexity(run, plain_prompts(prompts))
     searched = run_searches(recipe, run, model, prompts)

@@ -60,7 +60,8 @@ class NotServed(Exception):
 
 
 FirstSeen = Callable[["Tensor", "Tensor"], None]
-"""Gets the output layer's input (B, D) and the logits (B, V) at the prompts' last positions."""
+"""Gets what the output layer read at the prompts' last positions (B, D), and which rows (B,) are
+decoded with exactly what it gave. Some models cap or scale that, and a remedy may add to it."""
 
 
 def own_loop_serves(model: PreTrainedModel, config: GenerationConfig) -> bool:
@@ -143,10 +144,13 @@ class Decoding:
         """(B, V): the logits behind the prompts."""
         # a remedy decides in the pass that reads whole prompts
         shared = 0 if self.remedy is not None else rows.shared_beginning()
-        with kept_inputs(rows.model.get_output_embeddings()) as states:
+        if self.first_seen is None:
+            return rows.read(shared)
+        with last_rows(rows.model.get_output_embeddings()) as seen:
             logits = rows.read(shared)
-        if self.first_seen is not None and states:
-            self.first_seen(states[-1][:, -1], logits)
+        if seen:
+            states, given = seen[-1]
+            self.first_seen(states, (given.to(logits) == logits).all(-1))
         return logits
 
     # Any: transformers does not name the type of a list of criteria in its root
@@ -176,13 +180,19 @@ class Decoding:
 
 
 @contextlib.contextmanager
-def kept_inputs(head: Module | None) -> Iterator[list[Tensor]]:
-    """The inputs of a module, a list that grows; without a module it stays empty."""
-    found: list[Tensor] = []
+def last_rows(head: Module | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What a module reads and gives at the last position, (B, D) and (B, V), a list that grows;
+    without a module it stays empty."""
+    found: list[tuple[Tensor, Tensor]] = []
     if head is None:
         yield found
         return
-    handle = head.register_forward_hook(lambda _, inputs, __: found.append(inputs[0]))
+
+    # a clone: a remedy adds to the logits in place
+    def note(_: Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append((inputs[0][:, -1], output[:, -1].clone()))
+
+    handle = head.register_forward_hook(note)
     try:
         yield found
     finally:

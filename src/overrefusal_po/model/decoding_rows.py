@@ -73,8 +73,8 @@ class Rows:
         if not self.roomy or count < 2:
             return 0
         padding = self.padding()
-        # one token at least is left to each row
-        length = self.width - int(padding.max()) - 1
+        # one token at least is left to each row; an empty text has none
+        length = max(self.width - int(padding.max()) - 1, 0)
         columns = padding[:, None] + torch.arange(length, device=padding.device)
         first = self.ids.gather(1, columns)
         same = (first == first[:1]).all(0).long()

@@ -176,6 +176,8 @@ class Installed:
     def keep_rows(self, rows: Tensor) -> None:
         """Only these rows of the responses at hand go on: what was decided about them stays."""
         self.on = None if self.on is None else self.on[rows]
+        if self.second is not None and self.on is not None and not bool(self.on.any()):
+            self.second.stop()  # none of those that are left is contrasted
         if self.second is not None:
             self.second.keep_rows(rows)
 
@@ -213,17 +215,17 @@ class Installed:
     def begin(self, ids: Tensor, args: Any, kwargs: Any) -> Any:
         """A pass over prompts: the gate decides, and what it lets through is read again."""
         self.tail = self.remedy.change.tail if isinstance(self.remedy.change, Steering) else None
+        if self.second is not None:
+            self.second.stop()  # the pass may need the memory of what the last batch has left
         if self.remedy.gate is None:
             output = self.changed(args, kwargs)
         else:
             output = self.decided(self.remedy.gate, ids, args, kwargs)
         # position 0 of the response is predicted at the last position of the prompt
         self.add_logits(output.logits[:, -1:], first=0)
-        if self.second is not None:
-            self.second.stop()  # what the last batch has left
-            if self.on is None or bool(self.on.any()):
-                behind = self.second.begin(self.plain, ids, kwargs.get("attention_mask"))
-                self.contrast(output, behind, at=output.logits.shape[1] - 1)
+        if self.second is not None and (self.on is None or bool(self.on.any())):
+            behind = self.second.begin(self.plain, ids, kwargs.get("attention_mask"))
+            self.contrast(output, behind, at=output.logits.shape[1] - 1)
         return output
 
     def decided(self, gate: Gate, ids: Tensor, args: Any, kwargs: Any) -> Any:

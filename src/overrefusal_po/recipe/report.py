@@ -31,6 +31,6 @@ class Report(Section):
     """Evaluate stages of plain rivals (a threshold, a system prompt). They stand in the same table
     and are not counted as remedies."""
     needs_overrefusal: bool = True
-    """End when a fit says that the untouched model does not over-refuse: nothing more is fitted or
-    trained, and of the stages behind only the baseline runs. `false`: only what reads that fit's
-    remedy is left out."""
+    """End when a fit says that the untouched model does not over-refuse, and no earlier one found
+    that it does: nothing more is fitted or trained, and of the stages behind only the baseline
+    runs. `false`: only what reads that fit's remedy is left out."""

@@ -67,7 +67,8 @@ class Made(Protocol):
 
     def healthy(self, baseline: str) -> list[FitEntry]:
         """The fits that say that the untouched model does not over-refuse, the first one first.
-        What a fit says of another model, which some stage has made, does not count."""
+        None if another fit found that it does. What a fit says of another model, or of one that is
+        asked otherwise, does not count."""
 
 
 class Stages(NamedTuple):
@@ -109,16 +110,16 @@ class Stages(NamedTuple):
     def healthy(self, baseline: str) -> list[FitEntry]:
         """See `Made`."""
         entries = [one for stage in self.bodies for one in fit_entries(self.folder, stage)]
-        wanted = self.model(baseline)
-        return [
-            one
-            for one in entries
-            if one["status"] == NOTHING and self.model(one["stage"]) == wanted
-        ]
+        wanted = self.asked_model(baseline)
+        known = [one for one in entries if self.asked_model(one["stage"]) == wanted]
+        return known if all(one["status"] == NOTHING for one in known) else []
 
-    def model(self, stage: str) -> object:
-        """The name of a stage's model."""
-        return (self.values(stage).get("model") or {}).get("model_name_or_path")
+    def asked_model(self, stage: str) -> list[object]:
+        """Which model a stage asks, and how its conversations are rendered."""
+        values = self.values(stage)
+        model = values.get("model") or {}
+        named = [model.get(key) for key in ("model_name_or_path", "model_revision")]
+        return [*named, values.get("chat")]
 
 
 def run_seconds(folder: Path, stage: str) -> float | None:
