@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from overrefusal_po.model.hardware import has_cuda
-from overrefusal_po.model.sharding import wants_deepspeed, zero_3
+from overrefusal_po.model.sharding import is_on, wants_deepspeed, zero_3
 from overrefusal_po.model.whole import check_tensors
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def check_deepspeed(settings: Mapping[str, Any], *, quantised: bool) -> None:
             "ZeRO-3 does not share out weights in 4 or 8 bits. Take zero_stage 2 "
             "(recipes/accelerate/zero2.yaml), or recipes/accelerate/fsdp2.yaml."
         )
-    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO3_INIT", "true").lower() == "false":
+    if not is_on(os.environ.get("ACCELERATE_DEEPSPEED_ZERO3_INIT", "true")):
         raise ValueError(
             "The accelerate config says zero3_init_flag: false. Every process would then load the "
             "whole model. Set zero3_init_flag: true (recipes/accelerate/zero3.yaml)."
@@ -231,10 +231,13 @@ def shared_copy(model: M) -> M:
 
 
 def check_not_empty(weights: Mapping[str, Tensor], place: str) -> None:
-    """Raises ValueError if weights are empty, as those that processes share look from outside."""
-    empty = [name for name, weight in weights.items() if not weight.numel()]
-    if empty:
+    """Raises ValueError if weights are empty, as those that processes share look from outside, or
+    if there are none."""
+    empty = [name for name, weight in weights.items() if weight.is_meta or not weight.numel()]
+    if empty or not weights:
         raise ValueError(
-            f"{place}: {len(empty)} of {len(weights)} weights are empty (the first: {empty[0]}). "
-            "They are shared out over the processes and were not gathered. Nothing is saved."
+            f"{place}: {len(empty) or 'all'} of {len(weights)} weights are empty (the first: "
+            f"{empty[0] if empty else 'unknown'}). They are shared out over the processes and were "
+            "not gathered. Nothing is saved. A checkpoint holds them, if one was written: launch "
+            "the same command again with another sharding."
         )
