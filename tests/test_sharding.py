@@ -45,11 +45,11 @@ def written(folder: Path, config: Any) -> str:
 )
 def test_deepspeed_that_is_not_installed_is_named(launched: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"pip install 'overrefusal-po\[deepspeed\]'"):
-        check_deepspeed({}, quantised=False)
+        check_deepspeed({}, {})
     launched.delenv("ACCELERATE_USE_DEEPSPEED")
     with pytest.raises(ValueError, match="DeepSpeed is asked for"):
-        check_deepspeed({"deepspeed": ZERO_2}, quantised=False)
-    check_deepspeed({}, quantised=True)  # which nobody asks for
+        check_deepspeed({"deepspeed": ZERO_2}, {})
+    check_deepspeed({}, {"load_in_4bit": True})  # which nobody asks for
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_deepspeed_cannot_train_is_refused(
     if init is not None:
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_INIT", init)
     with pytest.raises(ValueError, match=says) if says else nullcontext():
-        check_deepspeed(settings, quantised=quantised)
+        check_deepspeed(settings, {"load_in_8bit": quantised})
 
 
 def test_deepspeed_without_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

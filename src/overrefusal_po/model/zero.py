@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO: processes that share the weights, read and written by hand.
 
-    check_deepspeed(settings, quantised=False)      # ValueError before weights load
+    check_deepspeed(settings, recipe.model)         # ValueError before weights load
     with loading_whole(): load_model(...)           # one process alone, under ZeRO-3 too
     own_part(weight)                                # what this process holds of a weight
     shared_weights(model)                           # all of them, whole, in the first process
@@ -35,11 +35,11 @@ KEPT: list[object] = []
 """transformers' config of ZeRO-3, which it forgets once nobody holds it."""
 
 
-def check_deepspeed(settings: Mapping[str, Any], *, quantised: bool) -> None:
+def check_deepspeed(settings: Mapping[str, Any], section: Mapping[str, Any]) -> None:
     """Raises ValueError if DeepSpeed is asked for and cannot train this, before weights load.
 
-    `settings` are a recipe's trainer settings. Any: TRL's keys have every type. `quantised`: the
-    model is loaded in 4 or 8 bits.
+    `settings` are a recipe's trainer settings, `section` its `model:`. Any: the keys have every
+    type.
     """
     if not wants_deepspeed(settings):
         return
@@ -56,15 +56,21 @@ def check_deepspeed(settings: Mapping[str, Any], *, quantised: bool) -> None:
         )
     if zero_3(settings) is None:
         return
-    if quantised:
-        raise ValueError(
-            "ZeRO-3 does not share out weights in 4 or 8 bits. Take zero_stage 2 "
-            "(recipes/accelerate/zero2.yaml), or recipes/accelerate/fsdp2.yaml."
-        )
+    check_not_quantised(section)
     if not is_on(os.environ.get("ACCELERATE_DEEPSPEED_ZERO3_INIT", "true")):
         raise ValueError(
             "The accelerate config says zero3_init_flag: false. Every process would then load the "
             "whole model. Set zero3_init_flag: true (recipes/accelerate/zero3.yaml)."
+        )
+
+
+def check_not_quantised(section: Mapping[str, Any]) -> None:
+    """Raises ValueError if a recipe's `model:` asks for 4 or 8 bits. Any: ModelConfig's keys have
+    every type."""
+    if section.get("load_in_4bit") or section.get("load_in_8bit"):
+        raise ValueError(
+            "ZeRO-3 does not share out weights in 4 or 8 bits. Take zero_stage 2 "
+            "(recipes/accelerate/zero2.yaml), or recipes/accelerate/fsdp2.yaml."
         )
 
 
