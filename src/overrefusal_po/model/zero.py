@@ -2,7 +2,6 @@
 
     check_deepspeed(settings, recipe.model)         # ValueError before weights load
     with loading_whole(): load_model(...)           # one process alone, under ZeRO-3 too
-    own_part(weight)                                # what this process holds of a weight
     shared_weights(model)                           # all of them, whole, in the first process
 
 Under ZeRO-3 a weight is an empty tensor. Each process holds a part of it (`ds_tensor`), and all of
@@ -158,12 +157,6 @@ def check_files(name: str, load: Callable[..., Any]) -> None:
 def is_shared_out(model: Module) -> bool:
     """Whether the processes share a model's weights (ZeRO-3)."""
     return any(hasattr(weight, "ds_tensor") for weight in model.parameters())
-
-
-def own_part(weight: Tensor) -> Tensor:
-    """What this process holds of a weight: a part under ZeRO-3 and FSDP2, else all of it."""
-    local: Tensor = getattr(weight, "ds_tensor", weight)
-    return cast("Tensor", local.to_local()) if hasattr(local, "to_local") else local
 
 
 def gathered(*weights: Tensor) -> contextlib.AbstractContextManager[object]:
