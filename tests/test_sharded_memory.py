@@ -6,9 +6,17 @@ from typing import get_args
 import pytest
 from test_memory import SHAPE, recipe
 
+from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.memory import Batch, estimate
-from overrefusal_po.train.sharded_memory import Kind, Layout, checked_spread, sharded_estimate
+from overrefusal_po.train.settings import full_settings
+from overrefusal_po.train.sharded_memory import (
+    Kind,
+    Layout,
+    checked_spread,
+    on_gpu,
+    sharded_estimate,
+)
 from overrefusal_po.train.stage import check_shardable
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -61,6 +69,16 @@ def test_a_reference_is_held_by_zero_alone() -> None:
     layout = Layout(4, "zero3")
     whole = sharded_estimate(SHAPE, kto, BATCH, layout, "cpu", 1e12)
     assert whole.total - whole._replace(reference=0.0).total == 1000
+
+
+def test_a_named_gpu_computes_as_a_gpu_does() -> None:
+    """On this machine without one a recipe that leaves it open would count as on its CPU."""
+    body = {"task": "train", "method": "dpo", "model": {"model_name_or_path": "some/model"}}
+    left_open = check_body(body, "here")
+    assert isinstance(left_open, TrainRecipe)
+    settings = full_settings(on_gpu(left_open))
+    assert settings["bf16"] and settings["gradient_checkpointing"]
+    assert not full_settings(on_gpu(recipe()))["bf16"], "what the recipe says stays"
 
 
 def test_zero_3_shares_out_no_4_bit_weights() -> None:

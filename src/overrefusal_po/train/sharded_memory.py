@@ -121,6 +121,12 @@ def checked_spread(
     return Spread(layout, gpu_gb)
 
 
+def on_gpu(recipe: TrainRecipe) -> TrainRecipe:
+    """A recipe with what a GPU decides (`settings.hardware_settings`), on a machine without one."""
+    trainer = {"bf16": True, "gradient_checkpointing": True, **recipe.trainer}
+    return recipe.model_copy(update={"trainer": trainer})
+
+
 def sharded_estimate(
     shape: Shape, recipe: TrainRecipe, batch: Batch, layout: Layout, device: str, available: float
 ) -> Sharded:
