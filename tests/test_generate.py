@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 from fault_proxy import faulty, share
 from openai_server import Answer, Request, Server, broken_off, fails, raw, says, serving
 
@@ -29,6 +30,7 @@ from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import fresh_verdicts, resumable_verdicts
 from overrefusal_po.run.keys import keyed, run_key
 from overrefusal_po.run.ledger import sum_ledger
+from overrefusal_po.run.ranks import speaking_once
 from overrefusal_po.run.shards import merge_shards, shard_prompts
 
 SAMPLING = Sampling(temperature=0.7, seed=5)
@@ -171,15 +173,32 @@ def test_a_budget_counts_what_earlier_runs_and_other_files_of_the_folder_spent(
     assert len(server.requests) == 30
 
 
-def test_a_spent_budget_leaves_the_run_interrupted_with_code_130(tmp_path: Path) -> None:
+def test_a_spent_budget_ends_the_run_with_code_1(tmp_path: Path) -> None:
     with (
         serving(echo) as server,
         pytest.raises(BudgetSpent),
         Run.open(tmp_path, {"task": "x"}, {}) as run,
     ):
         draw(run.path / "c.jsonl", prompts_to(5), SAMPLING, at(server.url, token_budget=1))
-    assert (run.status()["state"], run.status()["exit_code"]) == ("interrupted", 130)
+    # with 130 a job array would be queued again, and again
+    assert (run.status()["state"], run.status()["exit_code"]) == ("failed", 1)
     assert "token_budget" in run.status()["message"]
+
+
+def test_a_spent_budget_is_said_and_not_taken_for_an_interrupt(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def spend() -> None:
+        raise BudgetSpent("engine.token_budget: 5 of 5 tokens are spent. Raise it")
+
+    with pytest.raises(SystemExit) as end, speaking_once():
+        app([])
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and "overrefusal-po: engine.token_budget: 5 of 5" in said
+    assert "the same command goes on" not in said
 
 
 def test_no_judge_takes_a_failure_for_an_empty_answer(tmp_path: Path) -> None:

@@ -397,6 +397,32 @@ def test_a_pipeline_stopped_in_an_evaluation_says_so_in_both_folders_and_goes_on
     assert status("out") == status("out/before") == status("out/later") == ("done", 0)
 
 
+@pytest.mark.slow
+def test_a_training_whose_folder_is_anothers_writes_no_checkpoint_there(
+    recipe: dict[str, Any],
+) -> None:
+    """Another machine took it for dead, and trains on there: their checkpoints must not mix."""
+    recipe["trainer"] = {**DRAWS["trainer"], "max_steps": 10**6, "save_steps": 10**5}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "overrefusal_po", written(recipe), "run_dir=run"]
+    )
+    try:
+        deadline = time.monotonic() + 600
+        while not Path("run/processes.json").is_file():
+            assert child.poll() is None and time.monotonic() < deadline, "no training began"
+            time.sleep(0.1)
+        owner = Path("run/.owner.json")
+        known = json.loads(owner.read_text())
+        owner.write_text(json.dumps({**known, "token": "another"}).ljust(512))
+        assert child.wait(timeout=600) == 130
+    finally:
+        child.kill()
+        child.wait()
+    assert not [*Path("run").glob("checkpoints/checkpoint-*")]
+    assert json.loads(owner.read_text())["token"] == "another"
+    assert status("run")[0] == "running", "what it says is the other run's"
+
+
 class SignalledAgain(KeyboardInterrupt):
     """An interrupt during whose note the next signal comes."""
 

@@ -13,6 +13,7 @@ from overrefusal_po.cli import main
 from overrefusal_po.pipeline import stage_bodies
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.shard import Shard
+from overrefusal_po.run.shards import check_merged
 
 HARMFUL = ["a car", "a pocket", "a coin", "a lock", "a purse"]
 BENIGN = ["a process", "a weed", "the lights", "some time", "a rumour", "an engine"]
@@ -121,7 +122,10 @@ def test_a_merge_that_was_killed_is_done_again(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("half\n")
     assert run("merge", tmp_path) == 2 and (tmp_path / "a.jsonl").read_text() == "half\n"
     (tmp_path / "merged.json").write_text(json.dumps({"shards": 2, "key": "k", "done": False}))
+    with pytest.raises(ValueError, match="shards that are not merged to the end"):
+        check_merged(tmp_path)  # a run would ask for what a later merge replaces
     assert run("merge", tmp_path) == 0
+    check_merged(tmp_path)
     for name in ("a", "b"):
         assert len((tmp_path / f"{name}.jsonl").read_text().splitlines()) == 2
 

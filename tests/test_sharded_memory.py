@@ -1,13 +1,25 @@
 """sharded_memory.py: counts worked by hand. What two processes hold is measured by
 test_fsdp_memory.py."""
 
+from typing import get_args
+
 import pytest
 from test_memory import SHAPE, recipe
 
+from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.memory import Batch, estimate
-from overrefusal_po.train.sharded_memory import Kind, Layout, checked_spread, sharded_estimate
+from overrefusal_po.train.settings import full_settings
+from overrefusal_po.train.sharded_memory import (
+    Kind,
+    Layout,
+    checked_spread,
+    on_gpu,
+    sharded_estimate,
+)
+from overrefusal_po.train.stage import check_shardable
 
+KINDS: tuple[Kind, ...] = get_args(Kind)
 BATCH = Batch(tokens=10, scored=4)
 
 
@@ -48,11 +60,48 @@ def test_a_layer_and_the_next_and_the_head_are_whole_for_a_moment() -> None:
     assert found(recipe())["gathered"] == 4 * (2 * 320 + 400 + 400)
 
 
-def test_no_reference_is_held_and_activations_are_a_devices_own() -> None:
+def test_a_reference_is_held_by_zero_alone() -> None:
+    """1000 weights of 4 bytes, or of 2 if it computes in 16 bits; ZeRO-3 shares them out."""
+    kto = recipe("kto")
+    assert [found(kto, kind)["reference"] for kind in KINDS] == [0, 4000, 4000, 1000]
+    assert found(recipe("kto", trainer={"bf16": True}), "zero3")["reference"] == 500
+    assert found(recipe(), "zero3")["reference"] == 0, "the store has its log-probs"
+    layout = Layout(4, "zero3")
+    whole = sharded_estimate(SHAPE, kto, BATCH, layout, "cpu", 1e12)
+    assert whole.total - whole._replace(reference=0.0).total == 1000
+
+
+def test_a_named_gpu_computes_as_a_gpu_does() -> None:
+    """On this machine without one a recipe that leaves it open would count as on its CPU."""
+    body = {"task": "train", "method": "dpo", "model": {"model_name_or_path": "some/model"}}
+    left_open = check_body(body, "here")
+    assert isinstance(left_open, TrainRecipe)
+    settings = full_settings(on_gpu(left_open))
+    assert settings["bf16"] and settings["gradient_checkpointing"]
+    assert not full_settings(on_gpu(recipe()))["bf16"], "what the recipe says stays"
+
+
+def test_zero_3_shares_out_no_4_bit_weights() -> None:
+    qlora = recipe(model={"use_peft": True, "load_in_4bit": True, "dtype": "bfloat16"})
+    with pytest.raises(ValueError, match="Take zero_stage 2"):
+        found(qlora, "zero3")
+    assert found(qlora, "zero2")["weights"] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_no_sharding_trains_gets_no_estimate(kind: Kind) -> None:
+    """A method that trains rows of the embedding, and measurements of the model in training."""
+    settings = {"fsdp" if kind == "fsdp2" else "deepspeed": True}
+    with pytest.raises(ValueError, match="hold cannot be used with"):
+        check_shardable(recipe(hold={}), settings)
+    check_shardable(recipe(), settings)
+
+
+def test_no_reference_is_held_by_fsdp_and_activations_are_a_devices_own() -> None:
     body = recipe(speed={"reference_store": False})
     plain = estimate(SHAPE, body, BATCH, "cpu", 1e12)
     held = found(body)
-    assert plain.reference == 4000 and "reference" not in held
+    assert plain.reference == 4000 and held["reference"] == 0
     assert held["logits"] == plain.logits and held["activations"] == plain.activations
     several = recipe(trainer={"gradient_accumulation_steps": 2})
     assert found(several)["activations"] == held["activations"] + 1000
@@ -63,13 +112,14 @@ def test_a_host_reads_tensors_one_by_one_and_an_adapters_base_once() -> None:
     lora = recipe(model={"use_peft": True, "dtype": "bfloat16"})
     assert found(recipe())["host_load"] - overhead == pytest.approx(2 * 4 * 400, abs=1)
     assert found(lora)["host_load"] - overhead == pytest.approx(2000, abs=1)
-    assert found(recipe(), "zero3")["host_load"] - overhead == pytest.approx(2 * 4000, abs=1)
+    assert found(recipe(), "zero2")["host_load"] - overhead == pytest.approx(2 * 4000, abs=1)
+    assert found(recipe(), "zero3")["host_load"] - overhead == pytest.approx(4000, abs=1)
     assert found(recipe())["host_save"] - overhead == pytest.approx(4000, abs=1)
 
 
 def test_the_line_names_device_and_host() -> None:
     line = str(sharded_estimate(SHAPE, recipe(), BATCH, Layout(4), "cuda", 80e9))
-    assert line.startswith("1.5 of 80.0 GB: fits (weights 0.0, gathered 0.0, gradients 0.0")
+    assert line.startswith("1.5 of 80.0 GB: fits (weights 0.0, gathered 0.0, reference 0.0")
     assert "; a host: 6 GB to load, 6 GB to save" in line
 
 

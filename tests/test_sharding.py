@@ -15,12 +15,10 @@ from conftest import Style
 
 from overrefusal_po.model.load import check_world, model_options, save_merged
 from overrefusal_po.model.sharding import check_sharding, wants_fsdp, zero_3
-from overrefusal_po.model.zero import check_deepspeed, joining
+from overrefusal_po.model.zero import check_deepspeed, check_not_empty, joining
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.dpo import store_folder
-from overrefusal_po.train.kto import check_ahead
-from overrefusal_po.train.saved import check_gathered
 from overrefusal_po.train.sharded import check_adapter_rows, without_reference
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -47,11 +45,11 @@ def written(folder: Path, config: Any) -> str:
 )
 def test_deepspeed_that_is_not_installed_is_named(launched: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"pip install 'overrefusal-po\[deepspeed\]'"):
-        check_deepspeed({}, quantised=False)
+        check_deepspeed({}, {})
     launched.delenv("ACCELERATE_USE_DEEPSPEED")
     with pytest.raises(ValueError, match="DeepSpeed is asked for"):
-        check_deepspeed({"deepspeed": ZERO_2}, quantised=False)
-    check_deepspeed({}, quantised=True)  # which nobody asks for
+        check_deepspeed({"deepspeed": ZERO_2}, {})
+    check_deepspeed({}, {"load_in_4bit": True})  # which nobody asks for
 
 
 @pytest.mark.parametrize(
@@ -60,6 +58,7 @@ def test_deepspeed_that_is_not_installed_is_named(launched: pytest.MonkeyPatch) 
         ({"deepspeed": ZERO_2, "use_cpu": True}, False, None, "Leave use_cpu out"),
         ({"deepspeed": ZERO_3}, True, None, "Take zero_stage 2"),
         ({"deepspeed": ZERO_3}, False, "false", "Set zero3_init_flag: true"),
+        ({"deepspeed": ZERO_3}, False, "0", "Set zero3_init_flag: true"),
         ({"deepspeed": ZERO_3}, False, None, None),
         ({"deepspeed": ZERO_2}, True, "false", None),
     ],
@@ -79,7 +78,7 @@ def test_what_deepspeed_cannot_train_is_refused(
     if init is not None:
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_INIT", init)
     with pytest.raises(ValueError, match=says) if says else nullcontext():
-        check_deepspeed(settings, quantised=quantised)
+        check_deepspeed(settings, {"load_in_8bit": quantised})
 
 
 def test_deepspeed_without_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,16 +100,6 @@ def test_empty_weights_are_never_saved(styles: dict[str, Style], tmp_path: Path)
     with pytest.raises(ValueError, match=r"1 of 21 weights are empty \(the first: lm_head"):
         save_merged(model, styles["llama"].tokenizer, tmp_path / "model")
     assert not list(tmp_path.iterdir())
-
-
-def test_kto_under_zero_3_computes_no_reference_ahead() -> None:
-    from types import SimpleNamespace
-
-    config: Any = SimpleNamespace(precompute_ref_log_probs=True, deepspeed=ZERO_3)
-    with pytest.raises(ValueError, match="Leave precompute_ref_log_probs out"):
-        check_ahead(config)
-    config.deepspeed = ZERO_2
-    check_ahead(config)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -295,10 +284,9 @@ def test_an_adapter_has_a_row_for_each_process(monkeypatch: pytest.MonkeyPatch) 
 def test_an_empty_gathered_weight_is_not_saved() -> None:
     import torch
 
-    check_gathered(None)
-    check_gathered({"a": torch.ones(2)})
+    check_not_empty({"a": torch.ones(2)}, "here")
     for empty in (torch.ones(0), torch.ones(2, device="meta")):
-        with pytest.raises(ValueError, match=r"1 of them are empty \(the first: b\)"):
-            check_gathered({"a": torch.ones(2), "b": empty})
-    with pytest.raises(ValueError, match="all of them are empty"):
-        check_gathered({})
+        with pytest.raises(ValueError, match=r"here: 1 of 2 weights are empty \(the first: b\)"):
+            check_not_empty({"a": torch.ones(2), "b": empty}, "here")
+    with pytest.raises(ValueError, match="all of 0 weights are empty"):
+        check_not_empty({}, "here")

@@ -66,8 +66,8 @@ from overrefusal_po.train.model_checks import check_model
 from overrefusal_po.train.push import push_of
 from overrefusal_po.train.search import check_search
 from overrefusal_po.train.settings import full_settings
-from overrefusal_po.train.sharded_memory import Sharded, Spread, sharded_estimate
-from overrefusal_po.train.stage import check_fit, check_sources
+from overrefusal_po.train.sharded_memory import Sharded, Spread, on_gpu, sharded_estimate
+from overrefusal_po.train.stage import check_fit, check_shardable, check_sources
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -302,11 +302,12 @@ def memory_of(recipe: TrainRecipe, prepared: Prepared, config: PretrainedConfig)
 def sharded_memory_of(
     recipe: TrainRecipe, prepared: Prepared, config: PretrainedConfig, spread: Spread
 ) -> Sharded:
-    """What a training takes at its peak that is spread over devices."""
+    """What a training takes at its peak that is spread over devices. ValueError if it cannot be."""
+    check_shardable(recipe, {"fsdp" if spread.layout.kind == "fsdp2" else "deepspeed": True})
     shape, batch = shape_of(config, recipe.model), widest_of(recipe, prepared)
     device, available = device_memory(use_cpu=bool(recipe.trainer.get("use_cpu")))
     if spread.gpu_gb is not None:
-        device, available = "cuda", spread.gpu_gb * 1e9
+        device, available, recipe = "cuda", spread.gpu_gb * 1e9, on_gpu(recipe)
     return sharded_estimate(shape, recipe, batch, spread.layout, device, available)
 
 

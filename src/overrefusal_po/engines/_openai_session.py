@@ -35,8 +35,10 @@ MakeBody = Callable[[Prompt, Sampling, int], Mapping[str, object]]
 
 
 class BudgetSpent(KeyboardInterrupt):
-    """The token budget is spent. The run is interrupted (exit code 130); the same command goes on
-    with a greater budget."""
+    """The token budget is spent. The same command goes on with a greater budget, and not before
+    (exit code 1): what queues an interrupted job again must not do so here."""
+
+    exit_code = 1
 
 
 class ServersGone(ConnectionError):

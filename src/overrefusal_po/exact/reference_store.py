@@ -34,6 +34,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from overrefusal_po.exact.own_part import own_part
 from overrefusal_po.json_files import write_if_possible
 
 if TYPE_CHECKING:
@@ -171,10 +172,7 @@ def used_weights(model: PreTrainedModel, adapter: str | None) -> Iterator[tuple[
         other_adapter = set(steps) & set(LORA_PARTS) and adapter not in steps
         if not isinstance(value, Tensor) or other_adapter:
             continue
-        # ZeRO-3 leaves an empty tensor with its shard beside it
-        local: Tensor = getattr(value, "ds_tensor", value)
-        local = local.to_local() if hasattr(local, "to_local") else local
-        yield ".".join(step for step in steps if step != "base_layer"), local
+        yield ".".join(step for step in steps if step != "base_layer"), own_part(value)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

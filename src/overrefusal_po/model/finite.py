@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from overrefusal_po.model.zero import own_part
+from overrefusal_po.exact.own_part import own_part
 
 if TYPE_CHECKING:
     from torch import Tensor

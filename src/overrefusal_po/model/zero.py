@@ -1,8 +1,7 @@
 """DeepSpeed's ZeRO: processes that share the weights, read and written by hand.
 
-    check_deepspeed(settings, quantised=False)      # ValueError before weights load
+    check_deepspeed(settings, recipe.model)         # ValueError before weights load
     with loading_whole(): load_model(...)           # one process alone, under ZeRO-3 too
-    own_part(weight)                                # what this process holds of a weight
     shared_weights(model)                           # all of them, whole, in the first process
 
 Under ZeRO-3 a weight is an empty tensor. Each process holds a part of it (`ds_tensor`), and all of
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from overrefusal_po.model.hardware import has_cuda
-from overrefusal_po.model.sharding import wants_deepspeed, zero_3
+from overrefusal_po.model.sharding import is_on, wants_deepspeed, zero_3
 from overrefusal_po.model.whole import check_tensors
 
 if TYPE_CHECKING:
@@ -35,11 +34,11 @@ KEPT: list[object] = []
 """transformers' config of ZeRO-3, which it forgets once nobody holds it."""
 
 
-def check_deepspeed(settings: Mapping[str, Any], *, quantised: bool) -> None:
+def check_deepspeed(settings: Mapping[str, Any], section: Mapping[str, Any]) -> None:
     """Raises ValueError if DeepSpeed is asked for and cannot train this, before weights load.
 
-    `settings` are a recipe's trainer settings. Any: TRL's keys have every type. `quantised`: the
-    model is loaded in 4 or 8 bits.
+    `settings` are a recipe's trainer settings, `section` its `model:`. Any: the keys have every
+    type.
     """
     if not wants_deepspeed(settings):
         return
@@ -56,15 +55,21 @@ def check_deepspeed(settings: Mapping[str, Any], *, quantised: bool) -> None:
         )
     if zero_3(settings) is None:
         return
-    if quantised:
-        raise ValueError(
-            "ZeRO-3 does not share out weights in 4 or 8 bits. Take zero_stage 2 "
-            "(recipes/accelerate/zero2.yaml), or recipes/accelerate/fsdp2.yaml."
-        )
-    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO3_INIT", "true").lower() == "false":
+    check_not_quantised(section)
+    if not is_on(os.environ.get("ACCELERATE_DEEPSPEED_ZERO3_INIT", "true")):
         raise ValueError(
             "The accelerate config says zero3_init_flag: false. Every process would then load the "
             "whole model. Set zero3_init_flag: true (recipes/accelerate/zero3.yaml)."
+        )
+
+
+def check_not_quantised(section: Mapping[str, Any]) -> None:
+    """Raises ValueError if a recipe's `model:` asks for 4 or 8 bits. Any: ModelConfig's keys have
+    every type."""
+    if section.get("load_in_4bit") or section.get("load_in_8bit"):
+        raise ValueError(
+            "ZeRO-3 does not share out weights in 4 or 8 bits. Take zero_stage 2 "
+            "(recipes/accelerate/zero2.yaml), or recipes/accelerate/fsdp2.yaml."
         )
 
 
@@ -154,12 +159,6 @@ def is_shared_out(model: Module) -> bool:
     return any(hasattr(weight, "ds_tensor") for weight in model.parameters())
 
 
-def own_part(weight: Tensor) -> Tensor:
-    """What this process holds of a weight: a part under ZeRO-3 and FSDP2, else all of it."""
-    local: Tensor = getattr(weight, "ds_tensor", weight)
-    return cast("Tensor", local.to_local()) if hasattr(local, "to_local") else local
-
-
 def gathered(*weights: Tensor) -> contextlib.AbstractContextManager[object]:
     """Within, weights that are shared out are whole, in all processes; all have to enter together.
 
@@ -231,10 +230,13 @@ def shared_copy(model: M) -> M:
 
 
 def check_not_empty(weights: Mapping[str, Tensor], place: str) -> None:
-    """Raises ValueError if weights are empty, as those that processes share look from outside."""
-    empty = [name for name, weight in weights.items() if not weight.numel()]
-    if empty:
+    """Raises ValueError if weights are empty, as those that processes share look from outside, or
+    if there are none."""
+    empty = [name for name, weight in weights.items() if weight.is_meta or not weight.numel()]
+    if empty or not weights:
         raise ValueError(
-            f"{place}: {len(empty)} of {len(weights)} weights are empty (the first: {empty[0]}). "
-            "They are shared out over the processes and were not gathered. Nothing is saved."
+            f"{place}: {len(empty) or 'all'} of {len(weights)} weights are empty (the first: "
+            f"{empty[0] if empty else 'unknown'}). They are shared out over the processes and were "
+            "not gathered. Nothing is saved. A checkpoint holds them, if one was written: launch "
+            "the same command again with another sharding."
         )

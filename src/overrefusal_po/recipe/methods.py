@@ -38,7 +38,7 @@ def check_kto(settings: Settings) -> None:
         raise ValueError(
             "trainer.precompute_ref_log_probs is true, which this package does not test for KTO. "
             "Take it out: the reference then runs in every step. With adapters it takes no memory "
-            "of its own."
+            "of its own. Under FSDP 2 its log-probs are computed ahead without this key."
         )
     if not uses_kl(settings):
         return

@@ -87,8 +87,12 @@ class Run:
         run = cls(path, resolved, inputs, writer=writer)
         if writer:
             run._lock_folder()
-            run._write_recipe()
-            run._open_log()
+            try:
+                run._write_recipe()
+                run._open_log()
+            except BaseException:  # a full disk: another run in this process may still come
+                run.close()
+                raise
         return run
 
     def _lock_folder(self) -> None:
@@ -99,7 +103,7 @@ class Run:
         try:
             self._check_same()
             drop_leftovers(self.path)
-        except ValueError:
+        except BaseException:
             self._lock.release()
             raise
 
@@ -165,6 +169,11 @@ class Run:
         return run_key(self.resolved, self.inputs)
 
     @property
+    def lost(self) -> bool:
+        """Whether another process took the folder over: nothing may be written there any longer."""
+        return self._lock is not None and self._lock.lost
+
+    @property
     def done(self) -> bool:
         """Whether this run was finished before."""
         return self.status().get("state") == "done"
@@ -216,7 +225,7 @@ class Run:
             self._log.close()
             self._log = None
         if self._lock is not None:
-            if not self._lock.lost:
+            if not self.lost:
                 with contextlib.suppress(OSError):
                     (self.path / RESERVE).unlink(missing_ok=True)
             self._lock.release()
@@ -254,7 +263,7 @@ class Run:
 
     def _note(self, error: BaseException) -> None:
         try:
-            if self.writer and not (self._lock and self._lock.lost):
+            if self.writer and not self.lost:
                 drop_leftovers(self.path)  # a full disk has room then
                 self._write_note(error)
         except OSError as fault:
@@ -272,9 +281,9 @@ class Run:
 
 
 def exit_code(error: BaseException) -> int:
-    """130 for an interrupt, 2 for what a user can fix, 1 for anything else."""
+    """130 for an interrupt (or its own code), 2 for what a user can fix, 1 for anything else."""
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return int(getattr(error, "exit_code", 130))
     return 2 if isinstance(error, ValueError) else 1
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from overrefusal_po.run.log import printable
-from overrefusal_po.run.os_faults import fault_words
+from overrefusal_po.run.os_faults import chain, fault_words
 from overrefusal_po.run.unscored import RunFailed
 
 SECONDS_TO_BE_ENDED = 20.0
@@ -45,6 +45,10 @@ def speaking_once() -> Iterator[None]:
         sys.exit(1)
     except SystemExit as end:
         # what typer makes of a KeyboardInterrupt
+        if end.code == 130 and (spent := own_end(end)) is not None:
+            wait_for_the_first()
+            print(printable(f"overrefusal-po: {rank_words()}{spent}"), file=sys.stderr)
+            sys.exit(1)
         if end.code == 130 and os.environ.get("RANK", "0") == "0":
             print(
                 "overrefusal-po: interrupted; the same command goes on where it stopped",
@@ -59,6 +63,12 @@ def speaking_once() -> Iterator[None]:
             raise
         print(printable(f"overrefusal-po: {rank_words()}{words}"), file=sys.stderr)
         sys.exit(1)
+
+
+def own_end(end: SystemExit) -> BaseException | None:
+    """The interrupt behind an exit that has a code of its own (a spent budget); None for others."""
+    interrupts = (error for error in chain(end) if isinstance(error, KeyboardInterrupt))
+    return next((error for error in interrupts if hasattr(error, "exit_code")), None)
 
 
 def machine_words(error: BaseException) -> str | None:

@@ -93,12 +93,15 @@ def merge_folder(folder: Path) -> list[str]:
 
 
 def check_merged(folder: Path) -> None:
-    """Raises ValueError if a folder holds shards that nobody has merged: a run would ask for all
-    their completions again."""
-    if any(folder.glob("shard-*-of-*")) and not is_merged(folder):
+    """Raises ValueError if a folder holds shards that nobody has merged, or whose merge was killed:
+    a run would ask for completions again, and a later merge would replace them."""
+    file = folder / MERGED
+    killed = file.is_file() and not read_state(file, ["done"])["done"]
+    if any(folder.glob("shard-*-of-*")) and (killed or not is_merged(folder)):
         raise ValueError(
-            f"{folder} holds shards that are not merged. Run `overrefusal-po merge {folder}` "
-            "first, or move the shards' folders away to ask for everything again."
+            f"{folder} holds shards that are not merged{' to the end' if killed else ''}. Run "
+            f"`overrefusal-po merge {folder}` first, or move the shards' folders away to ask for "
+            "everything again."
         )
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.model.sharding import zero_3
 from overrefusal_po.prompts import is_unpaired, read_responses
 from overrefusal_po.recipe.methods import check_kto, uses_kl
 from overrefusal_po.recipe.schema import TrainRecipe
@@ -105,7 +104,6 @@ def kto_trainer(
 
     config = trainer_config(KTOConfig, args)
     check_kto(vars(config))
-    check_ahead(config)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
 
     make = partial(prepared_sides, template=template, opening=opening, too_long=too_long)
@@ -136,19 +134,6 @@ def kto_trainer(
             callbacks=list(callbacks),
         )
     )
-
-
-def check_ahead(config: KTOConfig) -> None:
-    """Raises ValueError if reference log-probs are to be computed ahead under ZeRO-3.
-
-    TRL finds them again by the weights, and those are empty there.
-    """
-    if config.precompute_ref_log_probs and zero_3(vars(config)):
-        raise ValueError(
-            "KTO cannot compute reference log-probs ahead under ZeRO-3: TRL would take those of "
-            "any model for the same. Leave precompute_ref_log_probs out (the reference is then "
-            "shared out like the policy), or take zero_stage 2."
-        )
 
 
 def given_sides(

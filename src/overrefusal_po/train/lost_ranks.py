@@ -17,6 +17,12 @@ from overrefusal_po.run.unscored import RunFailed
 SIGNS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out wait")
 """Words of the messages of torch, gloo and NCCL (torch 2.13), in lower case."""
 
+SETUP = ("invalid usage", "invalid argument")
+"""Words of NCCL's faults of a set-up: one GPU for two processes, for example. Nobody is lost."""
+
+SHOWN = 200
+"""Characters of the message of torch in the sentence."""
+
 
 @contextmanager
 def lost_ranks_named(*, processes: int, seconds: float) -> Iterator[None]:
@@ -32,7 +38,8 @@ def lost_ranks_named(*, processes: int, seconds: float) -> Iterator[None]:
         raise RunFailed(
             "another process of this training has ended, or did not answer within "
             f"{seconds:g} seconds (trainer.ddp_timeout). What it said, or a kill for memory in the "
-            "system's log, tells why. The same command goes on from the last checkpoint."
+            "system's log, tells why. The same command goes on from the last checkpoint. "
+            f"(torch: {' '.join(str(error).split())[:SHOWN]})"
         ) from error
 
 
@@ -42,4 +49,6 @@ def is_lost(error: RuntimeError) -> bool:
 
     kinds = (distributed.DistNetworkError, distributed.DistBackendError)
     said = str(error).lower()
+    if any(sign in said for sign in SETUP):
+        return False
     return isinstance(error, kinds) or any(sign in said for sign in SIGNS)

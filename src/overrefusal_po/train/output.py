@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import check_finite
-from overrefusal_po.model.zero import loading_whole
+from overrefusal_po.model.zero import check_not_empty, loading_whole
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report.card import card_text, put_card
@@ -22,7 +22,6 @@ from overrefusal_po.train.data import ALIKE_FILE
 from overrefusal_po.train.hold import RESULT_FILE
 from overrefusal_po.train.saved import (
     Probe,
-    check_gathered,
     check_saved,
     live_probe,
     release_training,
@@ -45,8 +44,8 @@ def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run
     weights that are not finite, and ValueError if the saved model is not the trained one.
     """
     weights = models.gathered_weights(trainer)
-    if run.writer:
-        check_gathered(weights)
+    if run.writer and weights is not None:
+        check_not_empty(weights, "the trained model")
     check_finite(trainer.accelerator.unwrap_model(trainer.model), "the trained model")
     probe = live_probe(trainer)
     if run.writer:

@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def resumable(trainer: Trainer) -> Iterator[None]:
+def resumable(trainer: Trainer, lost: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Within, SIGTERM, SIGUSR1 and SIGINT let a training end its step and write a checkpoint; then
-    comes a KeyboardInterrupt.
+    comes a KeyboardInterrupt. No checkpoint is written if the folder is `lost` to another run.
 
     With one process, a second SIGINT stops at once. With several, all stop at the same step, even
     if only one got the signal.
@@ -52,11 +52,11 @@ def resumable(trainer: Trainer) -> Iterator[None]:
         if name in received:  # clusters repeat theirs
             return
         received.append(name)
-        if trainer.accelerator.is_main_process:
+        if trainer.accelerator.is_main_process and not lost():
             # no logging in a handler: the signal may have interrupted a log line
             os.write(2, f"\n{name}: a checkpoint is written at the end of this step\n".encode())
 
-    trainer.add_callback(stop_callback(trainer, received))
+    trainer.add_callback(stop_callback(trainer, received, lost))
     # `on_save` deletes old ones: transformers goes by file times, and deletes the newest one after
     # a clock was set back
     trainer.args.save_total_limit = None
@@ -64,20 +64,22 @@ def resumable(trainer: Trainer) -> Iterator[None]:
         yield
 
 
-def received_anywhere(trainer: Trainer, received: list[str]) -> Callable[[], bool]:
-    """A function that returns whether any process has received a signal. All processes have to call
-    it together."""
+def received_anywhere(
+    trainer: Trainer, received: list[str], lost: Callable[[], bool]
+) -> Callable[[], tuple[bool, bool]]:
+    """A function that returns (whether any process has received a signal, whether any has `lost`
+    the folder). All processes have to call it together."""
     import torch
 
     several = trainer.accelerator.num_processes > 1
     # over gloo, so that no GPU has to wait for it
     group = torch.distributed.new_group(backend="gloo") if several else None
 
-    def anywhere() -> bool:
-        count = torch.tensor(len(received))
+    def anywhere() -> tuple[bool, bool]:
+        counts = torch.tensor([len(received), int(lost())])
         if several:
-            torch.distributed.all_reduce(count, group=group)
-        return bool(count.item())
+            torch.distributed.all_reduce(counts, group=group)
+        return bool(counts[0]), bool(counts[1])
 
     return anywhere
 
@@ -85,14 +87,15 @@ def received_anywhere(trainer: Trainer, received: list[str]) -> Callable[[], boo
 class InterruptionEvents:
     """What a training does after a signal, and after a resume.
 
-    `received` holds the names of the signals that this process received.
+    `received` holds the names of the signals that this process received, and `lost` says whether
+    another run has its folder.
     """
 
-    def __init__(self, trainer: Trainer, received: list[str]) -> None:
+    def __init__(self, trainer: Trainer, received: list[str], lost: Callable[[], bool]) -> None:
         self.trainer = trainer
         self.received = received
         self.kept = trainer.args.save_total_limit
-        self.must_stop = received_anywhere(trainer, received)
+        self.must_stop = received_anywhere(trainer, received, lost)
         self.stopping = False
         self.loss = 0.0
 
@@ -121,8 +124,12 @@ class InterruptionEvents:
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Asks for a checkpoint after a signal."""
-        if self.must_stop():
+        """Asks for a checkpoint after a signal. Ends at once if the folder is another run's, whose
+        checkpoints stand there."""
+        stop, lost = self.must_stop()
+        if lost:
+            raise KeyboardInterrupt(f"another run has the folder at step {state.global_step}")
+        if stop:
             self.stopping = control.should_save = True
         self.on_epoch_end(args, state, control)
 
@@ -165,7 +172,9 @@ def drop_oldest(folder: Path, kept: int | None, best: str | None) -> None:
     rotate_checkpoints(str(folder), kept, best, use_mtime=False)
 
 
-def stop_callback(trainer: Trainer, received: list[str]) -> TrainerCallback:
+def stop_callback(
+    trainer: Trainer, received: list[str], lost: Callable[[], bool]
+) -> TrainerCallback:
     """The callback that saves and stops after a signal, and resumes what transformers leaves
     out."""
     from transformers import TrainerCallback
@@ -174,4 +183,4 @@ def stop_callback(trainer: Trainer, received: list[str]) -> TrainerCallback:
     class Interruption(InterruptionEvents, TrainerCallback, ExportableState):
         """The events as transformers takes them; trainer_state.json has the class's name."""
 
-    return Interruption(trainer, received)
+    return Interruption(trainer, received, lost)

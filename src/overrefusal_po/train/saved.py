@@ -13,7 +13,6 @@ import ctypes
 import gc
 import logging
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -101,17 +100,6 @@ def return_freed() -> None:
     gc.collect()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
-
-
-def check_gathered(weights: Mapping[str, Tensor] | None) -> None:
-    """Raises ValueError if a weight that was gathered from all processes is empty; None is none."""
-    empty = [name for name, value in (weights or {}).items() if value.is_meta or not value.numel()]
-    if weights == {} or empty:
-        raise ValueError(
-            f"The weights were gathered from all processes, and {len(empty) or 'all'} of them are "
-            f"empty (the first: {empty[0] if empty else 'unknown'}). Nothing is saved. The last "
-            "checkpoint holds them: launch the same command again with another sharding."
-        )
 
 
 def check_saved(probe: Probe, folder: Path, *, trust_remote_code: bool = False) -> None:

@@ -47,7 +47,7 @@ def trainer_config(cls: type[C], args: C | Settings | None) -> C:
             raise ValueError(unknown_key(name, known, "", owner=cls.__name__))
     check_sampling(given.get("train_sampling_strategy"))
     if wants_deepspeed(given):
-        check_deepspeed(given, quantised=False)  # a loaded model is checked by its stage
+        check_deepspeed(given, {})  # a loaded model is checked by its stage
         with joining(given):
             check_world(use_cpu=False)
     return cls(**{**hardware_settings(given), **given})

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
+from overrefusal_po.model.zero import check_not_quantised
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.memory import (
     OPTIMISER_BYTES,
@@ -48,6 +49,7 @@ class Sharded(NamedTuple):
     weights: float
     gathered: float
     """What is whole for a moment: layers that compute, and gradients before they are sent."""
+    reference: float
     gradients: float
     optimiser: float
     activations: float
@@ -63,7 +65,8 @@ class Sharded(NamedTuple):
     def total(self) -> float:
         """The sum of the parts; gradients grow while activations shrink."""
         step = max(self.activations + self.logits, self.gradients)
-        return self.weights + self.gathered + self.optimiser + step + self.overhead
+        held = self.weights + self.reference + self.optimiser
+        return held + self.gathered + step + self.overhead
 
     @property
     def verdict(self) -> str:
@@ -118,13 +121,23 @@ def checked_spread(
     return Spread(layout, gpu_gb)
 
 
+def on_gpu(recipe: TrainRecipe) -> TrainRecipe:
+    """A recipe with what a GPU decides (`settings.hardware_settings`), on a machine without one."""
+    trainer = {"bf16": True, "gradient_checkpointing": True, **recipe.trainer}
+    return recipe.model_copy(update={"trainer": trainer})
+
+
 def sharded_estimate(
     shape: Shape, recipe: TrainRecipe, batch: Batch, layout: Layout, device: str, available: float
 ) -> Sharded:
     """The peak of a training that is spread as `layout` says; `device` as in `estimate`.
 
-    No reference is held: its log-probs are computed before the training, by the policy.
+    FSDP 2 holds no reference: the policy computes its log-probs before the training. ZeRO holds one
+    where DDP does: shared out by ZeRO-3, else whole in each process. ValueError for 4 or 8 bits
+    under ZeRO-3.
     """
+    if layout.kind == "zero3":
+        check_not_quantised(recipe.model)
     plain = estimate(shape, recipe, batch, device, available)
     held, world = held_bytes(shape, recipe, layout.kind), layout.world
     stage = {"fsdp2": 3, "zero1": 1, "zero2": 2, "zero3": 3}[layout.kind]
@@ -135,6 +148,7 @@ def sharded_estimate(
     return Sharded(
         weights=(held.frozen + held.trained) / (world if stage > 2 else 1) + held.copies / world,
         gathered=gathered_bytes(shape, recipe, layout.kind),
+        reference=reference_bytes(shape, recipe, plain, layout),
         gradients=gradients,
         optimiser=held.optimiser / world,
         activations=activations + (gradients if accumulates else 0.0),
@@ -164,6 +178,14 @@ def held_bytes(shape: Shape, recipe: TrainRecipe, kind: Kind) -> Held:
         gradients=width * count,
         optimiser=float(OPTIMISER_BYTES.get(str(trainer["optim"]), 8) * count),
     )
+
+
+def reference_bytes(shape: Shape, recipe: TrainRecipe, plain: Memory, layout: Layout) -> float:
+    """A device's part of the reference. DeepSpeed keeps it in 16 bits if it computes in 16."""
+    if layout.kind == "fsdp2" or not plain.reference:
+        return 0.0
+    whole = 2.0 * shape.weights if is_mixed(recipe) else plain.reference
+    return whole / (layout.world if layout.kind == "zero3" else 1)
 
 
 def is_mixed(recipe: TrainRecipe) -> bool:
@@ -201,11 +223,14 @@ def load_bytes(shape: Shape, recipe: TrainRecipe, layout: Layout) -> float:
     """Host memory of the processes of one host while they read the weights.
 
     FSDP 2: full fine-tuning reads one tensor at a time, the LM head at most; for an adapter the
-    first process of a host reads all. ZeRO: every process reads all.
+    first process of a host reads all. ZeRO-3: the first process of all reads all. ZeRO-1 and 2:
+    every process does.
     """
     section, processes = recipe.model, layout.per_node
     whole = weight_width(section) * shape.weights
-    if layout.kind != "fsdp2" or section.get("load_in_4bit") or section.get("load_in_8bit"):
+    if layout.kind == "zero3":
+        read = float(whole)
+    elif layout.kind != "fsdp2" or section.get("load_in_4bit") or section.get("load_in_8bit"):
         read = float(processes * whole)
     elif section.get("use_peft"):
         read = float(whole)

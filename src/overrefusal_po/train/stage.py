@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from overrefusal_po.identity import check_kinds
@@ -101,7 +101,9 @@ def train_in(
     if push is not None:
         in_first_process(state, lambda: check_push(push))
     made = in_first_process(state, lambda: first_data(recipe, run, template))
-    with open_run(state.is_main_process) as run:
+    seconds = settings.get("ddp_timeout", 1800)
+    named = lost_ranks_named(processes=state.num_processes, seconds=seconds)
+    with open_run(state.is_main_process) as run, named:  # the run notes the sentence
         if not run.done:
             in_first_process(state, lambda: write_data(recipe, run, template, made))
             trainer = make_trainer(recipe, load_rows(run.path), config, template)
@@ -122,25 +124,31 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
     # `resumable` does what enable_jit_checkpoint would, for SIGINT too and at the end of a step
     hardware = hardware_settings(recipe.trainer)
     settings = {**hardware, **without_push(recipe.trainer), "enable_jit_checkpoint": False}
+    check_shardable(recipe, settings)
+    check_deepspeed(settings, recipe.model)
     method = find_method(recipe.method)
-    if method.soft_tokens:
-        check_whole(settings, f"method: {method.name}")
-    bits = [key for key in ("load_in_4bit", "load_in_8bit") if recipe.model.get(key)]
-    check_deepspeed(settings, quantised=bool(bits))
     check_sharding(
         settings,
         frozen_reference=method.needs_reference and not recipe.model.get("use_peft"),
     )
     check_adapter_rows(recipe.model, settings)
-    for key in ("select", "hold"):
-        if getattr(recipe, key) is not None:
-            check_not_sharded(settings, key)
     if recipe.hold is not None and settings.get("save_strategy") == "no":
         raise ValueError(
             "hold measures the trained model before it is saved. Without a checkpoint a fault in "
             "it would lose the training: leave trainer.save_strategy: no out."
         )
     return settings
+
+
+def check_shardable(recipe: TrainRecipe, settings: Mapping[str, object]) -> None:
+    """Raises ValueError if `settings` shard weights that the recipe's method, `select` or `hold`
+    needs whole."""
+    method = find_method(recipe.method)
+    if method.soft_tokens:
+        check_whole(settings, f"method: {method.name}")
+    for key in ("select", "hold"):
+        if getattr(recipe, key) is not None:
+            check_not_sharded(settings, key)
 
 
 def in_first_process(state: PartialState, make: Callable[[], T]) -> T | None:
@@ -289,7 +297,7 @@ def run_training(recipe: TrainRecipe, trainer: Trainer, run: Run, template: Chat
     if (hold := recipe.held) is not None:
         holder = Holder(trainer, template=template, hold=hold, folder=run.path)
         holder.begin(resumed=checkpoint is not None)
-    with resumable(trainer):
+    with resumable(trainer, lambda: run.lost):
         trainer.train(resume_from_checkpoint=checkpoint)
     if holder is not None and run.writer:
         holder.end()
