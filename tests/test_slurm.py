@@ -199,7 +199,7 @@ def test_a_preempted_training_on_two_nodes_is_an_undisturbed_one_on_one_node(
         cwd=tmp_path,
     )
     slurm.wait(urgent, "COMPLETED", seconds=900)
-    assert slurm.wait(job, "COMPLETED", seconds=900)["Restarts"] == "1"
+    assert int(slurm.wait(job, "COMPLETED", seconds=900)["Restarts"]) >= 1
     keep(tmp_path, "job.log")
     log = (tmp_path / "run" / "log").read_text()
     assert "interrupted: a checkpoint of step" in log and "going on from" in log

@@ -14,7 +14,10 @@ from contextlib import contextmanager
 
 from overrefusal_po.run.unscored import RunFailed
 
-SIGNS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out wait")
+SIGNS = (
+    *("gloo", "nccl", "connection closed by peer", "connection reset by peer"),
+    *("timed out wait", "pair closure"),
+)
 """Words of the messages of torch, gloo and NCCL (torch 2.13), in lower case."""
 
 SETUP = ("invalid usage", "invalid argument")
