@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import Style
 from test_fit import own_plugs, sensible, values_of, wary
 from test_remedies_run import command, recipe_of
 
+from overrefusal_po.engines.transformers import TransformersEngine
+from overrefusal_po.fit.measured import Measuring
 from overrefusal_po.fit.untreated import Untreated, untreated_key
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pipeline import is_finished, run_pipeline, run_stage
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.load import check_body, load_recipe
-from overrefusal_po.records import Prompt, read_objects, read_state
+from overrefusal_po.records import Prompt, Sampling, read_objects, read_state
 from overrefusal_po.report.remedies_made import Stages
 from overrefusal_po.report.summary import read_summary
 
@@ -100,6 +103,25 @@ def test_half_a_measurement_is_not_taken(wary: Path, tmp_path: Path) -> None:
     assert "before_measured_by" not in fit_in(tmp_path / "second", values, first)
     assert not (tmp_path / "none" / "dev").exists()
     assert Untreated(tmp_path / "none", "key").taken_from is None
+
+
+def test_a_prompt_that_is_too_long_does_not_keep_others_from_what_was_measured(
+    style: Style, tmp_path: Path
+) -> None:
+    model = style.make_model()
+    engine = TransformersEngine(model, style.template, name="tiny", batch_size=4, device="cpu")
+    engine.context = 60
+    prompts = [Prompt.of("Why?", kind="benign"), Prompt.of("Why? " * 200, kind="harmful")]
+    sampling = Sampling(max_new_tokens=2)
+    first, second = (
+        Untreated(tmp_path / name, "key", [tmp_path / "one"]) for name in ("one", "two")
+    )
+    for shared in (first, second):
+        shared.folder.mkdir()
+        dev = Measuring(shared, engine, RefusalJudge(), prompts, sampling)
+        said = [outcome.completion.error for outcome in dev.untreated()]
+        assert said[0] is None and "too long" in str(said[1])
+    assert (first.taken_from, second.taken_from) == (None, "one")
 
 
 def test_a_killed_fit_goes_on_with_what_it_took(

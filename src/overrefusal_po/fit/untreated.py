@@ -20,6 +20,7 @@ from overrefusal_po.judges import Judge
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.records import Prompt, Sampling, content_id, read_state, write_atomic
 from overrefusal_po.run.appender import numbered_rows
+from overrefusal_po.run.complete import file_beside
 from overrefusal_po.run.drawn import read_drawn
 from overrefusal_po.run.environment import environment
 
@@ -96,12 +97,14 @@ def noted(folder: Path) -> dict[str, str | None]:
 
 
 def copied(source: Path, folder: Path, prompts: Sequence[Prompt], sampling: Sampling) -> bool:
-    """Whether the other fit has a completion of every prompt, which is then in `folder` too.
+    """Whether the other fit has a completion of every prompt, or why there is none. All of it is
+    then in `folder` too.
 
-    Verdicts come first: a fit that is killed between the two files measures again.
+    Completions come last: a fit that is killed between the files measures again.
     """
     rows = source / DEV_FOLDER / f"{UNTREATED}.jsonl"
-    found = read_drawn((rows,), sampling)
+    failed = file_beside(rows, "failed.jsonl")
+    found = read_drawn((rows, failed), sampling)
     if any((prompt.id, 0) not in found for prompt in prompts):
         return False
     ids = {completion.id for completion in found.values()}
@@ -111,5 +114,7 @@ def copied(source: Path, folder: Path, prompts: Sequence[Prompt], sampling: Samp
     there.mkdir(exist_ok=True)
     if verdicts and not (there / VERDICTS_FILE).exists():
         write_atomic(there / VERDICTS_FILE, "".join(verdicts))
-    write_atomic(there / rows.name, rows.read_text(encoding="utf-8"))
+    for file in (failed, rows):
+        if file.is_file():
+            write_atomic(there / file.name, file.read_text(encoding="utf-8"))
     return True
