@@ -225,7 +225,7 @@ def test_a_model_that_does_not_over_refuse_is_told_so(tmp_path: Path) -> None:
     before = EvaluateRecipe(task="evaluate", model=own)
     for model, words_ in ((own, "It refuses 1 of 90."), (other, "")):
         fit = FitRecipe(task="fit", remedy="threshold", model=model)
-        bodies = {"before": before, "steer": fit, "ablate": fit}
+        bodies = {"before": before, "steer": fit}
         assert nothing_words(Stages(tmp_path, bodies), "before") == words_
     assert list(fit_entries(tmp_path, "dpo")) == list(fit_entries(tmp_path, "none")) == []
 

@@ -319,8 +319,7 @@ def gathered_weights(trainer: Trainer) -> dict[str, Tensor] | None:
     """
     if not trainer.is_fsdp_enabled:
         return zero.shared_weights(trainer.accelerator.unwrap_model(trainer.model))
-    found: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model)
-    return found
+    return cast("dict[str, Tensor]", trainer.accelerator.get_state_dict(trainer.model))
 
 
 def model_options(section: ModelSection, *, fsdp: bool = False) -> LoadOptions:
