@@ -267,8 +267,7 @@ def save_merged(
     else:
         whole = cast("PreTrainedModel", model)
     stop_where_trained(whole, tokenizer)
-    named = dict(whole.named_parameters()) if weights is None else weights
-    zero.check_not_empty(named, str(folder))
+    zero.check_not_empty(dict(whole.named_parameters()) if weights is None else weights, folder)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     whole.save_pretrained(beside, state_dict=weights)
     tokenizer.save_pretrained(beside)

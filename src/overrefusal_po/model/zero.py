@@ -229,7 +229,7 @@ def shared_copy(model: M) -> M:
     return made
 
 
-def check_not_empty(weights: Mapping[str, Tensor], place: str) -> None:
+def check_not_empty(weights: Mapping[str, Tensor], place: object) -> None:
     """Raises ValueError if weights are empty, as those that processes share look from outside, or
     if there are none."""
     empty = [name for name, weight in weights.items() if weight.is_meta or not weight.numel()]
