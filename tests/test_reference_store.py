@@ -15,7 +15,7 @@ from overrefusal_po.exact.reference_store import (
     Parts,
     digest,
     policy_key,
-    read_parts,
+    read_rows,
     row_key,
     weights_digest,
     write_parts,
@@ -76,7 +76,7 @@ def make(
 def computed(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
     """`computed()`: how many pairs the reference has been run over since the last call, as the log
     says."""
-    caplog.set_level(logging.INFO, logger="overrefusal_po.train.trl_private")
+    caplog.set_level(logging.INFO, logger="overrefusal_po.exact.reference_store")
 
     def count() -> int:
         lines = [r.args for r in caplog.records if "to compute" in r.msg]
@@ -327,7 +327,7 @@ def test_files_are_whole_and_broken_ones_are_computed_again(
 def test_what_is_written_is_read_to_the_last_bit(tmp_path: Path) -> None:
     value = torch.tensor(-123.456789).item()
     write_parts(tmp_path, {"a": Parts(value, 0.0, -1.0, 0.0), "b": Parts(0.0, 0.0, 0.0, 0.0)})
-    assert read_parts(tmp_path, {"a", "c"}) == {"a": Parts(value, 0.0, -1.0, 0.0)}
+    assert read_rows(tmp_path, {"a", "c"}, Parts) == {"a": Parts(value, 0.0, -1.0, 0.0)}
     (file,) = tmp_path.glob("*.json")
     assert set(json.loads(file.read_text())) == {"a", "b"}
 
@@ -363,7 +363,7 @@ class Spy(logging.Handler):
         lines.append(record.args)
 
 
-logger = logging.getLogger("overrefusal_po.train.trl_private")
+logger = logging.getLogger("overrefusal_po.exact.reference_store")
 logger.setLevel(logging.INFO)
 logger.addHandler(Spy())
 models.check_world(use_cpu=True)

@@ -1,8 +1,8 @@
 """Reference log-probs of preference pairs, computed once and kept.
 
-    keys = [row_key(collator([row])) for row in dataset]
-    known = read_parts(store / policy_key(trainer, "sdpa"), set(keys))
-    known[keys[0]].sums(ld_alpha=None)       # (chosen, rejected) log-probs
+    folder = store / policy_key(trainer, "sdpa")
+    known = read_rows(folder, {row_key(collator([row])) for row in dataset}, Parts)
+    known[key].sums(ld_alpha=None)           # (chosen, rejected) log-probs
 
 Every run with the same reference and the same rows finds them. A sweep over learning rate, beta,
 loss type, `ld_alpha`, LoRA rank or seed runs the reference over its pairs once. TRL's own cache
@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import torch
 import transformers
-from accelerate.utils import gather_object
-from datasets import Dataset
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from trl import DPOTrainer, KTOTrainer
 
 logger = logging.getLogger(__name__)
-Found = TypeVar("Found")
+Found = TypeVar("Found", bound=tuple[float, ...])
 
 STORE_VERSION = 1
 """Grows when the meaning of a stored number changes, so that old numbers are not found."""
@@ -203,9 +203,52 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=plain).encode()).hexdigest()
 
 
-def read_parts(folder: Path, keys: set[str]) -> dict[str, Parts]:
-    """The parts of those `keys` that a policy's folder holds; see `read_rows`."""
-    return read_rows(folder, keys, Parts)
+def check_not_streamed(dataset: Dataset | IterableDataset) -> Dataset:
+    """The dataset. ValueError if it is streamed: its rows cannot be read ahead."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            "Reference log-probs cannot be computed ahead for a streamed dataset. Load it as a "
+            "whole."
+        )
+    return dataset
+
+
+def kept_or_computed(
+    trainer: DPOTrainer | KTOTrainer,
+    dataset: Dataset,
+    name: str,
+    *,
+    unit: str,
+    folder: Path | None,
+    key_of: Callable[[Mapping[str, Tensor]], str],
+    make: Callable[..., Found],
+    compute: Callable[[Dataset], list[Found]],
+) -> list[Found]:
+    """What belongs to each row, in the order of `dataset`. What the folder lacks is computed and
+    written there.
+
+    Args:
+        name: the dataset's, for the log; unit: what a row is, in the plural.
+        folder: the policy's, in the store of the first process; None keeps nothing.
+        key_of: the key of a batch of one row, as the collator makes it.
+        make: a row's value, of the numbers in a file.
+        compute: the values of some rows, in their order. All processes call it.
+    """
+    keys = [key_of(trainer.data_collator([row])) for row in dataset]
+    first = folder is not None and trainer.accelerator.is_main_process
+    shared = [read_rows(folder, set(keys), make) if folder is not None and first else {}]
+    broadcast_object_list(shared, from_process=0)
+    known = shared[0]
+    missing = {key: index for index, key in enumerate(keys) if key not in known}
+    said = f"reference log-probs (%s): %d {unit}, %d to compute"
+    logger.info(said, name, len(keys), len(missing))
+    if missing:
+        found = compute(dataset.select(list(missing.values())))
+        new = dict(zip(missing, found, strict=True))
+        known |= new
+        if folder is not None and first:
+            write_parts(folder, new)
+    return [known[key] for key in keys]
 
 
 def read_rows(folder: Path, keys: set[str], make: Callable[..., Found]) -> dict[str, Found]:

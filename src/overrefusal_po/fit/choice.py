@@ -95,17 +95,22 @@ def rates_in(outcomes: Sequence[Outcome]) -> dict[str, float]:
     found = {}
     for source in dict.fromkeys(o.prompt.source for o in outcomes):
         rate = outcome_rate([o for o in outcomes if o.prompt.source == source])
-        size = rate.n + rate.unscored
-        if rate.value is not None and size >= SOURCE_MIN and rate.n >= SCORED_MIN * size:
+        large = rate.n + rate.unscored >= SOURCE_MIN
+        if rate.value is not None and large and scored_enough(rate.n, rate.unscored):
             found[source] = rate.value
     return found
+
+
+def scored_enough(scored: int, unscored: int) -> bool:
+    """Whether the judge scored `SCORED_MIN` of the prompts."""
+    return scored >= SCORED_MIN * (scored + unscored)
 
 
 def too_few_scored(rates: DevRates) -> str:
     """Which side has too few verdicts, in words; "" if none has."""
     for name in ("harmful_refused", "benign_answered"):
         scored, unscored = rates.n[name], rates.unscored[name]
-        if scored < SCORED_MIN * (scored + unscored):
+        if not scored_enough(scored, unscored):
             return f"the judge scored {scored} of {scored + unscored} prompts of {name}"
     return ""
 

@@ -255,8 +255,8 @@ def moral_verdict(reply: Reply, opening: list[Sentence], asked: Question) -> May
     """Moral lessons from the first sentence on, in place of an answer."""
     if asked.yes_no or asked.norms or asked.defines or asked.safety:
         return None
-    only_first = not any(map(is_moral, reply.sentences[1:]))
-    if only_first and opening and gives_reason_against(opening[0].text, asked):
+    reasons = bool(opening) and gives_reason_against(opening[0].text, asked)
+    if reasons and not any(map(is_moral, reply.sentences[1:])):
         return None
     if any(sentence.item for sentence in reply.sentences):
         return None

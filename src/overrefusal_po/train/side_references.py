@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from overrefusal_po.exact.reference_store import digest, policy_key, read_rows, write_parts
+from overrefusal_po.exact.reference_store import (
+    check_not_streamed,
+    digest,
+    kept_or_computed,
+    policy_key,
+)
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -55,25 +59,20 @@ def with_side_references(
     Every process calls it, and gets all rows. Raises ValueError for streamed data, and for
     log-probs that are not finite.
     """
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            "Reference log-probs cannot be computed ahead for a streamed dataset. Load it as a "
-            "whole."
-        )
-    folder = None if place is None else place[0] / policy_key(trainer, place[1])
-    keys = [side_key(trainer.data_collator([row])) for row in dataset]
-    known = stored_sides(trainer, folder, keys)
-    missing = {key: index for index, key in enumerate(keys) if key not in known}
-    logger.info("reference log-probs (%s): %d rows, %d to compute", name, len(keys), len(missing))
-    if missing:
-        found = compute_sides(trainer, dataset.select(list(missing.values())), batch_size)
-        new = dict(zip(missing, found, strict=True))
-        known |= new
-        if folder is not None and trainer.accelerator.is_main_process:
-            write_parts(folder, new)
-    scored: Dataset = dataset.add_column("ref_logps", [known[key].own for key in keys])
+    rows = check_not_streamed(dataset)
+    found = kept_or_computed(
+        trainer,
+        rows,
+        name,
+        unit="rows",
+        folder=None if place is None else place[0] / policy_key(trainer, place[1]),
+        key_of=side_key,
+        make=SideParts,
+        compute=lambda missing: compute_sides(trainer, missing, batch_size),
+    )
+    scored: Dataset = rows.add_column("ref_logps", [parts.own for parts in found])
     if trainer.calculate_KL:
-        scored = scored.add_column("ref_KL_logps", [known[key].other for key in keys])
+        scored = scored.add_column("ref_KL_logps", [parts.other for parts in found])
     return scored
 
 
@@ -84,18 +83,6 @@ def side_key(batch: Mapping[str, Tensor]) -> str:
     """
     names = [start + part for start in ("", "KL_") for part in PARTS_OF_BATCH]
     return digest(["side", *([n, batch[n].tolist()] for n in names if n in batch)])
-
-
-def stored_sides(
-    trainer: KTOTrainer, folder: Path | None, keys: Sequence[str]
-) -> dict[str, SideParts]:
-    """What the first process's store holds of `keys`, the same on all processes."""
-    known: dict[str, SideParts] = {}
-    if folder is not None and trainer.accelerator.is_main_process:
-        known = read_rows(folder, set(keys), SideParts)
-    shared = [known]
-    broadcast_object_list(shared, from_process=0)
-    return shared[0]
 
 
 def compute_sides(trainer: KTOTrainer, dataset: Dataset, batch_size: int) -> list[SideParts]:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor
@@ -40,11 +39,11 @@ from trl.trainer.utils import add_fused_lm_head
 
 from overrefusal_po.exact.reference_store import (
     Parts,
+    check_not_streamed,
     compute_parts,
+    kept_or_computed,
     policy_key,
-    read_parts,
     row_key,
-    write_parts,
 )
 from overrefusal_po.exact.shared_prefix import share_prefix
 from overrefusal_po.records import content_id
@@ -226,49 +225,37 @@ class StoredDPOTrainer(ReadyDPOTrainer):
 
         TRL calls it, for evaluation sets too.
         """
-        if not isinstance(dataset, Dataset):
-            raise ValueError(
-                "Reference log-probs cannot be computed ahead for a streamed dataset. Load it as a "
-                "whole."
-            )
+        rows = check_not_streamed(dataset)
         start_reference(self)
         if self.shared_prefix:
             shared_prefix_on(self)
-        policy = self.policy_digest()
-        keys = [row_key(self.data_collator([row])) for row in dataset]
-        known = self.stored_parts(policy, keys)
-        missing = {key: index for index, key in enumerate(keys) if key not in known}
-        logger.info(
-            "reference log-probs (%s): %d pairs, %d to compute", name, len(keys), len(missing)
-        )
-        if missing:
-            rows = dataset.select(list(missing.values()))
-            found = compute_parts(self, reference_engine(self), rows, batch_size)
+
+        def compute(missing: Dataset) -> list[Parts]:
+            found = compute_parts(self, reference_engine(self), missing, batch_size)
             reshard(reference_engine(self))
-            new = dict(zip(missing, found, strict=True))
-            known |= new
-            if self.store is not None and self.accelerator.is_main_process:
-                write_parts(self.store / policy, new)
-        sums = [known[key].sums(self.ld_alpha) for key in keys]
-        scored: Dataset = dataset.add_column("ref_chosen_logps", [chosen for chosen, _ in sums])
+            return found
+
+        found = kept_or_computed(
+            self,
+            rows,
+            name,
+            unit="pairs",
+            folder=self.kept_in(),
+            key_of=row_key,
+            make=Parts,
+            compute=compute,
+        )
+        sums = [parts.sums(self.ld_alpha) for parts in found]
+        scored: Dataset = rows.add_column("ref_chosen_logps", [chosen for chosen, _ in sums])
         scored = scored.add_column("ref_rejected_logps", [rejected for _, rejected in sums])
         return scored
 
-    def policy_digest(self) -> str:
-        """The name of the reference's folder in the store; "" without a store."""
+    def kept_in(self) -> Path | None:
+        """The reference's folder in the store; None without a store."""
         if self.store is None:
-            return ""
+            return None
         reference = self.accelerator.unwrap_model(self.ref_model or self.model)
-        return policy_key(self, attention_of(reference))
-
-    def stored_parts(self, policy: str, keys: Sequence[str]) -> dict[str, Parts]:
-        """The parts that the first process's store has of `keys`, the same on all processes."""
-        known: dict[str, Parts] = {}
-        if self.store is not None and self.accelerator.is_main_process:
-            known = read_parts(self.store / policy, set(keys))
-        shared = [known]
-        broadcast_object_list(shared, from_process=0)
-        return shared[0]
+        return self.store / policy_key(self, attention_of(reference))
 
 
 def reference_engine(trainer: DPOTrainer) -> Module:
