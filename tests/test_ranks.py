@@ -78,3 +78,36 @@ def test_another_rank_says_nothing_if_the_launcher_ends_it(tmp_path: Path) -> No
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM and err == ""
+
+
+LATE = """
+import atexit, os, sys
+class Late:
+    def __del__(self, abort=os.abort):
+        abort()
+sys.late = Late()
+from overrefusal_po.cli import main
+from overrefusal_po.run.ranks import ended_at_once
+"""
+HOOK = "with ended_at_once(): atexit.register(print, 'a hook'); sys.exit(3)"
+
+
+@pytest.mark.parametrize(
+    ("code", "left", "said"),
+    [
+        ("main(['check', 'nowhere.yaml'])", 2, ""),
+        ("main(['--version'])", 0, ""),
+        (HOOK, 3, "a hook"),
+    ],
+)
+def test_a_launched_process_keeps_its_code_whatever_its_teardown_does(
+    tmp_path: Path, code: str, left: int, said: str
+) -> None:
+    command = [sys.executable, "-c", LATE + code]
+    alone = start(command, tmp_path, WORLD_SIZE="1")
+    alone.communicate(timeout=60)
+    launched = start(command, tmp_path, RANK="0", WORLD_SIZE="2")
+    out, err = launched.communicate(timeout=60)
+    assert alone.returncode == -signal.SIGABRT  # so this teardown does end a process
+    assert launched.returncode == left, err
+    assert said in out

@@ -27,7 +27,7 @@ from overrefusal_po.records import write_atomic
 from overrefusal_po.report import terminal
 from overrefusal_po.report.quiet import quiet_packages
 from overrefusal_po.run.interrupts import terminable
-from overrefusal_po.run.ranks import speaking_once
+from overrefusal_po.run.ranks import ended_at_once, speaking_once
 from overrefusal_po.stages import (
     check_alone,
     check_data,
@@ -340,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if arguments[:1] in (["-v"], ["--verbose"]):  # it is an option of `run`, the default command
         arguments.append(arguments.pop(0))
-    with speaking_once(), terminable():
+    with ended_at_once(), speaking_once(), terminable():
         if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
             check_is_path(arguments[0], commands)
             arguments.insert(0, "run")

@@ -1,6 +1,6 @@
 """A command in several launched processes: a fault is said once, and the exit code is the house's.
 
-    with speaking_once():
+    with ended_at_once(), speaking_once():
         app(arguments)
 
 `accelerate launch` and torchrun start the command once for each rank. A fault that all ranks see
@@ -11,6 +11,8 @@ code 1.
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import signal
 import sys
@@ -25,6 +27,38 @@ from overrefusal_po.run.unscored import RunFailed
 SECONDS_TO_BE_ENDED = 20.0
 """How long another rank waits before it speaks. A launcher ends all ranks soon after the first
 ended, which may take seconds with torch loaded. So these words come if no other rank failed."""
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Around the command of a launched process: after Python's other clean-up hooks the process
+    ends with its exit code, and nothing more is torn down.
+
+    The threads of gloo and of the store may still run then. Torn down under them, Python now and
+    then ends with SIGABRT, and the launcher reports that instead of the exit code.
+    """
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+        yield
+        return
+    codes: list[int] = []
+    atexit.register(end_at_once, codes)  # hooks that are registered later run earlier
+    try:
+        yield
+    except SystemExit as end:
+        codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+    except Exception:
+        codes.append(1)
+        raise
+
+
+def end_at_once(codes: list[int]) -> None:
+    """Writes what is buffered and ends the process with the first of `codes`; without one, nothing."""
+    if codes:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(codes[0])
 
 
 @contextmanager
