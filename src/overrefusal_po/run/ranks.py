@@ -53,7 +53,7 @@ def ended_at_once() -> Iterator[None]:
 
 
 def end_at_once(codes: list[int]) -> None:
-    """Writes what is buffered and ends the process with the first of `codes`; without one, nothing."""
+    """Writes what is buffered and ends the process with the first of `codes`, if there is one."""
     if codes:
         logging.shutdown()
         sys.stdout.flush()
