@@ -1,7 +1,7 @@
 """Curation, training and evaluation of a tiny model in a loop, under random kills and faults; each
 loop ends with the files of an undisturbed run.
 
-    python benchmarks/soak.py [--minutes 60] [--seed 0] [--faults 4]
+    python benchmarks/soak.py [--minutes 60] [--seed 0] [--faults 4] [--keep FOLDER]
 
 A loop is one command, a pipeline of the three stages in a new folder. It is disturbed up to
 `--faults` times at random moments, started again each time, and at last left alone:
@@ -19,6 +19,7 @@ last attempt of a loop failed, or if an end was neither 0 nor one that the fault
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -273,23 +274,39 @@ def contents(run: Path) -> dict[str, Any]:
         for name in rows
         if (run / name).exists()
     }
-    for name in ("curate/pairs.jsonl", "measure/outcomes.jsonl", "train/model/model.safetensors"):
-        found[name] = (run / name).read_bytes()
+    for name in ("curate/pairs.jsonl", "measure/outcomes.jsonl"):
+        found[name] = (run / name).read_text().splitlines()
+    found["weights"] = hashlib.sha256(
+        (run / "train" / "model" / "model.safetensors").read_bytes()
+    ).hexdigest()
     history = json.loads((run / "train" / "training.json").read_text())["history"]
     found["losses"] = [row["loss"] for row in history if "loss" in row]
     found["rates"] = json.loads((run / "measure" / "metrics.json").read_text())["sets"]
     return found
 
 
-def soaked(soak: Soak, runs: Path, minutes: float, faults: int) -> tuple[int, list[str]]:
+def first_difference(wanted: Any, found: Any) -> str:  # Any: rows, bytes or JSON
+    """The first row in which two contents differ, in words."""
+    if not isinstance(wanted, list) or not isinstance(found, list):
+        return f"{str(wanted)[:300]} became {str(found)[:300]}"
+    if len(wanted) != len(found):
+        return f"{len(wanted)} rows became {len(found)}"
+    return next(f"{a} became {b}" for a, b in zip(wanted, found, strict=True) if a != b)
+
+
+def soaked(
+    soak: Soak, runs: Path, *, minutes: float, faults: int, keep: Path | None = None
+) -> tuple[int, list[str]]:
     """Loops until the time is up; how many, and the files that differed.
 
-    All loops have one path, because the name of a model is its path, and completions name it.
+    Runs that differ are copied to `keep`, beside the undisturbed one. All loops have one path, because the name of a model is its path, and completions name it.
     """
     begun, run = time.monotonic(), runs / "run"
     soak.undisturbed(run)
     soak.seconds = time.monotonic() - begun
     wanted = contents(run)
+    if keep:
+        shutil.copytree(run, keep / "undisturbed")
     print(f"an undisturbed run: {soak.seconds:.0f} s, {len(wanted)} things to compare", flush=True)
     loops, differing = 0, []
     while time.monotonic() - begun < minutes * 60:
@@ -299,7 +316,12 @@ def soaked(soak: Soak, runs: Path, minutes: float, faults: int) -> tuple[int, li
             soak.undisturbed(run)
         found = contents(run)
         wrong = [name for name in wanted if found.get(name) != wanted[name]]
-        differing += [f"loop {loops}: {name}" for name in wrong]
+        differing += [
+            f"loop {loops}: {name}: {first_difference(wanted[name], found.get(name))}"
+            for name in wrong
+        ]
+        if wrong and keep:
+            shutil.copytree(run, keep / f"loop{loops}")
         attempts = sum(soak.ends.values()) - before
         print(f"loop {loops}: {attempts} attempts, {wrong or 'equal'}", flush=True)
         loops += 1
@@ -312,6 +334,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=4)
+    parser.add_argument("--keep", type=Path, help="a folder for runs that differ")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -324,7 +347,13 @@ def main() -> None:
             yaml.safe_dump(pipeline(folder, student.url), sort_keys=False)
         )
         soak = Soak(folder, student, mounted, options.seed)
-        loops, differing = soaked(soak, folder / "disk", options.minutes, options.faults)
+        loops, differing = soaked(
+            soak,
+            folder / "disk",
+            minutes=options.minutes,
+            faults=options.faults,
+            keep=options.keep,
+        )
     student.stop()
     print("\n| fault | exit code | times |\n|---|---|---|")
     for (fault, code), times in sorted(soak.ends.items()):
