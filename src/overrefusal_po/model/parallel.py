@@ -1,8 +1,7 @@
 """Whether a launch or a recipe splits layers or rows over devices (tensor, context or sequence
 parallelism), which is refused.
 
-    check_parallel(settings)                                  # ValueError names the setting
-    check_parallel(settings, deepspeed=(config, "its place"))
+    check_parallel(settings, deepspeed=(config, "its place"))     # ValueError names the setting
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ DEEPSPEED_SPLITS = {
 
 
 def check_parallel(
-    settings: Mapping[str, object], *, deepspeed: tuple[Mapping[str, object], str] = ({}, "")
+    settings: Mapping[str, object], *, deepspeed: tuple[Mapping[str, object], str]
 ) -> None:
     """Raises ValueError if layers or rows would be split over devices.
 
     `settings`: keys of a recipe's `trainer:` section; the launcher's are in the environment.
-    `deepspeed`: the DeepSpeed config, and the place that names it.
+    `deepspeed`: the DeepSpeed config, empty if there is none, and the place that names it.
     """
     for place, kind in [*splits(settings), *deepspeed_splits(*deepspeed)]:
         raise ValueError(

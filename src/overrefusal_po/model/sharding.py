@@ -39,9 +39,9 @@ def check_sharding(settings: Settings, *, frozen_reference: bool) -> None:
     """Raises ValueError if sharding would leave a training's result or its reference empty.
 
     `frozen_reference`: it trains all weights against a copy of them (DPO and KTO without adapters).
-    Raises it for tensor, context and sequence parallelism too (`parallel.py`).
+    Raises it for tensor, context and sequence parallelism too (`check_unsplit`).
     """
-    check_parallel(settings, deepspeed=deepspeed_config(settings))
+    check_unsplit(settings)
     # When transformers loads weights, it reads the environment alone (`is_fsdp_enabled`). Its
     # trainer, which reads the recipe's settings, comes later.
     once = wants_fsdp() and is_on(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING"))
@@ -59,6 +59,12 @@ def check_sharding(settings: Settings, *, frozen_reference: bool) -> None:
             "model. If FSDP loads the weights once, that one is empty on all processes but the "
             "first. Take sync_ref_model out, or launch with --fsdp_cpu_ram_efficient_loading false."
         )
+
+
+def check_unsplit(settings: Settings) -> None:
+    """Raises ValueError if layers or rows would be split over devices, by the launcher, the
+    settings, or a DeepSpeed config that they name."""
+    check_parallel(settings, deepspeed=deepspeed_config(settings))
 
 
 def check_whole(settings: Settings, what: str) -> None:
