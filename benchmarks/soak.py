@@ -33,6 +33,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,6 +66,20 @@ THINGS = (
     "wasp nest",
 )
 VERBS = ("smash", "slash", "bury", "drown", "torch", "trap")
+
+
+OF_ATTEMPTS = (
+    "*log",
+    "*log.1",
+    "*manifest.json",
+    "*status.json",
+    "*.ledger.jsonl",
+    "*.tally.json",
+    "train/training.json",
+)
+"""Files that say when and how often something was tried. They are not compared."""
+UNORDERED = ("curate/student_*.jsonl", "measure/completions.jsonl")
+"""Files whose rows stand in the order in which they came."""
 
 
 class Student:
@@ -267,26 +282,31 @@ def fill(file: Path) -> None:
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """What must be the same: the rows of each stage, losses, weights and rates."""
-    rows = ("curate/completions.jsonl", "curate/verdicts.jsonl", "measure/completions.jsonl")
-    found: dict[str, Any] = {
-        name: sorted((run / name).read_text().splitlines())
-        for name in rows
-        if (run / name).exists()
-    }
-    for name in ("curate/pairs.jsonl", "measure/outcomes.jsonl"):
-        found[name] = (run / name).read_text().splitlines()
-    found["weights"] = hashlib.sha256(
-        (run / "train" / "model" / "model.safetensors").read_bytes()
-    ).hexdigest()
+    """{file: its lines, or the hash of one that is no text} of all that must be the same; and what
+    training.json says beside its durations."""
+    found: dict[str, Any] = {}
+    for file in sorted(run.rglob("*")):
+        name = str(file.relative_to(run))
+        if file.is_file() and not any(fnmatch(name, pattern) for pattern in OF_ATTEMPTS):
+            found[name] = lines_or_hash(file)
+            if any(fnmatch(name, pattern) for pattern in UNORDERED):
+                found[name] = sorted(found[name])
     history = json.loads((run / "train" / "training.json").read_text())["history"]
-    found["losses"] = [row["loss"] for row in history if "loss" in row]
-    found["rates"] = json.loads((run / "measure" / "metrics.json").read_text())["sets"]
+    found["losses"] = [str(row["loss"]) for row in history if "loss" in row]
     return found
 
 
+def lines_or_hash(file: Path) -> list[str] | str:
+    """The lines of a text; the hash of any other file."""
+    data = file.read_bytes()
+    try:
+        return data.decode().splitlines()
+    except UnicodeDecodeError:
+        return hashlib.sha256(data).hexdigest()
+
+
 def first_difference(wanted: Any, found: Any) -> str:  # Any: rows, bytes or JSON
-    """The first row in which two contents differ, in words."""
+    """The first row in which two contents differ, in words; None: there is no such file."""
     if not isinstance(wanted, list) or not isinstance(found, list):
         return f"{str(wanted)[:300]} became {str(found)[:300]}"
     if len(wanted) != len(found):
@@ -315,9 +335,10 @@ def soaked(
         if not any(soak.disturbed(run) for _ in range(faults)):
             soak.undisturbed(run)
         found = contents(run)
-        wrong = [name for name in wanted if found.get(name) != wanted[name]]
+        both = wanted.keys() | found.keys()
+        wrong = sorted(name for name in both if found.get(name) != wanted.get(name))
         differing += [
-            f"loop {loops}: {name}: {first_difference(wanted[name], found.get(name))}"
+            f"loop {loops}: {name}: {first_difference(wanted.get(name), found.get(name))}"
             for name in wrong
         ]
         if wrong and keep:
@@ -358,7 +379,9 @@ def main() -> None:
     print("\n| fault | exit code | times |\n|---|---|---|")
     for (fault, code), times in sorted(soak.ends.items()):
         print(f"| {fault} | {code} | {times} |")
-    print(f"\nloops: {loops}; differing files: {differing or 'none'}")
+    print(f"\nloops: {loops}; differing files: {len(differing) or 'none'}")
+    for one in differing:
+        print(one)
     print(f"tracebacks: {dict(soak.tracebacks)}; ends without a reason: {len(soak.unexplained)}")
     for one in soak.unexplained:
         print(one)

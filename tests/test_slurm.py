@@ -7,6 +7,7 @@ and say so; `make test-slurm` fails there. SLURM_TEST_LOGS may name a folder for
 
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -48,6 +49,7 @@ TRAINING = {
 }
 # a launcher whose child is a training: it listens one second after it began, and saves for one
 ACCELERATE = """#!/bin/bash
+echo "$*"
 python3 -c '
 import pathlib, signal, sys, time
 def stop(*_):
@@ -130,6 +132,9 @@ def test_a_preempted_job_saves_is_queued_again_and_ends(slurm: Cluster, stand_in
     (stand_in / "finish").touch()
     assert slurm.wait(job, "COMPLETED")["Restarts"] == "1"
     assert words(stand_in).count("finished") == 2
+    # the port of the first start may still be taken at the second one
+    ports = re.findall(r"--main_process_port (\d+)", words(stand_in))
+    assert ports[0] == ports[1] and ports[2] == ports[3] and len(set(ports)) == 2
 
 
 def test_a_training_that_does_not_listen_yet_is_told_again(slurm: Cluster, stand_in: Path) -> None:
