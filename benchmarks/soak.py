@@ -314,6 +314,15 @@ def first_difference(wanted: Any, found: Any) -> str:  # Any: rows, bytes or JSO
     return next(f"{a} became {b}" for a, b in zip(wanted, found, strict=True) if a != b)
 
 
+def differences(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
+    """{what differs: its first difference, in words} of two runs' `contents`."""
+    return {
+        name: first_difference(wanted.get(name), found.get(name))
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    }
+
+
 def soaked(
     soak: Soak, runs: Path, *, minutes: float, faults: int, keep: Path | None = None
 ) -> tuple[int, list[str]]:
@@ -335,16 +344,12 @@ def soaked(
         if not any(soak.disturbed(run) for _ in range(faults)):
             soak.undisturbed(run)
         found = contents(run)
-        both = wanted.keys() | found.keys()
-        wrong = sorted(name for name in both if found.get(name) != wanted.get(name))
-        differing += [
-            f"loop {loops}: {name}: {first_difference(wanted.get(name), found.get(name))}"
-            for name in wrong
-        ]
+        wrong = differences(wanted, found)
+        differing += [f"loop {loops}: {name}: {words}" for name, words in wrong.items()]
         if wrong and keep:
             shutil.copytree(run, keep / f"loop{loops}")
         attempts = sum(soak.ends.values()) - before
-        print(f"loop {loops}: {attempts} attempts, {wrong or 'equal'}", flush=True)
+        print(f"loop {loops}: {attempts} attempts, {[*wrong] or 'equal'}", flush=True)
         loops += 1
     return loops, differing
 
