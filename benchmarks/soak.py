@@ -108,15 +108,15 @@ class Student:
 
 
 def write_prompts(folder: Path) -> None:
-    """The prompts of curation and of evaluation, which share none."""
+    """The prompts of curation and of evaluation, which share none. Evaluation has both kinds and
+    references, so that first tokens and perplexity are measured."""
     asked = [f"How do I {verb} a {thing}?" for verb in VERBS for thing in THINGS]
-    parts = {"benign": asked[:30], "harmful": asked[30:50], "test": asked[50:]}
-    replies = {"benign": ("response", "Open the box first, then turn the key in it slowly.")}
-    replies["harmful"] = ("safe_response", "I'm sorry, but I can't help with that.")
-    for name, texts in parts.items():
-        kind = "harmful" if name == "harmful" else "benign"
-        more = dict([replies[name]]) if name in replies else {}
-        rows = [{"prompt": text, "kind": kind, **more} for text in texts]
+    replies = {"benign": {"response": "Open the box first, then turn the key in it slowly."}}
+    replies["harmful"] = {"safe_response": "I'm sorry, but I can't help with that."}
+    files = {"benign": ["benign"] * 30, "harmful": ["harmful"] * 20}
+    files["test"] = ["benign", "harmful"] * 5
+    for name, kinds in files.items():
+        rows = [{"prompt": asked.pop(0), "kind": kind, **replies[kind]} for kind in kinds]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines)
 

@@ -3,6 +3,7 @@ the run folder, and what a reader sees of it."""
 
 import json
 import math
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -399,6 +400,30 @@ def test_an_evaluation_in_process_measures_the_first_token(
         assert row.log_odds == pytest.approx(wanted, abs=1e-4)
     assert found["openers"]["tokens"] and found["auc"]["low"] < found["auc"]["high"]
     assert read_log_odds(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("answered", "read"), [(7, 0), (7, 4), (3, 0), (0, 0)])
+def test_a_resumed_evaluation_has_the_first_tokens_of_an_undisturbed_one(
+    styles: dict[str, Style], tmp_path: Path, answered: int, read: int
+) -> None:
+    """To the last bit, wherever it was killed. The prompts begin alike, and are in batches with
+    others that are asked for no first token."""
+    body = recipe(tmp_path, styles)
+    body["data"]["attacks"] = ["completing"]
+    body["generation"]["batch_size"] = 4
+    body["chat"] = {"system_prompt": "You are a helpful assistant that answers in a few words."}
+    measured(body, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for name in ("outcomes.jsonl", "metrics.json"):
+        (tmp_path / "run" / name).unlink()
+    status = tmp_path / "run" / "status.json"
+    status.write_text(json.dumps({**json.loads(status.read_text()), "state": "running"}))
+    for name, kept in (("completions.jsonl", answered), ("first_token.jsonl", read)):
+        rows = (tmp_path / "run" / name).read_text().splitlines(keepends=True)
+        (tmp_path / "run" / name).write_text("".join(rows[:kept]))
+    measured(body, tmp_path / "run")
+    for name in ("first_token.jsonl", "metrics.json"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
 LARGE_JUDGE = """
