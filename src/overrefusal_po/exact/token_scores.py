@@ -16,7 +16,7 @@ torch at its top: import it inside a function.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -98,7 +98,8 @@ def token_scores(
     tensor([ True, False])
     """
     keep = torch.is_grad_enabled() and len(labels) * len(weight) <= KEPT
-    found = TokenScores.apply(hidden, weight, labels, metrics, keep)
+    apply: Callable[..., tuple[Tensor, ...]] = TokenScores.apply  # torch gives it no types
+    found = apply(hidden, weight, labels, metrics, keep)
     return dict(zip(("log_probs", *metrics), found, strict=True))
 
 
