@@ -90,7 +90,7 @@ def draw_curve(axes: Axes, runs: Sequence[MeasuredRun]) -> list[Point]:
     spots = [(p.benign_answered, p.harmful_refused) for p in run.first_token.curve]
     xs, ys = zip(*spots, strict=True)
     name = clipped(str(visible(run.name)), 28)
-    label = f"threshold on the first token of {name}"
+    label = f"{run.first_token.rule} {name}"
     axes.plot(xs, ys, color=MUTED, lw=1.4, ls=(0, (4, 2)), clip_on=False, zorder=2, label=label)
     legend = axes.legend(
         loc="lower left",
