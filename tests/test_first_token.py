@@ -417,7 +417,7 @@ def test_a_bias_on_the_openers_is_no_gain_on_the_exact_curve() -> None:
     seeming = curve_gain([by_first_token(row.score, harmful=row.harmful) for row in rows], run)
     assert exact is not None and seeming is not None
     assert exact.gain.value is not None and exact.gain.value <= 0 <= (exact.gain.high or 0)
-    assert seeming.gain.low is not None and seeming.gain.low > 0.1
+    assert seeming.gain.value == 0.25 and (seeming.gain.low or 0) > 0
 
 
 def test_the_gain_is_never_certain() -> None:
@@ -571,6 +571,9 @@ from overrefusal_po.records import Verdict
 class Settings(BaseModel):
     pass
 
+def refuses(text):
+    return (crc32(text.encode()) % 4 > 0) is text.startswith("on")
+
 class Hashing:
     name, version = "hashing", "1"
 
@@ -578,7 +581,7 @@ class Hashing:
         return [
             Verdict(
                 completion_id=c.id, judge="hashing", version="1",
-                refusal="full" if crc32(c.text.encode()) % 2 else "none",
+                refusal="full" if refuses(c.text) else "none",
             )
             for c in completions
         ]
@@ -586,7 +589,8 @@ class Hashing:
 def judge(settings):
     return Hashing()
 """
-"""Whether it sees a refusal says nothing but that the texts are the same."""
+"""The tiny model opens most responses with "on": three of four of these are refusals to it, and one
+of four others. So most of what it says is that texts are the same."""
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import cast
@@ -228,8 +229,9 @@ class MeasuredModel:
         rows = self.first_tokens(run, prompts, openers.ids)
         found = FirstTokens({key: row.log_odds for key, row in rows.items()})
         if texts:
-            own = [o for o in outcomes if o.prompt.id in rows]
+            own, began = [o for o in outcomes if o.prompt.id in rows], time.monotonic()
             found = found._replace(decided=self.decided(run, own, rows, judge))
+            run.facts["first_token_texts_seconds"] = round(time.monotonic() - began, 1)
         refused = outcome_rate([o for o in outcomes if o.prompt.kind == "harmful"]).value
         return first_token_entry(prompts, found, openers, refused), []
 
