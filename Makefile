@@ -1,5 +1,5 @@
 # make demo: the whole story on a real model (CPU, minutes). make test: lint, types, tests.
-# make quick: tests in under two minutes. make docs: the site. Each sets up what it needs.
+# make quick: the tests that are not slow. make docs: the site. Each sets up what it needs.
 # make test-slurm: recipes/slurm on a Slurm that it starts here; needs the packages slurm-wlm and munge.
 # make test-deepspeed: installs DeepSpeed beside the rest and runs its tests; needs a C++ compiler.
 # make models: two larger models (1.6 GB), for those who want them.

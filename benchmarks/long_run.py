@@ -37,7 +37,12 @@ def recipe(model: Path, steps: int, first: int) -> dict[str, Any]:
             "lora_r": 4,
             "lora_target_modules": "all-linear",
         },
-        "data": {"pairs": "starter", "max_pairs": 40},
+        "data": {
+            "pairs": "starter",
+            "max_pairs": 40,
+            "containment": "none",
+            "allow_no_anchor": True,
+        },
         "trainer": {
             "max_steps": steps,
             "max_length": 2048,

@@ -1,7 +1,7 @@
 """Curation, training and evaluation of a tiny model in a loop, under random kills and faults; each
 loop ends with the files of an undisturbed run.
 
-    python benchmarks/soak.py [--minutes 60] [--seed 0] [--faults 4]
+    python benchmarks/soak.py [--minutes 60] [--seed 0] [--faults 4] [--keep FOLDER]
 
 A loop is one command, a pipeline of the three stages in a new folder. It is disturbed up to
 `--faults` times at random moments, started again each time, and at last left alone:
@@ -19,9 +19,11 @@ last attempt of a loop failed, or if an end was neither 0 nor one that the fault
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -32,6 +34,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -66,6 +69,22 @@ THINGS = (
 VERBS = ("smash", "slash", "bury", "drown", "torch", "trap")
 
 
+OF_ATTEMPTS = (
+    "*log",
+    "*log.1",
+    "*manifest.json",
+    "*status.json",
+    "*.ledger.jsonl",
+    "*.tally.json",
+    "train/training.json",
+    "report.html",
+)
+"""Files that say when and how often something was tried. They are not compared."""
+DURATION = re.compile(r'"(created|seconds)":')
+UNORDERED = ("curate/student_*.jsonl", "measure/completions.jsonl")
+"""Files whose rows stand in the order in which they came."""
+
+
 class Student:
     """The stub server as a process that can be gone for a while. Its address stays."""
 
@@ -92,15 +111,15 @@ class Student:
 
 
 def write_prompts(folder: Path) -> None:
-    """The prompts of curation and of evaluation, which share none."""
+    """The prompts of curation and of evaluation, which share none. Evaluation has both kinds and
+    references, so that first tokens and perplexity are measured."""
     asked = [f"How do I {verb} a {thing}?" for verb in VERBS for thing in THINGS]
-    parts = {"benign": asked[:30], "harmful": asked[30:50], "test": asked[50:]}
-    replies = {"benign": ("response", "Open the box first, then turn the key in it slowly.")}
-    replies["harmful"] = ("safe_response", "I'm sorry, but I can't help with that.")
-    for name, texts in parts.items():
-        kind = "harmful" if name == "harmful" else "benign"
-        more = dict([replies[name]]) if name in replies else {}
-        rows = [{"prompt": text, "kind": kind, **more} for text in texts]
+    replies = {"benign": {"response": "Open the box first, then turn the key in it slowly."}}
+    replies["harmful"] = {"safe_response": "I'm sorry, but I can't help with that."}
+    files = {"benign": ["benign"] * 30, "harmful": ["harmful"] * 20}
+    files["test"] = ["benign", "harmful"] * 5
+    for name, kinds in files.items():
+        rows = [{"prompt": asked.pop(0), "kind": kind, **replies[kind]} for kind in kinds]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines)
 
@@ -266,30 +285,60 @@ def fill(file: Path) -> None:
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """What must be the same: the rows of each stage, losses, weights and rates."""
-    rows = ("curate/completions.jsonl", "curate/verdicts.jsonl", "measure/completions.jsonl")
-    found: dict[str, Any] = {
-        name: sorted((run / name).read_text().splitlines())
-        for name in rows
-        if (run / name).exists()
-    }
-    for name in ("curate/pairs.jsonl", "measure/outcomes.jsonl", "train/model/model.safetensors"):
-        found[name] = (run / name).read_bytes()
+    """{file: its lines, or the hash of one that is no text} of all that must be the same; and what
+    training.json says beside its durations."""
+    found: dict[str, Any] = {}
+    for file in sorted(run.rglob("*")):
+        name = str(file.relative_to(run))
+        if file.is_file() and not any(fnmatch(name, pattern) for pattern in OF_ATTEMPTS):
+            found[name] = lines_or_hash(file)
+            if any(fnmatch(name, pattern) for pattern in UNORDERED):
+                found[name] = sorted(found[name])
     history = json.loads((run / "train" / "training.json").read_text())["history"]
-    found["losses"] = [row["loss"] for row in history if "loss" in row]
-    found["rates"] = json.loads((run / "measure" / "metrics.json").read_text())["sets"]
+    found["losses"] = [str(row["loss"]) for row in history if "loss" in row]
     return found
 
 
-def soaked(soak: Soak, runs: Path, minutes: float, faults: int) -> tuple[int, list[str]]:
+def lines_or_hash(file: Path) -> list[str] | str:
+    """The lines of a text but dates and durations; the hash of any other file."""
+    data = file.read_bytes()
+    try:
+        return [line for line in data.decode().splitlines() if not DURATION.search(line)]
+    except UnicodeDecodeError:
+        return hashlib.sha256(data).hexdigest()
+
+
+def first_difference(wanted: Any, found: Any) -> str:  # Any: rows, bytes or JSON
+    """The first row in which two contents differ, in words; None: there is no such file."""
+    if not isinstance(wanted, list) or not isinstance(found, list):
+        return f"{str(wanted)[:300]} became {str(found)[:300]}"
+    if len(wanted) != len(found):
+        return f"{len(wanted)} rows became {len(found)}"
+    return next(f"{a} became {b}" for a, b in zip(wanted, found, strict=True) if a != b)
+
+
+def differences(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
+    """{what differs: its first difference, in words} of two runs' `contents`."""
+    return {
+        name: first_difference(wanted.get(name), found.get(name))
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    }
+
+
+def soaked(
+    soak: Soak, runs: Path, *, minutes: float, faults: int, keep: Path | None = None
+) -> tuple[int, list[str]]:
     """Loops until the time is up; how many, and the files that differed.
 
-    All loops have one path, because the name of a model is its path, and completions name it.
+    Runs that differ are copied to `keep`, beside the undisturbed one. All loops have one path, because the name of a model is its path, and completions name it.
     """
     begun, run = time.monotonic(), runs / "run"
     soak.undisturbed(run)
     soak.seconds = time.monotonic() - begun
     wanted = contents(run)
+    if keep:
+        shutil.copytree(run, keep / "undisturbed")
     print(f"an undisturbed run: {soak.seconds:.0f} s, {len(wanted)} things to compare", flush=True)
     loops, differing = 0, []
     while time.monotonic() - begun < minutes * 60:
@@ -298,10 +347,12 @@ def soaked(soak: Soak, runs: Path, minutes: float, faults: int) -> tuple[int, li
         if not any(soak.disturbed(run) for _ in range(faults)):
             soak.undisturbed(run)
         found = contents(run)
-        wrong = [name for name in wanted if found.get(name) != wanted[name]]
-        differing += [f"loop {loops}: {name}" for name in wrong]
+        wrong = differences(wanted, found)
+        differing += [f"loop {loops}: {name}: {words}" for name, words in wrong.items()]
+        if wrong and keep:
+            shutil.copytree(run, keep / f"loop{loops}")
         attempts = sum(soak.ends.values()) - before
-        print(f"loop {loops}: {attempts} attempts, {wrong or 'equal'}", flush=True)
+        print(f"loop {loops}: {attempts} attempts, {[*wrong] or 'equal'}", flush=True)
         loops += 1
     return loops, differing
 
@@ -312,9 +363,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=4)
+    parser.add_argument("--keep", type=Path, help="a folder for runs that differ")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["PYTHONHASHSEED"] = "0"  # the order of target modules in adapter_config.json
     student = Student()
     with tempfile.TemporaryDirectory() as name, small_disk(Path(name) / "disk") as mounted:
         folder = Path(name)
@@ -324,12 +377,20 @@ def main() -> None:
             yaml.safe_dump(pipeline(folder, student.url), sort_keys=False)
         )
         soak = Soak(folder, student, mounted, options.seed)
-        loops, differing = soaked(soak, folder / "disk", options.minutes, options.faults)
+        loops, differing = soaked(
+            soak,
+            folder / "disk",
+            minutes=options.minutes,
+            faults=options.faults,
+            keep=options.keep,
+        )
     student.stop()
     print("\n| fault | exit code | times |\n|---|---|---|")
     for (fault, code), times in sorted(soak.ends.items()):
         print(f"| {fault} | {code} | {times} |")
-    print(f"\nloops: {loops}; differing files: {differing or 'none'}")
+    print(f"\nloops: {loops}; differing files: {len(differing) or 'none'}")
+    for one in differing:
+        print(one)
     print(f"tracebacks: {dict(soak.tracebacks)}; ends without a reason: {len(soak.unexplained)}")
     for one in soak.unexplained:
         print(one)

@@ -1,4 +1,5 @@
-"""The benchmarks run: exactness.py in small, and what it says of a difference."""
+"""The benchmarks run: exactness.py and long_run.py in small; and what exactness.py and soak.py say of
+a difference."""
 
 import json
 import os
@@ -71,3 +72,71 @@ def test_a_difference_above_its_bound_is_named(monkeypatch: pytest.MonkeyPatch) 
         exactness.Step(2.0, {"a": torch.tensor([3.0, float("nan")]), "b": torch.tensor([0.0])}),
     )
     assert list(exactness.failures(case, {"shared": nan}, 0.3))
+
+
+def test_a_long_run_is_measured(tmp_path: Path) -> None:
+    """So few steps say nothing about its memory."""
+    command = [sys.executable, str(FILE.with_name("long_run.py")), "--steps", "6", "--first", "2"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert "{" in done.stdout, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["memory_mb"].keys() == {"2", "4", "6"} and min(found["memory_mb"].values()) > 50
+    assert found["checkpoints"] == ["checkpoint-4", "checkpoint-6"]
+
+
+def disturbed(folder: Path) -> Path:
+    """A run folder as the soak compares it."""
+    files = {
+        "log": "an attempt\n",
+        "curate/student_benign.jsonl": '{"id": 1}\n{"id": 2}\n',
+        "curate/student_benign.ledger.jsonl": '{"requests": 1}\n',
+        "curate/pairs.jsonl": '{"pair": 1}\n{"pair": 2}\n',
+        "measure/verdicts.jsonl": '{"verdict": 1}\n',
+        "train/training.json": '{"history": [{"loss": 0.5}], "summary": {"seconds": 1}}',
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "train" / "weights").write_bytes(b"\xff\x00")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "differs"),
+    [
+        ("log", b"two attempts", False),
+        ("curate/student_benign.ledger.jsonl", b'{"requests": 2}\n', False),
+        ("curate/student_benign.jsonl", b'{"id": 2}\n{"id": 1}\n', False),
+        ("curate/student_benign.jsonl", b'{"id": 2}\n{"id": 2}\n', True),
+        ("curate/pairs.jsonl", b'{"pair": 2}\n{"pair": 1}\n', True),
+        ("measure/verdicts.jsonl", b'{"verdict": 1}\n{"verdict": 1}\n', True),
+        ("train/weights", b"\xff\x01", True),
+        ("train/training.json", b'{"history": [{"loss": 0.5}], "summary": {"seconds": 2}}', False),
+        ("train/training.json", b'{"history": [{"loss": 0.4}], "summary": {"seconds": 1}}', True),
+    ],
+)
+def test_the_soak_compares_all_files_but_what_attempts_leave(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, data: bytes, differs: bool
+) -> None:
+    monkeypatch.syspath_prepend(str(FILE.parent))
+    import soak
+
+    whole, other = (disturbed(tmp_path / name) for name in ("whole", "other"))
+    (other / file).write_bytes(data)
+    assert bool(soak.differences(soak.contents(whole), soak.contents(other))) == differs
+
+
+def test_the_soak_says_the_first_row_that_differs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(FILE.parent))
+    import soak
+
+    whole, other = (disturbed(tmp_path / name) for name in ("whole", "other"))
+    (other / "curate" / "pairs.jsonl").write_text('{"pair": 1}\n{"pair": 3}\n')
+    (other / "measure" / "verdicts.jsonl").unlink()
+    assert soak.differences(soak.contents(whole), soak.contents(other)) == {
+        "curate/pairs.jsonl": '{"pair": 2} became {"pair": 3}',
+        "measure/verdicts.jsonl": "['{\"verdict\": 1}'] became None",
+    }

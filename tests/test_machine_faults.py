@@ -13,7 +13,7 @@ import pytest
 from machine_faults import disk, shimmed
 
 from overrefusal_po.model import bundled
-from overrefusal_po.model.load import save_merged
+from overrefusal_po.model.load import load_tokenizer, save_merged
 from overrefusal_po.recipe.trl_fields import cache_folder
 from overrefusal_po.records import write_atomic
 from overrefusal_po.report.next_steps import next_steps
@@ -294,3 +294,18 @@ def test_an_error_with_a_sentence_of_its_own_keeps_it() -> None:
     hidden = RuntimeError("a bug")
     hidden.__context__, hidden.__suppress_context__ = full, True
     assert fault_words(hidden) is None
+
+
+def test_a_tokenizer_that_the_memory_does_not_hold_is_no_damaged_file(tmp_path: Path) -> None:
+    """A tokenizer with code of its own, which finds no memory."""
+    config = {"tokenizer_class": "Large", "auto_map": {"AutoTokenizer": ["large.Large", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "large.py").write_text(
+        "from transformers import PreTrainedTokenizer\n\n\n"
+        "class Large(PreTrainedTokenizer):\n"
+        "    def __init__(self, **given):\n"
+        "        raise MemoryError\n"
+    )
+    with pytest.raises(MemoryError):
+        load_tokenizer(str(tmp_path), trust_remote_code=True)

@@ -19,6 +19,7 @@ from overrefusal_po.model.zero import check_deepspeed, check_not_empty, joining
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.dpo import store_folder
+from overrefusal_po.train.settings import trainer_config
 from overrefusal_po.train.sharded import check_adapter_rows, without_reference
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -117,7 +118,7 @@ def test_zero_3_is_found_in_a_config_file(launched: pytest.MonkeyPatch, tmp_path
     counts before both."""
     launched.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     launched.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", written(tmp_path, ZERO_3))
-    assert "The accelerate config" in (zero_3({}) or "") and "deepspeed.json" in (zero_3({}) or "")
+    assert "the accelerate config" in (zero_3({}) or "") and "deepspeed.json" in (zero_3({}) or "")
     assert zero_3({"deepspeed": ZERO_2}) is None
     launched.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     written(tmp_path, ZERO_2)
@@ -214,6 +215,32 @@ def test_layers_and_rows_are_not_split_over_devices(
         return without(settings)
     with pytest.raises(ValueError, match=f"{named}.* parallelism"):
         without(settings)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"tensor_parallel": {"autotp_size": 2}}, r"tensor_parallel\.autotp_size"),
+        ({"expert_parallel": {"enabled": True, "autoep_size": 4}}, r"expert_parallel\.autoep_size"),
+        ({"sequence_parallel_size": 2}, "sequence_parallel_size"),
+        ({"tensor_parallel": {"autotp_size": 1}, **ZERO_3}, None),
+    ],
+)
+def test_deepspeeds_own_splits_are_refused_too(
+    launched: pytest.MonkeyPatch, tmp_path: Path, config: dict[str, Any], named: str | None
+) -> None:
+    """In the recipe, in a file that the launcher names, and from Python."""
+    from trl import DPOConfig
+
+    launched.delenv("ACCELERATE_USE_PARALLELISM_CONFIG", raising=False)
+    launched.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", written(tmp_path, config))
+    for settings, place in (({"deepspeed": config}, r"trainer\.deepspeed"), ({}, "the accelerate")):
+        words = f"{named} in the DeepSpeed config of {place}.* asks for .* parallelism"
+        with pytest.raises(ValueError, match=words) if named else nullcontext():
+            without(settings)
+        if named:  # settings from Python come by another way
+            with pytest.raises(ValueError, match=words):
+                trainer_config(DPOConfig, settings)
 
 
 def test_weights_are_loaded_once_by_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,25 @@ def test_verdicts_of_slow_judges_are_put_behind_those_that_are_there(
     assert [row["completion_id"] for row in rows] == ["c0", "c1", "c3"]
 
 
+def test_a_merge_that_is_made_again_after_a_kill_writes_no_verdict_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kill came behind the files and before the note that they are whole."""
+    for number in (1, 2):
+        (finished(tmp_path, number, 2) / "verdicts.jsonl").write_text(
+            f'{{"completion_id": "c{number}"}}\n'
+        )
+    (tmp_path / "verdicts.jsonl").write_text('{"completion_id": "c0"}\n{"comple')  # torn
+    assert merged(tmp_path, capsys)[0] == 0
+    before = {file.name: file.read_text() for file in tmp_path.glob("*.jsonl")}
+    note = json.loads((tmp_path / "merged.json").read_text())
+    (tmp_path / "merged.json").write_text(json.dumps({**note, "done": False}))
+    assert merged(tmp_path, capsys)[0] == 0
+    assert {file.name: file.read_text() for file in tmp_path.glob("*.jsonl")} == before
+    ids = [json.loads(line)["completion_id"] for line in before["verdicts.jsonl"].splitlines()]
+    assert ids == ["c0", "c1", "c2"]
+
+
 def test_a_shard_that_is_missing_not_finished_or_anothers_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

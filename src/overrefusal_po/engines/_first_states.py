@@ -30,6 +30,8 @@ class FirstStates:
     def __init__(self, wanted: Iterable[str] = ()) -> None:
         self.wanted = set(wanted)
         self.rows: dict[str, Tensor] = {}
+        self.seen: set[str] = set()
+        """Wanted prompts that were read, also if their states are not kept."""
 
     def __contains__(self, prompt_id: str) -> bool:
         return prompt_id in self.rows
@@ -46,6 +48,12 @@ class FirstStates:
         rows = zip(prompt_ids, states.cpu(), own.tolist(), strict=True)
         # a clone: a row of a view would hold the whole batch
         self.rows |= {one: row.clone() for one, row, ok in rows if ok and one in self.wanted}
+        self.seen |= self.wanted.intersection(prompt_ids)
+
+    def clear(self) -> None:
+        """Forgets what was read."""
+        self.rows.clear()
+        self.seen.clear()
 
     def logits(self, model: PreTrainedModel, prompt_ids: Sequence[str]) -> Tensor:
         """(B, V): the logits of the first token behind each prompt."""

@@ -13,7 +13,10 @@ import copy
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from overrefusal_po.engines._batches import in_parts, response_tokens
+from overrefusal_po.engines._first_states import FirstStates
 from overrefusal_po.model import generation
+from overrefusal_po.model.decoding import own_loop_serves
 from overrefusal_po.model.finite import FiniteLogits
 from overrefusal_po.model.opener_bias import above_others
 from overrefusal_po.records import Prompt, Sampling
@@ -44,34 +47,65 @@ def opener_scores(
     openers: Sequence[int],
     *,
     had: Container[str] = frozenset(),
+    answered: Sequence[Prompt] = (),
 ) -> Iterator[OpenerScore]:
     """The score of each prompt whose id is not in `had`, longest prompts first.
 
     The logits are the model's own, before temperature and any other setting of generation. If
     `complete` kept what the output layer read (`engine.first_states`), the prompts are not read
-    again. Batches are planned over all prompts, so a resumed run sees the same ones.
+    again.
+
+    Batches are planned over all prompts, and over those that `complete` has `answered` beside them.
+    A resumed run reads the same batches in the same way, so its numbers are equal to the last bit.
     """
-    inputs = sorted(((p, engine.input_text(p)) for p in prompts), key=lambda row: -len(row[1]))
+    asked = {prompt.id for prompt in prompts}
+    every = {prompt.id: prompt for prompt in (*answered, *prompts)}.values()
+    inputs = sorted(((p, engine.input_text(p)) for p in every), key=lambda row: -len(row[1]))
     for start in range(0, len(inputs), engine.batch_size):
         batch = inputs[start : start + engine.batch_size]
-        missing = [prompt for prompt, _ in batch if prompt.id not in had]
-        if not missing:
+        wanted = [(prompt, text) for prompt, text in batch if prompt.id in asked]
+        if all(prompt.id in had for prompt, _ in wanted):
             continue
-        logits = kept_logits(engine, missing)
+        logits = kept_logits(engine, batch, [prompt.id for prompt, _ in wanted])
         if logits is None:
-            missing = [prompt for prompt, _ in batch]
-            logits = first_logits(engine, [text for _, text in batch])
+            logits = first_logits(engine, [text for _, text in wanted])
         margins = above_others(logits.float(), openers)
-        rows = zip(missing, log_odds(logits, openers).tolist(), margins.tolist(), strict=True)
-        yield from (OpenerScore(*row) for row in rows if row[0].id not in had)
+        rows = zip(wanted, log_odds(logits, openers).tolist(), margins.tolist(), strict=True)
+        yield from (OpenerScore(p, odds, by) for (p, _), odds, by in rows if p.id not in had)
 
 
-def kept_logits(engine: TransformersEngine, prompts: Sequence[Prompt]) -> Tensor | None:
-    """(B, V): the logits of the first tokens, from what `complete` kept; None if one is missing."""
-    states, ids = engine.first_states, [prompt.id for prompt in prompts]
-    if states is None or not all(one in states for one in ids):
+def kept_logits(
+    engine: TransformersEngine, batch: Sequence[tuple[Prompt, str]], wanted: Sequence[str]
+) -> Tensor | None:
+    """(B, V): the logits of the first tokens of `wanted` (ids), from what `complete` kept of their
+    batch, which is read again if it did not come to that. None if one cannot be kept."""
+    states = engine.first_states
+    if states is None or engine.continuous_batching:
         return None
-    return states.logits(engine.model, ids)
+    if not states.seen.issuperset(wanted):
+        states.wanted.update(wanted)
+        read_again(engine, batch, states)
+    if not all(one in states for one in wanted):
+        return None
+    return states.logits(engine.model, wanted)
+
+
+def read_again(
+    engine: TransformersEngine, batch: Sequence[tuple[Prompt, str]], states: FirstStates
+) -> None:
+    """Reads a batch of (prompt, text) as `complete` does, which only then gives the same bits: our
+    own loop reads what all prompts begin with once."""
+    config = generation.generation_config(engine.options(Sampling(max_new_tokens=1)))
+    if not own_loop_serves(engine.model, config):
+        return
+
+    def read(part: Sequence[tuple[Prompt, str]]) -> list[list[int]]:
+        keeper = states.keeper([prompt.id for prompt, _ in part])
+        inputs = engine.padded([text for _, text in part])
+        return response_tokens(engine.model, inputs, config, name=engine.name, first_seen=keeper)
+
+    for _ in in_parts(batch, engine.at_once, read):
+        pass
 
 
 def without_openers(engine: TransformersEngine, tokens: Sequence[int]) -> TransformersEngine:
@@ -85,6 +119,7 @@ def without_openers(engine: TransformersEngine, tokens: Sequence[int]) -> Transf
     assert isinstance(own, Sequence), "transformers takes nothing else"
     found.settings = {**engine.settings, "begin_suppress_tokens": sorted({*own, *tokens})}
     found.continuous_batching = False
+    found.first_states = None
     return found
 
 

@@ -60,8 +60,8 @@ from overrefusal_po.run.remedies import put_on, remedy_form
 
 logger = logging.getLogger(__name__)
 
-OTHERS_FILE = "first_token_completions.jsonl"
-"""What the model says after the other decision at its first token."""
+COMPLETIONS, OTHERS_FILE = "completions.jsonl", "first_token_completions.jsonl"
+"""What the model says, and what it says after the other decision at its first token."""
 
 NOT_MEASURED = "The first token was not measured"
 """The beginning of the note that says why."""
@@ -140,6 +140,8 @@ class MeasuredModel:
     def __init__(self, recipe: EvaluateRecipe, template: ChatTemplate | None) -> None:
         self.recipe, self.template = recipe, template
         self.first_states = FirstStates()
+        self.answered: list[Prompt] = []
+        """The prompts of completions.jsonl that have a response."""
 
     @cached_property
     def engine(self) -> Engine:
@@ -171,17 +173,20 @@ class MeasuredModel:
             self.first_states.wanted |= {p.id for p in plain if p.kind in KINDS}
 
     def completions(
-        self, run: Run, prompts: Sequence[Prompt], file: str = "completions.jsonl"
+        self, run: Run, prompts: Sequence[Prompt], file: str = COMPLETIONS
     ) -> list[Completion]:
         """A completion for each prompt, kept in this file of the run folder."""
         recipe = self.recipe
-        return complete(
+        found = complete(
             run.path / file,
             prompts,
             recipe_sampling(recipe.generation, recipe.seed),
             lambda: self.engine,
             f"{recipe.run_name}: answering {len(prompts)} prompts",
         )
+        if file == COMPLETIONS:
+            self.answered = [p for p, c in zip(prompts, found, strict=True) if c.error is None]
+        return found
 
     def perplexity(self, run: Run, prompts: Sequence[Prompt]) -> PerplexityEntry | None:
         """Perplexity on the references of `prompts`, kept in the run folder; None if it is not
@@ -255,15 +260,16 @@ class MeasuredModel:
                 )
                 engine = self.engine
                 assert isinstance(engine, TransformersEngine)
-                had = frozenset(found)
-                for prompt, value, margin in opener_scores(engine, prompts, openers, had=had):
+                scores = opener_scores(
+                    engine, prompts, openers, had=frozenset(found), answered=self.answered
+                )
+                for prompt, value, margin in scores:
                     row = FirstToken(
                         prompt_id=prompt.id, log_odds=value, openers=openers, margin=margin
                     )
                     file.add(row)
                     found[prompt.id] = row
-        self.first_states.rows.clear()
-        self.first_states.wanted.clear()
+        self.first_states.clear()
         write_jsonl(run.path / FILE, [found[prompt.id] for prompt in prompts])
         return {prompt.id: found[prompt.id] for prompt in prompts}
 

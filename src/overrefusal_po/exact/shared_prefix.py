@@ -5,9 +5,9 @@
 
 The prompt is computed once, nothing is padded, and the LM head sees scored positions only. Loss,
 gradients and metrics are TRL's. TRL's `add_fused_lm_head` puts a forward on the model. This module
-replaces that forward with one that returns the same fields, (2P, T - 1). Both sides share the
-longest common beginning of their tokens. A token of the second side sees that beginning and its own
-side (see `pair_attention`). Its position counts on from that beginning.
+replaces that forward with one that returns the same fields, (2P, T - 1). On a CPU `token_scores`
+computes them. Both sides share the longest common beginning of their tokens. A token of the second
+side sees it and its own side (see `pair_attention`). Its position counts on from that beginning.
 
 Only attention that is proven (tests/test_shared_prefix.py) is replaced. The first batch runs both
 ways in eval mode. If a log-prob differs by more than the tolerance, the training stops.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
     from overrefusal_po.exact.pair_attention import PairMask
+    from overrefusal_po.exact.token_scores import OwnHead
 
 logger = logging.getLogger(__name__)
 
@@ -162,17 +163,19 @@ def patch_forward(model: PreTrainedModel, allowed: float) -> None:
     `allowed` is the tolerance of the first batch.
     """
     plain: Forward = model.forward
+    head: OwnHead | None = None
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against this signature
     def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:  # Any: see `Forward`
+        nonlocal head
         mask = kwargs.get("attention_mask")
         fused = kwargs.get("fused_lm_head") and kwargs.get("labels") is not None
         if args or not fused or mask is None or mask.ndim != 2:
             return plain(*args, **kwargs)
         if not getattr(self, CHECKED):
-            check_forward(self, plain, kwargs, allowed)
+            head = check_forward(self, plain, kwargs, allowed)
             setattr(self, CHECKED, True)
-        return shared_forward(self, plain, **kwargs)
+        return shared_forward(self, plain, head, **kwargs)
 
     setattr(model, CHECKED, False)
     model.forward = types.MethodType(forward, model)
@@ -181,16 +184,31 @@ def patch_forward(model: PreTrainedModel, allowed: float) -> None:
 def shared_forward(
     model: PreTrainedModel,
     plain: Forward,
+    head: OwnHead | None,
     *,
     input_ids: Tensor,
     attention_mask: Tensor,
     labels: Tensor,
     **kwargs: Any,  # Any: further arguments of the model's forward
 ) -> Any:
-    """The fused forward's output for rows (2P, T), computed from one packed row."""
+    """The fused forward's output for rows (2P, T), from one packed row; `head` None for TRL's."""
     from torch import Tensor
 
     packed = pack(input_ids, attention_mask, labels)
+    row = {**kwargs, "input_ids": packed.input_ids, "attention_mask": packed.attention_mask}
+    row["position_ids"] = packed.position_ids  # (1, N), as input_ids
+    if head is None:
+        output = scored_by_trl(model, plain, packed, row)
+    else:
+        output = scored_by_head(model, head, packed, row)
+    for name, value in list(output.items()):
+        if isinstance(value, Tensor) and value.ndim == 2:  # (1, S) -> (2P, T - 1)
+            output[name] = value.new_zeros(packed.scored.shape).masked_scatter(packed.scored, value)
+    return output
+
+
+def scored_by_trl(model: PreTrainedModel, plain: Forward, packed: Packed, row: Any) -> Any:
+    """TRL's fused output for a packed row, fields (1, S). `Any`: arguments and output."""
 
     def keep_scored(module: Module, args: tuple[Any, ...], output: Any) -> Any:  # Any: a torch hook
         output["last_hidden_state"] = output.last_hidden_state[:, packed.places]  # (1, S, H)
@@ -198,18 +216,17 @@ def shared_forward(
 
     handle = model.base_model.register_forward_hook(keep_scored)
     try:
-        output = plain(
-            input_ids=packed.input_ids,  # (1, N)
-            attention_mask=packed.attention_mask,
-            **{**kwargs, "position_ids": packed.position_ids},  # (1, N)
-            shift_labels=packed.labels[None],  # (1, S)
-        )
+        return plain(**row, shift_labels=packed.labels[None])  # (1, S)
     finally:
         handle.remove()
-    for name, value in list(output.items()):
-        if isinstance(value, Tensor) and value.ndim == 2:  # (1, S) -> (2P, T - 1)
-            output[name] = value.new_zeros(packed.scored.shape).masked_scatter(packed.scored, value)
-    return output
+
+
+def scored_by_head(model: PreTrainedModel, head: OwnHead, packed: Packed, row: Any) -> Any:
+    """The same by our own head. `Any`: arguments and output."""
+    fused = ("fused_lm_head", "num_items_in_batch")  # arguments of TRL's forward alone
+    states = model.base_model(**{name: row[name] for name in row if name not in fused})
+    hidden = states.last_hidden_state[0, packed.places]  # (S, H)
+    return head(model, hidden, packed.labels, row.get("num_items_in_batch"))
 
 
 def pack(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Packed:
@@ -299,17 +316,21 @@ def shared_length(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
 
 def check_forward(
     model: PreTrainedModel, plain: Forward, kwargs: dict[str, Any], allowed: float
-) -> None:
-    """Runs a batch both ways in eval mode; `kwargs` are those of a forward.
+) -> OwnHead | None:
+    """The head to score with. Runs a batch both ways in eval mode; `kwargs` are of a forward.
 
     Raises ValueError if log-probs differ by more than `allowed`.
     """
     import torch
 
+    from overrefusal_po.exact.token_scores import own_head
+
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with torch.no_grad():
-        expected, found = plain(**kwargs), shared_forward(model, plain, **kwargs)
+        expected = plain(**kwargs)
+        head = own_head(model, expected)
+        found = shared_forward(model, plain, head, **kwargs)
     for module, training in modes:
         module.training = training
     differences = (expected.log_probs - found.log_probs).abs().float().sum(1)  # (2P,)
@@ -323,3 +344,4 @@ def check_forward(
     logger.info(
         "shared prefix: the first batch agrees with plain rows (difference %.1e a token)", gap
     )
+    return head

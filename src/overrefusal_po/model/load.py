@@ -169,7 +169,7 @@ def load_tokenizer(
             place, revision=revision, trust_remote_code=trust_remote_code, padding_side="left"
         )
     except Exception as error:
-        if not Path(name).is_dir():
+        if isinstance(error, MemoryError) or not Path(name).is_dir():
             raise
         # tokenizers has no error class of its own
         raise ValueError(

@@ -1,7 +1,7 @@
 """Whether a launch or a recipe splits layers or rows over devices (tensor, context or sequence
 parallelism), which is refused.
 
-    check_parallel(settings)        # ValueError names the setting
+    check_parallel(settings, deepspeed=(config, "its place"))     # ValueError names the setting
 """
 
 from __future__ import annotations
@@ -12,13 +12,23 @@ from collections.abc import Iterator, Mapping
 SPLITS = {"tp": "tensor", "cp": "context", "sp": "sequence"}
 """What accelerate's parallelism_config can split, by the beginning of its key `..._size`."""
 
+DEEPSPEED_SPLITS = {
+    "tensor_parallel.autotp_size": "tensor",
+    "expert_parallel.autoep_size": "expert",
+    "sequence_parallel_size": "sequence",
+}
+"""What a DeepSpeed config can split, by its key."""
 
-def check_parallel(settings: Mapping[str, object]) -> None:
+
+def check_parallel(
+    settings: Mapping[str, object], *, deepspeed: tuple[Mapping[str, object], str]
+) -> None:
     """Raises ValueError if layers or rows would be split over devices.
 
     `settings`: keys of a recipe's `trainer:` section; the launcher's are in the environment.
+    `deepspeed`: the DeepSpeed config, empty if there is none, and the place that names it.
     """
-    for place, kind in splits(settings):
+    for place, kind in [*splits(settings), *deepspeed_splits(*deepspeed)]:
         raise ValueError(
             f"{place} asks for {kind} parallelism, under which losses and saved weights are not "
             "tested here. Take it out: FSDP2 (recipes/accelerate/fsdp2.yaml) or DeepSpeed shards "
@@ -40,6 +50,16 @@ def splits(settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             yield f"The accelerate config (parallelism_config_{short}_size)", kind
     if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
         yield "The accelerate config (distributed_type MEGATRON_LM)", "tensor and pipeline"
+
+
+def deepspeed_splits(config: Mapping[str, object], place: str) -> Iterator[tuple[str, str]]:
+    """(the setting, the kind of parallelism) of each that a DeepSpeed config asks for."""
+    for key, kind in DEEPSPEED_SPLITS.items():
+        found: object = config
+        for name in key.split("."):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if is_split(found):
+            yield f"{key} in the DeepSpeed config of {place}", kind
 
 
 def is_split(size: object) -> bool:

@@ -39,9 +39,9 @@ def check_sharding(settings: Settings, *, frozen_reference: bool) -> None:
     """Raises ValueError if sharding would leave a training's result or its reference empty.
 
     `frozen_reference`: it trains all weights against a copy of them (DPO and KTO without adapters).
-    Raises it for tensor, context and sequence parallelism too (`parallel.py`).
+    Raises it for tensor, context and sequence parallelism too (`check_unsplit`).
     """
-    check_parallel(settings)
+    check_unsplit(settings)
     # When transformers loads weights, it reads the environment alone (`is_fsdp_enabled`). Its
     # trainer, which reads the recipe's settings, comes later.
     once = wants_fsdp() and is_on(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING"))
@@ -59,6 +59,12 @@ def check_sharding(settings: Settings, *, frozen_reference: bool) -> None:
             "model. If FSDP loads the weights once, that one is empty on all processes but the "
             "first. Take sync_ref_model out, or launch with --fsdp_cpu_ram_efficient_loading false."
         )
+
+
+def check_unsplit(settings: Settings) -> None:
+    """Raises ValueError if layers or rows would be split over devices, by the launcher, the
+    settings, or a DeepSpeed config that they name."""
+    check_parallel(settings, deepspeed=deepspeed_config(settings))
 
 
 def check_whole(settings: Settings, what: str) -> None:
@@ -85,8 +91,8 @@ def fsdp_version(settings: Settings) -> str:
     return str(given.get("fsdp_version", given.get("version")) or 2)
 
 
-def zero_3(settings: Settings) -> str | None:
-    """The place that asks for DeepSpeed's ZeRO-3; None if no place does.
+def deepspeed_config(settings: Settings) -> tuple[Settings, str]:
+    """The DeepSpeed config that is asked for, and the place that names it; empty if none is.
 
     It is trainer.deepspeed, or the launcher's config, or a file that one of them names. The
     recipe's setting replaces the launcher's (transformers). A file replaces the stage beside it
@@ -95,13 +101,18 @@ def zero_3(settings: Settings) -> str | None:
     config, place = settings.get("deepspeed"), "trainer.deepspeed"
     if not config:
         if not wants_deepspeed():
-            return None
-        config, place = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"), "The accelerate config"
-    stage: object = "auto"
-    if config and config != "none":
-        zero = read_config(config, place).get("zero_optimization")
-        stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
-        place = f"{place} ({config})" if isinstance(config, str) else place
+            return {}, ""
+        config, place = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"), "the accelerate config"
+    if not config or config == "none":
+        return {"zero_optimization": {"stage": "auto"}}, place
+    return read_config(config, place), f"{place} ({config})" if isinstance(config, str) else place
+
+
+def zero_3(settings: Settings) -> str | None:
+    """The place that asks for DeepSpeed's ZeRO-3; None if no place does (`deepspeed_config`)."""
+    config, place = deepspeed_config(settings)
+    zero = config.get("zero_optimization")
+    stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
     if stage == "auto":
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     return place if stage in (3, "3") else None  # 3.0 too

@@ -170,7 +170,10 @@ def fit_entries(folder: Path, stage: str) -> Iterator[FitEntry]:
 def candidate(row: Values, *, chosen: bool) -> dict[str, object]:
     """A row of the candidates' table."""
     rates = {name: row["rates"].get(name) for name in DEV_RATES}
-    return {"number": row["number"], "strength": row["strength"], **rates, "kept": chosen}
+    passed = (row.get("facts") or {}).get("gate_harmful_let_through")
+    # candidates of one strength differ by their gate
+    gate = {} if passed is None else {"gate lets harmful through": passed}
+    return {"number": row["number"], "strength": row["strength"], **gate, **rates, "kept": chosen}
 
 
 def scalars(values: Values) -> dict[str, object]:

@@ -23,11 +23,11 @@ from overrefusal_po.report.samples import Sample
 Share = Annotated[float, Field(ge=0, le=1)]
 
 SERVED_WORDS = {
-    "weights": "plain weights, by any server",
+    "weights": "by any server, as plain weights",
     "hooks": "by this program alone: states of the model change",
     "logits": "by this program alone: first logits change",
     "streams": "by this program alone, in two streams: each prompt is read twice",
-    "prompt": "a system prompt, by any server",
+    "prompt": "by any server, with a system prompt",
     "same": "as the untouched model",
 }
 

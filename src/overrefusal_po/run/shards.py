@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from overrefusal_po.recipe.shard import Shard
@@ -144,7 +143,7 @@ def put_together(
         check_complete(having, name)
         found[f"{name}.jsonl"] = sum(1 for s in shards for _ in rows_if_any(s / f"{name}.jsonl"))
         concatenate(folder, shards, name)
-    concatenate(folder, [folder, *shards], "verdicts")  # slow judges are not asked again
+    join_verdicts(folder, shards)
     return found
 
 
@@ -230,15 +229,32 @@ def completion_key(row: Mapping[str, object]) -> CompletionKey:
 
 
 def concatenate(folder: Path, shards: Iterable[Path], name: str) -> None:
-    """Joins the shards' parts of a file. It is written beside its place and renamed, so nobody sees
-    half of it."""
+    """Joins the shards' parts of a file."""
     for part in PARTS:
         sources = [s / f"{name}.{part}" for s in shards if (s / f"{name}.{part}").is_file()]
-        target = folder / f"{name}.{part}"
         if sources:
-            unfinished = target.with_name(f".{target.name}.tmp")
-            with unfinished.open("wb") as file:
-                for source in sources:
-                    with source.open("rb") as piece:
-                        shutil.copyfileobj(piece, file)
-            unfinished.replace(target)
+            write_lines(folder / f"{name}.{part}", lines_of(sources))
+
+
+def join_verdicts(folder: Path, shards: Iterable[Path]) -> None:
+    """Puts the shards' verdicts behind those of `folder`, each once, so that slow judges are not
+    asked again. A merge that was killed may have put them there already."""
+    files = [place / "verdicts.jsonl" for place in (folder, *shards)]
+    sources = [file for file in files if file.is_file()]
+    if sources:
+        write_lines(folder / "verdicts.jsonl", dict.fromkeys(lines_of(sources)))
+
+
+def lines_of(files: Iterable[Path]) -> Iterator[bytes]:
+    """The whole lines of files, one file after the other; a torn last one is left out."""
+    for file in files:
+        with file.open("rb") as lines:
+            yield from (line for line in lines if line.endswith(b"\n"))
+
+
+def write_lines(target: Path, lines: Iterable[bytes]) -> None:
+    """Writes a file beside its place and renames it, so nobody sees half of it."""
+    unfinished = target.with_name(f".{target.name}.tmp")
+    with unfinished.open("wb") as file:
+        file.writelines(lines)
+    unfinished.replace(target)

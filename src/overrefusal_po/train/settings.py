@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from overrefusal_po.model.load import check_world, has_bf16, has_cuda
-from overrefusal_po.model.sharding import wants_deepspeed
+from overrefusal_po.model.sharding import check_unsplit, wants_deepspeed
 from overrefusal_po.model.zero import check_deepspeed, cpu_settings, joining
 from overrefusal_po.recipe.load import check_sampling
 from overrefusal_po.recipe.methods import find_method
@@ -30,9 +30,11 @@ Settings = Mapping[str, Any]
 def trainer_config(cls: type[C], args: C | Settings | None) -> C:
     """`args` as a TRL config object; what a mapping leaves open and hardware decides is filled in.
 
-    Raises ValueError for another type, an unknown key, or a sampling strategy that is refused.
+    Raises ValueError for another type, an unknown key, or settings that are refused: a sampling
+    strategy, and layers or rows that are split over devices.
     """
     if isinstance(args, cls):
+        check_unsplit(vars(args))
         check_sampling(getattr(args, "train_sampling_strategy", None))
         return args
     if args is not None and not isinstance(args, Mapping):
@@ -45,6 +47,7 @@ def trainer_config(cls: type[C], args: C | Settings | None) -> C:
     for name in given:
         if name not in known:
             raise ValueError(unknown_key(name, known, "", owner=cls.__name__))
+    check_unsplit(given)
     check_sampling(given.get("train_sampling_strategy"))
     if wants_deepspeed(given):
         check_deepspeed(given, {})  # a loaded model is checked by its stage
