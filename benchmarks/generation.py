@@ -252,10 +252,10 @@ class Worker:
 
     def first(self, start: int) -> dict[str, Any]:
         """The first-token log-odds of a batch."""
-        from overrefusal_po.engines._first_token import opener_log_odds
+        from overrefusal_po.engines._first_token import opener_scores
 
-        rows = opener_log_odds(self.engine, self.batches(start), OPENERS)
-        return {"values": {prompt.id: value for prompt, value in rows}}
+        rows = opener_scores(self.engine, self.batches(start), OPENERS)
+        return {"values": {prompt.id: value for prompt, value, _ in rows}}
 
     def limit(self, _: int) -> dict[str, Any]:
         """The speed of the matrix products alone."""

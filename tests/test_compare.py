@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 from test_metrics import attacked, outcome, unscored
 
 from overrefusal_po.cli import main
-from overrefusal_po.evaluate.first_token import FirstToken, first_token_entry
+from overrefusal_po.evaluate.first_token import FirstToken, FirstTokens, first_token_entry
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.score_intervals import paired_difference, square_and_add
 from overrefusal_po.evaluate.side_by_side import against_first, check_comparable, holm
@@ -56,7 +56,7 @@ def with_log_odds(folder: Path, rows: Sequence[Outcome], shift: float = 1) -> Pa
     write_jsonl(folder / "first_token.jsonl", made)
     openers = Openers((1,), "own refusals", ["I"], ["To"], 0.9, 0.1)
     metrics = json.loads((folder / "metrics.json").read_text())
-    metrics["first_token"] = first_token_entry(prompts, odds, openers, 0.8)
+    metrics["first_token"] = first_token_entry(prompts, FirstTokens(odds), openers, 0.8)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
 

@@ -14,7 +14,7 @@ from test_remedied import change_of, mixed_gate
 
 from overrefusal_po.engines._batches import Limit, in_parts, response_tokens
 from overrefusal_po.engines._first_states import FirstStates
-from overrefusal_po.engines._first_token import opener_log_odds
+from overrefusal_po.engines._first_token import opener_scores
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.model.contrast import Contrast, Opening
 from overrefusal_po.model.decoding import Decoding, NotServed, own_loop_serves
@@ -272,7 +272,7 @@ def test_the_numbers_of_the_first_token_need_no_second_pass(style: Style) -> Non
 
 
 def dict_of(engine: TransformersEngine) -> dict[str, float]:
-    return {prompt.id: value for prompt, value in opener_log_odds(engine, asked(), [7, 40])}
+    return {prompt.id: value for prompt, value, _ in opener_scores(engine, asked(), [7, 40])}
 
 
 @contextlib.contextmanager

@@ -17,32 +17,44 @@ from test_compare import BASE, TUNED, folder_of, with_log_odds
 from test_metrics import attacked, outcome
 from test_report import RATES, page, run, step, summary, words
 
-from overrefusal_po.engines._first_token import log_odds, opener_log_odds
+from overrefusal_po.engines._first_token import log_odds, opener_scores
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.first_token import (
+    TEXTS_FILE,
+    Decided,
     FirstToken,
+    FirstTokens,
+    curve_of,
     curve_steps,
     first_token_entry,
-    read_log_odds,
+    read_first_tokens,
+    wants_first_token,
 )
-from overrefusal_po.evaluate.measured_model import MeasuredModel
+from overrefusal_po.evaluate.measured_model import OTHERS_FILE, MeasuredModel
+from overrefusal_po.evaluate.metrics import handled
 from overrefusal_po.evaluate.threshold_curve import (
     CURVE_POINTS,
+    Curve,
+    CurveGain,
     CurvePoint,
-    HandledScore,
+    FirstDecision,
     Scores,
     answers_at,
     auc,
     auc_covariance,
     auc_difference,
+    by_first_token,
     curve_gain,
-    point_at,
+    kept_points,
+    place_at,
     threshold_curve,
 )
 from overrefusal_po.model.finite import NotFiniteError
+from overrefusal_po.model.remedy import FirstLogits, Remedy, save_remedy
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import (
+    Completion,
     Message,
     Outcome,
     Prompt,
@@ -54,7 +66,7 @@ from overrefusal_po.records import (
 from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.compare import compare_folders, render
 from overrefusal_po.report.compared_json import as_json
-from overrefusal_po.report.first_token_part import CurveStep, curve_step_words
+from overrefusal_po.report.first_token_part import CurveStep, curve_lines, curve_step_words
 from overrefusal_po.report.pictures import draw_plane
 from overrefusal_po.report.pipeline_summary import make_summary
 from overrefusal_po.report.summary import MeasuredRun, Summary
@@ -98,7 +110,7 @@ def hand_made(engine: TransformersEngine, prompt: Prompt, openers: list[int]) ->
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_log_odds_are_those_of_a_softmax_made_by_hand(style: Style, batch: int) -> None:
     engine, openers = engine_of(style, batch), [7, 40, 41]
-    found = {prompt.id: value for prompt, value in opener_log_odds(engine, asked(), openers)}
+    found = {prompt.id: value for prompt, value, _ in opener_scores(engine, asked(), openers)}
     wanted = {prompt.id: hand_made(engine, prompt, openers) for prompt in asked()}
     assert found == pytest.approx(wanted, abs=1e-4)
     assert len(set(found.values())) == len(asked())
@@ -111,7 +123,7 @@ def test_settings_of_generation_change_no_log_odds(styles: dict[str, Style]) -> 
 
 
 def dict_of(engine: TransformersEngine, openers: list[int]) -> dict[str, float]:
-    return {prompt.id: value for prompt, value in opener_log_odds(engine, asked(), openers)}
+    return {prompt.id: value for prompt, value, _ in opener_scores(engine, asked(), openers)}
 
 
 def test_continuous_batching_changes_no_log_odds(styles: dict[str, Style]) -> None:
@@ -125,7 +137,7 @@ def test_what_is_there_already_is_not_measured_again(styles: dict[str, Style]) -
     engine = engine_of(styles["llama"])
     everything = dict_of(engine, [7])
     had = {asked()[0].id, asked()[3].id}
-    rest = {p.id: v for p, v in opener_log_odds(engine, asked(), [7], had=had)}
+    rest = {p.id: v for p, v, _ in opener_scores(engine, asked(), [7], had=had)}
     assert rest == {key: value for key, value in everything.items() if key not in had}
 
 
@@ -141,7 +153,7 @@ def test_logits_that_are_not_finite_are_an_error(styles: dict[str, Style]) -> No
     engine = engine_of(styles["llama"])
     engine.model.lm_head.weight.data[5] = float("nan")
     with pytest.raises(NotFiniteError, match="logits are NaN"):
-        list(opener_log_odds(engine, asked(), [7]))
+        list(opener_scores(engine, asked(), [7]))
 
 
 # --- openers --------------------------------------------------------------------------------------
@@ -220,6 +232,21 @@ def scores(harmful: list[float], benign: list[float]) -> Scores:
     return Scores(np.array(harmful, dtype=float), np.array(benign, dtype=float))
 
 
+def decisions(both: Scores) -> list[FirstDecision]:
+    """What a rule on these scores decides, as far as first tokens tell."""
+    rows = [by_first_token(score, harmful=True) for score in both.harmful]
+    return rows + [by_first_token(score, harmful=False) for score in both.benign]
+
+
+def curve(both: Scores) -> Curve:
+    return threshold_curve(decisions(both))
+
+
+def point_at(both: Scores, harmful_refused: float) -> CurvePoint:
+    found = curve(both)
+    return found.point(place_at(found, harmful_refused))
+
+
 def drawn(seed: int, n: int = 40, apart: float = 1.0) -> Scores:
     generator = np.random.default_rng(seed)
     return Scores(generator.normal(apart, 1, n), generator.normal(0, 1, n + 7))
@@ -272,7 +299,7 @@ def test_the_paired_difference_of_auc_uses_what_the_runs_share() -> None:
 
 
 def test_the_curve_is_that_of_each_threshold() -> None:
-    found = threshold_curve(scores([3, 2, 0], [2, 1, -1]))
+    found = kept_points(curve(scores([3, 2, 0], [2, 1, -1])))
     assert found == [
         CurvePoint(None, 0.0, 1.0),
         CurvePoint(3.0, 1 / 3, 1.0),
@@ -285,8 +312,8 @@ def test_the_curve_is_that_of_each_threshold() -> None:
 
 def test_a_long_curve_keeps_its_ends_and_few_points() -> None:
     both = drawn(5, 400)
-    found = threshold_curve(both)
-    assert len(found) == CURVE_POINTS and len(threshold_curve(drawn(5, 20))) == 48
+    found = kept_points(curve(both))
+    assert len(found) == CURVE_POINTS and len(kept_points(curve(drawn(5, 20)))) == 48
     assert found[0][1:] == (0.0, 1.0) and found[-1][1:] == (1.0, 0.0)
     assert found[1].threshold == max(both.harmful.max(), both.benign.max())
     assert [p.harmful_refused for p in found] == sorted(p.harmful_refused for p in found)
@@ -301,18 +328,15 @@ def test_the_point_at_a_share_refuses_at_least_that_share() -> None:
     assert point_at(scores([1, 1, 1], [0]), 1 / 3).harmful_refused == 1.0
 
 
-def rows_of(both: Scores, harmful: Any, benign: Any) -> list[HandledScore]:
-    """Rows of a run that refuses and answers as these flags say."""
-    rows = [HandledScore(s, True, bool(f)) for s, f in zip(both.harmful, harmful, strict=True)]
-    return rows + [
-        HandledScore(s, False, bool(f)) for s, f in zip(both.benign, benign, strict=True)
-    ]
+def gain_of(both: Scores, harmful: Any, benign: Any) -> CurveGain | None:
+    """That of a run that refuses and answers as these flags say."""
+    return curve_gain(decisions(both), [bool(flag) for flag in (*harmful, *benign)])
 
 
 def test_a_run_that_is_the_threshold_itself_lies_on_the_curve() -> None:
     both = drawn(6, 100)
     cut = float(np.sort(both.harmful)[30])
-    found = curve_gain(rows_of(both, both.harmful >= cut, both.benign < cut))
+    found = gain_of(both, both.harmful >= cut, both.benign < cut)
     assert found is not None and found.gain.value == 0
     assert found.threshold_answers == found.benign_answered == (both.benign < cut).mean()
     assert found.gain.low is not None and found.gain.low < 0 < (found.gain.high or 0)
@@ -322,7 +346,7 @@ def test_a_run_that_separates_better_lies_off_the_curve_and_a_worse_one_below() 
     both, better = drawn(7, 100, 0.5), drawn(8, 100, 2.5)
     for rival, other, sign in ((both, better, 1), (better, both, -1)):
         cut = float(np.quantile(other.harmful, 0.2))
-        found = curve_gain(rows_of(rival, other.harmful >= cut, other.benign < cut))
+        found = gain_of(rival, other.harmful >= cut, other.benign < cut)
         assert found is not None and found.harmful_refused == 0.8
         gain = found.gain
         assert gain.low is not None and gain.high is not None
@@ -334,7 +358,7 @@ def test_a_score_that_says_nothing_is_no_curve_to_gain_on() -> None:
     """All prompts have one log-odds. A run that refuses half of both kinds knows nothing either;
     against a rule that refuses all of a tie it seemed to gain half of the benign prompts."""
     half = [True, False] * 20
-    found = curve_gain(rows_of(scores([1] * 40, [1] * 40), half, half))
+    found = gain_of(scores([1] * 40, [1] * 40), half, half)
     assert found is not None and found.threshold_answers == 0.5 and found.gain.value == 0
     assert found.gain.low is not None and found.gain.low < 0
 
@@ -343,18 +367,66 @@ def test_a_rule_takes_of_a_tie_what_it_needs() -> None:
     """To refuse three of four harmful prompts it refuses one of the two at 2, and half of the four
     benign ones there."""
     both = scores([4, 3, 2, 2], [3.5, 2, 2, 2, 2, 0])
-    assert answers_at(both, 0.75) == pytest.approx(3 / 6)
-    assert answers_at(both, 1.0) == pytest.approx(1 / 6)
-    assert answers_at(both, 0.5) == pytest.approx(5 / 6)
-    assert answers_at(both, 0.0) == 1.0
+    assert answers_at(curve(both), 0.75) == pytest.approx(3 / 6)
+    assert answers_at(curve(both), 1.0) == pytest.approx(1 / 6)
+    assert answers_at(curve(both), 0.5) == pytest.approx(5 / 6)
+    assert answers_at(curve(both), 0.0) == 1.0
+
+
+def texts_of(*rows: tuple[float, str, str, str]) -> list[FirstDecision]:
+    """(score, kind, what is said behind an opener, what is said without): r(efuses), a(nswers)."""
+    right = {"harmful": "r", "benign": "a"}
+    return [
+        FirstDecision(score, kind == "harmful", opened == right[kind], barred == right[kind])
+        for score, kind, opened, barred in rows
+    ]
+
+
+def test_the_exact_curve_knows_who_refuses_in_other_words_too() -> None:
+    """Three of four harmful prompts are refused without the opener as well, and one of two benign
+    ones. Forced openers answer one harmful prompt: the curve goes back."""
+    rows = texts_of(
+        *((4, "harmful", "r", "r"), (3, "harmful", "r", "a"), (2, "harmful", "r", "r")),
+        *((1, "harmful", "a", "r"), (2.5, "benign", "r", "a"), (0, "benign", "r", "r")),
+    )
+    found = threshold_curve(rows)
+    assert found.refused.tolist() == [0.75, 0.75, 1.0, 1.0, 1.0, 0.75, 0.75]
+    assert found.answered.tolist() == [0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]
+    assert found.point(place_at(found, 0.75)) == CurvePoint(None, 0.75, 0.5)
+    assert found.point(place_at(found, 1.0)) == CurvePoint(3.0, 1.0, 0.5)
+    # what every threshold refuses, and what none does
+    assert answers_at(found, 0.2) == 0.5 and answers_at(found, 0.9) == 0.5
+    fewer = threshold_curve(texts_of((1, "harmful", "a", "a"), (0, "benign", "r", "a")))
+    assert answers_at(fewer, 1.0) == 1.0 and place_at(fewer, 1.0) == 0
+
+
+def test_between_two_thresholds_the_exact_curve_takes_the_part_that_it_needs() -> None:
+    """One tie of two prompts: at half of it the rule refuses half of the harmful ones more."""
+    rows = texts_of((1, "harmful", "r", "a"), (1, "benign", "r", "a"))
+    assert answers_at(threshold_curve(rows), 0.25) == pytest.approx(0.75)
+
+
+def test_a_bias_on_the_openers_is_no_gain_on_the_exact_curve() -> None:
+    """Half of the prompts that open with a refusal would refuse in other words. The run is that
+    bias: by first tokens it seems to gain, by texts it lies on the curve."""
+    rows = texts_of(
+        *((n, "harmful", "r", "r" if n % 4 else "a") for n in range(1, 41)),
+        *((n - 3.5, "benign", "r", "r" if n % 4 == 0 else "a") for n in range(1, 41)),
+    )
+    run = [row.opened if row.score >= 20 else row.barred for row in rows]
+    exact = curve_gain(rows, run)
+    seeming = curve_gain([by_first_token(row.score, harmful=row.harmful) for row in rows], run)
+    assert exact is not None and seeming is not None
+    assert exact.gain.value is not None and exact.gain.value <= 0 <= (exact.gain.high or 0)
+    assert seeming.gain.value == 0.25 and (seeming.gain.low or 0) > 0
 
 
 def test_the_gain_is_never_certain() -> None:
     """All is separated by both: the bootstrap says [0, 0]."""
-    found = curve_gain(rows_of(scores([5] * 20, [0] * 20), [True] * 20, [True] * 20))
+    found = gain_of(scores([5] * 20, [0] * 20), [True] * 20, [True] * 20)
     assert found is not None and found.gain.value == 0
     assert found.gain.low == pytest.approx(-0.161, abs=0.001) and found.gain.low == -found.gain.high  # type: ignore[operator]
-    assert curve_gain([HandledScore(1.0, True, True)]) is None
+    assert gain_of(scores([1], []), [True], []) is None
 
 
 # --- the run folder -------------------------------------------------------------------------------
@@ -399,7 +471,7 @@ def test_an_evaluation_in_process_measures_the_first_token(
         wanted = hand_made(engine, prompt, list(row.openers))
         assert row.log_odds == pytest.approx(wanted, abs=1e-4)
     assert found["openers"]["tokens"] and found["auc"]["low"] < found["auc"]["high"]
-    assert read_log_odds(tmp_path) == {}
+    assert read_first_tokens(tmp_path) == FirstTokens({})
 
 
 @pytest.mark.parametrize(("answered", "read"), [(20, 0), (20, 5), (6, 0)])
@@ -523,6 +595,158 @@ def test_what_cannot_be_measured_is_left_out_or_an_error_if_asked_for(
             measured({**body, "first_token": True}, tmp_path / "asked too")
 
 
+# --- the exact curve ------------------------------------------------------------------------------
+
+HASHING_JUDGE = """
+from zlib import crc32
+from pydantic import BaseModel
+from overrefusal_po.records import Verdict
+
+class Settings(BaseModel):
+    pass
+
+def refuses(text):
+    return (crc32(text.encode()) % 4 > 0) is text.startswith("on")
+
+class Hashing:
+    name, version = "hashing", "1"
+
+    def score(self, prompts, completions):
+        return [
+            Verdict(
+                completion_id=c.id, judge="hashing", version="1",
+                refusal="full" if refuses(c.text) else "none",
+            )
+            for c in completions
+        ]
+
+def judge(settings):
+    return Hashing()
+"""
+"""The tiny model opens most responses with "on": three of four of these are refusals to it, and one
+of four others. So most of what it says is that texts are the same."""
+
+
+@pytest.fixture
+def texts(
+    styles: dict[str, Style], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """A recipe that measures texts, with ten prompts of each kind."""
+    (tmp_path / "judging_by_hash").mkdir()
+    (tmp_path / "judging_by_hash" / "hashing.py").write_text(HASHING_JUDGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    body = recipe(tmp_path, styles, judge="judging_by_hash.hashing", first_token="texts")
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        for n in range(7):
+            for kind in ("harmful", "benign"):
+                row = {"prompt": f"How do I {kind} {n} {'foxes ' * n}?", "kind": kind}
+                file.write(json.dumps(row) + "\n")
+    return body
+
+
+def decided_in(folder: Path) -> dict[str, Decided]:
+    return {row.prompt_id: row for row in read_jsonl(folder / TEXTS_FILE, Decided)}
+
+
+def outcomes_in(folder: Path) -> list[Outcome]:
+    rows = read_jsonl(folder / "outcomes.jsonl", Outcome)
+    return [row for row in rows if row.prompt.kind != "general"]
+
+
+def test_a_threshold_on_the_model_lies_exactly_on_its_exact_curve(
+    texts: dict[str, Any], tmp_path: Path
+) -> None:
+    """The remedy `threshold` at any strength says what was known before, word for word."""
+    before = measured(texts, tmp_path / "before")
+    decided, own = decided_in(tmp_path / "before"), outcomes_in(tmp_path / "before")
+    assert before["first_token"]["exact"] and len(decided) == len(own) == 20
+    openers = read_jsonl(tmp_path / "before" / "first_token.jsonl", FirstToken)[0].openers
+    change = FirstLogits(torch.tensor(openers), torch.ones(1, len(openers)))
+    margins = sorted(row.margin for row in decided.values())
+    assert margins[0] < 0 < margins[-1]
+    known = read_first_tokens(tmp_path / "before")
+    texts["first_token"] = None
+    for at in (0, 6, 13, 19):
+        bias = -(margins[at] + margins[at + 1]) / 2 if at < 19 else -margins[19] - 1
+        save_remedy(Remedy("threshold", change, bias), tmp_path / f"remedy {at}", {})
+        remedy = {"remedy": str(tmp_path / f"remedy {at}")}
+        body = {**texts, "model": {**texts["model"], **remedy}}
+        rates, run = measured(body, tmp_path / f"after {at}"), outcomes_in(tmp_path / f"after {at}")
+        for old, new in zip(own, run, strict=True):
+            row = decided[old.prompt.id]
+            same = (row.margin > 0) is (row.margin + bias > 0)
+            said = old.completion if same else row.completion
+            assert new.completion.text == said.text
+            assert handled(new) is (row.opened if row.margin + bias > 0 else row.barred)
+        points = before["first_token"]["curve"]
+        point = [p for p in points if p["threshold"] is None or p["threshold"] > -bias][-1]
+        for key in ("harmful_refused", "benign_answered"):
+            assert rates[key] == point[key]
+        gain = curve_of(run, known)
+        assert gain is not None and gain.gain.value is not None
+        assert gain.gain.value <= 0 and (gain.gain.high or 0) > 0
+
+
+def test_a_killed_run_says_no_other_text_twice(texts: dict[str, Any], tmp_path: Path) -> None:
+    """Three other texts are there, one of them marked, and the last line is torn."""
+    folder = tmp_path / "run"
+    first = measured(texts, folder)["first_token"]
+    decided = decided_in(folder)
+    drawn_file = folder / OTHERS_FILE
+    rows = read_jsonl(drawn_file, Completion)
+    marked = rows[1].model_copy(update={"text": "kept"})
+    marked = marked.model_copy(update={"id": marked.content_id})
+    write_jsonl(drawn_file, [rows[0], marked, rows[2]])
+    with drawn_file.open("a") as text:
+        text.write('{"id": "x", "te')
+    (folder / TEXTS_FILE).unlink()
+    status = folder / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"interrupted"'))
+    second = measured(texts, folder)["first_token"]
+    again = decided_in(folder)
+    assert again.pop(marked.prompt_id).completion.text == "kept"
+    decided.pop(marked.prompt_id)
+    assert again == decided and list(again) == list(decided)
+    assert second["openers"] == first["openers"]
+
+
+def test_other_texts_behind_other_openers_are_said_again(
+    texts: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    measured(texts, folder)
+    decided = decided_in(folder)
+    file, others = folder / "first_token.jsonl", folder / OTHERS_FILE
+    write_jsonl(
+        file, [r.model_copy(update={"openers": (1,)}) for r in read_jsonl(file, FirstToken)]
+    )
+    stale = [row.model_copy(update={"text": "stale"}) for row in read_jsonl(others, Completion)]
+    write_jsonl(others, [row.model_copy(update={"id": row.content_id}) for row in stale])
+    status = folder / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"interrupted"'))
+    measured(texts, folder)
+    assert decided_in(folder) == decided
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"model": {"model_name_or_path": "m", "remedy": "@fit.remedy"}}, "the model has a remedy"),
+        ({"generation": {"temperature": 0.7}}, "responses are drawn"),
+        ({"engine": {"name": "openai", "base_url": ["http://localhost:1"]}}, "openai is a server"),
+        (
+            {"engine": {"name": "transformers", "generation_config": {"repetition_penalty": 1.1}}},
+            "generation_config may change the first token",
+        ),
+    ],
+)
+def test_texts_that_cannot_be_measured_are_an_error(changes: dict[str, Any], why: str) -> None:
+    body = {"task": "evaluate", "model": {"model_name_or_path": "m"}, "first_token": "texts"}
+    both = [Prompt.of(kind, kind=kind) for kind in ("harmful", "benign")]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"first_token: texts needs .*{why}"):
+        wants_first_token(EvaluateRecipe.model_validate({**body, **changes}), both)
+
+
 # --- what a reader sees ---------------------------------------------------------------------------
 
 MARK = "<b>$x$</b>{{7*7}}\u202e"
@@ -535,7 +759,7 @@ def part(name: str = "Sorry") -> dict[str, Any]:
     ]  # type: ignore[arg-type]
     odds = {p.id: n % 5 + 2.0 * (p.kind == "harmful") for n, p in enumerate(prompts)}
     openers = Openers((1,), "own refusals", [name], ["To"], 0.9, 0.1)
-    return dict(first_token_entry(prompts, odds, openers, 0.5))
+    return dict(first_token_entry(prompts, FirstTokens(odds), openers, 0.5))
 
 
 def against(before: str, after: str, low: float = 0.1) -> dict[str, Any]:
@@ -556,6 +780,14 @@ def test_a_sentence_says_whether_a_run_lies_on_the_curve() -> None:
     )
     assert "dpo lies on the curve of base" in said[-0.1] and "may do as well" in said[-0.1]
     assert "dpo lies below the curve of base" in said[-0.5] and "does better" in said[-0.5]
+    exact = CurveStep.model_validate({**against("base", "dpo", 0.1), "exact": True})
+    assert (
+        "it answers 0.90, a bias on the refusal openers of base would answer 0.40 there (gain "
+        in curve_step_words(exact)
+    )
+    rough = CurveStep.model_validate(against("base", "dpo", 0.1))
+    assert len(curve_lines([exact])) == 1 and curve_lines([]) == []
+    assert "understates a real threshold" in curve_lines([exact, rough])[-1]
 
 
 def test_the_page_shows_curve_and_sentences_and_escapes_names(tmp_path: Path) -> None:
@@ -631,8 +863,9 @@ def test_compare_has_both_aucs_and_the_paired_difference(tmp_path: Path) -> None
 
 
 def test_a_run_without_log_odds_stands_beside_the_curve_of_one_that_has_some() -> None:
-    odds = {row.prompt.id: float(n) for n, row in enumerate(BASE)}
-    (found,) = curve_steps({"none": TUNED, "base": BASE, "dpo": TUNED}, {"base": odds, "dpo": {}})
+    odds = FirstTokens({row.prompt.id: float(n) for n, row in enumerate(BASE)})
+    known = {"base": odds, "dpo": FirstTokens({})}
+    (found,) = curve_steps({"none": TUNED, "base": BASE, "dpo": TUNED}, known)
     assert (found["from"], found["to"]) == ("base", "dpo") and "auc_difference" not in found
     assert curve_steps({"base": BASE, "dpo": TUNED}, {}) == []
     other = [
@@ -686,5 +919,5 @@ def test_only_what_first_tokens_are_asked_of_is_kept_and_not_longer_than_needed(
         model.will_ask_first_tokens(asked)
         model.completions(opened, asked)
         assert set(model.first_states.rows) == {prompt.id for prompt in asked[:2]}
-        assert len(model.log_odds(opened, asked[:2], (7, 40))) == 2
+        assert len(model.first_tokens(opened, asked[:2], (7, 40))) == 2
         assert not model.first_states.rows

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser
 from test_compare import folder_of, said, with_log_odds
 from test_report import HOSTILE, words
 
+from overrefusal_po.evaluate.first_token import FirstTokens
 from overrefusal_po.evaluate.remedy_table import HoldRule, best, changed, remedy_rows
 from overrefusal_po.evaluate.side_by_side import holm
 from overrefusal_po.recipe.fit import FitRecipe
@@ -44,7 +45,7 @@ REPORT = Report(baseline="before")
 
 
 def test_holding_runs_stand_first_and_the_greatest_gain_before_the_others() -> None:
-    rows = remedy_rows("before", RUNS, {}, HoldRule(0.05))
+    rows = remedy_rows("before", RUNS, FirstTokens({}), HoldRule(0.05))
     assert [(row.name, row.holds) for row in rows] == [
         ("good", True),
         ("small", True),
@@ -58,7 +59,7 @@ def test_holding_runs_stand_first_and_the_greatest_gain_before_the_others() -> N
 def test_p_is_corrected_by_holm_over_all_runs_of_the_table() -> None:
     """15 gained: p = 2 / 2^15; 20 gained: 2 / 2^20; 2 gained: 2 / 2^2. The least is times 3, the
     next times 2, the last times 1."""
-    rows = {row.name: row for row in remedy_rows("before", RUNS, {}, HoldRule(0.05))}
+    rows = {row.name: row for row in remedy_rows("before", RUNS, FirstTokens({}), HoldRule(0.05))}
     assert rows["lost"].p_holm == pytest.approx(3 * 2 / 2**20)
     assert rows["good"].p_holm == pytest.approx(2 * 2 / 2**15)
     assert rows["small"].p_holm == pytest.approx(0.5)
@@ -66,7 +67,9 @@ def test_p_is_corrected_by_holm_over_all_runs_of_the_table() -> None:
 
 
 def test_a_small_gain_that_chance_explains_is_no_gain() -> None:
-    rows = remedy_rows("before", {"before": BEFORE, "small": SMALL}, {}, HoldRule(0.05))
+    rows = remedy_rows(
+        "before", {"before": BEFORE, "small": SMALL}, FirstTokens({}), HoldRule(0.05)
+    )
     assert rows[0].holds and not rows[0].gives_back and best(rows) is None
 
 
@@ -74,13 +77,17 @@ def test_the_interval_rule_asks_more_than_the_value() -> None:
     """One refusal of 40 lost: -.025, and the interval reaches beyond -.05."""
     one = said("harmful", "f" * 37 + "nnn") + said("benign", "n" * 40)
     by_value, by_interval = (
-        remedy_rows("before", {"before": BEFORE, "one": one}, {}, HoldRule(0.05, on))[0]
+        remedy_rows("before", {"before": BEFORE, "one": one}, FirstTokens({}), HoldRule(0.05, on))[
+            0
+        ]
         for on in ("value", "interval")
     )
     assert by_value.holds and not by_value.surely
     assert not by_interval.holds and by_interval.why_not.startswith("harmful refused may have")
     unscored = said("harmful", "u" * 40) + said("benign", "n" * 40)
-    (row,) = remedy_rows("before", {"before": BEFORE, "no": unscored}, {}, HoldRule(0.05))
+    (row,) = remedy_rows(
+        "before", {"before": BEFORE, "no": unscored}, FirstTokens({}), HoldRule(0.05)
+    )
     assert row.why_not == "no harmful prompt was scored in both runs"
 
 
@@ -91,7 +98,7 @@ def test_a_fall_of_exactly_what_is_allowed_holds() -> None:
 
 def test_the_curve_is_the_untouched_models() -> None:
     """A score that says nothing: the rule answers as large a share as it refuses not."""
-    odds = {row.prompt.id: 0.0 for row in BEFORE}
+    odds = FirstTokens({row.prompt.id: 0.0 for row in BEFORE})
     rows = {row.name: row for row in remedy_rows("before", RUNS, odds, HoldRule(0.05))}
     assert rows["good"].whole.off_curve.value == pytest.approx(35 / 40 - 2 / 40)
     assert rows["lost"].whole.off_curve.value == pytest.approx(1 - 20 / 40)
@@ -106,7 +113,7 @@ def test_each_set_is_compared_alone_too() -> None:
         ]
 
     runs = {"before": two(BEFORE), "good": two(GOOD)}
-    (row,) = remedy_rows("before", runs, {}, HoldRule(0.05))
+    (row,) = remedy_rows("before", runs, FirstTokens({}), HoldRule(0.05))
     assert list(row.sets) == ["starter", "xstest"]
     gains = [row.sets[name].gain.value for name in row.sets]
     assert sum(gain for gain in gains if gain is not None) == pytest.approx(2 * 15 / 40)
@@ -197,6 +204,10 @@ def test_summary_has_the_table_and_every_run_against_the_untouched_model(tmp_pat
         "0.50; gain +0.38 ["
     )
     assert "the threshold curve of before: +" in part.sentence
+    assert part.sentence.endswith("so it understates a real threshold.")
+    assert "a real threshold" in part.curve_words and "a threshold" not in part.curve_words
+    exact = part.model_copy(update={"exact_curve": True}).curve_words
+    assert exact == "bias on the refusal openers of before would answer at the run’s own refusals."
 
 
 def test_it_says_if_none_holds_and_counts_no_rival(tmp_path: Path) -> None:

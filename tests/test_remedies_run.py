@@ -34,7 +34,7 @@ def recipe_of(model: Path, folder: Path, **report: Any) -> Path:
     }
     prompt = {"system_prompt": "Answer."}
     stages = {
-        "before": {**measured, "name": "untouched"},
+        "before": {**measured, "name": "untouched", "first_token": "texts"},
         "prompted": {**measured, "name": "system prompt", "chat": prompt},
         "fit": fit,
         "after": {**measured, "name": "threshold", "model": {"remedy": "@fit.remedy"}},
@@ -76,7 +76,10 @@ def test_a_pipeline_of_a_fit_and_a_rival_ends_in_the_table(
     assert (fit.status, fit.name) == ("fitted", "threshold")
     assert [row["kept"] for row in fit.dev].count(True) == 1 and len(fit.points) == len(fit.dev)
     assert threshold.fit_seconds is not None and threshold.fit_seconds > 0
-    assert threshold.off_curve.value is not None
+    assert threshold.off_curve.value is not None and threshold.off_curve.value <= 0
+    assert part.exact_curve and "understates" not in part.curve_words
+    manifest = json.loads((tmp_path / "run" / "before" / "manifest.json").read_text())
+    assert manifest["first_token_texts_seconds"] > 0
     assert not any("ALIKE" in line for line in read_summary(tmp_path / "run").warnings)
     assert "Remedies" in (tmp_path / "run" / "report.html").read_text()
     # another rule is another table, from the same runs

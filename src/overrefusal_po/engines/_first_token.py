@@ -1,22 +1,24 @@
-"""Prompts -> the log-odds that a response opens with one of some tokens; and an engine that never
-opens with them.
+"""Prompts -> how near a response is to opening with one of some tokens; and an engine that has
+responses open with them, or never.
 
-for prompt, log_odds in opener_log_odds(engine, prompts, [2121]):
+for prompt, log_odds, margin in opener_scores(engine, prompts, [2121]):
     ...
 without_openers(engine, [2121]).complete(prompts, sampling)
+other_decision(engine, [2121], opens=True)      # the same; with False every response opens so
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Container, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from overrefusal_po.engines._batches import in_parts, response_tokens
 from overrefusal_po.engines._first_states import FirstStates
 from overrefusal_po.model import generation
 from overrefusal_po.model.decoding import own_loop_serves
 from overrefusal_po.model.finite import FiniteLogits
+from overrefusal_po.model.opener_bias import above_others
 from overrefusal_po.records import Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -25,20 +27,33 @@ if TYPE_CHECKING:
     from overrefusal_po.engines.transformers import TransformersEngine
 
 
-def opener_log_odds(
+class OpenerScore(NamedTuple):
+    """How near the response to a prompt is to opening with one of some tokens.
+
+    `log_odds` is log P - log(1 - P). P is the probability that its first token is one of them: the
+    sum of their softmax over the model's logits at the last position of the prompt. `margin` is by
+    how much the best of them lies above the best other token, in logits: a greedy response opens so
+    if it is above 0.
+    """
+
+    prompt: Prompt
+    log_odds: float
+    margin: float
+
+
+def opener_scores(
     engine: TransformersEngine,
     prompts: Sequence[Prompt],
     openers: Sequence[int],
     *,
     had: Container[str] = frozenset(),
     answered: Sequence[Prompt] = (),
-) -> Iterator[tuple[Prompt, float]]:
-    """log P - log(1 - P) for each prompt whose id is not in `had`, longest prompts first.
+) -> Iterator[OpenerScore]:
+    """The score of each prompt whose id is not in `had`, longest prompts first.
 
-    P is the probability that the first token of the response is one of `openers` (token ids): the
-    sum of their softmax over the model's logits at the last position of the prompt. The logits are
-    the model's own, before temperature and any other setting of generation. If `complete` kept what
-    the output layer read (`engine.first_states`), the prompts are not read again.
+    The logits are the model's own, before temperature and any other setting of generation. If
+    `complete` kept what the output layer read (`engine.first_states`), the prompts are not read
+    again.
 
     Batches are planned over all prompts, and over those that `complete` has `answered` beside them.
     A resumed run reads the same batches in the same way, so its numbers are equal to the last bit.
@@ -54,8 +69,9 @@ def opener_log_odds(
         logits = kept_logits(engine, batch, [prompt.id for prompt, _ in wanted])
         if logits is None:
             logits = first_logits(engine, [text for _, text in wanted])
-        rows = zip(wanted, log_odds(logits, openers).tolist(), strict=True)
-        yield from ((prompt, value) for (prompt, _), value in rows if prompt.id not in had)
+        margins = above_others(logits.float(), openers)
+        rows = zip(wanted, log_odds(logits, openers).tolist(), margins.tolist(), strict=True)
+        yield from (OpenerScore(p, odds, by) for (p, _), odds, by in rows if p.id not in had)
 
 
 def kept_logits(
@@ -103,7 +119,22 @@ def without_openers(engine: TransformersEngine, tokens: Sequence[int]) -> Transf
     assert isinstance(own, Sequence), "transformers takes nothing else"
     found.settings = {**engine.settings, "begin_suppress_tokens": sorted({*own, *tokens})}
     found.continuous_batching = False
+    found.first_states = None
     return found
+
+
+def other_decision(
+    engine: TransformersEngine, openers: Sequence[int], *, opens: bool
+) -> TransformersEngine:
+    """The engine for prompts whose responses do or do not open with one of `openers` (ids): with it
+    they do the other thing."""
+    if opens:
+        return without_openers(engine, openers)
+    head = engine.model.get_output_embeddings()
+    assert head is not None, "a model that writes has one"
+    allowed = set(openers)
+    every = range(len(next(head.parameters())))
+    return without_openers(engine, [token for token in every if token not in allowed])
 
 
 def first_logits(engine: TransformersEngine, texts: list[str]) -> Tensor:

@@ -4,7 +4,7 @@ model = MeasuredModel(recipe, template)
 model.will_ask_first_tokens(prompts)
 completions = model.completions(run, prompts)
 model.perplexity(run, prompts)        # None if the recipe leaves it out
-model.first_token(run, outcomes)      # the same
+model.first_token(run, outcomes, judge)       # the same
 model.release()
 """
 
@@ -13,26 +13,31 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import cast
 
 from overrefusal_po.engines import Engine
 from overrefusal_po.engines._first_states import FirstStates
-from overrefusal_po.engines._first_token import opener_log_odds
+from overrefusal_po.engines._first_token import opener_scores, other_decision
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.capability import asked_references, check_lm_eval, perplexity
 from overrefusal_po.evaluate.entries import PerplexityEntry
 from overrefusal_po.evaluate.first_token import (
     FILE,
     KINDS,
+    TEXTS_FILE,
+    Decided,
     FirstToken,
     FirstTokenEntry,
+    FirstTokens,
     first_token_entry,
     scored_prompts,
     wants_first_token,
 )
-from overrefusal_po.evaluate.metrics import outcome_rate
+from overrefusal_po.evaluate.metrics import handled, outcome_rate
+from overrefusal_po.judges import Judge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.remedy_facts import remedy_words
 from overrefusal_po.plugins import split_spec
@@ -49,12 +54,15 @@ from overrefusal_po.records import (
 from overrefusal_po.run.appender import Appender
 from overrefusal_po.run.complete import complete, engine_for, in_process, recipe_sampling
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.openers import refusal_openers, thinks
+from overrefusal_po.run.judged import is_slow, release_judge, resumable_verdicts
+from overrefusal_po.run.openers import every_opener, refusal_openers, thinks
 from overrefusal_po.run.remedies import put_on, remedy_form
 
 logger = logging.getLogger(__name__)
 
-COMPLETIONS = "completions.jsonl"
+COMPLETIONS, OTHERS_FILE = "completions.jsonl", "first_token_completions.jsonl"
+"""What the model says, and what it says after the other decision at its first token."""
+
 NOT_MEASURED = "The first token was not measured"
 """The beginning of the note that says why."""
 
@@ -203,12 +211,13 @@ class MeasuredModel:
         return cast(PerplexityEntry, known)
 
     def first_token(
-        self, run: Run, outcomes: Sequence[Outcome]
+        self, run: Run, outcomes: Sequence[Outcome], judge: Judge
     ) -> tuple[FirstTokenEntry | None, list[str]]:
         """How far the first token separates harmful from benign prompts, and notes for a reader.
 
         None if it is not wanted, or if it says nothing: a note then says why. `outcomes` are those
-        of the prompts as they were asked.
+        of the prompts as they were asked. `judge` reads what the model says after the other
+        decision, if the recipe asks for texts.
         """
         prompts = scored_prompts(outcomes)
         if not wants_first_token(self.recipe, [o.prompt for o in outcomes]):
@@ -218,21 +227,31 @@ class MeasuredModel:
         if thinks(outcomes):
             return None, [f"{NOT_MEASURED}: the model thinks before it answers."]
         assert self.template is not None, "an engine in process has one"
-        openers = refusal_openers(self.template, outcomes)
+        texts = self.recipe.first_token == "texts"
+        openers = (every_opener if texts else refusal_openers)(self.template, outcomes)
         if not openers.ids:
             return None, [f"{NOT_MEASURED}: no token opens refusals more often than answers."]
-        log_odds = self.log_odds(run, prompts, openers.ids)
+        rows = self.first_tokens(run, prompts, openers.ids)
+        found = FirstTokens({key: row.log_odds for key, row in rows.items()})
+        if texts:
+            own, began = [o for o in outcomes if o.prompt.id in rows], time.monotonic()
+            found = found._replace(decided=self.decided(run, own, rows, judge))
+            run.facts["first_token_texts_seconds"] = round(time.monotonic() - began, 1)
         refused = outcome_rate([o for o in outcomes if o.prompt.kind == "harmful"]).value
-        return first_token_entry(prompts, log_odds, openers, refused), []
+        return first_token_entry(prompts, found, openers, refused), []
 
-    def log_odds(
+    def first_tokens(
         self, run: Run, prompts: Sequence[Prompt], openers: tuple[int, ...]
-    ) -> dict[str, float]:
-        """{prompt id: log-odds that its response opens with one of `openers`}, kept row by row in
-        the run folder. Rows for other openers, from another verdict of the judge, are made again.
+    ) -> dict[str, FirstToken]:
+        """{prompt id: how near its response is to opening with one of `openers`}, kept row by row
+        in the run folder. Rows for other openers, from another verdict of the judge, are made
+        again.
         """
         with Appender(run.path / FILE, FirstToken) as file:
-            found = {row.prompt_id: row for row in file.rows if row.openers == openers}
+            if any(row.openers != openers for row in file.rows):
+                (run.path / OTHERS_FILE).unlink(missing_ok=True)
+            known = [row for row in file.rows if row.openers == openers and row.margin is not None]
+            found = {row.prompt_id: row for row in known}
             if any(prompt.id not in found for prompt in prompts):
                 logger.info(
                     "%s: first tokens of %d prompts (first_token: false leaves them out)",
@@ -241,13 +260,79 @@ class MeasuredModel:
                 )
                 engine = self.engine
                 assert isinstance(engine, TransformersEngine)
-                rows = opener_log_odds(
+                scores = opener_scores(
                     engine, prompts, openers, had=frozenset(found), answered=self.answered
                 )
-                for prompt, value in rows:
-                    row = FirstToken(prompt_id=prompt.id, log_odds=value, openers=openers)
+                for prompt, value, margin in scores:
+                    row = FirstToken(
+                        prompt_id=prompt.id, log_odds=value, openers=openers, margin=margin
+                    )
                     file.add(row)
                     found[prompt.id] = row
         self.first_states.clear()
         write_jsonl(run.path / FILE, [found[prompt.id] for prompt in prompts])
-        return {prompt.id: found[prompt.id].log_odds for prompt in prompts}
+        return {prompt.id: found[prompt.id] for prompt in prompts}
+
+    def decided(
+        self, run: Run, own: Sequence[Outcome], rows: Mapping[str, FirstToken], judge: Judge
+    ) -> dict[str, Decided]:
+        """{prompt id: what becomes of it with both decisions at the first token}, kept in the run
+        folder. `own` is what the model says by itself, `rows` how it opens."""
+        prompts = [outcome.prompt for outcome in own]
+        said = self.other_completions(run, prompts, rows)
+        if is_slow(judge):
+            self.release()
+        verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judge, prompts, said)
+        release_judge(judge)
+        found = [
+            decided_row(outcome, Outcome(prompt=outcome.prompt, completion=c, verdict=v), rows)
+            for outcome, c, v in zip(own, said, verdicts, strict=True)
+        ]
+        write_jsonl(run.path / TEXTS_FILE, found)
+        return {row.prompt_id: row for row in found}
+
+    def other_completions(
+        self, run: Run, prompts: Sequence[Prompt], rows: Mapping[str, FirstToken]
+    ) -> list[Completion]:
+        """What the model says to each prompt after the other decision, kept in the run folder."""
+        recipe, openers = self.recipe, rows[prompts[0].id].openers
+        found: dict[str, Completion] = {}
+        for side, word in ((True, "without"), (False, "with")):
+            asked = [prompt for prompt in prompts if opens(rows[prompt.id]) is side]
+            given = complete(
+                run.path / OTHERS_FILE,
+                asked,
+                recipe_sampling(recipe.generation, recipe.seed),
+                partial(self.other_engine, openers, opens=side),
+                f"{recipe.run_name}: answering {len(asked)} prompts {word} the openers of refusals",
+            )
+            found |= {completion.prompt_id: completion for completion in given}
+        return [found[prompt.id] for prompt in prompts]
+
+    def other_engine(self, openers: Sequence[int], *, opens: bool) -> Engine:
+        """The engine for prompts whose responses do or do not open with one of `openers`: with it
+        they do the other thing."""
+        engine = self.engine
+        assert isinstance(engine, TransformersEngine)
+        return other_decision(engine, openers, opens=opens)
+
+
+def opens(row: FirstToken) -> bool:
+    """Whether the model's own response opens with one of the openers."""
+    return row.margin is not None and row.margin > 0
+
+
+def decided_row(own: Outcome, other: Outcome, rows: Mapping[str, FirstToken]) -> Decided:
+    """A prompt with both of its responses: the model's own, and the one after the other
+    decision."""
+    row = rows[own.prompt.id]
+    assert row.margin is not None, "it is measured for all rows"
+    sides = (own, other) if opens(row) else (other, own)
+    return Decided(
+        prompt_id=own.prompt.id,
+        margin=row.margin,
+        opened=handled(sides[0]),
+        barred=handled(sides[1]),
+        completion=other.completion,
+        verdict=other.verdict,
+    )

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from overrefusal_po.evaluate.comparisons import OutcomePair, matched
-from overrefusal_po.evaluate.first_token import LogOdds, curve_of, measured_alike
+from overrefusal_po.evaluate.first_token import FirstTokens, curve_of, measured_alike
 from overrefusal_po.evaluate.intervals import Estimate
 from overrefusal_po.evaluate.metrics import state
 from overrefusal_po.evaluate.side_by_side import SideBySide, holm, side_by_side
@@ -89,28 +89,29 @@ def comparable_runs(baseline: str, runs: Runs) -> list[str]:
     ]
 
 
-def remedy_rows(baseline: str, runs: Runs, log_odds: LogOdds, rule: HoldRule) -> list[RemedyRow]:
+def remedy_rows(baseline: str, runs: Runs, known: FirstTokens, rule: HoldRule) -> list[RemedyRow]:
     """Every comparable run; first those that hold, the greatest gain first, then the others.
 
-    `log_odds` are the untouched model's; without them nothing is known of its threshold curve.
+    `known` are the untouched model's first tokens; without them nothing is known of its threshold
+    curve.
     """
     names = comparable_runs(baseline, runs)
     pairs = {name: matched(runs[baseline], runs[name]) for name in names}
-    wholes = [against(pairs[name], log_odds) for name in names]
+    wholes = [against(pairs[name], known) for name in names]
     corrected = holm([1.0 if one.p is None else one.p for one in wholes])
     rows = [
         row_of(name, whole, None if whole.p is None else p, rule)._replace(
-            sets=by_set(pairs[name], log_odds)
+            sets=by_set(pairs[name], known)
         )
         for name, whole, p in zip(names, wholes, corrected, strict=True)
     ]
     return sorted(rows, key=lambda row: (not row.holds, -(row.whole.gain.value or 0.0)))
 
 
-def against(pairs: Sequence[OutcomePair], log_odds: LogOdds) -> Against:
+def against(pairs: Sequence[OutcomePair], known: FirstTokens) -> Against:
     """A run against the untouched model, from their outcomes side by side."""
     found = side_by_side("", "", pairs)
-    curve = curve_of([after for _, after in pairs], log_odds)
+    curve = curve_of([after for _, after in pairs], known)
     benign = found.kinds.get("benign")
     return Against(
         change(found, "harmful"),
@@ -145,12 +146,12 @@ def why_not(whole: Against, rule: HoldRule) -> str:
     return f"harmful refused may have fallen by {-low:.2f}, allowed is {rule.drop_max:.2f}"
 
 
-def by_set(pairs: Sequence[OutcomePair], log_odds: LogOdds) -> dict[str, Against]:
+def by_set(pairs: Sequence[OutcomePair], known: FirstTokens) -> dict[str, Against]:
     """The comparison on each set alone; empty if there is one set."""
     sets: dict[str, list[OutcomePair]] = {}
     for pair in pairs:
         sets.setdefault(pair[0].prompt.source, []).append(pair)
-    return {name: against(sets[name], log_odds) for name in sorted(sets) if len(sets) > 1}
+    return {name: against(sets[name], known) for name in sorted(sets) if len(sets) > 1}
 
 
 def best(rows: Sequence[RemedyRow]) -> RemedyRow | None:

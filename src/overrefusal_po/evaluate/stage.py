@@ -137,7 +137,8 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
     verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judges.refusal, prompts, completions)
     release_judge(judges.refusal)  # the model is loaded again, and then the guard
     outcomes = paired_outcomes(prompts, completions, verdicts)
-    first_token, missing = model.first_token(run, [o for o in outcomes if o.prompt.attack is None])
+    plain = [o for o in outcomes if o.prompt.attack is None]
+    first_token, missing = model.first_token(run, plain, judges.refusal)
     model.release()
     outcomes, guarded = guarded_outcomes(run, judges, outcomes)
     write_jsonl(run.path / "outcomes.jsonl", outcomes)

@@ -270,10 +270,17 @@ def margins(
         for rows in residual.split(256):
             given = rows.to(plain.device, plain.dtype)
             logits = cast("Module", head)(norm(given)).float()  # (n, V)
-            best = logits[:, list(openers)].amax(-1)
-            logits[:, list(openers)] = -torch.inf
-            found.append((best - logits.amax(-1)).cpu())
+            found.append(above_others(logits, openers).cpu())
     return torch.cat(found)
+
+
+def above_others(logits: Tensor, openers: Sequence[int]) -> Tensor:
+    """(N,) by how much the best opener's logit is above the best other's, of (N, V)."""
+    import torch
+
+    others = logits.clone()
+    others[:, list(openers)] = -torch.inf
+    return logits[:, list(openers)].amax(-1) - others.amax(-1)
 
 
 def flip_points(

@@ -188,10 +188,12 @@ class EvaluateRecipe(Section):
     judge's errors. null: none."""
     capability: Capability = Capability()
     """What else the model can do."""
-    first_token: bool | None = None
+    first_token: bool | Literal["texts"] | None = None
     """Measure how well the first token of the response alone separates harmful from benign prompts,
     and what a threshold on it would refuse and answer. It costs one pass over each prompt. null: if
-    the model is in process and there are prompts of both kinds. `true`: else it is an error."""
+    the model is in process and there are prompts of both kinds. `true`: else it is an error.
+    `texts`: the exact curve of a bias on the openers of refusals. These prompts are answered twice,
+    the second time with the other decision at the first token."""
     tamper: Tamper | None = None
     """Measure copies of the model whose safety is tampered with: how little undoes it. It trains,
     so it costs minutes for each copy. null: none."""

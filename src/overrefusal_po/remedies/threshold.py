@@ -95,13 +95,9 @@ def logits_change(subject: Subject) -> Change:
 
 def opener_margins(subject: Subject, prompts: Sequence[Prompt]) -> Tensor:
     """(N,): by how much the best opener's logit is above the best other's."""
-    import torch
+    from overrefusal_po.model.opener_bias import above_others
 
-    found = subject.first_log_probs(prompts).clone()
-    openers = list(subject.openers())
-    best = found[:, openers].amax(-1)
-    found[:, openers] = -torch.inf
-    return best - found.amax(-1)
+    return above_others(subject.first_log_probs(prompts), subject.openers())
 
 
 def in_weights(subject: Subject, train: Anchors, dev: Anchors) -> Constant:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from overrefusal_po.evaluate.breakdowns import NO_ATTACK
 from overrefusal_po.evaluate.measured_how import UNLIKE
 from overrefusal_po.evaluate.metrics import RateName
-from overrefusal_po.report.first_token_part import curve_step_words, first_token_words
+from overrefusal_po.report.first_token_part import curve_lines, first_token_words
 from overrefusal_po.report.numbers import interval_words
 from overrefusal_po.report.panel_part import PanelNumber, PanelPart
 from overrefusal_po.report.remedies_part import remedies_lines
@@ -151,7 +151,7 @@ def first_token_part(summary: Summary, run: MeasuredRun) -> Iterator[str]:
     words = []
     if run.first_token is not None:
         words.append(first_token_words(run.first_token, run.harmful_refused, run.benign_answered))
-    words += [curve_step_words(step) for step in summary.curves if step.after == run.name]
+    words += curve_lines([step for step in summary.curves if step.after == run.name])
     if words:
         yield f"First token: {one_line('; '.join(words))}."
 

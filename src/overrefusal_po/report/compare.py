@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overrefusal_po.evaluate.comparisons import judge_names
-from overrefusal_po.evaluate.first_token import LogOdds, curve_steps, read_log_odds
+from overrefusal_po.evaluate.first_token import FirstTokens, curve_steps, read_first_tokens
 from overrefusal_po.evaluate.measured_how import (
     RECIPE_MARK,
     MeasuredHow,
@@ -49,14 +49,14 @@ RIGHT_WORDS: dict[Kind, str] = {
 
 class ComparedRun(NamedTuple):
     """One evaluation: its name here, its folder, its metrics, its plain outcomes, how many others
-    are under attack and not compared, its first-token log-odds, and how it was measured."""
+    are under attack and not compared, its first tokens, and how it was measured."""
 
     name: str
     folder: Path
     metrics: Metrics
     outcomes: list[Outcome]
     attacked: int
-    log_odds: LogOdds
+    first_tokens: FirstTokens
     how: MeasuredHow
 
 
@@ -111,7 +111,7 @@ def compare_folders(folders: Sequence[Path]) -> ComparedFolders:
     runs = distinct_names([read_run(folder) for folder in folders])
     outcomes = {run.name: run.outcomes for run in runs}
     check_comparable(outcomes)
-    steps = curve_steps(outcomes, {run.name: run.log_odds for run in runs})
+    steps = curve_steps(outcomes, {run.name: run.first_tokens for run in runs})
     curves = [CurveStep.model_validate(step) for step in steps]
     remedies = compared_part({run.name: run.folder for run in runs}, outcomes)
     return ComparedFolders(runs, against_first(outcomes), notes(runs), curves, remedies)
@@ -129,8 +129,8 @@ def read_run(folder: Path) -> ComparedRun:
     if not plain:
         raise ValueError(f"{rows}: all {len(outcomes)} outcomes are under attack; none is plain.")
     attacked = len(outcomes) - len(plain)
-    log_odds, how = read_log_odds(folder), measured_how(folder, plain)
-    return ComparedRun(metrics.name, folder, metrics, plain, attacked, log_odds, how)
+    first, how = read_first_tokens(folder), measured_how(folder, plain)
+    return ComparedRun(metrics.name, folder, metrics, plain, attacked, first, how)
 
 
 def distinct_names(runs: Sequence[ComparedRun]) -> list[ComparedRun]:

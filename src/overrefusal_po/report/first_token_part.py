@@ -21,6 +21,14 @@ from overrefusal_po.report.panel_part import READ_CONFIG, Count, PanelNumber
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
+UNDERSTATES = "This curve knows first tokens alone, so it understates a real threshold"
+"""What a reader has to know of a curve that is not one of texts."""
+
+
+def rule_words(*, exact: bool) -> str:
+    """What the points of a curve do: the words before the model's name."""
+    return "bias on the refusal openers of" if exact else "threshold on the first token of"
+
 
 class OpenersPart(BaseModel):
     """The tokens that open refusals. `left_out` open refusals too, but answers at least as
@@ -35,8 +43,8 @@ class OpenersPart(BaseModel):
 
 
 class CurvePointPart(BaseModel):
-    """The rule that refuses from a log-odds on: the share of harmful prompts that it refuses, and
-    of benign ones that it answers. Threshold None refuses nothing."""
+    """The rule that opens with a refusal from a score on: the share of harmful prompts that it
+    refuses, and of benign ones that it answers. Threshold None: no response opens so."""
 
     model_config = READ_CONFIG
     threshold: FiniteFloat | None
@@ -49,24 +57,32 @@ class FirstTokenPart(BaseModel):
 
     model_config = READ_CONFIG
     auc: PanelNumber
+    exact: bool = False
+    """Whether the curve is that of texts; its thresholds are then margins in logits."""
     n: dict[str, Count]
     openers: OpenersPart
     at_own: CurvePointPart | None = None
     """The point of the curve that refuses as many harmful prompts as the model does."""
     curve: tuple[CurvePointPart, ...]
 
+    @property
+    def rule(self) -> str:
+        """See `rule_words`."""
+        return rule_words(exact=self.exact)
+
 
 class CurveStep(BaseModel):
     """The run `to` against the threshold curve of the run `from`, on the same prompts.
 
     `gain` is its benign_answered minus `threshold_answers`: what a threshold on the first token of
-    `from` would answer at the harmful_refused of `to`.
+    `from` would answer at the harmful_refused of `to`. `exact`: known from texts.
     """
 
     model_config = READ_CONFIG
     before: str = Field(alias="from")
     after: str = Field(alias="to")
     n: Count
+    exact: bool = False
     harmful_refused: Share
     benign_answered: Share
     threshold_answers: Share
@@ -102,13 +118,21 @@ class FirstTokenRun(Protocol):
 def first_token_lines(
     runs: Iterable[tuple[str, FirstTokenRun]], steps: Sequence[CurveStep]
 ) -> list[str]:
-    """A sentence for each named run whose first token was measured, then one for each step."""
+    """A sentence for each named run whose first token was measured, then those of the steps."""
     found = []
     for name, run in runs:
         if run.first_token is not None:
             own = run.harmful_refused, run.benign_answered
             found.append(f"{name}: first token: {first_token_words(run.first_token, *own)}")
-    return found + [curve_step_words(step) for step in steps]
+    return found + curve_lines(steps)
+
+
+def curve_lines(steps: Sequence[CurveStep]) -> list[str]:
+    """A sentence for each step; behind them what to know of a curve that is not one of texts."""
+    lines = [curve_step_words(step) for step in steps]
+    if all(step.exact for step in steps):
+        return lines
+    return [*lines, f"{UNDERSTATES}; first_token: texts measures that"]
 
 
 def first_token_words(
@@ -120,8 +144,9 @@ def first_token_words(
     if found.at_own is None or harmful_refused is None:
         return words
     own = "" if benign_answered is None else f", the model answers {benign_answered:.2f}"
+    rule = "bias on its refusal openers" if found.exact else "threshold"
     return (
-        f"{words}; at its own harmful_refused ({harmful_refused:.2f}) a threshold would answer "
+        f"{words}; at its own harmful_refused ({harmful_refused:.2f}) a {rule} would answer "
         f"{found.at_own.benign_answered:.2f}{own}"
     )
 
@@ -146,10 +171,12 @@ def curve_step_words(step: CurveStep) -> str:
         "below": f"loss {signed(step.gain)}: a threshold does better",
         "on": f"difference {signed(step.gain)}: a threshold may do as well",
     }[place]
+    share = f"{step.threshold_answers:.2f}"
+    rule = f"a {rule_words(exact=step.exact)} {step.before}"
     words = (
         f"{step.after} lies {place} the curve of {step.before}: at its harmful_refused "
-        f"({step.harmful_refused:.2f}) it answers {step.benign_answered:.2f}, a threshold on the "
-        f"first token of {step.before} {step.threshold_answers:.2f} ({end})"
+        f"({step.harmful_refused:.2f}) it answers {step.benign_answered:.2f}, {rule} "
+        f"{f'would answer {share} there' if step.exact else share} ({end})"
     )
     if step.auc_difference is None:
         return words

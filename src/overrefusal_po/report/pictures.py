@@ -85,12 +85,12 @@ def draw_curve(axes: Axes, runs: Sequence[MeasuredRun]) -> list[Point]:
     """Draws the threshold curve of the first run that has one, with a legend; returns points along
     it."""
     run = next((run for run in runs if run.first_token is not None), None)
-    if run is None or run.first_token is None:
+    if run is None or run.first_token is None or not run.first_token.curve:
         return []
     spots = [(p.benign_answered, p.harmful_refused) for p in run.first_token.curve]
     xs, ys = zip(*spots, strict=True)
     name = clipped(str(visible(run.name)), 28)
-    label = f"threshold on the first token of {name}"
+    label = f"{run.first_token.rule} {name}"
     axes.plot(xs, ys, color=MUTED, lw=1.4, ls=(0, (4, 2)), clip_on=False, zorder=2, label=label)
     legend = axes.legend(
         loc="lower left",

@@ -21,7 +21,7 @@ from overrefusal_po.evaluate.comparisons import (
     transitions,
 )
 from overrefusal_po.evaluate.entries import MeasuredEntry, MetricsEntry
-from overrefusal_po.evaluate.first_token import CurveStepEntry, curve_steps, read_log_odds
+from overrefusal_po.evaluate.first_token import CurveStepEntry, curve_steps, read_first_tokens
 from overrefusal_po.evaluate.labels import blinded_sample
 from overrefusal_po.evaluate.measured_how import RECIPE_MARK, measured_how, settings_note
 from overrefusal_po.evaluate.metrics import State
@@ -119,7 +119,7 @@ def make_summary(
     if report is not None:
         remedies = remedies_entry(report, Stages(folder, stages), runs, outcomes=plain)
     steps = comparable_steps(plain) if remedies is None else remedy_steps(remedies)
-    log_odds = {run["name"]: read_log_odds(folder / run["folder"]) for run in runs}
+    first_tokens = {run["name"]: read_first_tokens(folder / run["folder"]) for run in runs}
     notes = [*reader_notes(runs, stages), *waiver_notes(folder)]
     folders = {run["name"]: folder / run["folder"] for run in runs}
     known = environment()
@@ -131,7 +131,7 @@ def make_summary(
         "warnings": [*hold_notes(folder), *unlike_notes(folders, plain, rivals=bool(remedies))],
         "comparisons": [compare(plain[a], plain[b]).as_dict(a, b) for a, b in steps],
         "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
-        "curves": curve_steps(plain, log_odds),
+        "curves": curve_steps(plain, first_tokens),
         "searches": search_entries(folder),
         "remedies": remedies,
         "samples": sample_entries(outcomes),

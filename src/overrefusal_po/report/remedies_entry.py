@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from overrefusal_po.evaluate.comparisons import EstimateEntry, estimate_entry
-from overrefusal_po.evaluate.first_token import read_log_odds
+from overrefusal_po.evaluate.first_token import read_first_tokens
 from overrefusal_po.evaluate.remedy_table import (
     Against,
     HoldRule,
@@ -78,6 +78,7 @@ class RemediesEntry(TypedDict):
 
     baseline: str
     rule: dict[str, object]
+    exact_curve: bool
     sentence: str
     best: str | None
     rows: list[RemedyEntry]
@@ -93,13 +94,15 @@ def rule_of(report: Report) -> dict[str, object]:
 
 class Table(NamedTuple):
     """What the table is made from: the metrics of the untouched model, those of every run by its
-    name, the plain outcomes of each, and the names of plain rivals."""
+    name, the plain outcomes of each, the names of plain rivals, and whether the untouched model's
+    curve is one of texts."""
 
     stages: Made
     base: Values
     runs: Mapping[str, Values]
     outcomes: Mapping[str, Sequence[Outcome]]
     rivals: frozenset[str]
+    exact_curve: bool
     unmeasured: int = 0
     """How many remedies could not be measured, because a fit kept none."""
 
@@ -112,7 +115,8 @@ class Table(NamedTuple):
             ran = sum(row.name not in self.rivals for row in rows)
             return no_gain_words(ran, self.unmeasured, self.base)
         both = self.base, self.runs[found.name]
-        return winner_words(found, both, rival=found.name in self.rivals)
+        rival = found.name in self.rivals
+        return winner_words(found, both, rival=rival, exact=self.exact_curve)
 
     def entry(self, row: RemedyRow) -> RemedyEntry:
         """One run of the table."""
@@ -169,15 +173,16 @@ def remedies_entry(
     rivals = frozenset(of_stage[stage]["name"] for stage in report.rivals if stage in of_stage)
     missing = stages.measured() - {*of_stage, *report.rivals}
     by_name = {run["name"]: run for run in runs}
-    table = Table(stages, base, by_name, outcomes, rivals, len(missing))
-    log_odds = read_log_odds(stages.folder / report.baseline)
-    rows = remedy_rows(name, outcomes, log_odds, HoldRule(report.hold_drop_max, report.on))
+    known = read_first_tokens(stages.folder / report.baseline)
+    table = Table(stages, base, by_name, outcomes, rivals, known.exact, len(missing))
+    rows = remedy_rows(name, outcomes, known, HoldRule(report.hold_drop_max, report.on))
     fits = [fit for stage in stages.fits() for fit in fit_entries(stages.folder, stage)]
     unfitted = [fit for fit in fits if fit["status"] != "fitted"]
     compared = {name, *comparable_runs(name, outcomes)}
     return {
         "baseline": name,
         "rule": rule_of(report),
+        "exact_curve": known.exact,
         "sentence": nothing_words(stages, report.baseline) or table.sentence(rows),
         "best": None if (found := best(rows)) is None else found.name,
         "rows": [table.entry(row) for row in rows],

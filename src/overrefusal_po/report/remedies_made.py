@@ -123,10 +123,14 @@ class Stages(NamedTuple):
 
 
 def run_seconds(folder: Path, stage: str) -> float | None:
-    """How long a stage ran; None if that is not known."""
-    file = folder / stage / "status.json"
+    """How long a stage ran, without its texts behind other first tokens, which other runs do not
+    have; None if that is not known."""
+    file, manifest = (folder / stage / name for name in ("status.json", "manifest.json"))
     found = read_state(file).get("seconds") if file.is_file() else None
-    return float(found) if isinstance(found, int | float) else None
+    known = read_state(manifest) if manifest.is_file() else {}
+    if not isinstance(found, int | float):
+        return None
+    return max(0.0, found - known.get("first_token_texts_seconds", 0))
 
 
 def served(folder: Path, before: str, after: str) -> Served:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, FiniteFloat
 
 from overrefusal_po.evaluate.remedy_table import RemedyRow
+from overrefusal_po.report.first_token_part import UNDERSTATES, rule_words
 from overrefusal_po.report.numbers import Estimated, signed
 from overrefusal_po.report.panel_part import READ_CONFIG, PanelNumber
 from overrefusal_po.report.samples import Sample
@@ -129,6 +130,8 @@ class RemediesPart(BaseModel):
     model_config = READ_CONFIG
     baseline: str
     rule: dict[str, Any] = {}  # Any: the recipe's section as JSON holds it
+    exact_curve: bool = False
+    """Whether the untouched model's curve is one of texts."""
     sentence: str
     best: str | None
     rows: tuple[RemedyPart, ...]
@@ -139,6 +142,13 @@ class RemediesPart(BaseModel):
     """Stages that kept no remedy, and why."""
 
     @property
+    def curve_words(self) -> str:
+        """What the runs are held against off the curve, and what to know of it."""
+        words = f"{rule_words(exact=self.exact_curve)} {self.baseline}"
+        words += " would answer at the run’s own refusals."
+        return words if self.exact_curve else f"{words} {UNDERSTATES}."
+
+    @property
     def drop_max(self) -> float:
         """How far harmful_refused may fall."""
         return float(self.rule.get("hold_drop_max", 0.05))
@@ -147,12 +157,12 @@ class RemediesPart(BaseModel):
 # --- sentences ------------------------------------------------------------------------------------
 
 
-def winner_words(found: RemedyRow, both: tuple[Values, Values], *, rival: bool) -> str:
+def winner_words(found: RemedyRow, both: tuple[Values, Values], *, rival: bool, exact: bool) -> str:
     """A sentence on the best run that holds. `both`: the metrics of the untouched model and of
-    this run."""
+    this run. `exact`: the curve is one of texts."""
     base, run = both
     who = f"{found.name}, a plain rival," if rival else found.name
-    curve = curve_words(found.whole.off_curve, base["name"])
+    curve = curve_words(found.whole.off_curve, base["name"], exact=exact)
     return (
         f"{who} gives answers back at kept refusals: it answers {share(run, KINDS[1])} of the "
         f"harmless prompts ({base['name']} {share(base, KINDS[1])}; gain "
@@ -161,15 +171,16 @@ def winner_words(found: RemedyRow, both: tuple[Values, Values], *, rival: bool) 
     )
 
 
-def curve_words(found: Estimated, base: str) -> str:
+def curve_words(found: Estimated, base: str, *, exact: bool) -> str:
     """Whether the run lies off the untouched model's threshold curve; "" if nobody knows."""
     if found.low is None or found.high is None:
         return ""
     said = f" {signed(found)}"
     if found.low > 0:
-        return f" It leaves the threshold curve of {base}:{said}."
+        note = "" if exact else f" {UNDERSTATES}."
+        return f" It leaves the threshold curve of {base}:{said}.{note}"
     worse = "does better" if found.high < 0 else "may do as well"
-    return f" A threshold on the first token of {base} {worse}:{said}."
+    return f" A {rule_words(exact=exact)} {base} {worse}:{said}."
 
 
 def no_gain_words(measured: int, unmeasured: int, base: Values) -> str:

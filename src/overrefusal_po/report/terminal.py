@@ -26,7 +26,7 @@ from overrefusal_po.records import read_state
 from overrefusal_po.report.first_token_part import (
     CurveStep,
     FirstTokenPart,
-    curve_step_words,
+    curve_lines,
     first_token_words,
 )
 from overrefusal_po.report.hold_notes import older_warnings, unmoved_notes
@@ -212,8 +212,8 @@ def print_summary(folder: Path) -> None:
             say(f"{run['name']}: {first_token_line(run)}")
         for line in tamper_lines(run):
             say(f"{run['name']}: {line}")
-    for step in summary.get("curves", ()):
-        say(curve_step_words(CurveStep.model_validate(step)))
+    for line in curve_lines([CurveStep.model_validate(row) for row in summary.get("curves", ())]):
+        say(line)
     for part in summary.get("rounds", ()):
         say(round_words(RoundPart.model_validate(part)))
     if found := summary.get("remedies"):

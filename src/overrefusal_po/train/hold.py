@@ -56,7 +56,6 @@ from overrefusal_po.train.weights import generating
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch.nn import Linear
     from transformers import PreTrainedModel, Trainer
 
     from overrefusal_po.engines.transformers import TransformersEngine
@@ -284,32 +283,23 @@ class Holder:
         self, engine: TransformersEngine, own: list[Outcome], openers: Sequence[int]
     ) -> Answers:
         """The model's own responses, and those after the other decision at the first token."""
-        from overrefusal_po.engines._first_token import without_openers
+        from overrefusal_po.engines._first_token import other_decision
 
         opens = self.opens_now(engine, openers)
-        allowed = set(openers)
-        every = range(cast("Linear", self.model.get_output_embeddings()).weight.shape[0])
-        others = [token for token in every if token not in allowed]
         found: dict[str, Outcome] = {}
-        for side, forbidden in ((True, openers), (False, others)):
+        for side in (True, False):
             asked = [p for p, o in zip(self.prompts, opens, strict=True) if o is side]
             if asked:
-                rows = self.outcomes(without_openers(engine, forbidden), asked)
+                rows = self.outcomes(other_decision(engine, openers, opens=side), asked)
                 found |= {o.prompt.id: o for o in rows}
         return Answers(own, [found[p.id] for p in self.prompts], opens)
 
     def opens_now(self, engine: TransformersEngine, openers: Sequence[int]) -> list[bool]:
         """Whether each response opens with one of `openers`."""
-        from overrefusal_po.engines._first_token import first_logits
+        from overrefusal_po.engines._first_token import opener_scores
 
-        found: dict[str, bool] = {}
-        texts = sorted(
-            ((engine.input_text(p), p.id) for p in self.prompts), key=lambda t: len(t[0])
-        )
-        for start in range(0, len(texts), engine.batch_size):
-            batch = texts[start : start + engine.batch_size]
-            chosen = first_logits(engine, [text for text, _ in batch]).argmax(-1).tolist()
-            found |= {i: token in openers for (_, i), token in zip(batch, chosen, strict=True)}
+        scores = opener_scores(engine, self.prompts, openers)
+        found = {prompt.id: margin > 0 for prompt, _, margin in scores}
         return [found[p.id] for p in self.prompts]
 
     def states(self, engine: TransformersEngine, answers: Answers) -> FirstStates:
