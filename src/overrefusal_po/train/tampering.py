@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
     from torch import Tensor
-    from torch.nn import Module
+    from torch.nn import Linear, Module
     from transformers import PreTrainedModel
 
 ADAPTER = "default"
@@ -174,7 +174,7 @@ def safe_copy(recipe: EvaluateRecipe, copy: Copy) -> Copy:
     for path in found.moved:
         layer = cast("LoraLayer", aligned.get_submodule(path))
         up = found.change.up[path] / layer.scaling[ADAPTER]
-        layer.lora_B[ADAPTER].weight.data.copy_(up)
+        cast("Linear", layer.lora_B[ADAPTER]).weight.data.copy_(up)
     return copy._replace(projected=len(found.moved))
 
 
