@@ -449,7 +449,7 @@ def defended(recipe: dict[str, Any], start: Path, styles: dict[str, Style]) -> d
     source = Path(recipe["tamper"]["source"])
     rows = [*asked(OTHERS, "harmful", REFUSAL), *asked(["a kiosk"], "harmful", ANSWER)]
     write_jsonl(source, [*read_jsonl(source, Prompt), *rows])
-    before = load_model(str(start))
+    before = load_model(str(start), dtype="float32")
     torch.manual_seed(0)
     for name, weight in before.named_parameters():
         if name.endswith("_proj.weight"):
@@ -527,7 +527,8 @@ def test_a_copy_is_projected_as_the_remedy_would(
     copy = trained_copy(body, template, rows, Passes(5, 10, 5), learning_rate=2e-2, seed=0)
     copy.model.save_pretrained(tmp_path / "adapter")
     before = adapter_of(copy.model)  # type: ignore[arg-type]
-    model, reference = load_model(str(start)), load_model(defended["tamper"]["reference"])
+    paths = str(start), defended["tamper"]["reference"]
+    model, reference = (load_model(path, dtype="float32") for path in paths)
     settings = safelora.Settings(adapter=str(tmp_path / "adapter"), merged=False)
     (wanted,) = safelora.fit(
         settings, TinySubject(model, template, reference=reference), TRAIN, DEV
