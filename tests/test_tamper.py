@@ -591,7 +591,8 @@ def test_every_defence_is_measured_shown_and_kept(
 def test_a_reference_of_equal_weights_is_a_note(
     defended: dict[str, Any], start: Path, tmp_path: Path, styles: dict[str, Style]
 ) -> None:
-    same = save_merged(load_model(str(start)), styles["llama"].tokenizer, tmp_path / "x" / "model")
+    own = load_model(str(start), dtype="float32")
+    same = save_merged(own, styles["llama"].tokenizer, tmp_path / "x" / "model")
     defended["tamper"] |= {"reference": str(same), "defences": ["safelora"]}
     defended["gate"] = {"refused_after_tamper_min": 0.0, "on": "value"}
     found = run(defended, tmp_path / "run")
