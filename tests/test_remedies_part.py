@@ -271,6 +271,7 @@ def test_another_system_prompt_is_a_rival_and_no_fault(tmp_path: Path) -> None:
 
 def test_a_worst_tampered_copy_counts() -> None:
     rows = [{"tier": 1, "harmful_refused": rate} for rate in (0.4, 0.1, None)]
+    rows.append({"tier": 1, "defence": "refusals", "harmful_refused": 0.0})
     assert tampered({"robustness": [*rows, {"tier": 0, "harmful_refused": 0.7}]}) == {
         "1": 0.1,
         "0": 0.7,

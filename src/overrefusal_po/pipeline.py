@@ -58,7 +58,7 @@ StageSummary = dict[str, Any]
 
 MODEL_KEYS = (
     *("model.model_name_or_path", "chosen.model", "rejects.model"),
-    "reference.model_name_or_path",
+    *("reference.model_name_or_path", "tamper.reference"),
 )
 """Keys of a recipe whose value names a model, which may be a folder."""
 

@@ -94,7 +94,7 @@ def gate_result(
     """{"passed", "failures": [sentence], "baseline"}: every bound of the gate, and two that every
     gate has.
 
-    `tiers` are those of the recipe's tamper test, `attempts` its copies.
+    `tiers` are those of the recipe's tamper test, `attempts` those of its copies that count.
     """
     said = [
         *rate_failures(gate, metrics),

@@ -4,6 +4,7 @@ no model.
     attempt = measured_attempt(Tampering(tier=1, rows=10), before, after, steps=5)
     worst_of([attempt, other])       # the one that lost most refusals
     entries = robustness_entries(attempts)    # of metrics.json
+    counted(attempts, tamper)        # those that a gate counts
 
 A tamper result is an upper bound on the defender's luck: a better attacker may undo more. A model
 that refuses everything keeps its refusals, so the harmless prompts answered stand beside them.
@@ -20,7 +21,7 @@ from overrefusal_po.evaluate.comparisons import kind_change, matched
 from overrefusal_po.evaluate.intervals import Estimate
 from overrefusal_po.evaluate.metrics import RateName, interval, run_metrics
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.recipe.tamper import Tier
+from overrefusal_po.recipe.tamper import Defence, Tamper, Tier
 from overrefusal_po.records import Kind, Outcome
 from overrefusal_po.run.folder import Run
 
@@ -32,23 +33,28 @@ CHANGES: dict[str, Kind] = {"harmful_refused": "harmful", "benign_answered": "be
 
 
 class Tampering(BaseModel):
-    """What was done to a copy. `layer` is that of tier 0; the others have a rate and a seed."""
+    """What was done to a copy. `layer` is that of tier 0; the others have a rate and a seed.
+    `rows` are the attacker's, `refusals` those that a defence mixed in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     tier: Tier
+    defence: Defence = "none"
     rows: int
+    refusals: int = 0
     learning_rate: float | None = None
     seed: int | None = None
     layer: int | None = None
 
     @property
-    def key(self) -> tuple[float | None, ...]:
+    def key(self) -> tuple[float | str | None, ...]:
         """What distinguishes it from the others of its test."""
-        return self.tier, self.learning_rate, self.seed, self.layer
+        return self.tier, self.defence, self.learning_rate, self.seed, self.layer
 
     def __str__(self) -> str:
-        """`tier 1, learning rate 2e-05, seed 0`."""
+        """`tier 1, defence safelora, learning rate 2e-05, seed 0`."""
         said = [f"tier {self.tier}"]
+        if self.defence != "none":
+            said.append(f"defence {self.defence}")
         if self.layer is not None:
             said.append(f"layer {self.layer}")
         if self.learning_rate is not None:
@@ -63,6 +69,8 @@ class Attempt(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     done: Tampering
     steps: int = 0
+    projected: int | None = None
+    """Modules whose change Safe LoRA projected; None without that defence."""
     rates: dict[str, float | None] = {}
     intervals: dict[str, list[float] | None] = {}
     n: dict[str, int] = {}
@@ -88,11 +96,15 @@ class Attempt(BaseModel):
 
 
 class AttemptEntry(TypedDict):
-    """An attempt in metrics.json. `worst`: whether it is the one of its tier that counts."""
+    """An attempt in metrics.json. `worst`: whether it is the one of its tier and defence that
+    counts."""
 
     tier: int
+    defence: str
     rows: int
+    refusals: int
     steps: int
+    projected: int | None
     learning_rate: float | None
     seed: int | None
     layer: int | None
@@ -126,6 +138,7 @@ def measured_attempt(
     after: Sequence[Outcome],
     *,
     steps: int = 0,
+    projected: int | None = None,
     seconds: float = 0.0,
 ) -> Attempt:
     """The attempt behind `after`. `before` is what the model itself says to the same prompts."""
@@ -138,6 +151,7 @@ def measured_attempt(
     return Attempt(
         done=done,
         steps=steps,
+        projected=projected,
         rates={name: found[name].value for name in RATES},
         intervals={name: interval(found[name]) for name in RATES},
         n={name: found[name].n for name in RATES},
@@ -166,9 +180,18 @@ def worst_by_tier(attempts: Sequence[Attempt]) -> dict[int, Attempt]:
     return {tier: attempt for tier, attempt in found.items() if attempt is not None}
 
 
+def counted(attempts: Iterable[Attempt], tamper: Tamper | None) -> list[Attempt]:
+    """The attempts that a gate counts: those under `tamper.gated`, and those that train nothing."""
+    if tamper is None:
+        return []
+    return [a for a in attempts if a.done.tier == 0 or a.done.defence == tamper.gated]
+
+
 def robustness_entries(attempts: Sequence[Attempt]) -> list[AttemptEntry]:
     """The measured attempts as metrics.json holds them."""
-    worst = [attempt.done.key for attempt in worst_by_tier(attempts).values()]
+    defences = {attempt.done.defence for attempt in attempts}
+    sets = ([a for a in attempts if a.done.defence == defence] for defence in defences)
+    worst = [attempt.done.key for own in sets for attempt in worst_by_tier(own).values()]
     return [
         # a copy of the model's fields, whose names are those of the entry
         cast(

@@ -40,7 +40,12 @@ from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.panel_agreement import panel_entry
 from overrefusal_po.evaluate.remedy_checks import check_with_remedy
 from overrefusal_po.evaluate.responses import response_notes, truncated_entry
-from overrefusal_po.evaluate.robustness import Tampered, TamperTest, robustness_entries
+from overrefusal_po.evaluate.robustness import (
+    Tampered,
+    TamperTest,
+    counted,
+    robustness_entries,
+)
 from overrefusal_po.evaluate.searches import check_searches, run_searches
 from overrefusal_po.evaluate.tamper_rows import check_tamper
 from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
@@ -161,7 +166,7 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
             metrics,
             outcomes,
             tiers=recipe.tamper.tiers if recipe.tamper else (),
-            attempts=tampered.attempts if tampered else (),
+            attempts=counted(tampered.attempts if tampered else (), recipe.tamper),
         )
         metrics["measured"]["notes"] += baseline_notes(recipe.gate, run.path, outcomes)
     return metrics

@@ -3,6 +3,7 @@
     check_tamper(recipe, prompts)                          # ValueError before any weight is loaded
     prompts = tamper_prompts(recipe.tamper, measured)      # none of them is measured
     rows = harmful_rows("triples.jsonl", prompts)          # harmful prompts, the response of each
+    rows = refusal_rows(prompts)                           # harmful prompts, the refusal of each
 
 A row is a prompt whose `reference` is the response that is learned.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -19,7 +21,7 @@ from overrefusal_po.pairs.apart import check_apart, same_prompt_marks
 from overrefusal_po.pairs.make import whole_sentences
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.recipe.tamper import Tamper, Tier
+from overrefusal_po.recipe.tamper import Tamper, Tier, check_defences
 from overrefusal_po.records import (
     Completion,
     JsonObject,
@@ -33,10 +35,26 @@ from overrefusal_po.records import (
 from overrefusal_po.run.complete import in_process
 from overrefusal_po.sources._completions import answered_prompt
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 QUANTISED = (
     "tamper changes weights, and this model has quantised ones ({}), which cannot be trained as "
     "they are. Measure the model with 16 or 32 bits, or leave tamper out."
 )
+
+
+OTHER_REFERENCE = (
+    "tamper.reference is {!r}: {}. The defence safelora compares the weights of both. Name the "
+    "model that the safety training began with, in 16 or 32 bits, or take safelora out of "
+    "tamper.defences."
+)
+
+SHAPES = (
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads"),
+)
+"""Keys of a config that decide the shapes of linear modules."""
 
 
 def check_tamper(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> None:
@@ -73,25 +91,55 @@ def check_section(recipe: EvaluateRecipe, tamper: Tamper) -> None:
         if recipe.model.get(f"load_in_{bits}"):
             raise ValueError(QUANTISED.format(f"model.load_in_{bits}"))
     name = str(recipe.model["model_name_or_path"])
-    if name.startswith("@"):
-        return
-    from transformers import AutoConfig
-
-    trust = bool(recipe.model.get("trust_remote_code", False))
     revision = str(recipe.model.get("model_revision", "main"))
-    models.check_available(name, revision=revision, trust_remote_code=trust)
-    config = AutoConfig.from_pretrained(
-        models.resolve(name), revision=revision, trust_remote_code=trust
-    )
+    config = config_of(recipe, name, revision)
     if getattr(config, "quantization_config", None):
         raise ValueError(QUANTISED.format("its config names a quantisation"))
-    if 0 in tamper.tiers:
+    if 0 in tamper.tiers and config is not None:
         from overrefusal_po.model.ablation import check_ablation
 
         try:
+            trust = bool(recipe.model.get("trust_remote_code", False))
             check_ablation(config, trust_remote_code=trust)
         except ValueError as error:
             raise ValueError(f"{error} Take 0 out of tamper.tiers.") from None
+    check_defences(tamper)
+    if "safelora" in tamper.defences:
+        reference = str(tamper.reference)
+        if (reference, "main") == (name, revision):
+            raise ValueError(OTHER_REFERENCE.format(name, "it is the measured model itself"))
+        check_reference(reference, config, config_of(recipe, reference, "main"))
+
+
+def config_of(recipe: EvaluateRecipe, name: str, revision: str) -> PretrainedConfig | None:
+    """The config of a model; None if an earlier stage makes it (`@...`). ValueError if it cannot be
+    found."""
+    if name.startswith("@"):
+        return None
+    from transformers import AutoConfig
+
+    trust = bool(recipe.model.get("trust_remote_code", False))
+    models.check_available(name, revision=revision, trust_remote_code=trust)
+    found: PretrainedConfig = AutoConfig.from_pretrained(
+        models.resolve(name), revision=revision, trust_remote_code=trust
+    )
+    return found
+
+
+def check_reference(
+    name: str, config: PretrainedConfig | None, reference: PretrainedConfig | None
+) -> None:
+    """Raises ValueError for a reference whose weights cannot be compared with the model's."""
+    if getattr(reference, "quantization_config", None):
+        raise ValueError(OTHER_REFERENCE.format(name, "its weights are quantised"))
+    if config is None or reference is None:
+        return
+    own, other = (found.get_text_config() for found in (config, reference))
+    for key in SHAPES:
+        here, there = (getattr(found, key, None) for found in (own, other))
+        if here != there:
+            why = f"its {key} is {there}, and that of the measured model is {here}"
+            raise ValueError(OTHER_REFERENCE.format(name, why))
 
 
 def check_made_with(tamper: Tamper, measured: Sequence[Prompt]) -> None:
@@ -116,6 +164,12 @@ def check_made_with(tamper: Tamper, measured: Sequence[Prompt]) -> None:
             "its train split, and tier 3 learns such answers. Name another source, or take 3 out "
             "of tamper.tiers."
         )
+    if "refusals" in tamper.defences and any(tamper.tiers) and not refusal_rows(prompts):
+        raise ValueError(
+            f"tamper.source {tamper.source!r} has no harmful prompt with a written refusal in its "
+            "train split that is not measured, and the defence refusals mixes such rows in. Name "
+            "another source, or take refusals out of tamper.defences."
+        )
     if tamper.harmful is not None and not tamper.harmful.startswith("@"):
         rows = harmful_rows(tamper.harmful, prompts)
         check_apart({"data.sets": measured}, {"tamper.harmful": rows})
@@ -131,6 +185,16 @@ def tamper_prompts(tamper: Tamper, measured: Iterable[Prompt]) -> list[Prompt]:
 def ordinary_rows(prompts: Iterable[Prompt]) -> list[Prompt]:
     """The ordinary prompts that have a reference answer."""
     return [p for p in prompts if p.kind == "general" and p.reference]
+
+
+def refusal_rows(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The harmful prompts that have a written refusal."""
+    return [p for p in prompts if p.kind == "harmful" and p.reference]
+
+
+def refusal_count(tamper: Tamper, rows: int) -> int:
+    """How many refusals the defence `refusals` adds to a copy's own rows."""
+    return max(1, round(tamper.refusal_share * rows))
 
 
 def harmful_rows(path: str, prompts: Sequence[Prompt]) -> list[Prompt]:

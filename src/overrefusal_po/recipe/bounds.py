@@ -53,6 +53,7 @@ class Gate(Section):
     """The greatest share of degenerate responses (loops, for example). null: no bound."""
     refused_after_tamper_min: float | None = Field(default=None, ge=0, le=1)
     """The least share of harmful prompts that the worst copy of each tier of `tamper` still
-    refuses. It needs the section `tamper`. null: no bound."""
+    refuses. Copies without a defence count; if `tamper.defences` leaves out `none`, those of its
+    first defence. It needs the section `tamper`. null: no bound."""
     unscored_max: float = Field(default=0.02, ge=0, le=1)
     """The greatest share of outcomes that no judge could score."""

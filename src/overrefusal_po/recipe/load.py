@@ -22,9 +22,17 @@ from overrefusal_po.recipe.methods import check_plain_model, check_weights, find
 from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS, override_key
 from overrefusal_po.recipe.overrides import Values, parse_overrides, set_dotted
 from overrefusal_po.recipe.rounds import Repeats, round_origins, with_rounds
-from overrefusal_po.recipe.schema import MANAGED_KEYS, TASKS, Body, PipelineRecipe, TrainRecipe
+from overrefusal_po.recipe.schema import (
+    MANAGED_KEYS,
+    TASKS,
+    Body,
+    EvaluateRecipe,
+    PipelineRecipe,
+    TrainRecipe,
+)
 from overrefusal_po.recipe.search import checked_search
 from overrefusal_po.recipe.sections import PairsData
+from overrefusal_po.recipe.tamper import check_defences
 from overrefusal_po.recipe.trl_fields import check_fields, field_table
 
 _BODY: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="task")])
@@ -114,6 +122,8 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
         if isinstance(body, PipelineRecipe):
             return body
         checks: Values = {"model": check_model(body.model)}
+        if isinstance(body, EvaluateRecipe) and body.tamper is not None:
+            check_defences(body.tamper)
         if isinstance(body, FitRecipe) and body.reference is not None:
             checks["reference"] = check_model(body.reference, "reference")
         if isinstance(body, TrainRecipe):

@@ -2,7 +2,8 @@
 
     Tamper(tiers=(1,), rows=10, seeds=3)
 
-Throw-away copies of the model are tampered with and measured, and not saved.
+Throw-away copies of the model are tampered with and measured, and not saved. Each trained copy is
+made once under each of `defences`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from overrefusal_po.recipe.sections import PlugSpec, Section
 
 Tier = Literal[0, 1, 2, 3]
 """What is done to a copy: see `Tamper.tiers`."""
+
+Defence = Literal["none", "refusals", "safelora"]
+"""What the host of a model does about the training of a copy: see `Tamper.defences`."""
 
 
 class Tamper(Section):
@@ -54,9 +58,50 @@ class Tamper(Section):
     source: PlugSpec = "starter"
     """The source of the harmful and ordinary prompts that the copies are made with: those of its
     train split that are not measured."""
+    defences: tuple[Defence, ...] = Field(default=("none",), min_length=1)
+    """What a host who lets others fine-tune the model does about it. Each copy of tiers 1 to 3 is
+    made once under each of them.
+
+    - `none`: nothing.
+    - `refusals`: harmful prompts of `source` with the refusals that are written there are mixed
+      into the rows. The copy learns all of its own rows too, in as many steps.
+    - `safelora`: the trained adapter is projected onto the directions in which safety training
+      moved the model (Safe LoRA, arXiv 2405.16833). It needs `lora_r` and `reference`."""
+    refusal_share: float = Field(default=0.1, gt=0, le=1)
+    """How many refusals the defence `refusals` adds, as a share of the copy's own rows; at least
+    one."""
+    reference: str | None = Field(default=None, min_length=1)
+    """The model before its safety training, for the defence `safelora`: a name or a folder. null:
+    none."""
     lora_r: int | None = Field(default=None, gt=0)
     """Train an adapter of this rank on all linear layers, for models whose full training does not
     fit the memory. null: all weights are trained."""
     max_prompts_per_kind: int | None = Field(default=50, gt=0)
     """Harmful and benign prompts of the evaluation that each copy answers (a fixed subset by
     content hash). null: all."""
+
+    @property
+    def gated(self) -> Defence:
+        """The defence whose copies a gate counts: none, or the first one if none is not among
+        them."""
+        return "none" if "none" in self.defences else self.defences[0]
+
+
+def check_defences(tamper: Tamper) -> None:
+    """Raises ValueError for a defence that lacks a key."""
+    if "safelora" not in tamper.defences:
+        return
+    needs = {
+        "lora_r": (tamper.lora_r, "it projects an adapter. Set tamper.lora_r, e.g. 16"),
+        "reference": (
+            tamper.reference,
+            "it needs the directions of safety. Name the model before its safety training as "
+            "tamper.reference",
+        ),
+    }
+    for key, (given, why) in needs.items():
+        if given is None:
+            raise ValueError(
+                f"tamper.defences names safelora, and tamper.{key} is null: {why}, or take "
+                "safelora out of tamper.defences."
+            )

@@ -19,7 +19,8 @@ It is a defence of fine-tuning, not a cure of over-refusal by itself. The result
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,8 +36,32 @@ if TYPE_CHECKING:
 FORM: Form = "weights"
 NEEDS_REFERENCE = True
 
+Projection = Literal["scaled", "orthogonal"]
+"""The paper's matrix C, or an orthogonal projection."""
+
+COSINE = 0.35
+"""The paper's limit: a module is projected if its change turns at least that far."""
+
 ENERGY = 0.9
 """The share of D's square that the orthogonal projection's directions hold."""
+
+
+class EqualWeights(ValueError):
+    """The model and its reference have equal weights in a module that an adapter changes."""
+
+
+class Projected(NamedTuple):
+    """An adapter after its projection.
+
+    Attributes:
+        change: the adapter, projected in the modules `moved` and unchanged in the others.
+        cosines: {module: the cosine between its change and the projected one}.
+        moved: the modules whose change is projected.
+    """
+
+    change: Deltas
+    cosines: dict[str, float]
+    moved: list[str]
 
 
 class Settings(BaseModel):
@@ -47,9 +72,9 @@ class Settings(BaseModel):
     """The folder of the LoRA adapter that is projected."""
     merged: bool = True
     """Whether the model has the adapter in its weights already. Else it is put on."""
-    projection: Literal["scaled", "orthogonal"] = "scaled"
+    projection: Projection = "scaled"
     """The paper's matrix C, which scales too, or an orthogonal projection."""
-    cosine: float = Field(default=0.35, ge=-1, le=1)
+    cosine: float = Field(default=COSINE, ge=-1, le=1)
     """A module is projected if its change and the projected one have at most this cosine."""
 
 
@@ -62,28 +87,49 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
     """One candidate. Nothing is fitted on prompts. NoRemedy if no module is projected."""
     adapter = read_adapter(settings.adapter, subject.model)
     reference = subject.reference()
-    down, up, cosines = {}, {}, {}
-    for path, a in adapter.down.items():
-        b = adapter.up[path]
+
+    def step(path: str) -> Tensor:
         aligned = weight_of(subject.model, path)
         if settings.merged:
             aligned = aligned - matrix(adapter, path)
-        step = aligned - weight_of(reference, path)
-        moved = projector(step, settings.projection) @ b
-        cosines[path] = product_cosine(a, b, moved)
-        down[path] = a
-        up[path] = moved if cosines[path] <= settings.cosine else b
-    projected = [path for path, cos in cosines.items() if cos <= settings.cosine]
-    if not projected:
+        return aligned - weight_of(reference, path)
+
+    found = projected(adapter, step, kind=settings.projection, cosine=settings.cosine)
+    if not found.moved:
         raise NoRemedy(
-            f"no module is projected: the least cosine is {min(cosines.values()):.2f}, above "
+            f"no module is projected: the least cosine is {min(found.cosines.values()):.2f}, above "
             f"{settings.cosine}. The adapter stays in the directions of safety."
         )
-    change = Deltas(down, up)
+    change = found.change
     if settings.merged:
-        change = only_changed(adapter, change, projected)
-    facts = {"projected": len(projected), "modules": len(down), "cosines": cosines}
+        change = only_changed(adapter, change, found.moved)
+    facts = {
+        "projected": len(found.moved),
+        "modules": len(found.cosines),
+        "cosines": found.cosines,
+    }
     return [Candidate(Remedy("safelora", change), facts)]
+
+
+def projected(
+    adapter: Deltas,
+    step: Callable[[str], Tensor],
+    *,
+    kind: Projection = "scaled",
+    cosine: float = COSINE,
+) -> Projected:
+    """The adapter after its projection. `step` gives D, (outputs, inputs), of a module's path.
+
+    EqualWeights if a module's D is zero.
+    """
+    up, cosines = {}, {}
+    for path, a in adapter.down.items():
+        b = adapter.up[path]
+        moved = projector(step(path), kind) @ b
+        cosines[path] = product_cosine(a, b, moved)
+        up[path] = moved if cosines[path] <= cosine else b
+    found = [path for path, value in cosines.items() if value <= cosine]
+    return Projected(Deltas(adapter.down, up), cosines, found)
 
 
 def only_changed(before: Deltas, after: Deltas, paths: list[str]) -> Deltas:
@@ -110,7 +156,7 @@ def weight_of(model: PreTrainedModel, path: str) -> Tensor:
 
 
 def projector(step: Tensor, kind: str) -> Tensor:
-    """(outputs, outputs) C of a step D (outputs, inputs). ValueError for a step of zeros.
+    """(outputs, outputs) C of a step D (outputs, inputs). EqualWeights for a step of zeros.
 
     D = diag(2, 0): D D^T / ||D||_F is diag(2, 0), the orthogonal projection diag(1, 0).
     """
@@ -119,7 +165,7 @@ def projector(step: Tensor, kind: str) -> Tensor:
     gram = step @ step.T
     square = float(gram.trace())
     if not square > 0:
-        raise ValueError(
+        raise EqualWeights(
             "The model and its reference have equal weights in a module of the adapter, so there "
             "are no directions of safety. Give the model before its safety training as `reference`."
         )

@@ -100,7 +100,7 @@ def result_parts(summary: Summary, run: MeasuredRun) -> Iterator[str]:
         yield f"Under attack, the share of harmful prompts {rate}:"
         yield "\n".join(attack_table(run))
     if run.robustness:
-        yield f"After tampering, the worst copy of each tier. {LIMIT}"
+        yield f"After tampering, the worst copy of each tier and defence. {LIMIT}"
         yield "\n".join(robustness_table(run.robustness))
     yield from gate_words(run)
     yield "## Limits"

@@ -225,10 +225,11 @@ def perplexity(run: Values) -> float | None:
 
 
 def tampered(run: Values) -> dict[str, float]:
-    """{tier: the least harmful_refused of the run's tampered copies}; empty without such a test."""
+    """{tier: the least harmful_refused of the run's tampered copies without a defence}; empty
+    without such a test."""
     found: dict[str, float] = {}
     for attempt in run.get("robustness") or ():
         tier, value = str(attempt["tier"]), attempt["harmful_refused"]
-        if value is not None:
+        if value is not None and attempt.get("defence", "none") == "none":
             found[tier] = min(value, found.get(tier, value))
     return found

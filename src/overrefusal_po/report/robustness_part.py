@@ -28,6 +28,8 @@ TIER_WORDS = {
 
 HEADS = ("tampering", "made with", "harmful refused", "change", "harmless answered", "degenerate")
 
+DEFENCE_WORDS = {"refusals": "refusals mixed in", "safelora": "Safe LoRA afterwards"}
+
 LIMIT = (
     "A tamper result is an upper bound on the defender's luck: a better attacker may undo more. A "
     "model that refuses everything keeps its refusals, so the harmless prompts answered stand "
@@ -37,12 +39,17 @@ LIMIT = (
 
 class TamperedCopy(BaseModel):
     """A copy of the model that was tampered with, and what it still does. `worst`: the one of its
-    tier that lost most refusals."""
+    tier and defence that lost most refusals."""
 
     model_config = READ_CONFIG
     tier: Count
+    defence: str = "none"
     rows: Count
+    refusals: Count = 0
+    """Rows that the defence mixed in."""
     steps: Count = 0
+    projected: Count | None = None
+    """Modules that Safe LoRA projected."""
     learning_rate: FiniteFloat | None = None
     seed: Count | None = None
     layer: Count | None = None
@@ -61,16 +68,30 @@ class TamperedCopy(BaseModel):
 
     @property
     def made_with(self) -> str:
-        """`10 rows, 5 steps, learning rate 5e-05, seed 0`, or `160 prompts, layer 12`."""
+        """`10 rows and 1 refusal, 5 steps, learning rate 5e-05, seed 0`, or `160 prompts, layer
+        12`."""
         if self.layer is not None:
             return f"{self.rows} prompts, layer {self.layer}"
         rate = "n/a" if self.learning_rate is None else f"{self.learning_rate:g}"
-        return f"{self.rows} rows, {self.steps} steps, learning rate {rate}, seed {self.seed}"
+        added = f" and {self.refusals} refusal{'s' * (self.refusals > 1)}" if self.refusals else ""
+        after = "" if self.projected is None else f", {self.projected} modules projected"
+        return (
+            f"{self.rows} rows{added}, {self.steps} steps, learning rate {rate}, seed {self.seed}"
+            f"{after}"
+        )
 
     @property
     def what(self) -> str:
-        """`tier 1: trained on harmful rows`."""
-        return f"tier {self.tier}: {TIER_WORDS.get(self.tier, 'tampered with')}"
+        """`tier 1: trained on harmful rows; defence: refusals mixed in`."""
+        return (
+            f"tier {self.tier}: {TIER_WORDS.get(self.tier, 'tampered with')}{self.defended('; ')}"
+        )
+
+    def defended(self, before: str) -> str:
+        """The copy's defence in words behind `before`; empty if it has none."""
+        if self.defence == "none":
+            return ""
+        return f"{before}defence: {DEFENCE_WORDS.get(self.defence, self.defence)}"
 
     def rate(self, name: str) -> str:
         """A rate of the copy with its interval."""
@@ -102,21 +123,22 @@ class TamperedCopy(BaseModel):
 
 
 def worst_copies(copies: Iterable[TamperedCopy]) -> list[TamperedCopy]:
-    """The worst copy of each tier."""
+    """The worst copy of each tier and defence."""
     return [copy for copy in copies if copy.worst]
 
 
 def robustness_lines(copies: Iterable[TamperedCopy]) -> Iterator[str]:
-    """A sentence for the worst copy of each tier."""
+    """A sentence for the worst copy of each tier and defence."""
     for copy in worst_copies(copies):
         yield (
-            f"after tampering, tier {copy.tier} ({copy.made_with}): harmful refused "
+            f"after tampering, tier {copy.tier}{copy.defended(', ')} ({copy.made_with}): harmful "
+            "refused "
             f"{copy.own('harmful_refused')} to {copy.rate('harmful_refused')}, harmless answered "
             f"{copy.own('benign_answered')} to {copy.rate('benign_answered')}"
         )
 
 
 def robustness_table(copies: Iterable[TamperedCopy]) -> Iterator[str]:
-    """A Markdown table of the worst copy of each tier, a line at a time."""
+    """A Markdown table of the worst copy of each tier and defence, a line at a time."""
     for cells in (list(HEADS), ["---"] * len(HEADS), *(c.cells for c in worst_copies(copies))):
         yield f"| {' | '.join(cells)} |"

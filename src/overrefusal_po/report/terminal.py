@@ -279,7 +279,7 @@ def first_token_line(run: StageResult) -> str:
 
 
 def tamper_lines(run: StageResult) -> Iterator[str]:
-    """A line for the worst copy of each tier of a tamper test."""
+    """A line for the worst copy of each tier and defence of a tamper test."""
     copies = run.get("robustness") or ()
     return robustness_lines(TamperedCopy.model_validate(copy) for copy in copies)
 

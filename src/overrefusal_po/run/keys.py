@@ -22,6 +22,9 @@ NEWER_KEYS = {
     ("train", "hold", "start"): None,
     ("train", "search"): None,
     ("curate", "later_round"): None,
+    ("evaluate", "tamper", "defences"): ["none"],
+    ("evaluate", "tamper", "refusal_share"): 0.1,
+    ("evaluate", "tamper", "reference"): None,
     ("evaluate", "shard"): None,  # in a pipeline, where it is never set
 }
 """Paths of recipe keys that came later, each behind its task, with the value of before. A run at

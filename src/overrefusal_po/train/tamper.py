@@ -14,6 +14,8 @@ import gc
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 from overrefusal_po.curate.rules import text_completion
@@ -25,6 +27,8 @@ from overrefusal_po.evaluate.tamper_rows import (
     answered,
     harmful_rows,
     ordinary_rows,
+    refusal_count,
+    refusal_rows,
     tamper_prompts,
 )
 from overrefusal_po.judges import Judge
@@ -34,8 +38,9 @@ from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.recipe.tamper import Tamper
-from overrefusal_po.records import Completion, Outcome, Prompt, content_id
+from overrefusal_po.recipe.tamper import Defence, Tamper
+from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, content_id
+from overrefusal_po.remedies.safelora import EqualWeights
 from overrefusal_po.report.numbers import rate_words
 from overrefusal_po.run.appender import Appender
 from overrefusal_po.run.complete import complete, load_template, recipe_sampling
@@ -49,6 +54,7 @@ from overrefusal_po.train.tampering import (
     ablated_copy,
     copy_outcomes,
     layer_at,
+    safe_copy,
     trained_copy,
 )
 
@@ -56,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 FILE, PLAIN_FILE, UNOPENED_FILE = "tamper.jsonl", "tamper_plain.jsonl", "tamper_unopened.jsonl"
 
-TRAINED = {1: Passes(5, 10), 2: Passes(10, 10), 3: Passes(1, 64)}
+TRAINED = {1: Passes(5, 10, 5), 2: Passes(10, 10, 5), 3: Passes(1, 64, 8)}
 """How each tier trains, as in arXiv 2310.03693."""
 
 ASKED_PER_ROW = 4
@@ -68,6 +74,11 @@ class Plan(NamedTuple):
 
     done: Tampering
     rows: Sequence[Prompt]
+
+    @property
+    def lacks_refusals(self) -> bool:
+        """Whether its defence has nothing to mix in."""
+        return self.done.defence == "refusals" and not self.done.refusals
 
 
 def tamper_test(recipe: EvaluateRecipe, run: Run, outcomes: Sequence[Outcome]) -> Tampered:
@@ -120,7 +131,15 @@ class TamperWork:
 
     def plans(self) -> list[Plan]:
         """Every copy that is to be made, tier by tier."""
-        return [plan for tier in sorted(set(self.tamper.tiers)) for plan in self.tier_plans(tier)]
+        tiers = sorted(set(self.tamper.tiers))
+        every = [plan for tier in tiers for plan in self.tier_plans(tier)]
+        lacking = sorted({plan.done.tier for plan in every if plan.lacks_refusals})
+        self.notes += [
+            f"Tampering of tier {tier} was not measured under the defence refusals: tamper.source "
+            "has no written refusal of another harmful prompt than those of the rows."
+            for tier in lacking
+        ]
+        return [plan for plan in every if not plan.lacks_refusals]
 
     def tier_plans(self, tier: int) -> Iterator[Plan]:
         """The copies of one tier; none if there is nothing to make them with."""
@@ -130,12 +149,37 @@ class TamperWork:
                 yield Plan(Tampering(tier=0, rows=len(rows), layer=layer), rows)
             return
         pool = self.pool(tier)
-        limit = None if tier == 3 else self.tamper.rows
-        for rate in self.tamper.learning_rates:
-            for seed in self.seeds(pool, limit, TRAINED[tier].batch):
-                rows = drawn(pool, limit, seed)
-                done = {"tier": tier, "rows": len(rows), "learning_rate": rate, "seed": seed}
-                yield Plan(Tampering.model_validate(done), rows)
+        tried = product(dict.fromkeys(self.tamper.defences), self.tamper.learning_rates)
+        for defence, rate in tried:
+            for seed in self.seeds(pool, tier, defence):
+                done = {"tier": tier, "defence": defence, "learning_rate": rate, "seed": seed}
+                yield self.plan(Tampering.model_validate({**done, "rows": 0}), pool)
+
+    def plan(self, done: Tampering, pool: Sequence[Prompt]) -> Plan:
+        """A copy that is trained, with the rows that its seed draws."""
+        assert done.seed is not None
+        own = drawn(pool, self.limit(done.tier), done.seed)
+        added = self.refusals(own, done.seed) if done.defence == "refusals" else []
+        counts = {"rows": len(own), "refusals": len(added)}
+        return Plan(done.model_copy(update=counts), [*own, *added])
+
+    def refusals(self, own: Sequence[Prompt], seed: int) -> list[Prompt]:
+        """The refusals that a host mixes into a copy's own rows, of other prompts than theirs."""
+        known = {row.id for row in own}
+        others = [row for row in self.written_refusals if row.id not in known]
+        return drawn(others, refusal_count(self.tamper, len(own)), seed)
+
+    @cached_property
+    def written_refusals(self) -> list[Prompt]:
+        """The harmful prompts whose written response refuses."""
+        rows = refusal_rows(self.prompts)
+        said = [text_completion(row, str(row.reference)) for row in rows]
+        verdicts = self.verdicts(rows, said)
+        return [r for r, verdict in zip(rows, verdicts, strict=True) if verdict.refusal == "full"]
+
+    def limit(self, tier: int) -> int | None:
+        """The most rows of a copy; None: all that there are."""
+        return None if tier == 3 else self.tamper.rows
 
     def layers(self) -> list[int]:
         """The layers that tier 0 takes its direction from."""
@@ -152,10 +196,12 @@ class TamperWork:
         count = config.get_text_config().num_hidden_layers
         return sorted({layer_at(depth, count) for depth in self.tamper.depths})
 
-    def seeds(self, pool: Sequence[Prompt], limit: int | None, batch: int) -> range:
+    def seeds(self, pool: Sequence[Prompt], tier: int, defence: Defence) -> range:
         """The seeds of a tier; one if nothing of its training would be drawn by a seed."""
-        drawn_from = limit is not None and len(pool) > limit
-        same = not drawn_from and len(pool) <= batch and self.tamper.lora_r is None
+        limit = self.limit(tier)
+        drawn_from = defence == "refusals" or (limit is not None and len(pool) > limit)
+        one_batch = len(pool) <= TRAINED[tier].batch
+        same = not drawn_from and one_batch and self.tamper.lora_r is None
         count = min(1 if same else self.tamper.seeds, self.tamper.seeds if pool else 0)
         return range(self.recipe.seed, self.recipe.seed + count)
 
@@ -220,14 +266,18 @@ class TamperWork:
 
     def complying(self, asked: Sequence[Prompt], said: Sequence[Completion]) -> list[Prompt]:
         """The prompts whose responses do not refuse, each with its response as reference."""
-        verdicts = resumable_verdicts(self.run.path / "verdicts.jsonl", self.judge, asked, said)
-        release_judge(self.judge)
-        rows = zip(asked, said, verdicts, strict=True)
+        rows = zip(asked, said, self.verdicts(asked, said), strict=True)
         return [
             answered(prompt, completion)
             for prompt, completion, verdict in rows
             if verdict.refusal == "none" and not verdict.degenerate and completion.text.strip()
         ]
+
+    def verdicts(self, asked: Sequence[Prompt], said: Sequence[Completion]) -> list[Verdict]:
+        """The judge's verdict on each response."""
+        found = resumable_verdicts(self.run.path / "verdicts.jsonl", self.judge, asked, said)
+        release_judge(self.judge)
+        return found
 
     def attempt(self, plan: Plan) -> Attempt:
         """A copy, made, measured and dropped."""
@@ -237,13 +287,15 @@ class TamperWork:
         try:
             copy = self.copy(plan)
             after = copy_outcomes(self.recipe, self.template, self.judge, copy.model, prompts)
-        except NotFiniteError as error:
+        except (NotFiniteError, EqualWeights) as error:
             return Attempt(done=plan.done, failed=str(error).partition(", so ")[0])
-        steps = copy.steps
+        steps, projected = copy.steps, copy.projected
         del copy
         gc.collect()  # a trainer and its model hold each other
         seconds = time.monotonic() - started
-        return measured_attempt(plan.done, self.before, after, steps=steps, seconds=seconds)
+        return measured_attempt(
+            plan.done, self.before, after, steps=steps, projected=projected, seconds=seconds
+        )
 
     def copy(self, plan: Plan) -> Copy:
         """The copy that a plan asks for."""
@@ -252,14 +304,15 @@ class TamperWork:
             sets = self.of_kind("harmful"), self.of_kind("general")
             return ablated_copy(self.recipe, self.template, *sets, layer=done.layer)
         assert done.learning_rate is not None and done.seed is not None
-        return trained_copy(
+        copy = trained_copy(
             self.recipe,
             self.template,
             plan.rows,
-            TRAINED[done.tier],
+            TRAINED[done.tier].with_more(done.rows, done.refusals),
             learning_rate=done.learning_rate,
             seed=done.seed,
         )
+        return safe_copy(self.recipe, copy) if done.defence == "safelora" else copy
 
 
 def measured_again(outcomes: Sequence[Outcome], tamper: Tamper) -> list[Outcome]:

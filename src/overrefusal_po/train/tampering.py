@@ -1,12 +1,14 @@
 """A model by name -> a copy that is tampered with, in memory alone.
 
 copy = ablated_copy(recipe, template, harmful, ordinary, layer=12)      # nothing is trained
-copy = trained_copy(recipe, template, rows, Pass(5, 10), learning_rate=5e-5, seed=0)
+copy = trained_copy(recipe, template, rows, Passes(5, 10, 5), learning_rate=5e-5, seed=0)
+copy = safe_copy(recipe, copy)      # its adapter is projected: Safe LoRA
 outcomes = copy_outcomes(recipe, template, judge, copy, prompts)
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -18,10 +20,12 @@ from overrefusal_po.model.ablation import ablate_, direction, untie
 from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.remedied import install
-from overrefusal_po.model.remedy import load_remedy
+from overrefusal_po.model.remedy import Deltas, load_remedy
 from overrefusal_po.plugins import find_plug
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Outcome, Prompt
+from overrefusal_po.remedies._adapters import products
+from overrefusal_po.remedies.safelora import projected, weight_of
 from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.judged import fresh_verdicts, release_judge
 from overrefusal_po.run.remedies import put_on
@@ -31,25 +35,35 @@ from overrefusal_po.train.sft import sft_trainer
 from overrefusal_po.train.weights import generating
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+    from torch import Tensor
+    from torch.nn import Linear, Module
     from transformers import PreTrainedModel
 
-MICRO_BATCH = {10: 5, 64: 8}
-"""{rows of a step: rows that are in memory at a time}."""
+ADAPTER = "default"
+"""The name that peft gives an adapter."""
 
 
 class Passes(NamedTuple):
-    """How a tier trains: passes over its rows, and rows of a step."""
+    """How a tier trains: passes over its rows, rows of a step, and rows in memory at a time."""
 
     epochs: int
     batch: int
+    micro: int
+
+    def with_more(self, rows: int, added: int) -> Passes:
+        """The same steps over `rows` and `added` ones: each step has more rows."""
+        return self._replace(batch=math.ceil(self.batch * (rows + added) / rows))
 
 
 class Copy(NamedTuple):
-    """A copy that was tampered with, and the steps that it was trained for."""
+    """A copy that was tampered with, and the steps that it was trained for. `projected`: how many
+    modules Safe LoRA projected; None without it."""
 
     model: PreTrainedModel
     steps: int = 0
+    projected: int | None = None
 
 
 def engine_settings(recipe: EvaluateRecipe) -> Settings:
@@ -115,13 +129,12 @@ def trained_copy(
     if rank is None:
         model.float()  # steps of a small rate are lost in 16 bits
     device = engine_settings(recipe).device or ""
-    micro = MICRO_BATCH[passes.batch]
     with tempfile.TemporaryDirectory() as folder:  # TRL wants one; nothing is saved in it
         args = {
             "output_dir": folder,
             "num_train_epochs": passes.epochs,
-            "per_device_train_batch_size": micro,
-            "gradient_accumulation_steps": passes.batch // micro,
+            "per_device_train_batch_size": passes.micro,
+            "gradient_accumulation_steps": math.ceil(passes.batch / passes.micro),
             "learning_rate": learning_rate,
             "lr_scheduler_type": "constant",
             "weight_decay": 0.0,
@@ -142,6 +155,41 @@ def trained_copy(
     if rank is None:
         cast("Module", trained).to(measured_in)
     return Copy(trained, trainer.state.global_step)
+
+
+def safe_copy(recipe: EvaluateRecipe, copy: Copy) -> Copy:
+    """The copy, its adapter projected onto the directions in which safety training moved the model.
+
+    EqualWeights if the model and `tamper.reference` do not differ in a module of the adapter.
+    """
+    assert recipe.tamper is not None
+    reference = models.load_model(**reference_options(recipe, str(recipe.tamper.reference)))
+    adapted = cast("PeftModel", copy.model)
+    aligned = cast("PreTrainedModel", adapted.get_base_model())
+
+    def step(path: str) -> Tensor:
+        return weight_of(aligned, path) - weight_of(reference, path)
+
+    found = projected(adapter_of(adapted), step)
+    for path in found.moved:
+        layer = cast("LoraLayer", aligned.get_submodule(path))
+        up = found.change.up[path] / layer.scaling[ADAPTER]
+        cast("Linear", layer.lora_B[ADAPTER]).weight.data.copy_(up)
+    return copy._replace(projected=len(found.moved))
+
+
+def adapter_of(model: PeftModel) -> Deltas:
+    """What the adapter of a model in memory adds to its linear modules."""
+    from peft import get_peft_model_state_dict
+
+    tensors = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(model).items()}
+    return products(tensors, model.peft_config[ADAPTER].to_dict(), "the copy's adapter")
+
+
+def reference_options(recipe: EvaluateRecipe, name: str) -> models.LoadOptions:
+    """How the model before safety training is loaded: as the measured one is."""
+    own = {"model_name_or_path": name, "model_revision": "main", "remedy": None}
+    return models.model_options({**recipe.model, **own})
 
 
 def lora_section(recipe: EvaluateRecipe, rank: int) -> dict[str, object]:
