@@ -130,7 +130,7 @@ def run_seconds(folder: Path, stage: str) -> float | None:
     known = read_state(manifest) if manifest.is_file() else {}
     if not isinstance(found, int | float):
         return None
-    return max(0.0, found - known.get("first_token_texts_seconds", 0))
+    return max(0.0, found - float(known.get("first_token_texts_seconds", 0)))
 
 
 def served(folder: Path, before: str, after: str) -> Served:
