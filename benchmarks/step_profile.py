@@ -20,6 +20,8 @@ from collections import Counter
 from typing import Any
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
+HEADS = ("ChunkedLogProb", "TokenScores")
+"""Functions of TRL's fused head and of ours, forward and backward."""
 REST = "Python, autograd, idle"
 GROUPS = (
     "linear layers",
@@ -93,7 +95,7 @@ def group_of(event: Any, rank: int) -> str:
         if mark in callers:
             return group
     product = event.name in PRODUCTS
-    if "ChunkedLogProb" in callers:  # TRL's fused head, forward and backward
+    if any(head in callers for head in HEADS):
         return "LM head's products" if product else "log-softmax and its metrics"
     if event.name in ("aten::mm", "aten::addmm"):  # what bmm there is belongs to the positions
         narrow = any(rank in shape for shape in event.input_shapes)
