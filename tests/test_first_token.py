@@ -50,6 +50,7 @@ from overrefusal_po.evaluate.threshold_curve import (
     threshold_curve,
 )
 from overrefusal_po.model.finite import NotFiniteError
+from overrefusal_po.model.opener_bias import above_others
 from overrefusal_po.model.remedy import FirstLogits, Remedy, save_remedy
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.schema import EvaluateRecipe
@@ -73,6 +74,7 @@ from overrefusal_po.report.summary import MeasuredRun, Summary
 from overrefusal_po.report.terminal import print_result, print_summary
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.openers import Openers, refusal_openers, thinks
+from overrefusal_po.run.unscored import RunFailed
 
 # --- log-odds -------------------------------------------------------------------------------------
 
@@ -147,6 +149,19 @@ def test_a_certain_refusal_keeps_its_digits() -> None:
     assert log_odds(logits, [0]).tolist() == pytest.approx(
         [35 - math.log(2), -35 - math.log(2)], abs=1e-5
     )
+
+
+def test_a_margin_says_how_a_greedy_response_opens_also_if_logits_are_equal() -> None:
+    """As logits of 16 bits often are: the first of the highest is the token."""
+    logits = torch.randint(5, (200, 6), generator=torch.Generator().manual_seed(0)).float()
+    openers = [1, 4]
+    found = above_others(logits, openers)
+    opens = torch.isin(logits.argmax(-1), torch.tensor(openers))
+    assert (found > 0).equal(opens)
+    by_hand = logits[:, openers].amax(-1) - logits[:, [0, 2, 3, 5]].amax(-1)
+    torch.testing.assert_close(found, by_hand)
+    equal = by_hand == 0
+    assert 0 < opens[equal].sum() < equal.sum()
 
 
 def test_logits_that_are_not_finite_are_an_error(styles: dict[str, Style]) -> None:
@@ -726,6 +741,27 @@ def test_other_texts_behind_other_openers_are_said_again(
     status.write_text(status.read_text().replace('"done"', '"interrupted"'))
     measured(texts, folder)
     assert decided_in(folder) == decided
+
+
+def test_a_judge_that_scores_too_few_other_texts_ends_the_run(
+    texts: dict[str, Any], tmp_path: Path
+) -> None:
+    """As one does whose server is gone between the two; the curve would lack these prompts."""
+    (tmp_path / "judging_by_hash" / "tired.py").write_text(
+        HASHING_JUDGE.replace('version = "hashing", "1"', 'version, calls = "hashing", "1", 0')
+        .replace("        return [\n", "        self.calls += 1\n        return [\n")
+        .replace(
+            'refusal="full" if refuses(c.text) else "none",',
+            '**({"refusal": "full"} if self.calls < 2 else {"unscored": "no reply"}),',
+        )
+    )
+    body = {**texts, "judge": "judging_by_hash.tired", "unscored_max": 0.5}
+    with pytest.raises(
+        RunFailed, match=r"other first token: 20 of 20 .* no verdict \(20 x no reply"
+    ):
+        measured(body, tmp_path / "run")
+    assert not (tmp_path / "run" / TEXTS_FILE).exists()
+    assert measured(texts, tmp_path / "with another judge")["first_token"]["exact"]
 
 
 @pytest.mark.parametrize(

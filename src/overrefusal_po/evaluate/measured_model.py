@@ -37,7 +37,7 @@ from overrefusal_po.evaluate.first_token import (
     wants_first_token,
 )
 from overrefusal_po.evaluate.metrics import handled, outcome_rate
-from overrefusal_po.judges import Judge
+from overrefusal_po.judges import Judge, refusal_verdict
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.remedy_facts import remedy_words
 from overrefusal_po.plugins import split_spec
@@ -57,6 +57,7 @@ from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import is_slow, release_judge, resumable_verdicts
 from overrefusal_po.run.openers import every_opener, refusal_openers, thinks
 from overrefusal_po.run.remedies import put_on, remedy_form
+from overrefusal_po.run.unscored import check_scored
 
 logger = logging.getLogger(__name__)
 
@@ -284,6 +285,12 @@ class MeasuredModel:
             self.release()
         verdicts = resumable_verdicts(run.path / "verdicts.jsonl", judge, prompts, said)
         release_judge(judge)
+        check_scored(
+            [refusal_verdict(verdict) for verdict in verdicts],
+            self.recipe.unscored_max,
+            run.path,
+            what=f"{self.recipe.run_name}, what it says after the other first token",
+        )
         found = [
             decided_row(outcome, Outcome(prompt=outcome.prompt, completion=c, verdict=v), rows)
             for outcome, c, v in zip(own, said, verdicts, strict=True)

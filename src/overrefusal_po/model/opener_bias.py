@@ -275,12 +275,19 @@ def margins(
 
 
 def above_others(logits: Tensor, openers: Sequence[int]) -> Tensor:
-    """(N,) by how much the best opener's logit is above the best other's, of (N, V)."""
+    """(N,) by how much the best opener's logit is above the best other's, of (N, V).
+
+    Logits of 16 bits are often equal. A greedy response then begins with the first of them: if that
+    is an opener, the number is the smallest above 0.
+    """
     import torch
 
-    others = logits.clone()
-    others[:, list(openers)] = -torch.inf
-    return logits[:, list(openers)].amax(-1) - others.amax(-1)
+    meant = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    meant[list(openers)] = True
+    best = logits[:, list(openers)].amax(-1)
+    found = best - logits.masked_fill(meant, -torch.inf).amax(-1)
+    first = meant[logits.argmax(-1)] & (found == 0)
+    return found.masked_fill(first, torch.finfo(found.dtype).tiny)
 
 
 def flip_points(
