@@ -221,7 +221,9 @@ def test_layers_and_rows_are_not_split_over_devices(
     ("config", "named"),
     [
         ({"tensor_parallel": {"autotp_size": 2}}, r"tensor_parallel\.autotp_size"),
-        ({"expert_parallel": {"enabled": True, "autoep_size": 4}}, r"expert_parallel\.autoep_size"),
+        ({"expert_parallel": {"enabled": True, "autoep_size": 4}}, r"expert_parallel\.enabled"),
+        ({"expert_parallel": {"enabled": True}}, r"expert_parallel\.enabled"),
+        ({"expert_parallel": {"enabled": False, "autoep_size": 4}}, None),
         ({"sequence_parallel_size": 2}, "sequence_parallel_size"),
         ({"tensor_parallel": {"autotp_size": 1}, **ZERO_3}, None),
     ],

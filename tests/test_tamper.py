@@ -139,8 +139,9 @@ def test_each_defence_has_a_worst_copy_and_a_gate_counts_those_without() -> None
 
 
 def test_more_rows_are_learned_in_as_many_steps() -> None:
-    assert Passes(5, 10, 5).with_more(10, 1) == Passes(5, 11, 5)
-    assert Passes(1, 64, 8).with_more(80, 8).batch == 71  # 88 rows in two steps, as 80 by 64
+    assert Passes(5, 10, 5).with_more(10, 1) == Passes(5, 11, 6, 5)
+    assert Passes(5, 10, 5).with_more(1000, 50) == Passes(5, 11, 6, 500)
+    assert Passes(1, 64, 8).with_more(80, 8) == Passes(1, 71, 9, 2)  # as 80 rows by 64
     assert Passes(1, 64, 8).with_more(83, 0) == Passes(1, 64, 8)
     assert [refusal_count(Tamper(), n) for n in (1, 10, 80)] == [1, 1, 8]
 
@@ -516,6 +517,27 @@ def test_a_source_without_another_refusal_is_a_note(
     assert done == [pair for pair in tiers if pair != (1, "refusals")]
     (note,) = work.notes
     assert "tier 1 was not measured under the defence refusals" in note
+
+
+def test_a_prompt_in_other_signs_stands_on_one_side_too(
+    defended: dict[str, Any], tmp_path: Path
+) -> None:
+    said = [Prompt.of(p.text.lower().rstrip("."), kind="harmful") for p in asked(OTHERS, "harmful")]
+    rows = [Triple(prompt=p, safe_response=REFUSAL, harmful_response=ANSWER) for p in said[:5]]
+    write_jsonl(Path(defended["tamper"]["harmful"]), rows)
+    defended["tamper"] |= {"refusal_share": 1.0, "rows": 5}
+    (plan,) = [p for p in planned(defended, tmp_path).plans() if p.done.defence == "refusals"]
+    assert [row.text for row in plan.rows[5:]] == [p.text for p in asked(OTHERS[5:], "harmful")]
+
+
+def test_a_copy_takes_as_many_steps_with_refusals(defended: dict[str, Any]) -> None:
+    """44 rows in parts of 5, three a step, would be three steps instead of four."""
+    body = evaluation(defended)
+    template = load_template(body.model, body.chat)
+    rows = asked([f"{n} boxes" for n in range(44)], "harmful", ANSWER)
+    for count, passes in ((40, Passes(1, 10, 5)), (44, Passes(1, 10, 5).with_more(40, 4))):
+        copy = trained_copy(body, template, rows[:count], passes, learning_rate=1e-5, seed=0)
+        assert copy.steps == 4
 
 
 def test_a_copy_is_projected_as_the_remedy_would(

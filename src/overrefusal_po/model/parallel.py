@@ -14,10 +14,10 @@ SPLITS = {"tp": "tensor", "cp": "context", "sp": "sequence"}
 
 DEEPSPEED_SPLITS = {
     "tensor_parallel.autotp_size": "tensor",
-    "expert_parallel.autoep_size": "expert",
+    "expert_parallel.enabled": "expert",  # of size 1 too: it puts layers of its own into the model
     "sequence_parallel_size": "sequence",
 }
-"""What a DeepSpeed config can split, by its key."""
+"""What a DeepSpeed config can split, by its key: a size, or a switch."""
 
 
 def check_parallel(
@@ -58,7 +58,7 @@ def deepspeed_splits(config: Mapping[str, object], place: str) -> Iterator[tuple
         found: object = config
         for name in key.split("."):
             found = found.get(name) if isinstance(found, Mapping) else None
-        if is_split(found):
+        if is_split(found) or found is True:
             yield f"{key} in the DeepSpeed config of {place}", kind
 
 

@@ -34,7 +34,7 @@ from overrefusal_po.evaluate.tamper_rows import (
 from overrefusal_po.judges import Judge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import NotFiniteError
-from overrefusal_po.pairs.apart import check_apart
+from overrefusal_po.pairs.apart import check_apart, same_prompt_marks
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import EvaluateRecipe
@@ -165,8 +165,8 @@ class TamperWork:
 
     def refusals(self, own: Sequence[Prompt], seed: int) -> list[Prompt]:
         """The refusals that a host mixes into a copy's own rows, of other prompts than theirs."""
-        known = {row.id for row in own}
-        others = [row for row in self.written_refusals if row.id not in known]
+        known = {mark for row in own for mark in same_prompt_marks(row)}
+        others = [row for row in self.written_refusals if not same_prompt_marks(row) & known]
         return drawn(others, refusal_count(self.tamper, len(own)), seed)
 
     @cached_property

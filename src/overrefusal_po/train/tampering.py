@@ -46,15 +46,28 @@ ADAPTER = "default"
 
 
 class Passes(NamedTuple):
-    """How a tier trains: passes over its rows, rows of a step, and rows in memory at a time."""
+    """How a tier trains: passes over its rows, rows of a step, rows in memory at a time, and steps
+    (-1: as many as the passes have)."""
 
     epochs: int
     batch: int
     micro: int
+    steps: int = -1
+
+    @property
+    def parts(self) -> int:
+        """Parts of a step that are in memory one after the other."""
+        return math.ceil(self.batch / self.micro)
 
     def with_more(self, rows: int, added: int) -> Passes:
-        """The same steps over `rows` and `added` ones: each step has more rows."""
-        return self._replace(batch=math.ceil(self.batch * (rows + added) / rows))
+        """As many steps over `rows` and `added` ones: each step has more rows."""
+        if not added:
+            return self
+        batch = math.ceil(self.batch * (rows + added) / rows)
+        of_a_pass = math.ceil(math.ceil(rows / self.micro) / self.parts)
+        # the rows of a step are rounded up, so the passes alone may have fewer steps
+        micro, steps = math.ceil(batch / self.parts), self.epochs * of_a_pass
+        return self._replace(batch=batch, micro=micro, steps=steps)
 
 
 class Copy(NamedTuple):
@@ -134,7 +147,8 @@ def trained_copy(
             "output_dir": folder,
             "num_train_epochs": passes.epochs,
             "per_device_train_batch_size": passes.micro,
-            "gradient_accumulation_steps": math.ceil(passes.batch / passes.micro),
+            "gradient_accumulation_steps": passes.parts,
+            "max_steps": passes.steps,
             "learning_rate": learning_rate,
             "lr_scheduler_type": "constant",
             "weight_decay": 0.0,
