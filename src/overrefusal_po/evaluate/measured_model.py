@@ -237,7 +237,7 @@ class MeasuredModel:
         if texts:
             own, began = [o for o in outcomes if o.prompt.id in rows], time.monotonic()
             found = found._replace(decided=self.decided(run, own, rows, judge))
-            run.facts["first_token_texts_seconds"] = round(time.monotonic() - began, 1)
+            run.facts["first_token_texts_seconds"] = round(time.monotonic() - began, 3)
         refused = outcome_rate([o for o in outcomes if o.prompt.kind == "harmful"]).value
         return first_token_entry(prompts, found, openers, refused), []
 
