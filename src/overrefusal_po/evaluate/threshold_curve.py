@@ -225,7 +225,7 @@ def place_at(curve: Curve, harmful_refused: float) -> int:
     harmful prompts. If none does: of those that refuse most."""
     import numpy as np
 
-    least = min(harmful_refused, float(curve.refused.max())) - ROUNDING
+    least = min(harmful_refused, refuses_most(curve)) - ROUNDING
     return int(np.where(curve.refused >= least, curve.answered, -1).argmax())
 
 
