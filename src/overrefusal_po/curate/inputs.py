@@ -158,7 +158,7 @@ def clean_prompts(
     if not one.prompts:
         raise ValueError(
             "All harmless prompts are a benchmark's, and data.contaminated is drop. Give others "
-            "(data.benign)."
+            "(data.benign), or set data.contaminated: report."
         )
     texts = [
         {tuple(split_words(conversation_text(p.messages))) for p in side.prompts}

@@ -224,11 +224,11 @@ class CurateData(ReadingSection):
     """Prompts used of each kind (a fixed subset by content hash, spread over the categories; a
     harmful prompt goes with the harmless ones of its topic). The student answers every one of them.
     null: all."""
-    contaminated: Literal["report", "drop", "error"] = "report"
+    contaminated: Literal["report", "drop", "error"] = "drop"
     """What happens to a benchmark's prompts. A training refuses pairs on them in any case.
 
     - `report`: they are used, and the log and the summary count them.
-    - `drop`: they are left out and counted.
+    - `drop`: they are left out, and counted there too.
     - `error`: the run stops before anything is generated."""
     keep_answered: bool = False
     """Also make pairs of the harmless prompts that the student answers: its answer over its usual
