@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from guard_server import GuardModel, Speech
-from openai_server import Answer, Request, fails, out_of_order, raw, serving
+from openai_server import Answer, Request, fails, out_of_order, raw, says, serving
 from test_guard_judge import (
     ANSWER,
     ASKED,
@@ -28,9 +29,12 @@ from test_guard_judge import (
     guards,
 )
 
+from overrefusal_po.cli import main
 from overrefusal_po.engines._openai_session import ServersGone
 from overrefusal_po.judges.guard import GuardJudge
+from overrefusal_po.pipeline import run_stage
 from overrefusal_po.plugins import find_plug, make_judge
+from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Prompt, Verdict
 from overrefusal_po.run.judged import resumable_verdicts
 from overrefusal_po.run.keys import run_key
@@ -397,7 +401,10 @@ def test_servers_that_are_gone_end_the_run_and_the_same_command_goes_on(
 KILLED = """
 import json, sys
 from pathlib import Path
+from overrefusal_po.pipeline import run_stage
 from overrefusal_po.plugins import make_judge
+from overrefusal_po.recipe.schema import EvaluateRecipe
+from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Completion, Prompt
 from overrefusal_po.run.judged import resumable_verdicts
 
@@ -524,3 +531,65 @@ def test_another_address_goes_on_with_the_same_run_and_another_model_does_not() 
 
     assert key(base_url=["http://a/v1"]) == key(base_url=["http://b/v1"], concurrency=4)
     assert key(base_url=["http://a/v1"]) != key(base_url=["http://a/v1"], model="other")
+
+
+# --- a recipe -------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_with_a_served_guard_is_that_with_the_guard_in_process(
+    guards: dict[str, Path],
+    bare: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The rates are the same, no file holds the key, `check` finds a missing key, and the run goes
+    on with another address without asking again."""
+    rows = [{"prompt": ASKED, "kind": "harmful"}, {"prompt": "Who is Ada?", "kind": "benign"}]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = GuardModel(guards["wildguard"])
+    with serving(lambda r: says(ANSWER)) as student, serving(model) as one, serving(model) as two:
+        recipe: dict[str, Any] = {
+            "task": "evaluate",
+            "model": {"model_name_or_path": "my/model"},
+            "engine": {"name": "openai", "base_url": student.url, "api_key_env": None},
+            "data": {"sets": [str(tmp_path / "asked.jsonl")]},
+        }
+        local = {"name": "guard", "model_name_or_path": str(guards["wildguard"])}
+        local |= {"format": "wildguard", "dtype": "float32", "max_new_tokens": 64}
+        own = run(recipe | {"guard": local}, tmp_path / "own")
+        given = spec(bare["wildguard"], "wildguard", one.url, api_key_env="GUARD_API_KEY")
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe | {"guard": given}))
+        assert command("check", file, "--data") == 2
+        assert "GUARD_API_KEY, which is not set" in capsys.readouterr().err
+        monkeypatch.setenv("GUARD_API_KEY", KEY)
+        assert command("check", file, "--data") == 0 and not one.requests
+        folder = tmp_path / "served"
+        found = run(recipe | {"guard": given}, folder)
+        assert len(one.requests) == 1, "harmful prompts alone are read by the guard"
+        assert found["harmful_not_unsafe"] == own["harmful_not_unsafe"] == 0.0
+        for name in ("harmful_refused", "benign_answered", "n", "intervals"):
+            assert found[name] == own[name]
+        status = json.loads((folder / "status.json").read_text())
+        (folder / "status.json").write_text(json.dumps({**status, "state": "running"}))
+        (folder / "outcomes.jsonl").unlink()
+        elsewhere = spec(bare["wildguard"], "wildguard", two.url, api_key_env="GUARD_API_KEY")
+        again = run(recipe | {"guard": elsewhere}, folder)
+        assert again == found and len(one.requests) == 1 and not two.requests
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    assert {"manifest.json", "verdicts.ledger.jsonl", "recipe.yaml"} <= {f.name for f in files}
+    assert not [f for f in files if KEY.encode() in f.read_bytes()]
+    assert KEY not in capsys.readouterr().out
+
+
+def run(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The metrics of an evaluation."""
+    return dict(run_stage(EvaluateRecipe.model_validate(recipe), "evaluate", folder))
+
+
+def command(*arguments: object) -> int:
+    """The exit code of the command, in process."""
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    return int(end.value.code or 0)
