@@ -166,6 +166,24 @@ def test_raw_text_goes_to_plain_completions() -> None:
     assert completion.text == "and so on" and "messages" not in request.body
 
 
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (Answer(status=404, payload=b'{"detail":"Not Found"}'), "has no plain completions"),
+        (fails(404, "The model `m` does not exist."), "does not know the model 'm'"),
+        (fails(404, "no such thing", code="model_not_found"), "does not know the model 'm'"),
+    ],
+)
+def test_a_server_without_plain_completions_is_not_one_that_does_not_know_the_model(
+    answer: Answer, why: str
+) -> None:
+    with (
+        serving(lambda request: answer) as server,
+        pytest.raises(ValueError, match=why),
+    ):
+        drawn(engine_at(server.url), [prompt(1, raw_text="once upon")])
+
+
 def test_a_begun_answer_is_sent_only_to_servers_that_continue_it() -> None:
     begun = prompt(1, assistant_prefix="Sure, here")
     with serving(lambda request: says(" is how")) as server:

@@ -24,6 +24,7 @@ from test_thinking import THINKERS, template_of
 from overrefusal_po.engines.openai import OpenAIEngine, Settings
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.plugins import make_judge
 from overrefusal_po.records import Completion, Message, Prompt, Sampling
 from overrefusal_po.run.complete import complete, draw
 
@@ -170,3 +171,16 @@ def test_a_field_that_it_does_not_know_is_a_wrong_set_up_with_the_key_to_change(
     made = OpenAIEngine(settings, name=str(served.folder))
     with pytest.raises(ValueError, match=r"refuses .*Set engine\.continue_final_message: false"):
         list(made.complete([begun], GREEDY))
+
+
+def test_it_cannot_serve_a_guard_and_that_is_one_clear_error(served: Served) -> None:
+    """It takes no token ids and gives no log-probs."""
+    engine = {"name": "openai", "base_url": served.url, "api_key_env": None}
+    spec = {"name": "guard", "model_name_or_path": str(served.folder), "format": "qwen3guard"}
+    judge = make_judge({**spec, "engine": engine})
+    asked = PROMPTS[0]
+    said = Completion(
+        id="1", prompt_id=asked.id, text="Yes.", model="m", engine="e", sampling=GREEDY
+    )
+    with pytest.raises(ValueError, match=r"guard\.engine.*refuse.*Serve the guard with vLLM"):
+        judge.score([asked], [said])

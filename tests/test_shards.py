@@ -65,6 +65,21 @@ def test_verdicts_of_slow_judges_are_put_behind_those_that_are_there(
     assert [row["completion_id"] for row in rows] == ["c0", "c1", "c3"]
 
 
+def test_the_ledgers_of_verdicts_become_one_also_if_a_merge_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal rows are rows of two verdicts and all stay."""
+    for number in (1, 3):
+        folder = finished(tmp_path, number, 3)
+        (folder / "verdicts.ledger.jsonl").write_text('{"prompt_id": "p"}\n' * number)
+    finished(tmp_path, 2, 3)
+    for _ in range(2):
+        assert merged(tmp_path, capsys)[0] == 0
+        assert (tmp_path / "verdicts.ledger.jsonl").read_text() == '{"prompt_id": "p"}\n' * 4
+        note = json.loads((tmp_path / "merged.json").read_text())
+        (tmp_path / "merged.json").write_text(json.dumps({**note, "done": False}))
+
+
 def test_a_merge_that_is_made_again_after_a_kill_writes_no_verdict_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

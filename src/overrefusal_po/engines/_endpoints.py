@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 from pydantic import SecretStr
 
 from overrefusal_po.engines._limit_name import LimitName
-from overrefusal_po.engines._openai_settings import Settings
+from overrefusal_po.engines._openai_settings import FleetSettings
 from overrefusal_po.engines._openai_setup import (
     nobody_there,
     proxy_note,
@@ -66,6 +66,8 @@ class ServerAnswer(NamedTuple):
     completion_tokens: int | None
     empty: str | None = None
     """Why the text is empty, if the message has none."""
+    choice: object = None
+    """The reply's first choice as it came, for who reads more of it than the text."""
 
 
 class Fault(NamedTuple):
@@ -132,7 +134,7 @@ def backoff(tries: int, first_seconds: float) -> float:
 async def ask(
     endpoint: Endpoint,
     body: Mapping[str, object],
-    settings: Settings,
+    settings: FleetSettings,
     *,
     key: SecretStr,
     answered: bool,
@@ -163,7 +165,7 @@ def explained(
     error: APIError,
     endpoint: Endpoint,
     sent: Mapping[str, object],
-    settings: Settings,
+    settings: FleetSettings,
     *,
     key: SecretStr,
     answered: bool,
@@ -264,7 +266,7 @@ def read_answer(reply: object) -> ServerAnswer | Fault:
     # half of a surrogate pair is no text and could not be written to a file
     whole = (text or "").encode("utf-8", "replace").decode()
     ended = "length" if finish_of(choice) in LENGTH_REASONS else "stop"
-    return ServerAnswer(whole, cast(Literal["stop", "length"], ended), read, written, empty)
+    return ServerAnswer(whole, cast(Literal["stop", "length"], ended), read, written, empty, choice)
 
 
 def reply_fault(reply: object, choice: object) -> Fault | None:

@@ -20,7 +20,7 @@ from overrefusal_po.engines._endpoints import (
     next_endpoint,
 )
 from overrefusal_po.engines._limit_name import LimitName
-from overrefusal_po.engines._openai_settings import Settings
+from overrefusal_po.engines._openai_settings import FleetSettings
 from overrefusal_po.engines._openai_setup import OPENAI_URL, make_client, read_api_key
 from overrefusal_po.engines._own_loop import own_loop
 from overrefusal_po.engines._silence import Silence
@@ -54,6 +54,8 @@ class Drawn(NamedTuple):
     """Whether it failed for a reason that may pass, such as a server that is down."""
     is_answer: bool = True
     """Whether the server answered: with a completion, or by refusing this item."""
+    answer: ServerAnswer | None = None
+    """What the server sent; None after a failure."""
 
 
 class Session:
@@ -65,23 +67,25 @@ class Session:
         make_body: makes the fields of a request.
         work: (prompt, sample number) of each completion to draw.
         sampling: how to draw.
+        token_budget: after so many tokens, read and written, no request is sent. None: no limit.
         spent_tokens: tokens of the budget that earlier runs spent.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: FleetSettings,
         name: str,
         make_body: MakeBody,
         *,
         work: Iterator[tuple[Prompt, int]],
         sampling: Sampling,
-        spent_tokens: int,
+        token_budget: int | None = None,
+        spent_tokens: int = 0,
     ) -> None:
         self.settings, self.name, self.make_body = settings, name, make_body
         self.work, self.sampling = work, sampling
         self.key = read_api_key(settings)
-        self.tokens = spent_tokens
+        self.token_budget, self.tokens = token_budget, spent_tokens
         self.endpoints: list[Endpoint] = []
         self.answered = False
         self.work_left = False
@@ -116,7 +120,8 @@ class Session:
                     url, self.key, self.settings, timeout_seconds=seconds, max_retries=0
                 )
                 client = await stack.enter_async_context(made)
-                limit = LimitName(self.settings.limit_name, "engine.max_tokens_name")
+                key = f"{self.settings.owner.section}.max_tokens_name"
+                limit = LimitName(self.settings.limit_name, key)
                 self.endpoints.append(Endpoint(url, client, limit))
             task = asyncio.create_task(self.run_all())
             task.add_done_callback(lambda _: self.something_finished.set())
@@ -157,7 +162,7 @@ class Session:
     @property
     def budget_spent(self) -> bool:
         """Whether no further request may be sent."""
-        return self.settings.token_budget is not None and self.tokens >= self.settings.token_budget
+        return self.token_budget is not None and self.tokens >= self.token_budget
 
     @property
     def most_at_once(self) -> int:
@@ -244,7 +249,7 @@ class Session:
     def check_usage(self, endpoint: Endpoint, answer: ServerAnswer) -> None:
         """Raises ValueError if there is a budget and the server does not report its tokens."""
         unknown = None in (answer.prompt_tokens, answer.completion_tokens)
-        if self.settings.token_budget is not None and unknown:
+        if self.token_budget is not None and unknown:
             raise ValueError(
                 f"engine.token_budget cannot be held: {endpoint.url} does not say what it used. "
                 "Leave it out."
@@ -274,7 +279,8 @@ class Session:
             return Drawn(completion, cost, result.retryable, result.is_answer)
         if result.empty is not None:
             self.empty[result.empty] += 1
-        return Drawn(completion, cost.model_copy(update={"empty": result.empty}))
+        cost = cost.model_copy(update={"empty": result.empty})
+        return Drawn(completion, cost, answer=result)
 
 
 class CostCounter:

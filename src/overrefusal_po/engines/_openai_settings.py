@@ -1,5 +1,5 @@
-"""The recipe keys of the engine `openai`. No error message repeats an API key that is in the wrong
-place."""
+"""The recipe keys of the engine `openai`, and those of every fleet of servers. No error message
+repeats an API key that is in the wrong place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,43 @@ RECIPE_FIELDS = frozenset(
 """Request fields that the recipe's own keys set."""
 
 
-class Settings(ServerSettings):
+class FleetSettings(ServerSettings):
+    """Servers of one model, and how they are asked (`Session`)."""
+
+    base_url: tuple[str, ...] | None = None
+    """Addresses with /v1 at their end, one or several that serve the same model; None: OpenAI's
+    own."""
+    concurrency: int = Field(32, ge=1, le=4096)
+    """Requests that run at the same time, at each address."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """For one try, from the connection to the reply's last byte."""
+    max_retries: int = Field(6, ge=0, le=50)
+    """Tries beyond the first, after 408, 409, 429, 5xx, timeouts, broken connections and replies
+    that cannot be read."""
+    backoff_seconds: float = Field(0.5, gt=0)
+    """The wait before the second try. It doubles at each further try. A server's Retry-After
+    replaces it."""
+
+    @field_validator("base_url")
+    @classmethod
+    def are_addresses(cls, urls: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Accepts http and https addresses with a host, each once."""
+        if urls is None:
+            return None
+        if not urls or not all(map(is_address, urls)):
+            raise ValueError("no address such as http://localhost:8000/v1, or a list of them")
+        if len(set(urls)) < len(urls):
+            raise ValueError("an address is there twice; raise concurrency to send one server more")
+        return urls
+
+    @field_validator("base_url", mode="before")
+    @classmethod
+    def one_becomes_a_list(cls, urls: object) -> object:
+        """A list of one for a single address."""
+        return [urls] if isinstance(urls, str) else urls
+
+
+class Settings(FleetSettings):
     """The recipe keys of this engine. It never holds a key: `api_key_env` names the variable that
     does."""
 
@@ -39,19 +75,6 @@ class Settings(ServerSettings):
     )
     model: str | None = Field(None, min_length=1)
     """The model's name at the server; None: the name that the recipe gives the model."""
-    base_url: tuple[str, ...] | None = None
-    """Addresses with /v1 at their end, one or several that serve the same model; None: OpenAI's
-    own."""
-    concurrency: int = Field(32, ge=1, le=4096)
-    """Requests that run at the same time, at each address."""
-    timeout_seconds: float = Field(600.0, gt=0)
-    """For one try, from the connection to the reply's last byte."""
-    max_retries: int = Field(6, ge=0, le=50)
-    """Tries beyond the first, after 408, 409, 429, 5xx, timeouts, broken connections and replies
-    that cannot be read."""
-    backoff_seconds: float = Field(0.5, gt=0)
-    """The wait before the second try. It doubles at each further try. A server's Retry-After
-    replaces it."""
     token_budget: int | None = Field(None, gt=0)
     """After this many tokens, read and written, no request is sent. Raise it, and the same command
     goes on."""
@@ -63,24 +86,6 @@ class Settings(ServerSettings):
     # Any: servers take any JSON value
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request, such as {top_k: 20}."""
-
-    @field_validator("base_url")
-    @classmethod
-    def are_addresses(cls, urls: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """Accepts http and https addresses with a host, each once."""
-        if urls is None:
-            return None
-        if not urls or not all(map(is_address, urls)):
-            raise ValueError("no address such as http://localhost:8000/v1, or a list of them")
-        if len(set(urls)) < len(urls):
-            raise ValueError("an address is there twice; raise concurrency to send one server more")
-        return urls
-
-    @field_validator("base_url", mode="before")
-    @classmethod
-    def one_becomes_a_list(cls, urls: object) -> object:
-        """A list of one for a single address."""
-        return [urls] if isinstance(urls, str) else urls
 
     @field_validator("extra_body")
     @classmethod

@@ -24,7 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_core import PydanticCustomError
 
 from overrefusal_po.engines._limit_name import MaxTokensName
-from overrefusal_po.engines._replies import KEY_WORDS, SHOWN, UNSUPPORTED, said_words
+from overrefusal_po.engines._replies import (
+    KEY_WORDS,
+    SHOWN,
+    UNSUPPORTED,
+    said_words,
+    unknown_path,
+)
 from overrefusal_po.recipe.words import unknown_key
 
 if TYPE_CHECKING:
@@ -224,6 +230,11 @@ def wrong_setup(
         return (
             f"{server} does not accept {named}. Set {own.section}.api_key_env to the variable "
             "that holds the right key"
+        )
+    if (path := unknown_path(error)) is not None:
+        return (
+            f"{server} has no plain completions: it answers {status} at {path}. Texts that are "
+            f"rendered here need them: serve the model with vLLM or SGLang, or correct the path"
         )
     if isinstance(error, NotFoundError) or error.code == "model_not_found":
         return (

@@ -130,6 +130,16 @@ def is_item_too_long(error: APIError) -> bool:
     return status == 413 or (status in (400, 422) and TOO_LONG_WORDS.search(words) is not None)
 
 
+def unknown_path(error: APIError) -> str | None:
+    """The path of plain completions, if the server does not have it; None for any other error. A
+    404 with the word "model" is about the model's name."""
+    path = str(error.request.url.path)
+    if getattr(error, "status_code", 0) not in (404, 405) or path.endswith("/chat/completions"):
+        return None
+    words = " ".join(said_words(error.body)).lower()
+    return None if error.code == "model_not_found" or "model" in words else path
+
+
 def said_words(body: object) -> Iterator[str]:
     """What an error says of itself: message, code, type. Never what it repeats of the request."""
     if isinstance(body, str):

@@ -82,6 +82,7 @@ class OpenAIEngine:
             self.body,
             work=((p, n) for p in prompts for n in range(samples) if (p.id, n) not in had),
             sampling=sampling,
+            token_budget=self.settings.token_budget,
             spent_tokens=spent_tokens,
         )
         spend = spend or (lambda cost: None)

@@ -28,6 +28,7 @@ class Judge(Protocol):
             kept in a file.
         asked_again: how `unscored` begins if another try may give a verdict.
         answered: whether its server has ever replied.
+        spend: a function that gets the cost of each answer of its servers, for a ledger.
         release(): frees its weights, until it scores again.
         explain(prompt, completion): {name: text} that says what decided, for `judge --explain`.
         says_refusals: False if it never says what refuses (a guard of harm, a reward model). Then

@@ -1,12 +1,13 @@
 """A guard's tokenizer and weights -> the text that it reads, and its answers in tokens.
 
 guard = LoadedGuard(tokenizer, FORMATS["llama-guard-3"], "my guard")
-guard.take(model)
+guard.take(model)                                   # or know(config, generation), without weights
 guard.render(prompt.conversation, "First, ...")     # the guard's prompt
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -16,10 +17,16 @@ from overrefusal_po.judges._texts import alternating
 from overrefusal_po.judges._weights import placed
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.frame import SENTINEL
+from overrefusal_po.model.generation import config_length
 from overrefusal_po.records import Message
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 Content = str | list[dict[str, str]]
 """A message's content, as chat templates take it: a text, or a list of parts."""
@@ -32,6 +39,8 @@ class GuardAnswer(NamedTuple):
     text: str
     ids: list[int]
     logits: list[list[float]]
+    doubts: list[float] | None = None
+    """For each token, by how much the share of a label may be off; None: not at all."""
 
 
 class Labels(NamedTuple):
@@ -69,7 +78,8 @@ def label_tokens(tokenizer: PreTrainedTokenizerBase, form: Format) -> Labels:
 
 
 class LoadedGuard:
-    """Tokenizer and weights of a guard. `labels` says which tokens distinguish the labels.
+    """Tokenizer and weights of a guard; the weights may be at servers instead. `labels` says which
+    tokens distinguish the labels.
 
     Raises:
         ValueError: there is no chat template, it shows no response, or two labels begin with the
@@ -88,6 +98,16 @@ class LoadedGuard:
     def take(self, model: PreTrainedModel) -> None:
         """Takes the model, on the GPU if there is one."""
         self._model = placed(model)
+        self.know(model.config, model.generation_config)
+
+    def know(self, config: PretrainedConfig, generation: GenerationConfig | None) -> None:
+        """Takes what the model's files say without its weights: its context in tokens (None if they
+        do not say), how many tokens it knows, and the ids that end an answer."""
+        self.context = config_length(config)
+        self.size = max(len(self.tokenizer), getattr(config.get_text_config(), "vocab_size", 0))
+        said = getattr(generation, "eos_token_id", None)
+        ids = [*(said if isinstance(said, list) else [said]), self.tokenizer.eos_token_id]
+        self.stop_tokens = sorted({i for i in ids if i is not None})
 
     @property
     def model(self) -> PreTrainedModel:
@@ -110,8 +130,19 @@ class LoadedGuard:
 
     def answer(self, ids: list[int], logits: list[list[float]]) -> GuardAnswer:
         """An answer from what was generated, up to the token that ends it."""
-        end = next((i for i, token in enumerate(ids) if token in self.stop_tokens), len(ids))
-        return GuardAnswer(self._decode(ids[:end]), ids[:end], logits[:end])
+        ids = self.before_stop(ids)
+        return GuardAnswer(self._decode(ids), ids, logits[: len(ids)])
+
+    def before_stop(self, ids: list[int]) -> list[int]:
+        """The ids up to the first one that ends an answer."""
+        return ids[: next((i for i, token in enumerate(ids) if token in self.stop_tokens), None)]
+
+    @cached_property
+    def label_texts(self) -> list[str | None]:
+        """The text of each label's token alone; None if another token has the same text."""
+        texts = Counter(self._decode([i]) for i in range(len(self.tokenizer)))
+        own = [self._decode([i]) for i in self.labels.ids]
+        return [text if texts[text] == 1 else None for text in own]
 
     def token_at(self, ids: list[int], character: int) -> int:
         """The place among `ids` of the token that writes a character of their text."""
@@ -123,17 +154,6 @@ class LoadedGuard:
         return str(
             self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
-
-    @cached_property
-    def stop_tokens(self) -> list[int]:
-        """Ids that end an answer: the tokenizer's and those of the model's generation config."""
-        config = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = (
-            [*config, self.tokenizer.eos_token_id]
-            if isinstance(config, list)
-            else [config, self.tokenizer.eos_token_id]
-        )
-        return sorted({i for i in ids if i is not None})
 
     def _content_form(self, name: str) -> Callable[[str], Content]:
         """How the template takes a message's content: as text, or as a list of parts.

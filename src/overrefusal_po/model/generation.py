@@ -22,7 +22,7 @@ from overrefusal_po.model.soft_tokens import soft_ids
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 TOKEN_KEYS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
 """Keys that say which tokens begin, end and pad a text. They are kept, and change no text."""
@@ -127,31 +127,30 @@ def changed_settings(config: GenerationConfig) -> dict[str, object]:
     }
 
 
+def own_config(
+    name: str, *, revision: str = "main", trust_remote_code: bool = False
+) -> GenerationConfig:
+    """The generation config of a model, without its weights; of config.json if it has no other."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(models.resolve(name), revision=revision)
+    except OSError:
+        config = models.load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+        return GenerationConfig.from_model_config(config)
+
+
 def own_settings(section: Mapping[str, object]) -> dict[str, object]:
     """What the generation config of a `model:` section would change. Reads no weights.
 
     Models without generation_config.json may have such keys in config.json.
     """
-    from transformers import AutoConfig, GenerationConfig
-
     name = models.resolve(str(section["model_name_or_path"]))
     revision = str(section.get("model_revision") or "main")
-    try:
-        found = GenerationConfig.from_pretrained(name, revision=revision)
-    except OSError:
-        config = AutoConfig.from_pretrained(
-            name,
-            revision=revision,
-            trust_remote_code=bool(section.get("trust_remote_code", False)),
-        )
-        found = GenerationConfig.from_model_config(config)
-    changed = changed_settings(found)
+    trust = bool(section.get("trust_remote_code", False))
+    changed = changed_settings(own_config(name, revision=revision, trust_remote_code=trust))
     if (given := changed.get("suppress_tokens")) is not None:  # soft tokens are never said here
-        tokenizer = models.load_tokenizer(
-            name,
-            revision=revision,
-            trust_remote_code=bool(section.get("trust_remote_code", False)),
-        )
+        tokenizer = models.load_tokenizer(name, revision=revision, trust_remote_code=trust)
         if set(cast("list[int]", given)) <= set(soft_ids(tokenizer)):
             del changed["suppress_tokens"]
     return changed
@@ -166,11 +165,16 @@ def settings_words(settings: Mapping[str, object]) -> str:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens that a model can take; None if its config does not say.
+    """Tokens that a model can take; None if its config does not say."""
+    return config_length(model.config)
+
+
+def config_length(config: PretrainedConfig) -> int | None:
+    """Tokens that a model of this config can take; None if the config does not say.
 
     A scaling of positions that its config asks for counts (linear, dynamic, YaRN).
     """
-    config = model.config.get_text_config()
+    config = config.get_text_config()
     length: int | None = getattr(config, "max_position_embeddings", None)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if length is None or not isinstance(scaling, Mapping):

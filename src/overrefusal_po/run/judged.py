@@ -8,13 +8,15 @@ completions. Quick judges are asked again. Each member of a panel keeps its own 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pydantic import ValidationError
 
 from overrefusal_po.engines import Engine
+from overrefusal_po.engines._costs import Cost
 from overrefusal_po.judges import Judge, JudgePanel, checked_verdicts, distinct, scored
 from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.recipe.panels import JudgesGiven
@@ -44,6 +46,14 @@ class RetryingJudge(Judge, Protocol):
 
     asked_again: str
     """An unscored verdict that begins so is not kept: another try may give a verdict."""
+
+
+@runtime_checkable
+class PaidJudge(Judge, Protocol):
+    """A judge that says what its requests cost."""
+
+    spend: Callable[[Cost], None]
+    """Gets the cost of each answer before its verdict."""
 
 
 @runtime_checkable
@@ -78,7 +88,8 @@ def resumable_verdicts(
     them is asked for again.
 
     What is judged is known by the whole conversation and the response. A resumed run cuts the same
-    chunks, so a judge model sees the same batches.
+    chunks, so a judge model sees the same batches. What a paid judge costs is kept beside `path`,
+    in verdicts.ledger.jsonl.
     """
     if isinstance(judge, JudgePanel):
         return panel_verdicts(path, judge, prompts, completions)
@@ -87,7 +98,7 @@ def resumable_verdicts(
     once = distinct(prompts, completions).values()
     scorable = [(p, c) for p, c in once if c.error is None]
     keys = {c.id: judged_key(p, c) for p, c in scorable}
-    with Appender(path, Verdict, keep=False) as file:
+    with Appender(path, Verdict, keep=False) as file, kept_costs(path, judge):
         found = kept_verdicts(path, judge, keys)
         if isinstance(judge, RemoteJudge):
             judge.answered |= any(v.unscored is None for v in found.values())
@@ -103,6 +114,20 @@ def resumable_verdicts(
                     key = keys[verdict.completion_id]
                     file.add(verdict.model_copy(update={"judged": key}))
     return [found[c.id] if c.error is None else no_verdict(judge, c) for c in completions]
+
+
+@contextmanager
+def kept_costs(path: Path, judge: Judge) -> Iterator[None]:
+    """Keeps what a paid judge costs in the ledger beside the verdicts' `path`."""
+    if not isinstance(judge, PaidJudge):
+        yield
+        return
+    with Appender(path.with_suffix(".ledger.jsonl"), Cost, keep=False) as ledger:
+        before, judge.spend = judge.spend, ledger.add
+        try:
+            yield
+        finally:
+            judge.spend = before
 
 
 def panel_verdicts(

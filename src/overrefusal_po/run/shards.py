@@ -236,13 +236,18 @@ def concatenate(folder: Path, shards: Iterable[Path], name: str) -> None:
             write_lines(folder / f"{name}.{part}", lines_of(sources))
 
 
-def join_verdicts(folder: Path, shards: Iterable[Path]) -> None:
+def join_verdicts(folder: Path, shards: Sequence[Path]) -> None:
     """Puts the shards' verdicts behind those of `folder`, each once, so that slow judges are not
-    asked again. A merge that was killed may have put them there already."""
+    asked again. A merge that was killed may have put them there already. The shards' ledgers of
+    verdicts become one."""
     files = [place / "verdicts.jsonl" for place in (folder, *shards)]
     sources = [file for file in files if file.is_file()]
     if sources:
         write_lines(folder / "verdicts.jsonl", dict.fromkeys(lines_of(sources)))
+    name = "verdicts.ledger.jsonl"
+    ledgers = [shard / name for shard in shards if (shard / name).is_file()]
+    if ledgers:  # two verdicts may cost the same, so equal lines are all kept
+        write_lines(folder / name, lines_of(ledgers))
 
 
 def lines_of(files: Iterable[Path]) -> Iterator[bytes]:
