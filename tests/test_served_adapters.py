@@ -3,6 +3,7 @@ with peft, and speak vLLM's or SGLang's protocol (`lora_server`)."""
 
 import json
 import logging
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from tiny_subject import lora
 from typer.testing import CliRunner
 
 from overrefusal_po.checks import check_stage
-from overrefusal_po.cli import app
+from overrefusal_po.cli import app, main
 from overrefusal_po.engines._adapter_folder import is_base, served_adapter
 from overrefusal_po.engines.openai import OpenAIEngine, Settings, inputs
 from overrefusal_po.engines.transformers import TransformersEngine
@@ -30,6 +31,7 @@ from overrefusal_po.evaluate.measured_how import measured_how
 from overrefusal_po.pipeline import stage_inputs
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import Completion, Outcome, Prompt, Sampling, read_jsonl
+from overrefusal_po.run.complete import draw
 
 ROOT = Path(__file__).parents[1]
 LOADS, UNLOADS = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
@@ -124,10 +126,18 @@ def test_trials_of_a_sweep_are_measured_one_behind_the_other_on_one_server(
 def test_it_is_loaded_at_every_server_before_the_first_prompt_and_unloaded_at_the_end(
     base: Style, adapters: dict[str, Path]
 ) -> None:
-    path = str(adapters["one"])
+    path, loaded = str(adapters["one"]), []
+
+    class Noting(LoraServer):
+        def complete(self, body: dict[str, Any]) -> Answer:
+            loaded.append(bool(a.names and b.names))
+            return super().complete(body)
+
     with lora_server(base.folder) as a, lora_server(base.folder) as b:
+        a.__class__ = b.__class__ = Noting
         engine = engine_at(a, b, adapter=path, concurrency=1)
         assert said(engine) == in_process(base, adapters["one"])
+        assert loaded == [True] * len(PROMPTS)
         for server in (a, b):
             loads = [r for r in server.requests if r.path == LOADS]
             assert [r.body for r in loads] == [
@@ -280,6 +290,25 @@ def test_it_is_unloaded_if_whoever_reads_the_responses_stops(
         assert isinstance(next(stream), Completion) and server.names
         stream.close()  # type: ignore[attr-defined]
         assert server.names == {}
+
+
+def test_a_fault_between_two_responses_unloads_it_at_once(
+    base: Style, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    """As a full disk may be one. The fault still holds the frames in which the engine works."""
+
+    class Wrong(OpenAIEngine):
+        def complete(
+            self, prompts: Any, sampling: Sampling, **options: Any
+        ) -> Iterator[Completion]:
+            return super().complete(prompts, Sampling(max_new_tokens=4), **options)
+
+    with lora_server(base.folder) as server:
+        settings = Settings(base_url=(server.url,), adapter=str(adapters["one"]), **QUICK)
+        engine = Wrong(settings, name="base")
+        with pytest.raises(ValueError, match="other sampling") as fault:
+            draw(tmp_path / "completions.jsonl", PROMPTS, GREEDY, lambda: engine)
+        assert fault.tb is not None and server.names == {}
 
 
 def test_a_server_that_does_not_unload_is_named_in_the_log(
@@ -650,3 +679,52 @@ def test_a_run_that_is_stopped_unloads_it_and_one_that_goes_on_loads_it_again(
     assert {r.body["model"] for r in chats} == {name}
     assert 2 <= there < ASKED == file.read_bytes().count(b"\n")
     assert len(chats) <= ASKED + 1  # none is asked twice but the one that was on its way
+
+
+# the docs
+
+
+def shown_commands() -> list[list[str]]:
+    """The commands of the section "A sweep's trials on one server" of the FAQ, as words."""
+    section = (
+        (ROOT / "docs" / "faq.md").read_text().split("\n## A sweep's trials on one server\n")[1]
+    )
+    block = section.split("```\n")[1].replace("\\\n", " ")
+    return [shlex.split(line) for line in block.splitlines()]
+
+
+def test_the_commands_of_the_faq_measure_the_base_and_two_trials_and_compare_them(
+    base: Style, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand there, but for the model, the server's port, and fewer and shorter texts."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    for name, key in {"one": "1a2b3c4d", "two": "5e6f7a8b"}.items():
+        shutil.copytree(adapters[name], tmp_path / f"runs/dpo-{key}/adapter")
+    commands = shown_commands()
+    assert [words[0] for words in commands[1:]] == ["overrefusal-po"] * 4
+    served = commands[0]
+    assert served[:3] == ["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", "vllm", "serve"]
+    rank = int(served[served.index("--max-lora-rank") + 1])
+    smaller = ["--data.max_prompts_per_kind=4", "--generation.max_new_tokens=8"]
+    with lora_server(base.folder, name=str(base.folder), max_rank=rank) as server:
+        for words in commands[1:]:
+            changed = [
+                word.replace(served[3], str(base.folder)).replace(
+                    "http://localhost:8000/v1", server.url
+                )
+                for word in words[1:]
+            ]
+            more = smaller if words[1].endswith(".yaml") else []
+            with pytest.raises(SystemExit) as end:
+                main([*changed, *more])
+            assert not end.value.code
+        assert server.names == {} and count(server, LOADS) == count(server, UNLOADS) == 2
+    found = {
+        name: read_jsonl(tmp_path / f"runs/measured/{name}/outcomes.jsonl", Outcome)
+        for name in ("base", "low", "high")
+    }
+    texts = {name: [o.completion.text for o in rows] for name, rows in found.items()}
+    assert texts["base"] != texts["low"] != texts["high"] != texts["base"]
+    page = (tmp_path / "compare.html").read_text()
+    assert "low" in page and "NOT MEASURED ALIKE" not in page
