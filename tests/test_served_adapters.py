@@ -648,6 +648,7 @@ def slow_server(base: Style) -> Iterator[LoraServer]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_stopped_unloads_it_and_one_that_goes_on_loads_it_again(
     base: Style,
@@ -693,6 +694,7 @@ def shown_commands() -> list[list[str]]:
     return [shlex.split(line) for line in block.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_faq_measure_the_base_and_two_trials_and_compare_them(
     base: Style, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
