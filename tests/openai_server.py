@@ -133,7 +133,7 @@ class Server:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
         try:
-            answer = models(body) if path == "/v1/models" else self.script(request)
+            answer = self.listed() if path == "/v1/models" else self.script(request)
             time.sleep(answer.delay_seconds)
             return answer, answer.payload if answer.payload is not None else completion(
                 request, answer
@@ -141,6 +141,10 @@ class Server:
         finally:
             with self._lock:
                 self._at_once -= 1
+
+    def listed(self) -> Answer:
+        """What /v1/models says."""
+        return models({})
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self

@@ -10,6 +10,8 @@ import yaml
 from huggingface_hub import ModelCard
 from test_report import full_run, run, step, summary
 
+from overrefusal_po.engines._adapter_folder import adapter_hash
+from overrefusal_po.records import content_id
 from overrefusal_po.report.card import base_model, write_card
 
 SECRET = "hf_abcdefghijklmnop"
@@ -270,6 +272,27 @@ def test_a_single_training_has_the_results_of_its_evaluation(tmp_path: Path, kno
     assert "| mine | 0.50 [0.45, 0.50] |" in text and "| losses | sigmoid × 1" in text
     assert "harmful_refused" in {r.metric_type for r in ModelCard(text).data.eval_results}
     assert str(tmp_path) not in text
+
+
+def test_an_evaluation_of_the_base_with_the_trained_adapter_is_one_of_the_model(
+    tmp_path: Path,
+) -> None:
+    """As on a server. Another adapter is another model, also on the model of this folder."""
+    folder = training(tmp_path / "run")
+    (folder / "adapter/adapter_config.json").write_text("{}")
+    (folder / "adapter/adapter_model.safetensors").write_text("weights")
+    known = {"engine.adapter": str(adapter_hash(folder / "adapter"))}
+    measured = evaluation(tmp_path / "eval", Path("my/base"), **known)
+    metrics = json.loads((measured / "metrics.json").read_text())
+    words = f"my/base with the adapter {folder / 'adapter'} (rank 2, trained on my/base)"
+    metrics["measured"]["notes"] = [f"Measured was {words}."]
+    (measured / "metrics.json").write_text(json.dumps(metrics))
+    text = write_card(folder, measured=measured).read_text()
+    assert "| mine | 0.50 [0.45, 0.50] |" in text and str(tmp_path) not in text
+    for at, key in (("my/base", "0"), (str(folder / "model"), "0")):
+        other = evaluation(tmp_path / content_id(at), Path(at), **{"engine.adapter": key})
+        with pytest.raises(ValueError, match=r"with an adapter, and the card is of .*model\. Give"):
+            write_card(folder, measured=other)
 
 
 def test_an_evaluation_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.fit.anchors import DEV, all_anchors, fit_prompts
 from overrefusal_po.fit.stage import checked_prompts
 from overrefusal_po.judges import Judge
+from overrefusal_po.named_plugs import engine_lines
 from overrefusal_po.pairs.apart import (
     check_apart,
     check_not_chosen_by,
@@ -233,13 +234,14 @@ def check_stage(body: StageRecipe, spread: Spread | None = None) -> str:
                 f"{len(prompts) - attacked} prompts to measure"
                 + (f", and {attacked} attacked ones" if attacked else ""),
                 *search_costs(body, prompts),
+                *engine_lines(body),
             )
         )
     if isinstance(body, CurateRecipe):
         check_curation(body)
         benign, harmful, cleaning = clean_prompts(body.data, *read_prompts(body))
         found = f"{len(benign)} benign and {len(harmful)} harmful prompts"
-        return "; ".join((found, *dropped_words(cleaning)))
+        return "; ".join((found, *dropped_words(cleaning), *engine_lines(body)))
     looked_at(body)
     push_of(body)
     line = training_line(body, template, spread)

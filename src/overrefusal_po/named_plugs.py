@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from overrefusal_po.plugins import FILE_ENDINGS, PlugSpec, Room, find_plug, find_search
+from overrefusal_po.plugins import (
+    FILE_ENDINGS,
+    FoundPlug,
+    PlugSpec,
+    Room,
+    find_plug,
+    find_search,
+)
 from overrefusal_po.recipe.panels import panel_members
 
 
@@ -68,6 +75,32 @@ def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
         for one in spec if isinstance(spec, tuple) else (spec,):
             if one is not None and not is_elsewhere(one, pairs=key == "pairs"):
                 yield NamedPlug(f"data.{key}", "sources", one)
+
+
+def named_engines(body: BaseModel) -> Iterator[tuple[str, FoundPlug]]:
+    """(dotted key, plug) of every engine that a recipe's body names."""
+    for key, room, spec in named_plugs(body):
+        if room == "engines":
+            yield key, find_plug(room, spec)
+
+
+def engine_inputs(body: BaseModel) -> dict[str, str]:
+    """{dotted key: hash of its content} of what a recipe's engines read beside its model."""
+    found: dict[str, str] = {}
+    for key, (module, settings) in named_engines(body):
+        read = module.inputs(settings) if hasattr(module, "inputs") else {}
+        found |= {f"{key}.{name}": known for name, known in read.items()}
+    return found
+
+
+def engine_lines(body: BaseModel) -> list[str]:
+    """What `check` says of a recipe's engines. ValueError for a fault that an engine finds."""
+    lines = [
+        module.check_line(settings)
+        for _, (module, settings) in named_engines(body)
+        if hasattr(module, "check_line")
+    ]
+    return [line for line in lines if line is not None]
 
 
 def is_elsewhere(spec: PlugSpec, *, pairs: bool) -> bool:

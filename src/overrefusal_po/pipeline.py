@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from overrefusal_po.model.bundled import BUNDLED
 from overrefusal_po.more_rounds import make_room
-from overrefusal_po.named_plugs import check_plugs, may_be_name
+from overrefusal_po.named_plugs import check_plugs, engine_inputs, may_be_name
 from overrefusal_po.plugins import FILE_ENDINGS, built_judge, find_search
 from overrefusal_po.recipe.files import read_recipe
 from overrefusal_po.recipe.fit import FitRecipe
@@ -299,6 +299,7 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
         if spec is not None:
             judge = built_judge(spec)
             found[key] = f"{judge.name} {judge.version}"
+    found |= engine_inputs(body)
     # the files and the code of an attack decide its prompts
     if isinstance(body, EvaluateRecipe) and body.data.attacks:
         from overrefusal_po.prompts import measured_prompts

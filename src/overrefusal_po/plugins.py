@@ -251,6 +251,12 @@ def engine_note(spec: PlugSpec) -> str:
     return text
 
 
+def model_words(spec: PlugSpec) -> str | None:
+    """What answers beside the recipe's `model:`, in words (an adapter); None if nothing does."""
+    module, settings = find_plug("engines", spec)
+    return module.model_words(settings) if hasattr(module, "model_words") else None
+
+
 def check_engine(spec: PlugSpec) -> None:
     """Raises ValueError if something that an engine needs is missing (a key, say). No weight is
     loaded."""

@@ -11,8 +11,14 @@ An engine file, or a module of your own, defines what `EnginePlug` lists:
     def note(settings):
         return f"my engine at {settings.url}"
 
-It may also define `check(settings)`, which raises ValueError if something is missing (a key). A
-stage calls `check` before it loads any weights.
+It may also define
+
+- `check(settings)`, which raises ValueError if something is missing (a key). A stage calls it
+  before it loads any weights.
+- `check_line(settings)`: what `check --data` says of it, or None. The same ValueErrors.
+- `inputs(settings)`: {key: hash} of the content that responses depend on beside the recipe. Another
+  content is another run.
+- `model_words(settings)`: what answers beside the recipe's model (an adapter), or None.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from pydantic import SecretStr
 
+from overrefusal_po.engines._adapter_server import AdapterAt
 from overrefusal_po.engines._limit_name import LimitName
 from overrefusal_po.engines._openai_settings import FleetSettings
 from overrefusal_po.engines._openai_setup import (
@@ -91,9 +92,13 @@ class Endpoint:
     """One server: its client, its running requests, and until when to leave it alone."""
 
     def __init__(
-        self, url: str, client: AsyncOpenAI | None, limit: LimitName | None = None
+        self,
+        url: str,
+        client: AsyncOpenAI | None,
+        limit: LimitName | None = None,
+        adapter: AdapterAt | None = None,
     ) -> None:
-        self.url, self.client = url, client
+        self.url, self.client, self.adapter = url, client, adapter
         self.limit = limit or LimitName("max_tokens", "engine.max_tokens_name")
         self.in_flight = 0
         self.faults_in_row = 0
@@ -145,10 +150,18 @@ async def ask(
     """
     from openai import APIError
 
-    sent = endpoint.limit.fits(body)
+    adapter, loads = endpoint.adapter, 0
+    try:
+        if adapter is not None:
+            loads = await adapter.ready()
+    except APIError as error:
+        return explained(error, endpoint, body, settings, key=key, answered=answered)
+    sent = endpoint.limit.fits(body if adapter is None else adapter.named(body))
     try:
         reply = await send(endpoint, sent)
     except APIError as error:
+        if adapter is not None and adapter.forgot(error, loads):
+            return Fault("adapter", "the server has lost the adapter", True, at_once=True)
         return explained(error, endpoint, sent, settings, key=key, answered=answered)
     except RecursionError:
         return Fault("malformed", "the server sent JSON that is nested too deeply", False)
@@ -158,6 +171,8 @@ async def ask(
     if isinstance(result, Fault):
         return result._replace(reason=without_key(result.reason, key)[:LONGEST_REASON])
     endpoint.limit.answered()
+    if adapter is not None:
+        adapter.answered()
     return result._replace(text=text_without_key(result.text, key))
 
 

@@ -10,6 +10,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
+from overrefusal_po.engines._adapter_server import (
+    AdapterAt,
+    MakeAdapter,
+    check_unchanged,
+    load,
+    unload,
+)
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.engines._endpoints import (
     Endpoint,
@@ -69,6 +76,7 @@ class Session:
         sampling: how to draw.
         token_budget: after so many tokens, read and written, no request is sent. None: no limit.
         spent_tokens: tokens of the budget that earlier runs spent.
+        make_adapter: makes the adapter at a server; None: the servers' own model answers.
     """
 
     def __init__(
@@ -81,8 +89,10 @@ class Session:
         sampling: Sampling,
         token_budget: int | None = None,
         spent_tokens: int = 0,
+        make_adapter: MakeAdapter | None = None,
     ) -> None:
         self.settings, self.name, self.make_body = settings, name, make_body
+        self.make_adapter = make_adapter
         self.work, self.sampling = work, sampling
         self.key = read_api_key(settings)
         self.token_budget, self.tokens = token_budget, spent_tokens
@@ -122,7 +132,9 @@ class Session:
                 client = await stack.enter_async_context(made)
                 key = f"{self.settings.owner.section}.max_tokens_name"
                 limit = LimitName(self.settings.limit_name, key)
-                self.endpoints.append(Endpoint(url, client, limit))
+                adapter = self.make_adapter and self.make_adapter(url, client)
+                self.endpoints.append(Endpoint(url, client, limit, adapter))
+            stack.push_async_callback(unload, self.adapters)
             task = asyncio.create_task(self.run_all())
             task.add_done_callback(lambda _: self.something_finished.set())
             try:
@@ -139,6 +151,7 @@ class Session:
     async def run_all(self) -> None:
         """Does all work. The first request runs alone, so that one request finds a wrong set-up;
         then as many run as are allowed."""
+        await load(self.adapters)
         await self.run_worker(most=1)
         try:
             async with asyncio.TaskGroup() as group:
@@ -148,6 +161,7 @@ class Session:
             raise failed.exceptions[0] from None
         self.give(self.held_back)
         self.held_back = []
+        await check_unchanged(self.adapters)
         self.work_left = self.budget_spent and next(self.work, None) is not None
 
     async def run_worker(self, most: int | None = None) -> None:
@@ -158,6 +172,11 @@ class Session:
                 return
             self.sort_in(await self.draw(*item))
             most = None if most is None else most - 1
+
+    @property
+    def adapters(self) -> list[AdapterAt]:
+        """The adapter at each server; empty without one."""
+        return [e.adapter for e in self.endpoints if e.adapter is not None]
 
     @property
     def budget_spent(self) -> bool:

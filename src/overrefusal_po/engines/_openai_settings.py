@@ -3,9 +3,9 @@ repeats an API key that is in the wrong place."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from overrefusal_po.engines._openai_setup import Owner, ServerSettings, is_address
 
@@ -75,6 +75,12 @@ class Settings(FleetSettings):
     )
     model: str | None = Field(None, min_length=1)
     """The model's name at the server; None: the name that the recipe gives the model."""
+    adapter: str | None = Field(None, min_length=1)
+    """The folder of a LoRA adapter of that model, such as runs/dpo-1a2b3c4d/adapter or
+    @dpo.adapter. Each server loads it before the first prompt and unloads it at the end. vLLM needs
+    --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True for that, SGLang --enable-lora."""
+    adapter_on_server: str | None = Field(None, min_length=1)
+    """The path under which the servers see that folder; null: the same as here."""
     token_budget: int | None = Field(None, gt=0)
     """After this many tokens, read and written, no request is sent. Raise it, and the same command
     goes on."""
@@ -86,6 +92,21 @@ class Settings(FleetSettings):
     # Any: servers take any JSON value
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request, such as {top_k: 20}."""
+
+    @model_validator(mode="after")
+    def adapter_has_servers(self) -> Self:
+        """Refuses an adapter without a server that could load it, and a path without adapter."""
+        if self.adapter and self.base_url is None:
+            raise ValueError(
+                "adapter needs servers of your own that load it (vLLM, SGLang), and base_url is "
+                "not given. Give their addresses"
+            )
+        if self.adapter_on_server and not self.adapter:
+            raise ValueError(
+                "adapter_on_server says where the servers see the folder of adapter, which is not "
+                "given. Give adapter too"
+            )
+        return self
 
     @field_validator("extra_body")
     @classmethod

@@ -5,6 +5,8 @@ several servers.
     # vllm serve MODEL --generation-config vllm, SGLang, ...
     engine: {name: openai, base_url: ["http://a:8000/v1", "http://b:8000/v1"], api_key_env: null}
     # several servers of one model
+    engine: {name: openai, base_url: "http://localhost:8000/v1", adapter: runs/dpo-1a2b3c4d/adapter}
+    # a LoRA adapter, which the servers of its base load while they run
 
 Each sample is a request of its own, because some servers ignore `n`. Its seed follows from (seed,
 prompt id, sample number); each server uses a seed in its own way. Prompts are read as they are
@@ -17,14 +19,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overrefusal_po.engines import SampleKey
+from overrefusal_po.engines._adapter_check import asked_servers
+from overrefusal_po.engines._adapter_folder import ServedAdapter, adapter_hash, served_adapter
+from overrefusal_po.engines._adapter_server import AdapterAt
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.engines._openai_session import BudgetSpent, Session
 from overrefusal_po.engines._openai_settings import Settings as Settings
 from overrefusal_po.engines._openai_setup import read_api_key
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +45,15 @@ class OpenAIEngine:
 
     Args:
         settings: the recipe's keys.
-        name: the model's name at the servers, and in completions.
+        name: the model's name at the servers, and in completions. With an adapter, completions
+            have the adapter's name behind it.
         system_prompt: put before conversations without one; None leaves it to the server's
             template.
         template_kwargs: sent as `chat_template_kwargs` if there are any.
         neutral: breaks up control tokens in text; None (no tokenizer) sends text unchanged.
 
     Raises:
-        ValueError: no openai package, or no key.
+        ValueError: no openai package, no key, or a folder that holds no adapter.
     """
 
     def __init__(
@@ -54,7 +66,11 @@ class OpenAIEngine:
         neutral: Callable[[str], str] | None = None,
     ) -> None:
         self.settings = settings
-        self.name = name
+        self.adapter = None if settings.adapter is None else served_adapter(settings.adapter)
+        self.base = name
+        self.name = name if self.adapter is None else f"{name}+{self.adapter.name}"
+        self.compared: set[str] = set()
+        """Addresses whose model was compared with the adapter's base."""
         self.system_prompt = system_prompt
         self.template_kwargs = dict(template_kwargs or {})
         self.neutral = neutral or str
@@ -84,6 +100,7 @@ class OpenAIEngine:
             sampling=sampling,
             token_budget=self.settings.token_budget,
             spent_tokens=spent_tokens,
+            make_adapter=None if self.adapter is None else partial(self.adapter_at, self.adapter),
         )
         spend = spend or (lambda cost: None)
         try:
@@ -100,6 +117,12 @@ class OpenAIEngine:
                 f"engine.token_budget: {session.tokens} of {self.settings.token_budget} tokens are "
                 "spent. Raise it, and the same command goes on where it stopped."
             )
+
+    def adapter_at(self, adapter: ServedAdapter, url: str, client: AsyncOpenAI) -> AdapterAt:
+        """The adapter at one server."""
+        folder = self.settings.adapter_on_server or str(adapter.folder.absolute())
+        key = read_api_key(self.settings)
+        return AdapterAt(adapter, url, client, folder, key=key, compared=self.compared)
 
     def body(self, prompt: Prompt, sampling: Sampling, sample: int) -> dict[str, object]:
         """The fields of a prompt's request. ValueError for an assistant prefix that the servers do
@@ -119,7 +142,7 @@ class OpenAIEngine:
             text = self.neutral(prompt.raw_text) + prompt.assistant_prefix
             # OpenAI's plain completions know the old name only
             options["max_tokens"] = options.pop(limit)
-            return {"model": self.name, "prompt": text, **options, "extra_body": extra}
+            return {"model": self.base, "prompt": text, **options, "extra_body": extra}
         messages = self.messages(prompt)
         if self.template_kwargs:
             extra["chat_template_kwargs"] = self.template_kwargs
@@ -127,7 +150,7 @@ class OpenAIEngine:
             self.check_prefix(prompt)
             messages.append({"role": "assistant", "content": self.neutral(prompt.assistant_prefix)})
             extra |= {"continue_final_message": True, "add_generation_prompt": False}
-        return {"model": self.name, "messages": messages, **options, "extra_body": extra}
+        return {"model": self.base, "messages": messages, **options, "extra_body": extra}
 
     def messages(self, prompt: Prompt) -> list[dict[str, str]]:
         """The conversation to send."""
@@ -177,9 +200,35 @@ def engine(
 
 
 def check(settings: Settings) -> None:
-    """Raises ValueError if the servers' key is missing. A stage asks before any other model has
-    answered."""
+    """Raises ValueError if the servers' key is missing, or if there is no adapter where the recipe
+    says. A stage asks before any other model has answered."""
     read_api_key(settings)
+    if settings.adapter is not None:
+        served_adapter(settings.adapter)
+
+
+def inputs(settings: Settings) -> dict[str, str]:
+    """{key: hash of its content} of what the responses depend on beside the recipe: the adapter.
+
+    Empty for an adapter that an earlier stage will make, or that is not there.
+    """
+    found = None if settings.adapter is None else adapter_hash(Path(settings.adapter).expanduser())
+    return {} if found is None else {"adapter": found}
+
+
+def model_words(settings: Settings) -> str | None:
+    """What answers beside the recipe's `model:`, in words; None if nothing does."""
+    return None if settings.adapter is None else served_adapter(settings.adapter).words
+
+
+def check_line(settings: Settings) -> str | None:
+    """What `check` says of the adapter and of the servers that are to load it; None without one.
+    ValueError for a folder that holds none, and for a server that is there and takes none."""
+    if settings.adapter is None:
+        return None
+    if settings.adapter.startswith("@"):
+        return f"the adapter {settings.adapter}, which an earlier stage makes"
+    return asked_servers(settings, served_adapter(settings.adapter))
 
 
 def note(settings: Settings) -> str:

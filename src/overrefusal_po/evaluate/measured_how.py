@@ -22,8 +22,12 @@ from overrefusal_po.run.keys import keyed
 MeasuredHow = Mapping[str, str]
 """{dotted recipe key: its value in words}."""
 
-NOT_COMPARED = ("engine.name", "engine.device", "engine.continuous_batching")
-"""Keys of recipe.yaml that change no response, and the engine's name, which responses have."""
+NOT_COMPARED = (
+    *("engine.name", "engine.device", "engine.continuous_batching"),
+    *("engine.model", "engine.adapter", "engine.adapter_on_server"),
+)
+"""Keys of recipe.yaml that change no response, the engine's name, which responses have, and those
+that say which model is measured."""
 
 RECIPE_MARK = "chat.system_prompt"
 """A key that every recipe has: a run without it was read without its recipe."""

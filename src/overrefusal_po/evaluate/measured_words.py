@@ -13,7 +13,7 @@ from overrefusal_po.evaluate.certificates import Certificate
 from overrefusal_po.evaluate.entries import MeasuredEntry
 from overrefusal_po.evaluate.measured_model import measured_form
 from overrefusal_po.judges import Judge, JudgePanel
-from overrefusal_po.plugins import engine_note, source_note, split_spec
+from overrefusal_po.plugins import engine_note, model_words, source_note, split_spec
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Prompt
 from overrefusal_po.sources import SHIPPED_SETS
@@ -63,6 +63,8 @@ def measurement_notes(
 ) -> list[str]:
     """Sentences that a reader of the numbers needs."""
     notes = []
+    if (words := model_words(recipe.engine)) is not None:
+        notes.append(f"Measured was {recipe.model['model_name_or_path']} with {words}.")
     if limit := recipe.data.max_prompts_per_kind:
         notes.append(f"A fixed subset of at most {limit} prompts of each kind was measured.")
     if judges.certificate is None:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from overrefusal_po.engines._adapter_folder import adapter_hash
 from overrefusal_po.model.bundled import BUNDLED
 from overrefusal_po.pairs.findings import WAIVED_FILE
 from overrefusal_po.records import read_state, write_atomic
@@ -109,12 +110,15 @@ def evaluation_of(stage: Path, measured: Path) -> Summary:
     trained = stage / "status.json"
     key = read_state(trained).get("key") if trained.is_file() else None
     same = place.resolve() == (stage / "model").resolve()
-    if len(summary.runs) != 1 or not (
-        same or (key and inputs.get("model.model_name_or_path") == key)
-    ):
+    if (adapter := inputs.get("engine.adapter")) is not None:
+        measured_it = adapter == adapter_hash(stage / "adapter")
+    else:
+        measured_it = same or bool(key and inputs.get("model.model_name_or_path") == key)
+    if len(summary.runs) != 1 or not measured_it:
         raise ValueError(
-            f"{measured} measured {str(place)!r}, and the card is of {stage / 'model'}. Give the "
-            "run folder of an evaluation of that model."
+            f"{measured} measured {str(place)!r}{' with an adapter' if adapter else ''}, and the "
+            f"card is of {stage / 'model'}. Give the run folder of an evaluation of that model, or "
+            f"of its base with {stage / 'adapter'} as engine.adapter."
         )
     return summary
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -256,10 +257,22 @@ def _draw_missing(engine: Engine, path: Path, work: Work, *, label: str, total: 
         )
         if label:
             logger.info("%s", label)
-        for completion in spoken(stream, label or path.name, total=total):
-            row = asked.taken(completion)
-            (good if row.error is None else bad).add(row)
+        with closed_at_end(stream):
+            for completion in spoken(stream, label or path.name, total=total):
+                row = asked.taken(completion)
+                (good if row.error is None else bad).add(row)
         asked.check_all_given()
+
+
+@contextmanager
+def closed_at_end(stream: Iterator[Completion]) -> Iterator[None]:
+    """Within, a fault or Ctrl-C also ends what the engine began: requests, an adapter at a
+    server."""
+    try:
+        yield
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()
 
 
 def spent_tokens(folder: Path, model: str) -> int:

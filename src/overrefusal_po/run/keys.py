@@ -32,6 +32,7 @@ that value keeps its key. In a pipeline each stage has a task."""
 
 ENGINE_NOT_KEYED = (
     "base_url",
+    "adapter_on_server",
     "api_key_env",
     "concurrency",
     "timeout_seconds",

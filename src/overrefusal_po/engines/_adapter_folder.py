@@ -1,0 +1,143 @@
+"""The folder of a LoRA adapter -> the name under which a server serves it, and its content's hash.
+
+    adapter = served_adapter("runs/dpo-1a2b3c4d/adapter")
+    adapter.name        # "overrefusal-po-5f3a09c2d1e4b687": the same for the same content alone
+    adapter.words       # "the adapter runs/dpo-1a2b/adapter (rank 16, trained on Qwen/Qwen3-8B)"
+
+Reads no tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from overrefusal_po.recipe.model_names import own_name
+from overrefusal_po.records import read_state
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The files of peft, of which servers read the first that is there."""
+
+MARK = "overrefusal-po-"
+"""How the names of adapters begin that a run loads into a server."""
+
+GIVE = (
+    "Give the folder adapter/ of a training with LoRA (runs/dpo-1a2b3c4d/adapter), or "
+    "@stage.adapter in a pipeline."
+)
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank may be; its default is 16."""
+
+SAYS_NOTHING = ("model", "")
+"""Last parts of a model's path that name no model."""
+
+
+class ServedAdapter(NamedTuple):
+    """An adapter that servers are to serve."""
+
+    folder: Path
+    """As the recipe gives it."""
+    name: str
+    """Its name at the servers. Two adapters with other content have other names."""
+    rank: int
+    """The highest rank of its matrices."""
+    base: str
+    """The model that it was trained on, as it says itself; "" if it does not say."""
+
+    @property
+    def words(self) -> str:
+        """What it is, for a sentence."""
+        base = f", trained on {self.base}" if self.base else ""
+        return f"the adapter {self.folder} (rank {self.rank}{base})"
+
+    @property
+    def max_rank(self) -> int:
+        """The smallest --max-lora-rank that vLLM takes and that is enough."""
+        return next((rank for rank in RANKS if rank >= self.rank), self.rank)
+
+    def check_unchanged(self) -> None:
+        """Raises ValueError if the folder holds another adapter now than at the start."""
+        if self.name != adapter_name(self.folder):
+            raise ValueError(
+                f"engine.adapter: {self.folder} changed while it was measured, so its responses "
+                "would be those of two adapters. Delete the run folder, and measure the adapter "
+                "when its training has ended."
+            )
+
+
+def served_adapter(path: str) -> ServedAdapter:
+    """The adapter in a folder. ValueError if there is none, or one that no server serves whole."""
+    folder = Path(path).expanduser()
+    name = adapter_name(folder)
+    if name is None:
+        missing = CONFIG if not (folder / CONFIG).is_file() else WEIGHTS[0]
+        what = f"holds no {missing}" if folder.is_dir() else "is no folder"
+        raise ValueError(f"engine.adapter: {path!r} is no adapter: it {what}. {GIVE}")
+    config = read_state(folder / CONFIG, ("peft_type", "r"), remedy=GIVE)
+    check_servable(config, path)
+    ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    return ServedAdapter(folder, name, max(ranks), config.get("base_model_name_or_path") or "")
+
+
+# Any: a config of peft's
+def check_servable(config: Mapping[str, Any], path: str) -> None:
+    """Raises ValueError for an adapter that is more than LoRA: servers refuse its other parts, or
+    leave them out without a word."""
+    more = {key: config.get(key) for key in ("use_dora", "modules_to_save") if config.get(key)}
+    if config["peft_type"] != "LORA":
+        more = {"peft_type": config["peft_type"]}
+    for key, value in more.items():
+        raise ValueError(
+            f"engine.adapter: {path}: {key} is {value!r}. Servers serve plain LoRA alone. Serve "
+            "the merged model (model/ beside adapter/) without engine.adapter."
+        )
+    if not isinstance(config["r"], int):
+        raise ValueError(f"engine.adapter: {path}: its rank r is {config['r']!r}. {GIVE}")
+
+
+def adapter_hash(folder: Path) -> str | None:
+    """16 hex digits for an adapter's config and weights; None if the folder holds no adapter.
+
+    Its other files (a model card) do not count. The weights are read whole.
+    """
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None or not (folder / CONFIG).is_file():
+        return None
+    found = hashlib.sha256()
+    for path in (folder / CONFIG, weights):
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
+
+
+def adapter_name(folder: Path) -> str | None:
+    """The name of the adapter in a folder at a server; None if the folder holds no adapter."""
+    found = adapter_hash(folder)
+    return found and MARK + found
+
+
+def is_base(base: str, names: Iterable[str]) -> bool:
+    """Whether an adapter's base is one of these names or paths of models, as far as names tell.
+
+    A hub's name and a path that ends in it are the same. An adapter that names no base fits all.
+    """
+    known = [name for name in names if name]
+    return (
+        not base
+        or not known
+        or any(
+            base == name
+            or own_name(base).casefold() == own_name(name).casefold()
+            or (last_part(base) == last_part(name) and last_part(base) not in SAYS_NOTHING)
+            for name in known
+        )
+    )
+
+
+def last_part(name: str) -> str:
+    """The last part of a model's name or path, in lower case."""
+    return own_name(name).rpartition("/")[2].casefold()
