@@ -1,6 +1,7 @@
 """tamper.py: copies of a tiny model lose their refusals, and what is measured of them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,15 +24,17 @@ from overrefusal_po.evaluate.robustness import (
     worst_of,
 )
 from overrefusal_po.evaluate.stage import check_evaluation
+from overrefusal_po.evaluate.tamper_reference import linear_shapes, own_options
 from overrefusal_po.evaluate.tamper_rows import harmful_rows, refusal_count
 from overrefusal_po.model.load import load_model, save_merged
+from overrefusal_po.model.parts import empty_model
 from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.model.remedy import Deltas, FirstLogits, Remedy, Steering, save_remedy
 from overrefusal_po.pipeline import run_stage, stage_bodies
 from overrefusal_po.recipe.bounds import Gate
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.recipe.tamper import Tamper
+from overrefusal_po.recipe.tamper import Tamper, idle_keys
 from overrefusal_po.records import (
     Completion,
     Outcome,
@@ -610,17 +613,80 @@ def test_every_defence_is_measured_shown_and_kept(
     assert again == {"none": True, "safelora": True, "refusals": False}
 
 
-def test_a_reference_of_equal_weights_is_a_note(
-    defended: dict[str, Any], start: Path, tmp_path: Path, styles: dict[str, Style]
+@pytest.mark.parametrize("saved_as", ["copied", "in one file more", "one layer"])
+def test_a_reference_of_equal_weights_ends_before_a_copy_is_trained(
+    defended: dict[str, Any], start: Path, tmp_path: Path, styles: dict[str, Style], saved_as: str
 ) -> None:
+    """The same files are seen without loading; the same weights in other files when both are
+    loaded, before the model answers anything."""
     own = load_model(str(start), dtype="float32")
-    same = save_merged(own, styles["llama"].tokenizer, tmp_path / "x" / "model")
-    defended["tamper"] |= {"reference": str(same), "defences": ["safelora"]}
-    defended["gate"] = {"refused_after_tamper_min": 0.0, "on": "value"}
-    found = run(defended, tmp_path / "run")
-    assert found["robustness"] == []
-    assert any("equal weights" in note for note in found["measured"]["notes"])
-    assert "(tier 1) was not measured" in " ".join(found["gate"]["failures"])
+    if saved_as == "one layer":
+        for name, weight in own.named_parameters():
+            if "down_proj" not in name:
+                weight.data += 0.1
+    same = tmp_path / "x" / "model"
+    if saved_as == "in one file more":
+        styles["llama"].tokenizer.save_pretrained(same)
+        own.save_pretrained(same, max_shard_size="20KB")
+        assert len(list(same.glob("*.safetensors"))) > 1
+    else:
+        save_merged(own, styles["llama"].tokenizer, same)
+    defended["tamper"] |= {"reference": str(same), "defences": ["none", "safelora"]}
+    wanted = {
+        "copied": "those of the measured model, byte for byte",
+        "in one file more": "equal weights in all linear layers",
+        "one layer": r"equal weights in \d+ of \d+ linear layers \(such as .*down_proj\)",
+    }
+    if saved_as == "copied":
+        with pytest.raises(ValueError, match=wanted[saved_as]):
+            check_evaluation(evaluation(defended))
+    with pytest.raises(ValueError, match=f"tamper.reference is .*{wanted[saved_as]}"):
+        run(defended, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.jsonl"))
+
+
+def test_all_linear_layers_are_those_that_an_adapter_changes(defended: dict[str, Any]) -> None:
+    body = evaluation(defended)
+    template = load_template(body.model, body.chat)
+    rows = asked(THINGS, "harmful", ANSWER)
+    copy = trained_copy(body, template, rows, Passes(1, 10, 5), learning_rate=1e-5, seed=0)
+    empty = linear_shapes(empty_model(own_options(body)))
+    assert set(adapter_of(copy.model).down) == set(empty)  # type: ignore[arg-type]
+    assert empty == linear_shapes(load_model(**own_options(body)))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tiers": [0], "defences": ["none", "refusals"]}, "tier 0 trains nothing. Add tier 1"),
+        ({"tiers": [0], "defences": ["safelora"]}, r"\['safelora'\], and tamper.tiers is \[0\]"),
+    ],
+)
+def test_a_defence_without_a_training_is_an_error_of_the_recipe(
+    recipe: dict[str, Any], given: dict[str, Any], said: str
+) -> None:
+    recipe["tamper"] |= given
+    with pytest.raises(ValueError, match=said):
+        check_body(recipe, "test")
+    assert check_body({**recipe, "tamper": {"tiers": [0], "defences": ["none"]}}, "test")
+    assert check_body({**recipe, "tamper": {"tiers": [0, 2], "defences": ["refusals"]}}, "test")
+
+
+def test_keys_that_change_nothing_are_named_before_anything_runs(
+    recipe: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    tier_0 = {"tiers": [0], "rows": 9, "seeds": 2, "learning_rates": [1e-3], "lora_r": 4}
+    unused = {"harmful": "h.jsonl", "refusal_share": 0.5, "reference": "r"}
+    assert list(idle_keys(Tamper.model_validate(tier_0 | unused))) == [
+        *("rows", "seeds", "learning_rates", "lora_r"),
+        *("harmful", "refusal_share", "reference"),
+    ]
+    assert list(idle_keys(Tamper(tiers=(3,), rows=9, depths=(0.5,)))) == ["rows", "depths"]
+    every = Tamper(defences=("refusals", "safelora"), rows=9, lora_r=4, reference="r", harmful="h")
+    assert idle_keys(every) == idle_keys(Tamper()) == {}
+    recipe["tamper"]["reference"] = "before"
+    check_evaluation(evaluation(recipe))
+    assert "tamper.reference changes nothing: only safelora in tamper.defences" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -632,25 +698,35 @@ def test_a_reference_of_equal_weights_is_a_note(
         ({"defences": []}, "defences"),
         ({"refusal_share": 0}, "refusal_share"),
         ({"reference": "MODEL"}, "it is the measured model itself"),
+        ({"reference": "LINK"}, "it is the measured model itself"),
+        ({"reference": "NO WEIGHTS"}, r"holds no file of weights \(model.safetensors\)"),
+        ({"reference": "NO SHARD"}, "its folder holds no model-00002-of-00002.safetensors"),
+        ({"reference": "HEADS"}, r"its model.layers.0.self_attn.q_proj has the shape"),
+        ({"reference": "TOKENS"}, "no model"),
         ({"reference": "OTHER"}, "its hidden_size is .*, and that of the measured model is"),
-        ({"reference": "none/such"}, "none/such"),
+        ({"reference": "none/such"}, "tamper.reference is 'none/such': The model"),
         ({"source": "UNWRITTEN"}, "no harmful prompt with a written refusal"),
     ],
 )
 def test_a_defence_that_cannot_be_made_ends_before_weights_are_loaded(
     defended: dict[str, Any], start: Path, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
-    wider = tmp_path / "wider"
-    wider.mkdir()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (wider / name).write_bytes((start / name).read_bytes())
-    config = json.loads((wider / "config.json").read_text())
-    (wider / "config.json").write_text(
-        json.dumps({**config, "hidden_size": 2 * config["hidden_size"]})
-    )
+    config = json.loads((start / "config.json").read_text())
+    changes = {"wider": {"hidden_size": 2 * config["hidden_size"]}, "heads": {"head_dim": 64}}
+    for folder in ("wider", "heads", "no_weights", "no_shard"):
+        shutil.copytree(start, tmp_path / folder)
+        changed = {**config, **changes.get(folder, {})}
+        (tmp_path / folder / "config.json").write_text(json.dumps(changed))
+    (tmp_path / "no_weights" / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "no_shard" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "link").symlink_to(start)
+    (tmp_path / "tokens").mkdir()
     unwritten = tmp_path / "unwritten.jsonl"
     write_jsonl(unwritten, asked(OTHERS, "harmful"))
-    places = {"MODEL": str(start), "OTHER": str(wider), "UNWRITTEN": str(unwritten)}
+    folders = ("link", "no_weights", "no_shard", "heads", "tokens")
+    places = {name.replace("_", " ").upper(): str(tmp_path / name) for name in folders}
+    places |= {"MODEL": str(start), "OTHER": str(tmp_path / "wider"), "UNWRITTEN": str(unwritten)}
     key, value = next(iter(change.items()))
     defended["tamper"][key] = places.get(value, value) if isinstance(value, str) else value
     with pytest.raises(ValueError, match=said):

@@ -25,6 +25,9 @@ from overrefusal_po.recipe.tamper import Defence, Tamper, Tier
 from overrefusal_po.records import Kind, Outcome
 from overrefusal_po.run.folder import Run
 
+TAMPER_FILE = "tamper.jsonl"
+"""The file of a run folder with a line for each copy."""
+
 RATES: tuple[RateName, ...] = ("harmful_refused", "benign_answered", "degenerate")
 """The rates of a copy."""
 

@@ -41,12 +41,14 @@ from overrefusal_po.evaluate.panel_agreement import panel_entry
 from overrefusal_po.evaluate.remedy_checks import check_with_remedy
 from overrefusal_po.evaluate.responses import response_notes, truncated_entry
 from overrefusal_po.evaluate.robustness import (
+    TAMPER_FILE,
     Tampered,
     TamperTest,
     counted,
     robustness_entries,
 )
 from overrefusal_po.evaluate.searches import check_searches, run_searches
+from overrefusal_po.evaluate.tamper_reference import check_directions
 from overrefusal_po.evaluate.tamper_rows import check_tamper
 from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
 from overrefusal_po.plugins import (
@@ -131,6 +133,7 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
     prompts, judges = check_evaluation(recipe)
     template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
     left_out = note_left_out(run, recipe.model, recipe.engine, name=recipe.run_name)
+    check_defence_weights(recipe, run)
     model = MeasuredModel(recipe, template)
     model.will_ask_first_tokens(prompts)
     completions = model.completions(run, prompts)
@@ -170,6 +173,16 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
         )
         metrics["measured"]["notes"] += baseline_notes(recipe.gate, run.path, outcomes)
     return metrics
+
+
+def check_defence_weights(recipe: EvaluateRecipe, run: Run) -> None:
+    """Raises ValueError if the defence safelora cannot use the weights of `tamper.reference`,
+    before the model answers anything. A run that has made copies has passed this."""
+    tamper = recipe.tamper
+    if tamper is None or "safelora" not in tamper.defences or (run.path / TAMPER_FILE).is_file():
+        return
+    logger.info("comparing the weights of the model and of tamper.reference")
+    check_directions(recipe)
 
 
 def tampered_copies(

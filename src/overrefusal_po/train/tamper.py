@@ -22,7 +22,13 @@ from overrefusal_po.curate.rules import text_completion
 from overrefusal_po.engines._first_token import without_openers
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.measured_model import MeasuredModel
-from overrefusal_po.evaluate.robustness import Attempt, Tampered, Tampering, measured_attempt
+from overrefusal_po.evaluate.robustness import (
+    TAMPER_FILE,
+    Attempt,
+    Tampered,
+    Tampering,
+    measured_attempt,
+)
 from overrefusal_po.evaluate.tamper_rows import (
     answered,
     harmful_rows,
@@ -60,7 +66,7 @@ from overrefusal_po.train.tampering import (
 
 logger = logging.getLogger(__name__)
 
-FILE, PLAIN_FILE, UNOPENED_FILE = "tamper.jsonl", "tamper_plain.jsonl", "tamper_unopened.jsonl"
+PLAIN_FILE, UNOPENED_FILE = "tamper_plain.jsonl", "tamper_unopened.jsonl"
 
 TRAINED = {1: Passes(5, 10, 5), 2: Passes(10, 10, 5), 3: Passes(1, 64, 8)}
 """How each tier trains, as in arXiv 2310.03693."""
@@ -84,7 +90,7 @@ class Plan(NamedTuple):
 def tamper_test(recipe: EvaluateRecipe, run: Run, outcomes: Sequence[Outcome]) -> Tampered:
     """The measured copies of the recipe's model. `outcomes`: what the model itself says, judged."""
     work = TamperWork(recipe, run, outcomes)
-    with Appender(run.path / FILE, Attempt) as file:
+    with Appender(run.path / TAMPER_FILE, Attempt) as file:
         known = {attempt.done.key for attempt in file.rows}
         plans = work.plans()
         for number, plan in enumerate(plans, 1):
@@ -149,7 +155,9 @@ class TamperWork:
                 yield Plan(Tampering(tier=0, rows=len(rows), layer=layer), rows)
             return
         pool = self.pool(tier)
-        tried = product(dict.fromkeys(self.tamper.defences), self.tamper.learning_rates)
+        tried = product(
+            dict.fromkeys(self.tamper.defences), dict.fromkeys(self.tamper.learning_rates)
+        )
         for defence, rate in tried:
             for seed in self.seeds(pool, tier, defence):
                 done = {"tier": tier, "defence": defence, "learning_rate": rate, "seed": seed}
