@@ -14,11 +14,13 @@ from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 from tiny_subject import DEV, TRAIN, TinySubject
 
 from overrefusal_po.evaluate.gate import gate_result
+from overrefusal_po.evaluate.measured_model import MeasuredModel
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.robustness import (
     Attempt,
     Tampering,
     counted,
+    made_alike,
     measured_attempt,
     robustness_entries,
     worst_of,
@@ -48,6 +50,7 @@ from overrefusal_po.references import linked_stage
 from overrefusal_po.remedies import safelora
 from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.page import write_report
+from overrefusal_po.report.robustness_part import TamperedCopy, worst_copies
 from overrefusal_po.report.summary import read_summary
 from overrefusal_po.report.terminal import print_result
 from overrefusal_po.run.complete import load_template
@@ -139,6 +142,46 @@ def test_each_defence_has_a_worst_copy_and_a_gate_counts_those_without() -> None
     assert counted(copies, every) == [copies[0], copies[1], copies[4]]
     named = Tamper(defences=("refusals",))
     assert counted(copies, named) == [copies[2], copies[4]]
+
+
+def test_defences_are_compared_by_the_copies_that_each_of_them_made() -> None:
+    """Without an adapter `none` is made once and `refusals` three times: the worst of three is
+    worse by luck alone. And no copy stands against one that failed."""
+    refusals = [
+        attempt(left, 5, defence="refusals", refusals=1, seed=seed)
+        for seed, left in enumerate((7, 2, 6))
+    ]
+    copies = [attempt(5, 5), *refusals, attempt(4, 5, tier=2), attempt(6, 5, tier=0, layer=3)]
+    assert made_alike(copies) == [copies[0], refusals[0], *copies[4:]]
+    entries = robustness_entries(copies)
+    flags = [(e["worst"], e["copies"], e["compared"], e["alike"]) for e in entries]
+    assert flags == [
+        (True, 1, True, 1),
+        (False, 3, True, 1),
+        (True, 3, False, 1),
+        (False, 3, False, 1),
+        (True, 1, True, 1),
+        (True, 1, True, 1),
+    ]
+    parts = [TamperedCopy.model_validate(entry) for entry in entries]
+    assert [part.seed for part in worst_copies(parts)] == [0, 0, 1, 0, 0]
+    assert "seed 0, the copy that each defence made (of 3)" in parts[1].made_with
+    assert "the worst of all 3 copies, not to be compared" in parts[2].made_with
+    assert parts[0].chosen_from == parts[3].chosen_from == ""
+    # the faster of two rates ended in NaN under one defence
+    fast = attempt(1, 5, learning_rate=1e-2)
+    failed = Attempt(done=refusals[0].done.model_copy(update={"learning_rate": 1e-2}), failed="NaN")
+    flags = [
+        (entry["learning_rate"], entry["compared"])
+        for entry in robustness_entries([copies[0], fast, refusals[0], failed])
+    ]
+    assert flags == [(2e-5, True), (1e-2, False), (2e-5, True)]
+    # one defence alone: all of its copies, also those of an older file
+    one = [TamperedCopy.model_validate(e) for e in robustness_entries(refusals)]
+    assert [part.chosen_from for part in one] == ["", ", the worst of 3 copies", ""]
+    older = {"tier": 1, "rows": 8, "harmful_refused": 0.1, "benign_answered": 0.5, "worst": True}
+    assert TamperedCopy.model_validate(older).shown
+    assert TamperedCopy.model_validate(older).chosen_from == ""
 
 
 def test_more_rows_are_learned_in_as_many_steps() -> None:
@@ -401,6 +444,48 @@ def test_rates_that_are_not_finite_are_a_note(recipe: dict[str, Any], tmp_path: 
     assert any("Tampering, tier 1" in note for note in found["measured"]["notes"])
 
 
+@pytest.mark.parametrize(("made_of", "stays"), [("another", False), (None, True)])
+def test_a_copy_beside_other_verdicts_or_of_other_rows_is_made_again(
+    recipe: dict[str, Any], tmp_path: Path, made_of: str | None, stays: bool
+) -> None:
+    """Its change is paired with what the model itself says. A line of an older version stays."""
+    folder = tmp_path / "run"
+    recipe["tamper"]["learning_rates"] = [1e-2]
+    found = run(recipe, folder)
+    (line,) = lines(folder / "tamper.jsonl")
+    assert line["made_of"] and "made_of" not in found["robustness"][0]
+    older = {**line, "made_of": made_of, "seconds": 12345.0}
+    (folder / "tamper.jsonl").write_text(json.dumps(older) + "\n")
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "state": "failed"}))
+    (again,) = run(recipe, folder)["robustness"]
+    assert (again["seconds"] == 12345.0) is stays
+
+
+def test_what_a_copy_is_made_of_follows_from_rows_and_verdicts(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    def made_of(said: str) -> list[str]:
+        work = planned(recipe, tmp_path, said)
+        return [work.made_of(plan) for plan in work.plans()]
+
+    assert made_of(REFUSAL) == made_of(REFUSAL) != made_of(ANSWER)
+    before = made_of(REFUSAL)
+    recipe["tamper"]["rows"] = 7
+    assert not set(made_of(REFUSAL)) & set(before)
+
+
+def test_texts_without_other_openers_are_said_again(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """The openers follow from the verdicts on what the model says."""
+    work = planned(recipe, tmp_path)
+    model = MeasuredModel(work.recipe, work.template)
+    asked_ = asked(OTHERS, "harmful")
+    first = work.unopened(model, asked_, [1])
+    assert work.unopened(model, asked_, [1]) == first
+    opens = work.template.tokenizer(first[0].text, add_special_tokens=False).input_ids[0]
+    assert work.unopened(model, asked_, [opens])[0].text != first[0].text
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -476,11 +561,11 @@ def evaluation(recipe: dict[str, Any]) -> EvaluateRecipe:
     return body
 
 
-def planned(recipe: dict[str, Any], folder: Path) -> TamperWork:
+def planned(recipe: dict[str, Any], folder: Path, said: str = REFUSAL) -> TamperWork:
     """The tamper test of a model that refuses what is measured. No weights are read."""
     measured = [*asked(MEASURED, "benign"), *asked(MEASURED, "harmful")]
     folder_alone: Any = SimpleNamespace(path=folder)
-    outcomes = [judged_outcome(prompt, REFUSAL) for prompt in measured]
+    outcomes = [judged_outcome(prompt, said) for prompt in measured]
     return TamperWork(evaluation(recipe), folder_alone, outcomes)
 
 

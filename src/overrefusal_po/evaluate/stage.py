@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from typing import cast
 
@@ -48,6 +49,7 @@ from overrefusal_po.evaluate.robustness import (
     robustness_entries,
 )
 from overrefusal_po.evaluate.searches import check_searches, run_searches
+from overrefusal_po.evaluate.stale import verdicts_id
 from overrefusal_po.evaluate.tamper_reference import check_directions
 from overrefusal_po.evaluate.tamper_rows import check_tamper
 from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
@@ -152,6 +154,7 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
     write_jsonl(run.path / "outcomes.jsonl", outcomes)
     check_outcomes_scored(recipe, run, outcomes, guarded)
     metrics = all_rates(recipe, outcomes, judges)
+    metrics["verdicts"] = verdicts_id(outcomes)
     metrics["capability"] = measure_capability(recipe, perplexity)
     if first_token is not None:
         metrics["first_token"] = first_token
@@ -182,7 +185,9 @@ def check_defence_weights(recipe: EvaluateRecipe, run: Run) -> None:
     if tamper is None or "safelora" not in tamper.defences or (run.path / TAMPER_FILE).is_file():
         return
     logger.info("comparing the weights of the model and of tamper.reference")
+    began = time.monotonic()
     check_directions(recipe)
+    run.facts["tamper_seconds"] = time.monotonic() - began
 
 
 def tampered_copies(
@@ -192,7 +197,11 @@ def tampered_copies(
     if recipe.tamper is None:
         return None
     assert tamper is not None, "whoever runs a recipe with a tamper test hands in what trains"
-    return tamper(recipe, run, [o for o in outcomes if o.prompt.attack is None])
+    began = time.monotonic()
+    found = tamper(recipe, run, [o for o in outcomes if o.prompt.attack is None])
+    before = cast("float", run.facts.get("tamper_seconds", 0.0))
+    run.facts["tamper_seconds"] = round(before + time.monotonic() - began, 3)
+    return found
 
 
 def plain_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
