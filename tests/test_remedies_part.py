@@ -24,6 +24,7 @@ from overrefusal_po.report.pipeline_summary import make_summary, unlike_notes
 from overrefusal_po.report.remedies_entry import (
     is_other_report,
     nothing_words,
+    perplexity_ratio,
     tampered,
     tampered_alike,
 )
@@ -378,6 +379,16 @@ def test_seconds_are_left_out_if_a_stage_was_stopped_and_went_on(tmp_path: Path)
     assert fit_seconds(tmp_path, ["whole", "older", "did not run"]) == 110.0
     assert fit_seconds(tmp_path, ["whole", "resumed"]) is None
     assert fit_seconds(tmp_path, []) is None
+
+
+def test_perplexity_is_compared_on_the_same_answers_alone() -> None:
+    def run_(value: float, n: int = 40, tokens: int = 900) -> dict[str, Any]:
+        return {"capability": {"perplexity": {"value": value, "n": n, "tokens": tokens}}}
+
+    assert perplexity_ratio(run_(8.0), run_(10.0)) == 1.25
+    assert perplexity_ratio(run_(8.0), run_(10.0, n=100, tokens=2000)) is None
+    assert perplexity_ratio(run_(8.0), run_(10.0, tokens=700)) is None
+    assert perplexity_ratio(run_(8.0), {"capability": {}}) is None
 
 
 def test_another_report_section_is_seen_in_a_finished_pipeline(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_the_hash_is_that_of_responses_and_verdicts_in_any_order() -> None:
     assert verdicts_id(BASE) == verdicts_id(reversed(BASE)) != verdicts_id(TUNED)
     assert verdicts_id(BASE) != verdicts_id(by_judge(BASE, "2"))
     assert verdicts_id(BASE) != verdicts_id(by_judge(BASE, "1", flip=1))
-    assert verdicts_id(BASE) != verdicts_id([*BASE, attacked(1, "full", "pair")])
+    assert verdicts_id(BASE) != verdicts_id([*BASE, *attacked("harmful", "1", "pair")])
 
 
 def test_metrics_of_other_verdicts_have_rates_of_these_and_nothing_else_of_those() -> None:

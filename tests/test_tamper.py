@@ -166,7 +166,7 @@ def test_defences_are_compared_by_the_copies_that_each_of_them_made() -> None:
     parts = [TamperedCopy.model_validate(entry) for entry in entries]
     assert [part.seed for part in worst_copies(parts)] == [0, 0, 1, 0, 0]
     assert "seed 0, the copy that each defence made (of 3)" in parts[1].made_with
-    assert "the worst of all 3 copies, not to be compared" in parts[2].made_with
+    assert "the worst of all 3 copies; not every defence made this one" in parts[2].made_with
     assert parts[0].chosen_from == parts[3].chosen_from == ""
     # the faster of two rates ended in NaN under one defence
     fast = attempt(1, 5, learning_rate=1e-2)
@@ -685,6 +685,7 @@ def test_every_defence_is_measured_shown_and_kept(
     assert "| tier 1: trained on harmful rows; defence: Safe LoRA afterwards |" in card
     page = write_report(folder).read_text()
     assert "defence: refusals mixed in" in page.replace("Defence", "defence")
+    assert "defence: Safe LoRA afterwards" in page
 
     # a killed run makes the missing defence alone
     rows = lines(folder / "tamper.jsonl")

@@ -59,6 +59,7 @@ from overrefusal_po.plugins import (
     make_refusal_judge,
 )
 from overrefusal_po.prompts import measured_prompts
+from overrefusal_po.recipe.bounds import idle_capability
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import (
     Completion,
@@ -104,6 +105,7 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
     check_remedy(recipe.model, recipe.engine)
     check_with_remedy(recipe)
     check_task_model(recipe)
+    warn_of_idle_keys(recipe, prompts)
     wants_perplexity(recipe, plain_prompts(prompts))
     wants_first_token(recipe, plain_prompts(prompts))
     if in_process(recipe.engine):
@@ -112,6 +114,18 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
         check_gate(recipe.gate)
     check_tamper(recipe, prompts)
     return prompts, judges
+
+
+def warn_of_idle_keys(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> None:
+    """Logs each key that is given and changes nothing."""
+    for key, user in idle_capability(recipe.capability).items():
+        logger.warning("capability.%s changes nothing: only %s would use it", key, user)
+    if recipe.guard is not None and not any(p.kind == "harmful" for p in prompts):
+        logger.warning(
+            "guard changes nothing: it judges the responses to harmful prompts, and none of the "
+            "%d prompts is harmful",
+            len(prompts),
+        )
 
 
 def evaluate(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) -> MetricsEntry:

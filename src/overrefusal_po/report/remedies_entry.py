@@ -146,7 +146,7 @@ class Table(NamedTuple):
             "made_by": makers,
             "fit_seconds": fit_seconds(stages.folder, makers),
             "time_ratio": ratio(*(run_seconds(stages.folder, place) for place in places)),
-            "perplexity_ratio": ratio(perplexity(base), perplexity(run)),
+            "perplexity_ratio": perplexity_ratio(base, run),
             "tampered": tampered(run, self.ways),
             "fits": [fit for stage in makers for fit in fit_entries(stages.folder, stage)],
             "changed": self.changed(row.name),
@@ -221,10 +221,13 @@ def ratio(before: float | None, after: float | None) -> float | None:
     return after / before if before and after is not None else None
 
 
-def perplexity(run: Values) -> float | None:
-    """The run's perplexity of reference answers; None if it was not measured."""
-    found = (run.get("capability") or {}).get("perplexity")
-    return found["value"] if found else None
+def perplexity_ratio(before: Values, after: Values) -> float | None:
+    """The perplexity of reference answers as a multiple of that of another run; None if one was not
+    measured, or if they were measured on other answers or with another tokenizer."""
+    both = [(run.get("capability") or {}).get("perplexity") for run in (before, after)]
+    if not all(both) or both[0]["n"] != both[1]["n"] or both[0]["tokens"] != both[1]["tokens"]:
+        return None
+    return ratio(both[0]["value"], both[1]["value"])
 
 
 def tampered(run: Values, ways: TamperWays) -> dict[str, float]:

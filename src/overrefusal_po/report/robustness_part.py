@@ -86,7 +86,7 @@ class TamperedCopy(BaseModel):
         if self.alike == self.copies:
             return f", the worst of {self.copies} copies"
         if not self.compared:
-            return f", the worst of all {self.copies} copies, not to be compared with a defence"
+            return f", the worst of all {self.copies} copies; not every defence made this one"
         both = " and of all" if self.worst else ""
         number = "the copy" if self.alike == 1 else f"the worst of {self.alike} copies"
         return f", {number} that each defence made{both} (of {self.copies})"
