@@ -224,10 +224,10 @@ def ratio(before: float | None, after: float | None) -> float | None:
 def perplexity_ratio(before: Values, after: Values) -> float | None:
     """The perplexity of reference answers as a multiple of that of another run; None if one was not
     measured, or if they were measured on other answers or with another tokenizer."""
-    both = [(run.get("capability") or {}).get("perplexity") for run in (before, after)]
-    if not all(both) or both[0]["n"] != both[1]["n"] or both[0]["tokens"] != both[1]["tokens"]:
+    old, new = ((run.get("capability") or {}).get("perplexity") for run in (before, after))
+    if not old or not new or any(old[key] != new[key] for key in ("n", "tokens")):
         return None
-    return ratio(both[0]["value"], both[1]["value"])
+    return ratio(old["value"], new["value"])
 
 
 def tampered(run: Values, ways: TamperWays) -> dict[str, float]:
