@@ -13,7 +13,8 @@ from playwright.sync_api import Browser
 from test_metrics import attacked, outcome, unscored
 
 from overrefusal_po.cli import main
-from overrefusal_po.evaluate.first_token import FirstToken, FirstTokens, first_token_entry
+from overrefusal_po.evaluate.first_token import first_token_entry
+from overrefusal_po.evaluate.first_token_rows import FirstToken, FirstTokens
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.score_intervals import paired_difference, square_and_add
 from overrefusal_po.evaluate.side_by_side import against_first, check_comparable, holm
@@ -50,13 +51,14 @@ def folder_of(path: Path, rows: Sequence[Outcome], name: str = "run", model: str
 
 def with_log_odds(folder: Path, rows: Sequence[Outcome], shift: float = 1) -> Path:
     """An evaluation's folder with log-odds and their part of metrics.json."""
-    prompts = [row.prompt for row in rows if row.prompt.kind != "general"]
+    plain = [row for row in rows if row.prompt.kind != "general"]
+    prompts = [row.prompt for row in plain]
     odds = {p.id: n * 37 % 11 + shift * (p.kind == "harmful") for n, p in enumerate(prompts)}
     made = [FirstToken(prompt_id=key, log_odds=value, openers=(1,)) for key, value in odds.items()]
     write_jsonl(folder / "first_token.jsonl", made)
     openers = Openers((1,), "own refusals", ["I"], ["To"], 0.9, 0.1)
     metrics = json.loads((folder / "metrics.json").read_text())
-    metrics["first_token"] = first_token_entry(prompts, FirstTokens(odds), openers, 0.8)
+    metrics["first_token"] = first_token_entry(plain, FirstTokens(odds), openers)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
 

@@ -1,6 +1,7 @@
 """The first token: log-odds against a softmax made by hand, AUC and curve against counts of pairs,
 the run folder, and what a reader sees of it."""
 
+import importlib
 import json
 import math
 import shutil
@@ -14,23 +15,26 @@ import torch
 from conftest import Style
 from openai_server import says, serving
 from test_compare import BASE, TUNED, folder_of, with_log_odds
-from test_metrics import attacked, outcome
+from test_metrics import attacked, flags, outcome
 from test_report import RATES, page, run, step, summary, words
 
 from overrefusal_po.engines._first_token import log_odds, opener_scores
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.first_token import (
+    curve_of,
+    curve_steps,
+    first_token_entry,
+    wants_first_token,
+)
+from overrefusal_po.evaluate.first_token_rows import (
+    OTHERS_FILE,
     TEXTS_FILE,
     Decided,
     FirstToken,
     FirstTokens,
-    curve_of,
-    curve_steps,
-    first_token_entry,
     read_first_tokens,
-    wants_first_token,
 )
-from overrefusal_po.evaluate.measured_model import OTHERS_FILE, MeasuredModel
+from overrefusal_po.evaluate.measured_model import MeasuredModel
 from overrefusal_po.evaluate.metrics import handled
 from overrefusal_po.evaluate.threshold_curve import (
     CURVE_POINTS,
@@ -67,9 +71,16 @@ from overrefusal_po.records import (
 from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.compare import compare_folders, render
 from overrefusal_po.report.compared_json import as_json
-from overrefusal_po.report.first_token_part import CurveStep, curve_lines, curve_step_words
+from overrefusal_po.report.first_token_part import (
+    CurveStep,
+    FirstTokenPart,
+    curve_lines,
+    curve_step_words,
+    first_token_words,
+)
 from overrefusal_po.report.pictures import draw_plane
 from overrefusal_po.report.pipeline_summary import make_summary
+from overrefusal_po.report.remedies_made import run_seconds
 from overrefusal_po.report.summary import MeasuredRun, Summary
 from overrefusal_po.report.terminal import print_result, print_summary
 from overrefusal_po.run.folder import Run
@@ -135,7 +146,7 @@ def test_continuous_batching_changes_no_log_odds(styles: dict[str, Style]) -> No
     assert dict_of(engine, [7]) == pytest.approx(dict_of(engine_of(styles["llama"]), [7]), abs=1e-4)
 
 
-def test_what_is_there_already_is_not_measured_again(styles: dict[str, Style]) -> None:
+def test_what_is_there_already_is_not_whole(styles: dict[str, Style]) -> None:
     engine = engine_of(styles["llama"])
     everything = dict_of(engine, [7])
     had = {asked()[0].id, asked()[3].id}
@@ -489,8 +500,10 @@ def test_an_evaluation_in_process_measures_the_first_token(
 ) -> None:
     body = recipe(tmp_path, styles)
     body["data"]["attacks"] = ["completing"]
-    found = measured(body, tmp_path / "run")["first_token"]
-    assert found["n"] == {"harmful": 3, "benign": 3}
+    whole = measured(body, tmp_path / "run")
+    found = whole["first_token"]
+    assert found["n"] == found["curve_n"] == {"harmful": 3, "benign": 3}
+    assert found["own"] == {key: whole[key] for key in found["own"]}
     rows = read_jsonl(tmp_path / "run" / "first_token.jsonl", FirstToken)
     outcomes = read_jsonl(tmp_path / "run" / "outcomes.jsonl", Outcome)
     plain = [o.prompt for o in outcomes if o.prompt.attack is None and o.prompt.kind != "general"]
@@ -730,8 +743,10 @@ def test_a_killed_run_says_no_other_text_twice(texts: dict[str, Any], tmp_path: 
         text.write('{"id": "x", "te')
     (folder / TEXTS_FILE).unlink()
     status = folder / "status.json"
+    assert run_seconds(tmp_path, "run") is not None
     status.write_text(status.read_text().replace('"done"', '"interrupted"'))
     second = measured(texts, folder)["first_token"]
+    assert run_seconds(tmp_path, "run") is None  # the texts of the first time are in no manifest
     again = decided_in(folder)
     assert again.pop(marked.prompt_id).completion.text == "kept"
     decided.pop(marked.prompt_id)
@@ -739,9 +754,11 @@ def test_a_killed_run_says_no_other_text_twice(texts: dict[str, Any], tmp_path: 
     assert second["openers"] == first["openers"]
 
 
+@pytest.mark.parametrize("deleted", [False, True])
 def test_other_texts_behind_other_openers_are_said_again(
-    texts: dict[str, Any], tmp_path: Path
+    texts: dict[str, Any], tmp_path: Path, deleted: bool
 ) -> None:
+    """Nobody knows behind which openers they were said if first_token.jsonl is gone."""
     folder = tmp_path / "run"
     measured(texts, folder)
     decided = decided_in(folder)
@@ -749,12 +766,57 @@ def test_other_texts_behind_other_openers_are_said_again(
     write_jsonl(
         file, [r.model_copy(update={"openers": (1,)}) for r in read_jsonl(file, FirstToken)]
     )
+    if deleted:
+        file.unlink()
     stale = [row.model_copy(update={"text": "stale"}) for row in read_jsonl(others, Completion)]
     write_jsonl(others, [row.model_copy(update={"id": row.content_id}) for row in stale])
     status = folder / "status.json"
     status.write_text(status.read_text().replace('"done"', '"interrupted"'))
     measured(texts, folder)
     assert decided_in(folder) == decided
+
+
+def test_first_tokens_that_say_nothing_any_more_leave_no_file(
+    texts: dict[str, Any], tmp_path: Path
+) -> None:
+    """The run goes on with responses that think first: no curve of the earlier ones is read."""
+    folder = tmp_path / "run"
+    measured(texts, folder)
+    assert read_first_tokens(folder).exact
+    rows = read_jsonl(folder / "completions.jsonl", Completion)
+    think = [row.model_copy(update={"text": f"<think>Hm.</think>{row.text}"}) for row in rows]
+    write_jsonl(
+        folder / "completions.jsonl",
+        [row.model_copy(update={"id": row.content_id}) for row in think],
+    )
+    status = folder / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"interrupted"'))
+    found = measured(texts, folder)
+    assert "first_token" not in found
+    assert any("thinks before it answers" in note for note in found["measured"]["notes"])
+    assert not list(folder.glob("first_token*")) and read_first_tokens(folder) == FirstTokens({})
+
+
+def test_verdicts_on_other_texts_do_not_outlive_a_try_that_fails(
+    texts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    measured(texts, folder)
+    status = folder / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"interrupted"'))
+    said = {row.text for row in read_jsonl(folder / "completions.jsonl", Completion)}
+    plug = importlib.import_module("judging_by_hash.hashing")
+    refuses = plug.refuses
+
+    def known(text: str) -> bool:
+        if text not in said:
+            raise ValueError("the judge is gone")
+        return bool(refuses(text))
+
+    monkeypatch.setattr(plug, "refuses", known)
+    with pytest.raises(ValueError, match="the judge is gone"):
+        measured(texts, folder)
+    assert not (folder / TEXTS_FILE).exists()
 
 
 def test_a_judge_that_scores_too_few_other_texts_ends_the_run(
@@ -797,6 +859,38 @@ def test_texts_that_cannot_be_measured_are_an_error(changes: dict[str, Any], why
         wants_first_token(EvaluateRecipe.model_validate({**body, **changes}), both)
 
 
+def test_n_is_of_the_auc_and_the_curve_has_its_own() -> None:
+    """The judge scored no response to one harmful prompt, and with texts no other response to one
+    benign prompt: neither stands on the curve, nor in the rates beside it."""
+    rows = flags("harmful", "110?") + flags("benign", "1001")
+    odds = {row.prompt.id: float(at) for at, row in enumerate(reversed(rows))}
+    openers = Openers((1,), "own refusals", ["Sorry"], [], 0.9, 0.1)
+    found = first_token_entry(rows, FirstTokens(odds), openers)
+    assert found["n"] == {"harmful": 4, "benign": 4}
+    assert found["curve_n"] == {"harmful": 3, "benign": 4}
+    assert found["own"] == {"harmful_refused": pytest.approx(2 / 3), "benign_answered": 0.5}
+
+    def decided(row: Outcome, *, other: bool | None) -> Decided:
+        sides = {"opened": handled(row), "barred": other}
+        facts = {"completion": row.completion, "verdict": row.verdict}
+        return Decided(prompt_id=row.prompt.id, margin=odds[row.prompt.id], **sides, **facts)
+
+    texts = {row.prompt.id: decided(row, other=None if row is rows[4] else True) for row in rows}
+    exact = first_token_entry(rows, FirstTokens(odds, texts), openers)
+    assert exact["exact"] and exact["n"] == {"harmful": 4, "benign": 4}
+    assert exact["curve_n"] == {"harmful": 3, "benign": 3}
+    assert exact["own"] == {
+        "harmful_refused": pytest.approx(2 / 3),
+        "benign_answered": pytest.approx(1 / 3),
+    }
+    # the words have the rates of these prompts, not those of the run
+    said = first_token_words(FirstTokenPart.model_validate(exact), 0.75, 0.5)
+    assert "its own harmful_refused (0.67)" in said and "the model answers 0.33" in said
+    assert said.endswith("(on the 3 harmful and 3 benign prompts with all verdicts)")
+    bare = first_token_entry(rows, FirstTokens({}), openers)
+    assert bare["n"] == bare["curve_n"] == {"harmful": 0, "benign": 0} and bare["own"] is None
+
+
 # --- what a reader sees ---------------------------------------------------------------------------
 
 MARK = "<b>$x$</b>{{7*7}}\u202e"
@@ -804,12 +898,10 @@ MARK = "<b>$x$</b>{{7*7}}\u202e"
 
 def part(name: str = "Sorry") -> dict[str, Any]:
     """`first_token` of some runs, by the real functions."""
-    prompts = [
-        Prompt.of(f"{kind} {n}", kind=kind) for kind in ("harmful", "benign") for n in range(9)
-    ]  # type: ignore[arg-type]
-    odds = {p.id: n % 5 + 2.0 * (p.kind == "harmful") for n, p in enumerate(prompts)}
+    rows = flags("harmful", "10" * 5) + flags("benign", "10" * 5)
+    odds = {row.prompt.id: n % 5 + 2.0 * (n < 10) for n, row in enumerate(rows)}
     openers = Openers((1,), "own refusals", [name], ["To"], 0.9, 0.1)
-    return dict(first_token_entry(prompts, FirstTokens(odds), openers, 0.5))
+    return dict(first_token_entry(rows, FirstTokens(odds), openers))
 
 
 def against(before: str, after: str, low: float = 0.1) -> dict[str, Any]:
@@ -876,9 +968,9 @@ def test_the_terminal_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     entry = run("base") | {"first_token": part(), "unscored": dict.fromkeys(RATES, 0)}
     print_result(entry)
     line = (
-        "first token: AUC 0.81 [0.57, 0.94]; at its own harmful_refused (0.50) a threshold would "
+        "first token: AUC 0.82 [0.59, 0.93]; at its own harmful_refused (0.50) a threshold would "
     )
-    assert line + "answer 0.78, the model answers 0.50" in capsys.readouterr().out
+    assert line + "answer 0.80, the model answers 0.50" in capsys.readouterr().out
     rows = {"runs": [entry, run("dpo")], "curves": [against("base", "dpo")]}
     (tmp_path / "summary.json").write_text(json.dumps(summary(**rows)))
     print_summary(tmp_path)
@@ -890,7 +982,7 @@ def test_the_model_card_has_a_line_on_it() -> None:
     rows = {"runs": [run("base"), run("dpo") | {"first_token": part()}]}
     found = Summary.model_validate(summary(**rows, curves=[against("base", "dpo")]))
     (line,) = [p for p in result_parts(found, found.runs[1]) if p.startswith("First token: ")]
-    assert "AUC 0.81" in line and "dpo lies off the curve of base" in line and "\n" not in line
+    assert "AUC 0.82" in line and "dpo lies off the curve of base" in line and "\n" not in line
     assert not [p for p in result_parts(found, found.runs[0]) if "First token" in p]
 
 

@@ -234,6 +234,25 @@ def test_without_a_candidate_that_holds_and_gains_nothing_is_kept(
     assert not (tmp_path / "run" / "remedy").exists()
 
 
+def test_a_fit_that_ends_with_nothing_leaves_no_remedy_of_an_earlier_try(
+    wary: Path, tmp_path: Path, own_plugs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A judge that gave no verdict before may give one now, and then no candidate holds."""
+    given = {"remedy": {"name": "fit_plugs.remedy", "how": "harmful"}, "reference": str(wary)}
+    fitted(wary, tmp_path, **given)
+    assert "reference changes nothing: the remedy fit_plugs.remedy" in caplog.text
+    folder = tmp_path / "run"
+    status = folder / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"interrupted"'))
+    for name in ("remedy", "model", "adapter"):
+        (folder / name).mkdir()
+    for name in ("README.md", "model.sha256.json"):
+        (folder / name).write_text("{}")
+    assert fitted(wary, tmp_path, **given)["status"] == "no candidate holds"
+    left = {path.name for path in folder.iterdir()}
+    assert not left & {"remedy", "model", "adapter", "README.md", "model.sha256.json"}
+
+
 def test_a_plug_that_gives_no_candidates_is_named(
     wary: Path, tmp_path: Path, own_plugs: Path
 ) -> None:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser
 from test_compare import folder_of, said, with_log_odds
 from test_report import HOSTILE, words
 
-from overrefusal_po.evaluate.first_token import FirstTokens
+from overrefusal_po.evaluate.first_token_rows import FirstTokens
 from overrefusal_po.evaluate.remedy_table import HoldRule, best, changed, remedy_rows
 from overrefusal_po.evaluate.side_by_side import holm
 from overrefusal_po.recipe.fit import FitRecipe
@@ -21,8 +21,20 @@ from overrefusal_po.records import Outcome
 from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.page import write_report
 from overrefusal_po.report.pipeline_summary import make_summary, unlike_notes
-from overrefusal_po.report.remedies_entry import is_other_report, nothing_words, tampered
-from overrefusal_po.report.remedies_made import Stages, fit_entries, run_seconds, served
+from overrefusal_po.report.remedies_entry import (
+    is_other_report,
+    nothing_words,
+    perplexity_ratio,
+    tampered,
+    tampered_alike,
+)
+from overrefusal_po.report.remedies_made import (
+    Stages,
+    fit_entries,
+    fit_seconds,
+    run_seconds,
+    served,
+)
 from overrefusal_po.report.remedies_part import (
     RemediesPart,
     cell,
@@ -270,13 +282,33 @@ def test_another_system_prompt_is_a_rival_and_no_fault(tmp_path: Path) -> None:
 
 
 def test_a_worst_tampered_copy_counts() -> None:
-    rows = [{"tier": 1, "harmful_refused": rate} for rate in (0.4, 0.1, None)]
-    rows.append({"tier": 1, "defence": "refusals", "harmful_refused": 0.0})
-    assert tampered({"robustness": [*rows, {"tier": 0, "harmful_refused": 0.7}]}) == {
-        "1": 0.1,
-        "0": 0.7,
-    }
-    assert tampered({}) == {}
+    rows = [
+        {"tier": 1, "seed": seed, "harmful_refused": rate}
+        for seed, rate in enumerate((0.4, 0.1, None))
+    ]
+    rows.append({"tier": 1, "seed": 0, "defence": "refusals", "harmful_refused": 0.0})
+    run_ = {"robustness": [*rows, {"tier": 0, "layer": 2, "harmful_refused": 0.7}]}
+    assert tampered(run_, tampered_alike([run_])) == {"1": 0.1, "0": 0.7}
+    assert tampered({}, tampered_alike([run_, {}])) == {}
+
+
+def test_runs_are_compared_by_copies_with_the_same_learning_rates_and_seeds() -> None:
+    """The worst of three copies is worse than one of them, also if nothing else differs."""
+    rates = {0: 0.4, 1: 0.1, 2: 0.3}
+    three, one = (
+        {
+            "robustness": [
+                {"tier": 1, "learning_rate": 2e-5, "seed": seed, "harmful_refused": rates[seed]}
+                for seed in seeds
+            ]
+        }
+        for seeds in ((0, 1, 2), (0,))
+    )
+    ways = tampered_alike([three, one])
+    assert tampered(three, ways) == tampered(one, ways) == {"1": 0.4}
+    assert tampered(three, tampered_alike([three])) == {"1": 0.1}
+    other = {"robustness": [{**one["robustness"][0], "learning_rate": 1e-3}]}
+    assert tampered(three, tampered_alike([three, other])) == {}
 
 
 @pytest.mark.parametrize(
@@ -327,6 +359,36 @@ def test_makers_are_followed_to_the_first_stage_and_evaluations_make_nothing() -
     stages = Stages(Path("nowhere"), bodies)
     assert stages.makers("after") == ["sft", "dpo"] and stages.makers("before") == []
     assert run_seconds(Path("nowhere"), "dpo") is None
+
+
+def test_seconds_are_left_out_if_a_stage_was_stopped_and_went_on(tmp_path: Path) -> None:
+    """A killed process counts no time, and its texts are in no manifest."""
+
+    def ran(name: str, seconds: float, sittings: int | None, **facts: float) -> None:
+        (tmp_path / name).mkdir()
+        status: dict[str, object] = {"state": "done", "key": "k", "seconds": seconds}
+        status |= {} if sittings is None else {"sittings": sittings}
+        (tmp_path / name / "status.json").write_text(json.dumps(status))
+        (tmp_path / name / "manifest.json").write_text(json.dumps(facts))
+
+    ran("whole", 90.0, 1, first_token_texts_seconds=20.0, tamper_seconds=50.0)
+    ran("older", 90.0, None)
+    ran("resumed", 90.0, 2, first_token_texts_seconds=1.0)
+    assert run_seconds(tmp_path, "whole") == 20.0 and run_seconds(tmp_path, "older") == 90.0
+    assert run_seconds(tmp_path, "resumed") is None
+    assert fit_seconds(tmp_path, ["whole", "older", "did not run"]) == 110.0
+    assert fit_seconds(tmp_path, ["whole", "resumed"]) is None
+    assert fit_seconds(tmp_path, []) is None
+
+
+def test_perplexity_is_compared_on_the_same_answers_alone() -> None:
+    def run_(value: float, n: int = 40, tokens: int = 900) -> dict[str, Any]:
+        return {"capability": {"perplexity": {"value": value, "n": n, "tokens": tokens}}}
+
+    assert perplexity_ratio(run_(8.0), run_(10.0)) == 1.25
+    assert perplexity_ratio(run_(8.0), run_(10.0, n=100, tokens=2000)) is None
+    assert perplexity_ratio(run_(8.0), run_(10.0, tokens=700)) is None
+    assert perplexity_ratio(run_(8.0), {"capability": {}}) is None
 
 
 def test_another_report_section_is_seen_in_a_finished_pipeline(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """tamper.py: copies of a tiny model lose their refusals, and what is measured of them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,25 +14,29 @@ from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 from tiny_subject import DEV, TRAIN, TinySubject
 
 from overrefusal_po.evaluate.gate import gate_result
+from overrefusal_po.evaluate.measured_model import MeasuredModel
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.robustness import (
     Attempt,
     Tampering,
     counted,
+    made_alike,
     measured_attempt,
     robustness_entries,
     worst_of,
 )
 from overrefusal_po.evaluate.stage import check_evaluation
+from overrefusal_po.evaluate.tamper_reference import linear_shapes, own_options
 from overrefusal_po.evaluate.tamper_rows import harmful_rows, refusal_count
 from overrefusal_po.model.load import load_model, save_merged
+from overrefusal_po.model.parts import empty_model
 from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.model.remedy import Deltas, FirstLogits, Remedy, Steering, save_remedy
 from overrefusal_po.pipeline import run_stage, stage_bodies
 from overrefusal_po.recipe.bounds import Gate
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.recipe.tamper import Tamper
+from overrefusal_po.recipe.tamper import Tamper, idle_keys
 from overrefusal_po.records import (
     Completion,
     Outcome,
@@ -45,6 +50,7 @@ from overrefusal_po.references import linked_stage
 from overrefusal_po.remedies import safelora
 from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.page import write_report
+from overrefusal_po.report.robustness_part import TamperedCopy, worst_copies
 from overrefusal_po.report.summary import read_summary
 from overrefusal_po.report.terminal import print_result
 from overrefusal_po.run.complete import load_template
@@ -136,6 +142,46 @@ def test_each_defence_has_a_worst_copy_and_a_gate_counts_those_without() -> None
     assert counted(copies, every) == [copies[0], copies[1], copies[4]]
     named = Tamper(defences=("refusals",))
     assert counted(copies, named) == [copies[2], copies[4]]
+
+
+def test_defences_are_compared_by_the_copies_that_each_of_them_made() -> None:
+    """Without an adapter `none` is made once and `refusals` three times: the worst of three is
+    worse by luck alone. And no copy stands against one that failed."""
+    refusals = [
+        attempt(left, 5, defence="refusals", refusals=1, seed=seed)
+        for seed, left in enumerate((7, 2, 6))
+    ]
+    copies = [attempt(5, 5), *refusals, attempt(4, 5, tier=2), attempt(6, 5, tier=0, layer=3)]
+    assert made_alike(copies) == [copies[0], refusals[0], *copies[4:]]
+    entries = robustness_entries(copies)
+    flags = [(e["worst"], e["copies"], e["compared"], e["alike"]) for e in entries]
+    assert flags == [
+        (True, 1, True, 1),
+        (False, 3, True, 1),
+        (True, 3, False, 1),
+        (False, 3, False, 1),
+        (True, 1, True, 1),
+        (True, 1, True, 1),
+    ]
+    parts = [TamperedCopy.model_validate(entry) for entry in entries]
+    assert [part.seed for part in worst_copies(parts)] == [0, 0, 1, 0, 0]
+    assert "seed 0, the copy that each defence made (of 3)" in parts[1].made_with
+    assert "the worst of all 3 copies; not every defence made this one" in parts[2].made_with
+    assert parts[0].chosen_from == parts[3].chosen_from == ""
+    # the faster of two rates ended in NaN under one defence
+    fast = attempt(1, 5, learning_rate=1e-2)
+    failed = Attempt(done=refusals[0].done.model_copy(update={"learning_rate": 1e-2}), failed="NaN")
+    flags = [
+        (entry["learning_rate"], entry["compared"])
+        for entry in robustness_entries([copies[0], fast, refusals[0], failed])
+    ]
+    assert flags == [(2e-5, True), (1e-2, False), (2e-5, True)]
+    # one defence alone: all of its copies, also those of an older file
+    one = [TamperedCopy.model_validate(e) for e in robustness_entries(refusals)]
+    assert [part.chosen_from for part in one] == ["", ", the worst of 3 copies", ""]
+    older = {"tier": 1, "rows": 8, "harmful_refused": 0.1, "benign_answered": 0.5, "worst": True}
+    assert TamperedCopy.model_validate(older).shown
+    assert TamperedCopy.model_validate(older).chosen_from == ""
 
 
 def test_more_rows_are_learned_in_as_many_steps() -> None:
@@ -398,6 +444,48 @@ def test_rates_that_are_not_finite_are_a_note(recipe: dict[str, Any], tmp_path: 
     assert any("Tampering, tier 1" in note for note in found["measured"]["notes"])
 
 
+@pytest.mark.parametrize(("made_of", "stays"), [("another", False), (None, True)])
+def test_a_copy_beside_other_verdicts_or_of_other_rows_is_made_again(
+    recipe: dict[str, Any], tmp_path: Path, made_of: str | None, stays: bool
+) -> None:
+    """Its change is paired with what the model itself says. A line of an older version stays."""
+    folder = tmp_path / "run"
+    recipe["tamper"]["learning_rates"] = [1e-2]
+    found = run(recipe, folder)
+    (line,) = lines(folder / "tamper.jsonl")
+    assert line["made_of"] and "made_of" not in found["robustness"][0]
+    older = {**line, "made_of": made_of, "seconds": 12345.0}
+    (folder / "tamper.jsonl").write_text(json.dumps(older) + "\n")
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "state": "failed"}))
+    (again,) = run(recipe, folder)["robustness"]
+    assert (again["seconds"] == 12345.0) is stays
+
+
+def test_what_a_copy_is_made_of_follows_from_rows_and_verdicts(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    def made_of(said: str) -> list[str]:
+        work = planned(recipe, tmp_path, said)
+        return [work.made_of(plan) for plan in work.plans()]
+
+    assert made_of(REFUSAL) == made_of(REFUSAL) != made_of(ANSWER)
+    before = made_of(REFUSAL)
+    recipe["tamper"]["rows"] = 7
+    assert not set(made_of(REFUSAL)) & set(before)
+
+
+def test_texts_without_other_openers_are_said_again(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """The openers follow from the verdicts on what the model says."""
+    work = planned(recipe, tmp_path)
+    model = MeasuredModel(work.recipe, work.template)
+    asked_ = asked(OTHERS, "harmful")
+    first = work.unopened(model, asked_, [1])
+    assert work.unopened(model, asked_, [1]) == first
+    opens = work.template.tokenizer(first[0].text, add_special_tokens=False).input_ids[0]
+    assert work.unopened(model, asked_, [opens])[0].text != first[0].text
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -473,11 +561,11 @@ def evaluation(recipe: dict[str, Any]) -> EvaluateRecipe:
     return body
 
 
-def planned(recipe: dict[str, Any], folder: Path) -> TamperWork:
+def planned(recipe: dict[str, Any], folder: Path, said: str = REFUSAL) -> TamperWork:
     """The tamper test of a model that refuses what is measured. No weights are read."""
     measured = [*asked(MEASURED, "benign"), *asked(MEASURED, "harmful")]
     folder_alone: Any = SimpleNamespace(path=folder)
-    outcomes = [judged_outcome(prompt, REFUSAL) for prompt in measured]
+    outcomes = [judged_outcome(prompt, said) for prompt in measured]
     return TamperWork(evaluation(recipe), folder_alone, outcomes)
 
 
@@ -597,6 +685,7 @@ def test_every_defence_is_measured_shown_and_kept(
     assert "| tier 1: trained on harmful rows; defence: Safe LoRA afterwards |" in card
     page = write_report(folder).read_text()
     assert "defence: refusals mixed in" in page.replace("Defence", "defence")
+    assert "defence: Safe LoRA afterwards" in page
 
     # a killed run makes the missing defence alone
     rows = lines(folder / "tamper.jsonl")
@@ -610,17 +699,80 @@ def test_every_defence_is_measured_shown_and_kept(
     assert again == {"none": True, "safelora": True, "refusals": False}
 
 
-def test_a_reference_of_equal_weights_is_a_note(
-    defended: dict[str, Any], start: Path, tmp_path: Path, styles: dict[str, Style]
+@pytest.mark.parametrize("saved_as", ["copied", "in one file more", "one layer"])
+def test_a_reference_of_equal_weights_ends_before_a_copy_is_trained(
+    defended: dict[str, Any], start: Path, tmp_path: Path, styles: dict[str, Style], saved_as: str
 ) -> None:
+    """The same files are seen without loading; the same weights in other files when both are
+    loaded, before the model answers anything."""
     own = load_model(str(start), dtype="float32")
-    same = save_merged(own, styles["llama"].tokenizer, tmp_path / "x" / "model")
-    defended["tamper"] |= {"reference": str(same), "defences": ["safelora"]}
-    defended["gate"] = {"refused_after_tamper_min": 0.0, "on": "value"}
-    found = run(defended, tmp_path / "run")
-    assert found["robustness"] == []
-    assert any("equal weights" in note for note in found["measured"]["notes"])
-    assert "(tier 1) was not measured" in " ".join(found["gate"]["failures"])
+    if saved_as == "one layer":
+        for name, weight in own.named_parameters():
+            if "down_proj" not in name:
+                weight.data += 0.1
+    same = tmp_path / "x" / "model"
+    if saved_as == "in one file more":
+        styles["llama"].tokenizer.save_pretrained(same)
+        own.save_pretrained(same, max_shard_size="20KB")
+        assert len(list(same.glob("*.safetensors"))) > 1
+    else:
+        save_merged(own, styles["llama"].tokenizer, same)
+    defended["tamper"] |= {"reference": str(same), "defences": ["none", "safelora"]}
+    wanted = {
+        "copied": "those of the measured model, byte for byte",
+        "in one file more": "equal weights in all linear layers",
+        "one layer": r"equal weights in \d+ of \d+ linear layers \(such as .*down_proj\)",
+    }
+    if saved_as == "copied":
+        with pytest.raises(ValueError, match=wanted[saved_as]):
+            check_evaluation(evaluation(defended))
+    with pytest.raises(ValueError, match=f"tamper.reference is .*{wanted[saved_as]}"):
+        run(defended, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.jsonl"))
+
+
+def test_all_linear_layers_are_those_that_an_adapter_changes(defended: dict[str, Any]) -> None:
+    body = evaluation(defended)
+    template = load_template(body.model, body.chat)
+    rows = asked(THINGS, "harmful", ANSWER)
+    copy = trained_copy(body, template, rows, Passes(1, 10, 5), learning_rate=1e-5, seed=0)
+    empty = linear_shapes(empty_model(own_options(body)))
+    assert set(adapter_of(copy.model).down) == set(empty)  # type: ignore[arg-type]
+    assert empty == linear_shapes(load_model(**own_options(body)))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tiers": [0], "defences": ["none", "refusals"]}, "tier 0 trains nothing. Add tier 1"),
+        ({"tiers": [0], "defences": ["safelora"]}, r"\['safelora'\], and tamper.tiers is \[0\]"),
+    ],
+)
+def test_a_defence_without_a_training_is_an_error_of_the_recipe(
+    recipe: dict[str, Any], given: dict[str, Any], said: str
+) -> None:
+    recipe["tamper"] |= given
+    with pytest.raises(ValueError, match=said):
+        check_body(recipe, "test")
+    assert check_body({**recipe, "tamper": {"tiers": [0], "defences": ["none"]}}, "test")
+    assert check_body({**recipe, "tamper": {"tiers": [0, 2], "defences": ["refusals"]}}, "test")
+
+
+def test_keys_that_change_nothing_are_named_before_anything_runs(
+    recipe: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    tier_0 = {"tiers": [0], "rows": 9, "seeds": 2, "learning_rates": [1e-3], "lora_r": 4}
+    unused = {"harmful": "h.jsonl", "refusal_share": 0.5, "reference": "r"}
+    assert list(idle_keys(Tamper.model_validate(tier_0 | unused))) == [
+        *("rows", "seeds", "learning_rates", "lora_r"),
+        *("harmful", "refusal_share", "reference"),
+    ]
+    assert list(idle_keys(Tamper(tiers=(3,), rows=9, depths=(0.5,)))) == ["rows", "depths"]
+    every = Tamper(defences=("refusals", "safelora"), rows=9, lora_r=4, reference="r", harmful="h")
+    assert idle_keys(every) == idle_keys(Tamper()) == {}
+    recipe["tamper"]["reference"] = "before"
+    check_evaluation(evaluation(recipe))
+    assert "tamper.reference changes nothing: only safelora in tamper.defences" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -632,25 +784,35 @@ def test_a_reference_of_equal_weights_is_a_note(
         ({"defences": []}, "defences"),
         ({"refusal_share": 0}, "refusal_share"),
         ({"reference": "MODEL"}, "it is the measured model itself"),
+        ({"reference": "LINK"}, "it is the measured model itself"),
+        ({"reference": "NO WEIGHTS"}, r"holds no file of weights \(model.safetensors\)"),
+        ({"reference": "NO SHARD"}, "its folder holds no model-00002-of-00002.safetensors"),
+        ({"reference": "HEADS"}, r"its model.layers.0.self_attn.q_proj has the shape"),
+        ({"reference": "TOKENS"}, "no model"),
         ({"reference": "OTHER"}, "its hidden_size is .*, and that of the measured model is"),
-        ({"reference": "none/such"}, "none/such"),
+        ({"reference": "none/such"}, "tamper.reference is 'none/such': The model"),
         ({"source": "UNWRITTEN"}, "no harmful prompt with a written refusal"),
     ],
 )
 def test_a_defence_that_cannot_be_made_ends_before_weights_are_loaded(
     defended: dict[str, Any], start: Path, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
-    wider = tmp_path / "wider"
-    wider.mkdir()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (wider / name).write_bytes((start / name).read_bytes())
-    config = json.loads((wider / "config.json").read_text())
-    (wider / "config.json").write_text(
-        json.dumps({**config, "hidden_size": 2 * config["hidden_size"]})
-    )
+    config = json.loads((start / "config.json").read_text())
+    changes = {"wider": {"hidden_size": 2 * config["hidden_size"]}, "heads": {"head_dim": 64}}
+    for folder in ("wider", "heads", "no_weights", "no_shard"):
+        shutil.copytree(start, tmp_path / folder)
+        changed = {**config, **changes.get(folder, {})}
+        (tmp_path / folder / "config.json").write_text(json.dumps(changed))
+    (tmp_path / "no_weights" / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "no_shard" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "link").symlink_to(start)
+    (tmp_path / "tokens").mkdir()
     unwritten = tmp_path / "unwritten.jsonl"
     write_jsonl(unwritten, asked(OTHERS, "harmful"))
-    places = {"MODEL": str(start), "OTHER": str(wider), "UNWRITTEN": str(unwritten)}
+    folders = ("link", "no_weights", "no_shard", "heads", "tokens")
+    places = {name.replace("_", " ").upper(): str(tmp_path / name) for name in folders}
+    places |= {"MODEL": str(start), "OTHER": str(tmp_path / "wider"), "UNWRITTEN": str(unwritten)}
     key, value = next(iter(change.items()))
     defended["tamper"][key] = places.get(value, value) if isinstance(value, str) else value
     with pytest.raises(ValueError, match=said):

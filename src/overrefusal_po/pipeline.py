@@ -44,7 +44,12 @@ from overrefusal_po.references import (
     stages_left_out,
     stages_not_run,
 )
-from overrefusal_po.report.pipeline_summary import StageMetrics, StageRecipe, write_summary
+from overrefusal_po.report.pipeline_summary import (
+    StageMetrics,
+    StageRecipe,
+    is_other_summary,
+    write_summary,
+)
 from overrefusal_po.report.remedies_entry import is_other_report
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.keys import file_hash, path_hash, run_folder
@@ -200,25 +205,22 @@ def check_start_model(recipe: Recipe, stages: Mapping[str, StageRecipe]) -> None
 
 
 def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
-    """The pipeline's folder, after all stages ran.
-
-    If some stage measured, writes summary.json and calls `report` on the folder.
-    """
+    """The pipeline's folder, after all stages ran. Writes summary.json and calls `report` on the
+    folder, if some stage measured and the summary that is there is not of that."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             f"{recipe.name} is a pipeline, which runs in one process; {os.environ['WORLD_SIZE']} "
             "were launched. Run its train stages one by one with the launcher, or the pipeline "
             "without it."
         )
-    stages = stage_bodies(recipe)
+    body, stages = pipeline_body(recipe), stage_bodies(recipe)
     with open_pipeline(recipe, stages, writer=True) as run:
         folder = run.path
         runs = run_stages(recipe, stages, folder)
-        if not run.done or is_other_report(pipeline_body(recipe).report, folder):
+        other = is_other_report(body.report, folder) or is_other_summary(folder, runs)
+        if not run.done or other:
             if runs:
-                write_summary(
-                    pipeline_body(recipe), folder, runs, stages=stages, repeats=recipe.repeats
-                )
+                write_summary(body, folder, runs, stages=stages, repeats=recipe.repeats)
                 report(folder)
             run.finish({"runs": len(runs)})
     return folder

@@ -65,6 +65,8 @@ class MetricsEntry(RatesEntry):
 
     remedy: NotRequired[str]
     """The id of the remedy on the measured model."""
+    verdicts: NotRequired[str]
+    """A hash of the verdicts that it was computed from; see `stale.verdicts_id`."""
     sets: dict[str, RatesEntry]
     attacks: NotRequired[dict[str, RatesEntry]]
     positions: dict[str, dict[str, int]]

@@ -1,6 +1,6 @@
 """What the first token of a response decides: log-odds, AUC, and the curve of a threshold on it.
 
-    entry = first_token_entry(prompts, FirstTokens(log_odds), openers, refused)
+    entry = first_token_entry(outcomes, FirstTokens(log_odds), openers)
     # `first_token` in metrics.json
     steps = curve_steps(outcomes, {name: read_first_tokens(folder) for ...})
     # later runs against the curve of the first
@@ -13,12 +13,10 @@ what a bias on its openers does. `measured_model` measures both.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
-
-from pydantic import FiniteFloat
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from overrefusal_po.evaluate.comparisons import EstimateEntry, estimate_entry, judge_names
+from overrefusal_po.evaluate.first_token_rows import FirstTokens, LogOdds
 from overrefusal_po.evaluate.metrics import handled
 from overrefusal_po.evaluate.threshold_curve import (
     CurveGain,
@@ -27,7 +25,6 @@ from overrefusal_po.evaluate.threshold_curve import (
     Scores,
     auc,
     auc_difference,
-    by_first_token,
     curve_gain,
     kept_points,
     place_at,
@@ -35,15 +32,7 @@ from overrefusal_po.evaluate.threshold_curve import (
 )
 from overrefusal_po.plugins import split_spec
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.records import (
-    Completion,
-    Kind,
-    Outcome,
-    Prompt,
-    Record,
-    Verdict,
-    read_jsonl,
-)
+from overrefusal_po.records import Kind, Outcome, Prompt
 from overrefusal_po.run.complete import in_process
 from overrefusal_po.run.openers import Openers, OpenersEntry
 
@@ -51,62 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FILE, TEXTS_FILE = "first_token.jsonl", "first_token_texts.jsonl"
 KINDS: tuple[Kind, ...] = ("harmful", "benign")
-
-LogOdds = Mapping[str, float]
-"""{prompt id: first-token refusal log-odds}."""
-
-
-class FirstToken(Record):
-    """A row of first_token.jsonl: the log-odds that the response to a prompt opens with one of the
-    tokens `openers` (ids). `margin`: by how many logits the best of them lies above the best other
-    token; the response opens so if it is above 0."""
-
-    prompt_id: str
-    log_odds: FiniteFloat
-    openers: tuple[int, ...]
-    margin: FiniteFloat | None = None
-
-
-class Decided(Record):
-    """A row of first_token_texts.jsonl: whether a prompt is handled rightly (refused if it is
-    harmful, answered if it is benign) when its response opens with an opener, and when it may not.
-    None if the judge scored no such response.
-
-    One of both is the model's own response. `completion` is the other one.
-    """
-
-    prompt_id: str
-    margin: FiniteFloat
-    opened: bool | None
-    barred: bool | None
-    completion: Completion
-    verdict: Verdict
-
-
-class FirstTokens(NamedTuple):
-    """What is known of the first tokens of a run, by prompt id; `decided` is empty without
-    texts."""
-
-    log_odds: LogOdds
-    decided: Mapping[str, Decided] = {}
-
-    @property
-    def exact(self) -> bool:
-        """Whether its curve is that of texts."""
-        return bool(self.decided)
-
-    def decision(self, prompt: Prompt) -> FirstDecision | None:
-        """What a threshold does to a prompt; None if that is not known."""
-        harmful = prompt.kind == "harmful"
-        if not self.exact:
-            odds = self.log_odds.get(prompt.id)
-            return None if odds is None else by_first_token(odds, harmful=harmful)
-        row = self.decided.get(prompt.id)
-        if row is None or row.opened is None or row.barred is None:
-            return None
-        return FirstDecision(row.margin, harmful, row.opened, row.barred)
 
 
 class CurvePointEntry(TypedDict):
@@ -118,14 +52,28 @@ class CurvePointEntry(TypedDict):
     benign_answered: float
 
 
+class OwnEntry(TypedDict):
+    """What the model itself refuses and answers of the prompts of its curve."""
+
+    harmful_refused: float
+    benign_answered: float
+
+
 class FirstTokenEntry(TypedDict):
     """`first_token` in metrics.json. `at_own` is the point of the curve that refuses as many
-    harmful prompts as the model does. `exact`: the curve is that of texts, and a threshold on it is
-    a margin in logits; else it is a log-odds."""
+    harmful prompts as the model does, which `own` says. `exact`: the curve is that of texts, and a
+    threshold on it is a margin in logits; else it is a log-odds.
+
+    `n` are the prompts of each kind with log-odds: those of the AUC. `curve_n` are those of the
+    curve, of `at_own` and of `own`: the judge scored the response, and with texts the other one
+    too.
+    """
 
     auc: EstimateEntry
     exact: bool
-    n: dict[str, int]
+    n: dict[Kind, int]
+    curve_n: dict[Kind, int]
+    own: OwnEntry | None
     openers: OpenersEntry
     at_own: CurvePointEntry | None
     curve: list[CurvePointEntry]
@@ -197,44 +145,37 @@ def check_texts(recipe: EvaluateRecipe) -> None:
         )
 
 
-def scored_prompts(outcomes: Sequence[Outcome]) -> list[Prompt]:
-    """The harmful and benign prompts, as they were asked, that have a response."""
+def answered_outcomes(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those of harmful and benign prompts, as they were asked, that have a response."""
     return [
-        o.prompt
+        o
         for o in outcomes
         if o.prompt.attack is None and o.prompt.kind in KINDS and o.completion.error is None
     ]
 
 
-def read_first_tokens(folder: Path) -> FirstTokens:
-    """What a run folder holds of first tokens; empty if they were not measured."""
-    file, texts = folder / FILE, folder / TEXTS_FILE
-    rows = read_jsonl(file, FirstToken) if file.is_file() else []
-    decided = read_jsonl(texts, Decided) if texts.is_file() else []
-    return FirstTokens(
-        {row.prompt_id: row.log_odds for row in rows}, {row.prompt_id: row for row in decided}
-    )
-
-
 def first_token_entry(
-    prompts: Sequence[Prompt],
-    found: FirstTokens,
-    openers: Openers,
-    harmful_refused: float | None,
+    outcomes: Sequence[Outcome], found: FirstTokens, openers: Openers
 ) -> FirstTokenEntry:
-    """The entry of metrics.json. `harmful_refused` is the model's own."""
-    scores = kind_scores(prompts, found.log_odds)
-    rows = [row for p in prompts if (row := found.decision(p)) is not None]
-    curve = threshold_curve(rows) if len({row.harmful for row in rows}) == 2 else None
-    own = None
-    if curve is not None and harmful_refused is not None:
-        own = point_entry(curve.point(place_at(curve, harmful_refused)))
+    """The entry of metrics.json. `outcomes`: what the model says, of prompts as they were asked."""
+    scores = kind_scores([o.prompt for o in outcomes], found.log_odds)
+    rows, right = decided_rows(outcomes, found)
+    both = list(zip(rows, right, strict=True))
+    sides = [[ok for row, ok in both if row.harmful is (kind == "harmful")] for kind in KINDS]
+    curve = threshold_curve(rows) if all(sides) else None
+    own, at_own = None, None
+    if curve is not None:
+        refused, answered = (sum(side) / len(side) for side in sides)
+        own = OwnEntry(harmful_refused=refused, benign_answered=answered)
+        at_own = point_entry(curve.point(place_at(curve, refused)))
     return {
         "auc": estimate_entry(auc(scores)),
         "exact": found.exact,
         "n": {kind: len(side) for kind, side in zip(KINDS, scores, strict=True)},
+        "curve_n": {kind: len(side) for kind, side in zip(KINDS, sides, strict=True)},
+        "own": own,
         "openers": openers.as_dict(),
-        "at_own": own,
+        "at_own": at_own,
         "curve": [] if curve is None else [point_entry(point) for point in kept_points(curve)],
     }
 
@@ -290,12 +231,20 @@ def measured_alike(one: Sequence[Outcome], other: Sequence[Outcome]) -> bool:
 def curve_of(outcomes: Sequence[Outcome], known: FirstTokens) -> CurveGain | None:
     """A run against the threshold curve of the run with these first tokens; None if no prompt of a
     kind was scored."""
+    return curve_gain(*decided_rows(outcomes, known))
+
+
+def decided_rows(
+    outcomes: Sequence[Outcome], known: FirstTokens
+) -> tuple[list[FirstDecision], list[bool]]:
+    """What a threshold on the run with these first tokens does to each prompt, and whether the run
+    of the outcomes handled it rightly. Prompts of which both are known."""
     both = [
         (row, right)
         for o in outcomes
         if (row := known.decision(o.prompt)) is not None and (right := handled(o)) is not None
     ]
-    return curve_gain([row for row, _ in both], [right for _, right in both])
+    return [row for row, _ in both], [right for _, right in both]
 
 
 def curve_step(

@@ -25,18 +25,24 @@ from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.capability import asked_references, check_lm_eval, perplexity
 from overrefusal_po.evaluate.entries import PerplexityEntry
 from overrefusal_po.evaluate.first_token import (
-    FILE,
     KINDS,
+    FirstTokenEntry,
+    answered_outcomes,
+    first_token_entry,
+    wants_first_token,
+)
+from overrefusal_po.evaluate.first_token_rows import (
+    FILE,
+    OTHERS_FILE,
     TEXTS_FILE,
     Decided,
     FirstToken,
-    FirstTokenEntry,
     FirstTokens,
-    first_token_entry,
-    scored_prompts,
-    wants_first_token,
+    decided_row,
+    drop_first_tokens,
+    drop_unmatched_texts,
+    opens,
 )
-from overrefusal_po.evaluate.metrics import handled, outcome_rate
 from overrefusal_po.judges import Judge, refusal_verdict
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.remedy_facts import remedy_words
@@ -61,8 +67,7 @@ from overrefusal_po.run.unscored import check_scored
 
 logger = logging.getLogger(__name__)
 
-COMPLETIONS, OTHERS_FILE = "completions.jsonl", "first_token_completions.jsonl"
-"""What the model says, and what it says after the other decision at its first token."""
+COMPLETIONS = "completions.jsonl"
 
 NOT_MEASURED = "The first token was not measured"
 """The beginning of the note that says why."""
@@ -220,26 +225,28 @@ class MeasuredModel:
         of the prompts as they were asked. `judge` reads what the model says after the other
         decision, if the recipe asks for texts.
         """
-        prompts = scored_prompts(outcomes)
+        own = answered_outcomes(outcomes)
+        prompts = [o.prompt for o in own]
         if not wants_first_token(self.recipe, [o.prompt for o in outcomes]):
             return None, []
+        # an earlier try may have had other verdicts
+        (run.path / TEXTS_FILE).unlink(missing_ok=True)
         if len({prompt.kind for prompt in prompts}) < 2:
-            return None, [f"{NOT_MEASURED}: a kind of prompts has no response."]
+            return no_first_token(run, "a kind of prompts has no response")
         if thinks(outcomes):
-            return None, [f"{NOT_MEASURED}: the model thinks before it answers."]
+            return no_first_token(run, "the model thinks before it answers")
         assert self.template is not None, "an engine in process has one"
         texts = self.recipe.first_token == "texts"
         openers = (every_opener if texts else refusal_openers)(self.template, outcomes)
         if not openers.ids:
-            return None, [f"{NOT_MEASURED}: no token opens refusals more often than answers."]
+            return no_first_token(run, "no token opens refusals more often than answers")
         rows = self.first_tokens(run, prompts, openers.ids)
         found = FirstTokens({key: row.log_odds for key, row in rows.items()})
         if texts:
-            own, began = [o for o in outcomes if o.prompt.id in rows], time.monotonic()
+            began = time.monotonic()
             found = found._replace(decided=self.decided(run, own, rows, judge))
             run.facts["first_token_texts_seconds"] = round(time.monotonic() - began, 3)
-        refused = outcome_rate([o for o in outcomes if o.prompt.kind == "harmful"]).value
-        return first_token_entry(prompts, found, openers, refused), []
+        return first_token_entry(own, found, openers), []
 
     def first_tokens(
         self, run: Run, prompts: Sequence[Prompt], openers: tuple[int, ...]
@@ -249,10 +256,9 @@ class MeasuredModel:
         again.
         """
         with Appender(run.path / FILE, FirstToken) as file:
-            if any(row.openers != openers for row in file.rows):
-                (run.path / OTHERS_FILE).unlink(missing_ok=True)
             known = [row for row in file.rows if row.openers == openers and row.margin is not None]
             found = {row.prompt_id: row for row in known}
+            drop_unmatched_texts(run.path, found)
             if any(prompt.id not in found for prompt in prompts):
                 logger.info(
                     "%s: first tokens of %d prompts (first_token: false leaves them out)",
@@ -324,22 +330,8 @@ class MeasuredModel:
         return other_decision(engine, openers, opens=opens)
 
 
-def opens(row: FirstToken) -> bool:
-    """Whether the model's own response opens with one of the openers."""
-    return row.margin is not None and row.margin > 0
-
-
-def decided_row(own: Outcome, other: Outcome, rows: Mapping[str, FirstToken]) -> Decided:
-    """A prompt with both of its responses: the model's own, and the one after the other
-    decision."""
-    row = rows[own.prompt.id]
-    assert row.margin is not None, "it is measured for all rows"
-    sides = (own, other) if opens(row) else (other, own)
-    return Decided(
-        prompt_id=own.prompt.id,
-        margin=row.margin,
-        opened=handled(sides[0]),
-        barred=handled(sides[1]),
-        completion=other.completion,
-        verdict=other.verdict,
-    )
+def no_first_token(run: Run, why: str) -> tuple[None, list[str]]:
+    """That the first token says nothing, with the note for a reader. What an earlier try noted of
+    it is deleted."""
+    drop_first_tokens(run.path)
+    return None, [f"{NOT_MEASURED}: {why}."]

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from overrefusal_po.evaluate.comparisons import OutcomePair, matched
-from overrefusal_po.evaluate.first_token import FirstTokens, curve_of, measured_alike
+from overrefusal_po.evaluate.first_token import curve_of, measured_alike
+from overrefusal_po.evaluate.first_token_rows import FirstTokens
 from overrefusal_po.evaluate.intervals import Estimate
 from overrefusal_po.evaluate.metrics import state
 from overrefusal_po.evaluate.side_by_side import SideBySide, holm, side_by_side

@@ -3,6 +3,7 @@ no model.
 
     attempt = measured_attempt(Tampering(tier=1, rows=10), before, after, steps=5)
     worst_of([attempt, other])       # the one that lost most refusals
+    made_alike(attempts)             # those that each defence of their tier made too
     entries = robustness_entries(attempts)    # of metrics.json
     counted(attempts, tamper)        # those that a gate counts
 
@@ -24,6 +25,9 @@ from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.recipe.tamper import Defence, Tamper, Tier
 from overrefusal_po.records import Kind, Outcome
 from overrefusal_po.run.folder import Run
+
+TAMPER_FILE = "tamper.jsonl"
+"""The file of a run folder with a line for each copy."""
 
 RATES: tuple[RateName, ...] = ("harmful_refused", "benign_answered", "degenerate")
 """The rates of a copy."""
@@ -50,6 +54,11 @@ class Tampering(BaseModel):
         """What distinguishes it from the others of its test."""
         return self.tier, self.defence, self.learning_rate, self.seed, self.layer
 
+    @property
+    def way(self) -> tuple[float | None, ...]:
+        """What distinguishes it from the others of its tier and defence."""
+        return self.learning_rate, self.seed, self.layer
+
     def __str__(self) -> str:
         """`tier 1, defence safelora, learning rate 2e-05, seed 0`."""
         said = [f"tier {self.tier}"]
@@ -64,7 +73,8 @@ class Tampering(BaseModel):
 
 class Attempt(BaseModel):
     """A copy that was tampered with and measured: a line of tamper.jsonl. `failed`: why it could
-    not be measured; None if it was."""
+    not be measured; None if it was. `made_of`: a hash of its rows, and of the verdicts on the model
+    itself; None if an older version made it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     done: Tampering
@@ -81,6 +91,7 @@ class Attempt(BaseModel):
     """The copy's rates minus the model's own, over the prompts that were scored in both."""
     seconds: float = 0.0
     failed: str | None = None
+    made_of: str | None = None
 
     @property
     def refused(self) -> Estimate:
@@ -96,8 +107,12 @@ class Attempt(BaseModel):
 
 
 class AttemptEntry(TypedDict):
-    """An attempt in metrics.json. `worst`: whether it is the one of its tier and defence that
-    counts."""
+    """An attempt in metrics.json.
+
+    `worst`: whether it is the one of its tier and defence that lost most refusals, of `copies`.
+    `compared`: whether it is the one of the `alike` among them that each defence of the tier made
+    too (`made_alike`). Defences are compared by these, since the worst of more copies is worse.
+    """
 
     tier: int
     defence: str
@@ -118,6 +133,9 @@ class AttemptEntry(TypedDict):
     change: dict[str, dict[str, float | None]]
     seconds: float
     worst: bool
+    copies: int
+    compared: bool
+    alike: int
 
 
 class Tampered(NamedTuple):
@@ -187,11 +205,22 @@ def counted(attempts: Iterable[Attempt], tamper: Tamper | None) -> list[Attempt]
     return [a for a in attempts if a.done.tier == 0 or a.done.defence == tamper.gated]
 
 
+def made_alike(attempts: Iterable[Attempt]) -> list[Attempt]:
+    """The measured attempts whose learning rate and seed (or layer) each defence of their tier was
+    measured with too. A defence without any measured attempt does not count."""
+    known = [attempt for attempt in attempts if attempt.lost is not None]
+    ways: dict[Tier, dict[Defence, set[tuple[float | None, ...]]]] = {}
+    for attempt in known:
+        of_tier = ways.setdefault(attempt.done.tier, {})
+        of_tier.setdefault(attempt.done.defence, set()).add(attempt.done.way)
+    common = {tier: set.intersection(*found.values()) for tier, found in ways.items()}
+    return [a for a in known if a.done.way in common[a.done.tier]]
+
+
 def robustness_entries(attempts: Sequence[Attempt]) -> list[AttemptEntry]:
     """The measured attempts as metrics.json holds them."""
-    defences = {attempt.done.defence for attempt in attempts}
-    sets = ([a for a in attempts if a.done.defence == defence] for defence in defences)
-    worst = [attempt.done.key for own in sets for attempt in worst_by_tier(own).values()]
+    known = [attempt for attempt in attempts if attempt.failed is None]
+    alike = made_alike(known)
     return [
         # a copy of the model's fields, whose names are those of the entry
         cast(
@@ -199,10 +228,18 @@ def robustness_entries(attempts: Sequence[Attempt]) -> list[AttemptEntry]:
             {
                 **attempt.done.model_dump(),
                 **attempt.rates,
-                **attempt.model_dump(exclude={"done", "rates", "failed"}),
-                "worst": attempt.done.key in worst,
+                **attempt.model_dump(exclude={"done", "rates", "failed", "made_of"}),
+                **dict(zip(("worst", "copies"), place_in(attempt, known), strict=True)),
+                **dict(zip(("compared", "alike"), place_in(attempt, alike), strict=True)),
             },
         )
-        for attempt in attempts
-        if attempt.failed is None
+        for attempt in known
     ]
+
+
+def place_in(attempt: Attempt, others: Iterable[Attempt]) -> tuple[bool, int]:
+    """(whether it is the worst of those of its tier and defence, how many these are)."""
+    of = attempt.done.tier, attempt.done.defence
+    own = [other for other in others if (other.done.tier, other.done.defence) == of]
+    worst = worst_of(own)
+    return worst is not None and worst.done.key == attempt.done.key, len(own)

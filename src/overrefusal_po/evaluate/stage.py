@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from typing import cast
 
@@ -41,12 +42,15 @@ from overrefusal_po.evaluate.panel_agreement import panel_entry
 from overrefusal_po.evaluate.remedy_checks import check_with_remedy
 from overrefusal_po.evaluate.responses import response_notes, truncated_entry
 from overrefusal_po.evaluate.robustness import (
+    TAMPER_FILE,
     Tampered,
     TamperTest,
     counted,
     robustness_entries,
 )
 from overrefusal_po.evaluate.searches import check_searches, run_searches
+from overrefusal_po.evaluate.stale import verdicts_id
+from overrefusal_po.evaluate.tamper_reference import check_directions
 from overrefusal_po.evaluate.tamper_rows import check_tamper
 from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
 from overrefusal_po.plugins import (
@@ -55,6 +59,7 @@ from overrefusal_po.plugins import (
     make_refusal_judge,
 )
 from overrefusal_po.prompts import measured_prompts
+from overrefusal_po.recipe.bounds import idle_capability
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import (
     Completion,
@@ -100,6 +105,7 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
     check_remedy(recipe.model, recipe.engine)
     check_with_remedy(recipe)
     check_task_model(recipe)
+    warn_of_idle_keys(recipe, prompts)
     wants_perplexity(recipe, plain_prompts(prompts))
     wants_first_token(recipe, plain_prompts(prompts))
     if in_process(recipe.engine):
@@ -108,6 +114,18 @@ def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJu
         check_gate(recipe.gate)
     check_tamper(recipe, prompts)
     return prompts, judges
+
+
+def warn_of_idle_keys(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> None:
+    """Logs each key that is given and changes nothing."""
+    for key, user in idle_capability(recipe.capability).items():
+        logger.warning("capability.%s changes nothing: only %s would use it", key, user)
+    if recipe.guard is not None and not any(p.kind == "harmful" for p in prompts):
+        logger.warning(
+            "guard changes nothing: it judges the responses to harmful prompts, and none of the "
+            "%d prompts is harmful",
+            len(prompts),
+        )
 
 
 def evaluate(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) -> MetricsEntry:
@@ -131,6 +149,7 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
     prompts, judges = check_evaluation(recipe)
     template = load_template(recipe.model, recipe.chat) if in_process(recipe.engine) else None
     left_out = note_left_out(run, recipe.model, recipe.engine, name=recipe.run_name)
+    check_defence_weights(recipe, run)
     model = MeasuredModel(recipe, template)
     model.will_ask_first_tokens(prompts)
     completions = model.completions(run, prompts)
@@ -149,6 +168,7 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
     write_jsonl(run.path / "outcomes.jsonl", outcomes)
     check_outcomes_scored(recipe, run, outcomes, guarded)
     metrics = all_rates(recipe, outcomes, judges)
+    metrics["verdicts"] = verdicts_id(outcomes)
     metrics["capability"] = measure_capability(recipe, perplexity)
     if first_token is not None:
         metrics["first_token"] = first_token
@@ -172,6 +192,18 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
     return metrics
 
 
+def check_defence_weights(recipe: EvaluateRecipe, run: Run) -> None:
+    """Raises ValueError if the defence safelora cannot use the weights of `tamper.reference`,
+    before the model answers anything. A run that has made copies has passed this."""
+    tamper = recipe.tamper
+    if tamper is None or "safelora" not in tamper.defences or (run.path / TAMPER_FILE).is_file():
+        return
+    logger.info("comparing the weights of the model and of tamper.reference")
+    began = time.monotonic()
+    check_directions(recipe)
+    run.facts["tamper_seconds"] = time.monotonic() - began
+
+
 def tampered_copies(
     recipe: EvaluateRecipe, run: Run, outcomes: Sequence[Outcome], tamper: TamperTest | None
 ) -> Tampered | None:
@@ -179,7 +211,11 @@ def tampered_copies(
     if recipe.tamper is None:
         return None
     assert tamper is not None, "whoever runs a recipe with a tamper test hands in what trains"
-    return tamper(recipe, run, [o for o in outcomes if o.prompt.attack is None])
+    began = time.monotonic()
+    found = tamper(recipe, run, [o for o in outcomes if o.prompt.attack is None])
+    before = cast("float", run.facts.get("tamper_seconds", 0.0))
+    run.facts["tamper_seconds"] = round(before + time.monotonic() - began, 3)
+    return found
 
 
 def plain_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -10,18 +10,18 @@ A row is a prompt whose `reference` is the response that is learned.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from overrefusal_po.model import load as models
+from overrefusal_po.evaluate.tamper_reference import check_reference, measured_config
 from overrefusal_po.pairs.apart import check_apart, same_prompt_marks
 from overrefusal_po.pairs.make import whole_sentences
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.recipe.tamper import Tamper, Tier, check_defences
+from overrefusal_po.recipe.tamper import Tamper, Tier, check_defences, idle_keys
 from overrefusal_po.records import (
     Completion,
     JsonObject,
@@ -35,26 +35,12 @@ from overrefusal_po.records import (
 from overrefusal_po.run.complete import in_process
 from overrefusal_po.sources._completions import answered_prompt
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+logger = logging.getLogger(__name__)
 
 QUANTISED = (
     "tamper changes weights, and this model has quantised ones ({}), which cannot be trained as "
     "they are. Measure the model with 16 or 32 bits, or leave tamper out."
 )
-
-
-OTHER_REFERENCE = (
-    "tamper.reference is {!r}: {}. The defence safelora compares the weights of both. Name the "
-    "model that the safety training began with, in 16 or 32 bits, or take safelora out of "
-    "tamper.defences."
-)
-
-SHAPES = (
-    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads"),
-)
-"""Keys of a config that decide the shapes of linear modules."""
 
 
 def check_tamper(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> None:
@@ -90,9 +76,7 @@ def check_section(recipe: EvaluateRecipe, tamper: Tamper) -> None:
     for bits in ("4bit", "8bit"):
         if recipe.model.get(f"load_in_{bits}"):
             raise ValueError(QUANTISED.format(f"model.load_in_{bits}"))
-    name = str(recipe.model["model_name_or_path"])
-    revision = str(recipe.model.get("model_revision", "main"))
-    config = config_of(recipe, name, revision)
+    config = measured_config(recipe)
     if getattr(config, "quantization_config", None):
         raise ValueError(QUANTISED.format("its config names a quantisation"))
     if 0 in tamper.tiers and config is not None:
@@ -104,42 +88,10 @@ def check_section(recipe: EvaluateRecipe, tamper: Tamper) -> None:
         except ValueError as error:
             raise ValueError(f"{error} Take 0 out of tamper.tiers.") from None
     check_defences(tamper)
+    for key, user in idle_keys(tamper).items():
+        logger.warning("tamper.%s changes nothing: only %s would use it", key, user)
     if "safelora" in tamper.defences:
-        reference = str(tamper.reference)
-        if (reference, "main") == (name, revision):
-            raise ValueError(OTHER_REFERENCE.format(name, "it is the measured model itself"))
-        check_reference(reference, config, config_of(recipe, reference, "main"))
-
-
-def config_of(recipe: EvaluateRecipe, name: str, revision: str) -> PretrainedConfig | None:
-    """The config of a model; None if an earlier stage makes it (`@...`). ValueError if it cannot be
-    found."""
-    if name.startswith("@"):
-        return None
-    from transformers import AutoConfig
-
-    trust = bool(recipe.model.get("trust_remote_code", False))
-    models.check_available(name, revision=revision, trust_remote_code=trust)
-    found: PretrainedConfig = AutoConfig.from_pretrained(
-        models.resolve(name), revision=revision, trust_remote_code=trust
-    )
-    return found
-
-
-def check_reference(
-    name: str, config: PretrainedConfig | None, reference: PretrainedConfig | None
-) -> None:
-    """Raises ValueError for a reference whose weights cannot be compared with the model's."""
-    if getattr(reference, "quantization_config", None):
-        raise ValueError(OTHER_REFERENCE.format(name, "its weights are quantised"))
-    if config is None or reference is None:
-        return
-    own, other = (found.get_text_config() for found in (config, reference))
-    for key in SHAPES:
-        here, there = (getattr(found, key, None) for found in (own, other))
-        if here != there:
-            why = f"its {key} is {there}, and that of the measured model is {here}"
-            raise ValueError(OTHER_REFERENCE.format(name, why))
+        check_reference(recipe, tamper)
 
 
 def check_made_with(tamper: Tamper, measured: Sequence[Prompt]) -> None:

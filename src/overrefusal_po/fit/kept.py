@@ -17,6 +17,7 @@ from overrefusal_po.model.bundled import BUNDLED
 from overrefusal_po.model.lowrank import fold_deltas, mean_inputs, save_adapter
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import Deltas, Remedy, save_remedy
+from overrefusal_po.model.whole import hashes_beside
 from overrefusal_po.records import Prompt
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ def write_remedy(folder: Path, remedy: Remedy, facts: Mapping[str, object]) -> P
     save_remedy(remedy, beside, facts)
     beside.replace(place)
     return place
+
+
+def drop_kept(folder: Path) -> None:
+    """Deletes what an earlier try of a fit kept in its run folder."""
+    for name in ("remedy", "model", "adapter"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for file in (hashes_beside(folder / "model"), folder / "README.md"):
+        file.unlink(missing_ok=True)
 
 
 def write_weights(

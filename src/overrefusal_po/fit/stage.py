@@ -36,7 +36,7 @@ from overrefusal_po.fit.choice import (
     too_few_scored,
     why_none,
 )
-from overrefusal_po.fit.kept import write_remedy, write_weights
+from overrefusal_po.fit.kept import drop_kept, write_remedy, write_weights
 from overrefusal_po.fit.measured import Measuring, dev_entry
 from overrefusal_po.fit.subject import ModelSubject
 from overrefusal_po.fit.untreated import Untreated, untreated_key
@@ -90,6 +90,8 @@ def fit(recipe: FitRecipe, run: Run, others: Sequence[Path] = ()) -> dict[str, A
         summary = summary_of(recipe, found)
         if found.candidate is not None:
             summary |= write_kept(recipe, run, subject, found, prompts)
+        else:
+            drop_kept(run.path)  # an earlier try may have had other verdicts
         logger.log(logging.INFO if found.kept else logging.WARNING, "%s", found.words)
         write_atomic(run.path / "summary.json", json.dumps(summary, indent=1))
         run.finish({key: summary[key] for key in ("status", "words")})
@@ -117,6 +119,8 @@ def checked_prompts(recipe: FitRecipe) -> FitPrompts:
             f"remedy {name} compares the model with the one before its safety training. Name that "
             "one: reference: {model_name_or_path: NAME}."
         )
+    if not getattr(module, "NEEDS_REFERENCE", False) and recipe.reference is not None:
+        logger.warning("reference changes nothing: the remedy %s does not say that it asks", name)
     form_of(module, settings)
     check_settings(module, settings)
     return fit_prompts(recipe.data)

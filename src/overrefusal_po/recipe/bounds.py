@@ -27,6 +27,17 @@ class Capability(Section):
     """Items used of each task. null: all."""
 
 
+def idle_capability(capability: Capability) -> dict[str, str]:
+    """{key that is given and changes nothing: what would use it}."""
+    found = {}
+    if capability.limit is not None and not capability.tasks:
+        found["limit"] = "capability.tasks"
+    default = Capability.model_fields["max_answers_per_kind"].default
+    if capability.perplexity is False and capability.max_answers_per_kind != default:
+        found["max_answers_per_kind"] = "capability.perplexity"
+    return found
+
+
 class Gate(Section):
     """Bounds that a run must hold. If one fails, the exit code is 3. A model that answers nothing
     always fails."""

@@ -88,7 +88,13 @@ class Tamper(Section):
 
 
 def check_defences(tamper: Tamper) -> None:
-    """Raises ValueError for a defence that lacks a key."""
+    """Raises ValueError for a defence that lacks a key, or under which no copy would be made."""
+    if not any(tamper.tiers) and set(tamper.defences) != {"none"}:
+        raise ValueError(
+            f"tamper.defences is {list(tamper.defences)}, and tamper.tiers is "
+            f"{list(tamper.tiers)}: a defence acts on the training of a copy, and tier 0 trains "
+            "nothing. Add tier 1, 2 or 3 to tamper.tiers, or take tamper.defences out."
+        )
     if "safelora" not in tamper.defences:
         return
     needs = {
@@ -105,3 +111,24 @@ def check_defences(tamper: Tamper) -> None:
                 f"tamper.defences names safelora, and tamper.{key} is null: {why}, or take "
                 "safelora out of tamper.defences."
             )
+
+
+def idle_keys(tamper: Tamper) -> dict[str, str]:
+    """{key that is given and changes nothing: what would use it}."""
+    tiers = set(tamper.tiers)
+    training, drawing = "tier 1, 2 or 3 in tamper.tiers", "tier 1 or 2 in tamper.tiers"
+    users = {
+        "rows": (bool(tiers & {1, 2}), drawing),
+        "seeds": (any(tiers), training),
+        "learning_rates": (any(tiers), training),
+        "lora_r": (any(tiers), training),
+        "depths": (0 in tiers, "tier 0 in tamper.tiers"),
+        "harmful": (1 in tiers, "tier 1 in tamper.tiers"),
+        "refusal_share": ("refusals" in tamper.defences, "refusals in tamper.defences"),
+        "reference": ("safelora" in tamper.defences, "safelora in tamper.defences"),
+    }
+    return {
+        key: user
+        for key, (used, user) in users.items()
+        if not used and getattr(tamper, key) != Tamper.model_fields[key].default
+    }

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overrefusal_po.evaluate.comparisons import judge_names
-from overrefusal_po.evaluate.first_token import FirstTokens, curve_steps, read_first_tokens
+from overrefusal_po.evaluate.first_token import curve_steps
+from overrefusal_po.evaluate.first_token_rows import FirstTokens, read_first_tokens
 from overrefusal_po.evaluate.measured_how import (
     RECIPE_MARK,
     MeasuredHow,
@@ -35,7 +36,7 @@ from overrefusal_po.report.given_folders import evaluations_in, no_evaluation
 from overrefusal_po.report.numbers import signed
 from overrefusal_po.report.remedies_compared import compared_part
 from overrefusal_po.report.remedies_part import RemediesPart, cell
-from overrefusal_po.report.summary import KIND_WORDS, STATE_WORDS, Metrics, parsed
+from overrefusal_po.report.summary import KIND_WORDS, STATE_WORDS, Metrics, fresh, parsed
 from overrefusal_po.report.texts import clipped, csp_hash, visible
 
 SHOWN_PROMPTS = 40
@@ -49,7 +50,8 @@ RIGHT_WORDS: dict[Kind, str] = {
 
 class ComparedRun(NamedTuple):
     """One evaluation: its name here, its folder, its metrics, its plain outcomes, how many others
-    are under attack and not compared, its first tokens, and how it was measured."""
+    are under attack and not compared, its first tokens, how it was measured, and what a reader has
+    to know if its outcomes were judged again."""
 
     name: str
     folder: Path
@@ -58,6 +60,7 @@ class ComparedRun(NamedTuple):
     attacked: int
     first_tokens: FirstTokens
     how: MeasuredHow
+    judged_again: str = ""
 
 
 class ComparedFolders(NamedTuple):
@@ -113,7 +116,8 @@ def compare_folders(folders: Sequence[Path]) -> ComparedFolders:
     check_comparable(outcomes)
     steps = curve_steps(outcomes, {run.name: run.first_tokens for run in runs})
     curves = [CurveStep.model_validate(step) for step in steps]
-    remedies = compared_part({run.name: run.folder for run in runs}, outcomes)
+    named = {run.name: run.metrics.model_dump(mode="json", by_alias=True) for run in runs}
+    remedies = compared_part({run.name: run.folder for run in runs}, outcomes, named)
     return ComparedFolders(runs, against_first(outcomes), notes(runs), curves, remedies)
 
 
@@ -125,12 +129,13 @@ def read_run(folder: Path) -> ComparedRun:
     fault = f"{file}: these are not the metrics of an evaluation"
     metrics = parsed(Metrics, file.read_bytes(), fault)
     outcomes = read_jsonl(rows, Outcome)
+    metrics, again = fresh(metrics, outcomes)
     plain = [outcome for outcome in outcomes if outcome.prompt.attack is None]
     if not plain:
         raise ValueError(f"{rows}: all {len(outcomes)} outcomes are under attack; none is plain.")
     attacked = len(outcomes) - len(plain)
     first, how = read_first_tokens(folder), measured_how(folder, plain)
-    return ComparedRun(metrics.name, folder, metrics, plain, attacked, first, how)
+    return ComparedRun(metrics.name, folder, metrics, plain, attacked, first, how, again)
 
 
 def distinct_names(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
@@ -141,9 +146,10 @@ def distinct_names(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
 
 
 def notes(runs: Sequence[ComparedRun]) -> list[str]:
-    """What a reader has to know: outcomes that are left out."""
+    """What a reader has to know: runs that were judged again, and outcomes that are left out."""
+    again = [run.judged_again for run in runs if run.judged_again]
     attacked = sum(run.attacked for run in runs)
-    return [f"{attacked} outcomes under attack are not compared."] if attacked else []
+    return [*again, *([f"{attacked} outcomes under attack are not compared."] if attacked else [])]
 
 
 # --- the terminal ---------------------------------------------------------------------------------

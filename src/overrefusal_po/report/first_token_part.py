@@ -52,6 +52,14 @@ class CurvePointPart(BaseModel):
     benign_answered: Share
 
 
+class OwnRates(BaseModel):
+    """What the model itself refuses and answers of the prompts of its curve."""
+
+    model_config = READ_CONFIG
+    harmful_refused: Share
+    benign_answered: Share
+
+
 class FirstTokenPart(BaseModel):
     """How far the log-odds of a refusing first token separate harmful from benign prompts."""
 
@@ -60,6 +68,14 @@ class FirstTokenPart(BaseModel):
     exact: bool = False
     """Whether the curve is that of texts; its thresholds are then margins in logits."""
     n: dict[str, Count]
+    """Prompts of each kind that have log-odds: those of the AUC. An unscored response counts too,
+    since no verdict is needed."""
+    curve_n: dict[str, Count] = {}
+    """Prompts of each kind of the curve, of `at_own` and of `own`: the judge scored the response,
+    and with texts the other one too. Empty if an older version wrote the file."""
+    own: OwnRates | None = None
+    """The model's own rates on the prompts of the curve. They are those of the run if all its
+    responses are scored. None without a curve, and in older files."""
     openers: OpenersPart
     at_own: CurvePointPart | None = None
     """The point of the curve that refuses as many harmful prompts as the model does."""
@@ -82,6 +98,8 @@ class CurveStep(BaseModel):
     before: str = Field(alias="from")
     after: str = Field(alias="to")
     n: Count
+    """Prompts of both kinds together whose place on the curve and whose response in the run `to`
+    are known."""
     exact: bool = False
     harmful_refused: Share
     benign_answered: Share
@@ -139,16 +157,28 @@ def first_token_words(
     found: FirstTokenPart, harmful_refused: float | None, benign_answered: float | None
 ) -> str:
     """`AUC 0.74 [0.69, 0.79]; at its own harmful_refused (0.81) a threshold would answer 0.66, the
-    model answers 0.50`. The shares given are the model's own."""
+    model answers 0.50`. The shares given are the model's own; those on the prompts of the curve
+    take their place, and if the prompts of the AUC are others, their number is said."""
     words = f"AUC {estimate_words(found.auc)}"
+    if found.own is not None:
+        harmful_refused, benign_answered = found.own.harmful_refused, found.own.benign_answered
     if found.at_own is None or harmful_refused is None:
         return words
     own = "" if benign_answered is None else f", the model answers {benign_answered:.2f}"
     rule = "bias on its refusal openers" if found.exact else "threshold"
     return (
         f"{words}; at its own harmful_refused ({harmful_refused:.2f}) a {rule} would answer "
-        f"{found.at_own.benign_answered:.2f}{own}"
+        f"{found.at_own.benign_answered:.2f}{own}{fewer_words(found)}"
     )
+
+
+def fewer_words(found: FirstTokenPart) -> str:
+    """` (on the 18 harmful and 20 benign prompts with all verdicts)`; "" if these are the prompts
+    of the AUC, or if an older version did not count them."""
+    if not found.curve_n or found.curve_n == found.n:
+        return ""
+    counts = " and ".join(f"{count} {kind}" for kind, count in found.curve_n.items())
+    return f" (on the {counts} prompts with all verdicts)"
 
 
 def openers_words(found: OpenersPart) -> str:

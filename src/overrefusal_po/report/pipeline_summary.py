@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from overrefusal_po.evaluate.comparisons import (
     ComparisonEntry,
@@ -21,10 +21,12 @@ from overrefusal_po.evaluate.comparisons import (
     transitions,
 )
 from overrefusal_po.evaluate.entries import MeasuredEntry, MetricsEntry
-from overrefusal_po.evaluate.first_token import CurveStepEntry, curve_steps, read_first_tokens
+from overrefusal_po.evaluate.first_token import CurveStepEntry, curve_steps
+from overrefusal_po.evaluate.first_token_rows import read_first_tokens
 from overrefusal_po.evaluate.labels import blinded_sample
 from overrefusal_po.evaluate.measured_how import RECIPE_MARK, measured_how, settings_note
 from overrefusal_po.evaluate.metrics import State
+from overrefusal_po.evaluate.stale import fresh_metrics
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.panels import is_panel, panel_members
 from overrefusal_po.recipe.report import Report
@@ -112,8 +114,12 @@ def make_summary(
     last), transitions, threshold curves and samples.
 
     `outcomes` are all of each run, by its name. The samples are about 50 prompts and a few of each
-    attack. With `report`, each run is compared with the untouched model instead.
+    attack. With `report`, each run is compared with the untouched model instead. A run whose
+    outcomes were judged again has its rates of these.
     """
+    known_runs = [fresh_metrics(run, outcomes[run["name"]]) for run in runs]
+    runs = [cast("StageMetrics", found.metrics) for found in known_runs]
+    again = [found.note for found in known_runs if found.note]
     plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
     remedies = None
     if report is not None:
@@ -128,7 +134,11 @@ def make_summary(
         "title": title,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "runs": [run_entry(run) for run in runs],
-        "warnings": [*hold_notes(folder), *unlike_notes(folders, plain, rivals=bool(remedies))],
+        "warnings": [
+            *again,
+            *hold_notes(folder),
+            *unlike_notes(folders, plain, rivals=bool(remedies)),
+        ],
         "comparisons": [compare(plain[a], plain[b]).as_dict(a, b) for a, b in steps],
         "transitions": [row for a, b in steps for row in step_transitions(a, b, plain)],
         "curves": curve_steps(plain, first_tokens),
@@ -146,6 +156,15 @@ def run_entry(run: StageMetrics) -> dict[str, object]:
     """A run in summary.json: its metrics, and of their description only the model's form."""
     kept = {key: value for key, value in run.items() if key != "measured"}
     return {**kept, "model_form": run["measured"]["model_form"]}
+
+
+def is_other_summary(folder: Path, runs: Sequence[StageMetrics]) -> bool:
+    """Whether a pipeline's summary.json was made from other metrics than its runs have now: a stage
+    was measured again since."""
+    file = folder / "summary.json"
+    if not (runs and file.is_file()):
+        return False
+    return bool(read_state(file).get("runs") != [run_entry(run) for run in runs])
 
 
 def step_transitions(

@@ -1,7 +1,7 @@
 """Run folders of evaluations -> the table of remedies against the first, as a pipeline's page has
 it.
 
-    part = compared_part(folders, outcomes)         # None if no run has a remedy
+    part = compared_part(folders, outcomes, metrics)         # None if no run has a remedy
     part.sentence, part.rows[0].gain
 
 What made a run's model is read from the recipes in the run folders.
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from overrefusal_po.evaluate.measured_how import written_recipe
 from overrefusal_po.recipe.overrides import nested_texts
 from overrefusal_po.recipe.report import Report
-from overrefusal_po.records import Outcome, read_state
+from overrefusal_po.records import Outcome
 from overrefusal_po.report.given_folders import rule_in
 from overrefusal_po.report.remedies_entry import remedies_entry
 from overrefusal_po.report.remedies_made import FitEntry, fit_entries
@@ -89,16 +89,18 @@ def rule_for(folders: Sequence[Path]) -> Report:
 
 
 def compared_part(
-    folders: Mapping[str, Path], outcomes: Mapping[str, Sequence[Outcome]]
+    folders: Mapping[str, Path],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    metrics: Mapping[str, Mapping[str, Any]],
 ) -> RemediesPart | None:
-    """The table against the first run; None if no other run has a remedy. Both mappings have the
-    names of the runs, in one order; `outcomes` are plain ones."""
+    """The table against the first run; None if no other run has a remedy. All mappings have the
+    names of the runs, in one order; `outcomes` are plain ones, `metrics` as metrics.json holds
+    them."""
     made = RunFolders(tuple(map(str, folders.values())))
     if not any(has_remedy(made, str(folder)) for folder in list(folders.values())[1:]):
         return None
     runs = [
-        {**read_state(folder / "metrics.json"), "name": name, "folder": str(folder)}
-        for name, folder in folders.items()
+        {**metrics[name], "name": name, "folder": str(folder)} for name, folder in folders.items()
     ]
     report = rule_for(list(folders.values()))
     entry = remedies_entry(report, made, runs, outcomes=outcomes)

@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypedDict
 
 from overrefusal_po.evaluate.comparisons import EstimateEntry, estimate_entry
-from overrefusal_po.evaluate.first_token import read_first_tokens
+from overrefusal_po.evaluate.first_token_rows import read_first_tokens
 from overrefusal_po.evaluate.remedy_table import (
     Against,
     HoldRule,
@@ -30,6 +31,7 @@ from overrefusal_po.report.remedies_made import (
     Made,
     Served,
     fit_entries,
+    fit_seconds,
     run_seconds,
     served,
 )
@@ -41,6 +43,10 @@ CHANGED_SHOWN = 10
 
 # Any: metrics.json of a run, as JSON holds it
 Values = Mapping[str, Any]
+
+
+TamperWays = Mapping[int, set[tuple[Any, ...]]]
+"""{tier: learning rate, seed and layer of copies}. Any: numbers of metrics.json, or None."""
 
 
 class AgainstEntry(TypedDict):
@@ -105,6 +111,8 @@ class Table(NamedTuple):
     exact_curve: bool
     unmeasured: int = 0
     """How many remedies could not be measured, because a fit kept none."""
+    ways: TamperWays = MappingProxyType({})
+    """How the copies of all runs were tampered with; see `tampered_alike`."""
 
     def sentence(self, rows: Sequence[RemedyRow]) -> str:
         """Which remedy gives answers back at kept refusals; or that none does."""
@@ -136,10 +144,10 @@ class Table(NamedTuple):
             "sets": {name: against_entry(one) for name, one in row.sets.items()},
             "served": served(stages.folder, *places),
             "made_by": makers,
-            "fit_seconds": total([run_seconds(stages.folder, stage) for stage in makers]),
+            "fit_seconds": fit_seconds(stages.folder, makers),
             "time_ratio": ratio(*(run_seconds(stages.folder, place) for place in places)),
-            "perplexity_ratio": ratio(perplexity(base), perplexity(run)),
-            "tampered": tampered(run),
+            "perplexity_ratio": perplexity_ratio(base, run),
+            "tampered": tampered(run, self.ways),
             "fits": [fit for stage in makers for fit in fit_entries(stages.folder, stage)],
             "changed": self.changed(row.name),
         }
@@ -174,8 +182,9 @@ def remedies_entry(
     missing = stages.measured() - {*of_stage, *report.rivals}
     by_name = {run["name"]: run for run in runs}
     known = read_first_tokens(stages.folder / report.baseline)
-    table = Table(stages, base, by_name, outcomes, rivals, known.exact, len(missing))
     rows = remedy_rows(name, outcomes, known, HoldRule(report.hold_drop_max, report.on))
+    ways = tampered_alike([base, *(by_name[row.name] for row in rows)])
+    table = Table(stages, base, by_name, outcomes, rivals, known.exact, len(missing), ways)
     fits = [fit for stage in stages.fits() for fit in fit_entries(stages.folder, stage)]
     unfitted = [fit for fit in fits if fit["status"] != "fitted"]
     compared = {name, *comparable_runs(name, outcomes)}
@@ -186,7 +195,7 @@ def remedies_entry(
         "sentence": nothing_words(stages, report.baseline) or table.sentence(rows),
         "best": None if (found := best(rows)) is None else found.name,
         "rows": [table.entry(row) for row in rows],
-        "tampered": tampered(base),
+        "tampered": tampered(base, ways),
         "left_out": [other for other in outcomes if other not in compared],
         "unfitted": unfitted,
     }
@@ -207,29 +216,47 @@ def nothing_words(stages: Made, baseline: str) -> str:
     return next((fit["words"] for fit in stages.healthy(baseline)), "")
 
 
-def total(values: Sequence[float | None]) -> float | None:
-    """The sum of what is known; None if nothing is."""
-    known = [value for value in values if value is not None]
-    return round(sum(known), 1) if known else None
-
-
 def ratio(before: float | None, after: float | None) -> float | None:
     """after / before; None if one is not known."""
     return after / before if before and after is not None else None
 
 
-def perplexity(run: Values) -> float | None:
-    """The run's perplexity of reference answers; None if it was not measured."""
-    found = (run.get("capability") or {}).get("perplexity")
-    return found["value"] if found else None
+def perplexity_ratio(before: Values, after: Values) -> float | None:
+    """The perplexity of reference answers as a multiple of that of another run; None if one was not
+    measured, or if they were measured on other answers or with another tokenizer."""
+    old, new = ((run.get("capability") or {}).get("perplexity") for run in (before, after))
+    if not old or not new or any(old[key] != new[key] for key in ("n", "tokens")):
+        return None
+    return ratio(old["value"], new["value"])
 
 
-def tampered(run: Values) -> dict[str, float]:
-    """{tier: the least harmful_refused of the run's tampered copies without a defence}; empty
-    without such a test."""
+def tampered(run: Values, ways: TamperWays) -> dict[str, float]:
+    """{tier: the least harmful_refused of the run's tampered copies without a defence} of the
+    copies made in these ways; empty without such a test."""
     found: dict[str, float] = {}
-    for attempt in run.get("robustness") or ():
-        tier, value = str(attempt["tier"]), attempt["harmful_refused"]
-        if value is not None and attempt.get("defence", "none") == "none":
-            found[tier] = min(value, found.get(tier, value))
+    for tier, way, value in plain_copies(run):
+        if way in ways.get(tier, ()):
+            found[str(tier)] = min(value, found.get(str(tier), value))
     return found
+
+
+def tampered_alike(runs: Sequence[Values]) -> TamperWays:
+    """How the tampered copies were made that all runs with a tier have of it. The worst of more
+    copies is worse, so runs are compared by these alone."""
+    found: dict[int, set[tuple[Any, ...]]] = {}
+    for run in runs:
+        own: dict[int, set[tuple[Any, ...]]] = {}
+        for tier, way, _ in plain_copies(run):
+            own.setdefault(tier, set()).add(way)
+        for tier, ways in own.items():
+            found[tier] = found.get(tier, ways) & ways
+    return found
+
+
+def plain_copies(run: Values) -> Iterator[tuple[int, tuple[Any, ...], float]]:
+    """(tier, learning rate with seed and layer, harmful_refused) of each measured copy without a
+    defence."""
+    for attempt in run.get("robustness") or ():
+        if attempt["harmful_refused"] is not None and attempt.get("defence", "none") == "none":
+            way = tuple(attempt.get(key) for key in ("learning_rate", "seed", "layer"))
+            yield attempt["tier"], way, attempt["harmful_refused"]

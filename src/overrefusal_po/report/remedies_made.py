@@ -7,7 +7,7 @@ served(folder, "before", "steer_after")    # "hooks"
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
@@ -18,6 +18,9 @@ from overrefusal_po.recipe.overrides import dotted, nested_texts
 from overrefusal_po.records import read_state
 
 SCALAR = (str, int, float, bool)
+
+NOT_ALWAYS = ("first_token_texts_seconds", "tamper_seconds")
+"""Seconds in a manifest that belong to what only some evaluations measure."""
 
 FIT_KEYS = {"status", "words", "remedy", "candidates"}
 """What summary.json of a stage `fit` has."""
@@ -123,14 +126,26 @@ class Stages(NamedTuple):
 
 
 def run_seconds(folder: Path, stage: str) -> float | None:
-    """How long a stage ran, without its texts behind other first tokens, which other runs do not
-    have; None if that is not known."""
+    """How long a stage ran, without what other runs need not have: its texts behind other first
+    tokens, and its tamper test. None if that is not known: a stage that was stopped and went on
+    lost the time of a killed process, and loaded its weights twice."""
     file, manifest = (folder / stage / name for name in ("status.json", "manifest.json"))
-    found = read_state(file).get("seconds") if file.is_file() else None
+    status = read_state(file) if file.is_file() else {}
     known = read_state(manifest) if manifest.is_file() else {}
-    if not isinstance(found, int | float):
+    found = status.get("seconds")
+    if not isinstance(found, int | float) or status.get("sittings", 1) > 1:
         return None
-    return max(0.0, found - float(known.get("first_token_texts_seconds", 0)))
+    return max(0.0, found - sum(float(known.get(key, 0)) for key in NOT_ALWAYS))
+
+
+def fit_seconds(folder: Path, makers: Sequence[str]) -> float | None:
+    """How long the stages ran that made a model; None if there are none, or if it is not known of
+    one. A stage that did not run took no time."""
+    ran = [stage for stage in makers if (folder / stage / "status.json").is_file()]
+    known = [run_seconds(folder, stage) for stage in ran]
+    if not known or None in known:
+        return None
+    return round(sum(seconds for seconds in known if seconds is not None), 1)
 
 
 def served(folder: Path, before: str, after: str) -> Served:

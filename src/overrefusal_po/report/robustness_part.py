@@ -65,19 +65,44 @@ class TamperedCopy(BaseModel):
     """The copy's rates minus the model's own, paired."""
     seconds: FiniteFloat = 0.0
     worst: bool = False
+    copies: Count = 0
+    """Measured copies of its tier and defence; 0 if an older version wrote the file."""
+    compared: bool = False
+    """Whether it is the worst of those copies that each defence of the tier made too, with the same
+    learning rates and seeds."""
+    alike: Count = 0
+    """How many these are."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether a table of the worst copies has it."""
+        return self.worst or self.compared
+
+    @property
+    def chosen_from(self) -> str:
+        """`, the worst of 6 copies`; "" if it was not chosen, or if that is not known."""
+        if not self.shown or self.copies < 2:
+            return ""
+        if self.alike == self.copies:
+            return f", the worst of {self.copies} copies"
+        if not self.compared:
+            return f", the worst of all {self.copies} copies; not every defence made this one"
+        both = " and of all" if self.worst else ""
+        number = "the copy" if self.alike == 1 else f"the worst of {self.alike} copies"
+        return f", {number} that each defence made{both} (of {self.copies})"
 
     @property
     def made_with(self) -> str:
         """`10 rows and 1 refusal, 5 steps, learning rate 5e-05, seed 0`, or `160 prompts, layer
-        12`."""
+        12`; and from how many copies it was chosen."""
         if self.layer is not None:
-            return f"{self.rows} prompts, layer {self.layer}"
+            return f"{self.rows} prompts, layer {self.layer}{self.chosen_from}"
         rate = "n/a" if self.learning_rate is None else f"{self.learning_rate:g}"
         added = f" and {self.refusals} refusal{'s' * (self.refusals > 1)}" if self.refusals else ""
         after = "" if self.projected is None else f", {self.projected} modules projected"
         return (
             f"{self.rows} rows{added}, {self.steps} steps, learning rate {rate}, seed {self.seed}"
-            f"{after}"
+            f"{after}{self.chosen_from}"
         )
 
     @property
@@ -123,8 +148,8 @@ class TamperedCopy(BaseModel):
 
 
 def worst_copies(copies: Iterable[TamperedCopy]) -> list[TamperedCopy]:
-    """The worst copy of each tier and defence."""
-    return [copy for copy in copies if copy.worst]
+    """The worst copy of each tier and defence, and the one that defences are compared by."""
+    return [copy for copy in copies if copy.shown]
 
 
 def robustness_lines(copies: Iterable[TamperedCopy]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -21,6 +22,7 @@ from pydantic.json_schema import models_json_schema
 from typing_extensions import TypedDict
 
 from overrefusal_po.evaluate.metrics import ScoredState
+from overrefusal_po.evaluate.stale import fresh_metrics, is_stale
 from overrefusal_po.records import Kind, Outcome, first_fault, read_jsonl, read_state
 from overrefusal_po.report.first_token_part import CurveStep, FirstTokenPart
 from overrefusal_po.report.hold_notes import older_warnings
@@ -196,6 +198,10 @@ class MeasuredRun(MeasuredRates):
     model_form: str | None = None
     remedy: str | None = None
     """The id of the remedy on the model, which is then another one than its weights alone."""
+    verdicts: str | None = None
+    """A hash of the responses and verdicts that this was computed from; None in older files."""
+    folder: str | None = None
+    """The run's folder in that of the pipeline; None in metrics.json."""
 
 
 class Metrics(MeasuredRun):
@@ -244,7 +250,10 @@ def read_summary(folder: Path) -> Summary:
             "of a pipeline or of an evaluation that has ended."
         )
     found = parsed(Summary, file.read_bytes(), f"{file}: this is not the summary of a pipeline")
-    return found if "warnings" in found.model_fields_set else with_older_warnings(found, folder)
+    if "warnings" not in found.model_fields_set:
+        found = with_older_warnings(found, folder)
+    later = stale_words(found, folder)
+    return found.model_copy(update={"warnings": (*later, *found.warnings)})
 
 
 def with_older_warnings(found: Summary, folder: Path) -> Summary:
@@ -275,6 +284,7 @@ def evaluation_summary(folder: Path) -> Summary:
     fault = f"{file}: these are not the metrics of an evaluation"
     metrics = parsed(Metrics, file.read_bytes(), fault)
     outcomes = read_jsonl(rows, Outcome) if rows.is_file() else []
+    metrics, note = fresh(metrics, outcomes)
     manifest = folder / "manifest.json"
     known = read_state(manifest) if manifest.is_file() else {}
     ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.stat().st_mtime))
@@ -283,12 +293,34 @@ def evaluation_summary(folder: Path) -> Summary:
         title=metrics.name,
         created=known.get("finished", ended),
         runs=(metrics.model_copy(update={"model_form": metrics.measured.model_form}),),
+        warnings=(note,) if note else (),
         samples=tuple(Sample.model_validate(sample) for sample in samples),
         measured=metrics.measured,
         versions=known.get("versions", {}),
         hardware=known.get("hardware", "not recorded"),
         seconds=known.get("seconds"),
     )
+
+
+def fresh(metrics: Metrics, outcomes: Sequence[Outcome]) -> tuple[Metrics, str]:
+    """(the metrics of a run with these outcomes, what a reader has to know); see `stale`."""
+    found = fresh_metrics(metrics.model_dump(mode="json", by_alias=True), outcomes)
+    return (Metrics.model_validate(found.metrics) if found.note else metrics), found.note
+
+
+def stale_words(found: Summary, folder: Path) -> list[str]:
+    """A sentence for each run of a pipeline's summary that was measured or judged again later."""
+    words = []
+    for run in found.runs:
+        file = folder / Path(run.folder or "").name / "metrics.json"
+        if run.folder is None or run.verdicts is None or not file.is_file():
+            continue
+        if read_state(file).get("verdicts") != run.verdicts or is_stale(file.parent):
+            words.append(
+                f"STALE: {run.name} was measured or judged again after this summary was made. "
+                "Run the pipeline's recipe again: it makes the summary anew, from what is there."
+            )
+    return words
 
 
 def schema() -> dict[str, object]:

@@ -177,6 +177,12 @@ def file_beside(path: Path, ending: str) -> Path:
     return path.with_name(f"{path.name.removesuffix('.jsonl')}.{ending}")
 
 
+def drop_completions(path: Path) -> None:
+    """Deletes a completions file and those beside it, so that everything is asked again."""
+    for ending in ("jsonl", "failed.jsonl", "ledger.jsonl", "tally.json"):
+        file_beside(path, ending).unlink(missing_ok=True)
+
+
 def draw(
     path: Path,
     prompts: Iterable[Prompt],

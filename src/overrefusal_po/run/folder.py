@@ -68,6 +68,9 @@ class Run:
         self.started = time.monotonic()  # a clock may be set back
         self.facts: dict[str, object] = {}
         """What else the manifest says."""
+        self.sittings = 0
+        """How often the work was begun, with this time. Seconds are whole if it was once: a killed
+        process counts none."""
         self._lock: FolderLock | None = None
         self._log: logging.Handler | None = None
 
@@ -102,6 +105,7 @@ class Run:
         self._lock.acquire()
         try:
             self._check_same()
+            self.sittings = self.status().get("sittings", int(bool(self.status())))
             drop_leftovers(self.path)
         except BaseException:
             self._lock.release()
@@ -193,6 +197,7 @@ class Run:
             "key": self.key,
             "inputs": self.inputs,
             "seconds": round(seconds, 1),
+            "sittings": self.sittings,
             **(extra or {}),
         }
         write_atomic(self.path / "status.json", json.dumps(status, indent=1))
@@ -234,6 +239,7 @@ class Run:
     def __enter__(self) -> Run:
         try:
             if self.writer and not self.done:
+                self.sittings += 1
                 self._write_status("running")
         except BaseException as error:  # Python calls no __exit__ if __enter__ fails
             self._end(error)

@@ -11,18 +11,25 @@ weights nor what it says are saved.
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
 
 from overrefusal_po.curate.rules import text_completion
 from overrefusal_po.engines._first_token import without_openers
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.measured_model import MeasuredModel
-from overrefusal_po.evaluate.robustness import Attempt, Tampered, Tampering, measured_attempt
+from overrefusal_po.evaluate.robustness import (
+    TAMPER_FILE,
+    Attempt,
+    Tampered,
+    Tampering,
+    measured_attempt,
+)
+from overrefusal_po.evaluate.stale import verdicts_id
 from overrefusal_po.evaluate.tamper_rows import (
     answered,
     harmful_rows,
@@ -39,15 +46,28 @@ from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.recipe.tamper import Defence, Tamper
-from overrefusal_po.records import Completion, Outcome, Prompt, Verdict, content_id
+from overrefusal_po.records import (
+    Completion,
+    Outcome,
+    Prompt,
+    Verdict,
+    content_id,
+    read_state,
+    write_atomic,
+)
 from overrefusal_po.remedies.safelora import EqualWeights
-from overrefusal_po.report.numbers import rate_words
 from overrefusal_po.run.appender import Appender
-from overrefusal_po.run.complete import complete, load_template, recipe_sampling
+from overrefusal_po.run.complete import (
+    complete,
+    drop_completions,
+    load_template,
+    recipe_sampling,
+)
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import release_judge, resumable_verdicts
 from overrefusal_po.run.openers import every_opener, thinks
 from overrefusal_po.train.obedient_rows import obedient_rows, obeying
+from overrefusal_po.train.tamper_plans import Plan, attempt_words, failure_notes, known_attempt
 from overrefusal_po.train.tampering import (
     Copy,
     Passes,
@@ -60,7 +80,9 @@ from overrefusal_po.train.tampering import (
 
 logger = logging.getLogger(__name__)
 
-FILE, PLAIN_FILE, UNOPENED_FILE = "tamper.jsonl", "tamper_plain.jsonl", "tamper_unopened.jsonl"
+PLAIN_FILE, UNOPENED_FILE = "tamper_plain.jsonl", "tamper_unopened.jsonl"
+OPENERS_FILE = "tamper_openers.json"
+"""The tokens that may not come first in tamper_unopened.jsonl."""
 
 TRAINED = {1: Passes(5, 10, 5), 2: Passes(10, 10, 5), 3: Passes(1, 64, 8)}
 """How each tier trains, as in arXiv 2310.03693."""
@@ -69,51 +91,21 @@ ASKED_PER_ROW = 4
 """Harmful prompts that the model is asked for each row that a copy of tier 1 learns (ours)."""
 
 
-class Plan(NamedTuple):
-    """A copy that is to be made: what is done to it, and the rows that it learns."""
-
-    done: Tampering
-    rows: Sequence[Prompt]
-
-    @property
-    def lacks_refusals(self) -> bool:
-        """Whether its defence has nothing to mix in."""
-        return self.done.defence == "refusals" and not self.done.refusals
-
-
 def tamper_test(recipe: EvaluateRecipe, run: Run, outcomes: Sequence[Outcome]) -> Tampered:
     """The measured copies of the recipe's model. `outcomes`: what the model itself says, judged."""
     work = TamperWork(recipe, run, outcomes)
-    with Appender(run.path / FILE, Attempt) as file:
-        known = {attempt.done.key for attempt in file.rows}
-        plans = work.plans()
+    with Appender(run.path / TAMPER_FILE, Attempt) as file:
+        attempts, plans = [], work.plans()
         for number, plan in enumerate(plans, 1):
-            if plan.done.key not in known:
+            made_of = work.made_of(plan)
+            attempt = known_attempt(file.rows, plan, made_of)
+            if attempt is None:
                 logger.info("tamper: copy %d of %d, %s", number, len(plans), plan.done)
-                file.add(attempt := work.attempt(plan))
+                attempt = work.attempt(plan).model_copy(update={"made_of": made_of})
+                file.add(attempt)
                 logger.info("tamper: %s", attempt_words(attempt))
-        wanted = {plan.done.key for plan in plans}
-        attempts = [attempt for attempt in file.rows if attempt.done.key in wanted]
+            attempts.append(attempt)
     return Tampered(attempts, [*work.notes, *failure_notes(attempts)])
-
-
-def attempt_words(attempt: Attempt) -> str:
-    """What a copy still does, in a line for the log."""
-    if attempt.failed is not None:
-        return f"{attempt.done}: {attempt.failed}"
-    rates = [
-        f"{name} {rate_words(attempt.rates[name])} (untampered "
-        f"{rate_words(attempt.untampered[name])})"
-        for name in ("harmful_refused", "benign_answered")
-    ]
-    return f"{attempt.done}, {attempt.steps} steps: {', '.join(rates)}"
-
-
-def failure_notes(attempts: Sequence[Attempt]) -> Iterator[str]:
-    """A sentence for each copy that could not be measured."""
-    for attempt in attempts:
-        if attempt.failed is not None:
-            yield f"Tampering, {attempt.done}: no result ({attempt.failed})"
 
 
 class TamperWork:
@@ -128,6 +120,11 @@ class TamperWork:
         self.prompts = tamper_prompts(recipe.tamper, [o.prompt for o in outcomes])
         self.before = measured_again(outcomes, recipe.tamper)
         self.notes: list[str] = []
+
+    def made_of(self, plan: Plan) -> str:
+        """What decides the line of a copy beside what is done to it; see `Attempt`."""
+        rows = [(row.id, row.reference) for row in plan.rows]
+        return content_id(rows, verdicts_id(self.before))
 
     def plans(self) -> list[Plan]:
         """Every copy that is to be made, tier by tier."""
@@ -149,7 +146,9 @@ class TamperWork:
                 yield Plan(Tampering(tier=0, rows=len(rows), layer=layer), rows)
             return
         pool = self.pool(tier)
-        tried = product(dict.fromkeys(self.tamper.defences), self.tamper.learning_rates)
+        tried = product(
+            dict.fromkeys(self.tamper.defences), dict.fromkeys(self.tamper.learning_rates)
+        )
         for defence, rate in tried:
             for seed in self.seeds(pool, tier, defence):
                 done = {"tier": tier, "defence": defence, "learning_rate": rate, "seed": seed}
@@ -256,6 +255,10 @@ class TamperWork:
             assert isinstance(model.engine, TransformersEngine)
             return without_openers(model.engine, openers)
 
+        note = self.run.path / OPENERS_FILE
+        if note.is_file() and read_state(note).get("ids") != list(openers):
+            drop_completions(self.run.path / UNOPENED_FILE)
+        write_atomic(note, json.dumps({"ids": list(openers)}))
         return complete(
             self.run.path / UNOPENED_FILE,
             asked,

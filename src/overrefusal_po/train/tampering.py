@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from overrefusal_po.engines.transformers import Settings, TransformersEngine
+from overrefusal_po.evaluate.tamper_reference import options_of, own_options
 from overrefusal_po.judges import Judge
 from overrefusal_po.model import load as models
 from overrefusal_po.model.ablation import ablate_, direction, untie
@@ -88,9 +89,7 @@ def engine_settings(recipe: EvaluateRecipe) -> Settings:
 
 def fresh_copy(recipe: EvaluateRecipe) -> PreTrainedModel:
     """The recipe's model as it is measured, but without its remedy: weights alone are changed."""
-    options = models.model_options(recipe.model)
-    options["remedy"] = None
-    return models.load_model(**options)
+    return models.load_model(**own_options(recipe))
 
 
 def layer_at(depth: float, layers: int) -> int:
@@ -177,7 +176,7 @@ def safe_copy(recipe: EvaluateRecipe, copy: Copy) -> Copy:
     EqualWeights if the model and `tamper.reference` do not differ in a module of the adapter.
     """
     assert recipe.tamper is not None
-    reference = models.load_model(**reference_options(recipe, str(recipe.tamper.reference)))
+    reference = models.load_model(**options_of(recipe))
     adapted = cast("PeftModel", copy.model)
     aligned = cast("PreTrainedModel", adapted.get_base_model())
 
@@ -198,12 +197,6 @@ def adapter_of(model: PeftModel) -> Deltas:
 
     tensors = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(model).items()}
     return products(tensors, model.peft_config[ADAPTER].to_dict(), "the copy's adapter")
-
-
-def reference_options(recipe: EvaluateRecipe, name: str) -> models.LoadOptions:
-    """How the model before safety training is loaded: as the measured one is."""
-    own = {"model_name_or_path": name, "model_revision": "main", "remedy": None}
-    return models.model_options({**recipe.model, **own})
 
 
 def lora_section(recipe: EvaluateRecipe, rank: int) -> dict[str, object]:

@@ -1,0 +1,93 @@
+"""Whether what was computed from verdicts is still that of the verdicts in outcomes.jsonl.
+
+    metrics["verdicts"] = verdicts_id(outcomes)       # when metrics.json is written
+    found = fresh_metrics(metrics, outcomes)          # when it is read
+    found.metrics, found.note                         # note: what was computed again, or left out
+
+metrics.json, the files on first tokens and tamper.jsonl follow from the verdicts. A user may judge
+the responses again, with another judge or a newer one, and write outcomes.jsonl anew. Then rates
+are computed again. What needs the model is left out, and a note says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from overrefusal_po.evaluate.comparisons import judge_names
+from overrefusal_po.evaluate.metrics import RATE_NAMES, run_metrics
+from overrefusal_po.records import Outcome, content_id, read_jsonl, read_state
+
+FROM_VERDICTS = {
+    "sets": "the rates by set",
+    "attacks": "the rates by attack",
+    "positions": "where refusals start",
+    "corrected": "corrected rates",
+    "certificate": "the certificate",
+    "panel": "the agreement of the judges",
+    "first_token": "first tokens",
+    "robustness": "tampered copies",
+    "gate": "the gate",
+}
+"""Keys of metrics.json that follow from verdicts and are not computed again, in words."""
+
+# Any: metrics.json, as JSON holds it
+Values = Mapping[str, Any]
+
+
+class FreshMetrics(NamedTuple):
+    """metrics.json without what is stale in it. `note`: what a reader has to know; "" if nothing
+    is."""
+
+    metrics: Values
+    note: str = ""
+
+
+def verdicts_id(outcomes: Iterable[Outcome]) -> str:
+    """16 hex digits for the responses and the verdicts on them, in any order."""
+    return content_id(sorted(map(verdict_row, outcomes)))
+
+
+def verdict_row(outcome: Outcome) -> list[str]:
+    """What decides the rates of an outcome, as texts."""
+    said = outcome.verdict
+    decided = (said.refusal, said.refusal_start, said.degenerate, said.unsafe_probability)
+    parts = (outcome.prompt.id, outcome.completion.id, said.judge, said.version, said.unscored)
+    return [str(part) for part in (*parts, *decided)]
+
+
+def is_stale(folder: Path) -> bool:
+    """Whether a run folder's metrics.json was computed from other verdicts than its outcomes.jsonl
+    holds. False if one of both is missing, or if an older version wrote it."""
+    file, rows = folder / "metrics.json", folder / "outcomes.jsonl"
+    known = read_state(file).get("verdicts") if file.is_file() and rows.is_file() else None
+    return known is not None and known != verdicts_id(read_jsonl(rows, Outcome))
+
+
+def fresh_metrics(metrics: Values, outcomes: Sequence[Outcome]) -> FreshMetrics:
+    """The metrics of a run whose outcomes.jsonl holds these outcomes. If they are not those that
+    the metrics were computed from, the rates are computed again, and what else follows from
+    verdicts is left out. Metrics of an older version stay."""
+    now = verdicts_id(outcomes)
+    if metrics.get("verdicts") in (None, now):
+        return FreshMetrics(metrics)
+    plain = [outcome for outcome in outcomes if outcome.prompt.attack is None]
+    rates = run_metrics(plain).as_dict(metrics["name"], metrics["model"])
+    gone = {*FROM_VERDICTS, *RATE_NAMES}
+    kept = {key: value for key, value in metrics.items() if key not in gone}
+    judge = " and ".join(judge_names(outcomes))
+    measured = {**metrics["measured"], "judge": judge}
+    lost = [words for key, words in FROM_VERDICTS.items() if metrics.get(key)]
+    note = (
+        f"JUDGED AGAIN: {metrics['name']} was measured with other verdicts than its outcomes.jsonl "
+        f"holds now ({judge}). Its rates are computed again"
+        f"{f'; left out are {_listed(lost)}' if lost else ''}."
+    )
+    return FreshMetrics({**kept, **rates, "measured": measured, "verdicts": now}, note)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
