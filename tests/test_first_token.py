@@ -146,7 +146,7 @@ def test_continuous_batching_changes_no_log_odds(styles: dict[str, Style]) -> No
     assert dict_of(engine, [7]) == pytest.approx(dict_of(engine_of(styles["llama"]), [7]), abs=1e-4)
 
 
-def test_what_is_there_already_is_not_whole(styles: dict[str, Style]) -> None:
+def test_what_is_there_already_is_not_measured_again(styles: dict[str, Style]) -> None:
     engine = engine_of(styles["llama"])
     everything = dict_of(engine, [7])
     had = {asked()[0].id, asked()[3].id}
