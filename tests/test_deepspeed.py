@@ -98,6 +98,7 @@ from accelerate.state import AcceleratorState
 from peft import LoraConfig, PeftModel
 import overrefusal_po
 from overrefusal_po.model import load as models
+from overrefusal_po.model.parts import load_start
 from overrefusal_po.model.zero import is_shared_out, loading_whole
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.model.zero import check_files, loading_whole
@@ -123,7 +124,8 @@ for name, case in cases.items():
         given["reference_store"] = folder / "store"
     module, _, config = find_method(method).config.rpartition(".")
     args = trainer_config(getattr(importlib.import_module(module), config), args)
-    loaded = models.load_model(model, dtype="float32")
+    options = {**models.model_options({"model_name_or_path": model}), "dtype": "float32"}
+    loaded = load_start(options, trains_all=not lora)  # as a recipe's training loads it
     begun = is_shared_out(loaded)
     torch.manual_seed(0)
     peft = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False) if lora else None
@@ -290,3 +292,144 @@ def test_files_are_checked_before_processes_read_them_together(
     with loading_whole():
         assert not is_deepspeed_zero3_enabled()
     unset_hf_deepspeed_config()
+
+
+# one rank of two: loads models in parts, and compares them with what it loads alone
+PARTS = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import torch
+from sharded import Peak, own_bytes
+from transformers.integrations import HfDeepSpeedConfig
+from overrefusal_po.exact.own_part import own_part
+from overrefusal_po.model import load as models, zero
+from overrefusal_po.model.finite import NotFiniteError
+from overrefusal_po.model.parts import load_start
+
+with zero.joining({"deepspeed": {"zero_optimization": {"stage": 3}}}):
+    models.check_world(use_cpu=False)
+base = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+configs = {"float32": base, "bfloat16": {**base, "bf16": {"enabled": True}}}
+options, found = models.model_options({"model_name_or_path": "x"}), {}
+
+
+def load(name, dtype):
+    return load_start({**options, "name": str(Path(sys.argv[1], name)), "dtype": dtype}, trains_all=True)
+
+
+def tensors(model):
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+
+
+for name in ("tied", "odd", "half"):
+    for dtype, config in configs.items():
+        held = HfDeepSpeedConfig(config)
+        parts = load(name, dtype)
+        sent = models.load_model(str(Path(sys.argv[1], name)), dtype=dtype)
+        copies = [zero.shared_copy(parts), zero.gathered_copy(parts)]
+        with zero.loading_whole():
+            whole = models.load_model(str(Path(sys.argv[1], name)), dtype=dtype)
+        wrong, own, expected = [], tensors(parts), tensors(whole)
+        assert own.keys() == expected.keys() and zero.is_shared_out(parts), "another model"
+        assert not parts.training and parts.generation_config.to_dict() == whole.generation_config.to_dict()
+        for key, weight in own.items():
+            with zero.gathered(weight):
+                same = weight.dtype == expected[key].dtype and torch.equal(weight, expected[key])
+            halves = [torch.equal(own_part(weight), own_part(tensors(m)[key])) for m in (sent, *copies)]
+            tied = [[w is m.get_input_embeddings().weight for w in [tensors(m)[key]]] for m in (parts, whole)]
+            wrong += [key] * (not same or not all(halves) or tied[0] != tied[1])
+            if hasattr(weight, "ds_tensor"):
+                begin = int(os.environ["RANK"]) * weight.ds_tensor.numel()
+                wrong += [key] * bool(weight.ds_tensor[max(0, weight.ds_numel - begin):].any())
+        found[f"{name}, {dtype}"] = wrong
+        trained = [any(w.requires_grad for w in m.parameters()) for m in (parts, *copies)]
+        assert trained[0], "all weights are trained"
+held, peak = HfDeepSpeedConfig(base), Peak()
+before = peak.begin()
+kept = load("wide", "float32")
+found["peak"] = peak.most - before
+for fault in ("nan", "untied", "older"):
+    if fault == "older":  # a DeepSpeed without the name that is used
+        import deepspeed
+        del deepspeed.zero.Init._convert_to_deepspeed_param
+    try:
+        load("odd" if fault == "older" else fault, "float32")
+    except (ValueError, NotFiniteError) as error:
+        found[fault] = f"{type(error).__name__}: {error}"
+Path(f"parts-{os.environ['RANK']}.json").write_text(json.dumps(found))
+"""
+
+SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 8,
+    "intermediate_size": 13,  # an odd number of biases, of which the last process pads its part
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "mlp_bias": True,
+}
+WIDE = {"vocab_size": 2**15, "hidden_size": 512}
+
+
+def written(folder: Path, *, tied: bool, dtype: torch.dtype, **sizes: Any) -> None:
+    """Writes a random Llama in several files."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**{**SIZES, **sizes}, tie_word_embeddings=tied)
+    model = LlamaForCausalLM(config).to(dtype)
+    model.save_pretrained(folder, max_shard_size="6KB" if not sizes else "1GB")
+
+
+@pytest.fixture(scope="module")
+def read_in_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """{rank: what PARTS found} in two processes."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    written(folder / "tied", tied=True, dtype=torch.bfloat16)
+    written(folder / "odd", tied=False, dtype=torch.float32)
+    written(folder / "half", tied=False, dtype=torch.float16)
+    written(folder / "wide", tied=True, dtype=torch.bfloat16, **WIDE)
+    for fault in ("nan", "untied"):
+        shutil.copytree(folder / "odd", folder / fault)
+    config = json.loads((folder / "untied" / "config.json").read_text())
+    config["tie_word_embeddings"] = True
+    (folder / "untied" / "config.json").write_text(json.dumps(config))
+    index = json.loads((folder / "nan" / "model.safetensors.index.json").read_text())
+    file = folder / "nan" / index["weight_map"]["lm_head.weight"]
+    head = load_file(file)
+    head["lm_head.weight"][-1, -1] = torch.nan  # in the part of the second process
+    save_file(head, file, metadata={"format": "pt"})
+    (folder / "parts.py").write_text(PARTS)
+    benchmarks = str(Path(__file__).parents[1] / "benchmarks")
+    ended(run([*TORCHRUN, "parts.py", str(folder), benchmarks], folder))
+    return {rank: json.loads((folder / f"parts-{rank}.json").read_text()) for rank in "01"}
+
+
+@pytest.mark.parametrize("rank", "01")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["tied", "odd", "half"])
+def test_parts_are_byte_for_byte_what_a_whole_load_gives(
+    read_in_parts: dict[str, dict[str, Any]], name: str, dtype: str, rank: str
+) -> None:
+    """Gathered weights and buffers, ties, copies for a reference; padding is zero."""
+    assert read_in_parts[rank][f"{name}, {dtype}"] == []
+
+
+@pytest.mark.parametrize("rank", "01")
+def test_no_process_holds_more_than_its_share(
+    read_in_parts: dict[str, dict[str, Any]], rank: str
+) -> None:
+    """The embedding is nearly all of the model here, and is never whole."""
+    whole = 4 * WIDE["vocab_size"] * WIDE["hidden_size"]
+    assert read_in_parts[rank]["peak"] < 1.3 * whole / 2 + 8e6
+
+
+@pytest.mark.parametrize("rank", "01")
+def test_what_cannot_be_shared_out_is_said_by_all_processes(
+    read_in_parts: dict[str, dict[str, Any]], rank: str
+) -> None:
+    found = read_in_parts[rank]
+    assert "NotFiniteError" in found["nan"] and "NaN or infinite" in found["nan"]
+    assert "tie_word_embeddings: false" in found["untied"] and "lm_head.weight" in found["untied"]
+    assert "has no _convert_to_deepspeed_param" in found["older"]
+    assert "Install deepspeed==0.19.8" in found["older"]

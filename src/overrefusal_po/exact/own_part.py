@@ -13,9 +13,17 @@ if TYPE_CHECKING:
 
 def own_part(weight: Tensor) -> Tensor:
     """A part under ZeRO-3 (which leaves an empty tensor with its shard beside it) and FSDP 2, else
-    all of it."""
-    local: Tensor = getattr(weight, "ds_tensor", weight)
-    if not hasattr(local, "to_local"):
-        return local
-    part: Tensor = local.to_local()
+    all of it.
+
+    ZeRO-3 pads the last parts with numbers of no meaning, which are left out.
+    """
+    shard: Tensor | None = getattr(weight, "ds_tensor", None)
+    if shard is not None:
+        import torch
+
+        begin = torch.distributed.get_rank() * shard.numel()
+        return shard[: max(0, weight.ds_numel - begin)]  # type: ignore[attr-defined]
+    if not hasattr(weight, "to_local"):
+        return weight
+    part: Tensor = weight.to_local()
     return part

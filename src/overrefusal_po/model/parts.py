@@ -4,6 +4,8 @@
     ...                                 # FSDP shards it, still empty (train/sharded.py)
     fill_parts(model, device)           # each process reads its own rows of each tensor
 
+Under ZeRO-3 `load_start` fills the model itself (`zero_parts`), for an adapter's base too.
+
 A model whose files name its tensors otherwise than its class does, or that is quantised, is loaded
 as transformers does it: the first process of a machine reads all, and the others wait for it.
 """
@@ -18,8 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.model import load as models
+from overrefusal_po.model.finite import NotFiniteError, all_finite, readable_weights
 from overrefusal_po.model.sharding import is_on, wants_fsdp
 from overrefusal_po.model.whole import KNOWN_EXTRA, check_model_files, check_tensors, named_faults
+from overrefusal_po.model.zero import loading_whole
+from overrefusal_po.model.zero_parts import keeps_plain_parts, share_out, zero_3_is_on
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
 
 FILES = "tensor_files"
 """The attribute of an empty model: {tensor: the file that holds it}."""
+
+ROWS = 1024
+"""Rows of two tensors that are compared at a time."""
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -48,22 +56,60 @@ def loads_once() -> bool:
 
 
 def load_start(options: LoadOptions, *, trains_all: bool) -> PreTrainedModel:
-    """The start policy of a training in eval mode. It is empty if each process reads its part.
+    """The start policy of a training in eval mode, of which each process reads its part if it can.
 
-    `trains_all`: no adapter is put on it. (peft gives new adapters their values as they are made,
-    and loses them on an empty model.) Errors as in `load_model`.
+    Under FSDP 2 it is then empty, and `trains_all` has to be true: no adapter is put on it. (peft
+    gives new adapters their values as they are made, and loses them on an empty model.) Errors as
+    in `load_model`.
     """
-    plain = options["quantization_config"] is None and options["remedy"] is None
-    if not (loads_once() and trains_all and plain):
+    zero_3 = zero_3_is_on()
+    if not (keeps_plain_parts() if zero_3 else loads_once() and trains_all):
         return models.load_model(**options)
+    found = readable_in_parts(options)
+    if found is None or (zero_3 and not computes_buffers(found[0])):
+        return models.load_model(**options)
+    model, files = found
+    if zero_3:
+        share_out(model, files)
+        check_all_finite(model, options["name"])
+    else:
+        setattr(model, FILES, files)
+    return model
+
+
+def readable_in_parts(options: LoadOptions) -> tuple[PreTrainedModel, dict[str, str]] | None:
+    """(a model without weights, {tensor: the file that holds it}); None if transformers has to
+    load it, all its tensors at once."""
+    if options["quantization_config"] is not None or options["remedy"] is not None:
+        return None
     files = tensor_files(options["name"], options["revision"])
     if not files:
-        return models.load_model(**options)
-    model = empty_model(options)
+        return None
+    with loading_whole():  # under ZeRO-3 transformers would share out what is empty
+        model = empty_model(options)
     if not fits(model, files):
-        return models.load_model(**options)
-    setattr(model, FILES, files)
-    return model
+        return None
+    check_tied(model, files)
+    return model, files
+
+
+def computes_buffers(model: PreTrainedModel) -> bool:
+    """Whether a model reads parameters alone from its files, and no buffers."""
+    return set(model.state_dict()) == dict(model.named_parameters(remove_duplicate=False)).keys()
+
+
+def check_all_finite(model: PreTrainedModel, name: str) -> None:
+    """Raises NotFiniteError in all processes if one finds weights that are NaN or infinite."""
+    import torch.distributed as dist
+
+    finite = all_finite(readable_weights(model).values())
+    found: list[bool] = [finite] * dist.get_world_size()
+    dist.all_gather_object(found, finite)
+    if not all(found):
+        raise NotFiniteError(
+            f"{name}: it holds weights that are NaN or infinite. Train it again, or take another "
+            "model."
+        )
 
 
 def empty_model(options: LoadOptions) -> PreTrainedModel:
@@ -132,6 +178,42 @@ def fits(model: PreTrainedModel, files: Mapping[str, str]) -> bool:
 def tied_names(model: PreTrainedModel) -> set[str]:
     """The names of tensors that are another one's under a second name."""
     return set(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def check_tied(model: PreTrainedModel, files: Mapping[str, str]) -> None:
+    """Raises ValueError if files hold other values for a tensor than for the one that it is.
+
+    transformers unties them if it loads a model whole, and warns. Here one of them would be lost.
+    """
+    place = str(model.config.name_or_path)
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, source in tied.items():
+        if name not in files:
+            continue
+        with named_faults(place):
+            equal = equal_tensors(files, name, source)
+        if not equal:
+            raise ValueError(
+                f"{place}: its config.json says that {name} is {source}, and its files hold other "
+                "values for it. Set tie_word_embeddings: false there if the values are right, or "
+                "take the tensor out of the files."
+            )
+
+
+def equal_tensors(files: Mapping[str, str], one: str, other: str) -> bool:
+    """Whether two tensors in files are equal; a block of rows at a time is read."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(files[one], "pt") as first, safe_open(files[other], "pt") as second:
+        ours, theirs = first.get_slice(one), second.get_slice(other)
+        shape = ours.get_shape()
+        if shape != theirs.get_shape():
+            return False
+        return all(
+            torch.equal(ours[at : at + ROWS], theirs[at : at + ROWS])
+            for at in range(0, shape[0], ROWS)
+        )
 
 
 def fill_parts(model: PreTrainedModel, device: torch.device | str) -> None:

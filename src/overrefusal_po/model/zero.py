@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from overrefusal_po.model.hardware import has_cuda
 from overrefusal_po.model.sharding import is_on, wants_deepspeed, zero_3
 from overrefusal_po.model.whole import check_tensors
+from overrefusal_po.model.zero_parts import keeps_plain_parts, shared_twin, sharer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -200,10 +201,21 @@ def shared_weights(model: Module) -> dict[str, Tensor] | None:
 
 
 def shared_copy(model: M) -> M:
-    """A copy of a model whose weights are shared out, shared out as well.
+    """A copy of a model whose weights are shared out, frozen, and shared out as well.
 
-    One layer at a time is whole.
+    Each process copies its own parts, unless they are kept in a special way: then one layer at a
+    time is whole.
     """
+    if not keeps_plain_parts():
+        return gathered_copy(model)
+    init = sharer()
+    twins = {id(weight): shared_twin(init, weight) for weight in model.parameters()}
+    made: M = copy.deepcopy(model, {**twins})
+    return made
+
+
+def gathered_copy(model: M) -> M:
+    """`shared_copy` with one layer whole at a time, for parts that DeepSpeed alone can read."""
     import deepspeed
     import torch
     from transformers.integrations.deepspeed import deepspeed_config

@@ -223,16 +223,15 @@ def load_bytes(shape: Shape, recipe: TrainRecipe, layout: Layout) -> float:
     """Host memory of the processes of one host while they read the weights.
 
     FSDP 2: full fine-tuning reads one tensor at a time, the LM head at most; for an adapter the
-    first process of a host reads all. ZeRO-3: the first process of all reads all. ZeRO-1 and 2:
-    every process does.
+    first process of a host reads all. ZeRO-3: one tensor at a time too, for an adapter as well.
+    ZeRO-1 and 2: every process reads all.
     """
     section, processes = recipe.model, layout.per_node
     whole = weight_width(section) * shape.weights
-    if layout.kind == "zero3":
-        read = float(whole)
-    elif layout.kind != "fsdp2" or section.get("load_in_4bit") or section.get("load_in_8bit"):
+    quantised = section.get("load_in_4bit") or section.get("load_in_8bit")
+    if layout.kind in ("zero1", "zero2") or quantised:
         read = float(processes * whole)
-    elif section.get("use_peft"):
+    elif layout.kind == "fsdp2" and section.get("use_peft"):
         read = float(whole)
     else:
         read = 4.0 * processes * shape.vocabulary * shape.hidden
