@@ -42,6 +42,7 @@ ENGINE_NOT_KEYED = (
     "max_tokens_name",
     "max_reply_bytes",
     "wait_seconds",
+    "top_logprobs",
 )
 """Engine keys that say where and how fast, not what. A run can go on with another server or a
 greater budget."""
