@@ -30,12 +30,14 @@ from test_guard_judge import (
 )
 
 from overrefusal_po.cli import main
-from overrefusal_po.engines._openai_session import ServersGone
+from overrefusal_po.engines._openai_session import BudgetSpent, ServersGone
+from overrefusal_po.engines.openai import OpenAIEngine, Settings
 from overrefusal_po.judges.guard import GuardJudge
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.plugins import find_plug, make_judge
 from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.records import Prompt, Verdict
+from overrefusal_po.records import Prompt, Sampling, Verdict
+from overrefusal_po.run.complete import draw
 from overrefusal_po.run.judged import resumable_verdicts
 from overrefusal_po.run.keys import run_key
 from overrefusal_po.run.ledger import sum_ledger
@@ -401,10 +403,7 @@ def test_servers_that_are_gone_end_the_run_and_the_same_command_goes_on(
 KILLED = """
 import json, sys
 from pathlib import Path
-from overrefusal_po.pipeline import run_stage
 from overrefusal_po.plugins import make_judge
-from overrefusal_po.recipe.schema import EvaluateRecipe
-from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Completion, Prompt
 from overrefusal_po.run.judged import resumable_verdicts
 
@@ -445,6 +444,100 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_verdicts(
     for one, other in zip(found, undisturbed, strict=True):
         same(one, other)
     assert sum_ledger(tmp_path / "verdicts.ledger.jsonl")["rows"] >= 60
+
+
+def test_more_top_logprobs_ask_again_what_had_too_few(
+    guards: dict[str, Path], bare: dict[str, Path], tmp_path: Path
+) -> None:
+    """As the reason of that verdict says. What is scored stays."""
+    said = completions(ANSWER, REFUSAL, prompt=PROMPT)
+    model = GuardModel(guards["wildguard"], "old vllm")
+    labels = served(bare["wildguard"], "wildguard", "http://127.0.0.1:1/v1")._loaded.labels.ids
+
+    def script(request: Request) -> Answer:
+        body = json.loads(model(request).payload or b"")
+        if request.body["logprobs"] == 3 and ANSWER in model.tokenizer.decode(
+            request.body["prompt"]
+        ):
+            for row in body["choices"][0]["logprobs"]["top_logprobs"]:
+                for label in labels:
+                    row.pop(f"token_id:{label}", None)
+        return raw(json.dumps(body).encode())
+
+    path = tmp_path / "verdicts.jsonl"
+    with serving(script) as server:
+        few = served(bare["wildguard"], "wildguard", server.url, top_logprobs=3)
+        first = resumable_verdicts(path, few, [PROMPT] * 2, said)
+        more = served(bare["wildguard"], "wildguard", server.url)
+        found = resumable_verdicts(path, more, [PROMPT] * 2, said)
+        assert len(server.requests) == 3
+    assert "too few tokens" in str(first[0].unscored) and first[1].unscored is None
+    assert found[0].unscored is None and found[1] == first[1]
+
+
+def test_a_run_that_goes_on_at_servers_that_cannot_serve_a_guard_keeps_no_refusal(
+    guards: dict[str, Path], bare: dict[str, Path], tmp_path: Path
+) -> None:
+    """Verdicts of an earlier run were given by other servers, so they prove nothing of these."""
+    path, model = tmp_path / "verdicts.jsonl", GuardModel(guards["wildguard"])
+    said = completions(ANSWER, REFUSAL, "A third.", prompt=PROMPT)
+    with serving(model) as server:
+        judging = served(bare["wildguard"], "wildguard", server.url)
+        resumable_verdicts(path, judging, [PROMPT], said[:1])
+    before = path.read_text()
+    many = fails(400, "Requested sample logprobs of 20, max allowed: 5", param="logprobs")
+    with serving(lambda request: many) as server:
+        judging = served(bare["wildguard"], "wildguard", server.url)
+        with pytest.raises(ValueError, match=r"Lower guard\.engine\.top_logprobs"):
+            resumable_verdicts(path, judging, [PROMPT] * 3, said)
+    text_only = Answer(status=400, payload=b'{"detail":"prompt must be a string."}')
+    with serving(lambda request: text_only) as server:
+        judging = served(bare["wildguard"], "wildguard", server.url)
+        found = resumable_verdicts(path, judging, [PROMPT] * 3, said)
+    assert [v.unscored is None for v in found] == [True, False, False]
+    assert path.read_text() == before
+
+
+def test_an_item_that_is_refused_first_does_not_end_a_run_that_goes_on(
+    guards: dict[str, Path], bare: dict[str, Path], tmp_path: Path
+) -> None:
+    path, model = tmp_path / "verdicts.jsonl", GuardModel(guards["wildguard"])
+    said = completions(ANSWER, "odd", REFUSAL, prompt=PROMPT)
+
+    def script(request: Request) -> Answer:
+        if "odd" in model.tokenizer.decode(request.body["prompt"]):
+            return fails(422, "I do not like this")
+        return model(request)
+
+    with serving(script) as server:
+        judging = served(bare["wildguard"], "wildguard", server.url)
+        resumable_verdicts(path, judging, [PROMPT], said[:1])
+        judging = served(bare["wildguard"], "wildguard", server.url)
+        found = resumable_verdicts(path, judging, [PROMPT] * 3, said)
+    assert "the guard's servers refuse this item" in str(found[1].unscored)
+    assert found[2].unscored is None and len(path.read_text().splitlines()) == 3
+
+
+def test_a_guards_tokens_are_none_of_an_engines_budget(
+    guards: dict[str, Path], bare: dict[str, Path], tmp_path: Path
+) -> None:
+    """Also if both are served under one name, and the verdicts were there first."""
+    model = GuardModel(guards["wildguard"])
+    asked = [Prompt.of(f"What is {n} and {n}?", kind="benign") for n in range(4)]
+    with serving(model) as guarding, serving(lambda r: says("x" * 10)) as student:
+        judging = served(bare["wildguard"], "wildguard", guarding.url)
+        said = completions(ANSWER, REFUSAL, prompt=PROMPT)
+        resumable_verdicts(tmp_path / "verdicts.jsonl", judging, [PROMPT] * 2, said)
+        spent = sum_ledger(tmp_path / "verdicts.ledger.jsonl", "g")["tokens"]
+        each = len(asked[0].text) + 10
+        assert spent > 4 * each
+        settings = Settings(base_url=(student.url,), api_key_env=None, token_budget=4 * each)
+        path = tmp_path / "completions.jsonl"
+        try:
+            tally = draw(path, asked, Sampling(), lambda: OpenAIEngine(settings, name="g"))
+        except BudgetSpent as error:  # it would end pytest as Ctrl-C does
+            pytest.fail(str(error))
+    assert tally.completed == 4 and tally.ledger["tokens"] == 4 * each
 
 
 # --- keys and settings ----------------------------------------------------------------------------
@@ -530,6 +623,7 @@ def test_another_address_goes_on_with_the_same_run_and_another_model_does_not() 
         return run_key({"task": "evaluate", "guard": given}, {})
 
     assert key(base_url=["http://a/v1"]) == key(base_url=["http://b/v1"], concurrency=4)
+    assert key(base_url=["http://a/v1"]) == key(base_url=["http://a/v1"], top_logprobs=50)
     assert key(base_url=["http://a/v1"]) != key(base_url=["http://a/v1"], model="other")
 
 

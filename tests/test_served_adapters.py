@@ -1,6 +1,7 @@
 """`engine.adapter`: an adapter folder on servers that hold its base. The servers run a real tiny model
 with peft, and speak vLLM's or SGLang's protocol (`lora_server`)."""
 
+import asyncio
 import json
 import logging
 import shlex
@@ -24,7 +25,10 @@ from typer.testing import CliRunner
 
 from overrefusal_po.checks import check_stage
 from overrefusal_po.cli import app, main
+from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.engines._adapter_folder import is_base, served_adapter
+from overrefusal_po.engines._adapter_server import AdapterAt
+from overrefusal_po.engines._openai_setup import NO_KEY, make_client
 from overrefusal_po.engines.openai import OpenAIEngine, Settings, inputs
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.measured_how import measured_how
@@ -358,6 +362,58 @@ def test_a_server_that_does_not_load_it_is_a_sentence_before_any_prompt(
         assert not any(path.endswith("completions") for path in paths(server))
 
 
+def test_sglang_is_not_asked_to_serve_what_it_would_scale_down(
+    base: Style, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    """It leaves use_rslora out without a word. vLLM knows it."""
+    model = base.make_model()
+    model.name_or_path = str(base.folder)
+    folder = tmp_path / "adapter"
+    lora(model, folder, r=4, use_rslora=True)
+    with lora_server(base.folder, sglang=True) as server:
+        with pytest.raises(ValueError, match=r"has use_rslora, and SGLang .*Serve it with vLLM"):
+            said(engine_at(server, adapter=str(folder)))
+        assert not any(path.endswith("completions") for path in paths(server))
+        assert server.names == {}
+        assert said(engine_at(server, adapter=str(adapters["one"])))
+    with lora_server(base.folder) as server:
+        assert said(engine_at(server, adapter=str(folder))) == in_process(base, folder)
+
+
+def test_sglang_unloads_what_it_loaded_and_denied(base: Style, adapters: dict[str, Path]) -> None:
+    """The fault comes before anybody knows which protocol the server speaks."""
+
+    class Denying(LoraServer):
+        def in_sglangs_words(self, answer: Answer) -> Answer:
+            return fails(500, "lost the answer") if self.names else super().in_sglangs_words(answer)
+
+    server = Denying(base.folder, sglang=True)
+    server.start()
+    try:
+        with pytest.raises(ValueError, match="lost the answer"):
+            said(engine_at(server, adapter=str(adapters["one"])))
+        assert paths(server)[-1] == "/unload_lora_adapter" and server.names == {}
+    finally:
+        server.stop()
+
+
+def test_requests_that_wait_for_one_load_share_its_failure(adapters: dict[str, Path]) -> None:
+    """Else each of them would wait in turn for a server that does not answer."""
+    adapter = served_adapter(str(adapters["one"]))
+
+    async def all_at_once(url: str) -> list[object]:
+        options: dict[str, Any] = {"timeout_seconds": 60, "max_retries": 0}
+        async with make_client(url, NO_KEY, Settings(base_url=(url,)), **options) as client:
+            place = AdapterAt(adapter, url, client, "/a", key=NO_KEY, compared=set())
+            found = await asyncio.gather(*(place.ready() for _ in range(8)), return_exceptions=True)
+            return [*found, *await asyncio.gather(place.ready(), return_exceptions=True)]
+
+    with serving(lambda request: fails(503, "starting")) as server:
+        found = asyncio.run(all_at_once(server.url))
+        assert [getattr(fault, "status_code", None) for fault in found] == [503] * 9
+        assert count(server, LOADS) == 2  # of the eight, and of the one that came later
+
+
 def test_one_server_of_a_fleet_that_does_not_load_it_stops_and_the_other_unloads(
     base: Style, adapters: dict[str, Path]
 ) -> None:
@@ -472,6 +528,10 @@ def test_the_new_content_of_a_folder_is_never_served_under_the_old_name(
         ({"use_dora": True}, "use_dora is True. Servers serve plain LoRA alone.*merged model"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
         ({"peft_type": "PROMPT_TUNING"}, "peft_type is 'PROMPT_TUNING'"),
+        ({"bias": "lora_only"}, "bias is 'lora_only'"),
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is .*merged model"),
+        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern is .*with one rank.*merged model"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"r": None}, "its rank r is None"),
     ],
 )
@@ -489,8 +549,19 @@ def test_a_folder_that_no_server_can_serve_is_a_sentence(
         engine_at("http://localhost:1/v1", adapter=str(folder))
 
 
-def test_the_rank_is_the_highest_of_all_modules(base: Style, tmp_path: Path) -> None:
-    lora(base.make_model(), tmp_path, r=4, rank_pattern={"down_proj": 33})
+def test_a_config_of_another_kind_of_adapter_has_no_rank(
+    adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(adapters["one"], tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
+    with pytest.raises(
+        ValueError, match=r"peft_type is 'PROMPT_TUNING'\. Servers serve plain LoRA"
+    ):
+        served_adapter(str(folder))
+
+
+def test_the_greatest_rank_of_a_server_is_one_that_it_knows(base: Style, tmp_path: Path) -> None:
+    lora(base.make_model(), tmp_path, r=33)
     found = served_adapter(str(tmp_path))
     assert (found.rank, found.max_rank) == (33, 64)
 
@@ -623,6 +694,20 @@ def test_check_says_rank_name_and_what_the_servers_say(
         check_stage(checked(recipe(base, a, adapter=str(tmp_path / "none"))))
     later = check_stage(checked(recipe(base, a, adapter="@dpo.adapter")))
     assert later.endswith("the adapter @dpo.adapter, which an earlier stage makes")
+
+
+def test_a_student_or_a_teacher_may_be_an_adapter_that_an_earlier_stage_makes(
+    adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    def curation(adapter: str) -> Any:
+        engine = {"name": "openai", "base_url": "http://a/v1", "adapter": adapter, **QUICK}
+        student = {"model": {"model_name_or_path": "base"}, "engine": engine}
+        return checked({"task": "curate", **student, "chosen": {"model": "base", "engine": engine}})
+
+    check_curation(curation("@dpo.adapter"))
+    check_curation(curation(str(adapters["one"])))
+    with pytest.raises(ValueError, match="is no adapter: it is no folder"):
+        check_curation(curation(str(tmp_path / "none")))
 
 
 def test_check_says_that_the_server_holds_another_model(

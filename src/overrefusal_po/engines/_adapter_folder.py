@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from overrefusal_po.model.adapter_config import CONFIG, more_than_plain
 from overrefusal_po.recipe.model_names import own_name
 from overrefusal_po.records import read_state
 
-CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """The files of peft, of which servers read the first that is there."""
 
@@ -44,9 +44,11 @@ class ServedAdapter(NamedTuple):
     name: str
     """Its name at the servers. Two adapters with other content have other names."""
     rank: int
-    """The highest rank of its matrices."""
+    """The rank of its matrices."""
     base: str
     """The model that it was trained on, as it says itself; "" if it does not say."""
+    by_root: bool = False
+    """Whether its scale is lora_alpha / sqrt(rank) and not lora_alpha / rank (`use_rslora`)."""
 
     @property
     def words(self) -> str:
@@ -77,26 +79,26 @@ def served_adapter(path: str) -> ServedAdapter:
         missing = CONFIG if not (folder / CONFIG).is_file() else WEIGHTS[0]
         what = f"holds no {missing}" if folder.is_dir() else "is no folder"
         raise ValueError(f"engine.adapter: {path!r} is no adapter: it {what}. {GIVE}")
-    config = read_state(folder / CONFIG, ("peft_type", "r"), remedy=GIVE)
+    config = read_state(folder / CONFIG, ("peft_type",), remedy=GIVE)
     check_servable(config, path)
-    ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
-    return ServedAdapter(folder, name, max(ranks), config.get("base_model_name_or_path") or "")
+    base = config.get("base_model_name_or_path") or ""
+    return ServedAdapter(folder, name, config["r"], base, bool(config.get("use_rslora")))
 
 
 # Any: a config of peft's
 def check_servable(config: Mapping[str, Any], path: str) -> None:
-    """Raises ValueError for an adapter that is more than LoRA: servers refuse its other parts, or
-    leave them out without a word."""
-    more = {key: config.get(key) for key in ("use_dora", "modules_to_save") if config.get(key)}
-    if config["peft_type"] != "LORA":
-        more = {"peft_type": config["peft_type"]}
-    for key, value in more.items():
+    """Raises ValueError for an adapter that is more than LoRA with one rank: servers refuse what is
+    more, or leave it out without a word. They give all modules the scale lora_alpha / r."""
+    more = more_than_plain(config)
+    if more is None and (ranks := config.get("rank_pattern")):
+        more = "rank_pattern", ranks
+    if more is not None:
         raise ValueError(
-            f"engine.adapter: {path}: {key} is {value!r}. Servers serve plain LoRA alone. Serve "
-            "the merged model (model/ beside adapter/) without engine.adapter."
+            f"engine.adapter: {path}: {more[0]} is {more[1]!r}. Servers serve plain LoRA alone, "
+            "with one rank. Serve the merged model (model/ beside adapter/) without engine.adapter."
         )
-    if not isinstance(config["r"], int):
-        raise ValueError(f"engine.adapter: {path}: its rank r is {config['r']!r}. {GIVE}")
+    if not isinstance(config.get("r"), int):
+        raise ValueError(f"engine.adapter: {path}: its rank r is {config.get('r')!r}. {GIVE}")
 
 
 def adapter_hash(folder: Path) -> str | None:

@@ -40,6 +40,7 @@ from overrefusal_po.engines._adapter_words import (
     reply_words,
     takes_none,
     unlike,
+    weaker,
 )
 from overrefusal_po.engines._openai_setup import proxy_note, shown
 from overrefusal_po.engines._replies import KEY_WORDS
@@ -68,9 +69,13 @@ class Style(NamedTuple):
     """Whether the addresses stand at the server's root and not under /v1."""
     behind_base: bool
     """Whether a request names the adapter behind its model, `base:adapter`."""
+    knows_root: bool
+    """Whether it scales an adapter with `use_rslora` as peft does."""
 
 
-VLLM, SGLANG = Style(root=False, behind_base=False), Style(root=True, behind_base=True)
+VLLM = Style(root=False, behind_base=False, knows_root=True)
+SGLANG = Style(root=True, behind_base=True, knows_root=False)
+"""SGLang leaves `use_rslora` out without a word (sgl-project/sglang, issue 40835)."""
 
 
 class AdapterAt:
@@ -103,30 +108,48 @@ class AdapterAt:
         """How often it was loaded in this session."""
         self.forgotten = 0
         """How often the server lost it since its last answer."""
-        self.asked = False
-        """Whether the server was asked to load it, whatever it answered."""
+        self.asked: Style | None = None
+        """How the server was last asked to load it, whatever it answered; None: never."""
+        self.failed: APIError | None = None
+        """Why the last try to load it failed, if the reason may pass."""
         self.lock = asyncio.Lock()
 
     async def ready(self) -> int:
         """Loads the adapter unless it is loaded; the number of loads so far.
 
+        Requests that come while one of them loads it share what comes of that. Else each would wait
+        in turn for a server that does not answer.
+
         Raises ValueError if the server takes none, and APIError if the server is not there.
         """
+        failed = self.failed
         async with self.lock:
+            if not self.loaded and self.failed is not None and self.failed is not failed:
+                raise self.failed
             if not self.loaded:
                 await asyncio.to_thread(self.adapter.check_unchanged)
-                await self.load()
+                await self.load_noting()
                 self.loaded = True
                 self.loads += 1
                 await self.warn_of_base()
             return self.loads
+
+    async def load_noting(self) -> None:
+        """`load`, and a failure that may pass is noted."""
+        from openai import APIError
+
+        try:
+            await self.load()
+        except APIError as error:
+            self.failed = error
+            raise
 
     async def load(self) -> None:
         """Has the server load the adapter, by the first protocol that it knows."""
         from openai import APIStatusError
 
         for style in (VLLM, SGLANG) if self.style is None else (self.style,):
-            self.asked = True
+            self.asked = style
             try:
                 await self.post(LOAD, style, {"lora_path": self.folder})
             except APIStatusError as error:
@@ -135,6 +158,8 @@ class AdapterAt:
                 if not is_loaded_already(error):
                     raise self.refusal(error) from None
             self.style = style
+            if self.adapter.by_root and not style.knows_root:
+                raise ValueError(weaker(self.url, self.adapter))
             return
         raise ValueError(takes_none(self.url, self.adapter, self.folder))
 
@@ -204,11 +229,11 @@ class AdapterAt:
         named in the log."""
         from openai import APIConnectionError, APIError, APIStatusError
 
-        if not self.asked:
+        if self.asked is None:
             return
         try:
             async with asyncio.timeout(UNLOAD_SECONDS):
-                await self.post(UNLOAD, self.style or VLLM, {})
+                await self.post(UNLOAD, self.asked, {})
         except APIStatusError as error:
             if error.status_code not in (400, 404):  # it was not there
                 self.say_stays(own_words("it refuses", error, self.key))

@@ -78,6 +78,15 @@ def takes_none(url: str, adapter: ServedAdapter, folder: str) -> str:
     )
 
 
+def weaker(url: str, adapter: ServedAdapter) -> str:
+    """That a server would scale an adapter with `use_rslora` down."""
+    return (
+        f"engine.adapter: {adapter.folder} has use_rslora, and SGLang (engine.base_url {url}) "
+        "scales each adapter by lora_alpha / r, so it would be too weak. Serve it with vLLM, or "
+        "serve the merged model (model/ beside adapter/) without engine.adapter."
+    )
+
+
 def how_to_start(adapter: ServedAdapter, folder: str) -> str:
     """How to start a server that takes this adapter while it runs, or from its start."""
     rank = adapter.max_rank

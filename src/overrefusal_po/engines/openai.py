@@ -201,9 +201,10 @@ def engine(
 
 def check(settings: Settings) -> None:
     """Raises ValueError if the servers' key is missing, or if there is no adapter where the recipe
-    says. A stage asks before any other model has answered."""
+    says. A stage asks before any other model has answered. What an earlier stage makes (`@...`) is
+    not there yet."""
     read_api_key(settings)
-    if settings.adapter is not None:
+    if settings.adapter is not None and not settings.adapter.startswith("@"):
         served_adapter(settings.adapter)
 
 

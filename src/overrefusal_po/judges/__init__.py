@@ -26,7 +26,7 @@ class Judge(Protocol):
         check(): raises ValueError if something that scoring needs is missing, such as a key.
         keep_every: verdicts between two writes. A judge that has it is slow, and its verdicts are
             kept in a file.
-        asked_again: how `unscored` begins if another try may give a verdict.
+        asked_again: how `unscored` begins if another try may give a verdict: a text, or several.
         answered: whether its server has ever replied.
         spend: a function that gets the cost of each answer of its servers, for a ledger.
         release(): frees its weights, until it scores again.

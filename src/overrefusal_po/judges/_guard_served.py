@@ -30,6 +30,9 @@ from overrefusal_po.records import Prompt, Sampling
 NO_ANSWER = "the guard's servers gave no answer"
 """The beginning of `unscored` if another try may give a verdict."""
 
+TOO_FEW_SHOWN = "the guard's server shows too few tokens"
+"""The beginning of `unscored` if more `top_logprobs` may give a verdict."""
+
 WANTED = "Serve the guard with vLLM, or with an SGLang that knows `return_token_ids`."
 TOKEN_ID = re.compile(r"token_id:(\d+)")
 """How vLLM names a token if it is asked for `return_tokens_as_token_ids`."""
@@ -73,9 +76,13 @@ class ServedBy(FleetSettings):
 class GuardSession(Session):
     """A session that ends if the servers refuse the first request: they would refuse all."""
 
+    worked_before = False
+    """Whether an earlier run got answers. Then the first item may be at fault."""
+
     def sort_in(self, drawn: Drawn) -> None:
-        """As in every session. ValueError if nothing was answered, and trying again is no help."""
-        if not (drawn.is_answer or drawn.retryable or self.answered):
+        """As in every session. ValueError if nothing was ever answered, and trying again is no
+        help."""
+        if not (drawn.is_answer or drawn.retryable or self.answered or self.worked_before):
             raise ValueError(
                 f"guard.engine: the servers refuse the first request ({drawn.completion.error}). "
                 f"They have to take token ids as a prompt, and to say log-probs. {WANTED}"
@@ -99,7 +106,9 @@ class GuardServers:
         self.settings, self.loaded, self.model = settings, loaded, model
         self.max_new_tokens = max_new_tokens
         self.answered = False
-        """Whether a server has ever answered."""
+        """Whether a server has answered in this run."""
+        self.worked_before = False
+        """Whether servers answered an earlier run. They may have been others."""
         read_api_key(settings)
 
     def answers(
@@ -122,12 +131,12 @@ class GuardServers:
             work=((prompt, number) for number, (prompt, _) in asked.items()),
             sampling=Sampling(max_new_tokens=self.max_new_tokens),
         )
-        session.answered = self.answered
+        session.answered, session.worked_before = self.answered, self.worked_before
         try:
             for drawn in session.results():
                 spend(drawn.cost)
                 number = drawn.completion.sample
-                yield number, self.read(drawn, asked[number][1])
+                yield number, self.read(drawn, asked[number][1], answered=session.answered)
         finally:
             self.answered = session.answered
             for drawn in session.held_back:
@@ -152,11 +161,13 @@ class GuardServers:
             "extra_body": extra,
         }
 
-    def read(self, drawn: Drawn, sent: Sequence[int]) -> GuardAnswer | str:
+    def read(self, drawn: Drawn, sent: Sequence[int], *, answered: bool) -> GuardAnswer | str:
         """The guard's answer, or why there is none. ValueError if the reply does not say what a
-        verdict needs."""
+        verdict needs. `answered`: whether a server has answered in this run; if not, a refusal may
+        be one of the set-up."""
         if drawn.answer is None:
-            what = NO_ANSWER if drawn.retryable else "the guard's servers refuse this item"
+            passes = drawn.retryable or not answered
+            what = NO_ANSWER if passes else "the guard's servers refuse this item"
             return f"{what} ({drawn.completion.error})"
         try:
             check_prompt(drawn.answer, sent)

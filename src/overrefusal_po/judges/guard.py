@@ -30,7 +30,7 @@ from overrefusal_po.engines._costs import Cost
 from overrefusal_po.engines._openai_setup import read_api_key
 from overrefusal_po.judges._guard_formats import FORMATS, named_format
 from overrefusal_po.judges._guard_model import GuardAnswer, LoadedGuard
-from overrefusal_po.judges._guard_served import NO_ANSWER, GuardServers, ServedBy
+from overrefusal_po.judges._guard_served import NO_ANSWER, TOO_FEW_SHOWN, GuardServers, ServedBy
 from overrefusal_po.judges._texts import EMPTY, judged_texts, prompts_of
 from overrefusal_po.judges._weights import Origin, check_finite
 from overrefusal_po.model import load as models
@@ -101,8 +101,8 @@ class GuardJudge:
     """Scores completions with a guard. Weights here are loaded when the first completion is
     scored."""
 
-    asked_again = NO_ANSWER
-    """The beginning of `unscored` if another try may give a verdict."""
+    asked_again = (NO_ANSWER, TOO_FEW_SHOWN)
+    """The beginnings of `unscored` if another try may give a verdict."""
 
     def __init__(self, settings: Settings, format_name: str) -> None:
         self.settings = settings
@@ -111,7 +111,9 @@ class GuardJudge:
         self.name = f"guard:{format_name}:{settings.model_name_or_path}"
         self.version = f"{VERSION}@{settings.revision}"
         self.answered = False
-        """Whether its servers have ever answered."""
+        """Whether its servers have ever answered, also in an earlier run."""
+        self.answered_now = False
+        """Whether its servers have answered in this run. An earlier one may have had others."""
         self.spend: Callable[[Cost], None] = lambda cost: None
         """Gets the cost of each answer of a server."""
         if settings.engine is not None:
@@ -122,11 +124,11 @@ class GuardJudge:
             self.version += f" controversial={settings.controversial}"
 
     def check(self) -> None:
-        """Raises ValueError if the guard is served and the servers' key is missing, or if its
-        tokenizer is none of such a guard. No server is asked."""
+        """Raises ValueError for a guard at servers if their key is missing, or if its tokenizer is
+        none of such a guard. No server is asked."""
         if self.settings.engine is not None:
             read_api_key(self.settings.engine)
-            assert self._loaded
+            _ = self._loaded
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict for each completion, in their order; ValueError if a completion's prompt
@@ -201,10 +203,11 @@ class GuardJudge:
         servers = GuardServers(
             of.engine, self._loaded, model=name, max_new_tokens=self.max_new_tokens
         )
-        servers.answered = self.answered
+        servers.answered, servers.worked_before = self.answered_now, self.answered
         try:
             yield from servers.answers({n: (prompts[n], ids) for n, ids in todo.items()}, spend)
         finally:
+            self.answered_now = servers.answered
             self.answered |= servers.answered
 
     def _answers(self, rows: list[list[int]]) -> list[GuardAnswer]:
@@ -263,8 +266,8 @@ class GuardJudge:
         if answer.doubts and answer.doubts[place] > MOST_DOUBT:
             return self._verdict(
                 completion,
-                unscored="the guard's server shows too few tokens to know how probable each label "
-                "is; raise guard.engine.top_logprobs, and --max-logprobs of the server",
+                unscored=f"{TOO_FEW_SHOWN} to know how probable each label is; raise "
+                "guard.engine.top_logprobs, and --max-logprobs of the server",
             )
         counted = {self.format.unsafe}
         if self.settings.controversial == "unsafe":

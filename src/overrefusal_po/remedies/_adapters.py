@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overrefusal_po.model.adapter_config import CONFIG, START, more_than_plain
 from overrefusal_po.model.remedy import Deltas, wrong_module
 from overrefusal_po.records import read_state
 
@@ -20,26 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 GIVE_ANOTHER = "Give the folder adapter/ of a training with LoRA, or @stage.adapter in a pipeline."
-
-PLAIN: Mapping[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",),
-    "use_dora": (False, None),
-    "modules_to_save": (None, []),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "alpha_pattern": ({}, None),
-    "layer_replication": (None,),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-}
-"""What the config may say of an adapter that adds B A to linear modules, and nothing else."""
-
-MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to start an adapter that change the weights below it."""
 
 
 def read_adapter(path: str, model: PreTrainedModel) -> Deltas:
@@ -90,18 +75,18 @@ def plain_config(path: str) -> Mapping[str, Any]:
 # Any: a config of peft's
 def check_plain(config: Mapping[str, Any], path: str) -> None:
     """Raises ValueError if an adapter does more than add B A to linear modules."""
-    for key, allowed in PLAIN.items():
-        if key in config and config[key] not in allowed:
-            raise ValueError(
-                f"{path}: {key} is {config[key]!r}, so this adapter is more than a sum of low-rank "
-                "products, and a remedy cannot hold it. Train one with plain LoRA on linear layers."
-            )
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(MOVED):
+    if (found := more_than_plain(config)) is None:
+        return
+    key, value = found
+    if key == START:
         raise ValueError(
-            f"{path}: init_lora_weights is {start!r}, which changes the weights below the adapter. "
-            "Train one with init_lora_weights: true."
+            f"{path}: {key} is {value!r}, which changes the weights below the adapter. Train one "
+            f"with {key}: true."
         )
+    raise ValueError(
+        f"{path}: {key} is {value!r}, so this adapter is more than a sum of low-rank products, and "
+        "a remedy cannot hold it. Train one with plain LoRA on linear layers."
+    )
 
 
 # Any: a config of peft's

@@ -40,7 +40,7 @@ from overrefusal_po.records import Completion, Prompt, Sampling, write_atomic
 from overrefusal_po.run.appender import Appender, cut_torn_line, numbered_rows
 from overrefusal_po.run.drawn import Asked, Work, read_drawn
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.ledger import LedgerSums, sum_ledger
+from overrefusal_po.run.ledger import VERDICTS_LEDGER, LedgerSums, sum_ledger
 from overrefusal_po.run.pace import spoken
 
 logger = logging.getLogger(__name__)
@@ -282,8 +282,9 @@ def closed_at_end(stream: Iterator[Completion]) -> Iterator[None]:
 
 
 def spent_tokens(folder: Path, model: str) -> int:
-    """The tokens of one model in all ledgers of a folder."""
-    return sum(sum_ledger(path, model)["tokens"] for path in folder.glob("*.ledger.jsonl"))
+    """The tokens of one model in all ledgers of a folder but the judges'."""
+    ledgers = (p for p in folder.glob("*.ledger.jsonl") if p.name != VERDICTS_LEDGER)
+    return sum(sum_ledger(path, model)["tokens"] for path in ledgers)
 
 
 def unique_prompts(prompts: Iterable[Prompt]) -> Iterator[Prompt]:

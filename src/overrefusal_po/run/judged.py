@@ -30,6 +30,7 @@ from overrefusal_po.records import (
     first_fault,
 )
 from overrefusal_po.run.appender import Appender, numbered_rows
+from overrefusal_po.run.ledger import VERDICTS_LEDGER
 
 
 @runtime_checkable
@@ -44,8 +45,9 @@ class SlowJudge(Judge, Protocol):
 class RetryingJudge(Judge, Protocol):
     """A judge that may give no verdict for a reason that passes."""
 
-    asked_again: str
-    """An unscored verdict that begins so is not kept: another try may give a verdict."""
+    asked_again: str | tuple[str, ...]
+    """An unscored verdict that begins so (with one of these) is not kept: another try may give a
+    verdict."""
 
 
 @runtime_checkable
@@ -122,7 +124,7 @@ def kept_costs(path: Path, judge: Judge) -> Iterator[None]:
     if not isinstance(judge, PaidJudge):
         yield
         return
-    with Appender(path.with_suffix(".ledger.jsonl"), Cost, keep=False) as ledger:
+    with Appender(path.with_name(VERDICTS_LEDGER), Cost, keep=False) as ledger:
         before, judge.spend = judge.spend, ledger.add
         try:
             yield

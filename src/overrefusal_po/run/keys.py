@@ -42,9 +42,10 @@ ENGINE_NOT_KEYED = (
     "max_tokens_name",
     "max_reply_bytes",
     "wait_seconds",
+    "top_logprobs",
 )
-"""Engine keys that say where and how fast, not what. A run can go on with another server or a
-greater budget."""
+"""Engine keys that say where and how fast, not what. A run can go on with another server, a greater
+budget, or more log-probs of a guard."""
 
 
 def run_key(resolved: Mapping[str, object], inputs: Mapping[str, str]) -> str:

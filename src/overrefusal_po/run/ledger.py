@@ -12,6 +12,10 @@ from typing import TypedDict
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.run.appender import rows_if_any
 
+VERDICTS_LEDGER = "verdicts.ledger.jsonl"
+"""The ledger of a folder's judges. No budget of an engine counts it, also if both models have one
+name."""
+
 
 class EndpointSums(TypedDict):
     """The requests to one endpoint."""

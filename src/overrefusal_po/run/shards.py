@@ -23,6 +23,7 @@ from pathlib import Path
 from overrefusal_po.recipe.shard import Shard
 from overrefusal_po.records import Prompt, read_state, write_atomic
 from overrefusal_po.run.appender import rows_if_any
+from overrefusal_po.run.ledger import VERDICTS_LEDGER
 
 PARTS = ("jsonl", "failed.jsonl", "ledger.jsonl")
 """Endings of the files that belong to one completions file and are merged."""
@@ -244,10 +245,9 @@ def join_verdicts(folder: Path, shards: Sequence[Path]) -> None:
     sources = [file for file in files if file.is_file()]
     if sources:
         write_lines(folder / "verdicts.jsonl", dict.fromkeys(lines_of(sources)))
-    name = "verdicts.ledger.jsonl"
-    ledgers = [shard / name for shard in shards if (shard / name).is_file()]
+    ledgers = [file for s in shards if (file := s / VERDICTS_LEDGER).is_file()]
     if ledgers:  # two verdicts may cost the same, so equal lines are all kept
-        write_lines(folder / name, lines_of(ledgers))
+        write_lines(folder / VERDICTS_LEDGER, lines_of(ledgers))
 
 
 def lines_of(files: Iterable[Path]) -> Iterator[bytes]:
