@@ -148,6 +148,19 @@ def test_progress_is_rare_and_the_last_item_is_always_said(
     assert caplog.messages == ["answering: 1000 of 1000"]
 
 
+def test_the_end_of_a_short_work_may_go_unsaid(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert list(spoken(range(3), "answering", total=3, short=False)) == [0, 1, 2]
+    assert caplog.messages == []
+    pace = Pace("answering:", 3, every=0.05, short=False)
+    for done in (1, 2, 3):
+        time.sleep(0.04)
+        pace.reached(done)
+    assert [m.partition(",")[0] for m in caplog.messages] == [
+        f"answering: {done} of 3" for done in (2, 3)
+    ]
+
+
 def test_the_time_left_does_not_count_what_an_earlier_run_did(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -270,7 +270,8 @@ def measured(folder: Path, prompts: list[Prompt]) -> tuple[float, float]:
         models.load_model(str(folder), dtype="float32"), template, name="m", batch_size=4
     )
     sampling = Sampling(max_new_tokens=12)
-    found = run_metrics(fresh_outcomes(engine, RefusalJudge(), prompts, sampling))
+    said = fresh_outcomes(engine, RefusalJudge(), prompts, sampling, label="answering")
+    found = run_metrics(said)
     return found.harmful_refused.value or 0.0, found.benign_answered.value or 0.0
 
 

@@ -143,7 +143,9 @@ class ModelSubject:
         """What the model says to each prompt, greedy, and the judge's verdict on it."""
         known = {} if remedy_of(self.model) is not None else self.kept_outcomes
         if missing := [p for p in {p.id: p for p in prompts}.values() if p.id not in known]:
-            made = fresh_outcomes(self.engine, self.judge, missing, self.sampling)
+            made = fresh_outcomes(
+                self.engine, self.judge, missing, self.sampling, label="fit: answering"
+            )
             known.update({outcome.prompt.id: outcome for outcome in made})
         return [known[prompt.id] for prompt in prompts]
 

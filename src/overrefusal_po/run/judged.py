@@ -31,6 +31,7 @@ from overrefusal_po.records import (
 )
 from overrefusal_po.run.appender import Appender, numbered_rows
 from overrefusal_po.run.ledger import VERDICTS_LEDGER
+from overrefusal_po.run.pace import spoken
 
 
 @runtime_checkable
@@ -194,11 +195,12 @@ def kept_verdict(row: Mapping[str, object], where: str) -> Verdict:
 
 
 def fresh_outcomes(
-    engine: Engine, judge: Judge, prompts: Sequence[Prompt], sampling: Sampling
+    engine: Engine, judge: Judge, prompts: Sequence[Prompt], sampling: Sampling, *, label: str
 ) -> list[Outcome]:
     """What an engine answers and a judge says of it, in the order of the prompts; nothing is
-    kept."""
-    said = {c.prompt_id: c for c in engine.complete(prompts, sampling)}
+    kept. If it takes long, the log says under `label` how far it is."""
+    drawn = spoken(engine.complete(prompts, sampling), label, total=len(prompts), short=False)
+    said = {c.prompt_id: c for c in drawn}
     completions = [said[p.id] for p in prompts]
     verdicts = fresh_verdicts(judge, prompts, completions)
     rows = zip(prompts, completions, verdicts, strict=True)

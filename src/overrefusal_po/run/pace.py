@@ -22,8 +22,10 @@ EVERY_SECONDS = 15.0
 class Pace:
     """How far a work of `total` parts is (None: nobody knows how many there are)."""
 
-    def __init__(self, label: str, total: int | None, *, every: float = EVERY_SECONDS) -> None:
-        self.label, self.total, self.every = label, total, every
+    def __init__(
+        self, label: str, total: int | None, *, every: float = EVERY_SECONDS, short: bool = True
+    ) -> None:
+        self.label, self.total, self.every, self.short = label, total, every, short
         self.first: int | None = None
         self.started = self.said = time.monotonic()
         self.before: tuple[int, float] | None = None
@@ -37,7 +39,8 @@ class Pace:
         before, self.before = self.before, (done, now)
         if self.first is None:
             self.first = done - 1
-        if now - self.said < self.every and done != self.total:
+        ended = done == self.total and (self.short or self.said > self.started)
+        if now - self.said < self.every and not ended:
             return
         self.said = now
         parts = [f"{done}" if self.total is None else f"{done} of {self.total}", more]
@@ -47,9 +50,12 @@ class Pace:
         logger.info("%s %s", self.label, ", ".join(part for part in parts if part))
 
 
-def spoken(items: Iterable[T], label: str, *, total: int | None = None) -> Iterator[T]:
-    """The items; each that was used counts as done."""
-    pace = Pace(f"{label}:" if label else "done:", total)
+def spoken(
+    items: Iterable[T], label: str, *, total: int | None = None, short: bool = True
+) -> Iterator[T]:
+    """The items; each that was used counts as done. `short`: whether the end of a work is said that
+    took less than EVERY_SECONDS."""
+    pace = Pace(f"{label}:" if label else "done:", total, short=short)
     for done, item in enumerate(items, 1):
         yield item
         pace.reached(done)

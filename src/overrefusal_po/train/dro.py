@@ -268,7 +268,7 @@ def asked_shares(
     with generating(model):
         engine = TransformersEngine(model, template, name="student", batch_size=32)
         sampling = Sampling(max_new_tokens=max_new_tokens)
-        outcomes = fresh_outcomes(engine, judges, asked, sampling)
+        outcomes = fresh_outcomes(engine, judges, asked, sampling, label="student: answering")
     return shares((outcome.prompt, outcome.verdict) for outcome in outcomes)
 
 

@@ -150,9 +150,9 @@ class Holder:
         elif resumed:
             raise lost_start(self.folder / START_FILE, missing, self.trainer.args.output_dir)
         else:
-            logger.info("hold: the start policy answers %d prompts", len(missing))
             with generating(self.model):
-                known |= {o.prompt.id: o for o in self.outcomes(self.engine(), missing)}
+                said = self.outcomes(self.engine(), missing, "the start policy answers")
+                known |= {o.prompt.id: o for o in said}
             found = [known[prompt.id] for prompt in self.prompts]
         why_not = THINKS if thinks(found) else too_few_scored(found)
         if why_not:
@@ -175,7 +175,7 @@ class Holder:
         engine = self.engine()
         starts = known_start(self.folder / START_FILE, self.prompts)
         start = [starts[p.id] for p in self.prompts]
-        own = self.outcomes(engine, self.prompts)
+        own = self.outcomes(engine, self.prompts, "the trained policy answers")
         openers = every_opener(self.template, own, start)
         why_not = self.undecided(own, openers)
         if why_not:
@@ -208,7 +208,9 @@ class Holder:
             return self.entry(
                 start, own, own, openers, why_not=why_not, rows=at.rows, agrees=agrees
             )
-        saved = self.outcomes(at.engine, self.prompts)
+        saved = self.outcomes(
+            at.engine, self.prompts, f"with a bias of {choice.bias:+.2f} it answers"
+        )
         found = self.entry(
             start, own, saved, openers, bias=choice.bias, rows=at.rows, agrees=agrees
         )
@@ -274,10 +276,13 @@ class Holder:
             self.model, self.template, name="hold", batch_size=self.hold.batch_size
         )
 
-    def outcomes(self, engine: TransformersEngine, prompts: Sequence[Prompt]) -> list[Outcome]:
-        """What an engine answers, judged, in the order of the prompts."""
+    def outcomes(
+        self, engine: TransformersEngine, prompts: Sequence[Prompt], what: str
+    ) -> list[Outcome]:
+        """What an engine answers, judged, in the order of the prompts. `what` is for the log."""
+        logger.info("hold: %s %d prompts", what, len(prompts))
         sampling = Sampling(max_new_tokens=self.hold.max_new_tokens)
-        return fresh_outcomes(engine, self.judge, prompts, sampling)
+        return fresh_outcomes(engine, self.judge, prompts, sampling, label=f"hold: {what}")
 
     def answers(
         self, engine: TransformersEngine, own: list[Outcome], openers: Sequence[int]
@@ -290,7 +295,9 @@ class Holder:
         for side in (True, False):
             asked = [p for p, o in zip(self.prompts, opens, strict=True) if o is side]
             if asked:
-                rows = self.outcomes(other_decision(engine, openers, opens=side), asked)
+                may = "may not open" if side else "has to open"
+                what = f"where it {may} with a refusal, it answers"
+                rows = self.outcomes(other_decision(engine, openers, opens=side), asked, what)
                 found |= {o.prompt.id: o for o in rows}
         return Answers(own, [found[p.id] for p in self.prompts], opens)
 
@@ -305,6 +312,7 @@ class Holder:
     def states(self, engine: TransformersEngine, answers: Answers) -> FirstStates:
         """The last layer's states at the first tokens of the responses. Those behind them are of
         both decisions: a bias may not go on behind a refusal's first token."""
+        logger.info("hold: the bias at which each first token turns is calculated")
         read = engine.token_ids
         said = [*answers.own, *answers.other]
         texts = [TextIds(read(engine.input_text(o.prompt)), read(o.completion.text)) for o in said]

@@ -259,7 +259,10 @@ class TwoSided:
                 self.model, self.template, name=name, batch_size=select.batch_size
             )
             sampling = Sampling(max_new_tokens=select.max_new_tokens)
-            return run_metrics(fresh_outcomes(engine, self.judge, self.prompts, sampling))
+            said = fresh_outcomes(
+                engine, self.judge, self.prompts, sampling, label=f"select: {name} answers"
+            )
+            return run_metrics(said)
 
     def log(self, row: Look, state: TrainerState) -> None:
         """Logs a look once, also in a run that was resumed."""
