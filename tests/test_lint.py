@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import Style
 
+from overrefusal_po.curate.inputs import clean_prompts, read_prompts
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.files import read_pairs
@@ -17,7 +18,9 @@ from overrefusal_po.pairs.findings import Finding, Lint
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import written_pairs
 from overrefusal_po.pairs.prompt_free import prompt_free
+from overrefusal_po.pairs.set_checks import uneven_prompts
 from overrefusal_po.pairs.shortcuts import cliffs_delta, lengths, rejected_only_openers
+from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Completion, Message, PreferencePair, Prompt, Verdict, write_jsonl
 from overrefusal_po.sources.starter import Settings, prompts
 
@@ -481,6 +484,61 @@ def test_length_bias_in_all_rules_is_a_warning_and_in_one_against_the_other_is_n
         "Take it.",
     )
     assert "length" in lint(wordy, JUDGE).counts()
+
+
+def asked(number: int, words: int, rule: Rule) -> PreferencePair:
+    """A pair on a prompt of so many words."""
+    row = pair(f"{rule}-{words}-{number}", ANSWER, REFUSAL, rule)
+    text = " ".join([f"{number}", *["word"] * (words - 1)])
+    prompt = Prompt.of(text, kind=row.prompt.kind)
+    sides = (ANSWER, REFUSAL) if rule == "overrefusal" else (REFUSAL, ANSWER)
+    return row.model_copy(update={"prompt": prompt, "chosen": sides[0], "rejected": sides[1]})
+
+
+@pytest.mark.parametrize(
+    ("harmless", "harmful", "words"),
+    [
+        (range(10, 30), range(10, 30), None),
+        (
+            range(11, 31),
+            range(5, 25),
+            "harmless prompts are longer than harmful ones (median of 20",
+        ),
+        (
+            range(5, 25),
+            range(11, 31),
+            "harmful prompts are longer than harmless ones (median of 14",
+        ),
+        (range(30, 49), range(5, 25), None),  # 19 are too few
+    ],
+)
+def test_prompts_that_their_length_tells_apart_are_a_warning(
+    harmless: range, harmful: range, words: str | None
+) -> None:
+    """A range of 20 against itself moved by 6: (295 - 91) of 400 couples."""
+    rows = [asked(n, size, "overrefusal") for n, size in enumerate(harmless)]
+    rows += [asked(n, size, "containment") for n, size in enumerate(harmful)]
+    told = [f for f in lint(rows, JUDGE).findings if f.id == "length/prompts"]
+    assert len(told) == (words is not None)
+    assert words is None or (told[0].severity == "warning" and words in told[0].message)
+    assert words is None or "Cliff's delta +0.51" in told[0].message.replace("-", "+")
+
+
+def test_the_shipped_prompts_have_one_length() -> None:
+    recipe = CurateRecipe.model_validate(
+        {
+            "task": "curate",
+            "model": {"model_name_or_path": "m"},
+            "data": {
+                "benign": ["starter", "contrasts"],
+                "harmful": ["starter", "contrasts"],
+                "kinds": ["benign", "general"],
+            },
+        }
+    )
+    benign, harmful, _ = clean_prompts(recipe.data, *read_prompts(recipe))
+    assert min(len(benign), len(harmful)) > 500
+    assert uneven_prompts([*benign, *harmful]) is None
 
 
 # ------------------------------------------------------------------------------------------ reading

@@ -31,6 +31,7 @@ from overrefusal_po.pairs.firewall import benchmark_finding, contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.response_checks import response_findings
 from overrefusal_po.pairs.row_conflicts import prompt_conflicts, prompt_id
+from overrefusal_po.pairs.set_checks import uneven_prompts
 from overrefusal_po.plugins import check_engine, find_plug, find_source, make_refusal_judge
 from overrefusal_po.prompts import (
     looked_at,
@@ -241,7 +242,9 @@ def check_stage(body: StageRecipe, spread: Spread | None = None) -> str:
         check_curation(body)
         benign, harmful, cleaning = clean_prompts(body.data, *read_prompts(body))
         found = f"{len(benign)} benign and {len(harmful)} harmful prompts"
-        return "; ".join((found, *dropped_words(cleaning), *engine_lines(body)))
+        uneven = uneven_prompts([*benign, *harmful])
+        cleaned = (*dropped_words(cleaning), *((uneven,) if uneven else ()))
+        return "; ".join((found, *cleaned, *engine_lines(body)))
     looked_at(body)
     push_of(body)
     line = training_line(body, template, spread)

@@ -60,6 +60,7 @@ from overrefusal_po.curate.rules import (
 )
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.row_checks import SideVerdicts, by_pair, row_findings, side_completions
+from overrefusal_po.pairs.set_checks import uneven_prompts
 from overrefusal_po.pairs.token_checks import control_tokens
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import PreferencePair, Prompt, read_state, write_atomic, write_jsonl
@@ -88,6 +89,8 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
         benign, harmful, cleaning = clean_prompts(recipe.data, *read_prompts(recipe))
         for words in dropped_words(cleaning):
             logger.info("%s", words)
+        if uneven := uneven_prompts([*benign, *harmful]):
+            logger.warning("%s", uneven)
         if recipe.shard is not None:
             benign, harmful = (shard_prompts(side, recipe.shard) for side in (benign, harmful))
         warn_of_other_prompts(run.path, benign, harmful)

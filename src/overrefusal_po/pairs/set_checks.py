@@ -1,7 +1,8 @@
 """A whole set of pairs -> findings: what the set teaches besides the prompts. Pure.
 
 Within one of our rules the sides differ by construction. So these checks need two rules, or
-imported pairs. Their findings have ids of their own: `opener/...`, `shortcut/...`, `length/all`.
+imported pairs. Their findings have ids of their own: `opener/...`, `shortcut/...`, `length/all`,
+`length/prompts`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from overrefusal_po.pairs.findings import Finding, Severity, Statistics
 from overrefusal_po.pairs.prompt_free import FEWEST
-from overrefusal_po.pairs.shortcuts import rejected_only_openers
-from overrefusal_po.records import PreferencePair
+from overrefusal_po.pairs.shortcuts import prompt_lengths, rejected_only_openers
+from overrefusal_po.records import PreferencePair, Prompt
 
 SHORTCUT = 0.65
 """Mean accuracy without the prompt from which wording counts as a shortcut. Measured on
@@ -23,7 +24,9 @@ ERROR_FROM = 8
 handful it may be chance."""
 
 LONGER = 0.33
-"""Cliff's delta from which a difference counts as medium (Romano et al. 2006)."""
+"""Cliff's delta from which a difference counts as medium (Romano et al. 2006). For prompts: with
++.45 over all pairs, and +.75 over those of other hands, a 1.5B model refused short harmless prompts
+(benchmarks/RESULTS.md); the shipped prompts have -.01."""
 
 
 def set_findings(
@@ -32,6 +35,8 @@ def set_findings(
     """What the set teaches besides the prompts. `refused[i]`: whether the rejected side of pair i
     is a refusal."""
     yield from opener_findings(pairs, refused)
+    if words := uneven_prompts([pair.prompt for pair in pairs]):
+        yield Finding("length/prompts", "length", "warning", "prompt", words)
     if min(known.num_pairs.values()) >= FEWEST:
         yield from wording_findings(known)
         if len(known.num_pairs) > 1 or pairs[0].rule is None:
@@ -76,3 +81,20 @@ def length_findings(known: Statistics) -> Iterator[Finding]:
             f"delta {delta:+.2f})"
         )
         yield Finding("length/all", "length", "warning", "both", message)
+
+
+def uneven_prompts(prompts: Sequence[Prompt]) -> str | None:
+    """How far length alone tells harmless prompts from harmful ones, and what helps; None if it
+    does not, or if there are too few."""
+    found = prompt_lengths(prompts)
+    if found is None or abs(found.cliffs_delta) < LONGER:
+        return None
+    longer, shorter = "harmless", "harmful"
+    if found.cliffs_delta < 0:
+        longer, shorter = shorter, longer
+    return (
+        f"{longer} prompts are longer than {shorter} ones (median of {found.harmless:g} words for "
+        f"harmless ones, {found.harmful:g} for harmful ones; Cliff's delta "
+        f"{found.cliffs_delta:+.2f}): a model learns the length. Add {longer} prompts that are as "
+        f"short as the {shorter} ones, or {shorter} ones that are as long"
+    )

@@ -1,4 +1,5 @@
-"""Pairs -> what tells chosen from rejected at a glance: length, and how refusals begin. Pure.
+"""Pairs -> what tells their sides, or their prompts, apart at a glance: length, and how refusals
+begin. Pure.
 
     lengths(pairs)["all"].cliffs_delta
     # 0.4: chosen sides are often the longer ones
@@ -19,9 +20,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from overrefusal_po.records import PreferencePair
+from overrefusal_po.identity import conversation_text
+from overrefusal_po.records import PreferencePair, Prompt
 
 WORD = re.compile(r"\w+(?:['\u2019]\w+)?")
+
+FEWEST_PROMPTS = 20
+"""Prompts of a side from which their lengths say something (ours)."""
 
 
 class Length(NamedTuple):
@@ -32,6 +37,15 @@ class Length(NamedTuple):
     rejected: float
     cliffs_delta: float
     num_pairs: int
+
+
+class PromptLengths(NamedTuple):
+    """Words of the prompts: medians, and Cliff's delta (1: every harmless prompt is longer than
+    every harmful one)."""
+
+    harmless: float
+    harmful: float
+    cliffs_delta: float
 
 
 class Opener(NamedTuple):
@@ -63,6 +77,20 @@ def lengths(pairs: Sequence[PreferencePair]) -> dict[str, Length]:
     overall = float(np.mean([length.cliffs_delta for length in found.values()]))
     everything = measured_length([row for counts in rows.values() for row in counts])
     return found | {"all": everything._replace(cliffs_delta=round(overall, 3))}
+
+
+def prompt_lengths(prompts: Sequence[Prompt]) -> PromptLengths | None:
+    """The lengths of harmless prompts (benign and ordinary ones) and of harmful ones; None if one
+    side has fewer than FEWEST_PROMPTS."""
+    counts: dict[bool, list[int]] = {True: [], False: []}
+    for prompt in prompts:
+        text = conversation_text(prompt.messages)
+        counts[prompt.kind == "harmful"].append(len(text.split()))
+    harmful, harmless = np.array(counts[True]), np.array(counts[False])
+    if min(len(harmful), len(harmless)) < FEWEST_PROMPTS:
+        return None
+    delta = round(cliffs_delta(harmless, harmful), 3)
+    return PromptLengths(float(np.median(harmless)), float(np.median(harmful)), delta)
 
 
 def measured_length(counts: Sequence[tuple[int, int]]) -> Length:
