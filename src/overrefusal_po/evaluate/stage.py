@@ -198,7 +198,6 @@ def check_defence_weights(recipe: EvaluateRecipe, run: Run) -> None:
     tamper = recipe.tamper
     if tamper is None or "safelora" not in tamper.defences or (run.path / TAMPER_FILE).is_file():
         return
-    logger.info("comparing the weights of the model and of tamper.reference")
     began = time.monotonic()
     check_directions(recipe)
     run.facts["tamper_seconds"] = time.monotonic() - began
