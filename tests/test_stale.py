@@ -177,8 +177,16 @@ def test_a_run_that_is_passed_on_without_its_outcomes_keeps_its_rates(tmp_path: 
     assert not is_stale(folder)
 
 
-def test_an_evaluation_writes_the_hash_of_its_own_outcomes(judged: Path) -> None:
+def test_an_evaluation_writes_the_hash_of_its_own_outcomes(
+    judged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stage = run_pipeline(load_recipe(judged), lambda path: path) / "before"
     metrics = Metrics.model_validate_json((stage / "metrics.json").read_bytes())
     assert metrics.verdicts == verdicts_id(read_jsonl(stage / "outcomes.jsonl", Outcome))
     assert not is_stale(stage)
+    run_pipeline(load_recipe(judged), lambda path: path)
+    assert "of other verdicts" not in caplog.text
+    rows = read_jsonl(stage / "outcomes.jsonl", Outcome)
+    write_jsonl(stage / "outcomes.jsonl", by_judge(rows, "2"))
+    run_pipeline(load_recipe(judged), lambda path: path)
+    assert "these rates are of other verdicts than outcomes.jsonl holds now" in caplog.text

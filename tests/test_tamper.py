@@ -169,7 +169,7 @@ def test_defences_are_compared_by_the_copies_that_each_of_them_made() -> None:
     ]
     parts = [TamperedCopy.model_validate(entry) for entry in entries]
     assert [part.seed for part in worst_copies(parts)] == [0, 0, 1, 0, 0]
-    assert "seed 0, the copy that each defence made (of 3)" in parts[1].made_with
+    assert "seed 0, of 3 copies the only one that each defence made" in parts[1].made_with
     assert "the worst of all 3 copies; not every defence made this one" in parts[2].made_with
     assert parts[0].chosen_from == parts[3].chosen_from == ""
     # the faster of two rates ended in NaN under one defence
