@@ -151,10 +151,42 @@ def test_a_stage_that_is_measured_again_makes_the_summary_anew(
     write_jsonl(stage / "outcomes.jsonl", by_judge(rows, "3", flip=1))
     assert (stage / "metrics.json").read_text() == metrics
     assert read_summary(folder).warnings[0].startswith("STALE")
+    # the recipe makes it anew once, as the warning says
+    run_pipeline(load_recipe(judged), report)
+    found = read_summary(folder)
+    assert len(made) == 4 and found.warnings[0].startswith("JUDGED AGAIN: base")
+    assert (
+        found.runs[0].harmful_refused
+        == run_metrics(
+            [row for row in by_judge(rows, "3", flip=1) if row.prompt.attack is None]
+        ).harmful_refused.value
+    )
+    assert len(found.warnings) == 1
+    run_pipeline(load_recipe(judged), report)
+    (stage / "outcomes.jsonl").unlink()
+    run_pipeline(load_recipe(judged), report)
+    assert len(made) == 4
 
 
-def test_an_evaluation_writes_the_hash_of_its_own_outcomes(judged: Path) -> None:
+def test_a_run_that_is_passed_on_without_its_outcomes_keeps_its_rates(tmp_path: Path) -> None:
+    folder = signed(with_log_odds(folder_of(tmp_path / "base", BASE, "base"), BASE), BASE)
+    whole = read_summary(folder)
+    (folder / "outcomes.jsonl").unlink()
+    found = read_summary(folder)
+    assert found.runs == whole.runs and not found.warnings and not found.samples
+    assert not is_stale(folder)
+
+
+def test_an_evaluation_writes_the_hash_of_its_own_outcomes(
+    judged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stage = run_pipeline(load_recipe(judged), lambda path: path) / "before"
     metrics = Metrics.model_validate_json((stage / "metrics.json").read_bytes())
     assert metrics.verdicts == verdicts_id(read_jsonl(stage / "outcomes.jsonl", Outcome))
     assert not is_stale(stage)
+    run_pipeline(load_recipe(judged), lambda path: path)
+    assert "of other verdicts" not in caplog.text
+    rows = read_jsonl(stage / "outcomes.jsonl", Outcome)
+    write_jsonl(stage / "outcomes.jsonl", by_judge(rows, "2"))
+    run_pipeline(load_recipe(judged), lambda path: path)
+    assert "these rates are of other verdicts than outcomes.jsonl holds now" in caplog.text

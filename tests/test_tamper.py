@@ -26,7 +26,11 @@ from overrefusal_po.evaluate.robustness import (
     worst_of,
 )
 from overrefusal_po.evaluate.stage import check_evaluation
-from overrefusal_po.evaluate.tamper_reference import linear_shapes, own_options
+from overrefusal_po.evaluate.tamper_reference import (
+    check_directions,
+    linear_shapes,
+    own_options,
+)
 from overrefusal_po.evaluate.tamper_rows import harmful_rows, refusal_count
 from overrefusal_po.model.load import load_model, save_merged
 from overrefusal_po.model.parts import empty_model
@@ -165,7 +169,7 @@ def test_defences_are_compared_by_the_copies_that_each_of_them_made() -> None:
     ]
     parts = [TamperedCopy.model_validate(entry) for entry in entries]
     assert [part.seed for part in worst_copies(parts)] == [0, 0, 1, 0, 0]
-    assert "seed 0, the copy that each defence made (of 3)" in parts[1].made_with
+    assert "seed 0, of 3 copies the only one that each defence made" in parts[1].made_with
     assert "the worst of all 3 copies; not every defence made this one" in parts[2].made_with
     assert parts[0].chosen_from == parts[3].chosen_from == ""
     # the faster of two rates ended in NaN under one defence
@@ -699,36 +703,81 @@ def test_every_defence_is_measured_shown_and_kept(
     assert again == {"none": True, "safelora": True, "refusals": False}
 
 
-@pytest.mark.parametrize("saved_as", ["copied", "in one file more", "one layer"])
+@pytest.mark.parametrize("saved_as", ["copied", "in one file more", "pytorch_model.bin"])
 def test_a_reference_of_equal_weights_ends_before_a_copy_is_trained(
     defended: dict[str, Any], start: Path, tmp_path: Path, styles: dict[str, Style], saved_as: str
 ) -> None:
-    """The same files are seen without loading; the same weights in other files when both are
+    """Equal weights in safetensors are seen without loading; in another format when both are
     loaded, before the model answers anything."""
     own = load_model(str(start), dtype="float32")
-    if saved_as == "one layer":
-        for name, weight in own.named_parameters():
-            if "down_proj" not in name:
-                weight.data += 0.1
     same = tmp_path / "x" / "model"
     if saved_as == "in one file more":
         styles["llama"].tokenizer.save_pretrained(same)
         own.save_pretrained(same, max_shard_size="20KB")
         assert len(list(same.glob("*.safetensors"))) > 1
-    else:
+    elif saved_as == "copied":
         save_merged(own, styles["llama"].tokenizer, same)
+    else:
+        shutil.copytree(start, same)
+        (same / "model.safetensors").unlink()
+        torch.save(own.state_dict(), same / saved_as)
     defended["tamper"] |= {"reference": str(same), "defences": ["none", "safelora"]}
-    wanted = {
-        "copied": "those of the measured model, byte for byte",
-        "in one file more": "equal weights in all linear layers",
-        "one layer": r"equal weights in \d+ of \d+ linear layers \(such as .*down_proj\)",
-    }
-    if saved_as == "copied":
-        with pytest.raises(ValueError, match=wanted[saved_as]):
+    said = "tamper.reference is .*equal weights in all linear layers"
+    if saved_as != "pytorch_model.bin":
+        with pytest.raises(ValueError, match=said):
             check_evaluation(evaluation(defended))
-    with pytest.raises(ValueError, match=f"tamper.reference is .*{wanted[saved_as]}"):
+    with pytest.raises(ValueError, match=said):
         run(defended, tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("layer", ["q_proj", "down_proj"])
+def test_layers_that_safety_training_did_not_move_are_not_projected(
+    defended: dict[str, Any],
+    start: Path,
+    tmp_path: Path,
+    styles: dict[str, Style],
+    caplog: pytest.LogCaptureFixture,
+    layer: str,
+) -> None:
+    """A safety training by LoRA on some layers leaves the others equal."""
+    before = load_model(str(start), dtype="float32")
+    moved = [name for name in linear_shapes(before) if name.endswith(layer)]
+    for name in moved:
+        weight = before.get_submodule(name).weight
+        rows_, columns = weight.shape
+        weight.data += 0.1 * torch.randn(rows_, 1) @ torch.randn(1, columns)
+    folder = save_merged(before, styles["llama"].tokenizer, tmp_path / "x" / "model")
+    defended["tamper"]["reference"] = str(folder)
+    check_evaluation(evaluation(defended))
+    check_directions(evaluation(defended))
+    body = evaluation(defended)
+    template = load_template(body.model, body.chat)
+    rows = asked(THINGS, "harmful", ANSWER)
+    copy = trained_copy(body, template, rows, Passes(5, 10, 5), learning_rate=2e-2, seed=0)
+    learned = adapter_of(copy.model)  # type: ignore[arg-type]
+    safe = safe_copy(body, copy)
+    kept = adapter_of(safe.model)  # type: ignore[arg-type]
+    changed = [name for name, up in kept.up.items() if not torch.equal(up, learned.up[name])]
+    assert set(changed) <= set(moved) and len(changed) == safe.projected > 0
+    others = len(learned.up) - len(moved)
+    assert f"{others} of {len(learned.up)} modules have equal weights" in caplog.text
+
+
+def test_the_form_of_attention_is_no_matter_of_shapes(defended: dict[str, Any]) -> None:
+    """A recipe for a GPU is checked on a machine that has none."""
+    defended["model"]["attn_implementation"] = "flash_attention_2"
+    check_evaluation(evaluation(defended))
+
+
+def test_weights_of_the_format_that_is_read_count(defended: dict[str, Any], tmp_path: Path) -> None:
+    """A download without `*.bin` leaves their index behind."""
+    before = tmp_path / "without_bin"
+    shutil.copytree(defended["tamper"]["reference"], before)
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}
+    (before / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    defended["tamper"]["reference"] = str(before)
+    check_evaluation(evaluation(defended))
 
 
 def test_all_linear_layers_are_those_that_an_adapter_changes(defended: dict[str, Any]) -> None:

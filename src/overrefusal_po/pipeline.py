@@ -217,8 +217,7 @@ def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
     with open_pipeline(recipe, stages, writer=True) as run:
         folder = run.path
         runs = run_stages(recipe, stages, folder)
-        other = is_other_report(body.report, folder) or is_other_summary(folder, runs)
-        if not run.done or other:
+        if not run.done or is_other_report(body.report, folder) or is_other_summary(folder, runs):
             if runs:
                 write_summary(body, folder, runs, stages=stages, repeats=recipe.repeats)
                 report(folder)

@@ -49,7 +49,7 @@ from overrefusal_po.evaluate.robustness import (
     robustness_entries,
 )
 from overrefusal_po.evaluate.searches import check_searches, run_searches
-from overrefusal_po.evaluate.stale import verdicts_id
+from overrefusal_po.evaluate.stale import is_stale, verdicts_id
 from overrefusal_po.evaluate.tamper_reference import check_directions
 from overrefusal_po.evaluate.tamper_rows import check_tamper
 from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
@@ -139,6 +139,12 @@ def evaluate(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None)
         metrics = measure(recipe, run, tamper)
         write_atomic(run.path / "metrics.json", json.dumps(metrics, indent=1))
         run.finish({key: metrics[key] for key in ("harmful_refused", "benign_answered", "f1")})
+    elif is_stale(run.path):
+        logger.warning(
+            "%s: these rates are of other verdicts than outcomes.jsonl holds now. The report and "
+            "`overrefusal-po compare` compute them again",
+            run.path,
+        )
     needed = ("name", "n", "intervals", "unscored", "harmful_refused", "benign_answered", "f1")
     return cast(MetricsEntry, read_state(run.path / "metrics.json", needed))
 
@@ -198,7 +204,6 @@ def check_defence_weights(recipe: EvaluateRecipe, run: Run) -> None:
     tamper = recipe.tamper
     if tamper is None or "safelora" not in tamper.defences or (run.path / TAMPER_FILE).is_file():
         return
-    logger.info("comparing the weights of the model and of tamper.reference")
     began = time.monotonic()
     check_directions(recipe)
     run.facts["tamper_seconds"] = time.monotonic() - began

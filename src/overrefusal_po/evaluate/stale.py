@@ -60,9 +60,18 @@ def verdict_row(outcome: Outcome) -> list[str]:
 def is_stale(folder: Path) -> bool:
     """Whether a run folder's metrics.json was computed from other verdicts than its outcomes.jsonl
     holds. False if one of both is missing, or if an older version wrote it."""
+    file = folder / "metrics.json"
+    known = read_state(file).get("verdicts") if file.is_file() else None
+    return known is not None and known != verdicts_now(folder)
+
+
+def verdicts_now(folder: Path) -> str | None:
+    """`verdicts_id` of a run folder's outcomes.jsonl. Without that file it is the one that
+    metrics.json holds; None if an older version wrote that, or if it is not there."""
     file, rows = folder / "metrics.json", folder / "outcomes.jsonl"
-    known = read_state(file).get("verdicts") if file.is_file() and rows.is_file() else None
-    return known is not None and known != verdicts_id(read_jsonl(rows, Outcome))
+    if rows.is_file():
+        return verdicts_id(read_jsonl(rows, Outcome))
+    return read_state(file).get("verdicts") if file.is_file() else None
 
 
 def fresh_metrics(metrics: Values, outcomes: Sequence[Outcome]) -> FreshMetrics:

@@ -2,29 +2,32 @@
 weights can be compared with those of the measured model.
 
     check_reference(recipe, recipe.tamper)     # ValueError; reads configs and names of files
-    check_directions(recipe)                   # ValueError; loads both models, trains nothing
+    check_directions(recipe)                   # ValueError; reads weights, trains nothing
 
 Safe LoRA needs the change W_aligned - W_reference of each linear layer that a copy's adapter is put
-on. A change of zero has no direction.
+on. A layer without a change has no direction, and is not projected. At least one has to have one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overrefusal_po.model import load as models
 from overrefusal_po.model import parts
+from overrefusal_po.model.whole import named_faults
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.recipe.tamper import Tamper
-from overrefusal_po.run.keys import sample_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 OTHER_REFERENCE = (
     "tamper.reference is {!r}: {}. The defence safelora compares the weights of both. Name the "
@@ -38,8 +41,15 @@ SHAPES = (
 )
 """Keys of a config that decide the shapes of linear layers; a message can name them."""
 
-WEIGHT_ENDINGS = (".safetensors", ".bin")
-"""Endings of the files that hold weights."""
+EQUAL_WEIGHTS = (
+    "it has equal weights in all linear layers, so none of them has a direction of safety"
+)
+
+WEIGHT_FILES = (
+    (parts.SINGLE, parts.INDEX),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+"""Files of weights as transformers looks for them: all in one, or an index of several."""
 
 
 def measured_config(recipe: EvaluateRecipe) -> PretrainedConfig | None:
@@ -65,13 +75,15 @@ def config_of(recipe: EvaluateRecipe, name: str, revision: str) -> PretrainedCon
 
 def check_reference(recipe: EvaluateRecipe, tamper: Tamper) -> None:
     """Raises ValueError for a `tamper.reference` that cannot be compared with the measured model,
-    as far as configs and files say it. What an earlier stage makes (`@...`) is not read."""
+    as far as configs and files on this machine say it. What an earlier stage makes (`@...`) is not
+    read."""
     reference = str(tamper.reference)
     refused = partial(OTHER_REFERENCE.format, reference)
     if is_same(reference, measured_name(recipe)):
         raise ValueError(refused("it is the measured model itself"))
+    config = measured_config(recipe)
     try:
-        config, other = measured_config(recipe), config_of(recipe, reference, "main")
+        other = config_of(recipe, reference, "main")
     except ValueError as error:
         raise ValueError(f"tamper.reference is {reference!r}: {error}") from None
     if getattr(other, "quantization_config", None):
@@ -81,11 +93,12 @@ def check_reference(recipe: EvaluateRecipe, tamper: Tamper) -> None:
     if config is None or other is None:
         return
     if why := differing_key(config, other) or differing_layer(
-        *(linear_shapes(parts.empty_model(o)) for o in (own_options(recipe), options_of(recipe)))
+        *(shapes_of(options) for options in (own_options(recipe), options_of(recipe)))
     ):
         raise ValueError(refused(why))
-    if same_files(*(models.resolve(name) for name in (measured_name(recipe)[0], reference))):
-        raise ValueError(refused("its weights are those of the measured model, byte for byte"))
+    here = (Path(models.resolve(name)).is_dir() for name in (measured_name(recipe)[0], reference))
+    if all(here) and equal_in_files(recipe):  # nothing is downloaded for a check
+        raise ValueError(refused(EQUAL_WEIGHTS))
 
 
 def is_same(reference: str, measured: tuple[str, str]) -> bool:
@@ -97,31 +110,19 @@ def is_same(reference: str, measured: tuple[str, str]) -> bool:
 
 
 def missing_weights(place: str) -> str | None:
-    """The weight file that a model's folder lacks; None if it lacks none or is no folder here."""
+    """The weight file that a model's folder lacks; None if it lacks none or is no folder here. Of
+    several formats the one that transformers would read counts."""
     folder = Path(place)
     if not folder.is_dir():
         return None
-    indices = sorted(folder.glob("*.index.json"))
-    for index in indices:
-        wanted = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-        if lost := sorted({name for name in wanted.values() if not (folder / name).is_file()}):
-            return str(lost[0])
-    return None if indices or weight_files(folder) else "file of weights (model.safetensors)"
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a model's folder that hold weights, by name."""
-    return sorted(f for f in folder.iterdir() if f.suffix in WEIGHT_ENDINGS and f.is_file())
-
-
-def same_files(one: str, other: str) -> bool:
-    """Whether two folders hold the same files of weights."""
-    if not (Path(one).is_dir() and Path(other).is_dir()):
-        return False
-    here, there = (weight_files(Path(place)) for place in (one, other))
-    if [f.stat().st_size for f in here] != [f.stat().st_size for f in there]:
-        return False
-    return [sample_hash(f) for f in here] == [sample_hash(f) for f in there]
+    for single, index in WEIGHT_FILES:
+        if (folder / index).is_file():
+            known = json.loads((folder / index).read_text(encoding="utf-8")).get("weight_map", {})
+            lost = sorted(name for name in set(known.values()) if not (folder / name).is_file())
+            return str(lost[0]) if lost else None
+        if (folder / single).is_file():
+            return None
+    return f"file of weights ({parts.SINGLE})"
 
 
 def differing_key(config: PretrainedConfig, reference: PretrainedConfig) -> str | None:
@@ -145,6 +146,12 @@ def differing_layer(
         if other[path] != shape:
             return f"its {path} has the shape {other[path]}, and that of the measured model {shape}"
     return None
+
+
+def shapes_of(options: models.LoadOptions) -> dict[str, tuple[int, ...]]:
+    """`linear_shapes` of a model that is not loaded. Its form of attention decides none, and may
+    need a GPU."""
+    return linear_shapes(parts.empty_model({**options, "attn_implementation": None}))
 
 
 def linear_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
@@ -176,24 +183,41 @@ def options_of(recipe: EvaluateRecipe) -> models.LoadOptions:
 
 
 def check_directions(recipe: EvaluateRecipe) -> None:
-    """Loads both models, and raises ValueError if a linear layer has equal weights in both: its
-    change has no direction, so no copy could be projected."""
-    import torch
+    """Raises ValueError if all linear layers have equal weights in both models: none of them has a
+    direction, so no copy could be projected.
 
-    measured, reference = (
-        models.load_model(**options) for options in (own_options(recipe), options_of(recipe))
-    )
-    own, other = (dict(linear_weights(model)) for model in (measured, reference))
+    Files are read up to the first difference. Models in another format than safetensors, or under
+    other names, are loaded.
+    """
     assert recipe.tamper is not None
     refused = partial(OTHER_REFERENCE.format, recipe.tamper.reference)
-    if why := differing_layer(linear_shapes(measured), linear_shapes(reference)):
-        raise ValueError(refused(why))
-    equal = [path for path, weight in own.items() if torch.equal(weight, other[path])]
-    if equal:
-        which = "all" if len(equal) == len(own) else f"{len(equal)} of {len(own)}"
-        raise ValueError(
-            refused(
-                f"it has equal weights in {which} linear layers (such as {equal[0]}), so these "
-                "have no direction of safety"
-            )
+    equal = equal_in_files(recipe)
+    if equal is None:
+        logger.info("loading the model and tamper.reference, to compare their weights")
+        measured, reference = (
+            models.load_model(**options) for options in (own_options(recipe), options_of(recipe))
         )
+        if why := differing_layer(linear_shapes(measured), linear_shapes(reference)):
+            raise ValueError(refused(why))
+        equal = equal_weights(dict(linear_weights(measured)), dict(linear_weights(reference)))
+    if equal:
+        raise ValueError(refused(EQUAL_WEIGHTS))
+
+
+def equal_weights(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether all weights have the same values in both models."""
+    import torch
+
+    return all(torch.equal(weight, other[path]) for path, weight in own.items())
+
+
+def equal_in_files(recipe: EvaluateRecipe) -> bool | None:
+    """Whether the files of both models hold equal weights in all linear layers; None if they do not
+    hold them in safetensors under the names that the model's class has for them."""
+    sides = own_options(recipe), options_of(recipe)
+    own, other = (parts.tensor_files(side["name"], side["revision"]) for side in sides)
+    keys = [f"{path}.weight" for path in shapes_of(sides[0])]
+    if any(key not in files for files in (own, other) for key in keys):
+        return None
+    with named_faults(f"{sides[0]['name']} or {sides[1]['name']}"):
+        return all(parts.equal_tensors((own[key], key), (other[key], key)) for key in keys)

@@ -120,7 +120,11 @@ def checked_prompts(recipe: FitRecipe) -> FitPrompts:
             "one: reference: {model_name_or_path: NAME}."
         )
     if not getattr(module, "NEEDS_REFERENCE", False) and recipe.reference is not None:
-        logger.warning("reference changes nothing: the remedy %s does not say that it asks", name)
+        logger.warning(
+            "reference changes nothing: the remedy %s does not use it (its plug has no "
+            "NEEDS_REFERENCE = True)",
+            name,
+        )
     form_of(module, settings)
     check_settings(module, settings)
     return fit_prompts(recipe.data)

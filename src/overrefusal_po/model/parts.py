@@ -191,7 +191,7 @@ def check_tied(model: PreTrainedModel, files: Mapping[str, str]) -> None:
         if name not in files:
             continue
         with named_faults(place):
-            equal = equal_tensors(files, name, source)
+            equal = equal_tensors((files[name], name), (files[source], source))
         if not equal:
             raise ValueError(
                 f"{place}: its config.json says that {name} is {source}, and its files hold other "
@@ -200,13 +200,14 @@ def check_tied(model: PreTrainedModel, files: Mapping[str, str]) -> None:
             )
 
 
-def equal_tensors(files: Mapping[str, str], one: str, other: str) -> bool:
-    """Whether two tensors in files are equal; a block of rows at a time is read."""
+def equal_tensors(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether two tensors, each (file, name), are equal; a block of rows at a time is read, up to
+    the first that differs."""
     import torch
     from safetensors import safe_open
 
-    with safe_open(files[one], "pt") as first, safe_open(files[other], "pt") as second:
-        ours, theirs = first.get_slice(one), second.get_slice(other)
+    with safe_open(one[0], "pt") as first, safe_open(other[0], "pt") as second:
+        ours, theirs = first.get_slice(one[1]), second.get_slice(other[1])
         shape = ours.get_shape()
         if shape != theirs.get_shape():
             return False

@@ -9,6 +9,7 @@ with weights (outputs, inputs):
     D = W_aligned - W_reference,   C = D D^T / ||D||_F,   B <- C B where cos(B A, C B A) <= 0.35
 
 So the modules in which the adapter leaves the safety directions are brought back; the others stay.
+A module that safety training did not move (D = 0) has no C, and stays too, as in the authors' code.
 C scales as well, so it is no projection. `orthogonal` (ours) is one: onto the left singular vectors
 of D, the greatest ones that hold 90 % of its square. All of them would often be the whole space,
 since a merged model is rounded.
@@ -47,7 +48,7 @@ ENERGY = 0.9
 
 
 class EqualWeights(ValueError):
-    """The model and its reference have equal weights in a module that an adapter changes."""
+    """The model and its reference have equal weights in all modules that an adapter changes."""
 
 
 class Projected(NamedTuple):
@@ -57,11 +58,13 @@ class Projected(NamedTuple):
         change: the adapter, projected in the modules `moved` and unchanged in the others.
         cosines: {module: the cosine between its change and the projected one}.
         moved: the modules whose change is projected.
+        equal: the modules without directions of safety, which have no cosine.
     """
 
     change: Deltas
     cosines: dict[str, float]
     moved: list[str]
+    equal: list[str]
 
 
 class Settings(BaseModel):
@@ -105,7 +108,8 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
         change = only_changed(adapter, change, found.moved)
     facts = {
         "projected": len(found.moved),
-        "modules": len(found.cosines),
+        "modules": len(adapter.down),
+        "equal_modules": len(found.equal),
         "cosines": found.cosines,
     }
     return [Candidate(Remedy("safelora", change), facts)]
@@ -120,16 +124,26 @@ def projected(
 ) -> Projected:
     """The adapter after its projection. `step` gives D, (outputs, inputs), of a module's path.
 
-    EqualWeights if a module's D is zero.
+    A module whose D is zero stays as it is. EqualWeights if that is true of all.
     """
-    up, cosines = {}, {}
+    up, cosines = dict(adapter.up), {}
     for path, a in adapter.down.items():
-        b = adapter.up[path]
-        moved = projector(step(path), kind) @ b
-        cosines[path] = product_cosine(a, b, moved)
-        up[path] = moved if cosines[path] <= cosine else b
+        moved_by = step(path)
+        if not moved_by.any():
+            continue
+        moved = projector(moved_by, kind) @ up[path]
+        cosines[path] = product_cosine(a, up[path], moved)
+        if cosines[path] <= cosine:
+            up[path] = moved
+    if not cosines:
+        raise EqualWeights(
+            "The model and its reference have equal weights in all modules of the adapter, so "
+            "there are no directions of safety. Give the model before its safety training as "
+            "`reference`."
+        )
     found = [path for path, value in cosines.items() if value <= cosine]
-    return Projected(Deltas(adapter.down, up), cosines, found)
+    equal = [path for path in adapter.down if path not in cosines]
+    return Projected(Deltas(adapter.down, up), cosines, found, equal)
 
 
 def only_changed(before: Deltas, after: Deltas, paths: list[str]) -> Deltas:
@@ -156,21 +170,15 @@ def weight_of(model: PreTrainedModel, path: str) -> Tensor:
 
 
 def projector(step: Tensor, kind: str) -> Tensor:
-    """(outputs, outputs) C of a step D (outputs, inputs). EqualWeights for a step of zeros.
+    """(outputs, outputs) C of a step D (outputs, inputs), which is not zero.
 
     D = diag(2, 0): D D^T / ||D||_F is diag(2, 0), the orthogonal projection diag(1, 0).
     """
     import torch
 
     gram = step @ step.T
-    square = float(gram.trace())
-    if not square > 0:
-        raise EqualWeights(
-            "The model and its reference have equal weights in a module of the adapter, so there "
-            "are no directions of safety. Give the model before its safety training as `reference`."
-        )
     if kind == "scaled":
-        return cast("Tensor", gram / square**0.5)
+        return cast("Tensor", gram / step.norm())
     values, vectors = torch.linalg.eigh(gram.double())  # rising
     held = values.flip(0).cumsum(0) / values.sum()
     count = int((held < ENERGY).sum()) + 1

@@ -159,12 +159,18 @@ def run_entry(run: StageMetrics) -> dict[str, object]:
 
 
 def is_other_summary(folder: Path, runs: Sequence[StageMetrics]) -> bool:
-    """Whether a pipeline's summary.json was made from other metrics than its runs have now: a stage
-    was measured again since."""
-    file = folder / "summary.json"
-    if not (runs and file.is_file()):
+    """Whether a pipeline's summary.json was made from other metrics or verdicts than its runs have
+    now: a stage was measured or judged again since. False if outcomes are gone, without which none
+    can be made."""
+    file, rows = folder / "summary.json", [folder / r["folder"] / "outcomes.jsonl" for r in runs]
+    if not (runs and all(place.is_file() for place in (file, *rows))):
         return False
-    return bool(read_state(file).get("runs") != [run_entry(run) for run in runs])
+    known = [
+        fresh_metrics(run, read_jsonl(place, Outcome)).metrics
+        for run, place in zip(runs, rows, strict=True)
+    ]
+    now = [run_entry(cast("StageMetrics", metrics)) for metrics in known]
+    return bool(read_state(file).get("runs") != json.loads(json.dumps(now)))
 
 
 def step_transitions(

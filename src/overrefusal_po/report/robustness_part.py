@@ -87,9 +87,12 @@ class TamperedCopy(BaseModel):
             return f", the worst of {self.copies} copies"
         if not self.compared:
             return f", the worst of all {self.copies} copies; not every defence made this one"
-        both = " and of all" if self.worst else ""
-        number = "the copy" if self.alike == 1 else f"the worst of {self.alike} copies"
-        return f", {number} that each defence made{both} (of {self.copies})"
+        one = self.alike == 1
+        alike = "the only one" if one else f"the worst of the {self.alike}"
+        if self.worst:
+            rest = alike if one else f"of the {self.alike}"
+            return f", the worst of all {self.copies} copies, and {rest} that each defence made"
+        return f", of {self.copies} copies {alike} that each defence made"
 
     @property
     def made_with(self) -> str:

@@ -22,7 +22,7 @@ from pydantic.json_schema import models_json_schema
 from typing_extensions import TypedDict
 
 from overrefusal_po.evaluate.metrics import ScoredState
-from overrefusal_po.evaluate.stale import fresh_metrics, is_stale
+from overrefusal_po.evaluate.stale import fresh_metrics, verdicts_now
 from overrefusal_po.records import Kind, Outcome, first_fault, read_jsonl, read_state
 from overrefusal_po.report.first_token_part import CurveStep, FirstTokenPart
 from overrefusal_po.report.hold_notes import older_warnings
@@ -283,8 +283,10 @@ def evaluation_summary(folder: Path) -> Summary:
     file, rows = folder / "metrics.json", folder / "outcomes.jsonl"
     fault = f"{file}: these are not the metrics of an evaluation"
     metrics = parsed(Metrics, file.read_bytes(), fault)
-    outcomes = read_jsonl(rows, Outcome) if rows.is_file() else []
-    metrics, note = fresh(metrics, outcomes)
+    outcomes, note = [], ""
+    if rows.is_file():  # a run may be passed on without what its model said
+        outcomes = read_jsonl(rows, Outcome)
+        metrics, note = fresh(metrics, outcomes)
     manifest = folder / "manifest.json"
     known = read_state(manifest) if manifest.is_file() else {}
     ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.stat().st_mtime))
@@ -310,17 +312,14 @@ def fresh(metrics: Metrics, outcomes: Sequence[Outcome]) -> tuple[Metrics, str]:
 
 def stale_words(found: Summary, folder: Path) -> list[str]:
     """A sentence for each run of a pipeline's summary that was measured or judged again later."""
-    words = []
-    for run in found.runs:
-        file = folder / Path(run.folder or "").name / "metrics.json"
-        if run.folder is None or run.verdicts is None or not file.is_file():
-            continue
-        if read_state(file).get("verdicts") != run.verdicts or is_stale(file.parent):
-            words.append(
-                f"STALE: {run.name} was measured or judged again after this summary was made. "
-                "Run the pipeline's recipe again: it makes the summary anew, from what is there."
-            )
-    return words
+    return [
+        f"STALE: {run.name} was measured or judged again after this summary was made. Run the "
+        "pipeline's recipe again: it makes the summary anew, from what is there."
+        for run in found.runs
+        if run.folder is not None
+        and run.verdicts is not None
+        and verdicts_now(folder / Path(run.folder).name) not in (None, run.verdicts)
+    ]
 
 
 def schema() -> dict[str, object]:

@@ -8,6 +8,7 @@ outcomes = copy_outcomes(recipe, template, judge, copy, prompts)
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear, Module
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
 """The name that peft gives an adapter."""
@@ -173,7 +176,7 @@ def trained_copy(
 def safe_copy(recipe: EvaluateRecipe, copy: Copy) -> Copy:
     """The copy, its adapter projected onto the directions in which safety training moved the model.
 
-    EqualWeights if the model and `tamper.reference` do not differ in a module of the adapter.
+    EqualWeights if the model and `tamper.reference` do not differ in any module of the adapter.
     """
     assert recipe.tamper is not None
     reference = models.load_model(**options_of(recipe))
@@ -184,6 +187,13 @@ def safe_copy(recipe: EvaluateRecipe, copy: Copy) -> Copy:
         return weight_of(aligned, path) - weight_of(reference, path)
 
     found = projected(adapter_of(adapted), step)
+    if found.equal:
+        logger.warning(
+            "safelora: %d of %d modules have equal weights in the model and in tamper.reference. "
+            "They have no directions of safety, and keep what the copy learned",
+            len(found.equal),
+            len(found.change.down),
+        )
     for path in found.moved:
         layer = cast("LoraLayer", aligned.get_submodule(path))
         up = found.change.up[path] / layer.scaling[ADAPTER]
