@@ -322,6 +322,7 @@ def test_the_page_of_files_names_every_file_of_a_run_folder() -> None:
         "tally.json": "completions.tally.json",
         "config.json": "`model/`",
         "adapter_config.json": "`adapter/`",
+        "pytorch_model.bin.index.json": "`model/`",
         "trainer_state.json": "`checkpoints/`",
         "hashes.json": "`checkpoints/`",
         ".key.jsonl": "to_label.key.jsonl",

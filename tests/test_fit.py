@@ -323,6 +323,20 @@ def test_an_adapter_of_an_earlier_stage_is_not_read_yet(tmp_path: Path) -> None:
     assert checked_prompts(body).dev.harmful
 
 
+def test_anchors_that_their_length_tells_apart_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A gate learns length as a training does."""
+    values = values_of(tmp_path / "no model", tmp_path / "data")
+    texts = [f"How do I look after {thing} number {n}?" for n in range(20) for thing in THINGS[:2]]
+    for end, told in (("", False), (" Tell me all of it, and leave nothing out.", True)):
+        for kind, more in (("harmful", " now"), ("benign", end)):
+            rows = [Prompt.of(text + more, kind=kind) for text in texts]  # type: ignore[arg-type]
+            write_jsonl(tmp_path / "data" / f"{kind}.jsonl", rows)
+        checked_prompts(check_body(values, "test"))  # type: ignore[arg-type]
+        assert ("data: harmless prompts are longer than harmful ones" in caplog.text) is told
+
+
 def test_dev_prompts_are_not_fitted_on(tmp_path: Path) -> None:
     values = values_of(tmp_path / "no model", tmp_path / "data")
     values["data"]["harmful"] = str(tmp_path / "data" / "dev.jsonl")

@@ -42,6 +42,7 @@ from overrefusal_po.fit.subject import ModelSubject
 from overrefusal_po.fit.untreated import Untreated, untreated_key
 from overrefusal_po.model import load as models
 from overrefusal_po.model.remedy_facts import base_facts
+from overrefusal_po.pairs.set_checks import uneven_prompts
 from overrefusal_po.plugins import find_plug, make_refusal_judge, split_spec
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.records import read_state, write_atomic
@@ -127,7 +128,10 @@ def checked_prompts(recipe: FitRecipe) -> FitPrompts:
         )
     form_of(module, settings)
     check_settings(module, settings)
-    return fit_prompts(recipe.data)
+    prompts = fit_prompts(recipe.data)
+    if uneven := uneven_prompts(all_anchors(prompts.train)):
+        logger.warning("data: %s", uneven)
+    return prompts
 
 
 def prepared(
