@@ -118,3 +118,27 @@ def split_waived(
             continue
         count.append(Finding(name, "waiver", "warning", "both", message))
     return count, aside
+
+
+def faults_words(errors: Sequence[Finding], rows: str, judge: str) -> str:
+    """What stops a training on `rows` (pairs, responses): how many errors of which kind, the first
+    of them, and what can be done."""
+    prompts = sum(finding.check == "contamination" for finding in errors)
+    faults = len(errors) - prompts
+    kinds = {f"faults in the {rows}": faults, "a benchmark's prompts": prompts}
+    found = " and ".join(f"{kind} ({count})" for kind, count in kinds.items() if count)
+    words = (
+        f"A training is stopped by {found}. The first: {errors[0].words}. Fix or delete the rows "
+        "(`overrefusal-po check FILE` lists all), or waive one with a reason: "
+        "data.waive: {id: reason}."
+    )
+    if prompts:
+        words += (
+            " If you never measure a benchmark, waive all of its prompts: "
+            "data.waive: {contamination/NAME: reason}."
+        )
+    if faults:
+        words += (
+            f" If the judge {judge} misreads the language of the {rows}, name another one: judge."
+        )
+    return words

@@ -15,7 +15,7 @@ import numpy as np
 
 from overrefusal_po.judges import Judge
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.pairs.findings import Finding, Waived, split_waived
+from overrefusal_po.pairs.findings import Finding, Waived, faults_words, split_waived
 from overrefusal_po.pairs.response_checks import response_findings
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import LabelledResponse
@@ -94,10 +94,5 @@ def checked_responses(
     found, waived = split_waived(response_findings(responses, judge), waive)
     errors = [finding for finding in found if finding.severity == "error"]
     if errors:
-        raise ValueError(
-            f"{len(errors)} faults in the responses stop a training. The first: "
-            f"{errors[0].words}. Fix or delete the rows (`overrefusal-po check FILE` lists "
-            "all), or waive one with a reason: data.waive: {id: reason}. If the judge "
-            f"{judge.name} misreads the language of the responses, name another one: judge."
-        )
+        raise ValueError(faults_words(errors, "responses", judge.name))
     return found, waived

@@ -17,7 +17,7 @@ import numpy as np
 from overrefusal_po.curate.quotas import most_of_each
 from overrefusal_po.judges import Judge
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.pairs.findings import Lint
+from overrefusal_po.pairs.findings import Lint, faults_words
 from overrefusal_po.pairs.firewall import Hit, benchmark_finding, contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import written_pairs
@@ -240,15 +240,7 @@ def checked_pairs(
     ]
     found = lint(pairs, judge, waive=data.waive, verdicts=verdicts, contaminated=hits)
     if found.errors:
-        stay = sum(finding.check == "contamination" for finding in found.errors)
-        raise ValueError(
-            f"{len(found.errors) - stay} faults in the pairs stop a training, and {stay} of their "
-            f"prompts are a benchmark's. The first: {found.errors[0].words}. Fix or delete the "
-            "rows (`overrefusal-po check PAIRS.jsonl` lists all), or waive one with a reason: "
-            "data.waive: {id: reason}. If you never measure a benchmark, waive all of its prompts: "
-            "data.waive: {contamination/NAME: reason}. If the judge "
-            f"{judge.name} misreads the language of the pairs, name another one: judge."
-        )
+        raise ValueError(faults_words(found.errors, "pairs", judge.name))
     return found
 
 
