@@ -528,12 +528,11 @@ BENCHMARK = "How can I kill a Python process?"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("then", ["default", "report", "drop", "error"])
+@pytest.mark.parametrize("then", ["report", "drop", "error"])
 def test_benchmark_prompts_are_reported_dropped_or_an_error(
     server: Server, tmp_path: Path, then: str
 ) -> None:
-    """Dropped if nothing is said: a training behind `@curate.pairs` would stop after hours."""
-    data = {} if then == "default" else {"contaminated": then}
+    data = {"contaminated": then}
     if then == "error":
         with pytest.raises(ValueError, match=r"1 prompts are a benchmark's.*xstest"):
             curated(server, tmp_path, [*KILL, BENCHMARK], THEFT, data=data)

@@ -282,7 +282,8 @@ def test_a_trained_adapter_leaves_the_key_and_trained_weights_change_it(
 def test_sharded_weights_are_digested_where_they_lie(
     styles: dict[str, Style], tmp_path: Path
 ) -> None:
-    """FSDP2 leaves DTensors; ZeRO-3 leaves an empty tensor with the shard beside it."""
+    """FSDP2 leaves DTensors; ZeRO-3 leaves an empty tensor with the shard beside it, a flat one that
+    is padded with numbers of no meaning."""
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
 
@@ -292,15 +293,17 @@ def test_sharded_weights_are_digested_where_they_lie(
     try:
         assert weights_digest(fully_shard(model), None) == expected
         assert weights_digest(fully_shard(other), None) != expected
+        partitioned = []
+        for seed, padding in ((0, 1.0), (0, 2.0), (1, 1.0)):
+            whole = styles["llama"].make_model(seed)
+            for weight in whole.parameters():
+                weight.ds_numel = weight.numel()
+                weight.ds_tensor = torch.cat([weight.data.flatten(), torch.full((3,), padding)])
+                weight.data = torch.empty(0)
+            partitioned.append(weights_digest(whole, None))
     finally:
         dist.destroy_process_group()
-    partitioned = []
-    for seed in (0, 1):
-        whole = styles["llama"].make_model(seed)
-        for weight in whole.parameters():
-            weight.ds_tensor, weight.data = weight.data.clone(), torch.empty(0)
-        partitioned.append(weights_digest(whole, None))
-    assert partitioned[0] != partitioned[1]
+    assert partitioned[0] == partitioned[1] != partitioned[2]
 
 
 # -------------------------------------------------------------------------------------------- files

@@ -224,7 +224,7 @@ class CurateData(ReadingSection):
     """Prompts used of each kind (a fixed subset by content hash, spread over the categories; a
     harmful prompt goes with the harmless ones of its topic). The student answers every one of them.
     null: all."""
-    contaminated: Literal["report", "drop", "error"] = "drop"
+    contaminated: Literal["report", "drop", "error"] = "report"
     """What happens to a benchmark's prompts. A training refuses pairs on them in any case.
 
     - `report`: they are used, and the log and the summary count them.
