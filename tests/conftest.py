@@ -117,6 +117,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"SKIPPED {len(browser)} tests: {browser[0]}", yellow=True)
 
 
+@pytest.fixture
+def no_key_lies_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, address or proxy of the machine reaches a client of the test's own server."""
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_CUSTOM_HEADERS", "OPENAI_ADMIN_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
     """A headless Chromium for one module; `browser.py` opens pages in it."""

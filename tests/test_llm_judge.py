@@ -35,12 +35,7 @@ KEY = "sk-test-0123456789abcdef"
 BUILT_IN = ["refusal", "strongreject", "derta"]
 
 
-@pytest.fixture(autouse=True)
-def no_key_lies_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_CUSTOM_HEADERS", "OPENAI_ADMIN_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("no_key_lies_about")
 
 
 def item(

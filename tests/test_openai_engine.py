@@ -34,12 +34,7 @@ KEY = "sk-test-0123456789abcdef"
 QUICK: dict[str, Any] = {"api_key_env": None, "backoff_seconds": 0.005, "concurrency": 4}
 
 
-@pytest.fixture(autouse=True)
-def no_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_CUSTOM_HEADERS", "OPENAI_ADMIN_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("no_key_lies_about")
 
 
 def prompt(number: int, text: str = "How do I kill a Python process?", **fields: Any) -> Prompt:
