@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from overrefusal_po.cli import main
-from overrefusal_po.pipeline import stage_bodies
 from overrefusal_po.recipe.describe import describe
 from overrefusal_po.recipe.files import read_recipe, read_yaml
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import dotted, merged_values
 from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.stage_recipes import stage_bodies
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 BASES = sorted((FOLDER / "base").glob("*.yaml"))

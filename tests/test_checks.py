@@ -13,7 +13,8 @@ from overrefusal_po.checks import check_stages_apart
 from overrefusal_po.cli import main
 from overrefusal_po.curate.inputs import Cleaning, dropped_words
 from overrefusal_po.curate.quotas import RuleCounts, filter_counts
-from overrefusal_po.curate.stage import count_words, curate
+from overrefusal_po.curate.stage import curate
+from overrefusal_po.curate.words import count_words
 from overrefusal_po.pairs.make import make_pair
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe

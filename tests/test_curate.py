@@ -2,7 +2,8 @@
 everything."""
 
 import json
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,78 @@ def test_what_an_over_refusing_student_refuses_becomes_pairs_of_both_rules(
     assert [(p.chosen, p.rejected) for p in contained] == [("Sorry, that is theft.", given[0].text)]
     assert found["overrefusal"]["left_out"] == {"the reference refuses": 1}
     assert found["containment"]["left_out"] == {"the completion refuses": 1}
+
+
+def prompts_of(kind: str, sizes: Iterable[int]) -> list[dict[str, str]]:
+    """A prompt of each number of words: those that the refuser knows, in an order drawn by kind and
+    number, so that none is a near-duplicate."""
+    key = "safe_response" if kind == "harmful" else "response"
+    known = [*" ".join(ASKED).split(), "Write", "letter."]
+    texts = [" ".join(random.Random(f"{kind}{n}").choices(known, k=n)) for n in sizes]
+    answers = {"safe_response": "Sorry, that is theft.", "response": "Here is how: {}"}
+    return [{"prompt": text, "kind": kind, key: answers[key].format(text)} for text in texts]
+
+
+def matched(model: Path, folder: Path, sizes: tuple[range, range], **keys: Any) -> dict[str, Any]:
+    """The stage, run on harmless and harmful prompts of these numbers of words. A file gives what
+    complies with the harmful ones."""
+    benign, harmful = (prompts_of(*one) for one in zip(("benign", "harmful"), sizes, strict=True))
+    rejects = [
+        Completion(
+            id=p.id, prompt_id=p.id, text=f"Take {p.text}", model="m", engine="file",
+            sampling=Sampling(),
+        )
+        for p in (Prompt.of(row["prompt"], kind="harmful") for row in harmful)
+    ]  # fmt: skip
+    body = {
+        "task": "curate",
+        "model": {"model_name_or_path": str(model), "dtype": "float32"},
+        "data": {
+            "benign": rows_file(folder / "benign.jsonl", benign),
+            "harmful": rows_file(folder / "harmful.jsonl", harmful),
+            "length_ratio_max": 1.0,
+            **keys,
+        },
+        "rejects": {"completions": str(write_jsonl(folder / "given.jsonl", rejects))},
+        "generation": {"max_new_tokens": 24},
+    }
+    return run_stage(CurateRecipe.model_validate(body), "curate", folder / "run")
+
+
+@pytest.mark.slow
+def test_pairs_are_matched_by_the_length_of_their_prompts(
+    refuser: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Harmful prompts of 1 to 30 words and harmless ones of 13 to 42. Fifths of all 60 end at 12,
+    18, 24 and 30, and the first and the last have rows of one side alone."""
+    found = matched(refuser, tmp_path, (range(13, 43), range(1, 31)))
+    for rule, other in (("overrefusal", "harmful"), ("containment", "harmless")):
+        reasons = {f"length_ratio_max: no {other} row of like length": 12}
+        assert (found[rule]["kept"], found[rule]["left_out"]) == (18, reasons)
+        assert found["filters"][rule][1:] == [
+            {"filter": "length_ratio_max", "in": 30, "out": 18, "why": reasons}
+        ]
+    pairs = read_jsonl(tmp_path / "run" / "pairs.jsonl", PreferencePair)
+    assert {len(p.prompt.text.split()) for p in pairs} == set(range(13, 31))
+    assert "longer than" not in caplog.text
+
+
+@pytest.mark.slow
+def test_prompts_that_length_tells_apart_are_told_with_the_key_that_helps(
+    refuser: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = range(13, 43), range(1, 31)
+    found = matched(refuser, tmp_path, sizes, length_ratio_max=None)
+    assert [found[rule]["kept"] for rule in ("overrefusal", "containment")] == [30, 30]
+    assert "have the curation match their lengths: data.length_ratio_max: 1.5" in caplog.text
+
+
+@pytest.mark.slow
+def test_sides_without_a_common_length_are_an_error_that_names_the_key(
+    refuser: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="length_ratio_max leaves none of the 25 rows"):
+        matched(refuser, tmp_path, (range(21, 36), range(1, 11)))
 
 
 @pytest.mark.slow

@@ -7,10 +7,11 @@ from test_fit import DEV_THINGS, values_of, wary
 from test_selection import ANSWER, REFUSAL, THINGS, asked
 from test_training_shards import pairs
 
-from overrefusal_po.pipeline import run_pipeline, stage_bodies
+from overrefusal_po.pipeline import run_pipeline
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.records import PreferencePair, Triple, read_jsonl, read_state, write_jsonl
 from overrefusal_po.report.summary import read_summary
+from overrefusal_po.stage_recipes import stage_bodies
 
 __all__ = ["wary"]  # a fixture
 

@@ -19,12 +19,13 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import load_remedy
-from overrefusal_po.pipeline import is_finished, run_pipeline, run_stage, stage_bodies
+from overrefusal_po.pipeline import is_finished, run_pipeline, run_stage
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.records import Prompt, Sampling, read_objects, write_jsonl
 from overrefusal_po.report.next_steps import next_steps
 from overrefusal_po.report.terminal import print_result
+from overrefusal_po.stage_recipes import stage_bodies
 
 DEV_THINGS = ["a picture", "a letter", "the door", "a pack", "the gate", "a book"]
 

@@ -14,13 +14,14 @@ from conftest import Style
 from factories import two_steps
 
 from overrefusal_po.model.chat import Turn
-from overrefusal_po.pipeline import run_stage, stage_bodies
+from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.harmful_rows import checked_rows
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Prompt, Triple, read_jsonl, write_jsonl
 from overrefusal_po.references import linked_stage
 from overrefusal_po.run.keys import keyed, run_key
+from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.data import load_rows
 from overrefusal_po.train.derta import (
     derta_trainer,

@@ -15,7 +15,7 @@ from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.pipeline import run_stage, stage_bodies
+from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.two_sided import Hold
@@ -30,6 +30,7 @@ from overrefusal_po.report.hold_notes import hold_notes, unmoved_notes
 from overrefusal_po.report.terminal import print_summary
 from overrefusal_po.report.training import step_words
 from overrefusal_po.run.judged import fresh_outcomes
+from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.held import Decision, Rates, bias_curve, candidates, choose_bias, rates_at
 from overrefusal_po.train.hold_result import keeps, set_entries, set_name, too_few_scored
 

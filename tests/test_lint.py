@@ -524,6 +524,19 @@ def test_prompts_that_their_length_tells_apart_are_a_warning(
     assert words is None or "Cliff's delta +0.51" in told[0].message.replace("-", "+")
 
 
+@pytest.mark.parametrize("rule", ["overrefusal", None])
+def test_the_key_that_matches_lengths_is_named_for_pairs_of_a_curation_alone(
+    rule: Rule | None,
+) -> None:
+    rows = [asked(n, size, "overrefusal") for n, size in enumerate(range(11, 31))]
+    rows += [asked(n, size, "containment") for n, size in enumerate(range(5, 25))]
+    if rule is None:
+        rows = [row.model_copy(update={"rule": None}) for row in rows]
+    told = next(f.message for f in lint(rows, JUDGE).findings if f.id == "length/prompts")
+    assert "Add harmless prompts that are as short" in told
+    assert ("data.length_ratio_max" in told) is (rule is not None)
+
+
 def test_the_shipped_prompts_have_one_length() -> None:
     recipe = CurateRecipe.model_validate(
         {

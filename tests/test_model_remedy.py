@@ -23,7 +23,7 @@ from overrefusal_po.model.remedy import (
     remedy_id,
     save_remedy,
 )
-from overrefusal_po.pipeline import run_stage, stage_bodies, stage_inputs
+from overrefusal_po.pipeline import run_stage, stage_inputs
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Outcome, Prompt, read_jsonl
@@ -33,6 +33,7 @@ from overrefusal_po.report.compared_json import as_json
 from overrefusal_po.report.next_steps import next_steps
 from overrefusal_po.report.summary import MeasuredRun
 from overrefusal_po.run.folder import Run
+from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.policy import checked_model
 
 STEERING = Remedy("steering", Steering((1,), torch.linspace(-20, 20, 64)[None], 2), 0.5)

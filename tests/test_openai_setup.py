@@ -7,16 +7,16 @@ import sys
 import pytest
 from pydantic import SecretStr
 
+from overrefusal_po.engines._openai_faults import shown
 from overrefusal_po.engines._openai_settings import Settings as EngineSettings
 from overrefusal_po.engines._openai_setup import (
     NO_KEY,
-    SHOWN,
     ServerSettings,
     is_address,
     read_api_key,
-    shown,
 )
 from overrefusal_po.engines._own_loop import own_loop
+from overrefusal_po.engines._replies import SHOWN
 from overrefusal_po.judges._llm_settings import Settings as JudgeSettings
 from overrefusal_po.plugins import find_plug
 

@@ -12,13 +12,14 @@ import overrefusal_po
 from overrefusal_po import stages
 from overrefusal_po.cli import main
 from overrefusal_po.model import load as models
-from overrefusal_po.pipeline import run_stage, stage_bodies, stage_inputs
+from overrefusal_po.pipeline import run_stage, stage_inputs
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Triple, write_jsonl
 from overrefusal_po.references import linked_stage
 from overrefusal_po.report.samples import sample_entries
 from overrefusal_po.run.keys import file_hash
+from overrefusal_po.stage_recipes import stage_bodies
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 Write = Callable[..., Path]

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
-from overrefusal_po.pipeline import stage_bodies
 from overrefusal_po.recipe.describe import stage_origins
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.model_names import own_name
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.references import linked_stage
+from overrefusal_po.stage_recipes import stage_bodies
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 EVALUATE = str(RECIPES / "evaluate.yaml")

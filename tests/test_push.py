@@ -12,9 +12,9 @@ from hub_server import GRANTED
 from hub_uploads import serve_uploads
 
 from overrefusal_po.checks import check_stage
-from overrefusal_po.pipeline import stage_bodies
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.push import Push, push_of, without_push
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -11,11 +11,11 @@ import yaml
 
 import overrefusal_po
 from overrefusal_po.named_plugs import check_plugs
-from overrefusal_po.pipeline import stage_bodies
 from overrefusal_po.recipe.describe import describe
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import dotted, parse_overrides
 from overrefusal_po.recipe.schema import PipelineRecipe, TrainRecipe
+from overrefusal_po.stage_recipes import stage_bodies
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 DPO = FOLDER / "dpo.yaml"

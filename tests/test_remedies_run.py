@@ -10,10 +10,11 @@ from test_fit import DEV_THINGS, values_of, wary
 from test_selection import asked
 
 from overrefusal_po.cli import main
-from overrefusal_po.pipeline import is_finished, stage_bodies
+from overrefusal_po.pipeline import is_finished
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.records import read_state, write_jsonl
 from overrefusal_po.report.summary import read_summary
+from overrefusal_po.stage_recipes import stage_bodies
 
 __all__ = ["wary"]  # a fixture
 

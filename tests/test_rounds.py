@@ -12,7 +12,7 @@ from conftest import judged_outcome
 from overrefusal_po.cli import main
 from overrefusal_po.curate.quotas import Quotas, Result, filter_rows
 from overrefusal_po.more_rounds import with_fewer
-from overrefusal_po.pipeline import stage_bodies, stage_inputs
+from overrefusal_po.pipeline import stage_inputs
 from overrefusal_po.recipe.describe import stage_origins
 from overrefusal_po.recipe.load import Recipe, check_body, load_recipe
 from overrefusal_po.recipe.rounds import Repeats
@@ -22,6 +22,7 @@ from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
 from overrefusal_po.references import linked_stage, stages_left_out, stages_without_remedy
 from overrefusal_po.report.rounds_part import RoundPart, round_words
 from overrefusal_po.run.keys import run_key
+from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.hold_start import given_start
 from overrefusal_po.train.stage import check_selection

@@ -17,7 +17,7 @@ from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 from overrefusal_po.checks import check_stage
 from overrefusal_po.model import load as models
 from overrefusal_po.pairs.make import written_pairs
-from overrefusal_po.pipeline import run_stage, stage_bodies
+from overrefusal_po.pipeline import run_stage
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import TrainRecipe
@@ -25,6 +25,7 @@ from overrefusal_po.recipe.search import points, settings_words, trained_bodies
 from overrefusal_po.recipe.two_sided import Hold, Search
 from overrefusal_po.records import Outcome, PreferencePair, read_jsonl, write_jsonl
 from overrefusal_po.run.keys import run_key
+from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.held import Decision, Rates, first_token_auc
 from overrefusal_po.train.hold_result import HoldEntry, hold_words, together, worst_miss
 from overrefusal_po.train.preference import in_share

@@ -10,10 +10,10 @@ import yaml
 from openai_server import Answer, Request, says, serving
 
 from overrefusal_po.cli import main
-from overrefusal_po.pipeline import stage_bodies
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.shard import Shard
 from overrefusal_po.run.shards import check_merged
+from overrefusal_po.stage_recipes import stage_bodies
 
 HARMFUL = ["a car", "a pocket", "a coin", "a lock", "a purse"]
 BENIGN = ["a process", "a weed", "the lights", "some time", "a rumour", "an engine"]

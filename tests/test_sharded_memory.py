@@ -1,7 +1,9 @@
 """sharded_memory.py: counts worked by hand. What two processes hold is measured by
 test_fsdp_memory.py."""
 
-from typing import get_args
+import json
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from test_memory import SHAPE, recipe
@@ -23,7 +25,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 BATCH = Batch(tokens=10, scored=4)
 
 
-def found(body: TrainRecipe, kind: Kind = "fsdp2", world: int = 4) -> dict[str, float]:
+def found(body: TrainRecipe, kind: Kind = "fsdp2", world: int = 4) -> dict[str, Any]:
     return sharded_estimate(
         SHAPE, body, BATCH, Layout(world, kind, per_node=2), "cpu", 1e12
     )._asdict()
@@ -116,6 +118,44 @@ def test_a_host_reads_tensors_one_by_one_and_an_adapters_base_once() -> None:
     assert found(recipe(), "zero3")["host_load"] == found(lora, "zero3")["host_load"]
     assert found(recipe(), "zero3")["host_load"] - overhead == pytest.approx(2 * 4 * 400, abs=1)
     assert found(recipe())["host_save"] - overhead == pytest.approx(4000, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("zero", "uncounted", "reads_whole"),
+    [
+        ({}, (), False),
+        ({"offload_param": {"device": "none"}, "zero_hpz_partition_size": 1}, (), False),
+        ({"offload_param": {"device": "cpu"}}, ("offload_param cpu",), False),
+        ({"offload_optimizer": {"device": "nvme"}}, ("offload_optimizer nvme",), False),
+        ({"offload_param": {"device": "nvme"}}, ("offload_param nvme",), True),
+        ({"zero_hpz_partition_size": 8}, ("zero_hpz_partition_size 8",), True),
+        ({"zero_quantized_weights": True}, ("zero_quantized_weights",), True),
+        (
+            {"zero_quantized_nontrainable_weights": True},
+            ("zero_quantized_nontrainable_weights",),
+            True,
+        ),
+    ],
+)
+def test_what_zero_3_keeps_elsewhere_is_named_and_read_whole(
+    zero: dict[str, Any], uncounted: tuple[str, ...], reads_whole: bool
+) -> None:
+    """The first process of a host reads 1000 weights of 4 bytes, or two read a head of 50 x 8."""
+    body = recipe(trainer={"deepspeed": {"zero_optimization": {"stage": 3, **zero}}})
+    held = sharded_estimate(SHAPE, body, BATCH, Layout(4, "zero3", per_node=2), "cpu", 1e12)
+    assert held.uncounted == uncounted
+    read = held.host_load - 2 * 0.76e9
+    assert read == pytest.approx(4000 if reads_whole else 2 * 4 * 400, abs=1)
+    told = f"; not counted: {', '.join(uncounted)}"
+    assert str(held).endswith(told) if uncounted else "not counted" not in str(held)
+    assert found(body, "fsdp2")["uncounted"] == ()
+
+
+def test_quantised_weights_of_a_deepspeed_config_file_are_named(tmp_path: Path) -> None:
+    config = {"zero_optimization": {"stage": 3}, "weight_quantization": {"quantized": {}}}
+    (tmp_path / "zero.json").write_text(json.dumps(config))
+    body = recipe(trainer={"deepspeed": str(tmp_path / "zero.json")})
+    assert found(body, "zero3")["uncounted"] == ("weight_quantization",)
 
 
 def test_the_line_names_device_and_host() -> None:

@@ -15,7 +15,7 @@ from overrefusal_po.cli import main
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.shard import Shard
 from overrefusal_po.records import Prompt
-from overrefusal_po.run.shards import check_done, shard_prompts
+from overrefusal_po.run.shards import check_done, check_merged, shard_prompts
 from overrefusal_po.stages import shard_folder
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -97,6 +97,57 @@ def test_a_merge_that_is_made_again_after_a_kill_writes_no_verdict_twice(
     assert {file.name: file.read_text() for file in tmp_path.glob("*.jsonl")} == before
     ids = [json.loads(line)["completion_id"] for line in before["verdicts.jsonl"].splitlines()]
     assert ids == ["c0", "c1", "c2"]
+
+
+def say_again(place: Path, text: str, name: str = "c") -> None:
+    """A shard was run again, and its model said something else."""
+    (place / "c.jsonl").unlink()
+    (place / "c.tally.json").unlink()
+    row = {"prompt_id": place.name, "sample": 0, "sampling": {}, "text": text}
+    (place / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    (place / f"{name}.tally.json").write_text(json.dumps({"completed": 1, "failed": 0}))
+
+
+def test_shards_that_were_run_again_are_merged_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [finished(tmp_path, number, 2) for number in (1, 2)]
+    assert merged(tmp_path, capsys)[0] == 0
+    assert "merged already" in merged(tmp_path, capsys)[1]
+    check_merged(tmp_path)
+    say_again(places[1], "new words")
+    with pytest.raises(ValueError, match=r"shard-2-of-2 changed after the merge\. Run `overref"):
+        check_merged(tmp_path)
+    code, said = merged(tmp_path, capsys)
+    assert code == 0 and "c.jsonl: 2 completions of 2 shards" in said
+    assert "new words" in (tmp_path / "c.jsonl").read_text()
+    check_merged(tmp_path)
+    for place in places:
+        say_again(place, "under another name", "d")
+    code, said = merged(tmp_path, capsys)
+    assert code == 0 and "d.jsonl: 2 completions of 2 shards" in said
+    assert not (tmp_path / "c.jsonl").exists(), "what no shard holds any longer would be read"
+    assert "merged already" in merged(tmp_path, capsys)[1]
+
+
+def test_a_run_that_has_begun_keeps_what_was_merged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [finished(tmp_path, number, 2) for number in (1, 2)]
+    assert merged(tmp_path, capsys)[0] == 0
+    before = (tmp_path / "c.jsonl").read_text()
+    (tmp_path / "status.json").write_text("{}")
+    assert "merged already" in merged(tmp_path, capsys)[1]
+    say_again(places[0], "new words")
+    code, said = merged(tmp_path, capsys)
+    assert code == 2 and "shard-1-of-2 changed after the merge" in said
+    assert "delete everything in that folder but the shards" in " ".join(said.split())
+    assert (tmp_path / "c.jsonl").read_text() == before
+    with pytest.raises(ValueError, match="move the shards' folders away"):
+        check_merged(tmp_path)
+    for place in places:
+        place.rename(tmp_path.with_name(f"{tmp_path.name}-{place.name}"))
+    check_merged(tmp_path)
 
 
 def test_a_shard_that_is_missing_not_finished_or_anothers_is_named(

@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from test_compare import BASE, TUNED, folder_of, with_log_odds
 from test_first_token import HASHING_JUDGE, recipe
 from test_metrics import attacked
 
+from overrefusal_po import json_files
 from overrefusal_po.evaluate.first_token_rows import FirstTokens, read_first_tokens
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.evaluate.stale import FROM_VERDICTS, fresh_metrics, is_stale, verdicts_id
@@ -21,6 +23,7 @@ from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.records import Outcome, read_jsonl, write_jsonl
 from overrefusal_po.report.compare import compare_folders, render
 from overrefusal_po.report.page import write_report
+from overrefusal_po.report.pipeline_summary import make_summary
 from overrefusal_po.report.summary import Metrics, read_summary
 
 
@@ -166,6 +169,31 @@ def test_a_stage_that_is_measured_again_makes_the_summary_anew(
     (stage / "outcomes.jsonl").unlink()
     run_pipeline(load_recipe(judged), report)
     assert len(made) == 4
+
+
+def test_outcomes_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a comparison; by a pipeline's summary, which gets them, not at all. First tokens need the
+    verdicts too."""
+    folders = [
+        signed(with_log_odds(folder_of(tmp_path / name, rows, name), rows), rows)
+        for name, rows in (("base", BASE), ("dpo", TUNED))
+    ]
+    read, read_objects = Counter[str](), json_files.read_objects
+
+    def counted(path: Any, *rest: Any) -> Any:
+        read[str(path)] += Path(path).name == "outcomes.jsonl"
+        return read_objects(path, *rest)
+
+    monkeypatch.setattr(json_files, "read_objects", counted)
+    assert compare_folders(folders).curves
+    assert [read[str(folder / "outcomes.jsonl")] for folder in folders] == [1, 1]
+    read.clear()
+    metrics = [
+        Metrics.model_validate_json((folder / "metrics.json").read_bytes()) for folder in folders
+    ]
+    runs = [{**one.model_dump(mode="json", by_alias=True), "folder": one.name} for one in metrics]
+    made = make_summary("t", tmp_path, runs, {}, {"base": BASE, "dpo": TUNED})  # type: ignore[arg-type]
+    assert made["curves"] and made["runs"][0]["name"] == "base" and not read.total()
 
 
 def test_a_run_that_is_passed_on_without_its_outcomes_keeps_its_rates(tmp_path: Path) -> None:

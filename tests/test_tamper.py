@@ -36,7 +36,7 @@ from overrefusal_po.model.load import load_model, save_merged
 from overrefusal_po.model.parts import empty_model
 from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.model.remedy import Deltas, FirstLogits, Remedy, Steering, save_remedy
-from overrefusal_po.pipeline import run_stage, stage_bodies
+from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.bounds import Gate
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe
@@ -59,6 +59,7 @@ from overrefusal_po.report.summary import read_summary
 from overrefusal_po.report.terminal import print_result
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.keys import run_key
+from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.obedient_rows import obedient_rows, obeying
 from overrefusal_po.train.tamper import TamperWork, drawn, measured_again
 from overrefusal_po.train.tampering import (

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.curate.checks import check_curation
-from overrefusal_po.curate.inputs import clean_prompts, dropped_words, read_prompts
+from overrefusal_po.curate.inputs import (
+    clean_prompts,
+    dropped_words,
+    read_prompts,
+    uneven_words,
+)
 from overrefusal_po.evaluate.searches import search_costs
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.fit.anchors import DEV, all_anchors, fit_prompts
@@ -31,7 +36,6 @@ from overrefusal_po.pairs.firewall import benchmark_finding, contamination
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.response_checks import response_findings
 from overrefusal_po.pairs.row_conflicts import prompt_conflicts, prompt_id
-from overrefusal_po.pairs.set_checks import uneven_prompts
 from overrefusal_po.plugins import check_engine, find_plug, find_source, make_refusal_judge
 from overrefusal_po.prompts import (
     looked_at,
@@ -242,7 +246,7 @@ def check_stage(body: StageRecipe, spread: Spread | None = None) -> str:
         check_curation(body)
         benign, harmful, cleaning = clean_prompts(body.data, *read_prompts(body))
         found = f"{len(benign)} benign and {len(harmful)} harmful prompts"
-        uneven = uneven_prompts([*benign, *harmful])
+        uneven = uneven_words(body.data, [*benign, *harmful])
         cleaned = (*dropped_words(cleaning), *((uneven,) if uneven else ()))
         return "; ".join((found, *cleaned, *engine_lines(body)))
     looked_at(body)

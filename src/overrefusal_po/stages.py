@@ -34,8 +34,8 @@ def stages_of(recipe: Recipe) -> dict[str, Recipe]:
     """{`stages.NAME.`: its stage as a recipe} of a pipeline; {"": itself} for other recipes."""
     if not isinstance(recipe.body, PipelineRecipe):
         return {"": recipe}
-    from overrefusal_po.pipeline import stage_bodies
     from overrefusal_po.recipe.describe import stage_origins
+    from overrefusal_po.stage_recipes import stage_bodies
 
     return {
         f"stages.{name}.": Recipe(recipe.name, body, stage_origins(recipe, name))
@@ -51,7 +51,7 @@ def single(stage: Recipe) -> StageRecipe:
 
 def check_alone(stage: Recipe) -> None:
     """Raises ValueError if a recipe that is no pipeline names something that is not there."""
-    from overrefusal_po.pipeline import check_names
+    from overrefusal_po.stage_recipes import check_names
 
     check_names(single(stage), {})
 
@@ -71,7 +71,7 @@ def check_stages(recipe: Recipe) -> None:
     """Reads the data of all stages of a pipeline, so that a fault in the last one does not show
     only after hours of training."""
     from overrefusal_po.checks import check_together
-    from overrefusal_po.pipeline import stage_bodies
+    from overrefusal_po.stage_recipes import stage_bodies
 
     stages = stage_bodies(recipe)
     for name, body in stages.items():

@@ -5,10 +5,13 @@ check_curation(recipe)      # ValueError for what a user can fix
 
 from __future__ import annotations
 
+from math import ceil
+
 from overrefusal_po.curate.overgenerate import make_curation_judges
 from overrefusal_po.model import load as models
 from overrefusal_po.plugins import check_engine, split_spec
 from overrefusal_po.recipe.schema import CurateRecipe
+from overrefusal_po.recipe.sections import CurateData
 from overrefusal_po.records import Completion, read_jsonl
 from overrefusal_po.run.complete import continues_prefix, in_process
 from overrefusal_po.run.remedies import check_remedy
@@ -62,6 +65,7 @@ def check_settings(recipe: CurateRecipe) -> None:
     check_openings(recipe)
     check_own_answers(recipe)
     check_keys_of_pairs(recipe)
+    check_lengths(recipe.data)
     chosen = recipe.chosen
     if chosen.samples > 1 and (chosen.generation or recipe.generation).temperature == 0:
         raise ValueError(
@@ -73,6 +77,28 @@ def check_settings(recipe: CurateRecipe) -> None:
         raise ValueError(
             "chosen.samples above 1 and chosen.refusals: teacher need a teacher. Name it: "
             "chosen.model."
+        )
+
+
+def check_lengths(data: CurateData) -> None:
+    """Raises ValueError if lengths are to be matched, and there is no other side, or the share of
+    harmful rows allows no match."""
+    ratio, share = data.length_ratio_max, data.harmful_share
+    if ratio is not None and data.harmful is None:
+        raise ValueError(
+            "data.length_ratio_max compares harmful with harmless prompts, and data.harmful is "
+            "null. Take length_ratio_max out, or name a source of harmful prompts."
+        )
+    if ratio is None or share is None:
+        return
+    needed = max(share / (1 - share), (1 - share) / share)
+    if ratio < needed - 1e-9:
+        least = ceil(100 * needed - 1e-9) / 100
+        low = ceil(100 / (1 + ratio) - 1e-9) / 100
+        raise ValueError(
+            f"data.harmful_share: {share:g} keeps {needed:.3g} rows of one side for each of the "
+            f"other, and data.length_ratio_max: {ratio:g} allows {ratio:g}. Set length_ratio_max "
+            f"to {least:g} or more, or harmful_share to a value from {low:g} to {1 - low:g}."
         )
 
 

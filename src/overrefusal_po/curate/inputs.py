@@ -16,6 +16,7 @@ from overrefusal_po.curate.quotas import FilterCounts, filter_counts
 from overrefusal_po.identity import check_kinds, conversation_text
 from overrefusal_po.pairs.duplicates import duplicates
 from overrefusal_po.pairs.firewall import Hit, contamination
+from overrefusal_po.pairs.set_checks import uneven_prompts
 from overrefusal_po.pairs.signatures import split_words
 from overrefusal_po.prompts import fixed_subset, read_source
 from overrefusal_po.recipe.reading import with_keys
@@ -186,6 +187,12 @@ def dropped_words(cleaning: Cleaning) -> list[str]:
             first, last = filters[0]["in"], filters[-1]["out"]
             found.append(f"{side}: {last} of {first} are used ({'; '.join(why)})")
     return found
+
+
+def uneven_words(data: CurateData, prompts: Sequence[Prompt]) -> str | None:
+    """What to say if length tells harmless prompts from harmful ones; None if it does not, or if
+    the recipe has the rows matched."""
+    return None if data.length_ratio_max else uneven_prompts(prompts, curated=True)
 
 
 def benchmark_hits(data: CurateData, prompts: Sequence[Prompt]) -> list[Hit]:

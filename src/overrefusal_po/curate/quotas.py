@@ -5,9 +5,10 @@
     kept.rows, kept.filters["containment"]
 
 The filters, in their order: the rule, the linter, then the quotas. The quotas are a limit for each
-category, a limit for each rule, and a share of harmful prompts. The seed decides which rows are
-kept; rows that only hold what is right already (`Result.held`) are taken last. A quota that is not
-filled is reported, and never padded.
+category, as many rows of both sides at every length (`limits`), a limit for each rule, and a
+share of harmful prompts. Each keeps what the ones before it reached. The seed decides which rows
+are kept; rows that only hold what is right already (`Result.held`) are taken last. A quota that is
+not filled is reported, and never padded.
 """
 
 from __future__ import annotations
@@ -15,8 +16,18 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
+from functools import partial
 from typing import Generic, NamedTuple, TypedDict, TypeVar
 
+from overrefusal_po.curate.limits import (
+    LENGTH,
+    Drawn,
+    LeftRows,
+    keep_harmful_share,
+    limit_held,
+    limit_rules,
+)
+from overrefusal_po.pairs.shortcuts import prompt_words
 from overrefusal_po.records import PreferencePair, Prompt, content_id
 
 CuratedRow = TypeVar("CuratedRow", bound=PreferencePair | Prompt)
@@ -37,12 +48,15 @@ class Result(NamedTuple, Generic[CuratedRow]):
 
 class Quotas(NamedTuple):
     """How many rows to keep; None: all. `harmful_share` is a share of all rows, 0-1.
-    `held_per_wrong`: rows that only hold what is right, for each row that corrects."""
+    `held_per_wrong`: rows that only hold what is right, for each row that corrects.
+    `length_ratio_max`: how many rows of a side stand in a stratum of prompt length for each row of
+    the other side, at most; 1 or more."""
 
     max_per_category: int | None = None
     max_rows: int | None = None
     harmful_share: float | None = None
     held_per_wrong: float | None = None
+    length_ratio_max: float | None = None
 
 
 # the functional form, because "in" is a keyword
@@ -103,6 +117,14 @@ class Kept(NamedTuple, Generic[CuratedRow]):
 RowsByRule = dict[str, list[CuratedRow]]
 
 
+class Step(NamedTuple, Generic[CuratedRow]):
+    """What a filter after the rule leaves, and {rule: {reason: rows that it took}}."""
+
+    name: str
+    rows: RowsByRule[CuratedRow]
+    why: Mapping[str, Mapping[str, int]]
+
+
 def filter_counts(name: str, before: int, after: int, *, why: Mapping[str, int]) -> FilterCounts:
     """The counts of one filter."""
     return {"filter": name, "in": before, "out": after, "why": dict(why)}
@@ -122,21 +144,21 @@ def filter_rows(
     made = {rule: [r.row for r in found if r.row is not None] for rule, found in results.items()}
     held = {r.row.id for found in results.values() for r in found if r.row is not None and r.held}
     steps = filter_steps(made, faults, quotas, seed=seed, held=held)
-    kept = steps[-1][1]
+    kept = steps[-1].rows
     filters: dict[str, list[FilterCounts]] = {}
     rules: dict[str, RuleCounts] = {}
     for rule, found in results.items():
         why = Counter(r.reason for r in found if r.row is None)
-        checks = Counter(f"linter: {faults[row.id]}" for row in made[rule] if row.id in faults)
+        lost = [step.why.get(rule, {}) for step in steps if step.name in ("linter", LENGTH)]
         rules[rule] = {
             "prompts": len(found),
             "made": len(made[rule]),
             "kept": len(kept[rule]),
-            "left_out": dict(why + checks),
+            "left_out": dict(sum(map(Counter, lost), why)),
         }
         filters[rule] = [
             filter_counts("rule", len(found), len(made[rule]), why=why),
-            *counts_after_rule(rule, made, steps, checks=checks),
+            *counts_after_rule(rule, len(made[rule]), steps),
         ]
     return Kept(
         in_seeded_order([row for rows in kept.values() for row in rows], seed),
@@ -144,7 +166,7 @@ def filter_rows(
         {rule: category_counts(found, kept[rule]) for rule, found in results.items()},
         rules,
         unfilled_quotas(results, kept, quotas),
-        wrong_rows(kept, held),
+        {rule: sum(row.id not in held for row in found) for rule, found in kept.items()},
     )
 
 
@@ -155,58 +177,56 @@ def filter_steps(
     *,
     seed: int,
     held: Set[str] = frozenset(),
-) -> list[tuple[str, RowsByRule[CuratedRow]]]:
-    """(filter, {rule: the rows that it leaves}) for each filter after the rule, in their order.
-    Rows whose id is in `held` are taken last."""
+) -> list[Step[CuratedRow]]:
+    """The filters after the rule, in their order. Rows whose id is in `held` are taken last."""
     linted = {rule: [r for r in rows if r.id not in faults] for rule, rows in made.items()}
+    checks = {
+        rule: Counter(f"linter: {faults[r.id]}" for r in rows if r.id in faults)
+        for rule, rows in made.items()
+    }
     capped = {
         rule: cap_categories(in_drawing_order(rows, seed, held), quotas.max_per_category)
         for rule, rows in linted.items()
     }
-    limited = {rule: rows[: quotas.max_rows] for rule, rows in capped.items()}
-    fewer = limit_held(limited, quotas.held_per_wrong, held)
-    shared = keep_harmful_share(fewer, quotas.harmful_share, seed, held=held)
+    over = {
+        rule: {"over max_per_category": len(linted[rule]) - len(rows)}
+        for rule, rows in capped.items()
+    }
+    steps = [Step("linter", linted, checks), Step("max_per_category", capped, over)]
+    left = LeftRows(drawn_rows(capped, seed, held), quotas.length_ratio_max)
+    for name, apply in (
+        (LENGTH, LeftRows.match),
+        ("max_pairs", partial(limit_rules, most=quotas.max_rows)),
+        ("held_per_wrong", partial(limit_held, held_per_wrong=quotas.held_per_wrong)),
+        ("harmful_share", partial(keep_harmful_share, share=quotas.harmful_share)),
+    ):
+        left.gone.clear()
+        apply(left)
+        ids = left.ids
+        rows = {rule: [row for row in found if row.id in ids] for rule, found in capped.items()}
+        steps.append(Step(name, rows, {rule: dict(why) for rule, why in left.gone.items()}))
+    return steps
+
+
+def drawn_rows(rows: RowsByRule[CuratedRow], seed: int, held: Set[str]) -> list[Drawn]:
+    """All rows in drawing order, as limits see them."""
+    rules = {row.id: rule for rule, found in rows.items() for row in found}
+    everything = in_drawing_order([row for found in rows.values() for row in found], seed, held)
     return [
-        ("linter", linted),
-        ("max_per_category", capped),
-        ("max_pairs", limited),
-        ("held_per_wrong", fewer),
-        ("harmful_share", shared),
+        Drawn(row.id, rules[row.id], prompt.kind == "harmful", prompt_words(prompt), row.id in held)
+        for row, prompt in ((row, row_prompt(row)) for row in everything)
     ]
 
 
-def wrong_rows(rows: RowsByRule[CuratedRow], held: Set[str]) -> dict[str, int]:
-    """{rule: its rows of prompts that the student gets wrong}."""
-    return {rule: sum(row.id not in held for row in found) for rule, found in rows.items()}
-
-
-def limit_held(
-    rows: RowsByRule[CuratedRow], held_per_wrong: float | None, held: Set[str]
-) -> RowsByRule[CuratedRow]:
-    """The rows, in their drawing order, without as many of `held` as leaves this many of them for
-    each other one. Every rule gets as many rows as the one with most wrong prompts: else a
-    training would push one way."""
-    most = max(wrong_rows(rows, held).values(), default=0)
-    if held_per_wrong is None:
-        return dict(rows)
-    limit = most + round(most * held_per_wrong)
-    return {rule: found[:limit] for rule, found in rows.items()}
-
-
 def counts_after_rule(
-    rule: str,
-    made: RowsByRule[CuratedRow],
-    steps: Sequence[tuple[str, RowsByRule[CuratedRow]]],
-    *,
-    checks: Mapping[str, int],
+    rule: str, made: int, steps: Sequence[Step[CuratedRow]]
 ) -> list[FilterCounts]:
     """The counts of those filters after the rule that took something."""
-    found, before = [], len(made[rule])
-    for name, rows in steps:
-        after = len(rows[rule])
+    found, before = [], made
+    for step in steps:
+        after = len(step.rows[rule])
         if after < before:
-            why = checks if name == "linter" else {f"over {name}": before - after}
-            found.append(filter_counts(name, before, after, why=why))
+            found.append(filter_counts(step.name, before, after, why=step.why[rule]))
         before = after
     return found
 
@@ -220,34 +240,6 @@ def cap_categories(rows: Sequence[CuratedRow], limit: int | None) -> list[Curate
         if limit is None or seen[row_category(row)] <= limit:
             kept.append(row)
     return kept
-
-
-def keep_harmful_share(
-    rows: RowsByRule[CuratedRow],
-    share: float | None,
-    seed: int,
-    *,
-    held: Set[str] = frozenset(),
-) -> RowsByRule[CuratedRow]:
-    """The rows without as many of one side as makes `share` of them harmful. Each side keeps at
-    least one."""
-    everything = in_drawing_order([row for found in rows.values() for row in found], seed, held)
-    harmful = [row.id for row in everything if row_prompt(row).kind == "harmful"]
-    harmless = [row.id for row in everything if row_prompt(row).kind != "harmful"]
-    if share is None or not harmful or not harmless:
-        return dict(rows)
-    most = most_of_each(len(harmful), len(harmless), share)
-    stay = {*harmful[: most[0]], *harmless[: most[1]]}
-    return {rule: [row for row in found if row.id in stay] for rule, found in rows.items()}
-
-
-def most_of_each(harmful: int, harmless: int, share: float) -> tuple[int, int]:
-    """How many of so many harmful and harmless rows may stay, so that `share` of them is harmful.
-    Each side keeps at least one."""
-    # a tiny bit more, since 2 * 0.6 / (1 - 0.6) is 2.9999...
-    most_harmful = max(1, int(harmless * share / (1 - share) + 1e-9))
-    most_harmless = max(1, int(harmful * (1 - share) / share + 1e-9))
-    return min(harmful, most_harmful), min(harmless, most_harmless)
 
 
 def category_counts(

@@ -35,6 +35,7 @@ from overrefusal_po.curate.inputs import (
     clean_prompts,
     dropped_words,
     read_prompts,
+    uneven_words,
     warn_of_other_prompts,
 )
 from overrefusal_po.curate.overgenerate import (
@@ -50,7 +51,6 @@ from overrefusal_po.curate.quotas import (
     Kept,
     Quotas,
     Result,
-    RuleCounts,
     filter_rows,
 )
 from overrefusal_po.curate.rules import (
@@ -58,9 +58,16 @@ from overrefusal_po.curate.rules import (
     containment_results,
     overrefusal_results,
 )
+from overrefusal_po.curate.words import (
+    MATCH_HELP,
+    log_counts,
+    no_overrefusal,
+    no_yield,
+    nothing_left_words,
+    nothing_matched,
+)
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.row_checks import SideVerdicts, by_pair, row_findings, side_completions
-from overrefusal_po.pairs.set_checks import uneven_prompts
 from overrefusal_po.pairs.token_checks import control_tokens
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import PreferencePair, Prompt, read_state, write_atomic, write_jsonl
@@ -89,7 +96,7 @@ def curate(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
         benign, harmful, cleaning = clean_prompts(recipe.data, *read_prompts(recipe))
         for words in dropped_words(cleaning):
             logger.info("%s", words)
-        if uneven := uneven_prompts([*benign, *harmful]):
+        if uneven := uneven_words(recipe.data, [*benign, *harmful]):
             logger.warning("%s", uneven)
         if recipe.shard is not None:
             benign, harmful = (shard_prompts(side, recipe.shard) for side in (benign, harmful))
@@ -151,7 +158,9 @@ def sft_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prom
             answered = prompt.model_copy(update={"reference": text}) if text else None
             results.setdefault(prompt.kind, []).append(Result(prompt, answered, why_not))
     kept = filtered(curation.recipe, results, {})
-    log_counts(kept, results)
+    log_counts(kept, results, curation.recipe.data)
+    if not kept.rows and (unlike := nothing_matched(kept.rules)):
+        raise ValueError(f"{unlike}. {MATCH_HELP}")
     if not kept.rows:
         left_out = {kind: kept.rules[kind]["left_out"] for kind in results}
         raise ValueError(
@@ -178,7 +187,7 @@ def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Pro
         for tau, results in contained.items()
     }
     main = kept[rejects.tau]
-    log_counts(main, ("overrefusal", "containment"))
+    log_counts(main, ("overrefusal", "containment"), curation.recipe.data)
     why_none = no_yield(curation.recipe, {tau: one.rules for tau, one in kept.items()})
     later = curation.recipe.later_round is not None
     if why_none and not later:
@@ -228,60 +237,6 @@ def check_overrefusal(recipe: CurateRecipe, results: PairResults) -> None:
         raise ValueError(no_overrefusal(recipe, len(results), why))
 
 
-def no_overrefusal(recipe: CurateRecipe, prompts: int, left_out: Mapping[str, int]) -> str:
-    """What to say of a run without an overrefusal pair: the reasons, and the keys that help."""
-    chosen, limit = recipe.chosen, recipe.generation.max_new_tokens
-    teacher = "another teacher" if chosen.model else "a teacher that answers"
-    begin = chosen.answers == "student" and not recipe.rejects.prefill
-    prefill = " first words of the student's answers (rejects.prefill)," if begin else ""
-    return (
-        f"No overrefusal pair could be made of the {prompts} benign prompts "
-        f"({reason_words(left_out)}). Use a model that over-refuses (one that answers harm too is "
-        "made safe by recipes/derta.yaml first), other prompts (data.benign), "
-        f"{teacher} (chosen.model),{prefill} or a greater generation.max_new_tokens than {limit} "
-        "if answers are cut."
-    )
-
-
-def no_yield(recipe: CurateRecipe, found: Mapping[float | None, Mapping[str, RuleCounts]]) -> str:
-    """Why a rule that had prompts yields no pair, and what to do; "" if both yield. `found`: {tau:
-    counts by rule}, rejects.tau first."""
-    counts = next(iter(found.values()))
-    if not counts["overrefusal"]["kept"]:
-        one = counts["overrefusal"]
-        return no_overrefusal(recipe, one["prompts"], one["left_out"])
-    if counts["containment"]["prompts"] and not any(
-        one["containment"]["kept"] for one in found.values()
-    ):
-        at = {tau: "" if tau is None else f" at tau {tau}" for tau in found}
-        each = "; ".join(
-            f"{reason_words(one['containment']['left_out'])}{at[t]}" for t, one in found.items()
-        )
-        return (
-            f"No containment pair is left of the {counts['containment']['prompts']} harmful "
-            f"prompts ({each}). Use other refusals (chosen.refusals) or rejects (rejects.model)."
-        )
-    return ""
-
-
-def nothing_left_words(kept: Kept[PreferencePair]) -> str:
-    """Why a later round trains nothing, in a sentence."""
-    end = "so this round ends here and the model stays as it is"
-    wrong = sum(kept.corrects.values())
-    if not wrong:
-        return f"no pair is left that corrects the student, {end}"
-    none = next(rule for rule, counts in kept.rules.items() if not counts["kept"])
-    return (
-        f"{wrong} of the student's mistakes could be corrected, but there is no {none} pair: a "
-        f"training on one side alone would tip the model, {end}"
-    )
-
-
-def reason_words(left_out: Mapping[str, int]) -> str:
-    """`47 not refused, 1 quota`."""
-    return ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-
-
 def tau_row(folder: Path, tau: float, kept: Kept[PreferencePair]) -> dict[str, object]:
     """The counts at one tau of the grid. Its pairs go into a file of their own."""
     file = write_jsonl(folder / f"pairs_tau_{tau:g}.jsonl", kept.rows).name
@@ -301,23 +256,9 @@ def filtered(
     """The rows that the linter and the recipe's quotas leave."""
     data = recipe.data
     per_wrong = None if recipe.later_round is None else recipe.later_round.held_per_wrong
-    quotas = Quotas(data.max_per_category, data.max_pairs, data.harmful_share, per_wrong)
+    limits = data.max_per_category, data.max_pairs, data.harmful_share
+    quotas = Quotas(*limits, per_wrong, data.length_ratio_max)
     return filter_rows(results, faults, quotas, seed=recipe.seed)
-
-
-def count_words(counts: RuleCounts) -> str:
-    """`13 kept of 13 made, from 60 prompts; left out: 47 not refused`."""
-    found = f"{counts['kept']} kept of {counts['made']} made, from {counts['prompts']} prompts"
-    why = reason_words(counts["left_out"])
-    return f"{found}; left out: {why}" if why else found
-
-
-def log_counts(kept: Kept[CuratedRow], rules: Iterable[str]) -> None:
-    """Logs a line for each rule, and one for each quota that was not filled."""
-    for rule in rules:
-        logger.info("%s: %s", rule, count_words(kept.rules[rule]))
-    for quota in kept.unfilled:
-        logger.warning("a quota is not filled: %s", quota)
 
 
 def pair_verdicts(curation: Curation, pairs: Sequence[PreferencePair]) -> list[SideVerdicts]:

@@ -42,7 +42,7 @@ from overrefusal_po.engines._adapter_words import (
     unlike,
     weaker,
 )
-from overrefusal_po.engines._openai_setup import proxy_note, shown
+from overrefusal_po.engines._openai_faults import proxy_note, shown
 from overrefusal_po.engines._replies import KEY_WORDS
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from overrefusal_po.engines._adapter_folder import ServedAdapter
-from overrefusal_po.engines._openai_setup import proxy_note, shown, without_key
+from overrefusal_po.engines._openai_faults import proxy_note, shown, without_key
 from overrefusal_po.engines._replies import SHOWN, said_words
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from pydantic import SecretStr
 
 from overrefusal_po.engines._adapter_server import AdapterAt
 from overrefusal_po.engines._limit_name import LimitName
-from overrefusal_po.engines._openai_settings import FleetSettings
-from overrefusal_po.engines._openai_setup import (
+from overrefusal_po.engines._openai_faults import (
     nobody_there,
     proxy_note,
     refused_field,
@@ -27,6 +26,7 @@ from overrefusal_po.engines._openai_setup import (
     without_key,
     wrong_setup,
 )
+from overrefusal_po.engines._openai_settings import FleetSettings
 from overrefusal_po.engines._replies import (
     FILTERED,
     TOO_LONG,

@@ -9,7 +9,7 @@ the verdicts.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,11 +82,12 @@ class FirstTokens(NamedTuple):
         return FirstDecision(row.margin, harmful, row.opened, row.barred)
 
 
-def read_first_tokens(folder: Path) -> FirstTokens:
+def read_first_tokens(folder: Path, outcomes: Iterable[Outcome] | None = None) -> FirstTokens:
     """What a run folder holds of first tokens; empty if they were not measured, or if the verdicts
-    in outcomes.jsonl are others than those that the tokens were found by."""
+    in outcomes.jsonl are others than those that the tokens were found by. `outcomes`: all that
+    outcomes.jsonl holds, if they were read already."""
     file, texts = folder / FILE, folder / TEXTS_FILE
-    if not file.is_file() or is_stale(folder):
+    if not file.is_file() or is_stale(folder, outcomes):
         return FirstTokens({})
     rows = read_jsonl(file, FirstToken)
     decided = read_jsonl(texts, Decided) if texts.is_file() else []

@@ -57,12 +57,15 @@ def verdict_row(outcome: Outcome) -> list[str]:
     return [str(part) for part in (*parts, *decided)]
 
 
-def is_stale(folder: Path) -> bool:
+def is_stale(folder: Path, outcomes: Iterable[Outcome] | None = None) -> bool:
     """Whether a run folder's metrics.json was computed from other verdicts than its outcomes.jsonl
-    holds. False if one of both is missing, or if an older version wrote it."""
+    holds. False if one of both is missing, or if an older version wrote it. `outcomes`: all that
+    outcomes.jsonl holds, if they were read already."""
     file = folder / "metrics.json"
     known = read_state(file).get("verdicts") if file.is_file() else None
-    return known is not None and known != verdicts_now(folder)
+    if known is None:
+        return False
+    return bool(known != (verdicts_now(folder) if outcomes is None else verdicts_id(outcomes)))
 
 
 def verdicts_now(folder: Path) -> str | None:

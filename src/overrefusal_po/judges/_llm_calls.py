@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import SecretStr
 
 from overrefusal_po.engines._limit_name import LimitName
-from overrefusal_po.engines._openai_setup import (
-    OPENAI_URL,
-    make_client,
+from overrefusal_po.engines._openai_faults import (
     nobody_there,
     proxy_note,
     refused_field,
@@ -28,6 +26,7 @@ from overrefusal_po.engines._openai_setup import (
     without_key,
     wrong_setup,
 )
+from overrefusal_po.engines._openai_setup import OPENAI_URL, make_client
 from overrefusal_po.engines._own_loop import own_loop
 from overrefusal_po.engines._replies import (
     FILTERED,

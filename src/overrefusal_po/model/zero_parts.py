@@ -39,14 +39,19 @@ def zero_3_is_on() -> bool:
 
 
 def keeps_plain_parts() -> bool:
-    """Whether each process holds a slice of each weight in memory, and nothing else of it.
+    """Whether each process of this training holds plain parts (`has_plain_parts`)."""
+    from transformers.integrations.deepspeed import deepspeed_config
+
+    return has_plain_parts(deepspeed_config() or {})
+
+
+def has_plain_parts(config: Mapping[str, Any]) -> bool:  # Any: a value has the type of its key
+    """Whether by this DeepSpeed config each process holds a slice of each weight in memory, and
+    nothing else of it.
 
     It does not if parts are on a disk (offload to NVMe), quantised, or held a second time in each
     node (hpZ).
     """
-    from transformers.integrations.deepspeed import deepspeed_config
-
-    config: Mapping[str, Any] = deepspeed_config() or {}  # Any: a value has the type of its key
     zero = config.get("zero_optimization") or {}
     return not (
         zero.get("zero_quantized_weights")

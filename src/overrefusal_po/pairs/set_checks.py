@@ -35,7 +35,8 @@ def set_findings(
     """What the set teaches besides the prompts. `refused[i]`: whether the rejected side of pair i
     is a refusal."""
     yield from opener_findings(pairs, refused)
-    if words := uneven_prompts([pair.prompt for pair in pairs]):
+    curated = any(pair.rule is not None for pair in pairs)
+    if words := uneven_prompts([pair.prompt for pair in pairs], curated=curated):
         yield Finding("length/prompts", "length", "warning", "prompt", words)
     if min(known.num_pairs.values()) >= FEWEST:
         yield from wording_findings(known)
@@ -83,18 +84,21 @@ def length_findings(known: Statistics) -> Iterator[Finding]:
         yield Finding("length/all", "length", "warning", "both", message)
 
 
-def uneven_prompts(prompts: Sequence[Prompt]) -> str | None:
+def uneven_prompts(prompts: Sequence[Prompt], *, curated: bool = False) -> str | None:
     """How far length alone tells harmless prompts from harmful ones, and what helps; None if it
-    does not, or if there are too few."""
+    does not, or if there are too few. `curated`: a curation chooses the rows, and so can match
+    them."""
     found = prompt_lengths(prompts)
     if found is None or abs(found.cliffs_delta) < LONGER:
         return None
     longer, shorter = "harmless", "harmful"
     if found.cliffs_delta < 0:
         longer, shorter = shorter, longer
+    matched = ", or have the curation match their lengths: data.length_ratio_max: 1.5"
     return (
         f"{longer} prompts are longer than {shorter} ones (median of {found.harmless:g} words for "
         f"harmless ones, {found.harmful:g} for harmful ones; Cliff's delta "
         f"{found.cliffs_delta:+.2f}): a model learns the length. Add {longer} prompts that are as "
         f"short as the {shorter} ones, or {shorter} ones that are as long"
+        f"{matched if curated else ''}"
     )

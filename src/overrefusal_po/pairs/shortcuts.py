@@ -84,13 +84,17 @@ def prompt_lengths(prompts: Sequence[Prompt]) -> PromptLengths | None:
     side has fewer than FEWEST_PROMPTS."""
     counts: dict[bool, list[int]] = {True: [], False: []}
     for prompt in prompts:
-        text = conversation_text(prompt.messages)
-        counts[prompt.kind == "harmful"].append(len(text.split()))
+        counts[prompt.kind == "harmful"].append(prompt_words(prompt))
     harmful, harmless = np.array(counts[True]), np.array(counts[False])
     if min(len(harmful), len(harmless)) < FEWEST_PROMPTS:
         return None
     delta = round(cliffs_delta(harmless, harmful), 3)
     return PromptLengths(float(np.median(harmless)), float(np.median(harmful)), delta)
+
+
+def prompt_words(prompt: Prompt) -> int:
+    """The words of a prompt, over all its turns."""
+    return len(conversation_text(prompt.messages).split())
 
 
 def measured_length(counts: Sequence[tuple[int, int]]) -> Length:

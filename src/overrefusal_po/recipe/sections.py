@@ -238,6 +238,10 @@ class CurateData(ReadingSection):
     token limit cut are kept as they are. Then generation.max_new_tokens may be as small as 24."""
     max_per_category: int | None = Field(default=None, gt=0)
     """Pairs kept of each category within a rule (drawn by `seed`). null: all."""
+    length_ratio_max: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    """How many rows of one side (harmful, harmless) are kept of a prompt length for each row of the
+    other side, at most: 1 keeps as many of both, so that length tells nothing. It holds in each
+    fifth of all lengths. A row whose length the other side has not goes. null: all stay."""
     max_pairs: int | None = Field(default=None, gt=0)
     """Pairs kept of each rule (drawn by `seed`). Prompts that the student gets wrong come first, if
     `keep_answered` or `chosen.refusals: student` adds others. null: all."""

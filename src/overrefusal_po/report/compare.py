@@ -114,10 +114,11 @@ def compare_folders(folders: Sequence[Path]) -> ComparedFolders:
     runs = distinct_names([read_run(folder) for folder in folders])
     outcomes = {run.name: run.outcomes for run in runs}
     check_comparable(outcomes)
-    steps = curve_steps(outcomes, {run.name: run.first_tokens for run in runs})
+    tokens = {run.name: run.first_tokens for run in runs}
+    steps = curve_steps(outcomes, tokens)
     curves = [CurveStep.model_validate(step) for step in steps]
     named = {run.name: run.metrics.model_dump(mode="json", by_alias=True) for run in runs}
-    remedies = compared_part({run.name: run.folder for run in runs}, outcomes, named)
+    remedies = compared_part({run.name: run.folder for run in runs}, outcomes, named, tokens)
     return ComparedFolders(runs, against_first(outcomes), notes(runs), curves, remedies)
 
 
@@ -134,7 +135,7 @@ def read_run(folder: Path) -> ComparedRun:
     if not plain:
         raise ValueError(f"{rows}: all {len(outcomes)} outcomes are under attack; none is plain.")
     attacked = len(outcomes) - len(plain)
-    first, how = read_first_tokens(folder), measured_how(folder, plain)
+    first, how = read_first_tokens(folder, outcomes), measured_how(folder, plain)
     return ComparedRun(metrics.name, folder, metrics, plain, attacked, first, how, again)
 
 

@@ -121,11 +121,21 @@ def make_summary(
     runs = [cast("StageMetrics", found.metrics) for found in known_runs]
     again = [found.note for found in known_runs if found.note]
     plain = {name: [o for o in rows if o.prompt.attack is None] for name, rows in outcomes.items()}
+    first_tokens = {
+        run["name"]: read_first_tokens(folder / run["folder"], outcomes[run["name"]])
+        for run in runs
+    }
     remedies = None
     if report is not None:
-        remedies = remedies_entry(report, Stages(folder, stages), runs, outcomes=plain)
+        base = next(run["name"] for run in runs if run["folder"] == report.baseline)
+        remedies = remedies_entry(
+            report,
+            Stages(folder, stages),
+            runs,
+            outcomes=plain,
+            first_tokens=first_tokens[base],
+        )
     steps = comparable_steps(plain) if remedies is None else remedy_steps(remedies)
-    first_tokens = {run["name"]: read_first_tokens(folder / run["folder"]) for run in runs}
     notes = [*reader_notes(runs, stages), *waiver_notes(folder)]
     folders = {run["name"]: folder / run["folder"] for run in runs}
     known = environment()

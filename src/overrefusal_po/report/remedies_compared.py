@@ -1,7 +1,7 @@
 """Run folders of evaluations -> the table of remedies against the first, as a pipeline's page has
 it.
 
-    part = compared_part(folders, outcomes, metrics)         # None if no run has a remedy
+    part = compared_part(folders, outcomes, metrics, first_tokens)   # None if no run has a remedy
     part.sentence, part.rows[0].gain
 
 What made a run's model is read from the recipes in the run folders.
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from overrefusal_po.evaluate.first_token_rows import FirstTokens
 from overrefusal_po.evaluate.measured_how import written_recipe
 from overrefusal_po.recipe.overrides import nested_texts
 from overrefusal_po.recipe.report import Report
@@ -92,6 +93,7 @@ def compared_part(
     folders: Mapping[str, Path],
     outcomes: Mapping[str, Sequence[Outcome]],
     metrics: Mapping[str, Mapping[str, Any]],
+    first_tokens: Mapping[str, FirstTokens],
 ) -> RemediesPart | None:
     """The table against the first run; None if no other run has a remedy. All mappings have the
     names of the runs, in one order; `outcomes` are plain ones, `metrics` as metrics.json holds
@@ -103,7 +105,8 @@ def compared_part(
         {**metrics[name], "name": name, "folder": str(folder)} for name, folder in folders.items()
     ]
     report = rule_for(list(folders.values()))
-    entry = remedies_entry(report, made, runs, outcomes=outcomes)
+    first = first_tokens[next(iter(folders))]
+    entry = remedies_entry(report, made, runs, outcomes=outcomes, first_tokens=first)
     return RemediesPart.model_validate(entry)
 
 

@@ -1,6 +1,6 @@
 """Evaluations of one model and its remedies -> the part `remedies` of summary.json.
 
-    entry = remedies_entry(report, Stages(folder, bodies), runs, outcomes=outcomes)
+    entry = remedies_entry(report, Stages(folder, bodies), runs, outcomes=outcomes, first_tokens=t)
     entry["sentence"], entry["rows"][0]["gain"]
 
 `remedies_made` knows what made each run's model.
@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypedDict
 
 from overrefusal_po.evaluate.comparisons import EstimateEntry, estimate_entry
-from overrefusal_po.evaluate.first_token_rows import read_first_tokens
+from overrefusal_po.evaluate.first_token_rows import FirstTokens
 from overrefusal_po.evaluate.remedy_table import (
     Against,
     HoldRule,
@@ -172,8 +172,10 @@ def remedies_entry(
     runs: Sequence[Values],
     *,
     outcomes: Mapping[str, Sequence[Outcome]],
+    first_tokens: FirstTokens,
 ) -> RemediesEntry:
-    """The part `remedies`: every run against the untouched one. `outcomes` are plain ones."""
+    """The part `remedies`: every run against the untouched one. `outcomes` are plain ones,
+    `first_tokens` those of the untouched one."""
     of_stage = {run["folder"]: run for run in runs}
     base = of_stage[report.baseline]
     name = base["name"]
@@ -181,17 +183,16 @@ def remedies_entry(
     rivals = frozenset(of_stage[stage]["name"] for stage in report.rivals if stage in of_stage)
     missing = stages.measured() - {*of_stage, *report.rivals}
     by_name = {run["name"]: run for run in runs}
-    known = read_first_tokens(stages.folder / report.baseline)
-    rows = remedy_rows(name, outcomes, known, HoldRule(report.hold_drop_max, report.on))
+    rows = remedy_rows(name, outcomes, first_tokens, HoldRule(report.hold_drop_max, report.on))
     ways = tampered_alike([base, *(by_name[row.name] for row in rows)])
-    table = Table(stages, base, by_name, outcomes, rivals, known.exact, len(missing), ways)
+    table = Table(stages, base, by_name, outcomes, rivals, first_tokens.exact, len(missing), ways)
     fits = [fit for stage in stages.fits() for fit in fit_entries(stages.folder, stage)]
     unfitted = [fit for fit in fits if fit["status"] != "fitted"]
     compared = {name, *comparable_runs(name, outcomes)}
     return {
         "baseline": name,
         "rule": rule_of(report),
-        "exact_curve": known.exact,
+        "exact_curve": first_tokens.exact,
         "sentence": nothing_words(stages, report.baseline) or table.sentence(rows),
         "best": None if (found := best(rows)) is None else found.name,
         "rows": [table.entry(row) for row in rows],

@@ -21,6 +21,7 @@ NEWER_KEYS = {
     ("train", "data", "weights"): None,
     ("train", "hold", "start"): None,
     ("train", "search"): None,
+    ("curate", "data", "length_ratio_max"): None,
     ("curate", "later_round"): None,
     ("evaluate", "tamper", "defences"): ["none"],
     ("evaluate", "tamper", "refusal_share"): 0.1,

@@ -19,10 +19,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from overrefusal_po.recipe.shard import Shard
-from overrefusal_po.records import Prompt, read_state, write_atomic
+from overrefusal_po.records import Prompt, content_id, read_state, write_atomic
 from overrefusal_po.run.appender import rows_if_any
+from overrefusal_po.run.keys import file_hash
 from overrefusal_po.run.ledger import VERDICTS_LEDGER
 
 PARTS = ("jsonl", "failed.jsonl", "ledger.jsonl")
@@ -67,8 +69,11 @@ def check_done(folder: Path) -> int:
 
 
 def merge_folder(folder: Path) -> list[str]:
-    """What was put together, in lines. A merge that was killed is done again from its beginning;
-    one that is done stays. ValueError as `check_done` and `merge_shards`.
+    """What was put together, in lines. A merge that was killed is done again from its beginning.
+    So is one whose shards were run again since. Another one stays.
+
+    ValueError as `check_done` and `merge_shards`, and if a run has begun on what the shards held
+    before they were run again.
 
     A shard may have stopped at a source of rejects that it did not need, or have no question of an
     attack. The whole run then asks for the rest.
@@ -76,13 +81,20 @@ def merge_folder(folder: Path) -> list[str]:
     count = check_done(folder)
     shards = shard_folders(folder)
     names = completions_files(folder, shards)
-    this = {"shards": count, "key": read_state(shards[0] / "status.json")["key"]}
+    key = read_state(shards[0] / "status.json")["key"]
     file = folder / MERGED
     known = read_state(file) if file.is_file() else {}
-    if known == {**this, "done": True} and is_merged(folder):
-        return [f"{folder}: its {count} shards are merged already"]
-    if known != {**this, "done": False}:
+    ours = known.get("shards") == count and known.get("key") == key
+    if ours and known.get("done") and is_merged(folder):
+        check_same_shards(folder, known)
+        if not changed_shards(folder, known):
+            return [f"{folder}: its {count} shards are merged already"]
+    if ours:
+        remove_merged(folder, known.get("files", names))
+    else:
         check_nothing_there(folder, names)
+    content = {shard.name: shard_hash(shard) for shard in shards}
+    this = {"shards": count, "key": key, "files": names, "content": content}
     write_atomic(file, json.dumps({**this, "done": False}))
     found = put_together(folder, shards, names, incomplete=True)
     write_atomic(file, json.dumps({**this, "done": True}))
@@ -93,8 +105,9 @@ def merge_folder(folder: Path) -> list[str]:
 
 
 def check_merged(folder: Path) -> None:
-    """Raises ValueError if a folder holds shards that nobody has merged, or whose merge was killed:
-    a run would ask for completions again, and a later merge would replace them."""
+    """Raises ValueError if a folder holds shards that nobody has merged, whose merge was killed, or
+    that were run again since: a run would ask for completions again that a later merge would
+    replace, or use others than the shards hold."""
     file = folder / MERGED
     killed = file.is_file() and not read_state(file, ["done"])["done"]
     if any(folder.glob("shard-*-of-*")) and (killed or not is_merged(folder)):
@@ -103,6 +116,48 @@ def check_merged(folder: Path) -> None:
             f"`overrefusal-po merge {folder}` first, or move the shards' folders away to ask for "
             "everything again."
         )
+    known = read_state(file) if file.is_file() else {}
+    check_same_shards(folder, known)
+    if changed := changed_shards(folder, known):
+        raise ValueError(
+            f"{folder}: {', '.join(changed)} changed after the merge. Run `overrefusal-po merge "
+            f"{folder}` again."
+        )
+
+
+def check_same_shards(folder: Path, known: Mapping[str, Any]) -> None:
+    """Raises ValueError if a run has begun in `folder` on what its shards held before. `known`:
+    what merged.json says."""
+    changed = changed_shards(folder, known)
+    if changed and (folder / "status.json").is_file():
+        raise ValueError(
+            f"{folder}: {', '.join(changed)} changed after the merge, and the run there works on "
+            "what was merged. To use the new completions, delete everything in that folder but the "
+            "shards' folders, and merge again. To go on with the old ones, move the shards' "
+            "folders away."
+        )
+
+
+def changed_shards(folder: Path, known: Mapping[str, Any]) -> list[str]:
+    """The names of shards that hold other rows than those that were merged. A shard that is gone
+    counts as unchanged, and so does one that an earlier version merged."""
+    return [
+        name
+        for name, content in known.get("content", {}).items()
+        if (folder / name).is_dir() and shard_hash(folder / name) != content
+    ]
+
+
+def shard_hash(shard: Path) -> str:
+    """16 hex digits for the rows that a shard holds."""
+    return content_id(sorted((file.name, file_hash(file)) for file in shard.glob("*.jsonl")))
+
+
+def remove_merged(folder: Path, names: Iterable[str]) -> None:
+    """Deletes what a merge has written of these completions files."""
+    for name in names:
+        for part in PARTS:
+            (folder / f"{name}.{part}").unlink(missing_ok=True)
 
 
 def is_merged(folder: Path) -> bool:

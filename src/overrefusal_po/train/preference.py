@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from overrefusal_po.curate.quotas import most_of_each
+from overrefusal_po.curate.limits import most_of_each
 from overrefusal_po.judges import Judge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.findings import Lint, faults_words

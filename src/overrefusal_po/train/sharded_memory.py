@@ -6,14 +6,18 @@
 
 No weights are loaded. Weights, gradients and optimiser states of FSDP 2 are what two processes were
 measured to hold (benchmarks/sharded.py). Those of ZeRO are counted as in its paper (arXiv
-1910.02054) and not measured here. No GPU has been measured.
+1910.02054) and not measured here. No GPU has been measured. What a DeepSpeed config moves
+elsewhere, quantises or holds twice is not counted, and named (`uncounted`).
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
+from overrefusal_po.model.sharding import deepspeed_config
 from overrefusal_po.model.zero import check_not_quantised
+from overrefusal_po.model.zero_parts import has_plain_parts
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.train.memory import (
     OPTIMISER_BYTES,
@@ -60,6 +64,8 @@ class Sharded(NamedTuple):
     """All processes of a host together, while the weights are read."""
     host_save: float
     """The host of the first process, which gathers the model to write it."""
+    uncounted: tuple[str, ...] = ()
+    """Settings of the DeepSpeed config that change these numbers and are not counted."""
 
     @property
     def total(self) -> float:
@@ -77,10 +83,12 @@ class Sharded(NamedTuple):
     def __str__(self) -> str:
         """`70.1 of 80.0 GB: fits (weights 17.6, ...); a host: ...`, in units of 10^9 bytes."""
         names = self._fields[: self._fields.index("available")]
+        without = f"; not counted: {', '.join(self.uncounted)}" if self.uncounted else ""
         parts = ", ".join(f"{name} {getattr(self, name) / 1e9:.1f}" for name in names)
         return (
             f"{self.total / 1e9:.1f} of {self.available / 1e9:.1f} GB: {self.verdict} ({parts}); "
             f"a host: {self.host_load / 1e9:.0f} GB to load, {self.host_save / 1e9:.0f} GB to save"
+            f"{without}"
         )
 
 
@@ -157,7 +165,29 @@ def sharded_estimate(
         available=available,
         host_load=load_bytes(shape, recipe, layout),
         host_save=save_bytes(shape, recipe, plain, layout),
+        uncounted=uncounted(zero_config(recipe, layout.kind)),
     )
+
+
+# Any: a value has the type of its key
+def zero_config(recipe: TrainRecipe, kind: Kind) -> Mapping[str, Any]:
+    """The DeepSpeed config that a recipe or the launcher names; empty if none does."""
+    return {} if kind == "fsdp2" else deepspeed_config(recipe.trainer)[0]
+
+
+def uncounted(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings of a DeepSpeed config that are not counted, as `offload_param nvme`."""
+    zero = config.get("zero_optimization") or {}
+    moved = {
+        key: str((zero.get(key) or {}).get("device") or "none")
+        for key in ("offload_param", "offload_optimizer")
+    }
+    found = [f"{key} {device}" for key, device in moved.items() if device != "none"]
+    if (nodes := int(zero.get("zero_hpz_partition_size") or 1)) > 1:
+        found.append(f"zero_hpz_partition_size {nodes}")
+    kept = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
+    found += [key for key in kept if zero.get(key)]
+    return (*found, *(["weight_quantization"] if config.get("weight_quantization") else []))
 
 
 def held_bytes(shape: Shape, recipe: TrainRecipe, kind: Kind) -> Held:
@@ -223,15 +253,18 @@ def load_bytes(shape: Shape, recipe: TrainRecipe, layout: Layout) -> float:
     """Host memory of the processes of one host while they read the weights.
 
     FSDP 2: full fine-tuning reads one tensor at a time, the LM head at most; for an adapter the
-    first process of a host reads all. ZeRO-3: one tensor at a time too, for an adapter as well.
-    ZeRO-1 and 2: every process reads all.
+    first process of a host reads all. ZeRO-3: one tensor at a time too, for an adapter as well; the
+    first process reads all if its parts are not plain ones (`has_plain_parts`). ZeRO-1 and 2: every
+    process reads all.
     """
     section, processes = recipe.model, layout.per_node
     whole = weight_width(section) * shape.weights
     quantised = section.get("load_in_4bit") or section.get("load_in_8bit")
     if layout.kind in ("zero1", "zero2") or quantised:
         read = float(processes * whole)
-    elif layout.kind == "fsdp2" and section.get("use_peft"):
+    elif (layout.kind == "fsdp2" and section.get("use_peft")) or not has_plain_parts(
+        zero_config(recipe, layout.kind)
+    ):
         read = float(whole)
     else:
         read = 4.0 * processes * shape.vocabulary * shape.hidden
