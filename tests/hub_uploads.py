@@ -10,14 +10,13 @@ It speaks what huggingface_hub speaks without Xet: create, preupload, LFS batch,
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from hub_server import GRANTED, SHA
+from loopback import Loopback, Replies
 
 
 class UploadHub(NamedTuple):
@@ -32,16 +31,13 @@ class UploadHub(NamedTuple):
     asked: list[str]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Replies):
     """Answers the requests of huggingface_hub.HfApi.upload_folder."""
 
     owners: set[str]
     failing: str
     hub: UploadHub
     stored: dict[str, bytes]
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
 
     def do_GET(self) -> None:
         self.answer_for(b"")
@@ -152,15 +148,12 @@ def mode(file: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def serve_uploads(owners: set[str], *, failing: str = "") -> Iterator[UploadHub]:
     """A hub where GRANTED may write repositories of `owners`; paths with `failing` give 500."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub = UploadHub(f"http://127.0.0.1:{server.server_port}", {}, {}, [])
+    server = Loopback(Handler)
+    hub = UploadHub(f"http://127.0.0.1:{server.port}", {}, {}, [])
     values = {"owners": owners, "failing": failing, "hub": hub, "stored": {}}
     server.RequestHandlerClass = type("Handler", (Handler,), values)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    server.start()
     try:
         yield hub
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        server.stop()
