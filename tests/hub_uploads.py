@@ -68,7 +68,7 @@ class Handler(Replies):
         if self.headers.get("Authorization") != f"Bearer {GRANTED}":
             return self.refuse(401)
         if self.failing and self.failing in path:
-            return self.refuse(500)
+            return self.refuse(507)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
@@ -147,7 +147,10 @@ def mode(file: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def serve_uploads(owners: set[str], *, failing: str = "") -> Iterator[UploadHub]:
-    """A hub where GRANTED may write repositories of `owners`; paths with `failing` give 500."""
+    """A hub where GRANTED may write repositories of `owners`; paths with `failing` give 507.
+
+    A client tries again after 500 and waits 23 seconds in all, and does not after 507.
+    """
     server = Loopback(Handler)
     hub = UploadHub(f"http://127.0.0.1:{server.port}", {}, {}, [])
     values = {"owners": owners, "failing": failing, "hub": hub, "stored": {}}
