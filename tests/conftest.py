@@ -19,6 +19,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are so small that threads only wait for each other
 os.environ["WANDB_MODE"] = "disabled"
 
+import gc
 import json
 import subprocess
 import sys
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]
+SEEN: set[Path] = set()
+"""Test modules whose first test this process has begun."""
 
 SENTENCES = [
     "How do I kill a Python process? Use kill and the number of the process.",
@@ -97,9 +100,22 @@ class Style(NamedTuple):
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Blocks the network under plain `pytest`, as `--allow-hosts` would, before fixtures are built.
 
-    pytest-socket lifts it after each test.
+    pytest-socket lifts it after each test. A module's first test also sets apart what stays.
     """
     socket_allow_hosts(LOOPBACK, allow_unix_socket=True)
+    if item.path not in SEEN:
+        SEEN.add(item.path)
+        keep_what_is_there()
+
+
+def keep_what_is_there() -> None:
+    """Takes what is there between two test modules out of garbage collection: imported packages and
+    a million objects of collected tests stay to the end.
+
+    Each training and each model that is freed collects garbage, half a second with all of them.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,8 +17,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
+
+from loopback import Loopback, Replies
 
 KINDS = ("429", "500", "html", "reset", "truncated", "malformed", "slow")
 LONGEST_SECONDS = 20.0
@@ -53,8 +54,8 @@ class Proxy:
         self.injected: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.stopping = threading.Event()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}{self.upstream.path}"
+        self.http = Loopback(self._handler())
+        self.url = f"http://127.0.0.1:{self.http.port}{self.upstream.path}"
 
     def next_fault(self) -> str | None:
         """Counts a request and says what becomes of it."""
@@ -77,10 +78,10 @@ class Proxy:
         finally:
             connection.close()
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[Replies]:
         proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Replies):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
@@ -135,9 +136,6 @@ class Proxy:
                     )
                     self.connection.close()
 
-            def log_message(self, format: str, *args: object) -> None:
-                """Silence."""
-
         return Handler
 
 
@@ -145,13 +143,9 @@ class Proxy:
 def faulty(url: str, faults: Faults) -> Iterator[Proxy]:
     """A proxy before the server at `url` for the length of a `with`."""
     proxy = Proxy(url, faults)
-    thread = threading.Thread(
-        target=proxy.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-    )
-    thread.start()
+    proxy.http.start()
     try:
         yield proxy
     finally:
         proxy.stopping.set()
-        proxy.http.shutdown()
-        proxy.http.server_close()
+        proxy.http.stop()

@@ -18,13 +18,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
+
+from loopback import Loopback, Replies
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 GRANTED = "hf_thisTokenWasLetIn"
@@ -59,14 +59,11 @@ class Answer(NamedTuple):
     error: str | None
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Replies):
     """Answers the requests of huggingface_hub for the repositories of `serve`."""
 
     repos: Mapping[str, Repo]
     asked: list[str]
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -184,15 +181,12 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
     """A hub with these repositories, on a free port."""
     asked: list[str] = []
     handler = type("Handler", (Handler,), {"repos": repos, "asked": asked})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    server = Loopback(handler)
+    server.start()
     try:
-        yield Hub(f"http://127.0.0.1:{server.server_port}", asked)
+        yield Hub(f"http://127.0.0.1:{server.port}", asked)
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        server.stop()
 
 
 ASK = """

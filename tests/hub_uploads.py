@@ -10,14 +10,13 @@ It speaks what huggingface_hub speaks without Xet: create, preupload, LFS batch,
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from hub_server import GRANTED, SHA
+from loopback import Loopback, Replies
 
 
 class UploadHub(NamedTuple):
@@ -32,16 +31,13 @@ class UploadHub(NamedTuple):
     asked: list[str]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Replies):
     """Answers the requests of huggingface_hub.HfApi.upload_folder."""
 
     owners: set[str]
     failing: str
     hub: UploadHub
     stored: dict[str, bytes]
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
 
     def do_GET(self) -> None:
         self.answer_for(b"")
@@ -72,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {GRANTED}":
             return self.refuse(401)
         if self.failing and self.failing in path:
-            return self.refuse(500)
+            return self.refuse(507)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
@@ -151,16 +147,16 @@ def mode(file: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def serve_uploads(owners: set[str], *, failing: str = "") -> Iterator[UploadHub]:
-    """A hub where GRANTED may write repositories of `owners`; paths with `failing` give 500."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub = UploadHub(f"http://127.0.0.1:{server.server_port}", {}, {}, [])
+    """A hub where GRANTED may write repositories of `owners`; paths with `failing` give 507.
+
+    A client tries again after 500 and waits 23 seconds in all, and does not after 507.
+    """
+    server = Loopback(Handler)
+    hub = UploadHub(f"http://127.0.0.1:{server.port}", {}, {}, [])
     values = {"owners": owners, "failing": failing, "hub": hub, "stored": {}}
     server.RequestHandlerClass = type("Handler", (Handler,), values)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    server.start()
     try:
         yield hub
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        server.stop()

@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+
+from loopback import Loopback, Replies
 
 
 class Request(NamedTuple):
@@ -109,19 +110,16 @@ class Server:
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        self._http = Loopback(self._handler())
+        self.url = f"http://127.0.0.1:{self._http.port}/v1"
 
     def start(self) -> None:
         """Serves in a thread until `stop`."""
-        threading.Thread(
-            target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        ).start()
+        self._http.start()
 
     def stop(self) -> None:
         """Closes the port; requests in work end with their threads."""
-        self._http.shutdown()
-        self._http.server_close()
+        self._http.stop()
 
     def answer(
         self, method: str, path: str, headers: Mapping[str, str], body: dict[str, Any]
@@ -146,10 +144,10 @@ class Server:
         """What /v1/models says."""
         return models({})
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[Replies]:
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Replies):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
@@ -184,9 +182,6 @@ class Server:
                     self.wfile.write(bytes([byte]))
                     self.wfile.flush()
                     time.sleep(seconds)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Silence."""
 
         return Handler
 

@@ -1,6 +1,7 @@
 """Curation: from what a student refuses to pairs, on a tiny model that was taught to refuse
 everything."""
 
+import gc
 import json
 import random
 from collections.abc import Iterable, Iterator
@@ -783,6 +784,24 @@ def test_another_model_has_none_of_the_students_revision_and_leaves_before_a_gua
         assert "engine" in vars(curation.models.student)
         curation.verdicts(curation.judges.guard, asked, answers)
         assert "engine" not in vars(curation.models.student)
+
+
+def test_only_a_model_that_was_loaded_is_freed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Garbage is collected for weights, half a second each time in a large process."""
+    engine = {"name": "openai", "base_url": server.url, "api_key_env": None}
+    values = {"task": "curate", "model": {"model_name_or_path": "student"}, "engine": engine}
+    values |= {"chosen": {"model": "teacher", "engine": engine}}
+    freed: list[str] = []
+    monkeypatch.setattr(gc, "collect", lambda: freed.append("garbage"))
+    with Run.open(tmp_path / "run", values, {}) as run:
+        models = make_curation(CurateRecipe.model_validate(values), run).models
+        models.release()
+        assert freed == [] and models.student.engine is models.student.engine
+        models.release()
+        models.release()
+    assert freed == ["garbage"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """evaluate.py: sets, attacks, a guard, a certificate and a gate in one run, on a tiny model with
 random weights."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from openai_server import fails, says, serving
 from overrefusal_po.cli import main
 from overrefusal_po.evaluate.certificates import certify
 from overrefusal_po.evaluate.labels import read_labels
+from overrefusal_po.evaluate.measured_model import MeasuredModel
 from overrefusal_po.evaluate.stage import evaluate, warn_of_idle_keys
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pipeline import run_stage, stage_inputs
@@ -242,6 +244,24 @@ def test_a_run_that_goes_on_asks_no_judge_again(recipe: dict[str, Any], tmp_path
         (folder / "outcomes.jsonl").unlink()
         assert run(recipe, folder) == first and (folder / "outcomes.jsonl").read_text() == outcomes
         assert len(server.requests) == len(HARMFUL + BENIGN) + len(HARMFUL)
+
+
+def test_only_a_model_that_was_loaded_is_freed(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[str] = []
+    monkeypatch.setattr(gc, "collect", lambda: freed.append("garbage"))
+    recipe["engine"] = {
+        "name": "openai",
+        "base_url": ["http://127.0.0.1:9/v1"],
+        "api_key_env": None,
+    }
+    model = MeasuredModel(EvaluateRecipe.model_validate(recipe), None)
+    model.release()
+    assert freed == [] and model.engine is model.engine
+    model.release()
+    model.release()
+    assert freed == ["garbage"]
 
 
 def test_a_model_behind_a_server_is_measured_without_its_weights(

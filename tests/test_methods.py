@@ -136,28 +136,38 @@ def command(folder: Path, path: Path, *arguments: str) -> subprocess.CompletedPr
     )
 
 
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """(exit code, what was printed, the errors) of the command in this process."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([*arguments])
+    return int(end.value.code or 0), *capsys.readouterr()
+
+
 # ------------------------------------------------------------------------------ methods of others
 
 
 @pytest.mark.slow
 def test_a_module_of_the_users_own_is_checked_and_trained_with(
-    recipe: dict[str, Any], tmp_path: Path
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Checked in this process, and trained with in one of its own that finds it by PYTHONPATH."""
     path = package(tmp_path / "path", "own_module")
-    checked = command(
-        tmp_path, path, "check", written(tmp_path, recipe, "own_module.tilted"), "--data"
-    )
-    assert checked.returncode == 0, checked.stderr[-3000:]
-    assert "3 pairs, longest row" in checked.stdout
+    monkeypatch.syspath_prepend(str(path))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = said(capsys, "check", written(tmp_path, recipe, "own_module.tilted"), "--data")
+    assert code == 0 and "3 pairs, longest row" in out, err
     for trainer, sentence in (
         ({"tillt": 1.0}, "tillt is not a known key of TiltedConfig. Did you mean tilt?"),
         ({"tilt": "wide"}, "trainer.tilt is 'wide'"),
         ({"tilt": 2.0}, "trainer.tilt is above 1. Give 1 or less."),
     ):
-        wrong = command(
-            tmp_path, path, "check", written(tmp_path, recipe, "own_module.tilted", **trainer)
-        )
-        assert wrong.returncode == 2 and sentence in wrong.stderr, wrong.stderr[-2000:]
+        wrong = written(tmp_path, recipe, "own_module.tilted", **trainer)
+        code, _, err = said(capsys, "check", wrong)
+        assert code == 2 and sentence in " ".join(err.split()), err
     trained = command(tmp_path, path, written(tmp_path, recipe, "own_module.tilted", tilt=0.75))
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert "steps: 1" in trained.stdout
@@ -168,19 +178,25 @@ def test_a_module_of_the_users_own_is_checked_and_trained_with(
 
 @pytest.mark.slow
 def test_a_method_of_an_installed_package_is_listed_and_trained_with_by_its_name(
-    recipe: dict[str, Any], tmp_path: Path
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = package(tmp_path / "site", "leaning")
     installed(path, "leaning", "leaning.tilted:METHOD")
-    listed = command(tmp_path, path, "list")
-    assert listed.returncode == 0, listed.stderr[-3000:]
-    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    monkeypatch.syspath_prepend(str(path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, err = said(capsys, "list")
+    assert code == 0, err
+    rows = [line.split(maxsplit=2) for line in out.splitlines()]
     assert ["method", "tilted", "DPO that leans to one side"] in [
         [cell.strip() for cell in row] for row in rows
     ]
     assert {row[1] for row in rows if row[0] == "method"} == {*METHODS, "tilted"}
-    trained = command(tmp_path, path, written(tmp_path, recipe, "tilted"))
-    assert trained.returncode == 0, trained.stderr[-3000:]
+    code, _, err = said(capsys, written(tmp_path, recipe, "tilted"))
+    assert code == 0, err
     assert (tmp_path / "tilted.txt").read_text() == "TiltedConfig 0.25 3"
 
 

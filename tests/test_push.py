@@ -103,8 +103,8 @@ def test_a_branch_of_the_users_is_written_to(run: Path) -> None:
         ("somebody/model", GRANTED, "", "status 403: this token may not write there"),
         ("me/my-model", WRONG, "", "status 401: the hub does not know this token"),
         ("me/my-model", None, "", "there is no hub token"),
-        ("me/my-model", GRANTED, "/commit/", "status 500: the hub refuses"),
-        ("me/my-model", GRANTED, "lfs/objects", "status 500: the hub refuses"),
+        ("me/my-model", GRANTED, "/commit/", "status 507: the hub refuses"),
+        ("me/my-model", GRANTED, "lfs/objects", "status 507: the hub refuses"),
     ],
 )
 def test_an_error_is_a_sentence_that_names_the_repository(

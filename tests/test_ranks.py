@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,16 @@ def start(command: list[str], folder: Path, **environment: str) -> subprocess.Po
     )
 
 
-@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun"])
+KEY = ["--trainer.betta=1"], "trainer.betta is not a known key"
+FILE = ["--data.pairs=nowhere.jsonl"], "nowhere.jsonl: there is no such file"
+FOLDER = ["run_dir=foreign"], "foreign is not empty, and it is no run folder"
+
+
+# accelerate launches by torchrun's own agent, so one fault shows its variables and its report
 @pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        (["--trainer.betta=1"], "trainer.betta is not a known key"),
-        (["--data.pairs=nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
-        (["run_dir=foreign"], "foreign is not empty, and it is no run folder"),
-    ],
-    ids=["seen by both ranks", "told to both ranks", "of the first rank alone"],
+    ("launcher", "given", "sentence"),
+    [(TORCHRUN, *KEY), (TORCHRUN, *FILE), (TORCHRUN, *FOLDER), (ACCELERATE, *FILE)],
+    ids=["seen by both", "told to both", "of the first alone", "told to both by accelerate"],
 )
 def test_a_fault_is_one_sentence_under_a_launcher(
     styles: dict[str, Any], tmp_path: Path, launcher: list[str], given: list[str], sentence: str
@@ -61,20 +61,21 @@ def test_a_fault_is_one_sentence_under_a_launcher(
 
 
 SPEAK = "from overrefusal_po.cli import main; main(['check', 'nowhere.yaml'])"
+WAITS = "import time; rest = time.sleep; "
+WAITS += "time.sleep = lambda seconds: print('waits', flush=True) or rest(seconds); "
+SOON = "from overrefusal_po.run import ranks; ranks.SECONDS_TO_BE_ENDED = 2.0; "
 
 
 def test_another_rank_speaks_if_the_launcher_does_not_end_it(tmp_path: Path) -> None:
-    process = start([sys.executable, "-c", SPEAK], tmp_path, RANK="1", WORLD_SIZE="2")
+    process = start([sys.executable, "-c", SOON + SPEAK], tmp_path, RANK="1", WORLD_SIZE="2")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert err.startswith("overrefusal-po: rank 1: nowhere.yaml: there is no such recipe")
 
 
 def test_another_rank_says_nothing_if_the_launcher_ends_it(tmp_path: Path) -> None:
-    code = SPEAK.replace("main([", "print('here', flush=True); main([")
-    process = start([sys.executable, "-c", code], tmp_path, RANK="1", WORLD_SIZE="2")
-    assert process.stdout is not None and process.stdout.readline() == "here\n"
-    time.sleep(1)
+    process = start([sys.executable, "-c", WAITS + SPEAK], tmp_path, RANK="1", WORLD_SIZE="2")
+    assert process.stdout is not None and process.stdout.readline() == "waits\n"
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM and err == ""

@@ -903,6 +903,7 @@ def test_the_study_runs_on_a_tiny_model(
     monkeypatch.chdir(tmp_path)
     small = ["data.max_prompts_per_kind=4", "generation.max_new_tokens=8"]
     small += ["capability.perplexity=false", "tamper.tiers=[1, 3]", "tamper.rows=4"]
+    small += ["tamper.learning_rates=[5.0e-4]"]
     given = [f"--model={start}", "--run_dir=out", "--stages.derta.trainer.max_steps=2"]
     given += ["--stages.derta.data.max_triples=8", "--stages.derta.trainer.max_length=1024"]
     given += [f"--stages.{name}.{key}" for name in ("base", "derta_evaluate") for key in small]

@@ -17,9 +17,10 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
+
+from loopback import Loopback, Replies
 
 ENTITY, PROJECT, SWEEP = "someone", "overrefusal-po", "sweep123"
 OWNER = {"id": "p", "name": PROJECT, "entity": {"id": "e", "name": ENTITY}}
@@ -56,8 +57,8 @@ class Server:
         self.unknown: list[str] = []
         self.keys: set[str] = set()
         self.lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(self))
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        self.http = Loopback(handler_for(self))
+        self.url = f"http://127.0.0.1:{self.http.port}"
 
     def run(self, name: str) -> Run:
         """The run of that id, made when it is first heard of."""
@@ -202,10 +203,10 @@ FIELDS = (
 """Told in this order: an upsertBucket also asks for its project's names."""
 
 
-def handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
+def handler_for(server: Server) -> type[Replies]:
     """Requests on their way to `server`, under its lock."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Replies):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
@@ -243,9 +244,6 @@ def handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
     return Handler
 
 
@@ -255,11 +253,8 @@ def serving(
 ) -> Iterator[Server]:
     """A server in a thread, for as long as the block runs."""
     server = Server(trials, stop)
-    threading.Thread(
-        target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-    ).start()
+    server.http.start()
     try:
         yield server
     finally:
-        server.http.shutdown()
-        server.http.server_close()
+        server.http.stop()

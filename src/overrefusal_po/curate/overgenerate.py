@@ -93,8 +93,8 @@ class AnsweringModel:
 
     def release(self) -> None:
         """Frees the loaded model. The next prompt that needs it loads it again."""
-        self.__dict__.pop("engine", None)
-        gc.collect()  # a model and its remedy refer to each other
+        if self.__dict__.pop("engine", None) is not None:
+            gc.collect()  # a model and its remedy refer to each other
 
     def answers(
         self, prompts: Sequence[Prompt], file: str, *, suppressed: Sequence[int] = ()

@@ -168,8 +168,8 @@ class MeasuredModel:
 
     def release(self) -> None:
         """Frees the weights: a judge may need the memory. They are loaded again if needed."""
-        self.__dict__.pop("engine", None)
-        gc.collect()  # a model and its remedy refer to each other
+        if self.__dict__.pop("engine", None) is not None:
+            gc.collect()  # a model and its remedy refer to each other
 
     def will_ask_first_tokens(self, prompts: Sequence[Prompt]) -> None:
         """Lets `completions` keep what `first_token` needs of these prompts, so that they need not

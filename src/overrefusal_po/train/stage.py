@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -30,6 +31,7 @@ from overrefusal_po.records import PreferencePair, Prompt, read_state, write_ato
 from overrefusal_po.run.complete import load_template
 from overrefusal_po.run.folder import Run
 from overrefusal_po.run.interrupts import drop_unusable, last_checkpoint
+from overrefusal_po.run.packages import import_large
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
 from overrefusal_po.train.finite import finite_callback
 from overrefusal_po.train.first_rows import check_first_rows
@@ -75,6 +77,7 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
             push_run(push, run.path)
         stored: dict[str, Any] = known["summary"]
         return stored
+    fresh = "torch" not in sys.modules  # so no model is there, which must not be set apart
     settings = checked_settings(recipe)
     seconds = settings.get("ddp_timeout", 1800)
     with joining(settings):
@@ -83,6 +86,8 @@ def train(recipe: TrainRecipe, open_run: Callable[[bool], Run]) -> dict[str, Any
             fsdp=wants_fsdp(settings),
             timeout_seconds=seconds,
         )
+    if fresh:
+        import_large("overrefusal_po.train.trl_private")  # which imports the trainers of TRL
     with lost_ranks_named(processes=state.num_processes, seconds=seconds):
         return train_in(state, recipe, open_run, settings)
 
