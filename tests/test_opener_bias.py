@@ -29,6 +29,7 @@ from overrefusal_po.model.opener_bias import (
     norm_scale,
     opener_bias,
     position_reader,
+    texts_to_read,
 )
 
 SMALL = {
@@ -208,6 +209,35 @@ def test_states_do_not_depend_on_the_batch(styles: dict[str, Style]) -> None:
     alone, together = (first_states(model, site, texts(), batch_size=size) for size in (1, 12))
     assert torch.allclose(alone.inputs, together.inputs, atol=1e-5)
     assert torch.allclose(alone.residual, together.residual, atol=1e-5)
+
+
+def test_texts_are_read_whole_until_there_are_enough_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """40 positions and a limit of 10: every fourth text whole, else the prompts of the first 6."""
+    monkeypatch.setattr("overrefusal_po.model.opener_bias.READ_STATES", 10)
+    rows = [TextIds([1, 2, at], [4, 5]) for at in range(8)]
+    found = texts_to_read(rows, 6)
+    assert found == {0: rows[0], 4: rows[4]} | {at: TextIds([1, 2, at], ()) for at in (1, 2, 3, 5)}
+    monkeypatch.setattr("overrefusal_po.model.opener_bias.READ_STATES", 40)
+    assert texts_to_read(rows, 6) == dict(enumerate(rows))
+
+
+def test_first_positions_are_the_same_however_much_else_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other positions come from the texts that are read whole, and from no prompt alone."""
+    model, rows = made("qwen3, tied"), texts()
+    site = bias_site(model)
+    all_read = first_states(model, site, rows, batch_size=5)
+    monkeypatch.setattr("overrefusal_po.model.opener_bias.READ_STATES", 30)
+    fewer = first_states(model, site, rows, batch_size=5, firsts=7)
+    step = round(sum(len(p) + len(r) for p, r in rows) / 30)
+    assert torch.allclose(fewer.inputs, all_read.inputs[:7], atol=1e-4)
+    assert torch.allclose(fewer.residual, all_read.residual[:7], atol=1e-4)
+    whole = first_states(model, site, rows[::step], batch_size=5)
+    assert step == 3
+    assert torch.allclose(fewer.others, whole.others, atol=1e-4)
 
 
 def test_a_layer_that_norms_what_it_adds_has_no_place_for_a_bias() -> None:

@@ -41,6 +41,9 @@ RIDGE = 1e-3
 OTHER_STATES = 4096
 """Positions that are no first ones, about at most; they are thinned out evenly."""
 
+READ_STATES = 2 * OTHER_STATES
+"""Positions that are read for them, about: a whole pass over every text costs more than it says."""
+
 BISECTIONS = 14
 """Halvings in the search for a flip point: the interval of 2 * limit shrinks to a 16,000th."""
 
@@ -143,24 +146,35 @@ def watched(model: PreTrainedModel, site: Site) -> Iterator[dict[str, Tensor]]:
 
 
 def first_states(
-    model: PreTrainedModel | PeftModel, site: Site, texts: Sequence[TextIds], *, batch_size: int
+    model: PreTrainedModel | PeftModel,
+    site: Site,
+    texts: Sequence[TextIds],
+    *,
+    batch_size: int,
+    firsts: int | None = None,
 ) -> FirstStates:
     """The states of the last layer at the first positions of the responses, in order of `texts`,
-    and at others."""
+    and at others.
+
+    `firsts`: of so many texts, the first ones; None: of all. The rest are read for other positions
+    alone, and of all texts no more are read whole than have enough of those.
+    """
     import torch
 
     plain = base_model(model)
     inner = plain.base_model
-    order = sorted(range(len(texts)), key=lambda at: sum(map(len, texts[at])))
-    total = sum(map(len, (ids for text in texts for ids in text)))
-    stride = -(-total // OTHER_STATES)
+    firsts = len(texts) if firsts is None else firsts
+    reads = texts_to_read(texts, firsts)
+    order = sorted(reads, key=lambda at: sum(map(len, reads[at])))
+    whole = {at for at in order if reads[at] == texts[at]}
+    stride = -(-sum(sum(map(len, texts[at])) for at in whole) // OTHER_STATES)
     inputs: dict[int, Tensor] = {}
     residual: dict[int, Tensor] = {}
     others = []
     with torch.inference_mode(), watched(plain, site) as seen:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            ids, mask, first = padded([texts[at] for at in chosen])
+            ids, mask, first = padded([reads[at] for at in chosen])
             inner(
                 input_ids=ids.to(plain.device),
                 attention_mask=mask.to(plain.device),
@@ -171,12 +185,22 @@ def first_states(
             inputs |= dict(zip(chosen, at_first["down"], strict=True))
             residual |= dict(zip(chosen, at_first["norm"], strict=True))
             mask[rows, first] = 0
+            mask[torch.tensor([at not in whole for at in chosen])] = 0
             others.append(seen["down"][mask.bool()][::stride].float().cpu())
     return FirstStates(
-        torch.stack([inputs[at] for at in range(len(texts))]),
-        torch.stack([residual[at] for at in range(len(texts))]),
+        torch.stack([inputs[at] for at in range(firsts)]),
+        torch.stack([residual[at] for at in range(firsts)]),
         torch.cat(others),
     )
+
+
+def texts_to_read(texts: Sequence[TextIds], firsts: int) -> dict[int, TextIds]:
+    """{number: what is read of a text}: an even share of all texts whole, with about `READ_STATES`
+    positions; of the other ones among the first `firsts`, the prompt."""
+    total = sum(map(len, (ids for text in texts for ids in text)))
+    step = max(1, round(total / READ_STATES))
+    whole = {at: text for at, text in enumerate(texts) if at % step == 0}
+    return {at: TextIds(texts[at].prompt, ()) for at in range(firsts)} | whole
 
 
 def padded(texts: Sequence[TextIds]) -> tuple[Tensor, Tensor, Tensor]:

@@ -134,8 +134,7 @@ def states_of(subject: Subject, site: Site, prompts: Sequence[Prompt]) -> FirstS
     texts = [text_ids(subject, outcome) for outcome in subject.outcomes(prompts)]
     with remedied(subject.model, Remedy("barred", logits_change(subject), BARRED)):
         texts += [text_ids(subject, outcome) for outcome in subject.outcomes(prompts)]
-    found, n = first_states(subject.model, site, texts, batch_size=BATCH), len(prompts)
-    return found._replace(inputs=found.inputs[:n], residual=found.residual[:n])
+    return first_states(subject.model, site, texts, batch_size=BATCH, firsts=len(prompts))
 
 
 def text_ids(subject: Subject, outcome: Outcome) -> TextIds:

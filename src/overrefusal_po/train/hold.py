@@ -316,9 +316,8 @@ class Holder:
         read = engine.token_ids
         said = [*answers.own, *answers.other]
         texts = [TextIds(read(engine.input_text(o.prompt)), read(o.completion.text)) for o in said]
-        found = first_states(self.model, self.site, texts, batch_size=self.hold.batch_size)
-        n = len(answers.own)
-        return found._replace(inputs=found.inputs[:n], residual=found.residual[:n])
+        size, firsts = self.hold.batch_size, len(answers.own)
+        return first_states(self.model, self.site, texts, batch_size=size, firsts=firsts)
 
     def decisions(
         self, answers: Answers, flips: Sequence[float], start: Sequence[Outcome]
