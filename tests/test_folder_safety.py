@@ -12,8 +12,9 @@ import pytest
 
 from overrefusal_po.records import read_state
 from overrefusal_po.report.terminal import print_summary, print_table, say, say_json
-from overrefusal_po.run.folder import Run, make_private, printable
+from overrefusal_po.run.folder import Run, printable
 from overrefusal_po.run.keys import path_hash
+from overrefusal_po.run.own_folder import make_private
 from overrefusal_po.run.shards import check_complete, check_done
 from overrefusal_po.train.stage import note_processes
 
@@ -143,7 +144,7 @@ def test_a_damaged_recipe_in_the_folder_still_says_that_the_inputs_differ(
     tmp_path: Path, text: str
 ) -> None:
     with Run.open(tmp_path, RECIPE, {"data": "a"}):
-        pass
+        (tmp_path / "completions.jsonl").touch()
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ValueError, match="the content of data"):
         Run.open(tmp_path, RECIPE, {"data": "b"})

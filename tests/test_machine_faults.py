@@ -17,9 +17,10 @@ from overrefusal_po.model.load import load_tokenizer, save_merged
 from overrefusal_po.recipe.trl_fields import cache_folder
 from overrefusal_po.records import write_atomic
 from overrefusal_po.report.next_steps import next_steps
-from overrefusal_po.run.folder import Run, drop_leftovers
+from overrefusal_po.run.folder import Run
 from overrefusal_po.run.log import Log
 from overrefusal_po.run.os_faults import fault_words
+from overrefusal_po.run.own_folder import drop_leftovers
 from overrefusal_po.run.unscored import RunFailed
 from overrefusal_po.train.progress import correct_speed
 from overrefusal_po.train.resume import drop_oldest

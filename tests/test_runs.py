@@ -129,6 +129,39 @@ def test_another_input_in_a_fixed_folder_is_named(tmp_path: Path) -> None:
         Run.open(tmp_path, RECIPE, {"data.pairs": "b", "model": "m"})
 
 
+@pytest.mark.parametrize("killed_between", [False, True])
+def test_a_run_that_failed_before_its_work_gives_way_to_another_recipe(
+    tmp_path: Path, killed_between: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model that was not there yet, or a wrong key: the folder holds nothing to lose."""
+    with pytest.raises(ValueError), Run.open(tmp_path, RECIPE, {"model": "none"}) as run:
+        run.started -= 1000
+        raise ValueError("no such model")
+    if killed_between:
+        (tmp_path / "recipe.yaml").unlink()
+    other = changed(seed=7)
+    caplog.set_level("INFO", "overrefusal_po")
+    with Run.open(tmp_path, other, {"model": "m"}) as again:
+        assert again.sittings == 1 and not again.done
+        again.finish()
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text()) == other
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["inputs"] == {"model": "m"} and status["seconds"] < 900
+    log = (tmp_path / "log").read_text()
+    assert "no such model" in log and "began here and made nothing" in log
+
+
+@pytest.mark.parametrize("made", ["completions.jsonl", "shard-0-of-2/log", "checkpoints/x"])
+def test_what_a_run_made_is_kept_from_another_recipe(tmp_path: Path, made: str) -> None:
+    with Run.open(tmp_path, RECIPE, {}):
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        (tmp_path / made).touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="another recipe: seed"):
+        Run.open(tmp_path, changed(seed=7), {})
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_a_rank_that_is_no_writer_touches_nothing(tmp_path: Path) -> None:
     with Run.open(tmp_path / "run", RECIPE, {}, writer=False) as run:
         run.finish()

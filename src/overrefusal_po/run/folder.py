@@ -6,8 +6,8 @@
             run.finish({"pairs": 120})
 
 A run is keyed by its resolved recipe and the content of its inputs (`keys`). The same key goes on
-where it stopped, or is done. A folder with another key stays unchanged, and the error names what
-differs. Files are written beside their place and renamed.
+where it stopped, or is done. A folder with another key stays unchanged if anything was made there,
+and the error names what differs. Files are written beside their place and renamed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import contextlib
 import json
 import logging
 import os
-import re
-import shutil
 import time
 import traceback
 from collections.abc import Mapping
@@ -34,6 +32,7 @@ from overrefusal_po.run.keys import keyed, run_key
 from overrefusal_po.run.lock import FolderLock
 from overrefusal_po.run.log import LOG_BYTES, Log, Printable, printable
 from overrefusal_po.run.os_faults import fault_words
+from overrefusal_po.run.own_folder import check_own, drop_leftovers, made_nothing, make_private
 
 LAYOUT = 2
 """The version of a run folder's files, in status.json. Raise it when you rename a file or a key."""
@@ -71,6 +70,8 @@ class Run:
         self.sittings = 0
         """How often the work was begun, with this time. Seconds are whole if it was once: a killed
         process counts none."""
+        self._gave_way = False
+        """Whether another recipe's run was here, and made nothing."""
         self._lock: FolderLock | None = None
         self._log: logging.Handler | None = None
 
@@ -85,7 +86,10 @@ class Run:
     ) -> Run:
         """Opens or creates the folder. Rank 0 is the writer; other ranks only read.
 
-        Raises ValueError if the folder holds another recipe, or if another process works on it.
+        A run of another recipe that made nothing there gives way.
+
+        Raises ValueError if the folder holds the work of another recipe, or if another process
+        works on it.
         """
         run = cls(path, resolved, inputs, writer=writer)
         if writer:
@@ -93,6 +97,8 @@ class Run:
             try:
                 run._write_recipe()
                 run._open_log()
+                if run._gave_way:
+                    logger.info("%s: a run of another recipe began here and made nothing", path)
             except BaseException:  # a full disk: another run in this process may still come
                 run.close()
                 raise
@@ -105,7 +111,8 @@ class Run:
         self._lock.acquire()
         try:
             self._check_same()
-            self.sittings = self.status().get("sittings", int(bool(self.status())))
+            status = self._same_status()
+            self.sittings = status.get("sittings", int(bool(status)))
             drop_leftovers(self.path)
         except BaseException:
             self._lock.release()
@@ -137,6 +144,11 @@ class Run:
                 f"this version writes {LAYOUT}). Choose another run_dir, or delete that folder."
             )
         if status and status["key"] != self.key:
+            if status["state"] != "done" and made_nothing(self.path):
+                # the key is replaced by what is written next
+                (self.path / "recipe.yaml").unlink(missing_ok=True)
+                self._gave_way = True
+                return
             shown = ", ".join(self._differences(status.get("inputs", {}))[:5])
             raise ValueError(
                 f"{self.path} holds a run of another recipe: {shown}. Choose another run_dir, or "
@@ -188,8 +200,13 @@ class Run:
         file = self.path / "status.json"
         return read_state(file, ["state", "key"]) if file.is_file() else {}
 
+    def _same_status(self) -> dict[str, Any]:
+        """status.json if it is this run's: another one may have begun here and made nothing."""
+        status = self.status()
+        return status if status.get("key") == self.key else {}
+
     def _write_status(self, state: str, extra: Mapping[str, object] | None = None) -> None:
-        seconds = self.status().get("seconds", 0) + time.monotonic() - self.started
+        seconds = self._same_status().get("seconds", 0) + time.monotonic() - self.started
         self.started = time.monotonic()
         status = {
             "state": state,
@@ -291,54 +308,3 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return int(getattr(error, "exit_code", 130))
     return 2 if isinstance(error, ValueError) else 1
-
-
-def drop_leftovers(folder: Path) -> None:
-    """Deletes what a killed run was writing: hidden files and folders that end in .tmp. Only who
-    holds the lock may call this."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def make_private(folder: Path) -> None:
-    """Creates a folder, and what is missing above it, that only its owner may enter (mode 0700):
-    responses of a model may be harmful. A folder that exists keeps its mode."""
-    for path in reversed([folder, *folder.parents]):
-        try:
-            if not path.exists():
-                path.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"{folder}: the folder {path} cannot be made ({error.strerror}). Give the path of "
-                "a folder in which you may write."
-            ) from None
-
-
-def check_own(folder: Path) -> None:
-    """Raises ValueError unless a folder is new, empty, a run's, or holds the shards of one; and if
-    a link is in it.
-
-    A run replaces and deletes files in its folder. Those of somebody else must stay, and a link
-    would let it write to theirs.
-    """
-    for path in [*folder.glob("*"), *folder.glob("checkpoints/*")]:
-        if path.is_symlink():
-            raise ValueError(
-                f"run_dir: {path} is a link (to {path.readlink()}). A run writes into its own "
-                "folder and follows no links. Delete the link, or let run_dir itself lead to the "
-                "other disk."
-            )
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"run_dir: {folder} is a file. Give the path of a new or an empty folder.")
-    if not folder.is_dir() or (folder / "status.json").is_file():
-        return
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if names and not any(re.fullmatch(r"shard-\d+-of-\d+", name) for name in names):
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise ValueError(
-            f"run_dir: {folder} is not empty, and it is no run folder (it holds {shown}). A run "
-            "replaces files in its folder. Give the path of a new or an empty one."
-        )
