@@ -113,11 +113,13 @@ def source_of(config: str) -> str:
 
 
 def built_tables(configs: Sequence[str]) -> str:
-    """The tables of `configs` as JSON, made in a child process that imports TRL."""
+    """The tables of `configs` as JSON, made in a child process that imports TRL, and finds modules
+    where this process does."""
     code = f"from overrefusal_po.recipe.trl_fields import print_tables; print_tables({configs!r})"
-    quiet = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    env = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=quiet, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False
     )
     if done.returncode:
         raise RuntimeError(f"TRL's settings could not be read: {done.stderr.strip()[-800:]}")
