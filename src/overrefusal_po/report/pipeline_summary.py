@@ -127,13 +127,12 @@ def make_summary(
     }
     remedies = None
     if report is not None:
-        base = next(run["name"] for run in runs if run["folder"] == report.baseline)
         remedies = remedies_entry(
             report,
             Stages(folder, stages),
             runs,
             outcomes=plain,
-            first_tokens=first_tokens[base],
+            first_tokens=first_tokens,
         )
     steps = comparable_steps(plain) if remedies is None else remedy_steps(remedies)
     notes = [*reader_notes(runs, stages), *waiver_notes(folder)]

@@ -105,8 +105,7 @@ def compared_part(
         {**metrics[name], "name": name, "folder": str(folder)} for name, folder in folders.items()
     ]
     report = rule_for(list(folders.values()))
-    first = first_tokens[next(iter(folders))]
-    entry = remedies_entry(report, made, runs, outcomes=outcomes, first_tokens=first)
+    entry = remedies_entry(report, made, runs, outcomes=outcomes, first_tokens=first_tokens)
     return RemediesPart.model_validate(entry)
 
 

@@ -172,10 +172,10 @@ def remedies_entry(
     runs: Sequence[Values],
     *,
     outcomes: Mapping[str, Sequence[Outcome]],
-    first_tokens: FirstTokens,
+    first_tokens: Mapping[str, FirstTokens],
 ) -> RemediesEntry:
-    """The part `remedies`: every run against the untouched one. `outcomes` are plain ones,
-    `first_tokens` those of the untouched one."""
+    """The part `remedies`: every run against the untouched one. `outcomes` (plain ones) and
+    `first_tokens` have the names of the runs."""
     of_stage = {run["folder"]: run for run in runs}
     base = of_stage[report.baseline]
     name = base["name"]
@@ -183,16 +183,17 @@ def remedies_entry(
     rivals = frozenset(of_stage[stage]["name"] for stage in report.rivals if stage in of_stage)
     missing = stages.measured() - {*of_stage, *report.rivals}
     by_name = {run["name"]: run for run in runs}
-    rows = remedy_rows(name, outcomes, first_tokens, HoldRule(report.hold_drop_max, report.on))
+    known = first_tokens[name]
+    rows = remedy_rows(name, outcomes, known, HoldRule(report.hold_drop_max, report.on))
     ways = tampered_alike([base, *(by_name[row.name] for row in rows)])
-    table = Table(stages, base, by_name, outcomes, rivals, first_tokens.exact, len(missing), ways)
+    table = Table(stages, base, by_name, outcomes, rivals, known.exact, len(missing), ways)
     fits = [fit for stage in stages.fits() for fit in fit_entries(stages.folder, stage)]
     unfitted = [fit for fit in fits if fit["status"] != "fitted"]
     compared = {name, *comparable_runs(name, outcomes)}
     return {
         "baseline": name,
         "rule": rule_of(report),
-        "exact_curve": first_tokens.exact,
+        "exact_curve": known.exact,
         "sentence": nothing_words(stages, report.baseline) or table.sentence(rows),
         "best": None if (found := best(rows)) is None else found.name,
         "rows": [table.entry(row) for row in rows],

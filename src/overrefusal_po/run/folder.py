@@ -70,8 +70,6 @@ class Run:
         self.sittings = 0
         """How often the work was begun, with this time. Seconds are whole if it was once: a killed
         process counts none."""
-        self._gave_way = False
-        """Whether another recipe's run was here, and made nothing."""
         self._lock: FolderLock | None = None
         self._log: logging.Handler | None = None
 
@@ -95,9 +93,10 @@ class Run:
         if writer:
             run._lock_folder()
             try:
-                run._write_recipe()
+                other = bool(run.status()) and not run._same_status()
+                run._write_recipe(anew=other)
                 run._open_log()
-                if run._gave_way:
+                if other:
                     logger.info("%s: a run of another recipe began here and made nothing", path)
             except BaseException:  # a full disk: another run in this process may still come
                 run.close()
@@ -118,7 +117,9 @@ class Run:
             self._lock.release()
             raise
 
-    def _write_recipe(self) -> None:
+    def _write_recipe(self, *, anew: bool) -> None:
+        if anew:  # first, so that a killed run leaves no old recipe beside a new key
+            (self.path / "recipe.yaml").unlink(missing_ok=True)
         # a signal may come before `with` holds the run: until then the folder says what it is then.
         # The status comes first, because a folder with other files and no status is no run's.
         if not self.done:
@@ -143,12 +144,8 @@ class Run:
                 f"{self.path} was written by an older version (layout {status.get('layout', 1)}, "
                 f"this version writes {LAYOUT}). Choose another run_dir, or delete that folder."
             )
-        if status and status["key"] != self.key:
-            if status["state"] != "done" and made_nothing(self.path):
-                # the key is replaced by what is written next
-                (self.path / "recipe.yaml").unlink(missing_ok=True)
-                self._gave_way = True
-                return
+        gives_way = status.get("state") != "done" and made_nothing(self.path)
+        if status and status["key"] != self.key and not gives_way:
             shown = ", ".join(self._differences(status.get("inputs", {}))[:5])
             raise ValueError(
                 f"{self.path} holds a run of another recipe: {shown}. Choose another run_dir, or "
