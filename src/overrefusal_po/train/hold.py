@@ -342,5 +342,6 @@ class Holder:
         openers: Sequence[int],
     ) -> float:
         """The share of prompts whose first token is what the flip points say, after folding."""
+        logger.info("hold: with a bias of %+.2f the first tokens are read once more", bias)
         opens = self.opens_now(engine, openers)
         return sum((bias > f) is o for f, o in zip(flips, opens, strict=True)) / len(flips)
