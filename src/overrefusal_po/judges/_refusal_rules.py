@@ -19,6 +19,7 @@ from overrefusal_po.judges._refusal_answers import (
     gives_reason_against,
     preaches,
 )
+from overrefusal_po.judges._refusal_asks_back import asks_back_verdict
 from overrefusal_po.judges._refusal_declines import Decline, decline_at
 from overrefusal_po.judges._refusal_notices import crisis_verdict, is_notice
 from overrefusal_po.judges._refusal_redirects import (
@@ -335,5 +336,6 @@ WHOLE_RULES = {
     FOREIGN_CONDEMNATION: foreign_condemnation_verdict,
     "wish questioned": question_verdict,
     "crisis line": crisis_verdict,
+    "question back": asks_back_verdict,
 }
 """The rules that look at all sentences, tried after those."""

@@ -102,6 +102,10 @@ class Language(Wordings):
         found = (self.condemnation.match if begins else self.condemnation.search)(text)
         return found.group() if found else ""
 
+    def find(self, name: str, text: str) -> re.Match[str] | None:
+        """The first match of the entry `name` in a text; None too if the file lacks the entry."""
+        return getattr(self, name).search(text) if name in self.evidence else None
+
 
 say = English(FOLDER / "en.yaml")
 
