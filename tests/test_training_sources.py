@@ -505,8 +505,14 @@ def test_ultrafeedback_gives_prompts_and_pairs_without_a_rule(loaded: dict[str, 
         ("drift alpaca", ["drift/column, row 1", "query, topic", "instruction + input + output"]),
         ("drift feedback", ["drift/column, row 1", "query, topic", "prompt + chosen + rejected"]),
         ("drift turns", ["drift/turns, row 1, column chosen", "'y'"]),
-        ("drift type", ["drift/wild, row 1, column data_type", "'mild'", "vanilla_harmful"]),
-        ("drift eval", ["drift/wild, row 1", "prompt, y", "data_type + adversarial + label"]),
+        (
+            "drift type",
+            ["drift/wild (train, train), row 1, column data_type", "'mild'", "vanilla_harmful"],
+        ),
+        (
+            "drift eval",
+            ["drift/wild (eval, train), row 1", "prompt, y", "data_type + adversarial + label"],
+        ),
     ],
 )
 def test_what_goes_wrong_is_said_with_the_columns_found(

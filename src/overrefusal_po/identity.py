@@ -67,6 +67,12 @@ def words_and_signs(text: str) -> Parts:
     return Parts(words, signs)
 
 
+def bare_text(text: str) -> str:
+    """A text's words and signs, without case, blanks and punctuation."""
+    words, signs = words_and_signs(text)
+    return f"{' '.join(words)} | {' '.join(signs)}"
+
+
 def add_parts(part: str, words: list[str], signs: list[str]) -> None:
     """Adds the words and signs of a text without blanks to the lists."""
     run, in_word = "", None

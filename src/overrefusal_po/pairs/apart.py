@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from overrefusal_po.identity import words_and_signs
+from overrefusal_po.identity import bare_text
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.records import Prompt
 
@@ -125,9 +125,3 @@ def same_prompt_marks(prompt: Prompt) -> set[str]:
         prompt.cluster,
         *(f"words: {bare_text(t)}" for t in (said, prompt.question or "") if t.strip()),
     }
-
-
-def bare_text(text: str) -> str:
-    """A text's words and signs, without case, blanks and punctuation."""
-    words, signs = words_and_signs(text)
-    return f"{' '.join(words)} | {' '.join(signs)}"

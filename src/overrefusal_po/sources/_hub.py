@@ -33,11 +33,17 @@ class HubSet(NamedTuple):
     tabs: bool = False
     """The files are tab separated, and "None" or an empty cell in them is text."""
 
+    @property
+    def place(self) -> str:
+        """`walledai/XSTest`, or `allenai/coconot (pref, train)`: rows of two configurations may
+        have the same number, and the same id."""
+        return f"{self.repo} ({self.config}, {self.split})" if self.config else self.repo
+
 
 def hub_rows(wanted: HubSet) -> Iterator[tuple[str, JsonObject]]:
     """(place, row) for every row; ValueError if the set cannot be loaded."""
     for number, row in enumerate(load(wanted), 1):
-        yield f"{wanted.repo}, row {number}", row
+        yield f"{wanted.place}, row {number}", row
 
 
 def load(wanted: HubSet) -> Dataset:

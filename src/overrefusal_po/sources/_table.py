@@ -24,7 +24,9 @@ class TableLabels(NamedTuple):
 
 
 class PlainSet(NamedTuple):
-    """The facts of one set. `train`: the hub split that may be trained on, None for a benchmark."""
+    """The facts of one set. `train`: the hub split that may be trained on, None for a benchmark.
+    It is `split` if the set has one part, for which authors have training in mind too: whoever
+    trains on it cannot measure on it, and `note` says so."""
 
     title: str
     paper: str
@@ -71,7 +73,9 @@ SETS: dict[str, PlainSet] = {
         forms=(Form("Request", None, ("Harmfulness",)),),
         licence="MIT",
         kind=TableLabels("Harmfulness", {"harmless": "benign", "controversial": None}),
-        note="Prompts that its authors label controversial are left out.",
+        train="train",
+        note="Prompts that its authors label controversial are left out. It has one part, which "
+        "may be trained on: whoever trains on it cannot measure on it.",
     ),
     "falsereject": PlainSet(
         title="FalseReject: 1,187 test prompts checked by people, and 14,624 for training",
@@ -166,6 +170,17 @@ SETS: dict[str, PlainSet] = {
         gated=True,
         note="Many of its prompts repeat each other in other words: an interval over them is too "
         "narrow.",
+    ),
+    "harmfulqa": PlainSet(
+        title="HarmfulQA: 1,960 harmful questions on ten topics, by ChatGPT, for red-teaming and "
+        "for safety training",
+        paper="Bhardwaj and Poria, 2023, arXiv 2308.09662",
+        repo="declare-lab/HarmfulQA",
+        forms=(Form("question", "topic"),),
+        licence="Apache-2.0",
+        kind="harmful",
+        train="train",
+        note="It has one part, which may be trained on: whoever trains on it cannot measure on it.",
     ),
     "maliciousinstruct": PlainSet(
         title="MaliciousInstruct: 100 instructions with ten malicious intents",

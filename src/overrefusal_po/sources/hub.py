@@ -77,7 +77,7 @@ def hub_set_rows(settings: Settings) -> Iterator[tuple[str, JsonObject]]:
     share = found.data.nbytes / max(len(found), 1)
     meter = Meter(settings.repo, limits)
     for number, row in enumerate(found, 1):
-        place = f"{settings.repo}, row {number}"
+        place = f"{wanted.place}, row {number}"
         meter.add(place, share)
         yield place, row
     if not meter.rows:

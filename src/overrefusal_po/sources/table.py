@@ -5,9 +5,10 @@ WildGuardTest, SORRY-Bench, ...
     {name: table, set: oktest, paths: [OKTest.csv]}      # the authors' file instead of the hub
     {name: table, set: advbench, repo: me/my-mirror}     # another hub data set of the same columns
 
-The sets stand in `_table.py`. Benchmarks raise for the train split. `described` says licence,
-gating, and whether the facts of a set were verified; `note` says what a reader of a number has to
-know.
+The sets stand in `_table.py`. Benchmarks raise for the train split. A set of one part that may be
+trained on (PHTest, HarmfulQA) gives all of it for each split: measure on it, or train on it.
+`described` says licence, gating, and whether the facts of a set were verified; `note` says what a
+reader of a number has to know.
 """
 
 from __future__ import annotations
@@ -49,13 +50,16 @@ def aliases() -> dict[str, str]:
 
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     """The prompts of a set. Of one that has a train split, None gives both parts; other splits give
-    the test part."""
+    the test part. Local files are the split asked for."""
     facts = SETS[settings.plain_set]
-    if facts.train is None or settings.paths:
+    if facts.train is None:
         never_train(settings.plain_set, split)
+    if facts.train in (None, facts.split):
         return list(read_hub_split(settings, facts, facts.split, None))
+    if settings.paths:
+        return list(read_hub_split(settings, facts, facts.split, split))
     found: list[Prompt] = []
-    if split in ("train", None):
+    if facts.train is not None and split in ("train", None):
         found += read_hub_split(settings, facts, facts.train, "train")
     if split != "train":
         found += read_hub_split(settings, facts, facts.split, "test")
