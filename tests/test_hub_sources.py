@@ -23,11 +23,12 @@ from hub_server import (
 )
 
 from overrefusal_po.checks import check_stages_apart
+from overrefusal_po.curate.inputs import read_sources
 from overrefusal_po.pairs.firewall import build_firewall, contamination
 from overrefusal_po.plugins import find_plug
 from overrefusal_po.prompts import read_source
 from overrefusal_po.recipe.load import load_recipe
-from overrefusal_po.records import Prompt
+from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources import orbench, table
 from overrefusal_po.sources._table import SETS, PlainSet, TableLabels, described
 from overrefusal_po.stage_recipes import stage_bodies
@@ -542,6 +543,15 @@ BENCHMARKS: list[Any] = [
 def test_a_benchmark_is_never_trained_on(spec: Any) -> None:
     with pytest.raises(ValueError, match="benchmark"):
         read_source(spec, "train")
+
+
+@pytest.mark.parametrize("split", [None, "dev", "test"])
+@pytest.mark.parametrize("spec", [*BENCHMARKS, "coconot", "falsereject"], ids=str)
+def test_what_is_measured_is_not_trained_on_by_another_name_of_the_split(
+    spec: Any, split: Split | None
+) -> None:
+    with pytest.raises(ValueError, match=r"benchmark|to measure on"):
+        read_sources(("starter", spec), split, "benign")
 
 
 ONE_PART = [name for name, facts in SETS.items() if facts.train == facts.split]

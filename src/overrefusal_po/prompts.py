@@ -54,6 +54,30 @@ def read_source(spec: PlugSpec, split: Split | None) -> list[Prompt]:
     return source_rows(Prompt, spec, split)
 
 
+def refuse_measured(spec: PlugSpec, split: Split | None) -> None:
+    """ValueError if models are measured on what a source gives for a split: that is never trained
+    on."""
+    source, settings, _ = find_source(spec)
+    measures: Callable[..., bool] = getattr(source, "measures", lambda *_: False)
+    if not measures(settings, split):
+        return
+    if measures(settings, "train"):
+        raise ValueError(
+            f"{spec_words(spec)} is a benchmark and has no train split; use it in `evaluate` only."
+        )
+    raise ValueError(
+        f"{spec_words(spec)} in split {split!r} is there to measure on, not to train on. Read its "
+        "train part: split: train."
+    )
+
+
+def spec_words(spec: PlugSpec) -> str:
+    """A source as its recipe names it, without its keys' quotes."""
+    if isinstance(spec, str):
+        return spec
+    return ", ".join(f"{key}: {value}" for key, value in spec.items())
+
+
 def read_triples(
     spec: PlugSpec, split: Split | None, *, opener: str = "", lead: str | None = None
 ) -> list[Triple]:
@@ -133,6 +157,8 @@ def source_key(record: type[R], spec: PlugSpec, split: Split | None) -> str:
 def fresh_rows(record: type[R], spec: PlugSpec, split: Split | None) -> list[R]:
     """The rows of this kind that a source gives; ValueError if it has no function for them, gives
     something else, or has nothing in this split."""
+    if split == "train":
+        refuse_measured(spec, split)
     module, settings, common = find_source(spec)
     name = SOURCE_FUNCTIONS[record]
     if not hasattr(module, name):

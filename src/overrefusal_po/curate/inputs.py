@@ -18,7 +18,7 @@ from overrefusal_po.pairs.duplicates import duplicates
 from overrefusal_po.pairs.firewall import Hit, contamination
 from overrefusal_po.pairs.set_checks import uneven_prompts
 from overrefusal_po.pairs.signatures import split_words
-from overrefusal_po.prompts import fixed_subset, read_source
+from overrefusal_po.prompts import fixed_subset, read_source, refuse_measured
 from overrefusal_po.recipe.reading import with_keys
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import CurateData, PlugSpec
@@ -94,9 +94,12 @@ def warn_of_other_prompts(
 def read_sources(
     specs: PlugSpec | tuple[PlugSpec, ...], split: Split | None, kind: Kind
 ) -> list[Prompt]:
-    """The prompts of a source, or of several, one behind the other. Rows of files that say no kind
-    are of the kind that the recipe's key names."""
+    """The prompts to train on of a source, or of several, one behind the other. Rows of files that
+    say no kind are of the kind that the recipe's key names. ValueError if models are measured on
+    one of them."""
     each = specs if isinstance(specs, tuple) else (specs,)
+    for spec in each:
+        refuse_measured(spec, split)
     named = [with_keys(spec, {"kind": kind}) for spec in each]
     return [prompt for spec in named for prompt in read_source(spec, split)]
 

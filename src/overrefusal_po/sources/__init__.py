@@ -19,7 +19,8 @@ SHIPPED_SETS = ("starter", "contrasts")
 
 class SourcePlug(Protocol):
     """What a file of this room defines: `Settings`, and at least one of `prompts`, `triples`,
-    `pairs` and `responses`. It may also define `unpaired` and `note`.
+    `pairs` and `responses`. It may also define `unpaired`, `measures`
+    and `note`.
 
     A split is train, dev or test; None gives all. Each function raises ValueError if the source
     cannot be read.
@@ -44,6 +45,10 @@ class SourcePlug(Protocol):
 
     def unpaired(self, settings: Any) -> bool:
         """Whether KTO reads `responses` and not `pairs`; never, if this is missing."""
+
+    def measures(self, settings: Any, split: Split | None) -> bool:
+        """Whether what it gives for a split is there to measure on, and so is never trained on;
+        not so, if this is missing."""
 
     def note(self, settings: Any) -> str | None:
         """What a reader of a number from this source has to know; None if there is nothing."""

@@ -100,11 +100,3 @@ def hub_parts(split: Split | None, paths: Sequence[str]) -> list[Split]:
     if paths:
         return [split or "train"]
     return ["train", "test"] if split is None else [] if split == "dev" else [split]
-
-
-def never_train(name: str, split: Split | None) -> None:
-    """Raises ValueError for the train split: what is measured on is not trained on."""
-    if split == "train":
-        raise ValueError(
-            f"{name} is a benchmark and has no train split; use it in `evaluate` only."
-        )

@@ -79,6 +79,11 @@ class Settings(BaseModel):
         return self
 
 
+def measures(settings: Settings, split: Split | None) -> bool:
+    """The evaluation parts are for measuring."""
+    return split != "train"
+
+
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     """Harmful originals, then benign contrasts: the train parts for the split train, else the
     evaluation parts."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, never_train, set_items
+from overrefusal_po.sources._rows import Form, set_items
 
 FORMS = (Form("prompt", "category"), Form("Behavior", "SemanticCategory", ("FunctionalCategory",)))
 """The hub's columns, and those of the authors' file, which holds all three functional
@@ -31,10 +31,13 @@ class Settings(BaseModel):
     revision: str | None = None
 
 
+def measures(settings: Settings, split: Split | None) -> bool:
+    """A benchmark: in each split."""
+    return True
+
+
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
-    """The standard behaviours; asking for the train split is an error, since HarmBench is a
-    benchmark."""
-    never_train("HarmBench", split)
+    """The standard behaviours, for each split."""
     wanted = HubSet(settings.repo, "standard", "train", settings.revision)
     return [
         Prompt.of(

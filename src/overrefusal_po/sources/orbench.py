@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, never_train, set_items
+from overrefusal_po.sources._rows import Form, set_items
 
 Config = Literal["or-bench-80k", "or-bench-hard-1k", "or-bench-toxic"]
 KIND_OF_CONFIG: dict[Config, Kind] = {
@@ -56,11 +56,13 @@ class Settings(BaseModel):
     revision: str | None = None
 
 
+def measures(settings: Settings, split: Split | None) -> bool:
+    """All but the 80k are for measuring."""
+    return settings.config != "or-bench-80k"
+
+
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
-    """The prompts of one set, benign or (toxic) harmful; the train split is an error but for the
-    80k."""
-    if settings.config != "or-bench-80k":
-        never_train(settings.config, split)
+    """The prompts of one set, benign or (toxic) harmful, for each split."""
     wanted = HubSet(settings.repo, settings.config, "train", settings.revision)
     return [
         Prompt.of(

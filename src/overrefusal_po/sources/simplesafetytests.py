@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, never_train, set_items
+from overrefusal_po.sources._rows import Form, set_items
 
 FORMS = (
     Form("prompt", "harm_area"),
@@ -35,10 +35,13 @@ class Settings(BaseModel):
     revision: str | None = None
 
 
+def measures(settings: Settings, split: Split | None) -> bool:
+    """A benchmark: in each split."""
+    return True
+
+
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
-    """All 100 prompts; asking for the train split is an error, since SimpleSafetyTests is a
-    benchmark."""
-    never_train("SimpleSafetyTests", split)
+    """All 100 prompts, for each split."""
     wanted = HubSet(settings.repo, None, "test", settings.revision)
     return [
         Prompt.of(

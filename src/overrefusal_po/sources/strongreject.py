@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Form, never_train, set_items
+from overrefusal_po.sources._rows import Form, set_items
 
 FORMS = (Form("prompt", "category"), Form("forbidden_prompt", "category"))
 """The hub's columns, and those of the authors' file."""
@@ -29,9 +29,13 @@ class Settings(BaseModel):
     revision: str | None = None
 
 
+def measures(settings: Settings, split: Split | None) -> bool:
+    """A benchmark: in each split."""
+    return True
+
+
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
-    """All prompts; asking for the train split is an error, since StrongREJECT is a benchmark."""
-    never_train("StrongREJECT", split)
+    """All prompts, for each split."""
     wanted = HubSet(settings.repo, None, "train", settings.revision)
     return [
         Prompt.of(

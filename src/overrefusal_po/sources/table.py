@@ -5,7 +5,7 @@ WildGuardTest, SORRY-Bench, ...
     {name: table, set: oktest, paths: [OKTest.csv]}      # the authors' file instead of the hub
     {name: table, set: advbench, repo: me/my-mirror}     # another hub data set of the same columns
 
-The sets stand in `_table.py`. Benchmarks raise for the train split. A set of one part that may be
+The sets stand in `_table.py`. Benchmarks are never trained on. A set of one part that may be
 trained on (PHTest, HarmfulQA) gives all of it for each split: measure on it, or train on it.
 `described` says licence, gating, and whether the facts of a set were verified; `note` says what a
 reader of a number has to know.
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from overrefusal_po.recipe.words import unknown_key
 from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._hub import HubSet
-from overrefusal_po.sources._rows import Item, never_train, set_items
+from overrefusal_po.sources._rows import Item, set_items
 from overrefusal_po.sources._table import SETS, PlainSet, TableLabels, described
 
 
@@ -48,12 +48,16 @@ def aliases() -> dict[str, str]:
     return {name: described(name) for name in SETS}
 
 
+def measures(settings: Settings, split: Split | None) -> bool:
+    """All but the train part of a set. A set of one part is measured on, or trained on."""
+    facts = SETS[settings.plain_set]
+    return facts.train is None or (facts.train != facts.split and split != "train")
+
+
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
     """The prompts of a set. Of one that has a train split, None gives both parts; other splits give
     the test part. Local files are the split asked for."""
     facts = SETS[settings.plain_set]
-    if facts.train is None:
-        never_train(settings.plain_set, split)
     if facts.train in (None, facts.split):
         return list(read_hub_split(settings, facts, facts.split, None))
     if settings.paths:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from overrefusal_po.records import Prompt, Split
 from overrefusal_po.sources._hub import HubSet
 from overrefusal_po.sources._prompt_rows import row_to_prompt
-from overrefusal_po.sources._rows import Form, never_train, set_items
+from overrefusal_po.sources._rows import Form, set_items
 
 FORMS = (
     Form("prompt", "type", ("label",)),
@@ -37,9 +37,13 @@ class Settings(BaseModel):
     revision: str | None = None
 
 
+def measures(settings: Settings, split: Split | None) -> bool:
+    """A benchmark: in each split."""
+    return True
+
+
 def prompts(settings: Settings, split: Split | None) -> list[Prompt]:
-    """All 450 prompts; asking for the train split is an error, since XSTest is a benchmark."""
-    never_train("XSTest", split)
+    """All 450 prompts, for each split."""
     wanted = HubSet(settings.repo, None, "test", settings.revision)
     found = []
     for item in set_items(settings.paths, wanted, FORMS):
