@@ -98,6 +98,12 @@ def test_the_schema_stands_where_copied_recipes_look_for_it(
         {"base": "other.yaml"},
         {"base": "other.yaml", "task": "train", "trainer": {"beta": 0.2}},
         {"base": "other.yaml", "data": {"triples": "starter"}, "model": {"lora_r": 3}},
+        {"base": "porover.yaml", "stages": {"dpo": {"hold": {"aim": "both"}}}},
+        {
+            "base": "porover.yaml",
+            "task": "pipeline",
+            "stages": {"curate": {"data": {"max_pairs": 9}}},
+        },
         {"task": "evaluate", "model": MODEL, "gate": {"harmful_refused_min": 0.9}},
         {"task": "evaluate", "model": {**MODEL, "remedy": "@steer.remedy"}},
         {"task": "pipeline", "stages": {"a": {"recipe": "x.yaml", "data": {"max_pairs": 3}}}},
@@ -144,6 +150,8 @@ def test_a_valid_recipe_is_valid(validator: Draft202012Validator, recipe: dict[s
         {"task": "pipeline", "stages": {"a": {"recipe": "x.yaml", "run_dir": "here"}}},
         {"base": ["a.yaml"]},
         {"base": "other.yaml", "trainer": {"betta": 0.2}},
+        {"base": "porover.yaml", "stages": {"dpo": {"hold": {"aim": "bothh"}}}},
+        {"base": "porover.yaml", "stages": {"curate": {"data": {"pears": 3}}}},
         {"base": "other.yaml", "task": "train", "data": {"pears": 3}},
     ],
 )

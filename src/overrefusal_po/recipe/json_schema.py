@@ -51,9 +51,15 @@ def recipe_schema(methods: Mapping[str, Method]) -> Schema:
     for task in TASKS:
         definitions[task] = task_schema(task, FILE_KEYS, definitions, methods)
     for task in STAGE_TASKS:
-        definitions[f"{task}_stage"] = task_schema(task, STAGE_KEYS, definitions, methods)
+        whole = task_schema(task, STAGE_KEYS, definitions, methods)
+        asked, *others = whole.pop("allOf")
+        definitions[f"{task}_keys"] = {**whole, **({"allOf": others} if others else {})}
+        definitions[f"{task}_stage"] = {"allOf": [ref(f"{task}_keys"), asked]}
     definitions["stage"] = by_task({task: f"{task}_stage" for task in STAGE_TASKS}, "recipe")
-    definitions["pipeline"]["properties"]["stages"]["additionalProperties"] = ref("stage")
+    definitions["stage_of_base"] = by_task({task: f"{task}_keys" for task in STAGE_TASKS}, None)
+    definitions["pipeline"]["allOf"].append(
+        {"if": {"required": ["base"]}, "then": stages("stage_of_base"), "else": stages("stage")}
+    )
     definitions |= trl_definitions(methods)
     made_with = " and ".join(
         f"{p} {importlib.metadata.version(p)}" for p in ("trl", "transformers")
@@ -77,15 +83,22 @@ def ref(name: str) -> Schema:
     return {"$ref": f"#/$defs/{name}"}
 
 
-def by_task(names: Mapping[str, str], shortcut: str) -> Schema:
+def stages(name: str) -> Schema:
+    """A pipeline whose stages are as a definition says."""
+    return {"properties": {"stages": {"additionalProperties": ref(name)}}}
+
+
+def by_task(names: Mapping[str, str], shortcut: str | None) -> Schema:
     """The schema whose `task` decides which definition holds: {task: definition}.
 
-    Without a task, `shortcut` must name the file that has it.
+    Without a task, `shortcut` must name the file that has it. None: another file may have it.
     """
     branches = [
         when({"task": {"const": task}}, ["task"], ref(name)) for task, name in names.items()
     ]
-    unnamed = {"required": [shortcut], "anyOf": [ref(name) for name in names.values()]}
+    unnamed: Schema = {"anyOf": [ref(name) for name in names.values()]}
+    if shortcut is not None:
+        unnamed["required"] = [shortcut]
     return {
         "type": "object",
         "properties": {"task": {"enum": list(names), "description": TASK}},
