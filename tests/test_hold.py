@@ -16,6 +16,7 @@ from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pipeline import run_stage
+from overrefusal_po.plugins import set_name
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.two_sided import Hold
@@ -32,7 +33,7 @@ from overrefusal_po.report.training import step_words
 from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.held import Decision, Rates, bias_curve, candidates, choose_bias, rates_at
-from overrefusal_po.train.hold_result import keeps, set_entries, set_name, too_few_scored
+from overrefusal_po.train.hold_result import keeps, set_entries, too_few_scored
 
 POROVER = Path(__file__).parents[1] / "recipes" / "porover.yaml"
 

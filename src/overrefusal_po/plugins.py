@@ -272,6 +272,15 @@ def source_note(spec: PlugSpec) -> str | None:
     return source.note(settings) if hasattr(source, "note") else None
 
 
+def set_name(spec: PlugSpec) -> str:
+    """`contrasts (hands [10])`: a source as its recipe names it; of a file its path."""
+    if isinstance(spec, str):
+        return spec
+    more = ", ".join(f"{key} {value}" for key, value in spec.items() if key not in ("name", "path"))
+    name = str(spec.get("path") or spec["name"])
+    return f"{name} ({more})" if more else name
+
+
 def make_attack(spec: PlugSpec) -> Attack:
     """The attack behind an entry of a recipe's `attacks:`."""
     module, settings = find_plug("attacks", spec)

@@ -19,7 +19,15 @@ from pydantic import BaseModel, ValidationError
 
 from overrefusal_po.attacks import Attack
 from overrefusal_po.identity import check_kinds
-from overrefusal_po.plugins import PlugSpec, find_search, find_source, make_attack, names, plug
+from overrefusal_po.plugins import (
+    PlugSpec,
+    find_search,
+    find_source,
+    make_attack,
+    names,
+    plug,
+    set_name,
+)
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import EvaluateData
 from overrefusal_po.recipe.two_sided import DevSets
@@ -55,27 +63,15 @@ def read_source(spec: PlugSpec, split: Split | None) -> list[Prompt]:
 
 
 def refuse_measured(spec: PlugSpec, split: Split | None) -> None:
-    """ValueError if models are measured on what a source gives for a split: that is never trained
-    on."""
+    """ValueError if what a source gives for a split is there to measure on."""
     source, settings, _ = find_source(spec)
     measures: Callable[..., bool] = getattr(source, "measures", lambda *_: False)
     if not measures(settings, split):
         return
+    why = f"in split {split!r} is there to measure on. Train on its train part: split: train"
     if measures(settings, "train"):
-        raise ValueError(
-            f"{spec_words(spec)} is a benchmark and has no train split; use it in `evaluate` only."
-        )
-    raise ValueError(
-        f"{spec_words(spec)} in split {split!r} is there to measure on, not to train on. Read its "
-        "train part: split: train."
-    )
-
-
-def spec_words(spec: PlugSpec) -> str:
-    """A source as its recipe names it, without its keys' quotes."""
-    if isinstance(spec, str):
-        return spec
-    return ", ".join(f"{key}: {value}" for key, value in spec.items())
+        why = "is a benchmark and has no train split; use it in `evaluate` only"
+    raise ValueError(f"{set_name(spec)} {why}.")
 
 
 def read_triples(

@@ -34,7 +34,7 @@ from overrefusal_po.model.opener_bias import (
     flip_points,
     opener_bias,
 )
-from overrefusal_po.plugins import make_refusal_judge
+from overrefusal_po.plugins import make_refusal_judge, set_name
 from overrefusal_po.prompts import dev_prompt_sets
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, Sampling, write_atomic, write_jsonl
@@ -48,7 +48,6 @@ from overrefusal_po.train.hold_result import (
     raised,
     rates_of,
     set_entries,
-    set_name,
     too_few_scored,
 )
 from overrefusal_po.train.hold_start import given_start, known_start, lost_start

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 from overrefusal_po.evaluate.metrics import handled
-from overrefusal_po.recipe.sections import PlugSpec
 from overrefusal_po.recipe.two_sided import start_of
 from overrefusal_po.records import Outcome
 from overrefusal_po.train.held import MARGIN, Decision, Rates, rates_at
@@ -80,15 +79,6 @@ def set_entries(
         found.append({"set": name, **counts, "start": one, "trained": two, "held": last})  # type: ignore[typeddict-item]
         begin += size
     return found
-
-
-def set_name(spec: PlugSpec) -> str:
-    """`contrasts (hands [10])`: a set as its recipe names it; of a file its path."""
-    if isinstance(spec, str):
-        return spec
-    more = ", ".join(f"{key} {value}" for key, value in spec.items() if key not in ("name", "path"))
-    name = str(spec.get("path") or spec["name"])
-    return f"{name} ({more})" if more else name
 
 
 def keeps(entry: SetEntry, drop_max: float) -> bool:
