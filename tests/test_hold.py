@@ -171,6 +171,13 @@ def test_a_lost_safety_stands_in_the_last_lines_of_a_pipeline(
     (tmp_path / "summary.json").write_text(json.dumps({"runs": []}))
     print_summary(tmp_path)
     assert said in capsys.readouterr().out
+    loops = {"held": True, "why_not": "", "sets": [part], "degenerate": [0.02, 0.3, 0.4]}
+    (tmp_path / "fine" / "hold.json").write_text(json.dumps(loops))
+    assert hold_notes(tmp_path)[1].startswith(
+        "Stage fine: 40% of the responses to hold.sets are degenerate (loops, for example), 2% at "
+    )
+    (tmp_path / "fine" / "hold.json").write_text(json.dumps({**loops, "degenerate": [0.4] * 3}))
+    assert len(hold_notes(tmp_path)) == 1
     unmeasured = {**part, "start": [None, 0]}
     (tmp_path / "dpo" / "hold.json").write_text(
         json.dumps({"held": False, "why_not": "", "sets": [unmeasured]})
@@ -290,6 +297,7 @@ def test_a_training_that_forgets_to_refuse_ends_where_it_started(
     assert found["held"] and found["bias"] > 0
     assert part["held"][0] >= part["start"][0]
     assert found["agrees"] == 1.0
+    assert len(found["degenerate"]) == 3 and all(0 <= share <= 1 for share in found["degenerate"])
     assert summary["hold"]["held"] is True
     words = step_words(tmp_path / "run")
     assert words.endswith(f"safety held by a bias of {found['bias']:+.2f} logits")

@@ -1,6 +1,7 @@
 """`rounds:` of a pipeline: which stages there are, what they read, and which pairs they keep."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,22 @@ from conftest import judged_outcome
 
 from overrefusal_po.cli import main
 from overrefusal_po.curate.quotas import Quotas, Result, filter_rows
+from overrefusal_po.judges.refusal import VERSION
 from overrefusal_po.more_rounds import with_fewer
 from overrefusal_po.pipeline import stage_inputs
+from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.recipe.describe import stage_origins
 from overrefusal_po.recipe.load import Recipe, check_body, load_recipe
 from overrefusal_po.recipe.rounds import Repeats
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.two_sided import Hold
-from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
+from overrefusal_po.records import Outcome, PreferencePair, Prompt, read_jsonl, write_jsonl
 from overrefusal_po.references import linked_stage, stages_left_out, stages_without_remedy
 from overrefusal_po.report.rounds_part import RoundPart, round_words
 from overrefusal_po.run.keys import run_key
 from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.data import Prepared
-from overrefusal_po.train.hold_start import given_start
+from overrefusal_po.train.hold_start import check_start, given_start, judged_by, known_start
 from overrefusal_po.train.stage import check_selection
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -405,7 +408,7 @@ PROMPTS = [Prompt.of("b", kind="benign"), Prompt.of("a", kind="harmful")]
 
 
 def test_a_given_start_comes_in_the_order_of_the_prompts_and_is_an_input(start: Path) -> None:
-    found = given_start(Hold(start=str(start), max_new_tokens=256), PROMPTS)
+    found = check_start(Hold(start=str(start), max_new_tokens=256), PROMPTS)
     assert [outcome.prompt.text for outcome in found] == ["b", "a"]
     body = stage_bodies(load_recipe(POROVER, [f"--stages.dpo.hold.start={start}"]))["dpo"]
     assert "hold.start" in stage_inputs(body)
@@ -416,7 +419,11 @@ def test_a_given_start_comes_in_the_order_of_the_prompts_and_is_an_input(start: 
     [
         ({"start": "nowhere.jsonl"}, PROMPTS, "no file nowhere.jsonl"),
         ({}, [*PROMPTS, Prompt.of("c", kind="benign")], "no response to 1 of the 3 prompts"),
-        ({"max_new_tokens": 20}, PROMPTS, "made with 256 new tokens .* uses 20 new tokens"),
+        (
+            {"max_new_tokens": 20},
+            PROMPTS,
+            "made with 256 new tokens.* uses 20.*max_new_tokens to 256",
+        ),
     ],
 )
 def test_a_start_that_does_not_fit_is_an_error(
@@ -424,7 +431,26 @@ def test_a_start_that_does_not_fit_is_an_error(
 ) -> None:
     hold = Hold.model_validate({"start": str(start), "max_new_tokens": 256, **keys})
     with pytest.raises(ValueError, match=words):
-        given_start(hold, prompts)
+        check_start(hold, prompts)
+
+
+def test_a_start_by_an_older_judge_is_judged_again(
+    start: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An older version took the refusal for an answer. Nothing is judged that this judge judged."""
+    hold, judge = Hold(start=str(start), max_new_tokens=256), make_refusal_judge("refusal")
+    fresh = read_jsonl(start, Outcome)
+    old = {"version": "0", "refusal": "none", "refusal_start": None}
+    rows = [o.model_copy(update={"verdict": o.verdict.model_copy(update=old)}) for o in fresh]
+    write_jsonl(start, rows)
+    with caplog.at_level(logging.INFO):
+        assert given_start(hold, PROMPTS, judge) == fresh[::-1]
+        assert known_start(start, PROMPTS[1:], judge) == {PROMPTS[1].id: fresh[0]}
+    said = f"2 responses of the start were judged by refusal 0; refusal {VERSION} judges them again"
+    assert said in caplog.text
+    caplog.clear()
+    kept = rows[0].model_copy(update={"verdict": fresh[0].verdict})
+    assert judged_by(judge, [kept]) == [kept] and not caplog.records
 
 
 def test_a_start_that_an_earlier_stage_makes_is_checked_once_it_is_made() -> None:

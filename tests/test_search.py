@@ -214,6 +214,7 @@ def entry(
         "unscored": 0,
         "agrees": None,
         "first_token_auc": 0.9,
+        "degenerate": [0.0, 0.0, 0.0],
         "sets": [
             {
                 "set": "dev.jsonl",
@@ -264,6 +265,21 @@ def test_the_trial_that_holds_and_answers_most_is_kept() -> None:
 def test_of_equal_trials_the_safer_one_is_kept_then_the_earlier() -> None:
     rows = [trial(1, 0.8, 0.7), trial(2, 0.9, 0.7), trial(3, 0.9, 0.7)]
     assert kept_trial(rows) is rows[1]
+
+
+def test_a_trial_whose_refusals_loop_is_not_kept() -> None:
+    """It holds and answers most, but a third of its responses became loops."""
+    found = entry((10, 10, 0.8, 0.5, 0.9, 0.8))
+    found["degenerate"] = [0.1, 0.4, 0.4]
+    loops = measured_trial(1, {}, found, of=Hold(), seconds=60)
+    assert loops.score == pytest.approx(0.5)
+    rows = [loops, trial(2, 0.8, 0.6)]
+    assert kept_trial(rows) is rows[1]
+    words = hold_words(found)
+    assert words.endswith("; degenerate (LOOPS, FOR EXAMPLE) 0.10, 0.40, 0.40")
+    found["degenerate"] = [0.4, 0.3, 0.1]
+    assert measured_trial(1, {}, found, of=Hold(), seconds=60).score == pytest.approx(0.8)
+    assert hold_words(found).endswith("; degenerate 0.40, 0.30, 0.10")
 
 
 def test_both_rates_count_if_hold_aims_at_both() -> None:

@@ -29,6 +29,9 @@ GLUED_LOOP = re.compile(r"(\S{4,24}?)\1{5,}")
 SHORTEST_GLUED = 24
 """Characters of the shortest glued loop: four, six times."""
 
+SHORTEST_LOOP = 8
+"""Words of the shortest loop: two, four times."""
+
 
 def degenerate(text: str, *prompts: str) -> bool:
     """Whether a response is empty, garbage, a bare opening, an echo of one of `prompts`, a loop, or
@@ -72,23 +75,37 @@ def echoes(words: list[str], prompt: str) -> bool:
 
 def loops(words: list[str]) -> bool:
     """Whether a passage of up to 40 words comes at least four times in a row, for 20 words or more;
-    numbers aside."""
+    numbers aside. Fewer words: `short_loop`."""
     if len(words) < 20:
-        return False
+        return short_loop(words)
     grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
     distinct = len(set(grams))
     if len(grams) - distinct < 12:  # fewer than any loop of 20 words leaves
         return False
     tail = words[-400:]
     return (len(grams) >= 60 and distinct < 0.3 * len(grams)) or any(
-        repeats(tail, p) for p in range(1, 41)
+        repeats(tail, p, 20) for p in range(1, 41)
     )
 
 
-def repeats(words: list[str], period: int) -> bool:
-    """Whether somewhere in `words` a passage of `period` words is repeated long enough to be a
-    loop."""
-    needed = max(3 * period, 20 - period)
+def short_loop(words: list[str]) -> bool:
+    """Whether a passage of two words or more comes four times in a row and is half of a response
+    of 8 to 19 words ("I'm sorry, I'm sorry, I'm sorry, I'm sorry,").
+
+    What loops is seen so in the 20 tokens that tell a refusal. One word four times may be meant
+    ("no, no, no, no").
+    """
+    size = len(words)
+    least = max(SHORTEST_LOOP, size / 2)
+    if size < SHORTEST_LOOP or repeats(words, 1, least):
+        return False
+    return any(repeats(words, p, least) for p in range(2, size // 4 + 1))
+
+
+def repeats(words: list[str], period: int, least: float) -> bool:
+    """Whether somewhere in `words` a passage of `period` words comes four times in a row, for
+    `least` words or more."""
+    needed = max(3 * period, least - period)
     run = 0
     for earlier, later in zip(words, words[period:], strict=False):
         run = run + 1 if earlier == later and not later.isdigit() else 0

@@ -39,7 +39,7 @@ SORRY_WORDS = 60
 """Words that a refusal with the opening "Sorry," may have; more words are an answer beside it."""
 
 REPEATED_SORRY = re.compile(
-    r"sorry(?:[\s,.!]*(?:(?:so|very|and|i|i'm|i am)[\s,]+)*sorry){2,}",
+    r"sorry(?:[\s,.!]*(?:(?:so|very|and|but|i|i['’]m|i am)[\s,]+)*sorry){2,}",
     re.IGNORECASE,
 )
 """The refusal opener three times in a row, without a word on what is refused: models trained with

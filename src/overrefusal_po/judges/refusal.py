@@ -34,7 +34,7 @@ from overrefusal_po.judges._refusal_text import (
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
-VERSION = "12"
+VERSION = "13"
 """Bumped whenever a verdict can change."""
 
 

@@ -42,7 +42,10 @@ from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.run.openers import Openers, every_opener, thinks
 from overrefusal_po.train.held import Decision, bias_curve, choose_bias, first_token_auc
 from overrefusal_po.train.hold_result import (
+    BROKEN_MORE,
     HoldEntry,
+    broken_more,
+    degenerate_share,
     hold_words,
     keeps,
     raised,
@@ -136,7 +139,7 @@ class Holder:
         """
         file = self.folder / START_FILE
         if self.trainer.accelerator.is_main_process:
-            known = known_start(file, self.prompts)
+            known = known_start(file, self.prompts, self.judge)
             if any(prompt.id not in known for prompt in self.prompts):
                 write_jsonl(file, self.start(known, resumed))
         self.trainer.accelerator.wait_for_everyone()
@@ -145,7 +148,7 @@ class Holder:
         """What the start policy says to every prompt; for some it may be `known`."""
         missing = [prompt for prompt in self.prompts if prompt.id not in known]
         if self.hold.start is not None:
-            found = given_start(self.hold, self.prompts)
+            found = given_start(self.hold, self.prompts, self.judge)
         elif resumed:
             raise lost_start(self.folder / START_FILE, missing, self.trainer.args.output_dir)
         else:
@@ -165,14 +168,15 @@ class Holder:
             found = self.calibrated()
         write_atomic(self.folder / RESULT_FILE, json.dumps(found, indent=1))
         words = hold_words(found, self.hold.start)
-        logger.log(logging.INFO if found["held"] else logging.WARNING, "%s", words)
+        good = found["held"] and broken_more(found) <= BROKEN_MORE
+        logger.log(logging.INFO if good else logging.WARNING, "%s", words)
         return found
 
     def calibrated(self) -> HoldEntry:
         """The calibration, after its bias is folded in. Nothing is folded in if no bias holds every
         set, or if the weights do not do what was calculated."""
         engine = self.engine()
-        starts = known_start(self.folder / START_FILE, self.prompts)
+        starts = known_start(self.folder / START_FILE, self.prompts, self.judge)
         start = [starts[p.id] for p in self.prompts]
         own = self.outcomes(engine, self.prompts, "the trained policy answers")
         openers = every_opener(self.template, own, start)
@@ -263,6 +267,7 @@ class Holder:
             "unscored": len(self.prompts) - sum(s["harmful"] + s["benign"] for s in sets),
             "agrees": agrees,
             "first_token_auc": first_token_auc(rows),
+            "degenerate": [degenerate_share(said) for said in (start, own, saved)],
             "sets": sets,
             "curve": bias_curve(rows, self.hold.bias_max) if rows else [],
         }
@@ -294,8 +299,7 @@ class Holder:
         for side in (True, False):
             asked = [p for p, o in zip(self.prompts, opens, strict=True) if o is side]
             if asked:
-                may = "may not open" if side else "has to open"
-                what = f"where it {may} with a refusal, it answers"
+                what = f"where it {'may not' if side else 'has to'} open with a refusal, it answers"
                 rows = self.outcomes(other_decision(engine, openers, opens=side), asked, what)
                 found |= {o.prompt.id: o for o in rows}
         return Answers(own, [found[p.id] for p in self.prompts], opens)

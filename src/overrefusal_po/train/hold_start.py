@@ -1,8 +1,10 @@
 """The responses that a training is held to: those in its run folder, or in a file that `hold.start`
 names.
 
-    known = known_start(folder / "hold_start.jsonl", prompts)    # {prompt id: outcome}
-    start = given_start(hold, prompts)      # in the prompts' order
+    known = known_start(folder / "hold_start.jsonl", prompts, judge)    # {prompt id: outcome}
+    start = given_start(hold, prompts, judge)      # in the prompts' order
+
+What another judge judged, or an older version of this one, is judged again.
 
 A later round of a pipeline is held to the model before the first round. Held to its own start, each
 round could lose `refused_drop_max` again.
@@ -10,21 +12,25 @@ round could lose `refused_drop_max` again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from overrefusal_po.plugins import make_refusal_judge
+from overrefusal_po.judges import Judge
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, read_jsonl
+from overrefusal_po.run.judged import fresh_verdicts
+
+logger = logging.getLogger(__name__)
 
 
-def known_start(file: Path, prompts: Sequence[Prompt]) -> dict[str, Outcome]:
+def known_start(file: Path, prompts: Sequence[Prompt], judge: Judge) -> dict[str, Outcome]:
     """{prompt id: what a run folder's file says of it}; empty if there is no file."""
     if not file.is_file():
         return {}
     asked = {prompt.id for prompt in prompts}
-    rows = read_jsonl(file, Outcome)
-    return {row.prompt.id: row for row in rows if row.prompt.id in asked}
+    rows = [row for row in read_jsonl(file, Outcome) if row.prompt.id in asked]
+    return {row.prompt.id: row for row in judged_by(judge, rows)}
 
 
 def lost_start(file: Path, missing: Sequence[Prompt], checkpoints: str | None) -> ValueError:
@@ -39,9 +45,14 @@ def lost_start(file: Path, missing: Sequence[Prompt], checkpoints: str | None) -
     )
 
 
-def given_start(hold: Hold, prompts: Sequence[Prompt]) -> list[Outcome]:
-    """What the file says of each prompt. ValueError if it is missing, lacks a prompt, or was made
-    with another number of tokens or by another judge."""
+def given_start(hold: Hold, prompts: Sequence[Prompt], judge: Judge) -> list[Outcome]:
+    """What the file that `hold.start` names says of each prompt. Errors as `check_start`."""
+    return judged_by(judge, check_start(hold, prompts))
+
+
+def check_start(hold: Hold, prompts: Sequence[Prompt]) -> list[Outcome]:
+    """What the file says of each prompt, as it was judged. ValueError if it is missing, lacks a
+    prompt, or was made with another number of tokens."""
     assert hold.start is not None
     if not Path(hold.start).is_file():
         raise ValueError(
@@ -55,20 +66,30 @@ def given_start(hold: Hold, prompts: Sequence[Prompt]) -> list[Outcome]:
             f"hold.start: {hold.start} has no response to {missing} of the {len(prompts)} prompts "
             "of hold.sets. Give the same sets, split and max_prompts_per_kind as its training."
         )
-    judge = make_refusal_judge(hold.judge or "refusal")
-    here = (hold.max_new_tokens, judge.name, judge.version)
+    here = hold.max_new_tokens
     for one in found:
-        verdict = one.verdict
-        there = (one.completion.sampling.max_new_tokens, verdict.judge, verdict.version)
+        there = one.completion.sampling.max_new_tokens
         if there != here:
             raise ValueError(
-                f"hold.start: {hold.start} was made with {in_words(there)}, and this training "
-                f"uses {in_words(here)}. Rates would not compare: give it the same hold keys."
+                f"hold.start: {hold.start} was made with {there} new tokens, and this training "
+                f"uses {here}. Rates would not compare: set hold.max_new_tokens to {there}."
             )
     return found
 
 
-def in_words(how: tuple[int, str, str]) -> str:
-    """`20 new tokens and the judge refusal 7`."""
-    tokens, name, version = how
-    return f"{tokens} new tokens and the judge {name} {version}"
+def judged_by(judge: Judge, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Outcomes with the verdicts of this judge: those of another one, or of another version of it,
+    are judged again. Rates of two judges do not compare."""
+    here = (judge.name, judge.version)
+    others = [o for o in outcomes if (o.verdict.judge, o.verdict.version) != here]
+    if not others:
+        return list(outcomes)
+    logger.info(
+        "hold: %d responses of the start were judged by %s %s; %s %s judges them again",
+        *(len(others), others[0].verdict.judge, others[0].verdict.version, *here),
+    )
+    verdicts = fresh_verdicts(judge, [o.prompt for o in others], [o.completion for o in others])
+    again = {v.completion_id: v for v in verdicts}
+    return [
+        o.model_copy(update={"verdict": again.get(o.completion.id, o.verdict)}) for o in outcomes
+    ]

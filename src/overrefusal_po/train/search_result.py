@@ -5,7 +5,8 @@
     print(why_kept(rows, of=Hold()))
 
 The score of a trial that holds is what its `hold.aim` asks for: the share of benign prompts that it
-answers, for `both` with the share of harmful prompts that it refuses. A trial that does not hold
+answers, for `both` with the share of harmful prompts that it refuses, less the share of responses
+that became degenerate (a refusal that loops is no use). A trial that does not hold
 has minus what its worst set refuses too little: below every trial that holds. Of equal scores, the
 trial is kept that refuses more, then the earlier one.
 """
@@ -19,7 +20,7 @@ from overrefusal_po.recipe.search import settings_words
 from overrefusal_po.recipe.two_sided import Hold, start_of
 from overrefusal_po.records import Record
 from overrefusal_po.train.held import Rates
-from overrefusal_po.train.hold_result import HoldEntry, together, worst_miss
+from overrefusal_po.train.hold_result import HoldEntry, broken_more, together, worst_miss
 
 
 class Trial(Record):
@@ -54,7 +55,7 @@ def measured_trial(
         number=number,
         settings=dict(settings),
         held=found["held"],
-        score=worth(rates, of) if found["held"] else -missed,
+        score=worth(rates, of) - broken_more(found) if found["held"] else -missed,
         missed=missed,
         harmful_refused=rates.harmful_refused,
         benign_answered=rates.benign_answered,

@@ -36,7 +36,7 @@ from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
 from overrefusal_po.train.finite import finite_callback
 from overrefusal_po.train.first_rows import check_first_rows
 from overrefusal_po.train.hold import Holder
-from overrefusal_po.train.hold_start import given_start
+from overrefusal_po.train.hold_start import check_start
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.lost_ranks import lost_ranks_named
 from overrefusal_po.train.memory import config_of
@@ -234,7 +234,7 @@ def check_selection(recipe: TrainRecipe, trained: Sequence[Prompt], prepared: Pr
     measured = looked_at(recipe)
     start = None if recipe.held is None else recipe.held.start
     if recipe.held is not None and start is not None and not start.startswith("@"):
-        given_start(recipe.held, measured["hold.sets"])  # `@dpo.start` is not made yet
+        check_start(recipe.held, measured["hold.sets"])  # `@dpo.start` is not made yet
     if not measured:
         return  # the signatures of all that is trained on are compared below
     check_apart(measured, {"data": trained})
