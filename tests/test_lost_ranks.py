@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,30 +46,45 @@ def launch(folder: Path, name: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_other_rank_ends_and_says_why(
-    styles: dict[str, Style], tmp_path: Path, fault: signal.Signals
-) -> None:
-    first, second = launch(tmp_path, tiny(styles))
+@contextmanager
+def left_alone(folder: Path, name: str, fault: signal.Signals) -> Iterator[subprocess.Popen[str]]:
+    """The first rank of a training in `folder`, after the second one got a signal amid its steps."""
+    folder.mkdir()
+    first, second = launch(folder, name)
     try:
         deadline = time.monotonic() + 240
-        while not (tmp_path / "here" / "processes.json").exists():
+        while not (folder / "here" / "processes.json").exists():
             assert first.poll() is None and time.monotonic() < deadline, "no training began"
             time.sleep(0.2)
         time.sleep(5)
         second.send_signal(fault)
-        # the time that a rank waits, and some for a busy machine to leave Python
-        _, said = first.communicate(timeout=SECONDS + 90)
+        yield first
     finally:
         for rank in (first, second):
             rank.kill()
             rank.wait()
-    assert first.returncode == 1, said[-2000:]
-    assert "overrefusal-po: another process of this training has ended, or did not answer" in said
-    assert f"within {SECONDS} seconds (trainer.ddp_timeout)" in said
-    noted = json.loads((tmp_path / "here" / "status.json").read_text())
-    assert noted["message"].startswith("RunFailed: another process of this training has ended")
+
+
+@pytest.mark.slow
+def test_the_other_rank_ends_and_says_why(styles: dict[str, Style], tmp_path: Path) -> None:
+    """While one waits for a rank that was stopped, a rank of a second training is killed."""
+    name, stopped, killed = tiny(styles), tmp_path / "stopped", tmp_path / "killed"
+    with (
+        left_alone(stopped, name, signal.SIGSTOP) as waiting,
+        left_alone(killed, name, signal.SIGKILL) as other,
+    ):
+        for folder, first in ((killed, other), (stopped, waiting)):
+            # the time that a rank waits, and some for a busy machine to leave Python
+            _, said = first.communicate(timeout=SECONDS + 90)
+            assert first.returncode == 1, said[-2000:]
+            sentence = (
+                "overrefusal-po: another process of this training has ended, or did not answer"
+            )
+            assert sentence in said
+            assert f"within {SECONDS} seconds (trainer.ddp_timeout)" in said
+            noted = json.loads((folder / "here" / "status.json").read_text())
+            words = "RunFailed: another process of this training has ended"
+            assert noted["message"].startswith(words)
 
 
 def test_other_faults_keep_their_words() -> None:
