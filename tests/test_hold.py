@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Style, judged_outcome
 from safetensors.torch import load_file
 from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 
+from overrefusal_po.engines._first_states import FirstStates
+from overrefusal_po.engines._first_token import first_logits
 from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.opener_bias import above_others
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.plugins import set_name
 from overrefusal_po.recipe.load import check_body, load_recipe
@@ -392,6 +396,36 @@ def holder_of(start: Path, folder: Path, things: list[str]) -> Any:
     template = ChatTemplate(models.load_tokenizer(str(start)))
     hold = Hold(sets=(str(folder / "dev.jsonl"),), max_new_tokens=8)
     return Holder(trainer, template=template, hold=hold, folder=folder)
+
+
+def test_the_first_tokens_of_answers_are_known_without_another_pass(
+    start: Path, tmp_path: Path
+) -> None:
+    """Also after the weights changed: then the model answers again, and what was kept is new."""
+    holder = holder_of(start, tmp_path, ["a fox", "a dog"])
+    engine, passes = holder.engine(), []
+    openers = range(0, engine.model.config.vocab_size, 2)
+    handle = engine.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    for change in (0.0, 1.0):
+        with torch.no_grad():
+            engine.model.model.norm.weight[::3] += change
+        said = holder.outcomes(engine, holder.prompts, "it answers")
+        passes.clear()
+        found = holder.opens_now(engine, openers)
+        assert not passes and any(found) and not all(found)
+        texts = [engine.input_text(prompt) for prompt in holder.prompts]
+        margins = above_others(first_logits(engine, texts), openers)
+        assert found == (margins > 0).tolist() and len(said) == 4
+    handle.remove()
+
+
+def test_what_was_kept_of_a_prompt_is_forgotten_when_it_is_read_again() -> None:
+    """Other weights: a state that the output layer alone does not make is not kept, nor the old."""
+    states = FirstStates(["a", "b"])
+    states.keep(["a", "b"], torch.zeros(2, 3), torch.tensor([True, True]))
+    states.keep(["b", "a"], torch.ones(2, 3), torch.tensor([True, False]))
+    assert "a" not in states and states.rows["b"].tolist() == [1.0] * 3
+    assert states.seen == {"a", "b"}
 
 
 def test_a_lost_start_measurement_is_an_error_after_a_checkpoint(

@@ -44,7 +44,10 @@ class FirstStates:
 
     def keep(self, prompt_ids: Sequence[str], states: Tensor, own: Tensor) -> None:
         """Keeps those of the states (B, D) from which the output layer alone makes the logits, as
-        `own` (B,) says. The other prompts are read again when they are asked for."""
+        `own` (B,) says. The other prompts are read again when they are asked for. What was kept of
+        a prompt before is forgotten: the weights may be others."""
+        for one in prompt_ids:
+            self.rows.pop(one, None)
         rows = zip(prompt_ids, states.cpu(), own.tolist(), strict=True)
         # a clone: a row of a view would hold the whole batch
         self.rows |= {one: row.clone() for one, row, ok in rows if ok and one in self.wanted}

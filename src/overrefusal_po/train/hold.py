@@ -204,16 +204,13 @@ class Holder:
             why_not = "" if choice.held else f"no bias up to {limit:g} keeps every set's refusals"
             return self.entry(start, own, own, openers, why_not=why_not, rows=at.rows)
         undo = fold(self.model, self.site, at.bias, choice.bias)
+        what = f"with a bias of {choice.bias:+.2f} it answers"
+        saved = self.outcomes(at.engine, self.prompts, what)
         agrees = self.agreement(at.engine, at.flips, choice.bias, openers.ids)
         if agrees < AGREES_MIN:
             undo()
-            why_not = f"only {agrees:.0%} of the first tokens came out as calculated"
-            return self.entry(
-                start, own, own, openers, why_not=why_not, rows=at.rows, agrees=agrees
-            )
-        saved = self.outcomes(
-            at.engine, self.prompts, f"with a bias of {choice.bias:+.2f} it answers"
-        )
+            why = f"only {agrees:.0%} of the first tokens came out as calculated"
+            return self.entry(start, own, own, openers, why_not=why, rows=at.rows, agrees=agrees)
         found = self.entry(
             start, own, saved, openers, bias=choice.bias, rows=at.rows, agrees=agrees
         )
@@ -273,12 +270,15 @@ class Holder:
         }
 
     def engine(self) -> TransformersEngine:
-        """The model as it is now."""
+        """The model as it is now. It keeps the first tokens' states while it answers."""
+        from overrefusal_po.engines._first_states import FirstStates
         from overrefusal_po.engines.transformers import TransformersEngine
 
-        return TransformersEngine(
+        found = TransformersEngine(
             self.model, self.template, name="hold", batch_size=self.hold.batch_size
         )
+        found.first_states = FirstStates(prompt.id for prompt in self.prompts)
+        return found
 
     def outcomes(
         self, engine: TransformersEngine, prompts: Sequence[Prompt], what: str
@@ -305,7 +305,7 @@ class Holder:
         return Answers(own, [found[p.id] for p in self.prompts], opens)
 
     def opens_now(self, engine: TransformersEngine, openers: Sequence[int]) -> list[bool]:
-        """Whether each response opens with one of `openers`."""
+        """Whether each response opens with one of `openers`, as `engine` answered last."""
         from overrefusal_po.engines._first_token import opener_scores
 
         scores = opener_scores(engine, self.prompts, openers)
@@ -345,6 +345,5 @@ class Holder:
         openers: Sequence[int],
     ) -> float:
         """The share of prompts whose first token is what the flip points say, after folding."""
-        logger.info("hold: with a bias of %+.2f the first tokens are read once more", bias)
         opens = self.opens_now(engine, openers)
         return sum((bias > f) is o for f, o in zip(flips, opens, strict=True)) / len(flips)
