@@ -232,7 +232,7 @@ class CurateData(ReadingSection):
     - `error`: the run stops before anything is generated."""
     keep_answered: bool = False
     """Also make pairs of the harmless prompts that the student answers: its answer over its usual
-    refusal. They hold it where it is useful. A limit takes them last."""
+    refusal. They hold it where it is useful. A limit takes them last, of each kind."""
     openings: bool = False
     """The pairs are for a training on openings (`data.opening` of a train recipe): sides that the
     token limit cut are kept as they are. Then generation.max_new_tokens may be as small as 24."""
@@ -243,7 +243,8 @@ class CurateData(ReadingSection):
     other side, at most: 1 keeps as many of both, so that length tells nothing. It holds in each
     fifth of all lengths. A row whose length the other side has not goes. null: all stay."""
     max_pairs: int | None = Field(default=None, gt=0)
-    """Pairs kept of each rule (drawn by `seed`). Prompts that the student gets wrong come first, if
+    """Pairs kept of each rule (drawn by `seed`). Benign and general prompts keep their proportion
+    under every limit. Within each kind, prompts that the student gets wrong come first, if
     `keep_answered` or `chosen.refusals: student` adds others. null: all."""
     harmful_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of the kept pairs that are on harmful prompts (containment). The side with too many
