@@ -253,7 +253,9 @@ class CurateData(ReadingSection):
 
 class Chosen(Section):
     """Where the chosen sides come from. A teacher's answers are judged. A prompt without a good one
-    is left out."""
+    is left out, on purpose also if it has a reference: unlike rejects, chosen sides do not fall
+    through to a hand that the recipe did not ask for. Sides of several hands can be told apart by
+    their words. summary.json counts the prompts that are left out, with the reasons."""
 
     model: str | None = None
     """The teacher that answers the benign prompts. null: the prompts' references are taken."""
@@ -274,8 +276,8 @@ class Chosen(Section):
     answers: Literal["student"] | None = None
     """The answers of overrefusal pairs. null: the teacher's, or the references if no teacher is
     named. `student`: the student's own, by `rejects.suppress_openers`, then begun with
-    `rejects.prefill`; a prompt whose answer does not pass takes the teacher's or the reference.
-    Answers then read the same on both sides of the set."""
+    `rejects.prefill`; a prompt whose answer does not pass takes the teacher's, or the reference
+    if no teacher is named. Answers then read the same on both sides of the set."""
     refusals: Literal["reference", "student", "teacher"] = "reference"
     """The refusals of containment pairs.
 
@@ -283,7 +285,8 @@ class Chosen(Section):
     - `student`: the student's own, and where it complies, the refusal that it gives most often; the
       written one if it never refuses. Refusals then read the same on both sides of the set, and
       only the prompt shows which one is right.
-    - `teacher`: the teacher's answers, selected as above."""
+    - `teacher`: the teacher's answers, selected as above. A prompt that it does not refuse in full
+      is left out."""
 
 
 class Rejects(Section):
