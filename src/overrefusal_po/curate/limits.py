@@ -90,7 +90,8 @@ class LeftRows:
     def __init__(self, rows: Sequence[Drawn], ratio_max: float | None) -> None:
         both = len({row.harmful for row in rows}) == 2
         self.ratio_max = ratio_max if both else None
-        self.rows = rows
+        self.stood = Counter((row.rule, row.harmful, row.ordinary) for row in rows)
+        """The rows before any limit."""
         ends = [] if self.ratio_max is None else upper_ends([row.words for row in rows])
         self.piles: dict[Pile, list[Place]] = defaultdict(list)
         for at, row in enumerate(rows):
@@ -183,11 +184,10 @@ class LeftRows:
     ) -> Parts:
         """The part of ordinary rows and that of the others in `most` rows of a rule or of a side:
         in the proportion in which they stood before any limit, rounded down."""
-        stood = Counter(
-            row.ordinary
-            for row in self.rows
-            if rule in (None, row.rule) and harmful in (None, row.harmful)
-        )
+        stood: Counter[bool] = Counter()
+        for (of_rule, of_side, ordinary), rows in self.stood.items():
+            if rule in (None, of_rule) and harmful in (None, of_side):
+                stood[ordinary] += rows
         return shares(stood, most)
 
     def parts_of_held(self, most: int, rule: str) -> Parts:
