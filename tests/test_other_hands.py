@@ -20,8 +20,10 @@ from test_training_sources import pku, tail
 from overrefusal_po.plugins import find_source
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
+from overrefusal_po.recipe.sections import PlugSpec
 from overrefusal_po.records import Kind, PreferencePair, Prompt, read_jsonl, read_state
 from overrefusal_po.sources import alpaca_cleaned, beavertails, pku_saferlhf
+from overrefusal_po.sources._table import SETS
 from overrefusal_po.stage_recipes import stage_bodies
 
 STUDY = Path(__file__).parents[1] / "recipes" / "studies" / "other_hands.yaml"
@@ -56,7 +58,9 @@ HARMFUL = {
     "pku_saferlhf": told("Steal", 2),
     "harmfulqa": told("Steal", 3),
 }
-HELD, XSTEST = {"benign": told("Kill", 4), "harmful": told("Steal", 4)}, told("Kill", 5)
+EVALUATED = {"benign": told("Kill", 4), "harmful": told("Steal", 4)}
+"""CoCoNot's evaluation parts, which are neither trained on nor held on."""
+HELD, XSTEST = {"benign": told("Kill", 6), "harmful": told("Steal", 7)}, told("Kill", 5)
 SST, UNSAFE = told("Steal", 5), told("Steal", 6)
 
 
@@ -64,6 +68,11 @@ def coconot(texts: list[str], **more: str) -> list[dict[str, str]]:
     """Rows of CoCoNot."""
     row = {"category": SAFETY, "subcategory": "privacy violations"}
     return [{"id": str(n), **row, "prompt": text, **more} for n, text in enumerate(texts)]
+
+
+def jbb(texts: list[str]) -> list[dict[str, str]]:
+    """Rows of JailbreakBench."""
+    return [{"Index": str(n), "Goal": text, "Category": "A"} for n, text in enumerate(texts)]
 
 
 PAIR = {"chosen": "Yes.", "chosen_model": "a", "rejected": "No.", "rejected_model": "b"}
@@ -86,11 +95,11 @@ FILES: dict[str, dict[str, bytes]] = {
                 "pref": {"train": "pref/train-*"},
             }
         ),
-        "contrast/test-0.parquet": parquet(coconot(HELD["benign"], response="")),
-        "original/test-0.parquet": parquet(coconot(HELD["harmful"], response="No.")),
+        "contrast/test-0.parquet": parquet(coconot(EVALUATED["benign"], response="")),
+        "original/test-0.parquet": parquet(coconot(EVALUATED["harmful"], response="No.")),
         # the train part repeats an evaluation prompt
         "original/train-0.parquet": parquet(
-            coconot([*HARMFUL["coconot-original"], HELD["harmful"][0]], response="No.")
+            coconot([*HARMFUL["coconot-original"], EVALUATED["harmful"][0]], response="No.")
         ),
         "pref/train-0.parquet": parquet(coconot(BENIGN["coconot-contrast"], **PAIR)),
     },
@@ -109,6 +118,10 @@ FILES: dict[str, dict[str, bytes]] = {
         "data_for_hub.json": json.dumps(
             [{"topic": "A", "subtopic": "B", "question": t} for t in HARMFUL["harmfulqa"]]
         ).encode()
+    },
+    "JailbreakBench/JBB-Behaviors": {
+        "README.md": card({"behaviors": {split: f"data/{split}-behaviors.csv" for split in HELD}}),
+        **{f"data/{split}-behaviors.csv": csv_file(jbb(HELD[split])) for split in HELD},
     },
     "Bertievidgen/SimpleSafetyTests": {
         "sst_test_cases.csv": csv_file([{"prompt": t, "harm_area": "A"} for t in SST])
@@ -203,10 +216,11 @@ def test_prompts_of_every_hand_are_curated_from(ran: Ran, hand: str) -> None:
 
 @pytest.mark.slow
 def test_what_is_measured_or_held_is_not_trained_on(ran: Ran) -> None:
-    assert not ids([MEASURED_ELSEWHERE, *XSTEST, *HELD["benign"]], "benign") & answered(
+    kept = {kind: [*HELD[kind], *EVALUATED[kind]] for kind in HELD}
+    assert not ids([MEASURED_ELSEWHERE, *XSTEST, *kept["benign"]], "benign") & answered(
         ran.folder, "benign"
     )
-    assert not ids([*UNSAFE, *SST, *HELD["harmful"]], "harmful") & answered(ran.folder, "harmful")
+    assert not ids([*UNSAFE, *SST, *kept["harmful"]], "harmful") & answered(ran.folder, "harmful")
     assert "1 of 9 train prompts stand in the evaluation parts too" in " ".join(ran.said.split())
     found = read_state(ran.folder / "curate" / "summary.json")
     assert found["hygiene"]["contaminated"]["xstest"] >= 1
@@ -224,14 +238,29 @@ def test_pairs_of_all_sides_are_within_the_limits(ran: Ran) -> None:
 
 
 @pytest.mark.slow
-def test_the_model_is_held_on_three_sets_and_measured_before_and_after(ran: Ran) -> None:
+def test_the_model_is_held_on_its_hold_sets_and_measured_before_and_after(ran: Ran) -> None:
     held = read_state(ran.folder / "dpo" / "hold.json")
-    assert [(s["harmful"], s["benign"]) for s in held["sets"]] == [(40, 40), (8, 8), (8, 0)]
+    assert [(s["harmful"], s["benign"]) for s in held["sets"]] == [
+        (40, 40),
+        *[(8, 0), (0, 8)],  # JailbreakBench
+        (8, 0),
+    ]
     for stage in ("before", "after"):
         outcomes = (ran.folder / stage / "outcomes.jsonl").read_text().splitlines()
         sources = Counter(json.loads(row)["prompt"]["source"] for row in outcomes)
         assert sources["xstest"] == 16 and sources["starter"] > 200
     assert (ran.folder / "report.html").is_file()
+
+
+def makers(*specs: PlugSpec) -> set[str]:
+    """Who wrote the prompts of these sources: owners on the hub, or the name of a shipped set."""
+    found = set()
+    for spec in specs:
+        source = find_source(spec)
+        facts = SETS.get(getattr(source.settings, "plain_set", ""))
+        repo = getattr(source.settings, "repo", None) or (facts.repo if facts else None)
+        found.add(repo.partition("/")[0] if repo else source.module.__name__.rpartition(".")[2])
+    return found
 
 
 def test_every_large_hand_is_capped_and_no_set_stands_on_two_sides() -> None:
@@ -245,6 +274,8 @@ def test_every_large_hand_is_capped_and_no_set_stands_on_two_sides() -> None:
     caps = [find_source(spec).common.max or 0 for spec in public]
     assert min(caps) >= 100 and max(caps) <= 300
     assert dpo.held is not None and dpo.held.aim == "both" and dpo.held.refused_drop_max == 0
+    trained, held = makers(*curate.data.benign, *curate.data.harmful), makers(*dpo.held.sets)
+    assert trained & held == {"contrasts"}, "whoever wrote what is trained on does not hold it"
     for name in ("before", "after"):
         body: Any = stages[name]
         assert isinstance(body, EvaluateRecipe) and body.data.sets == ("starter", "xstest")

@@ -271,6 +271,33 @@ def test_sides_of_every_source_are_cut_back_or_kept(tmp_path: Path, openings: bo
     assert chosen == [side(USUAL, " It"), own, side(USUAL, " It")]
 
 
+def taught_script(request: Request) -> Answer:
+    """The student of `script`, and a teacher that refuses one harmless prompt and helps with one
+    harmful one."""
+    if request.body["model"] != "teacher":
+        return script(request)
+    return says(RARE if request.text in (REFUSED[1], *SAFE[1:], *UNSAFE) else PLAIN)
+
+
+@pytest.mark.parametrize("answers", [None, "student"])
+def test_a_teacher_s_prompt_without_a_good_answer_is_left_out_and_takes_no_reference(
+    tmp_path: Path, answers: str | None
+) -> None:
+    """All prompts have references. The student's own answer to REFUSED[1] does not pass."""
+    with serving(taught_script) as server:
+        engine = {"name": "openai", "base_url": server.url, "api_key_env": None}
+        chosen = {"model": "teacher", "engine": engine, "refusals": "teacher", "answers": answers}
+        found = pairs_of(server, tmp_path, chosen=chosen)
+    assert {p for p in found if found[p].rule == "overrefusal"} == {REFUSED[0]}
+    assert found[REFUSED[0]].chosen.startswith(PREFILL) is (answers == "student")
+    assert {p: found[p].chosen for p in found if found[p].rule == "containment"} == dict.fromkeys(
+        (*SAFE[1:], *UNSAFE), RARE
+    )
+    left_out = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert left_out["overrefusal"]["left_out"]["the teacher refuses"] == 1
+    assert left_out["containment"]["left_out"] == {"the answer does not refuse in full": 1}
+
+
 # --- one usual refusal ----------------------------------------------------------------------------
 
 

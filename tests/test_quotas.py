@@ -4,7 +4,7 @@ import pytest
 
 from overrefusal_po.curate.quotas import Quotas, Result, filter_rows
 from overrefusal_po.pairs.make import make_pair
-from overrefusal_po.records import Prompt
+from overrefusal_po.records import Kind, PreferencePair, Prompt
 
 
 def results(rule: str, count: int, categories: int = 1) -> list[Result]:
@@ -172,3 +172,103 @@ def test_rows_of_an_sft_set_are_kept_by_kind_alike() -> None:
     }  # type: ignore[arg-type]
     found = {kind: [Result(p, p) for p in rows] for kind, rows in prompts.items()}
     assert kept(found, harmful_share=0.25) == {"general": 6, "harmful": 2}
+
+
+# ------------------------------------------------------------------------------- ordinary prompts
+
+
+def of_kind(kind: Kind, wrong: int, right: int, words: int = 2) -> list[Result[PreferencePair]]:
+    """Pairs of a kind, with so many words; the student gets the first `wrong` prompts wrong."""
+    rule = "containment" if kind == "harmful" else "overrefusal"
+    found = []
+    for n in range(wrong + right):
+        prompt = Prompt.of(" ".join([f"{kind}{n}", *["word"] * (words - 1)]), kind=kind)
+        pair = make_pair(prompt, f"yes {n}", f"no {n}", rule, "why").pair
+        found.append(Result(prompt, pair, held=n >= wrong))
+    return found
+
+
+def kept_of(
+    found: dict[str, list[Result[PreferencePair]]], seed: int, **quotas: float
+) -> dict[str, tuple[int, int]]:
+    """{kind: kept rows that correct, and that hold}."""
+    rows = filter_rows(found, {}, Quotas(**quotas), seed=seed).rows  # type: ignore[arg-type]
+    held = {r.row.id for made in found.values() for r in made if r.row is not None and r.held}
+    counts = {
+        kind: [sum(row.prompt.kind == kind and (row.id in held) is side for row in rows)
+               for side in (False, True)]
+        for kind in ("benign", "general", "harmful")
+    }  # fmt: skip
+    return {kind: (wrong, right) for kind, (wrong, right) in counts.items() if wrong or right}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("benign", "general", "quotas", "left"),
+    [
+        # a student that refuses nearly all of the benign prompts: 50 + 10 rows, limit 30
+        ((45, 5), (0, 10), {"max_rows": 30}, {"benign": (25, 0), "general": (0, 5)}),
+        ((50, 0), (3, 7), {"max_rows": 30}, {"benign": (25, 0), "general": (3, 2)}),
+        ((50, 0), (8, 2), {"max_rows": 30}, {"benign": (25, 0), "general": (5, 0)}),
+        ((4, 46), (0, 10), {"max_rows": 30}, {"benign": (4, 21), "general": (0, 5)}),
+        # what rounding leaves goes to a prompt that is wrong: 7 * 10 / 60 is 1.2, 7 * 50 / 60 is 5.8
+        ((45, 5), (0, 10), {"max_rows": 7}, {"benign": (6, 0), "general": (0, 1)}),
+        ((45, 5), (0, 10), {"max_per_category": 30}, {"benign": (25, 0), "general": (0, 5)}),
+        # a later round keeps all that is wrong; those that hold share the rest, 15 to 45
+        ((20, 15), (0, 45), {"held_per_wrong": 1.0}, {"benign": (20, 5), "general": (0, 15)}),
+        ((20, 15), (4, 45), {"held_per_wrong": 0.5}, {"benign": (20, 3), "general": (4, 9)}),
+        ((20, 0), (0, 45), {"held_per_wrong": 0.0}, {"benign": (20, 0)}),
+        ((45, 5), (0, 10), {}, {"benign": (45, 5), "general": (0, 10)}),
+    ],
+)
+def test_every_limit_keeps_ordinary_prompts_in_proportion_and_wrong_ones_first_within_each_kind(
+    benign: tuple[int, int],
+    general: tuple[int, int],
+    quotas: dict[str, float],
+    left: dict[str, tuple[int, int]],
+    seed: int,
+) -> None:
+    found = {"overrefusal": of_kind("benign", *benign) + of_kind("general", *general)}
+    assert kept_of(found, seed, **quotas) == left
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("harmful", "quotas", "left"),
+    [
+        # 30 of 60 harmless rows: equal lengths, half of all rows harmful, both and a limit
+        (30, {"length_ratio_max": 1.0}, ((25, 0), (0, 5))),
+        (30, {"harmful_share": 0.5}, ((25, 0), (0, 5))),
+        (40, {"length_ratio_max": 1.0, "max_rows": 30, "harmful_share": 0.5}, ((25, 0), (0, 5))),
+        (40, {"length_ratio_max": 1.5, "max_rows": 12, "harmful_share": 0.5}, ((10, 0), (0, 2))),
+    ],
+)
+def test_ordinary_prompts_stay_too_where_the_other_side_has_fewer_rows(
+    harmful: int, quotas: dict[str, float], left: tuple[tuple[int, int], ...], seed: int
+) -> None:
+    found = {
+        "overrefusal": of_kind("benign", 45, 5) + of_kind("general", 0, 10),
+        "containment": of_kind("harmful", harmful, 0),
+    }
+    counts = kept_of(found, seed, **quotas)
+    harmless = sum(map(sum, left))
+    assert counts == {"benign": left[0], "general": left[1], "harmful": (harmless, 0)}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ordinary_prompts_stay_at_every_length(seed: int) -> None:
+    """Ordinary ones are short, most others long, and both lengths have rows too many."""
+    found = {
+        "overrefusal": [
+            *of_kind("benign", 30, 0, words=9),
+            *of_kind("benign", 10, 0, words=4),
+            *of_kind("general", 0, 20, words=4),
+        ],
+        "containment": [
+            *of_kind("harmful", 24, 0, words=9),
+            *of_kind("harmful", 24, 0, words=4),
+        ],
+    }
+    counts = kept_of(found, seed, length_ratio_max=1.0, max_rows=20)
+    assert sum(counts["benign"]) + sum(counts["general"]) == 20
+    assert 5 <= counts["general"][1] <= 8  # 20 * 20 / 60 is 6.7

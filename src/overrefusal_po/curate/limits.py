@@ -9,6 +9,10 @@
 If harmless prompts are long and harmful ones short, a model learns the length in place of the
 prompts (benchmarks/RESULTS.md). So in each stratum of length neither side keeps more than
 `ratio_max` times the rows of the other. Limits that come later keep that as it is.
+
+Ordinary prompts are mostly answered, so their rows mostly only hold. If rows that correct came
+first among all, a student that refuses a lot would keep no ordinary row. Without them ordinary
+answers fall. So each limit keeps ordinary rows in their proportion.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 STRATA = 5
@@ -29,25 +33,43 @@ LENGTH = "length_ratio_max"
 
 
 class Drawn(NamedTuple):
-    """A row as limits see it. `words`: of its prompt. `held`: it only holds what is right."""
+    """A row as limits see it. `words`: of its prompt. `held`: it only holds what is right.
+    `ordinary`: its prompt is of the kind general."""
 
     id: str
     rule: str
     harmful: bool
     words: int
     held: bool
+    ordinary: bool = False
 
 
 class Pile(NamedTuple):
-    """Which rows stand together: those of a stratum, of a side and of a rule."""
+    """Which rows stand together: those of a stratum, of a side, of a rule, and ordinary or not."""
 
     stratum: int
     harmful: bool
     rule: str
+    ordinary: bool
 
 
 Place = tuple[int, Drawn]
 """A row and its place in the drawing order; the last one goes first."""
+
+
+Parts = dict[bool, int]
+"""How many ordinary rows (True) and how many others (False)."""
+
+
+def shares(counts: Mapping[bool, int], most: int) -> Parts:
+    """`most` in the proportion of these counts, rounded down, at most as many as there are:
+    `shares({False: 8, True: 2}, 6)` is `{False: 4, True: 1}`."""
+    total = sum(counts.values())
+    return {
+        part: min(count, count * most // total) if total else 0
+        for part in (False, True)
+        for count in (counts.get(part, 0),)
+    }
 
 
 def upper_ends(words: Sequence[int], strata: int = STRATA) -> list[int]:
@@ -68,10 +90,12 @@ class LeftRows:
     def __init__(self, rows: Sequence[Drawn], ratio_max: float | None) -> None:
         both = len({row.harmful for row in rows}) == 2
         self.ratio_max = ratio_max if both else None
+        self.stood = Counter((row.rule, row.harmful, row.ordinary) for row in rows)
+        """The rows before any limit."""
         ends = [] if self.ratio_max is None else upper_ends([row.words for row in rows])
         self.piles: dict[Pile, list[Place]] = defaultdict(list)
         for at, row in enumerate(rows):
-            pile = Pile(bisect_left(ends, row.words), row.harmful, row.rule)
+            pile = Pile(bisect_left(ends, row.words), row.harmful, row.rule, row.ordinary)
             self.piles[pile].append((at, row))
         self.sides = Counter(pile[:2] for pile, rows in self.piles.items() for _ in rows)
         self.gone: dict[str, Counter[str]] = defaultdict(Counter)
@@ -128,16 +152,26 @@ class LeftRows:
         rule: str | None = None,
         harmful: bool | None = None,
         alone: bool = False,
+        parts: Parts | None = None,
     ) -> None:
         """Takes rows of a rule or of a side until at most so many are left. `name`: of the limit.
-        `alone`: only rows that take no other with them.
+        `alone`: only rows that take no other with them. `parts`: how many ordinary rows and how
+        many others it leaves at least; None: `parts_of_all`.
 
-        The row goes that takes fewest others with it (those that it leaves over `ratio_max`); of
-        these one that only holds; then one of a stratum where its side has most for each row of the
-        other side; then the last of the drawing order.
+        A row goes only from a part that has more. Of these rows the one goes that takes fewest
+        others with it (those that it leaves over `ratio_max`); of these one that only holds; then
+        one of a stratum where its side has most for each row of the other side; then the last of
+        the drawing order.
         """
+        if parts is None:
+            parts = self.parts_of_all(most, rule=rule, harmful=harmful)
         while self.count(rule=rule, harmful=harmful) > most:
-            pile = min(self.chosen(rule, harmful), key=self.cost)
+            chosen = self.chosen(rule, harmful)
+            counts: Counter[bool] = Counter()
+            for pile in chosen:
+                counts[pile.ordinary] += len(self.piles[pile])
+            over = [pile for pile in chosen if counts[pile.ordinary] > parts[pile.ordinary]]
+            pile = min(over, key=self.cost)
             if alone and self.cost(pile)[0] > 1:
                 return
             self.take(pile, f"over {name}")
@@ -145,14 +179,37 @@ class LeftRows:
             for other, _ in self.over(pile.stratum, not pile.harmful, beside):
                 self.take(other, f"over {LENGTH}")
 
+    def parts_of_all(
+        self, most: int, *, rule: str | None = None, harmful: bool | None = None
+    ) -> Parts:
+        """The part of ordinary rows and that of the others in `most` rows of a rule or of a side:
+        in the proportion in which they stood before any limit, rounded down."""
+        stood: Counter[bool] = Counter()
+        for (of_rule, of_side, ordinary), rows in self.stood.items():
+            if rule in (None, of_rule) and harmful in (None, of_side):
+                stood[ordinary] += rows
+        return shares(stood, most)
+
+    def parts_of_held(self, most: int, rule: str) -> Parts:
+        """The parts of `most` rows of a rule if every row that corrects stays, and those that only
+        hold share the rest in proportion."""
+        wrong: Counter[bool] = Counter()
+        held: Counter[bool] = Counter()
+        for pile in self.chosen(rule, None):
+            for _, row in self.piles[pile]:
+                (held if row.held else wrong)[row.ordinary] += 1
+        room = shares(held, max(0, most - wrong.total()))
+        return {part: wrong[part] + room[part] for part in room}
+
     def cost(self, pile: Pile) -> tuple[int, int, float, int]:
         """What it costs to take the last row of a pile: rows, rows of them that correct, and two
-        numbers that order the rest."""
+        numbers that order the rest. An ordinary row that goes with it counts as one that corrects:
+        else ordinary rows would draw the limit of the other side to their lengths."""
         own, other = self.sides[pile[:2]], self.sides[pile.stratum, not pile.harmful]
         place, row = self.piles[pile][-1]
         followers = self.over(pile.stratum, not pile.harmful, self.most_beside(own - 1))
         follow = [one for _, (_, one) in followers]
-        wrong = sum(not one.held for one in (row, *follow))
+        wrong = (not row.held) + sum(not one.held or one.ordinary for one in follow)
         return 1 + len(follow), wrong, -own / max(other, 1), -place
 
     def most_beside(self, rows: int) -> float:
@@ -186,12 +243,15 @@ def limit_rules(left: LeftRows, most: int | None) -> None:
 
 def limit_held(left: LeftRows, held_per_wrong: float | None) -> None:
     """Takes as many rows that only hold as leaves this many of them for each other one. Every rule
-    gets as many rows as the one with most wrong prompts: else a training would push one way."""
+    gets as many rows as the one with most wrong prompts: else a training would push one way. Of the
+    rows that hold, ordinary ones keep their proportion."""
     before = None
     while held_per_wrong is not None and left.wrong != before:
         before = left.wrong
         for rule in left.rules:
-            left.limit("held_per_wrong", before + round(before * held_per_wrong), rule=rule)
+            most = before + round(before * held_per_wrong)
+            parts = left.parts_of_held(most, rule)
+            left.limit("held_per_wrong", most, rule=rule, parts=parts)
 
 
 def keep_harmful_share(left: LeftRows, share: float | None) -> None:

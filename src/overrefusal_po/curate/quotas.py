@@ -7,7 +7,8 @@
 The filters, in their order: the rule, the linter, then the quotas. The quotas are a limit for each
 category, as many rows of both sides at every length (`limits`), a limit for each rule, and a
 share of harmful prompts. Each keeps what the ones before it reached. The seed decides which rows
-are kept; rows that only hold what is right already (`Result.held`) are taken last. A quota that is
+are kept. Ordinary prompts and others are kept in the proportion in which rows were made of them;
+within each, rows that only hold what is right already (`Result.held`) come last. A quota that is
 not filled is reported, and never padded.
 """
 
@@ -178,7 +179,8 @@ def filter_steps(
     seed: int,
     held: Set[str] = frozenset(),
 ) -> list[Step[CuratedRow]]:
-    """The filters after the rule, in their order. Rows whose id is in `held` are taken last."""
+    """The filters after the rule, in their order. Of each kind, rows whose id is in `held` are
+    taken last."""
     linted = {rule: [r for r in rows if r.id not in faults] for rule, rows in made.items()}
     checks = {
         rule: Counter(f"linter: {faults[r.id]}" for r in rows if r.id in faults)
@@ -213,7 +215,14 @@ def drawn_rows(rows: RowsByRule[CuratedRow], seed: int, held: Set[str]) -> list[
     rules = {row.id: rule for rule, found in rows.items() for row in found}
     everything = in_drawing_order([row for found in rows.values() for row in found], seed, held)
     return [
-        Drawn(row.id, rules[row.id], prompt.kind == "harmful", prompt_words(prompt), row.id in held)
+        Drawn(
+            row.id,
+            rules[row.id],
+            prompt.kind == "harmful",
+            words=prompt_words(prompt),
+            held=row.id in held,
+            ordinary=prompt.kind == "general",
+        )
         for row, prompt in ((row, row_prompt(row)) for row in everything)
     ]
 
@@ -316,5 +325,12 @@ def in_seeded_order(rows: Sequence[CuratedRow], seed: int) -> list[CuratedRow]:
 
 
 def in_drawing_order(rows: Sequence[CuratedRow], seed: int, held: Set[str]) -> list[CuratedRow]:
-    """The rows in the order in which quotas take them: by seed, those in `held` last."""
-    return sorted(in_seeded_order(rows, seed), key=lambda row: row.id in held)
+    """The rows in the order in which quotas take them: each kind by seed, those in `held` last, and
+    the kinds spread over the whole, so that every first part of it has them in proportion."""
+    kinds: dict[str, list[CuratedRow]] = defaultdict(list)
+    for row in sorted(in_seeded_order(rows, seed), key=lambda row: row.id in held):
+        kinds[row_prompt(row).kind].append(row)
+    places = [
+        ((at + 0.5) / len(found), row) for found in kinds.values() for at, row in enumerate(found)
+    ]
+    return [row for _, row in sorted(places, key=lambda place: place[0])]

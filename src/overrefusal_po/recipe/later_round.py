@@ -18,4 +18,4 @@ class LaterRound(Section):
     held_per_wrong: float = Field(default=1.0, ge=0)
     """Pairs that hold what the student gets right, for each pair that corrects. It goes by the rule
     with more wrong prompts, and the other rule gets as many pairs, so that both sides weigh the
-    same."""
+    same. Of the pairs that hold, benign and general prompts keep their proportion."""

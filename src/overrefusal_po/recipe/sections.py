@@ -232,7 +232,7 @@ class CurateData(ReadingSection):
     - `error`: the run stops before anything is generated."""
     keep_answered: bool = False
     """Also make pairs of the harmless prompts that the student answers: its answer over its usual
-    refusal. They hold it where it is useful. A limit takes them last."""
+    refusal. They hold it where it is useful. A limit takes them last, of each kind."""
     openings: bool = False
     """The pairs are for a training on openings (`data.opening` of a train recipe): sides that the
     token limit cut are kept as they are. Then generation.max_new_tokens may be as small as 24."""
@@ -243,7 +243,8 @@ class CurateData(ReadingSection):
     other side, at most: 1 keeps as many of both, so that length tells nothing. It holds in each
     fifth of all lengths. A row whose length the other side has not goes. null: all stay."""
     max_pairs: int | None = Field(default=None, gt=0)
-    """Pairs kept of each rule (drawn by `seed`). Prompts that the student gets wrong come first, if
+    """Pairs kept of each rule (drawn by `seed`). Benign and general prompts keep their proportion
+    under every limit. Within each kind, prompts that the student gets wrong come first, if
     `keep_answered` or `chosen.refusals: student` adds others. null: all."""
     harmful_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of the kept pairs that are on harmful prompts (containment). The side with too many
@@ -252,7 +253,9 @@ class CurateData(ReadingSection):
 
 class Chosen(Section):
     """Where the chosen sides come from. A teacher's answers are judged. A prompt without a good one
-    is left out."""
+    is left out, on purpose also if it has a reference: unlike rejects, chosen sides do not fall
+    through to a hand that the recipe did not ask for. Sides of several hands can be told apart by
+    their words. summary.json counts the prompts that are left out, with the reasons."""
 
     model: str | None = None
     """The teacher that answers the benign prompts. null: the prompts' references are taken."""
@@ -273,8 +276,8 @@ class Chosen(Section):
     answers: Literal["student"] | None = None
     """The answers of overrefusal pairs. null: the teacher's, or the references if no teacher is
     named. `student`: the student's own, by `rejects.suppress_openers`, then begun with
-    `rejects.prefill`; a prompt whose answer does not pass takes the teacher's or the reference.
-    Answers then read the same on both sides of the set."""
+    `rejects.prefill`; a prompt whose answer does not pass takes the teacher's, or the reference
+    if no teacher is named. Answers then read the same on both sides of the set."""
     refusals: Literal["reference", "student", "teacher"] = "reference"
     """The refusals of containment pairs.
 
@@ -282,7 +285,8 @@ class Chosen(Section):
     - `student`: the student's own, and where it complies, the refusal that it gives most often; the
       written one if it never refuses. Refusals then read the same on both sides of the set, and
       only the prompt shows which one is right.
-    - `teacher`: the teacher's answers, selected as above."""
+    - `teacher`: the teacher's answers, selected as above. A prompt that it does not refuse in full
+      is left out."""
 
 
 class Rejects(Section):
