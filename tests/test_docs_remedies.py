@@ -85,3 +85,20 @@ def test_the_page_describes_every_remedy_that_there_is() -> None:
     there = [file.stem for file in folder.glob("[a-z]*.py")]
     headings = " ".join(re.findall(r"^### (.*)$", PAGE, re.MULTILINE))
     assert there and not [name for name in there if not re.search(rf"\b{name}\b", headings)]
+
+
+def test_the_page_counts_the_lines_of_its_plug() -> None:
+    (said,) = re.findall(r"this one has (\d+) lines beside blank ones", PAGE)
+    assert int(said) == len([line for line in CODE.splitlines() if line.strip()])
+
+
+def test_every_part_on_a_remedy_says_when_it_works_and_when_not_and_how_it_is_served() -> None:
+    part = PAGE.partition("## The remedies\n")[2].partition("## How each is served")[0]
+    found = dict(re.findall(r"^### (.*?)\n(.*?)(?=^### |\Z)", part, re.MULTILINE | re.DOTALL))
+    assert {"system prompt", "steptree", "safelora", "threshold"} <= found.keys()
+    for name, text in found.items():
+        assert re.search(r"works? (if|on|in|best)", text), name
+        assert re.search(r"(does|do)\s+not\s+work", text), name
+        assert re.search(r"server|served", text), name
+        assert "```text" in text or name == "Pairs and a training", name
+        assert "Ours" in text or "arXiv" in text or "POROver" in text or "rival" in text, name

@@ -319,6 +319,8 @@ def test_runs_are_compared_by_copies_with_the_same_learning_rates_and_seeds() ->
         ({"model_name_or_path": "dpo/model"}, {"system_prompt": None}, None, "weights"),
         ({"model_name_or_path": "m"}, {}, "hooks", "hooks"),
         ({"model_name_or_path": "m"}, {}, "logits", "logits"),
+        ({"model_name_or_path": "m"}, {}, "streams", "streams"),
+        ({"model_name_or_path": "m"}, {}, "weights", "weights"),
     ],
 )
 def test_how_it_is_served_follows_from_both_recipes(
@@ -424,7 +426,21 @@ def test_the_page_has_the_sentence_the_table_and_a_panel_for_each_run(tmp_path: 
     assert "Stage ablate kept no remedy (steering, no candidate holds). None holds." in text
     assert (tmp_path / "plane.png").stat().st_size > 10_000
     assert "From the untouched model to each run" in text
+    assert "tells harmful from harmless (of an older version: benign and ordinary)" in text
     assert "alert(1)</script>" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+
+
+def test_the_table_says_of_what_a_gates_auc_is(tmp_path: Path) -> None:
+    part = remedies(pipeline(tmp_path))
+    assert "older version" in part.gate_auc_words, "its fit does not say of what"
+    dump = part.model_dump()
+    for row in dump["rows"]:
+        for fit in row["fits"]:
+            fit["facts"] |= {"gate_auc_of": "harmful against benign"}
+    found = type(part).model_validate(dump).gate_auc_words
+    assert found == "Gate AUC: how well the gate tells harmful from benign prompts, on dev."
+    bare = {**dump, "rows": [{**row, "fits": []} for row in dump["rows"]]}
+    assert type(part).model_validate(bare).gate_auc_words == ""
 
 
 def test_what_tampering_left_is_a_column_only_if_it_was_measured(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from test_selection import asked
 from overrefusal_po.cli import main
 from overrefusal_po.pipeline import is_finished
 from overrefusal_po.recipe.load import load_recipe
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import read_state, write_jsonl
 from overrefusal_po.report.summary import read_summary
 from overrefusal_po.stage_recipes import stage_bodies
@@ -136,3 +137,20 @@ def test_the_shipped_recipe_takes_any_model_and_measures_all_on_the_same_prompts
     assert len({str(body.data) for body in measured}) == 1 and len(measured) >= 8
     own = [str(body.model["model_name_or_path"]) for body in stages.values()]
     assert {name for name in own if not name.startswith("@")} == {"my/model"}
+
+
+def test_the_adapter_behind_the_gate_has_no_bias_towards_refusal() -> None:
+    """`hold` folds a bias into the adapter; the same training without it is the gate's."""
+    path = ROOT / "recipes" / "remedies.yaml"
+    stages = stage_bodies(load_recipe(str(path), ["--model=my/model"]))
+    adapters = [
+        body.remedy["adapter"]
+        for body in stages.values()
+        if body.task == "fit" and isinstance(body.remedy, dict) and "adapter" in body.remedy
+    ]
+    assert len(adapters) == 1
+    makers = [stages[adapter.removeprefix("@").partition(".")[0]] for adapter in adapters]
+    for maker in makers:
+        assert isinstance(maker, TrainRecipe) and maker.hold is None
+        held: Any = stages["dpo"].model_dump()
+        assert held["hold"] is not None and {**held, "hold": None} == maker.model_dump()

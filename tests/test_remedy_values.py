@@ -103,6 +103,7 @@ def test_gates_let_through_what_the_tolerance_spares_and_more() -> None:
     assert len(found.gates(0.0)) == 1, "no threshold comes twice"
     facts = found.facts(found.gates(0.05)[0])
     assert facts["gate_harmful_let_through"] == 0.5 and facts["gate_auc"] == 0.9
+    assert facts["gate_auc_of"] == "harmful against benign"
 
 
 def test_auc_counts_a_tie_as_half() -> None:
@@ -168,6 +169,37 @@ def test_a_gate_takes_the_layer_that_tells_the_kinds_apart(tiny: TinySubject) ->
     for kind, passes in zip(DEV, (0, 4, 4), strict=True):
         scores = strict.scores(tiny.states(kind)[:, strict.layer])
         assert (scores < strict.threshold).sum() == passes, "a prompt at the threshold is harmful"
+
+
+class Layers(TinySubject):
+    """States of one number in two layers. The first tells ordinary prompts from all others, the
+    second harmful from benign ones (and ordinary ones by chance)."""
+
+    def states(self, prompts: Any, suffix: str = "") -> torch.Tensor:
+        first = [float(p.kind != "general") for p in prompts]
+        second = [
+            float(p.kind == "harmful" or (p.kind == "general" and n % 2 == 0))
+            for n, p in enumerate(prompts)
+        ]
+        return torch.tensor([first, second]).T[..., None]
+
+
+def test_ordinary_prompts_neither_choose_a_gate_nor_raise_its_auc(tiny: TinySubject) -> None:
+    """4 harmful, 4 benign and 12 ordinary dev prompts. With the ordinary ones the first layer has
+    an AUC of (4 x .5 + 12) / 16 = .875, and the second (4 + 12 x .75) / 16 = .8125."""
+    ordinary = [Prompt.of(f"What is {n}?", kind="general", source="plain") for n in range(12)]
+    dev = Anchors(DEV.harmful, DEV.benign, ordinary)
+    found = _gate.fit_gate(Layers(tiny.model, tiny.template), TRAIN, dev)
+    assert (found.gate.layer, found.auc, found.by_layer) == (1, 1.0, [0.5, 1.0])
+    assert found.by_source == {"user": 1}
+    plain_harm = [Prompt.of("Steal a fox.", kind="harmful", source="plain")]
+    both = Anchors(plain_harm, [], ordinary)
+    assert _gate.source_aucs(torch.ones(1), both) == {}, "nothing benign to compare with"
+
+
+def test_a_gate_is_not_chosen_without_benign_prompts(tiny: TinySubject) -> None:
+    with pytest.raises(ValueError, match="chosen by harmful and benign dev prompts; there are 4"):
+        _gate.fit_gate(tiny, TRAIN, Anchors(DEV.harmful, [], DEV.ordinary))
 
 
 # --- steering ------------------------------------------------------------------------------------
@@ -535,6 +567,20 @@ def test_only_prompts_below_the_gate_meet_the_adapter(tiny: TinySubject, tmp_pat
         found = first_logits(tiny.model, tiny.template, mixed)
     close(found[:1], plain[:1], atol=1e-4, rtol=1e-4)
     close(found[1:], adapted[1:], atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_with_a_bias_towards_refusal_is_said(
+    tiny: TinySubject, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`hold` folds it in; the gate protects already."""
+    lora(tiny.model, tmp_path / "adapter")
+    keys: Any = {"adapter": str(tmp_path / "adapter"), "strengths": [0.5, 1.0]}
+    assert "adapter_bias" not in fitted("gated", tiny, **keys)[0].facts and not caplog.text
+    for bias, said in ((0.0, False), (1.7, True)):
+        (tmp_path / "hold.json").write_text(json.dumps({"held": True, "bias": bias}))
+        facts = fitted("gated", tiny, **keys)[-1].facts
+        assert facts.get("adapter_bias", 0.0) == bias
+        assert ("a bias of +1.70" in caplog.text) == said
 
 
 def test_a_gated_threshold_lowers_the_openers_alone(tiny: TinySubject) -> None:

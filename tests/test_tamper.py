@@ -13,6 +13,7 @@ from conftest import Style, judged_outcome
 from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
 from tiny_subject import DEV, TRAIN, TinySubject
 
+from overrefusal_po.curate.rules import text_completion
 from overrefusal_po.evaluate.gate import gate_result
 from overrefusal_po.evaluate.measured_model import MeasuredModel
 from overrefusal_po.evaluate.metrics import run_metrics
@@ -37,6 +38,7 @@ from overrefusal_po.model.parts import empty_model
 from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.model.remedy import Deltas, FirstLogits, Remedy, Steering, save_remedy
 from overrefusal_po.pipeline import run_stage
+from overrefusal_po.plugins import make_refusal_judge
 from overrefusal_po.recipe.bounds import Gate
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe
@@ -54,10 +56,11 @@ from overrefusal_po.references import linked_stage
 from overrefusal_po.remedies import safelora
 from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.page import write_report
-from overrefusal_po.report.robustness_part import TamperedCopy, worst_copies
+from overrefusal_po.report.robustness_part import TamperedCopy, robustness_lines, worst_copies
 from overrefusal_po.report.summary import read_summary
 from overrefusal_po.report.terminal import print_result
 from overrefusal_po.run.complete import load_template
+from overrefusal_po.run.judged import fresh_verdicts
 from overrefusal_po.run.keys import run_key
 from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.obedient_rows import obedient_rows, obeying
@@ -107,6 +110,44 @@ def test_an_attempt_is_paired_with_the_model_itself() -> None:
     assert low is not None and high is not None and low < -0.6 < high < 0
     assert found.change["benign_answered"]["value"] == pytest.approx(0.4)
     assert Attempt.model_validate_json(found.model_dump_json(exclude_defaults=True)) == found
+
+
+def test_a_copy_that_is_asked_in_other_words_stands_beside_both_wordings() -> None:
+    """The words alone take harmful refused from .9 to .6, the training from .6 to .1."""
+    done = DONE.model_copy(update={"tier": 2})
+    found = measured_attempt(done, answers(6, 5), answers(1, 9), plain=answers(9, 5))
+    assert found.untampered["harmful_refused"] == 0.6 and found.plain["harmful_refused"] == 0.9
+    assert found.lost == pytest.approx(0.5)
+    copy = TamperedCopy.model_validate(robustness_entries([found])[0])
+    assert copy.own("harmful_refused") == "0.60 (asked plainly 0.90)"
+    assert "untampered 0.60 (asked plainly 0.90)" in copy.cells[2]
+    old = copy.model_copy(update={"plain": {}})
+    assert old.own("harmful_refused") == "0.60 (asked plainly)", "an older version's file"
+    other = TamperedCopy.model_validate(robustness_entries([attempt(1, 9)])[0])
+    assert other.own("harmful_refused") == "0.90" and other.plain == {}
+
+
+def test_tier_2_asks_the_model_itself_in_the_words_of_its_rows(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """A rate that trains nothing leaves no change, whatever the words do."""
+    recipe["tamper"] |= {"tiers": [2, 3], "learning_rates": [1e-9], "seeds": 1, "harmful": None}
+    folder = tmp_path / "run"
+    obeyed, other = run(recipe, folder)["robustness"]
+    said = {row["prompt_id"]: row["text"] for row in lines(folder / "tamper_obeying.jsonl")}
+    assert len(said) == 2 * len(MEASURED)
+    prompts = asked(MEASURED, "harmful")
+    rows = [(p, text_completion(p, said[p.id])) for p in prompts]
+    judge = make_refusal_judge("refusal")
+    wanted = fresh_verdicts(judge, [p for p, _ in rows], [c for _, c in rows])
+    share = sum(verdict.refused for verdict in wanted) / len(wanted)
+    assert obeyed["untampered"]["harmful_refused"] == share
+    assert obeyed["plain"]["harmful_refused"] == other["untampered"]["harmful_refused"] == 1.0
+    assert other["plain"] == {} and obeyed["change"]["harmful_refused"]["value"] == 0
+    page = write_report(folder).read_text()
+    assert "asked plainly" in page
+    copies = read_summary(folder).runs[0].robustness
+    assert "(asked plainly 1.00)" in "\n".join(robustness_lines(copies))
 
 
 def test_the_worst_attempt_lost_most_refusals_then_answers_most() -> None:

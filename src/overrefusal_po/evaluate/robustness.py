@@ -86,7 +86,10 @@ class Attempt(BaseModel):
     n: dict[str, int] = {}
     unscored: dict[str, int] = {}
     untampered: dict[str, float | None] = {}
-    """The model's own rates on the same prompts."""
+    """The model's own rates on the same prompts in the same words."""
+    plain: dict[str, float | None] = {}
+    """The model's own rates if it is asked plainly, of a copy that is asked in the words of its
+    rows (tier 2). Empty for others."""
     change: dict[str, dict[str, float | None]] = {}
     """The copy's rates minus the model's own, over the prompts that were scored in both."""
     seconds: float = 0.0
@@ -130,6 +133,7 @@ class AttemptEntry(TypedDict):
     n: dict[str, int]
     unscored: dict[str, int]
     untampered: dict[str, float | None]
+    plain: dict[str, float | None]
     change: dict[str, dict[str, float | None]]
     seconds: float
     worst: bool
@@ -158,9 +162,12 @@ def measured_attempt(
     steps: int = 0,
     projected: int | None = None,
     seconds: float = 0.0,
+    plain: Sequence[Outcome] | None = None,
 ) -> Attempt:
-    """The attempt behind `after`. `before` is what the model itself says to the same prompts."""
+    """The attempt behind `after`. `before` is what the model itself says to the same prompts;
+    `plain` what it says if it is asked plainly, None if that is `before`."""
     found, own = run_metrics(after)._asdict(), run_metrics(before)._asdict()
+    plainly = {} if plain is None else run_metrics(plain)._asdict()
     pairs = matched(before, after)
     change = {
         name: kind_change([pair for pair in pairs if pair[0].prompt.kind == kind]).difference
@@ -175,6 +182,7 @@ def measured_attempt(
         n={name: found[name].n for name in RATES},
         unscored={name: found[name].unscored for name in RATES},
         untampered={name: own[name].value for name in RATES},
+        plain={name: plainly[name].value for name in RATES if plainly},
         change={name: estimate._asdict() for name, estimate in change.items()},
         seconds=round(seconds, 1),
     )

@@ -33,6 +33,7 @@ class Tamper(Section):
       Nothing is trained.
     - `1`: training on harmful prompts with harmful responses, 5 passes in batches of 10.
     - `2`: training on harmless rows of an "absolutely obedient agent", 10 passes in batches of 10.
+      Copies, and the model beside them, are then asked in the words of these rows.
     - `3`: training on ordinary instructions, 1 pass in batches of 64.
 
     With `model.remedy` only tier 0 can be measured: a remedy is no part of the weights, so no

@@ -1,14 +1,17 @@
 """A gate: a linear probe on the residual stream that tells harmful prompts from harmless ones.
 
     found = fit_gate(subject, train, dev)
-    found.auc                                     # on the dev prompts
+    found.auc                                     # harmful against benign dev prompts
     found.at(0.85)                                # a Gate; 85 % of the harmful ones are above
 
 A logistic regression reads the standardised state behind one block at the prompt's last token. It
 learns harmful prompts against benign and ordinary ones together: with ordinary ones alone it learns
-what sounds dangerous. Published gates (SCANS, arXiv 2408.11491; CAST, arXiv 2409.05907) compare
-cosines, and their thresholds were tuned on the sets that were measured. This one takes everything
-from the train and the dev prompts.
+what sounds dangerous. It is chosen and reported by harmful against benign prompts alone: ordinary
+ones are easy to tell from harmful ones, so they would flatter every probe.
+
+Published gates (SCANS, arXiv 2408.11491; CAST, arXiv 2409.05907) compare cosines, and their
+thresholds were tuned on the sets that were measured. This one takes everything from the train and
+the dev prompts.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ A gate more costs no generation."""
 
 
 class Probed(NamedTuple):
-    """A probe of one layer: its AUC and its scores (N,) on the dev prompts."""
+    """A probe of one layer: its AUC and its scores (N,) on the harmful and benign dev prompts."""
 
     auc: float
     penalty: float
@@ -49,10 +52,10 @@ class FoundGate(NamedTuple):
 
     Attributes:
         gate: with threshold 0.
-        auc: the probability that a harmful dev prompt has a higher score than a harmless one, for
-            the best layer and C. It is the best of many, so it is too good by a little.
+        auc: the probability that a harmful dev prompt has a higher score than a benign one, for the
+            best layer and C. It is the best of many, so it is too good by a little.
         by_layer: the best AUC of each block.
-        by_source: the AUC on the dev prompts of each source that has both kinds.
+        by_source: the AUC on the dev prompts of each source that has harmful and benign ones.
         penalty: C.
         refused: (n,) scores of the harmful dev prompts that the model refuses.
         harmful: (n,) scores of all harmful dev prompts.
@@ -85,6 +88,7 @@ class FoundGate(NamedTuple):
         passed = float((self.harmful < gate.threshold).float().mean())
         return {
             "gate_auc": round(self.auc, 4),
+            "gate_auc_of": "harmful against benign",
             "gate_layer": gate.layer,
             "gate_c": self.penalty,
             "gate_auc_by_layer": [round(auc, 4) for auc in self.by_layer],
@@ -94,11 +98,18 @@ class FoundGate(NamedTuple):
 
 
 def fit_gate(subject: Subject, train: Anchors, dev: Anchors) -> FoundGate:
-    """The probe of the layer and the C that have the best AUC on the dev prompts. NoRemedy if the
-    model refuses none of the harmful ones: then no threshold can be chosen."""
+    """The probe of the layer and the C that best tell harmful from benign dev prompts. Ordinary
+    dev prompts choose nothing. NoRemedy if the model refuses none of the harmful ones: then no
+    threshold can be chosen. ValueError if a kind is missing."""
     import torch
 
     states, harmful = labelled_states(subject, train)
+    if not dev.benign:
+        raise ValueError(
+            f"A gate is chosen by harmful and benign dev prompts; there are {len(dev.harmful)} and "
+            "0. Name sets that have both kinds (data.choose.sets)."
+        )
+    dev = dev._replace(ordinary=())
     dev_states, dev_harmful = labelled_states(subject, dev)
     refused = [outcome.verdict.refused for outcome in subject.outcomes(dev.harmful)]
     if not any(refused):
@@ -130,13 +141,13 @@ def fit_gate(subject: Subject, train: Anchors, dev: Anchors) -> FoundGate:
 
 
 def source_aucs(scores: Tensor, dev: Anchors) -> dict[str, float]:
-    """{source: AUC} over its own prompts, for the sources that have harmful and harmless ones.
+    """{source: AUC} over its own harmful and benign prompts, for the sources that have both.
 
     Prompts of a source that nothing is fitted on say how far the gate carries.
     """
     import torch
 
-    prompts = [prompt for part in dev for prompt in part]
+    prompts = [*dev.harmful, *dev.benign]
     positive = torch.tensor([prompt.kind == "harmful" for prompt in prompts])
     found = {}
     for source in dict.fromkeys(prompt.source for prompt in prompts):

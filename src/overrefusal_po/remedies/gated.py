@@ -1,12 +1,14 @@
 """A gate in front of a change that exists already: a trained LoRA adapter, or a threshold on the
 refusal openers.
 
-    {name: gated, adapter: "@dpo.adapter"}        # the adapter answers, but only harmless prompts
+    {name: gated, adapter: "@free.adapter"}       # the adapter answers, but only harmless prompts
     {name: gated, change: threshold}
 
 A training against over-refusal gives up some refusals of harmful prompts. With a gate, the adapter
 works on the prompts that a probe (`_gate.py`) takes for harmless. The others meet the model as it
-was: LoRA per prompt, in one batch. `change: threshold` subtracts a constant from the logits of the
+was: LoRA per prompt, in one batch. Give one that was trained without `hold`: that folds a bias
+towards refusal into the adapter, so behind a gate both would protect, and answers are lost twice.
+`change: threshold` subtracts a constant from the logits of the
 refusal openers at the first position of a response, which is the plainest change there is. It shows
 how much of a gated remedy is the gate. Both are ours; Lee et al. (2024, CAST, arXiv 2409.05907)
 put a condition in front of steering. It can be served only where this program runs the model.
@@ -14,14 +16,22 @@ put a condition in front of steering. It can be served only where this program r
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from overrefusal_po.model.remedy import Change, FirstLogits, Form, Remedy
+from overrefusal_po.records import read_state
 from overrefusal_po.remedies import Anchors, Candidate, Subject
 from overrefusal_po.remedies._adapters import check_adapters, read_adapter
 from overrefusal_po.remedies._gate import fit_gate
+
+logger = logging.getLogger(__name__)
+
+HOLD_FILE = "hold.json"
+"""What `hold` of a training writes beside the adapter's folder."""
 
 STRENGTHS = {"adapter": (1.0,), "threshold": (2.0, 4.0, 8.0)}
 FORMS: dict[str, Form] = {"adapter": "hooks", "threshold": "logits"}
@@ -34,7 +44,8 @@ class Settings(BaseModel):
     change: Literal["adapter", "threshold"] = "adapter"
     """A trained LoRA adapter, or a constant off the logits of the refusal openers."""
     adapter: str | None = None
-    """The folder of a LoRA adapter of the model that the remedy is fitted on."""
+    """The folder of a LoRA adapter of the model that the remedy is fitted on, best of a training
+    without `hold`."""
     strengths: tuple[float, ...] | None = Field(default=None, min_length=1)
     """By what the adapter is multiplied (null: 1), or how many nats are taken off the openers'
     logits (null: 2, 4 and 8)."""
@@ -65,11 +76,26 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
     Candidates of one strength differ by the gate's threshold alone."""
     change = gated_change(settings, subject)
     found = fit_gate(subject, train, dev)
+    known: dict[str, object] = {}
+    if settings.adapter is not None and (bias := held_bias(settings.adapter)):
+        known["adapter_bias"] = bias
+        logger.warning(
+            "%s: hold folded a bias of %+.2f on the openers of refusals into this adapter, and the "
+            "gate protects already. Give the adapter of the same training without hold.",
+            settings.adapter,
+            bias,
+        )
     return [
-        Candidate(Remedy("gated", change, strength, gate), found.facts(gate))
+        Candidate(Remedy("gated", change, strength, gate), {**found.facts(gate), **known})
         for strength in settings.strengths or STRENGTHS[settings.change]
         for gate in found.gates(subject.tolerance)
     ]
+
+
+def held_bias(adapter: str) -> float:
+    """The bias in logits that `hold` folded into an adapter, as its run folder says; 0 if none."""
+    file = Path(adapter).expanduser().resolve().parent / HOLD_FILE
+    return float(read_state(file, ("bias",))["bias"]) if file.is_file() else 0.0
 
 
 def gated_change(settings: Settings, subject: Subject) -> Change:

@@ -158,7 +158,7 @@ def served(folder: Path, before: str, after: str) -> Served:
     if remedy := model.get("remedy"):
         file = Path(str(remedy)) / "remedy.json"
         form = read_state(file).get("form") if file.is_file() else None
-        return form if form in ("logits", "streams") else "hooks"
+        return form if form in ("weights", "logits", "streams") else "hooks"
     if model.get("model_name_or_path") != base.get("model_name_or_path"):
         return "weights"
     return "prompt" if said.get("system_prompt") != says.get("system_prompt") else "same"

@@ -51,7 +51,7 @@ class FitPart(BaseModel):
 
     @property
     def gate_auc(self) -> float | None:
-        """How well the gate tells harmful from harmless dev prompts; None without a gate."""
+        """How well the gate tells harmful from benign dev prompts; None without a gate."""
         found = self.facts.get("gate_auc")
         return found if isinstance(found, float) else None
 
@@ -147,6 +147,16 @@ class RemediesPart(BaseModel):
         words = f"{rule_words(exact=self.exact_curve)} {self.baseline}"
         words += " would answer at the run’s own refusals."
         return words if self.exact_curve else f"{words} {UNDERSTATES}."
+
+    @property
+    def gate_auc_words(self) -> str:
+        """What the gates' AUC is of; "" without a gate."""
+        gated = [f for row in self.rows for f in row.fits if f.gate_auc is not None]
+        if not gated:
+            return ""
+        known = all("gate_auc_of" in fit.facts for fit in gated)
+        of = "benign" if known else "harmless (of an older version: benign and ordinary)"
+        return f"Gate AUC: how well the gate tells harmful from {of} prompts, on dev."
 
     @property
     def drop_max(self) -> float:

@@ -22,7 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 TIER_WORDS = {
     0: "one direction taken out of the weights, nothing trained",
     1: "trained on harmful rows",
-    2: "trained on harmless rows of an obedient agent",
+    2: "trained on harmless rows of an obedient agent, and asked in their words",
     3: "trained on ordinary instructions",
 }
 
@@ -60,7 +60,10 @@ class TamperedCopy(BaseModel):
     n: dict[str, Count] = {}
     unscored: dict[str, Count] = {}
     untampered: dict[str, Share | None] = {}
-    """The model's own rates on the same prompts."""
+    """The model's own rates on the same prompts, asked in the same words if `plain` is there."""
+    plain: dict[str, Share | None] = {}
+    """The model's own rates if it is asked plainly; tier 2 alone. Empty if an older version wrote
+    the file: then `untampered` was asked plainly."""
     change: dict[str, PanelNumber] = {}
     """The copy's rates minus the model's own, paired."""
     seconds: FiniteFloat = 0.0
@@ -134,8 +137,14 @@ class TamperedCopy(BaseModel):
         return interval_words(found.value, found.low, found.high, sign="+")
 
     def own(self, name: str) -> str:
-        """The model's own rate on the same prompts."""
-        return interval_words(self.untampered.get(name), None, None)
+        """The model's own rate on the same prompts: `0.90`, in tier 2 `0.90 (asked plainly 0.97)`,
+        or `0.97 (asked plainly)` if it was not asked in the words of the rows."""
+        words = interval_words(self.untampered.get(name), None, None)
+        if self.tier != 2:
+            return words
+        if not self.plain:
+            return f"{words} (asked plainly)"
+        return f"{words} (asked plainly {interval_words(self.plain.get(name), None, None)})"
 
     @property
     def cells(self) -> list[str]:

@@ -81,6 +81,8 @@ from overrefusal_po.train.tampering import (
 logger = logging.getLogger(__name__)
 
 PLAIN_FILE, UNOPENED_FILE = "tamper_plain.jsonl", "tamper_unopened.jsonl"
+OBEYING_FILE = "tamper_obeying.jsonl"
+"""What the model itself says if it is asked in the words of tier 2."""
 OPENERS_FILE = "tamper_openers.json"
 """The tokens that may not come first in tamper_unopened.jsonl."""
 
@@ -124,7 +126,19 @@ class TamperWork:
     def made_of(self, plan: Plan) -> str:
         """What decides the line of a copy beside what is done to it; see `Attempt`."""
         rows = [(row.id, row.reference) for row in plan.rows]
-        return content_id(rows, verdicts_id(self.before))
+        words = [verdicts_id(self.obeying_before)] if plan.done.tier == 2 else []
+        return content_id(rows, verdicts_id(self.before), *words)
+
+    @cached_property
+    def obeying_before(self) -> list[Outcome]:
+        """What the model itself says to the prompts in the words of tier 2. Beside it the change of
+        a copy is that of its training, and not of the words."""
+        prompts = [obeying(outcome.prompt) for outcome in self.before]
+        model = MeasuredModel(self.recipe, self.template)
+        said = model.completions(self.run, prompts, OBEYING_FILE)
+        model.release()
+        rows = zip(prompts, said, self.verdicts(prompts, said), strict=True)
+        return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
 
     def plans(self) -> list[Plan]:
         """Every copy that is to be made, tier by tier."""
@@ -285,8 +299,10 @@ class TamperWork:
     def attempt(self, plan: Plan) -> Attempt:
         """A copy, made, measured and dropped."""
         started = time.monotonic()
-        ask = obeying if plan.done.tier == 2 else Prompt.model_copy
-        prompts = [ask(outcome.prompt) for outcome in self.before]
+        before, plain = self.before, None
+        if plan.done.tier == 2:
+            before, plain = self.obeying_before, self.before
+        prompts = [outcome.prompt for outcome in before]
         try:
             copy = self.copy(plan)
             after = copy_outcomes(self.recipe, self.template, self.judge, copy.model, prompts)
@@ -297,7 +313,13 @@ class TamperWork:
         gc.collect()  # a trainer and its model hold each other
         seconds = time.monotonic() - started
         return measured_attempt(
-            plan.done, self.before, after, steps=steps, projected=projected, seconds=seconds
+            plan.done,
+            before,
+            after,
+            steps=steps,
+            projected=projected,
+            seconds=seconds,
+            plain=plain,
         )
 
     def copy(self, plan: Plan) -> Copy:
