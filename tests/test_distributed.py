@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from overrefusal_po.model.whole import write_hashes
 from overrefusal_po.records import PreferencePair, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -112,6 +113,10 @@ def test_a_recipe_runs_under_torchrun(styles: dict[str, Any], tmp_path: Path) ->
     assert [row["epoch"] for row in training["history"] if "train_loss" in row] == [2.0]
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
     assert done.stdout.count("steps: 2") == 1, "both ranks printed"
+    noted = folder / "checkpoints" / "checkpoint-2" / "hashes.json"
+    by_both = noted.read_text()
+    write_hashes(noted.parent, noted)
+    assert by_both == noted.read_text(), "one process hashes the checkpoint otherwise"
 
 
 def test_processes_that_would_train_unconnected_are_refused(
