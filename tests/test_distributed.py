@@ -27,11 +27,13 @@ from pathlib import Path
 from transformers import TrainerCallback
 from overrefusal_po import dpo_trainer
 from overrefusal_po.model import load as models
+from overrefusal_po.model import whole
 from overrefusal_po.records import PreferencePair, read_jsonl
+from overrefusal_po.train.resume import resumable
 
 folder, pairs = sys.argv[1:]
 models.check_world(use_cpu=True)
-seen, worlds = [], []
+seen, worlds, hashed, digest = [], [], [], whole.file_sha256
 
 
 class Spy(TrainerCallback):
@@ -51,16 +53,23 @@ def spy(rows):
     return collate(rows)
 
 
+def hash_spy(path):
+    hashed.append(path.name)
+    return digest(path)
+
+
 def weights():
     bits = b"".join(p.detach().float().numpy().tobytes() for p in trainer.model.parameters())
     return hashlib.sha256(bits).hexdigest()
 
 
 trainer.data_collator = spy
+whole.file_sha256 = hash_spy
 before = weights()
-trainer.train()
+with resumable(trainer):
+    trainer.train()
 after = weights()
-found = {"worlds": worlds, "processes": trainer.accelerator.num_processes, "seen": seen}
+found = {"worlds": worlds, "processes": trainer.accelerator.num_processes, "seen": seen, "hashed": hashed}
 Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps({**found, "before": before, "after": after}))
 """
 
@@ -97,6 +106,9 @@ def test_two_processes_train_as_one_world(
     assert len(one["seen"]) == len(two["seen"]) == 3
     assert len({*one["seen"], *two["seen"]}) == len(pairs), "the two ranks saw the same rows"
     assert one["before"] == two["before"] != one["after"] == two["after"]
+    noted = json.loads((tmp_path / "out" / "checkpoint-3" / "hashes.json").read_text())["sha256"]
+    assert sorted(one["hashed"] + two["hashed"]) == sorted(noted), "each file is hashed once"
+    assert "rng_state_0.pth" in one["hashed"] and "rng_state_1.pth" in two["hashed"]
 
 
 def test_a_recipe_runs_under_torchrun(styles: dict[str, Any], tmp_path: Path) -> None:
