@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from overrefusal_po.model.whole import write_hashes
 from overrefusal_po.records import PreferencePair, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -26,11 +27,13 @@ from pathlib import Path
 from transformers import TrainerCallback
 from overrefusal_po import dpo_trainer
 from overrefusal_po.model import load as models
+from overrefusal_po.model import whole
 from overrefusal_po.records import PreferencePair, read_jsonl
+from overrefusal_po.train.resume import resumable
 
 folder, pairs = sys.argv[1:]
 models.check_world(use_cpu=True)
-seen, worlds = [], []
+seen, worlds, hashed, digest = [], [], [], whole.file_sha256
 
 
 class Spy(TrainerCallback):
@@ -50,16 +53,23 @@ def spy(rows):
     return collate(rows)
 
 
+def hash_spy(path):
+    hashed.append(path.name)
+    return digest(path)
+
+
 def weights():
     bits = b"".join(p.detach().float().numpy().tobytes() for p in trainer.model.parameters())
     return hashlib.sha256(bits).hexdigest()
 
 
 trainer.data_collator = spy
+whole.file_sha256 = hash_spy
 before = weights()
-trainer.train()
+with resumable(trainer):
+    trainer.train()
 after = weights()
-found = {"worlds": worlds, "processes": trainer.accelerator.num_processes, "seen": seen}
+found = {"worlds": worlds, "processes": trainer.accelerator.num_processes, "seen": seen, "hashed": hashed}
 Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps({**found, "before": before, "after": after}))
 """
 
@@ -96,6 +106,9 @@ def test_two_processes_train_as_one_world(
     assert len(one["seen"]) == len(two["seen"]) == 3
     assert len({*one["seen"], *two["seen"]}) == len(pairs), "the two ranks saw the same rows"
     assert one["before"] == two["before"] != one["after"] == two["after"]
+    noted = json.loads((tmp_path / "out" / "checkpoint-3" / "hashes.json").read_text())["sha256"]
+    assert sorted(one["hashed"] + two["hashed"]) == sorted(noted), "each file is hashed once"
+    assert "rng_state_0.pth" in one["hashed"] and "rng_state_1.pth" in two["hashed"]
 
 
 def test_a_recipe_runs_under_torchrun(styles: dict[str, Any], tmp_path: Path) -> None:
@@ -112,6 +125,10 @@ def test_a_recipe_runs_under_torchrun(styles: dict[str, Any], tmp_path: Path) ->
     assert [row["epoch"] for row in training["history"] if "train_loss" in row] == [2.0]
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
     assert done.stdout.count("steps: 2") == 1, "both ranks printed"
+    noted = folder / "checkpoints" / "checkpoint-2" / "hashes.json"
+    by_both = noted.read_text()
+    write_hashes(noted.parent, noted)
+    assert by_both == noted.read_text(), "one process hashes the checkpoint otherwise"
 
 
 def test_processes_that_would_train_unconnected_are_refused(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from overrefusal_po.model.stamps import file_sha256
@@ -30,18 +32,44 @@ NOT_READ = ("missing_keys", "mismatched_keys")
 
 SHOWN = 3
 
+THREADS = 4
+"""Files that one process hashes at a time. Python lets go of its lock meanwhile."""
 
-def write_hashes(folder: Path, file: Path) -> None:
+Hashing = Callable[[Path, Collection[str]], dict[str, str]]
+"""(a folder, names of files in it) -> {name: SHA-256}, in the order of the names."""
+
+
+def hashes_of(folder: Path, names: Collection[str]) -> dict[str, str]:
+    """{name: SHA-256} of files in `folder`, several at a time.
+
+    Raises OSError, which names the file, if one cannot be read.
+    """
+
+    def hashed(name: str) -> str:
+        try:
+            return file_sha256(folder / name)
+        except OSError as error:
+            error.filename = error.filename or str(folder / name)  # a failed read has none
+            raise
+
+    # the largest first, so that none of them begins when the others are done
+    ordered = sorted(names, key=lambda name: (folder / name).stat().st_size, reverse=True)
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        found = dict(zip(ordered, pool.map(hashed, ordered), strict=True))
+    return {name: found[name] for name in names}
+
+
+def write_hashes(folder: Path, file: Path, hashing: Hashing = hashes_of) -> None:
     """Writes the SHA-256 of each file in `folder` to `file`."""
-    found = {
-        str(path.relative_to(folder)): file_sha256(path)
+    names = [
+        str(path.relative_to(folder))
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != file and path.name not in CHANGEABLE
-    }
-    write_atomic(file, json.dumps({"sha256": found}, indent=1))
+    ]
+    write_atomic(file, json.dumps({"sha256": hashing(folder, names)}, indent=1))
 
 
-def damaged(folder: Path, file: Path) -> list[str]:
+def damaged(folder: Path, file: Path, hashing: Hashing = hashes_of) -> list[str]:
     """The files of `folder` that are missing or not as `file` says; [] without that file.
 
     An unreadable `file` is the damaged one.
@@ -52,11 +80,8 @@ def damaged(folder: Path, file: Path) -> list[str]:
         known: Mapping[str, str] = json.loads(file.read_bytes())["sha256"]
     except (ValueError, KeyError, TypeError):
         return [file.name]
-    return [
-        name
-        for name, digest in known.items()
-        if not (folder / name).is_file() or file_sha256(folder / name) != digest
-    ]
+    found = hashing(folder, [name for name in known if (folder / name).is_file()])
+    return [name for name, digest in known.items() if found.get(name) != digest]
 
 
 def hashes_beside(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from overrefusal_po.model.whole import damaged, first_names, write_hashes
+from overrefusal_po.model.whole import Hashing, damaged, first_names, hashes_of, write_hashes
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +86,13 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(last)
 
 
-def drop_unusable(folder: Path) -> None:
+def drop_unusable(folder: Path, hashing: Hashing = hashes_of) -> None:
     """Deletes the checkpoints that a killed run had not finished, and damaged ones that are newer
     than the newest whole one. No run can go on from them, and transformers would count them when it
     deletes older ones.
 
-    The first process calls this before any process looks for the last checkpoint.
+    The first process calls this before any process looks for the last checkpoint. `hashing` may be
+    that of all processes together (`train.hash_team`).
     """
     whole = False
     for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
@@ -101,7 +102,7 @@ def drop_unusable(folder: Path) -> None:
                 path,
             )
             shutil.rmtree(path)
-        elif not whole and (bad := damaged(path, path / HASHES)):
+        elif not whole and (bad := damaged(path, path / HASHES, hashing)):
             logger.warning(
                 "%s is damaged (%s is not as it was saved): skipped and deleted; the next older "
                 "checkpoint is taken",
@@ -119,10 +120,10 @@ def step_of(checkpoint: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def write_checkpoint_hashes(checkpoint: Path) -> None:
+def write_checkpoint_hashes(checkpoint: Path, hashing: Hashing = hashes_of) -> None:
     """Notes the hash of each file of a checkpoint that is written to its end."""
     if checkpoint.is_dir():
-        write_hashes(checkpoint, checkpoint / HASHES)
+        write_hashes(checkpoint, checkpoint / HASHES, hashing)
 
 
 def is_complete(checkpoint: Path) -> bool:

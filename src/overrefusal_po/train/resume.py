@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from overrefusal_po.run.interrupts import ASKED_TO_STOP, handling, write_checkpoint_hashes
+from overrefusal_po.train.hash_team import HashTeam
 
 if TYPE_CHECKING:
     from transformers import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         TrainingArguments,
     )
 
+    from overrefusal_po.model.whole import Hashing
     from overrefusal_po.train.trl_private_state import LogRow
 
 logger = logging.getLogger(__name__)
@@ -96,6 +98,7 @@ class InterruptionEvents:
         self.received = received
         self.kept = trainer.args.save_total_limit
         self.must_stop = received_anywhere(trainer, received, lost)
+        self.team = HashTeam(trainer.accelerator, trainer.args.ddp_timeout)
         self.stopping = False
         self.loss = 0.0
 
@@ -147,14 +150,16 @@ class InterruptionEvents:
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Notes the hashes of the checkpoint's files, deletes old ones, and stops once it is
-        written."""
+        written. Raises RunFailed in all processes for a fault of one of them."""
         self.trainer.accelerator.wait_for_everyone()
-        if self.trainer.accelerator.is_main_process:
-            folder = Path(str(args.output_dir))
-            write_checkpoint_hashes(folder / f"checkpoint-{state.global_step}")
+        folder = Path(str(args.output_dir))
+
+        def close(hashing: Hashing) -> None:
+            write_checkpoint_hashes(folder / f"checkpoint-{state.global_step}", hashing)
             drop_oldest(folder, self.kept, state.best_model_checkpoint)
+
+        self.team.work(close)
         if self.stopping:
-            self.trainer.accelerator.wait_for_everyone()
             step = state.global_step
             logger.info("interrupted: a checkpoint of step %d is written", step)
             raise KeyboardInterrupt(

@@ -35,6 +35,7 @@ from overrefusal_po.run.packages import import_large
 from overrefusal_po.train.data import Prepared, Source, is_saved, load_rows
 from overrefusal_po.train.finite import finite_callback
 from overrefusal_po.train.first_rows import check_first_rows
+from overrefusal_po.train.hash_team import HashTeam
 from overrefusal_po.train.hold import Holder
 from overrefusal_po.train.hold_start import check_start
 from overrefusal_po.train.lengths import warn_of_left_out
@@ -110,6 +111,8 @@ def train_in(
     named = lost_ranks_named(processes=state.num_processes, seconds=seconds)
     with open_run(state.is_main_process) as run, named:  # the run notes the sentence
         if not run.done:
+            checkpoints = run.path / "checkpoints"
+            HashTeam(state, seconds).work(lambda hashing: drop_unusable(checkpoints, hashing))
             in_first_process(state, lambda: write_data(recipe, run, template, made))
             trainer = make_trainer(recipe, load_rows(run.path), config, template)
             check_joined(trainer)
@@ -246,7 +249,6 @@ def write_data(
     recipe: TrainRecipe, run: Run, template: ChatTemplate, made: FirstData | None
 ) -> None:
     """Writes the data of the run unless they are there; the student answers first if it must."""
-    drop_unusable(run.path / "checkpoints")
     if made is None:
         return
     source, prepared = made
