@@ -313,13 +313,7 @@ class TamperWork:
         gc.collect()  # a trainer and its model hold each other
         seconds = time.monotonic() - started
         return measured_attempt(
-            plan.done,
-            before,
-            after,
-            steps=steps,
-            projected=projected,
-            seconds=seconds,
-            plain=plain,
+            plan.done, before, after, plain=plain, steps=steps, projected=projected, seconds=seconds
         )
 
     def copy(self, plan: Plan) -> Copy:
