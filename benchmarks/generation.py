@@ -5,14 +5,18 @@
 Each way is a process of its own. All of them hold the weights, and answer the same prompts in turn,
 so that the load of the machine meets them alike. Times are CPU seconds of the process, at one
 thread. `first` is what the first-token measure of an evaluation takes beside its responses. `wide`
-is ours with batches of twice the size. Memory is the peak of the process while it generates. The limit is the matrix products of the model's
-linear layers alone, measured in the same run: each token of a prompt read once, at the width of a
-batch, and each new token at the width of a step.
+is ours with batches of twice the size. Memory is the peak of the process while it generates. The
+limit is the matrix products of the model's linear layers alone, measured in the same run: each
+token of a prompt read once, at the width of a batch, and each new token at the width of a step
+(`wide` may pass it). `--before` takes versions from 0d53df1 on:
+
+    git worktree add --detach ../old 0d53df1
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -37,7 +41,11 @@ def main() -> None:
     if options.before:
         ways["before"] = Path(options.before)
     workers = {way: started(way, src, options) for way, src in ways.items()}
-    found = measured(workers, options)
+    try:
+        found = measured(workers, options)
+    finally:
+        for worker in workers.values():
+            worker.kill()
     Path(options.json).write_text(json.dumps(found, indent=1))
     print(table(found))
 
@@ -56,7 +64,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--way", choices=("ours", "wide", "before", "generate"), help=argparse.SUPPRESS
     )
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.before and not Path(options.before, "overrefusal_po").is_dir():
+        parser.error(
+            f"--before {options.before}: there is no overrefusal_po in it. Give the src folder of "
+            "an earlier version."
+        )
+    return options
 
 
 # --- the driver
@@ -79,11 +93,20 @@ SKIPPED = ("json", "before", "way")
 
 
 def asked(worker: subprocess.Popen[str], what: str, start: int = 0) -> dict[str, Any]:
-    """A worker's answer to one request."""
+    """A worker's answer to one request. Ends the benchmark with a sentence if the worker ended."""
     assert worker.stdin is not None and worker.stdout is not None
-    worker.stdin.write(json.dumps([what, start]) + "\n")
-    worker.stdin.flush()
-    found: dict[str, Any] = json.loads(worker.stdout.readline())
+    line = ""
+    with contextlib.suppress(BrokenPipeError):
+        worker.stdin.write(json.dumps([what, start]) + "\n")
+        worker.stdin.flush()
+        line = worker.stdout.readline()
+    if not line.endswith("\n"):
+        assert isinstance(worker.args, list)
+        sys.exit(
+            f"generation.py: the process {worker.args[2]} ended with exit code {worker.wait()} "
+            f"when it was asked for {what!r}. Its own words stand above."
+        )
+    found: dict[str, Any] = json.loads(line)
     return found
 
 
@@ -146,14 +169,11 @@ def table(found: dict[str, Any]) -> str:
             f"{rates[1] / before[1]:.2f} | {row['peak']:.0f} | {row['peak'] - row['start']:.0f} | "
             f"{row['same']:.3f} | {row['first_off']:.1e} |"
         )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"limit: {limit['tokens_per_second']:.0f} tokens/s ({limit['step']:.0f} GFLOP/s in a "
-            f"step, {limit['prompt']:.0f} in a prompt)",
-        ]
-    )
+    speed = limit["tokens_per_second"]
+    speeds = f"{limit['step']:.0f} GFLOP/s in a step, {limit['prompt']:.0f} in a prompt"
+    ratio = speed / rate(base, whole=False)
+    lines.append(f"| limit ({speeds}) | {speed:.0f} | {ratio:.2f} | | | | | | |")
+    return "\n".join(lines)
 
 
 def rate(row: dict[str, Any], whole: bool) -> float:
@@ -252,10 +272,13 @@ class Worker:
 
     def first(self, start: int) -> dict[str, Any]:
         """The first-token log-odds of a batch."""
-        from overrefusal_po.engines._first_token import opener_scores
+        from overrefusal_po.engines import _first_token
 
-        rows = opener_scores(self.engine, self.batches(start), OPENERS)
-        return {"values": {prompt.id: value for prompt, value, _ in rows}}
+        # earlier versions called it so, and gave no margin
+        older = getattr(_first_token, "opener_log_odds", None)
+        scores = older or _first_token.opener_scores
+        rows = scores(self.engine, self.batches(start), OPENERS)
+        return {"values": {prompt.id: value for prompt, value, *_ in rows}}
 
     def limit(self, _: int) -> dict[str, Any]:
         """The speed of the matrix products alone."""

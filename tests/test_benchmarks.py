@@ -1,8 +1,9 @@
-"""The benchmarks run: exactness.py and long_run.py in small; and what exactness.py and soak.py say of
-a difference."""
+"""The benchmarks run: exactness.py, long_run.py and generation.py in small; and what exactness.py and
+soak.py say of a difference."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,54 @@ def test_the_soak_says_the_first_row_that_differs(
         "curate/pairs.jsonl": '{"pair": 2} became {"pair": 3}',
         "measure/verdicts.jsonl": "['{\"verdict\": 1}'] became None",
     }
+
+
+OLDER = """
+
+def opener_log_odds(engine, prompts, openers):
+    return ((prompt, value) for prompt, value, _ in _scores(engine, prompts, openers))
+"""
+"""The first-token measure as it was in 0d53df1: another name, and no margin."""
+
+
+def test_ways_to_generate_are_measured_beside_an_earlier_version(
+    styles: dict[str, Style], tmp_path: Path
+) -> None:
+    before = tmp_path / "src"
+    shutil.copytree(FILE.parents[1] / "src", before)
+    module = before / "overrefusal_po" / "engines" / "_first_token.py"
+    module.write_text(module.read_text().replace("opener_scores", "_scores") + OLDER)
+    command = [sys.executable, str(FILE.with_name("generation.py")), "--prompts", "6"]
+    command += ["--model", str(styles["llama"].folder), "--dtype", "float32", "--tokens", "3"]
+    command += ["--batch", "2", "--before", str(before), "--json", str(tmp_path / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    names = ["way", "ours", "wide", "generate", "before", "limit"]
+    assert [row[0].split()[1] for row in rows] == names
+    ways = json.loads((tmp_path / "out.json").read_text())["ways"]
+    for row, way in zip(rows[1:5], names[1:5], strict=True):
+        assert ways[way]["same"] == 1 and ways[way]["first_off"] < 1e-4
+        assert row[5] == f"{ways[way]['peak']:.0f}" and ways[way]["peak"] > 50
+    assert float(rows[5][1]) > 0
+
+
+def test_a_way_to_generate_that_fails_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A version without what is measured."""
+    monkeypatch.syspath_prepend(str(FILE.parent))
+    import generation
+
+    (tmp_path / "overrefusal_po").mkdir()
+    (tmp_path / "overrefusal_po" / "__init__.py").write_text("")
+    options = generation.arguments(["--before", str(tmp_path)])
+    worker = generation.started("before", tmp_path, options)
+    with pytest.raises(
+        SystemExit, match=r"process --way=before ended with exit code 1 when .*warm"
+    ):
+        generation.asked(worker, "warm")
+    assert "No module named 'overrefusal_po.engines'" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        generation.arguments(["--before", str(tmp_path / "elsewhere")])
+    assert "there is no overrefusal_po in it" in capfd.readouterr().err

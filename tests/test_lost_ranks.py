@@ -24,18 +24,23 @@ SECONDS = 30
 
 
 def launch(folder: Path, name: str) -> list[subprocess.Popen[str]]:
+    """Two ranks of a training."""
+    steps = ["--trainer.max_steps=100000", "--trainer.save_strategy=no", "run_dir=here"]
+    recipe = [sys.executable, "-m", "overrefusal_po", str(RECIPES / "dpo.yaml"), name]
+    command = [*recipe, *FEW[1:], *steps, f"--trainer.ddp_timeout={SECONDS}"]
+    return together([*command, "--trainer.use_cpu=true"], folder)
+
+
+def together(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
     """Two ranks without a launcher, which would end the other one by itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    steps = ["--trainer.max_steps=100000", "--trainer.save_strategy=no", "run_dir=here"]
-    recipe = [sys.executable, "-m", "overrefusal_po", str(RECIPES / "dpo.yaml"), name]
-    command = [*recipe, *FEW[1:], *steps, f"--trainer.ddp_timeout={SECONDS}"]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     return [
         subprocess.Popen(
-            [*command, "--trainer.use_cpu=true"],
+            command,
             cwd=folder,
             env={**kept, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
@@ -44,6 +49,13 @@ def launch(folder: Path, name: str) -> list[subprocess.Popen[str]]:
         )
         for rank in (0, 1)
     ]
+
+
+def ended(ranks: list[subprocess.Popen[str]]) -> None:
+    """Kills what still runs."""
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
 
 
 @contextmanager
@@ -60,9 +72,7 @@ def left_alone(folder: Path, name: str, fault: signal.Signals) -> Iterator[subpr
         second.send_signal(fault)
         yield first
     finally:
-        for rank in (first, second):
-            rank.kill()
-            rank.wait()
+        ended([first, second])
 
 
 @pytest.mark.slow
@@ -85,6 +95,55 @@ def test_the_other_rank_ends_and_says_why(styles: dict[str, Style], tmp_path: Pa
             noted = json.loads((folder / "here" / "status.json").read_text())
             words = "RunFailed: another process of this training has ended"
             assert noted["message"].startswith(words)
+
+
+HANGING = """
+import os, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from accelerate import Accelerator
+from transformers import TrainingArguments
+from overrefusal_po.model.load import check_world
+from overrefusal_po.train.lost_ranks import lost_ranks_named
+from overrefusal_po.train.resume import received_anywhere
+
+seconds = int(sys.argv[1])
+check_world(use_cpu=True, timeout_seconds=seconds)
+args = TrainingArguments(ddp_timeout=seconds, use_cpu=True)
+trainer = SimpleNamespace(accelerator=Accelerator(cpu=True), args=args)
+if sys.argv[2] == "ours":  # explicit, whatever torch's own is by now
+    torch.distributed.distributed_c10d.default_pg_timeout = torch.distributed.constants.default_pg_timeout
+    wait = received_anywhere(trainer, [], lambda: False)
+else:  # as DeepSpeed makes its own
+    group = torch.distributed.new_group(ranks=range(2))
+    wait = lambda: torch.distributed.all_reduce(torch.zeros(1), group=group)
+wait()  # together
+if os.environ["RANK"] == "1":
+    time.sleep(600)
+begun = time.monotonic()
+try:
+    with lost_ranks_named(processes=2, seconds=seconds):
+        wait()
+finally:
+    Path("waited").write_text(str(time.monotonic() - begun))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["ours", "a library's"])
+def test_no_group_of_processes_waits_longer_than_ddp_timeout(group: str, tmp_path: Path) -> None:
+    """The group in which signals are told, and one that a library makes without a timeout."""
+    (tmp_path / "rank.py").write_text(HANGING)
+    command = [sys.executable, "rank.py", "5", group]
+    first, second = together(command, tmp_path)
+    try:
+        _, said = first.communicate(timeout=120)
+    finally:
+        ended([first, second])
+    assert first.returncode == 1, said[-2000:]
+    assert 4 < float((tmp_path / "waited").read_text()) < 60
+    assert "did not answer within 5 seconds (trainer.ddp_timeout)" in said
 
 
 def test_other_faults_keep_their_words() -> None:

@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -30,6 +29,7 @@ from overrefusal_po.model.remedied import install
 from overrefusal_po.model.remedy import load_remedy
 from overrefusal_po.model.remedy_facts import warn_other_base
 from overrefusal_po.model.sharding import wants_fsdp
+from overrefusal_po.model.waits import limit_waits
 from overrefusal_po.model.whole import (
     check_model_files,
     check_tensors,
@@ -139,7 +139,7 @@ def check_world(*, use_cpu: bool, fsdp: bool = False, timeout_seconds: float = 1
             "Use a config of type MULTI_CPU, or torchrun."
         )
     try:
-        timeout = timedelta(seconds=timeout_seconds)
+        timeout = limit_waits(timeout_seconds)
         state = PartialState(cpu=use_cpu, timeout=timeout, **zero.backend())
     except ValueError as error:
         raise ValueError(

@@ -3,8 +3,8 @@
     with lost_ranks_named(processes=8, seconds=1800):
         trainer.train()
 
-Within `trainer.ddp_timeout` seconds gloo and NCCL end a wait for a process that does not answer. A
-process that died closes its connections at once.
+Within `trainer.ddp_timeout` seconds gloo and NCCL end a wait for a process that does not answer, in
+every group of processes (`model/waits.py`). A process that died closes its connections at once.
 """
 
 from __future__ import annotations

@@ -74,8 +74,10 @@ def received_anywhere(
     import torch
 
     several = trainer.accelerator.num_processes > 1
-    # over gloo, so that no GPU has to wait for it
-    group = torch.distributed.new_group(backend="gloo") if several else None
+    group = None
+    if several:  # over gloo, so that no GPU has to wait for it
+        timeout = trainer.args.ddp_timeout_delta  # torch takes over none: it would be half an hour
+        group = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
     def anywhere() -> tuple[bool, bool]:
         counts = torch.tensor([len(received), int(lost())])

@@ -52,7 +52,7 @@ def trainer_config(cls: type[C], args: C | Settings | None) -> C:
     if wants_deepspeed(given):
         check_deepspeed(given, {})  # a loaded model is checked by its stage
         with joining(given):
-            check_world(use_cpu=False)
+            check_world(use_cpu=False, timeout_seconds=given.get("ddp_timeout", 1800))
     return cls(**{**hardware_settings(given), **given})
 
 
