@@ -272,6 +272,25 @@ def test_a_killed_run_goes_on_to_what_an_undisturbed_one_saves(
         assert (tmp_path / "whole" / part).read_bytes() == (tmp_path / "killed" / part).read_bytes()
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_gradient_that_is_not_finite_ends_the_training(
+    stage: int, styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    """DeepSpeed has taken its step by then, or left it out: the weights may stay finite."""
+    asked = [Prompt.of(f"Which way do I fold napkin number {n}?", kind="benign") for n in range(6)]
+    own = [pair.model_copy(update={"prompt": q}) for pair, q in zip(pairs, asked, strict=True)]
+    write_jsonl(tmp_path / "pairs.jsonl", own)
+    command = recipe(tmp_path, str(styles["llama"].folder))
+    (tmp_path / "zero3.json").write_text(json.dumps(STAGES[stage]))
+    child = run([*command, "--run_dir=run", "--trainer.beta=1e38"], tmp_path)
+    said = " ".join(child.communicate(timeout=900)[0].split())
+    assert child.returncode != 0, said[-3000:]
+    assert "The loss or its gradient became NaN or infinite at step 1" in said
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 1)
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def test_files_are_checked_before_processes_read_them_together(
     styles: dict[str, Style], tmp_path: Path
 ) -> None:

@@ -5,6 +5,8 @@
 transformers logs a NaN loss as 0.0 and goes on. A loss that is NaN or infinite makes gradients
 that are not finite, so gradients are looked at before each optimiser step, and weights after it.
 With GradScaler (fp16) infinite gradients are normal, and their step is skipped: weights count then.
+DeepSpeed keeps no gradients in the weights, and leaves a step out whose gradients are not finite,
+in every number format. So the norm that it computes of them counts.
 """
 
 from __future__ import annotations
@@ -47,6 +49,14 @@ def finite_callback(trainer: Trainer) -> TrainerCallback:
         bad = torch.tensor(float(not all_finite(tensors)), device=accelerator.device)
         return bool(accelerator.reduce(bad, reduction="sum") > 0)
 
+    def gradients() -> list[Tensor]:
+        engine = getattr(accelerator, "deepspeed_engine_wrapped", None)
+        norm = engine and engine.get_global_grad_norm()
+        if norm is not None:
+            # DeepSpeed writes -1 for a norm of parts that is not finite
+            return [torch.tensor(norm if norm >= 0 else torch.nan)]
+        return [weight.grad for weight in trained() if weight.grad is not None]
+
     def trained() -> list[Tensor]:
         policy: Module = accelerator.unwrap_model(trainer.model)
         return [weight for weight in policy.parameters() if weight.requires_grad]
@@ -57,8 +67,7 @@ def finite_callback(trainer: Trainer) -> TrainerCallback:
         def on_pre_optimizer_step(
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
         ) -> None:
-            grads = [weight.grad for weight in trained() if weight.grad is not None]
-            if not scaled and fails(grads):
+            if not scaled and fails(gradients()):
                 raise stopped("loss or its gradient", state.global_step + 1)
 
         def on_step_end(
