@@ -50,7 +50,7 @@ def finite_callback(trainer: Trainer) -> TrainerCallback:
         return bool(accelerator.reduce(bad, reduction="sum") > 0)
 
     def gradients() -> list[Tensor]:
-        engine = accelerator.deepspeed_engine_wrapped
+        engine = getattr(accelerator, "deepspeed_engine_wrapped", None)
         norm = engine and engine.get_global_grad_norm()
         if norm is not None:
             # DeepSpeed writes -1 for a norm of parts that is not finite
