@@ -374,7 +374,12 @@ def stale_pages(folder: Path) -> dict[Path, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes or checks the pages; returns the exit code."""
+    """Writes or checks the pages; returns the exit code. 2 if the package that Python imports is
+    not the one beside this script: its keys may be others."""
+    imported = Path(plugins.__file__).resolve().parent
+    if imported != PACKAGE:
+        print(f"{imported} is imported, not {PACKAGE}. Set PYTHONPATH={PACKAGE.parent}.")
+        return 2
     stale = stale_pages(ROOT / "docs")
     for page, text in stale.items():
         print(f"{page.relative_to(ROOT)}: stale")

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -194,6 +195,15 @@ def test_a_stale_part_is_seen_and_hand_written_text_is_kept(write_docs: ModuleTy
 def test_a_part_that_nobody_makes_is_an_error(write_docs: ModuleType) -> None:
     with pytest.raises(ValueError, match="no part 'other'"):
         write_docs.filled("<!-- begin other -->\n<!-- end other -->\n")
+
+
+def test_pages_are_not_written_from_another_package(tmp_path: Path) -> None:
+    """A checkout's script with the package of another one: the keys may be others."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    command = [sys.executable, str(tmp_path / "scripts" / "write_docs.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"is imported, not {tmp_path / 'src' / 'overrefusal_po'}. Set PYTHONPATH=" in done.stdout
 
 
 def test_the_tree_has_every_module_and_every_recipe(write_docs: ModuleType) -> None:
