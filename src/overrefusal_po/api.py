@@ -38,7 +38,7 @@ from overrefusal_po.records import (
 )
 from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.drawn import Asked, Work
-from overrefusal_po.run.judged import fresh_verdicts
+from overrefusal_po.run.judged import fresh_verdicts, paired_outcomes
 from overrefusal_po.run.loaded import answering_engine
 
 if TYPE_CHECKING:
@@ -302,7 +302,4 @@ def judged_outcomes(
         raise ValueError(
             f"None of the {len(verdicts)} responses could be scored. The first: {unscored[0]}."
         )
-    return [
-        Outcome(prompt=p, completion=c, verdict=v)
-        for p, c, v in zip(prompts, answers, verdicts, strict=True)
-    ]
+    return paired_outcomes(prompts, answers, verdicts)

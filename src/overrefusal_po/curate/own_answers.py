@@ -30,7 +30,7 @@ from overrefusal_po.records import (
     write_atomic,
 )
 from overrefusal_po.run.complete import continues_prefix
-from overrefusal_po.run.judged import is_slow
+from overrefusal_po.run.judged import is_slow, paired_outcomes
 from overrefusal_po.run.openers import Openers, every_opener, thinks
 
 logger = logging.getLogger(__name__)
@@ -132,8 +132,7 @@ def with_openers(curation: Curation, outcomes: Sequence[Outcome]) -> Curation:
 
 def plain_outcomes(curation: Curation, prompts: Sequence[Prompt], side: Side) -> list[Outcome]:
     """The student's plain answers as outcomes."""
-    rows = zip(prompts, *plain_answers(curation, prompts, side), strict=True)
-    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
+    return paired_outcomes(prompts, *plain_answers(curation, prompts, side))
 
 
 def keep_openers(curation: Curation, openers: Openers) -> None:

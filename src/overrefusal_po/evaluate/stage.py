@@ -76,7 +76,7 @@ from overrefusal_po.run.complete import (
     note_left_out,
 )
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import is_slow, release_judge, resumable_verdicts
+from overrefusal_po.run.judged import is_slow, paired_outcomes, release_judge, resumable_verdicts
 from overrefusal_po.run.remedies import check_remedy, remedy_name
 from overrefusal_po.run.shards import check_merged
 from overrefusal_po.run.unscored import check_scored
@@ -226,14 +226,6 @@ def tampered_copies(
 def plain_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts as they were asked."""
     return [p for p in prompts if p.attack is None]
-
-
-def paired_outcomes(
-    prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: Sequence[Verdict]
-) -> list[Outcome]:
-    """Each prompt with its response and the verdict on it."""
-    rows = zip(prompts, completions, verdicts, strict=True)
-    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
 
 
 def guarded_outcomes(

@@ -30,7 +30,7 @@ from overrefusal_po.records import Outcome, Prompt, Sampling
 from overrefusal_po.remedies import Candidate
 from overrefusal_po.run.appender import Appender
 from overrefusal_po.run.complete import complete
-from overrefusal_po.run.judged import resumable_verdicts
+from overrefusal_po.run.judged import paired_outcomes, resumable_verdicts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,8 +131,7 @@ class Measuring:
             folder / f"{name}.jsonl", self.prompts, self.sampling, lambda: engine, label
         )
         verdicts = resumable_verdicts(folder / VERDICTS_FILE, self.judge, self.prompts, completions)
-        rows = zip(self.prompts, completions, verdicts, strict=True)
-        return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
+        return paired_outcomes(self.prompts, completions, verdicts)
 
 
 def dev_entry(rates: DevRates) -> dict[str, object]:

@@ -84,13 +84,21 @@ def hold_notes(folder: Path) -> list[str]:
             lost = "; ".join(lost_words(held["sets"]))
             lost = f": {lost}" if lost else ""
             found.append(f"{NOT_HELD} in stage {file.parent.name}{why}{lost}. {WAY_OUT}")
-        before, *_, after = held.get("degenerate") or (None, None)
-        if before is not None and after is not None and after - before > BROKEN_MORE:
+        if broken_more(held) > BROKEN_MORE:
+            before, *_, after = held["degenerate"]
             found.append(
                 f"Stage {file.parent.name}: {after:.0%} of the responses to hold.sets are "
                 f"degenerate (loops, for example), {before:.0%} at the start. {LOOPS_OUT}"
             )
     return found
+
+
+# Any: hold.json, as train/hold_result.py writes it
+def broken_more(found: Mapping[str, Any]) -> float:
+    """By how much more of the saved model's responses are degenerate than of the start's; 0 if
+    less, or if that is not known (an older version did not write it)."""
+    before, *_, after = found.get("degenerate") or (None, None)
+    return 0.0 if before is None or after is None else max(0.0, after - before)
 
 
 def older_warnings(folder: Path, notes: Sequence[str]) -> list[str]:

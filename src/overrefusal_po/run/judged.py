@@ -202,7 +202,13 @@ def fresh_outcomes(
     drawn = spoken(engine.complete(prompts, sampling), label, total=len(prompts), short=False)
     said = {c.prompt_id: c for c in drawn}
     completions = [said[p.id] for p in prompts]
-    verdicts = fresh_verdicts(judge, prompts, completions)
+    return paired_outcomes(prompts, completions, fresh_verdicts(judge, prompts, completions))
+
+
+def paired_outcomes(
+    prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: Sequence[Verdict]
+) -> list[Outcome]:
+    """Each prompt with its response and the verdict on it."""
     rows = zip(prompts, completions, verdicts, strict=True)
     return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
 

@@ -13,10 +13,10 @@ import contextlib
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from overrefusal_po.model.waits import gloo_group
 from overrefusal_po.model.whole import Hashing, hashes_of
 from overrefusal_po.run.os_faults import fault_words
 from overrefusal_po.run.unscored import RunFailed
@@ -50,13 +50,7 @@ class HashTeam:
 
     def __init__(self, state: PartialState | Accelerator, seconds: float) -> None:
         self.rank, self.processes = state.process_index, state.num_processes
-        self.group = None
-        if self.processes > 1:
-            from torch import distributed
-
-            # over gloo, so that no GPU has to wait for it
-            wait = timedelta(seconds=seconds)
-            self.group = distributed.new_group(backend="gloo", timeout=wait)
+        self.group = gloo_group(self.processes, seconds)
 
     def work(self, do: Callable[[Hashing], None]) -> None:
         """Calls `do` in the first process, with a function that has all of them hash. All call this

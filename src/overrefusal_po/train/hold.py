@@ -38,13 +38,12 @@ from overrefusal_po.plugins import make_refusal_judge, set_name
 from overrefusal_po.prompts import dev_prompt_sets
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, Sampling, write_atomic, write_jsonl
+from overrefusal_po.report.hold_notes import BROKEN_MORE, broken_more
 from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.run.openers import Openers, every_opener, thinks
 from overrefusal_po.train.held import Decision, bias_curve, choose_bias, first_token_auc
 from overrefusal_po.train.hold_result import (
-    BROKEN_MORE,
     HoldEntry,
-    broken_more,
     degenerate_share,
     hold_words,
     keeps,

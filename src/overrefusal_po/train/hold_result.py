@@ -12,10 +12,8 @@ from typing import Literal, TypedDict
 from overrefusal_po.evaluate.metrics import degenerate_flag, handled
 from overrefusal_po.recipe.two_sided import start_of
 from overrefusal_po.records import Outcome
+from overrefusal_po.report.hold_notes import BROKEN_MORE, broken_more
 from overrefusal_po.train.held import MARGIN, Decision, Rates, rates_at
-
-BROKEN_MORE = 0.05
-"""By how much more of the responses may be degenerate than at the start, before it is a warning."""
 
 SCORED_MIN = 0.9
 """The least share of a set's harmful prompts that the judge has to score at the start and at the
@@ -177,13 +175,6 @@ def hold_words(found: HoldEntry, start: str | None = None) -> str:
         loops = " (LOOPS, FOR EXAMPLE)" if broken_more(found) > BROKEN_MORE else ""
         broken = f"; degenerate{loops} {three(found['degenerate'])}"
     return f"hold: {did}{why}. At the start{start_of(start)}, trained, saved: {sets}{broken}"
-
-
-def broken_more(found: HoldEntry) -> float:
-    """By how much more of the saved model's responses are degenerate than of the start's; 0 if
-    less, or in a hold.json without the key."""
-    shares = found.get("degenerate") or [None]
-    return max(0.0, (shares[-1] or 0.0) - (shares[0] or 0.0))
 
 
 def in_time(entry: SetEntry, at: int) -> list[float | None]:

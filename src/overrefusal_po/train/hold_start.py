@@ -19,7 +19,7 @@ from pathlib import Path
 from overrefusal_po.judges import Judge
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, read_jsonl
-from overrefusal_po.run.judged import fresh_verdicts
+from overrefusal_po.run.judged import fresh_verdicts, paired_outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -81,15 +81,17 @@ def judged_by(judge: Judge, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Outcomes with the verdicts of this judge: those of another one, or of another version of it,
     are judged again. Rates of two judges do not compare."""
     here = (judge.name, judge.version)
-    others = [o for o in outcomes if (o.verdict.judge, o.verdict.version) != here]
+
+    def is_others(outcome: Outcome) -> bool:
+        return (outcome.verdict.judge, outcome.verdict.version) != here
+
+    others = list(filter(is_others, outcomes))
     if not others:
         return list(outcomes)
     logger.info(
         "hold: %d responses of the start were judged by %s %s; %s %s judges them again",
         *(len(others), others[0].verdict.judge, others[0].verdict.version, *here),
     )
-    verdicts = fresh_verdicts(judge, [o.prompt for o in others], [o.completion for o in others])
-    again = {v.completion_id: v for v in verdicts}
-    return [
-        o.model_copy(update={"verdict": again.get(o.completion.id, o.verdict)}) for o in outcomes
-    ]
+    asked, said = [o.prompt for o in others], [o.completion for o in others]
+    again = iter(paired_outcomes(asked, said, fresh_verdicts(judge, asked, said)))
+    return [next(again) if is_others(o) else o for o in outcomes]

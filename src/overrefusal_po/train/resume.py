@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
+from overrefusal_po.model.waits import gloo_group
 from overrefusal_po.run.interrupts import ASKED_TO_STOP, handling, write_checkpoint_hashes
 from overrefusal_po.train.hash_team import HashTeam
 
@@ -73,15 +74,11 @@ def received_anywhere(
     the folder). All processes have to call it together."""
     import torch
 
-    several = trainer.accelerator.num_processes > 1
-    group = None
-    if several:  # over gloo, so that no GPU has to wait for it
-        timeout = trainer.args.ddp_timeout_delta  # torch takes over none: it would be half an hour
-        group = torch.distributed.new_group(backend="gloo", timeout=timeout)
+    group = gloo_group(trainer.accelerator.num_processes, trainer.args.ddp_timeout)
 
     def anywhere() -> tuple[bool, bool]:
         counts = torch.tensor([len(received), int(lost())])
-        if several:
+        if group is not None:
             torch.distributed.all_reduce(counts, group=group)
         return bool(counts[0]), bool(counts[1])
 

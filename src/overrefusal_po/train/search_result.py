@@ -19,8 +19,9 @@ from typing import Any
 from overrefusal_po.recipe.search import settings_words
 from overrefusal_po.recipe.two_sided import Hold, start_of
 from overrefusal_po.records import Record
+from overrefusal_po.report.hold_notes import broken_more
 from overrefusal_po.train.held import Rates
-from overrefusal_po.train.hold_result import HoldEntry, broken_more, together, worst_miss
+from overrefusal_po.train.hold_result import HoldEntry, together, worst_miss
 
 
 class Trial(Record):

@@ -64,7 +64,7 @@ from overrefusal_po.run.complete import (
     recipe_sampling,
 )
 from overrefusal_po.run.folder import Run
-from overrefusal_po.run.judged import release_judge, resumable_verdicts
+from overrefusal_po.run.judged import paired_outcomes, release_judge, resumable_verdicts
 from overrefusal_po.run.openers import every_opener, thinks
 from overrefusal_po.train.obedient_rows import obedient_rows, obeying
 from overrefusal_po.train.tamper_plans import Plan, attempt_words, failure_notes, known_attempt
@@ -137,8 +137,7 @@ class TamperWork:
         model = MeasuredModel(self.recipe, self.template)
         said = model.completions(self.run, prompts, OBEYING_FILE)
         model.release()
-        rows = zip(prompts, said, self.verdicts(prompts, said), strict=True)
-        return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
+        return paired_outcomes(prompts, said, self.verdicts(prompts, said))
 
     def plans(self) -> list[Plan]:
         """Every copy that is to be made, tier by tier."""

@@ -29,7 +29,7 @@ from overrefusal_po.records import Outcome, Prompt
 from overrefusal_po.remedies._adapters import products
 from overrefusal_po.remedies.safelora import projected, weight_of
 from overrefusal_po.run.complete import recipe_sampling
-from overrefusal_po.run.judged import fresh_verdicts, release_judge
+from overrefusal_po.run.judged import fresh_verdicts, paired_outcomes, release_judge
 from overrefusal_po.run.remedies import put_on
 from overrefusal_po.train.finite import finite_callback
 from overrefusal_po.train.policy import adapter_config
@@ -246,5 +246,4 @@ def copy_outcomes(
     completions = [said[prompt.id] for prompt in prompts]
     verdicts = fresh_verdicts(judge, prompts, completions)
     release_judge(judge)
-    rows = zip(prompts, completions, verdicts, strict=True)
-    return [Outcome(prompt=p, completion=c, verdict=v) for p, c, v in rows]
+    return paired_outcomes(prompts, completions, verdicts)
