@@ -511,6 +511,7 @@ def in_world(options: argparse.Namespace, chosen: list[Case]) -> None:
     import torch
 
     from overrefusal_po.model import load as models
+    from overrefusal_po.run.ranks import end_at_once
 
     state = models.check_world(use_cpu=True)
     assert state.num_processes == 2
@@ -525,6 +526,7 @@ def in_world(options: argparse.Namespace, chosen: list[Case]) -> None:
         )
         if state.is_main_process:
             torch.save(done._asdict(), f"{options.world}/{way}.pt")
+    end_at_once([0])  # gloo's threads still run
 
 
 if __name__ == "__main__":

@@ -338,7 +338,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        return child(options.child, options.folder, options.out)
+        from overrefusal_po.run.ranks import end_at_once
+
+        child(options.child, options.folder, options.out)
+        end_at_once([0])  # gloo's threads still run
     with tempfile.TemporaryDirectory() as place:
         folder = f"{place}/model"
         size = make_model(folder, options.layers)

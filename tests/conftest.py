@@ -433,6 +433,14 @@ def model_maker(name: str, tokenizer: Any) -> Callable[..., Any]:
     return make
 
 
+def write_rank_script(folder: Path, code: str, name: str = "rank.py") -> None:
+    """A script for launched processes, which end at once after it, as those of the command do: the
+    threads of gloo may still run, and Python torn down under them now and then ends with SIGABRT.
+    """
+    end = "from overrefusal_po.run.ranks import end_at_once\nend_at_once([0])\n"
+    (folder / name).write_text(f"{code}\n{end}")
+
+
 def two_processes(folder: Path, *command: str) -> None:
     """Runs a script in `folder` as one world of two by torchrun, and asserts that it ends well."""
     done = subprocess.run(

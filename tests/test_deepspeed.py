@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Style
+from conftest import Style, write_rank_script
 from safetensors.torch import load_file, save_file
 from test_distributed import TORCHRUN
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -180,7 +180,7 @@ def trained(
 ) -> Path:
     """A folder with every case trained by two ranks under together/, by one process under alone/."""
     folder = tmp_path_factory.mktemp("zero")
-    (folder / "rank.py").write_text(RANK)
+    write_rank_script(folder, RANK)
     write_jsonl(folder / "pairs.jsonl", pairs[:4])
     write_jsonl(folder / "triples.jsonl", triples[:2])
     cases = {
@@ -418,7 +418,7 @@ def read_in_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[st
     head = load_file(file)
     head["lm_head.weight"][-1, -1] = torch.nan  # in the part of the second process
     save_file(head, file, metadata={"format": "pt"})
-    (folder / "parts.py").write_text(PARTS)
+    write_rank_script(folder, PARTS, "parts.py")
     benchmarks = str(Path(__file__).parents[1] / "benchmarks")
     ended(run([*TORCHRUN, "parts.py", str(folder), benchmarks], folder))
     return {rank: json.loads((folder / f"parts-{rank}.json").read_text()) for rank in "01"}

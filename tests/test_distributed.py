@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_rank_script
 
 from overrefusal_po.model.whole import write_hashes
 from overrefusal_po.records import PreferencePair, write_jsonl
@@ -97,7 +98,7 @@ def tiny(styles: dict[str, Any]) -> str:
 def test_two_processes_train_as_one_world(
     styles: dict[str, Any], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
+    write_rank_script(tmp_path, RANK)
     write_jsonl(tmp_path / "pairs.jsonl", pairs)
     done = start([*TORCHRUN, "rank.py", str(styles["llama"].folder), "pairs.jsonl"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

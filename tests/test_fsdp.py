@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Style
+from conftest import Style, write_rank_script
 from safetensors.torch import load_file
 from test_distributed import TORCHRUN, start
 
@@ -140,7 +140,7 @@ def alone(
 
 def launched(tmp_path: Path, folder: Path, options: dict[str, Any], cases: Any) -> list[Any]:
     """What both ranks of a launch wrote down."""
-    (tmp_path / "rank.py").write_text(RANK)
+    write_rank_script(tmp_path, RANK)
     arguments = [str(folder), json.dumps(options), json.dumps(SETTINGS), str(BENCHMARKS)]
     done = start([*TORCHRUN, "rank.py", *arguments, json.dumps(cases)], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_rank_script
 from test_distributed import TORCHRUN, start
 
 from overrefusal_po.model.whole import hashes_of
@@ -77,7 +78,7 @@ def checkpoint(folder: Path, files: dict[str, bytes] = FILES) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that root cannot read")
 def test_two_processes_hash_a_checkpoint_together(tmp_path: Path) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
+    write_rank_script(tmp_path, RANK)
     alone = checkpoint(tmp_path / "alone")
     write_checkpoint_hashes(alone)
     written = checkpoint(tmp_path / "run" / "checkpoint-2")

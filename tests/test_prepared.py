@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import Style, two_processes
+from conftest import Style, two_processes, write_rank_script
 from factories import EATS, FACTORIES, WRITTEN, two_steps
 
 from overrefusal_po.cli import main
@@ -288,7 +288,7 @@ def test_one_process_reads_and_all_get_its_rows_or_its_fault(
     }
     bodies = {name: body.model_dump(mode="json") for name, body in recipes.items()}
     (tmp_path / "recipes.json").write_text(json.dumps(bodies))
-    (tmp_path / "rank.py").write_text(RANK)
+    write_rank_script(tmp_path, RANK)
     two_processes(tmp_path, "rank.py")
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     for name, fault in (("missing", "there is no such file"), ("long", "than max_length 9")):

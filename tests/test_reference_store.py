@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Style, two_processes
+from conftest import Style, two_processes, write_rank_script
 
 from overrefusal_po.exact.reference_store import (
     Parts,
@@ -389,7 +389,7 @@ def test_two_processes_share_the_work_and_agree(
 ) -> None:
     """Five pairs over two processes, so that the last batch is uneven; only the first process's
     folder is used."""
-    (tmp_path / "rank.py").write_text(RANK)
+    write_rank_script(tmp_path, RANK)
     write_jsonl(tmp_path / "pairs.jsonl", pairs[:5])
     two_processes(tmp_path, "rank.py", str(styles["llama"].folder), "pairs.jsonl")
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))

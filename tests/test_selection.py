@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Style, two_processes
+from conftest import Style, two_processes, write_rank_script
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -254,7 +254,7 @@ def test_two_processes_look_as_one_and_select_what_one_process_selects(
         trainer={"per_device_train_batch_size": 8, "use_cpu": True, "max_steps": 60},
     )
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    (tmp_path / "rank.py").write_text(RANK)
+    write_rank_script(tmp_path, RANK)
     two_processes(tmp_path, "rank.py")
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert one == two and (one["selected_step"], one["steps"]) == (40, 60)
