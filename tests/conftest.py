@@ -19,6 +19,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are so small that threads only wait for each other
 os.environ["WANDB_MODE"] = "disabled"
 
+import faulthandler
 import gc
 import json
 import subprocess
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]
 SEEN: set[Path] = set()
+UNWATCHED = ("bundled_qwen", "deepspeed", "slurm")
+"""Marks of tests that may take many minutes on a busy machine, and have limits of their own."""
 """Test modules whose first test this process has begun."""
 
 SENTENCES = [
@@ -100,9 +103,12 @@ class Style(NamedTuple):
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Blocks the network under plain `pytest`, as `--allow-hosts` would, before fixtures are built.
 
-    pytest-socket lifts it after each test. A module's first test also sets apart what stays.
+    pytest-socket lifts it after each test. A module's first test also sets apart what stays. The
+    watchdog of pyproject.toml, which ends a test that hangs, is called off for UNWATCHED.
     """
     socket_allow_hosts(LOOPBACK, allow_unix_socket=True)
+    if any(item.get_closest_marker(name) for name in UNWATCHED):
+        faulthandler.cancel_dump_traceback_later()
     if item.path not in SEEN:
         SEEN.add(item.path)
         keep_what_is_there()

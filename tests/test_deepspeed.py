@@ -30,6 +30,7 @@ from overrefusal_po.model.zero import check_files, loading_whole
 from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
 
 pytestmark = [
+    pytest.mark.deepspeed,
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("deepspeed") is None

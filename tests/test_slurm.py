@@ -259,12 +259,14 @@ def test_an_arrays_parts_merged_are_one_evaluation(slurm: Cluster, tmp_path: Pat
         slurm.wait(merge, "COMPLETED", seconds=600)
         keep(tmp_path, "merge.log")
         asked = len(server.requests)
+        # on a loaded machine Slurm queues a job again for other reasons too
+        restarts = sum(int(slurm.job(f"{parts}_{task}")["Restarts"]) for task in (1, 2))
         prompts = len((tmp_path / "run" / "outcomes.jsonl").read_text().splitlines())
         with pytest.raises(SystemExit) as end:
             main([str(tmp_path / recipe), f"--run_dir={tmp_path / 'whole'}"])
         assert not end.value.code
-    # a request for each prompt, and one more for each that was interrupted
-    assert prompts > 20 and prompts < asked <= prompts + 2
+    # a request for each prompt, and one more for each that was interrupted: a task has one at a time
+    assert restarts and prompts > 20 and prompts < asked <= prompts + restarts
     for file in ("outcomes.jsonl", "metrics.json"):
         assert (tmp_path / "run" / file).read_text() == (tmp_path / "whole" / file).read_text()
     assert (tmp_path / "run" / "report.html").is_file()
