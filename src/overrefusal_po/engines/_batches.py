@@ -63,6 +63,18 @@ def response_tokens(
     return found
 
 
+def planned(
+    rows: Sequence[P], size: int, samples: int, missing: Callable[[P, int], bool]
+) -> list[tuple[int, Sequence[P]]]:
+    """(sample, batch of `size`), sample after sample, where a row of the batch misses the sample.
+
+    The batches are those of all rows, so they do not depend on what is there already.
+    """
+    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    every = ((sample, batch) for sample in range(samples) for batch in batches)
+    return [(n, batch) for n, batch in every if any(missing(row, n) for row in batch)]
+
+
 class Limit:
     """How many rows are decoded at a time; fewer once the memory did not hold so many."""
 

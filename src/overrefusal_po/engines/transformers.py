@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from overrefusal_po.engines import SampleKey
-from overrefusal_po.engines._batches import Limit, in_parts, response_tokens
+from overrefusal_po.engines._batches import Limit, in_parts, planned, response_tokens
 from overrefusal_po.engines._continuous import check_continuous, generate_continuously
 from overrefusal_po.engines._costs import Cost
 from overrefusal_po.engines._first_states import FirstStates
@@ -22,6 +22,7 @@ from overrefusal_po.engines._remedied import check_served, drawn_revision, token
 from overrefusal_po.model import generation
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.packed_weights import packed_weights
 from overrefusal_po.model.padded import left_padded
 from overrefusal_po.model.soft_tokens import soft_ids
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
@@ -138,19 +139,19 @@ class TransformersEngine:
                 if (prompt.id, sample) not in had:
                     yield self.no_room(prompt, sampling, sample)
         inputs.sort(key=lambda i: -len(i.text))
+
+        def missing(one: Input, sample: int) -> bool:
+            return (one.prompt.id, sample) not in had
+
         if self.continuous_batching:
-            missing = (
-                (i, n) for i in inputs for n in range(samples) if (i.prompt.id, n) not in had
-            )
-            yield from self._continuously(missing, sampling)
+            work = ((i, n) for i in inputs for n in range(samples) if missing(i, n))
+            yield from self._continuously(work, sampling)
             return
-        for sample in range(samples):
-            for start in range(0, len(inputs), self.batch_size):
-                batch = inputs[start : start + self.batch_size]
-                if all((i.prompt.id, sample) in had for i in batch):
-                    continue
+        plan = planned(inputs, self.batch_size, samples, missing)
+        with packed_weights(self.model, steps=len(plan) * sampling.max_new_tokens):
+            for sample, part in plan:
                 make = partial(self._batch, sampling=sampling, sample=sample)
-                made = in_parts(batch, self.at_once, make)
+                made = in_parts(part, self.at_once, make)
                 yield from (c for c in made if (c.prompt_id, sample) not in had)
 
     def without_room(self, inputs: list[Input], sampling: Sampling) -> list[Prompt]:
