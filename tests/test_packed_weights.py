@@ -92,6 +92,20 @@ def test_gradients_are_those_of_the_layer(styles: dict[str, Style]) -> None:
     assert plain.abs().sum() and torch.equal(plain, packed)
 
 
+def test_a_model_trains_on_afterwards(styles: dict[str, Style]) -> None:
+    """Whatever mode the texts were made in: weights of torch's inference mode cannot be trained."""
+    model = styles["llama"].make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    with torch.inference_mode(), packed_weights(model, steps=MANY):
+        logits(model)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    optimizer.step()
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    assert all(not torch.equal(before[name], now) for name, now in model.named_parameters())
+
+
 def test_few_steps_and_what_cannot_be_packed_are_left_alone(styles: dict[str, Style]) -> None:
     class Other(torch.nn.Linear):
         """A class of somebody else, with a way of its own to multiply."""

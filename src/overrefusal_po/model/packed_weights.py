@@ -49,14 +49,18 @@ def packed_weights(model: Module, *, steps: int) -> Iterator[None]:
     Args:
         steps: forward passes that will be made; few are not worth the packing.
     """
+    import torch
+
     packed: list[Packed] = []
     try:
         if steps >= WORTH:
-            pack(model, packed)
+            with torch.inference_mode(False):  # a caller's mode would mark the weights for good
+                pack(model, packed)
         yield
     finally:
-        for one in packed:
-            unpack(one)
+        with torch.inference_mode(False):
+            for one in packed:
+                unpack(one)
 
 
 def pack(model: Module, packed: list[Packed]) -> None:
