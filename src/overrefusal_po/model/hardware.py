@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def has_cuda() -> bool:
     """Whether a CUDA GPU can be used."""
@@ -29,3 +31,21 @@ def has_bf16() -> bool:
 def default_dtype() -> str:
     """The dtype of weights if a recipe names none: bfloat16 if it is native, else float32."""
     return "bfloat16" if has_bf16() else "float32"
+
+
+def free_memory() -> float:
+    """Bytes that a process may still take: of this machine, or of its container if that has less.
+
+    Infinite where the system does not tell.
+    """
+    free = [float("inf")]
+    machine, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if machine.is_file():
+        words = dict(line.split(":") for line in machine.read_text().splitlines())
+        free.append(1024.0 * int(words["MemAvailable"].split()[0]))
+    files = [container / "memory.max", container / "memory.current"]
+    if all(file.is_file() for file in files):
+        most, now = (file.read_text().strip() for file in files)
+        if most.isdigit():
+            free.append(float(most) - float(now))
+    return min(free)

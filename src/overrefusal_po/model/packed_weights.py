@@ -12,16 +12,17 @@ since torch multiplies with another library there.
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeGuard
+
+from overrefusal_po.model.hardware import free_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear, Module
 
 WORTH = 150
-"""Steps of decoding that save about as much as packing and unpacking cost."""
+"""Steps of decoding that save about as much as packing costs."""
 
 LEAST = 2**14
 """Numbers that a weight must have; the small ones of adapters gain nothing."""
@@ -30,80 +31,58 @@ ROWS = 32
 """Rows (a batch at a decoding step) for which oneDNN chooses the order; others work, too."""
 
 
-class Packed(NamedTuple):
-    """A layer, its weight (out, in) in oneDNN's order, and whether the layer's own is away."""
-
-    layer: Linear
-    weight: Tensor
-    moved: bool
+ROOM = 2
+"""How often the packed weights must fit into the free memory: texts need some, too."""
 
 
 @contextlib.contextmanager
 def packed_weights(model: Module, *, steps: int) -> Iterator[None]:
     """Within, the linear layers of `model` multiply by packed weights where that can be done: on
-    CPUs, weights of 32 bits or bfloat16 that no other class and no hook of others computes.
-
-    The layer's own weight is empty meanwhile, so nothing takes twice the memory; one that another
-    module reads too (a tied embedding) stays. Afterwards all are what they were, to the last bit.
+    CPUs, weights of 32 bits or bfloat16, layers whose `forward` is torch's own, and only if there
+    is room for a second copy of them. The layers' own weights stay as they are.
 
     Args:
         steps: forward passes that will be made; few are not worth the packing.
     """
     import torch
 
-    packed: list[Packed] = []
+    packed: list[Linear] = []
     try:
-        if steps >= WORTH:
-            with torch.inference_mode(False):  # a caller's mode would mark the weights for good
-                pack(model, packed)
+        if steps >= WORTH and torch.backends.mkldnn.is_available():
+            layers = [one for one in model.modules() if packable(one)]
+            if ROOM * sum(layer.weight.nbytes for layer in layers) <= free_memory():
+                pack(layers, packed)
         yield
     finally:
-        with torch.inference_mode(False):
-            for one in packed:
-                unpack(one)
+        for layer in packed:
+            del vars(layer)["forward"]
 
 
-def pack(model: Module, packed: list[Packed]) -> None:
-    """Packs what can be packed; each layer is noted in `packed` before the next one is touched."""
-    import torch
-
-    if not torch.backends.mkldnn.is_available():
-        return
-    owners = Counter(id(w) for one in model.modules() for w in one.parameters(recurse=False))
-    for layer in model.modules():
-        if type(layer) is torch.nn.Linear and packable(layer):
-            try:
-                weight = reordered(layer.weight)
-            except (RuntimeError, AttributeError):  # this machine, or this torch, cannot
-                return
-            alone = owners[id(layer.weight)] == 1
-            packed.append(Packed(layer, weight, alone))
-            vars(layer)["forward"] = Product(layer, weight)
-            if alone:
-                layer.weight.data = layer.weight.new_empty(0)
+def pack(layers: list[Linear], packed: list[Linear]) -> None:
+    """Packs layers; each one is noted in `packed` before the next one is touched."""
+    for layer in layers:
+        try:
+            weight = reordered(layer.weight)
+        except (RuntimeError, AttributeError):  # this machine, or this torch, cannot
+            return
+        packed.append(layer)
+        vars(layer)["forward"] = Product(layer, weight)
 
 
-def packable(layer: Linear) -> bool:
+def packable(layer: Module) -> TypeGuard[Linear]:
     """Whether a layer holds its own plain weight, and torch's own `forward` reads it."""
     import torch
 
-    weight = layer.weight
     return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and weight.layout == torch.strided
-        and type(weight) is torch.nn.Parameter
-        and weight.numel() >= LEAST
+        type(layer) is torch.nn.Linear
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype in (torch.float32, torch.bfloat16)
+        and layer.weight.layout == torch.strided
+        and type(layer.weight) is torch.nn.Parameter
+        and layer.weight.numel() >= LEAST
         and "forward" not in vars(layer)
         and not hasattr(layer, "parametrizations")
     )
-
-
-def unpack(one: Packed) -> None:
-    """Gives a layer its own weight back."""
-    del vars(one.layer)["forward"]
-    if one.moved:
-        one.layer.weight.data = one.weight.to_dense()
 
 
 class Product:
@@ -116,10 +95,11 @@ class Product:
         """(..., out) of (..., in)."""
         import torch
 
-        bias = self.layer.bias
-        plain = torch.is_grad_enabled() or x.dtype != self.weight.dtype or not x.numel()
-        if plain or x.device.type != "cpu":
-            return torch.nn.functional.linear(x, self.weight.to_dense(), bias)
+        weight, bias = self.layer.weight, self.layer.bias
+        # the packed product has no gradient
+        other = torch.is_grad_enabled() or x.dtype != weight.dtype or x.device != weight.device
+        if other or not x.numel():
+            return torch.nn.functional.linear(x, weight, bias)
         return product(x, self.weight, bias)
 
 
