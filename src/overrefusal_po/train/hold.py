@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -172,8 +173,8 @@ class Holder:
         return found
 
     def calibrated(self) -> HoldEntry:
-        """The calibration, after its bias is folded in. Nothing is folded in if no bias holds every
-        set, or if the weights do not do what was calculated."""
+        """The calibration, after its bias is folded in. If none holds every set, it is the one that
+        misses least. Nothing is folded in if the weights do not do what was calculated."""
         engine = self.engine()
         starts = known_start(self.folder / START_FILE, self.prompts, self.judge)
         start = [starts[p.id] for p in self.prompts]
@@ -197,24 +198,25 @@ class Holder:
         """The calibration with these floors. If the weights then refuse less than was calculated
         (a first token may round the other way), it is made again with floors that are higher by
         what is missing."""
-        start, own, openers, limit = at.start, at.own, at.openers, self.hold.bias_max
+        limit = self.hold.bias_max
+        entry = partial(self.entry, at.start, at.own, openers=at.openers, rows=at.rows)
         choice = choose_bias(at.rows, floors, limit, aim=self.hold.aim)
-        if not choice.held or choice.bias == 0.0:
-            why_not = "" if choice.held else f"no bias up to {limit:g} keeps every set's refusals"
-            return self.entry(start, own, own, openers, why_not=why_not, rows=at.rows)
+        why_not = "" if choice.held else f"no bias up to {limit:g} keeps every set's refusals"
+        if choice.bias == 0.0:
+            return entry(at.own, why_not=why_not)
+        if why_not:
+            why_not += f"; the nearest one, {choice.bias:+.2f}, is folded in"
         undo = fold(self.model, self.site, at.bias, choice.bias)
         what = f"with a bias of {choice.bias:+.2f} it answers"
         saved = self.outcomes(at.engine, self.prompts, what)
-        agrees = self.agreement(at.engine, at.flips, choice.bias, openers.ids)
+        agrees = self.agreement(at.engine, at.flips, choice.bias, at.openers.ids)
         if agrees < AGREES_MIN:
             undo()
-            why = f"only {agrees:.0%} of the first tokens came out as calculated"
-            return self.entry(start, own, own, openers, why_not=why, rows=at.rows, agrees=agrees)
-        found = self.entry(
-            start, own, saved, openers, bias=choice.bias, rows=at.rows, agrees=agrees
-        )
+            why_not = f"only {agrees:.0%} of the first tokens came out as calculated"
+            return entry(at.own, why_not=why_not, agrees=agrees)
+        found = entry(saved, bias=choice.bias, why_not=why_not, agrees=agrees)
         higher = raised(floors, found["sets"], self.hold.refused_drop_max)
-        if not higher or tries == 1:
+        if why_not or not higher or tries == 1:
             return found
         if not choose_bias(at.rows, higher, limit, aim=self.hold.aim).held:
             return found
