@@ -100,11 +100,11 @@ def test_references_from_outside_stay_and_names_of_the_start_model_too() -> None
 
 def test_the_keys_of_one_round_stand_under_its_own_name() -> None:
     overrides = ["--rounds=2", "--stages.dpo_2.trainer.learning_rate=1e-5"]
-    recipe = load_recipe(POROVER, [*overrides, "--stages.dpo.trainer.num_train_epochs=2"])
+    recipe = load_recipe(POROVER, [*overrides, "--stages.dpo.trainer.num_train_epochs=3"])
     found = {name: b for name, b in stage_bodies(recipe).items() if isinstance(b, TrainRecipe)}
     rates = {name: b.trainer["learning_rate"] for name, b in found.items()}
-    assert rates == {"dpo": 2e-4, "dpo_2": 1e-5}
-    assert {b.trainer["num_train_epochs"] for b in found.values()} == {2}
+    assert rates == {"dpo": 4e-4, "dpo_2": 1e-5}
+    assert {b.trainer["num_train_epochs"] for b in found.values()} == {3}
     origins = stage_origins(recipe, "dpo_2")
     assert origins["trainer.learning_rate"] == "override"
     assert origins["trainer.num_train_epochs"] == "override"
