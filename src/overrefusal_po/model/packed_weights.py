@@ -30,7 +30,6 @@ LEAST = 2**14
 ROWS = 32
 """Rows (a batch at a decoding step) for which oneDNN chooses the order; others work, too."""
 
-
 ROOM = 2
 """How often the packed weights must fit into the free memory: texts need some, too."""
 
