@@ -127,7 +127,6 @@ def measured(
                 add(sums[name], what, asked(workers[name], what, start))
     for name in names:
         sums[name] |= asked(workers[name], "memory")
-        add(sums[name], "complete", asked(workers[name], "end"))
     found: dict[str, Any] = {"ways": sums, "settings": vars(options)}
     found["limit"] = asked(workers["ours"], "limit")
     for worker in workers.values():
@@ -240,17 +239,12 @@ class Worker:
         return {}
 
     def begin(self, _: int) -> dict[str, Any]:
-        """What ours does once before all prompts: their turns are one work here."""
+        """What ours does once before all prompts, which are one work here; it lasts to the end."""
         if self.options.way in ("ours", "wide"):
             from overrefusal_po.model.packed_weights import packed_weights
 
             steps = -(-len(self.prompts) // self.engine.batch_size) * self.options.tokens
             self.packed.enter_context(packed_weights(self.engine.model, steps=steps))
-        return {}
-
-    def end(self, _: int) -> dict[str, Any]:
-        """And once after them."""
-        self.packed.close()
         return {}
 
     def memory(self, _: int) -> dict[str, Any]:

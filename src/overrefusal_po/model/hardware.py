@@ -33,19 +33,25 @@ def default_dtype() -> str:
     return "bfloat16" if has_bf16() else "float32"
 
 
+def container_bytes(name: str) -> float:
+    """What the container of this process says in the file memory.NAME: `max`, `current`. Infinite
+    without a container or a limit."""
+    file = Path(f"/sys/fs/cgroup/memory.{name}")
+    if file.is_file() and (text := file.read_text().strip()).isdigit():
+        return float(text)
+    return float("inf")
+
+
 def free_memory() -> float:
     """Bytes that a process may still take: of this machine, or of its container if that has less.
 
     Infinite where the system does not tell.
     """
     free = [float("inf")]
-    machine, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    machine, most = Path("/proc/meminfo"), container_bytes("max")
     if machine.is_file():
         words = dict(line.split(":") for line in machine.read_text().splitlines())
         free.append(1024.0 * int(words["MemAvailable"].split()[0]))
-    files = [container / "memory.max", container / "memory.current"]
-    if all(file.is_file() for file in files):
-        most, now = (file.read_text().strip() for file in files)
-        if most.isdigit():
-            free.append(float(most) - float(now))
+    if most < float("inf"):
+        free.append(most - container_bytes("current"))
     return min(free)

@@ -12,12 +12,12 @@ how far the estimate is off. No GPU has been measured.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from overrefusal_po.model import load as models
+from overrefusal_po.model.hardware import container_bytes
 from overrefusal_po.model.load import ModelSection
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
@@ -289,8 +289,5 @@ def device_memory(*, use_cpu: bool = False) -> tuple[str, float]:
         import torch
 
         return "cuda", float(torch.cuda.get_device_properties(0).total_memory)
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    container = Path("/sys/fs/cgroup/memory.max")
-    if container.is_file() and (text := container.read_text().strip()).isdigit():
-        limits.append(int(text))
-    return "cpu", float(min(limits))
+    machine = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return "cpu", min(machine, container_bytes("max"))
