@@ -10,6 +10,7 @@ model's too; all on the same prompts by the same judge.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from overrefusal_po.evaluate.comparisons import OutcomePair, matched
@@ -61,7 +62,8 @@ class RemedyRow(NamedTuple):
 
     Attributes:
         p_holm: p of the gain, corrected for all runs of the table.
-        holds: by the rule. `surely`: the whole interval keeps to it.
+        holds: by the rule, and its own training's `hold` is kept, if it had one. `surely`: the
+            whole interval keeps to the rule, too.
         why_not: why it does not hold, in words; "" if it holds.
         sets: the same on each set alone, if there are several.
     """
@@ -90,18 +92,26 @@ def comparable_runs(baseline: str, runs: Runs) -> list[str]:
     ]
 
 
-def remedy_rows(baseline: str, runs: Runs, known: FirstTokens, rule: HoldRule) -> list[RemedyRow]:
+def remedy_rows(
+    baseline: str,
+    runs: Runs,
+    known: FirstTokens,
+    rule: HoldRule,
+    *,
+    lost: Mapping[str, str] = MappingProxyType({}),
+) -> list[RemedyRow]:
     """Every comparable run; first those that hold, the greatest gain first, then the others.
 
     `known` are the untouched model's first tokens; without them nothing is known of its threshold
-    curve.
+    curve. `lost` says of a run, by its name, that its own training did not hold its safety: such a
+    run does not hold here either.
     """
     names = comparable_runs(baseline, runs)
     pairs = {name: matched(runs[baseline], runs[name]) for name in names}
     wholes = [against(pairs[name], known) for name in names]
     corrected = holm([1.0 if one.p is None else one.p for one in wholes])
     rows = [
-        row_of(name, whole, None if whole.p is None else p, rule)._replace(
+        row_of(name, whole, None if whole.p is None else p, rule, lost=lost.get(name, ""))._replace(
             sets=by_set(pairs[name], known)
         )
         for name, whole, p in zip(names, wholes, corrected, strict=True)
@@ -127,12 +137,15 @@ def change(found: SideBySide, kind: Kind) -> Estimate:
     return found.kinds[kind].difference if kind in found.kinds else UNKNOWN
 
 
-def row_of(name: str, whole: Against, p_holm: float | None, rule: HoldRule) -> RemedyRow:
-    """A run's row, without its sets."""
+def row_of(
+    name: str, whole: Against, p_holm: float | None, rule: HoldRule, *, lost: str = ""
+) -> RemedyRow:
+    """A run's row, without its sets. `lost`: see `remedy_rows`."""
     value, low, _ = whole.refused
     surely = rule.keeps(value) and rule.keeps(low)
-    holds = surely if rule.on == "interval" else rule.keeps(value)
-    return RemedyRow(name, whole, p_holm, holds, surely, "" if holds else why_not(whole, rule), {})
+    kept = surely if rule.on == "interval" else rule.keeps(value)
+    why = "; ".join(filter(None, ["" if kept else why_not(whole, rule), lost]))
+    return RemedyRow(name, whole, p_holm, not why, surely and not lost, why, {})
 
 
 def why_not(whole: Against, rule: HoldRule) -> str:

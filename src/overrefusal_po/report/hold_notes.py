@@ -93,6 +93,15 @@ def hold_notes(folder: Path) -> list[str]:
     return found
 
 
+def unheld_words(stage: Path) -> str:
+    """What a training with `hold:` lost, for a table's cell; "" if it held, or had no `hold:`."""
+    file = stage / RESULT_FILE
+    held = read_state(file, ("held", "sets")) if file.is_file() else {}
+    if held.get("held", True):
+        return ""
+    return "; ".join([f"{stage.name}/{RESULT_FILE}: safety is not held", *lost_words(held["sets"])])
+
+
 # Any: hold.json, as train/hold_result.py writes it
 def broken_more(found: Mapping[str, Any]) -> float:
     """By how much more of the saved model's responses are degenerate than of the start's; 0 if

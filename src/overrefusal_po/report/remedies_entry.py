@@ -26,6 +26,7 @@ from overrefusal_po.evaluate.remedy_table import (
 )
 from overrefusal_po.recipe.report import Report
 from overrefusal_po.records import Outcome, read_state
+from overrefusal_po.report.hold_notes import unheld_words
 from overrefusal_po.report.remedies_made import (
     FitEntry,
     Made,
@@ -184,7 +185,9 @@ def remedies_entry(
     missing = stages.measured() - {*of_stage, *report.rivals}
     by_name = {run["name"]: run for run in runs}
     known = first_tokens[name]
-    rows = remedy_rows(name, outcomes, known, HoldRule(report.hold_drop_max, report.on))
+    rule = HoldRule(report.hold_drop_max, report.on)
+    lost = {run["name"]: lost_hold(stages, run["folder"]) for run in runs}
+    rows = remedy_rows(name, outcomes, known, rule, lost=lost)
     ways = tampered_alike([base, *(by_name[row.name] for row in rows)])
     table = Table(stages, base, by_name, outcomes, rivals, known.exact, len(missing), ways)
     fits = [fit for stage in stages.fits() for fit in fit_entries(stages.folder, stage)]
@@ -201,6 +204,14 @@ def remedies_entry(
         "left_out": [other for other in outcomes if other not in compared],
         "unfitted": unfitted,
     }
+
+
+def lost_hold(stages: Made, stage: str) -> str:
+    """What the training lost that made a run's model, by its own `hold:`; "" if nothing. What was
+    made from that model since (a gate before its adapter) may hold again, and is measured."""
+    return "; ".join(
+        filter(None, (unheld_words(stages.folder / maker) for maker in stages.makers(stage)[-1:]))
+    )
 
 
 def against_entry(one: Against) -> AgainstEntry:
