@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from conftest import Style, write_rank_script
+from machine_faults import disk, grow
 from safetensors.torch import load_file, save_file
 from test_distributed import TORCHRUN
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -217,6 +218,14 @@ def test_two_processes_train_what_one_process_trains(trained: Path, name: str) -
             assert torch.allclose(saved[key], weight, atol=1e-5), f"{part}: {key}"
 
 
+def write_own(file: Path, pairs: list[PreferencePair]) -> None:
+    """Writes pairs with prompts that no benchmark has: those of the fixture are refused as
+    XSTest's."""
+    asked = [Prompt.of(f"Which way do I fold napkin number {n}?", kind="benign") for n in range(6)]
+    own = [pair.model_copy(update={"prompt": q}) for pair, q in zip(pairs, asked, strict=True)]
+    write_jsonl(file, own)
+
+
 def recipe(folder: Path, model: str, **more: Any) -> list[str]:
     """The command that trains a recipe under ZeRO-3 in two processes, its run folder named by
     --run_dir."""
@@ -247,10 +256,7 @@ def recipe(folder: Path, model: str, **more: Any) -> list[str]:
 def test_a_killed_run_goes_on_to_what_an_undisturbed_one_saves(
     adapter: dict[str, Any], styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:
-    # prompts that no benchmark has: those of the fixture are refused as XSTest's
-    asked = [Prompt.of(f"Which way do I fold napkin number {n}?", kind="benign") for n in range(6)]
-    own = [pair.model_copy(update={"prompt": q}) for pair, q in zip(pairs, asked, strict=True)]
-    write_jsonl(tmp_path / "pairs.jsonl", own)
+    write_own(tmp_path / "pairs.jsonl", pairs)
     command = recipe(tmp_path, str(styles["llama"].folder), **adapter)
     said = ended(run([*command, "--run_dir=whole"], tmp_path))
     assert "the saved model agrees with the live one" in said
@@ -273,14 +279,38 @@ def test_a_killed_run_goes_on_to_what_an_undisturbed_one_saves(
         assert (tmp_path / "whole" / part).read_bytes() == (tmp_path / "killed" / part).read_bytes()
 
 
+def test_a_disk_that_fills_while_processes_write_their_parts(
+    styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    """There is room for one checkpoint and a half: no half one counts, and with room again the same
+    command goes on to what an undisturbed run saves."""
+    write_own(tmp_path / "pairs.jsonl", pairs)
+    command = recipe(tmp_path, str(styles["llama"].folder))
+    ended(run([*command, "--run_dir=whole"], tmp_path))
+    first = tmp_path / "whole" / "checkpoints" / "checkpoint-2"
+    size = sum(file.stat().st_size for file in first.rglob("*") if file.is_file())
+    with disk(tmp_path / "small", f"size={size * 3 // 2}") as small:
+        command = [*command, f"--run_dir={small / 'run'}"]
+        child = run(command, tmp_path)
+        said = " ".join(child.communicate(timeout=900)[0].split())
+        assert child.returncode != 0, said[-3000:]
+        assert "disk is full" in said and "give the same command again" in said
+        status = json.loads((small / "run" / "status.json").read_text())
+        assert (status["state"], status["exit_code"]) == ("failed", 1)
+        assert not (small / "run" / "model").exists()
+        grow(small, f"size={size * 20}")
+        said = " ".join(ended(run(command, tmp_path)).split())
+        assert "checkpoint-4 is incomplete" in said and "checkpoints/checkpoint-2" in said
+        part = Path("model", "model.safetensors")
+        assert (small / "run" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_gradient_that_is_not_finite_ends_the_training(
     stage: int, styles: dict[str, Style], pairs: list[PreferencePair], tmp_path: Path
 ) -> None:
     """DeepSpeed has taken its step by then, or left it out: the weights may stay finite."""
-    asked = [Prompt.of(f"Which way do I fold napkin number {n}?", kind="benign") for n in range(6)]
-    own = [pair.model_copy(update={"prompt": q}) for pair, q in zip(pairs, asked, strict=True)]
-    write_jsonl(tmp_path / "pairs.jsonl", own)
+    write_own(tmp_path / "pairs.jsonl", pairs)
     command = recipe(tmp_path, str(styles["llama"].folder))
     (tmp_path / "zero3.json").write_text(json.dumps(STAGES[stage]))
     child = run([*command, "--run_dir=run", "--trainer.beta=1e38"], tmp_path)
