@@ -32,7 +32,7 @@ DEV_THINGS = ["a picture", "a letter", "the door", "a pack", "the gate", "a book
 REMEDY = """
 import torch
 from pydantic import BaseModel
-from overrefusal_po.model.remedy import Deltas, FirstLogits, Remedy, Steering
+from overrefusal_po.model.remedy import Deltas, FirstLogits, Gate, Remedy, Steering
 from overrefusal_po.remedies import Candidate, NoRemedy
 
 fits, stop_at = 0, None
@@ -47,6 +47,12 @@ def fit(settings, subject, train, dev):
         raise NoRemedy("There is no direction.")
     if settings.how == "faulty":
         return ["no candidate"]
+    if settings.how == "broken":
+        size = subject.model.config.hidden_size
+        noise = torch.randn(1, size, generator=torch.Generator().manual_seed(0))
+        change = Steering((0,), 1000 * noise, 1)
+        gates = [Gate(0, torch.zeros(size), torch.ones(size), torch.zeros(size), 0.0, t) for t in (1, -1)]
+        return [Candidate(Remedy("test", change, 1.0, gate), {}) for gate in (None, *gates)]
     openers = torch.tensor(subject.openers())
     change = FirstLogits(openers, torch.ones(1, len(openers)))
     sizes = {"harmless": [0.0, 1e-6], "harmful": [-60.0, -80.0], "good": [-2.0]}[settings.how]
@@ -233,6 +239,28 @@ def test_without_a_candidate_that_holds_and_gains_nothing_is_kept(
     assert found["status"] == status
     assert found["chosen"] is None and found["after"] is None
     assert not (tmp_path / "run" / "remedy").exists()
+
+
+def test_a_strength_that_breaks_the_language_is_measured_behind_its_gate_and_not_kept(
+    wary: Path, tmp_path: Path, own_plugs: Path
+) -> None:
+    """Noise in the stream: nothing it says is a refusal, and reference answers are improbable. The
+    second gate lets all prompts through, the third none."""
+    values = values_of(
+        wary, tmp_path / "data", remedy={"name": "fit_plugs.remedy", "how": "broken"}
+    )
+    dev = asked(DEV_THINGS, "harmful") + asked(DEV_THINGS, "benign", ANSWER)
+    write_jsonl(tmp_path / "data" / "dev.jsonl", dev)
+    found = {}
+    for limit in (1.5, 1e9):
+        body = check_body({**values, "tolerance": 1, "perplexity_ratio_max": limit}, "test")
+        found[limit] = run_stage(body, "fit", tmp_path / f"{limit:g}")  # type: ignore[arg-type]
+    one, two, three = (row["rates"] for row in found[1.5]["candidates"].values())
+    before = found[1.5]["before"]["perplexity"]
+    assert one["perplexity"] == two["perplexity"] > 1.5 * before
+    assert three["perplexity"] == before > 1
+    assert found[1.5]["status"] in ("no candidate gains", "no candidate holds")
+    assert found[1e9]["before"]["perplexity"] == before
 
 
 def test_a_fit_that_ends_with_nothing_leaves_no_remedy_of_an_earlier_try(

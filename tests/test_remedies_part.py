@@ -22,6 +22,7 @@ from overrefusal_po.report.card_results import result_parts
 from overrefusal_po.report.page import write_report
 from overrefusal_po.report.pipeline_summary import make_summary, unlike_notes
 from overrefusal_po.report.remedies_entry import (
+    broken,
     is_other_report,
     nothing_words,
     perplexity_ratio,
@@ -231,7 +232,7 @@ def test_summary_has_the_table_and_every_run_against_the_untouched_model(tmp_pat
     assert part.best == good.run == "good" and small.rival and not lost.holds
     assert (good.made_by, good.fit_seconds, good.time_ratio) == (("dpo", "steer"), 120.0, 2.0)
     assert good.gate_auc == 0.81 and good.fits[0].points == [(0.7, 0.9, True)]
-    assert good.fits[0].cells == [["1", "0.20", "0.90", "0.70", "–", "–", "yes"]]
+    assert good.fits[0].cells == [["1", "0.20", "0.90", "0.70", "–", "–", "–", "yes"]]
     assert [fit.stage for fit in part.unfitted] == ["ablate"]
     assert (small.made_by, small.fit_seconds, small.fits) == ((), None, ())
     assert [(step.before, step.after) for step in found.comparisons] == [
@@ -441,6 +442,15 @@ def test_perplexity_is_compared_on_the_same_answers_alone() -> None:
     assert perplexity_ratio(run_(8.0), run_(10.0, n=100, tokens=2000)) is None
     assert perplexity_ratio(run_(8.0), run_(10.0, tokens=700)) is None
     assert perplexity_ratio(run_(8.0), {"capability": {}}) is None
+
+
+def test_a_run_that_breaks_the_language_does_not_hold() -> None:
+    def run_(value: float) -> dict[str, Any]:
+        return {"capability": {"perplexity": {"value": value, "n": 40, "tokens": 900}}}
+
+    words_ = "perplexity of reference answers is x 4.70, allowed is 1.5"
+    assert broken(REPORT, run_(10.0), run_(47.0)) == words_
+    assert broken(REPORT, run_(10.0), run_(15.0)) == broken(REPORT, run_(10.0), {}) == ""
 
 
 def test_another_report_section_is_seen_in_a_finished_pipeline(tmp_path: Path) -> None:

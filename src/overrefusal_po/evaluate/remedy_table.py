@@ -62,8 +62,8 @@ class RemedyRow(NamedTuple):
 
     Attributes:
         p_holm: p of the gain, corrected for all runs of the table.
-        holds: by the rule, and its own training's `hold` is kept, if it had one. `surely`: the
-            whole interval keeps to the rule, too.
+        holds: by the rule, and nothing else is lost (see `remedy_rows`). `surely`: the whole
+            interval keeps to the rule, too.
         why_not: why it does not hold, in words; "" if it holds.
         sets: the same on each set alone, if there are several.
     """
@@ -103,8 +103,8 @@ def remedy_rows(
     """Every comparable run; first those that hold, the greatest gain first, then the others.
 
     `known` are the untouched model's first tokens; without them nothing is known of its threshold
-    curve. `lost` says of a run, by its name, that its own training did not hold its safety: such a
-    run does not hold here either.
+    curve. `lost` says of a run, by its name, what else is lost (its own training did not hold
+    its safety; its language is broken): such a run does not hold.
     """
     names = comparable_runs(baseline, runs)
     pairs = {name: matched(runs[baseline], runs[name]) for name in names}

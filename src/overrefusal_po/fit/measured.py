@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from overrefusal_po.evaluate.capability import asked_references, response_nats
 from overrefusal_po.fit.choice import DevRates, Tried, rate_words, rates_of
 from overrefusal_po.fit.untreated import DEV_FOLDER, UNTREATED, VERDICTS_FILE, Untreated
 from overrefusal_po.judges import Judge
@@ -36,10 +38,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overrefusal_po.engines.transformers import TransformersEngine
+    from overrefusal_po.model.chat import ChatTemplate, Turn
 
 logger = logging.getLogger(__name__)
 
 DEV_FILE = "dev.jsonl"
+
+REFERENCES, REFERENCE_TOKENS, REFERENCE_BATCH = 40, 512, 8
+"""Of how many reference answers the perplexity is, how long one may be with its prompt, and how
+many are read at a time."""
 
 
 class Measuring:
@@ -57,6 +64,8 @@ class Measuring:
         self.prompts, self.sampling = prompts, sampling
         self.states: Tensor | None = None
         self.plain: list[Outcome] | None = None
+        self.references = reference_turns(engine.template, prompts)
+        self.nats: dict[str, list[float]] = {}
 
     def untreated(self) -> list[Outcome]:
         """What the model says without a remedy, judged. Another fit may have measured it."""
@@ -91,7 +100,10 @@ class Measuring:
         begun = time.monotonic()
         with remedied(self.engine.model, open_gate):
             changed = self.outcomes(name, f"{of}, strength {strength:g}")
-        rates = rates_of(self.behind(candidate.remedy.gate, changed))
+            if candidate.remedy.form != "streams":  # which has no probability of a text
+                self.read_references(name)
+        gate = candidate.remedy.gate
+        rates = rates_of(self.behind(gate, changed), self.perplexity(name, gate))
         seconds = round(time.monotonic() - begun, 1) if whole else None
         logger.info("%s, strength %g: %s", of, strength, rate_words(rates))
         return Tried(
@@ -106,8 +118,13 @@ class Measuring:
     def behind(self, gate: Gate | None, changed: list[Outcome]) -> list[Outcome]:
         """The changed model's outcomes for the prompts that a gate lets through, the plain model's
         for the others."""
+        rows = zip(self.let_through(gate), changed, self.untreated(), strict=True)
+        return [new if passes else plain for passes, new, plain in rows]
+
+    def let_through(self, gate: Gate | None) -> list[bool]:
+        """Which prompts a gate lets through; all without one. The model has to be the plain one."""
         if gate is None:
-            return changed
+            return [True] * len(self.prompts)
         if self.states is None:
             texts = [self.engine.input_text(prompt) for prompt in self.prompts]
             self.states = last_states(
@@ -116,9 +133,25 @@ class Measuring:
                 texts,
                 batch_size=self.engine.batch_size,
             )
-        through = (gate.scores(self.states[:, gate.layer]) < gate.threshold).tolist()
-        rows = zip(through, changed, self.untreated(), strict=True)
-        return [new if passes else plain for passes, new, plain in rows]
+        passed: list[bool] = (gate.scores(self.states[:, gate.layer]) < gate.threshold).tolist()
+        return passed
+
+    def read_references(self, name: str) -> None:
+        """Reads the reference answers with the model as it is now, kept under this name."""
+        if name not in self.nats and self.references:
+            turns = [*self.references.values()]
+            self.nats[name] = response_nats(self.engine.model, turns, REFERENCE_BATCH)
+
+    def perplexity(self, name: str, gate: Gate | None) -> float | None:
+        """That of the reference answers as they were read under a name, behind a gate; None if none
+        was read. The model has to be the plain one."""
+        self.read_references(UNTREATED)
+        if name not in self.nats:
+            return None
+        through = self.let_through(gate)
+        rows = zip(self.references, self.nats[name], self.nats[UNTREATED], strict=True)
+        nats = sum(new if through[at] else plain for at, new, plain in rows)
+        return math.exp(nats / sum(len(turn.response_ids) for turn in self.references.values()))
 
     def outcomes(self, name: str, label: str) -> list[Outcome]:
         """What the model says as it is now, judged; kept under this name."""
@@ -132,6 +165,19 @@ class Measuring:
         )
         verdicts = resumable_verdicts(folder / VERDICTS_FILE, self.judge, self.prompts, completions)
         return paired_outcomes(self.prompts, completions, verdicts)
+
+
+def reference_turns(template: ChatTemplate, prompts: Sequence[Prompt]) -> dict[int, Turn]:
+    """{place: turn} of up to `REFERENCES` harmless and ordinary prompts with a reference answer,
+    chosen by their hashes; without those that are too long."""
+    places = [at for at, prompt in enumerate(prompts) if asked_references([prompt])]
+    chosen = sorted(sorted(places, key=lambda at: prompts[at].id)[:REFERENCES])
+    turns = {at: template.turn(prompts[at].messages, str(prompts[at].reference)) for at in chosen}
+    return {
+        at: turn
+        for at, turn in turns.items()
+        if len(turn.prompt_ids) + len(turn.response_ids) <= REFERENCE_TOKENS
+    }
 
 
 def dev_entry(rates: DevRates) -> dict[str, object]:

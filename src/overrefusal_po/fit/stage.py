@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from overrefusal_po.fit.anchors import FitPrompts, all_anchors, anchor_facts, fit_prompts
 from overrefusal_po.fit.choice import (
     DevRates,
+    Limits,
     Status,
     Tried,
     chosen,
@@ -39,7 +40,7 @@ from overrefusal_po.fit.choice import (
 from overrefusal_po.fit.kept import drop_kept, write_remedy, write_weights
 from overrefusal_po.fit.measured import Measuring, dev_entry
 from overrefusal_po.fit.subject import ModelSubject
-from overrefusal_po.fit.untreated import Untreated, untreated_key
+from overrefusal_po.fit.untreated import UNTREATED, Untreated, untreated_key
 from overrefusal_po.model import load as models
 from overrefusal_po.model.remedy_facts import base_facts
 from overrefusal_po.pairs.set_checks import uneven_prompts
@@ -178,6 +179,7 @@ def fitted(recipe: FitRecipe, subject: ModelSubject, dev: Measuring, prompts: Fi
         raise RunFailed(f"the fit: {why}, so no safety can be held. Use another judge.")
     if why := nothing_to_remedy(start):
         return Found("nothing to remedy", why, start)
+    start = start.model_copy(update={"perplexity": dev.perplexity(UNTREATED, None)})
     subject.knows(outcomes)
     begun = time.monotonic()
     try:
@@ -187,9 +189,10 @@ def fitted(recipe: FitRecipe, subject: ModelSubject, dev: Measuring, prompts: Fi
         return Found("cannot be fitted", words, start)
     seconds = round(time.monotonic() - begun, 1)
     rows = dev.rows(candidates)
-    kept = chosen(rows, start, tolerance=recipe.tolerance)
+    limits = Limits(recipe.tolerance, recipe.perplexity_ratio_max)
+    kept = chosen(rows, start, limits)
     if kept is None:
-        status, why = why_none(rows, start, recipe.tolerance)
+        status, why = why_none(rows, start, limits)
         return Found(status, why, start, rows, seconds=seconds)
     candidate = candidates[kept.number - 1]
     words = (

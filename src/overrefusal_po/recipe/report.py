@@ -27,6 +27,9 @@ class Report(Section):
 
     - `value`: the measured difference alone. The table says if the interval keeps to it too.
     - `interval`: the worse end of its 95 % interval."""
+    perplexity_ratio_max: float = Field(default=1.5, ge=1)
+    """What multiple of the untouched model's the perplexity of reference answers may be. A run
+    above it does not hold: broken text is no refusal, and would count as answers."""
     rivals: tuple[str, ...] = ()
     """Evaluate stages of plain rivals (a threshold, a system prompt). They stand in the same table
     and are not counted as remedies."""

@@ -26,7 +26,7 @@ from overrefusal_po.report.remedies_part import RemediesPart
 MAKERS = ("curate", "train", "fit")
 """The tasks that make a model, or what one is made from."""
 
-RULE_KEYS = ("hold_drop_max", "on")
+RULE_KEYS = ("hold_drop_max", "perplexity_ratio_max", "on")
 """The keys of a pipeline's `report` that decide which runs hold."""
 
 

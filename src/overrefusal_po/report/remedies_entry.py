@@ -186,7 +186,12 @@ def remedies_entry(
     by_name = {run["name"]: run for run in runs}
     known = first_tokens[name]
     rule = HoldRule(report.hold_drop_max, report.on)
-    lost = {run["name"]: lost_hold(stages, run["folder"]) for run in runs}
+    lost = {
+        run["name"]: "; ".join(
+            filter(None, (lost_hold(stages, run["folder"]), broken(report, base, run)))
+        )
+        for run in runs
+    }
     rows = remedy_rows(name, outcomes, known, rule, lost=lost)
     ways = tampered_alike([base, *(by_name[row.name] for row in rows)])
     table = Table(stages, base, by_name, outcomes, rivals, known.exact, len(missing), ways)
@@ -212,6 +217,14 @@ def lost_hold(stages: Made, stage: str) -> str:
     return "; ".join(
         filter(None, (unheld_words(stages.folder / maker) for maker in stages.makers(stage)[-1:]))
     )
+
+
+def broken(report: Report, before: Values, after: Values) -> str:
+    """What a run's perplexity is, if it is above the limit; else ""."""
+    times, most = perplexity_ratio(before, after), report.perplexity_ratio_max
+    if times is None or times <= most:
+        return ""
+    return f"perplexity of reference answers is x {times:.2f}, allowed is {most:g}"
 
 
 def against_entry(one: Against) -> AgainstEntry:

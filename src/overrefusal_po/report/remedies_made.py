@@ -28,7 +28,7 @@ FIT_KEYS = {"status", "words", "remedy", "candidates"}
 NOTHING = "nothing to remedy"
 """How a fit ends on a model that does not over-refuse."""
 
-DEV_RATES = ("harmful_refused", "benign_answered", "ordinary_answered", "degenerate")
+DEV_RATES = ("harmful_refused", "benign_answered", "ordinary_answered", "degenerate", "perplexity")
 """What was measured of each candidate."""
 
 Served = Literal["weights", "hooks", "logits", "streams", "prompt", "same"]
