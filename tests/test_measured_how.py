@@ -120,13 +120,18 @@ def test_seeds_are_no_other_setting_and_long_values_are_cut(tmp_path: Path) -> N
     assert long is not None and f"{'x' * 60}... in a" in long and "x" * 61 not in long
 
 
-def pipeline_of(folder: Path, runs: dict[str, list[Outcome]]) -> Summary:
-    """The summary of a pipeline with these evaluations."""
+def pipeline_of(
+    folder: Path, runs: dict[str, list[Outcome]], perplexity: dict[str, float] | None = None
+) -> Summary:
+    """The summary of a pipeline with these evaluations, and with the perplexity of some."""
     entries = []
     for name, rows in runs.items():
         made = folder_of(folder / name, rows, name)
         metrics = json.loads((made / "metrics.json").read_text())
         metrics["measured"] |= {"notes": [], "model_form": "f"}
+        if value := (perplexity or {}).get(name):
+            said = {"value": value, "low": None, "high": None, "nats_per_token": 1.0}
+            metrics["capability"] = {"perplexity": {**said, "tokens": 90, "n": 4}, "tasks": {}}
         entries.append({**metrics, "folder": name})
     found = make_summary("t", folder, entries, {}, runs)  # type: ignore[arg-type]
     return Summary.model_validate_json(json.dumps(found))
@@ -140,6 +145,18 @@ def test_a_pipelines_summary_warns_of_runs_that_it_compares(tmp_path: Path) -> N
     assert "generation.max_new_tokens is 256 in base and mid, 20 in dpo." in warning
     assert any(line.startswith("NOT MEASURED ALIKE") for line in limits(found))
     assert pipeline_of(tmp_path / "alike", {"base": BASE, "dpo": TUNED}).warnings == ()
+
+
+def test_a_model_whose_reference_answers_became_improbable_may_answer_worse(tmp_path: Path) -> None:
+    """No rate shows it: what is broken, and no refusal, counts as an answer."""
+    runs = {"base": BASE, "dpo": TUNED}
+    (warning,) = pipeline_of(tmp_path, runs, {"base": 49.0, "dpo": 79.0}).warnings
+    said = (
+        "dpo may answer worse than base: the perplexity of reference answers is x 1.61. Read some"
+    )
+    assert warning.startswith(said)
+    for number, values in enumerate(({"base": 49.0, "dpo": 73.0}, {"dpo": 79.0})):
+        assert pipeline_of(tmp_path / str(number), runs, values).warnings == ()
 
 
 def test_runs_of_two_judges_are_said_to_be_left_out(tmp_path: Path) -> None:

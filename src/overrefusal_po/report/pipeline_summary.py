@@ -34,13 +34,20 @@ from overrefusal_po.recipe.rounds import Repeats
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.records import Kind, Outcome, read_jsonl, read_state, write_atomic
 from overrefusal_po.report.hold_notes import hold_notes
-from overrefusal_po.report.remedies_entry import RemediesEntry, remedies_entry
+from overrefusal_po.report.remedies_entry import (
+    RemediesEntry,
+    perplexity_ratio,
+    remedies_entry,
+)
 from overrefusal_po.report.remedies_made import Stages
 from overrefusal_po.report.rounds_part import round_entries
 from overrefusal_po.report.samples import SampleEntry, sample_entries
 from overrefusal_po.report.search_part import SearchEntry, search_entries
 from overrefusal_po.report.waivers import waiver_notes
 from overrefusal_po.run.environment import environment
+
+DRIFT = 1.5
+"""From what multiple of the perplexity before on a sentence says so."""
 
 StageRecipe = TrainRecipe | CurateRecipe | FitRecipe | EvaluateRecipe
 
@@ -146,6 +153,7 @@ def make_summary(
         "warnings": [
             *again,
             *hold_notes(folder),
+            *(drift_notes(runs, steps) if remedies is None else ()),
             *unlike_notes(folders, plain, rivals=bool(remedies)),
         ],
         "comparisons": [compare(plain[a], plain[b]).as_dict(a, b) for a, b in steps],
@@ -273,6 +281,20 @@ def unlike_notes(
         if len(by_judge) > 1:
             said = "; ".join(f"{' and '.join(runs)} by {judge}" for judge, runs in by_judge.items())
             yield f"NOT COMPARED: these runs were judged differently ({said})."
+
+
+def drift_notes(runs: Sequence[StageMetrics], steps: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """A sentence for each step after which reference answers are far less probable: the model may
+    answer worse, and no rate of refusals shows that."""
+    by_name = {run["name"]: run for run in runs}
+    for before, after in steps:
+        times = perplexity_ratio(by_name[before], by_name[after])
+        if times is not None and times > DRIFT:
+            yield (
+                f"{after} may answer worse than {before}: the perplexity of reference answers is x "
+                f"{times:.2f}. Read some answers. A lower trainer.learning_rate or fewer epochs "
+                "may help."
+            )
 
 
 def write_blinded_sample(folder: Path, outcomes: Mapping[str, list[Outcome]]) -> None:
