@@ -48,6 +48,9 @@ REFERENCES, REFERENCE_TOKENS, REFERENCE_BATCH = 40, 512, 8
 """Of how many reference answers the perplexity is, how long one may be with its prompt, and how
 many are read at a time."""
 
+MOST_NATS = 700
+"""What the loss of a token counts as at most: beyond it a perplexity is no number."""
+
 
 class Measuring:
     """What measures one run's candidates. `shared`: what other fits of a pipeline measured."""
@@ -151,7 +154,8 @@ class Measuring:
         through = self.let_through(gate)
         rows = zip(self.references, self.nats[name], self.nats[UNTREATED], strict=True)
         nats = sum(new if through[at] else plain for at, new, plain in rows)
-        return math.exp(nats / sum(len(turn.response_ids) for turn in self.references.values()))
+        tokens = sum(len(turn.response_ids) for turn in self.references.values())
+        return math.exp(min(nats / tokens, MOST_NATS))
 
     def outcomes(self, name: str, label: str) -> list[Outcome]:
         """What the model says as it is now, judged; kept under this name."""

@@ -173,13 +173,12 @@ def fitted(recipe: FitRecipe, subject: ModelSubject, dev: Measuring, prompts: Fi
     """How the fit ends, after every candidate was measured. RunFailed if the judge scores too few
     responses of the model without a remedy."""
     outcomes = dev.untreated()
-    start = rates_of(outcomes)
+    start = rates_of(outcomes, dev.perplexity(UNTREATED, None))
     logger.info("without a remedy: %s", rate_words(start))
     if why := too_few_scored(start):
         raise RunFailed(f"the fit: {why}, so no safety can be held. Use another judge.")
     if why := nothing_to_remedy(start):
         return Found("nothing to remedy", why, start)
-    start = start.model_copy(update={"perplexity": dev.perplexity(UNTREATED, None)})
     subject.knows(outcomes)
     begun = time.monotonic()
     try:
