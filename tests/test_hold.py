@@ -36,8 +36,23 @@ from overrefusal_po.report.terminal import print_summary
 from overrefusal_po.report.training import step_words
 from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.stage_recipes import stage_bodies
-from overrefusal_po.train.held import Decision, Rates, bias_curve, candidates, choose_bias, rates_at
-from overrefusal_po.train.hold_result import keeps, set_entries, too_few_scored
+from overrefusal_po.train.held import (
+    Decision,
+    Rates,
+    bias_curve,
+    candidates,
+    choose_bias,
+    missing,
+    rates_at,
+)
+from overrefusal_po.train.hold_result import (
+    keeps,
+    kept_words,
+    raised,
+    set_entries,
+    too_few_scored,
+    worst_miss,
+)
 
 POROVER = Path(__file__).parents[1] / "recipes" / "porover.yaml"
 
@@ -154,6 +169,42 @@ def test_prompts_without_three_verdicts_are_left_out_of_their_set() -> None:
     assert (two["harmful"], two["benign"], two["held"]) == (0, 0, (None, None))
 
 
+def test_refusals_of_the_start_stay_and_not_only_their_number() -> None:
+    """Four harmful prompts, two refused at the start. Trained, the two others are refused: as many
+    as before, and none of the same. A bias of 2 brings both back, and costs an answer."""
+    rows = [
+        Decision(0, True, -5.0, True, False, before=False),
+        Decision(0, True, -4.0, True, False, before=False),
+        Decision(0, True, 1.0, True, False, before=True),
+        Decision(0, True, 2.0, True, False, before=True),
+        Decision(0, False, 1.5, False, True, before=False),
+        Decision(0, False, 9.5, False, True, before=True),
+    ]
+    assert choose_bias(rows, [0.5], 8.0).bias == 0.0
+    half, whole = (choose_bias(rows, [0.5], 8.0, kept_min=share) for share in (0.5, 1.0))
+    assert half.held and 1.0 < half.bias < 1.5 and half.rates == (0.75, 1.0)
+    assert whole.held and whole.bias > 2.0 and whole.rates == (1.0, 0.5)
+    assert missing(rows, [0.5], 0.0, 0.9) == pytest.approx(0.9)
+    assert missing(rows, [None], 1.25, 0.9) == pytest.approx(0.4)
+    # without a prompt that was refused at the start nothing can be lost
+    assert choose_bias(rows[:2], [0.0], 8.0, kept_min=1.0).held
+
+
+def test_the_share_of_refusals_that_stay_is_measured_and_held() -> None:
+    refused, answered = outcome("harmful", REFUSAL), outcome("harmful", ANSWER)
+    start, saved = [refused, refused, answered, answered], [answered, refused, refused, answered]
+    (entry,) = set_entries(start, start, saved, sizes=[("dev", 4)])
+    assert (entry["start"][0], entry["held"][0], entry["kept"]) == (0.5, 0.5, 0.5)
+    assert keeps(entry, 0.0) and keeps(entry, 0.0, 0.5) and not keeps(entry, 0.0, 0.9)
+    assert worst_miss([entry], 0.0, 0.9) == pytest.approx(0.4)
+    assert kept_words(entry) == "; 50% of those refused at the start still are"
+    hold = Hold(sets=["dev.jsonl"], kept_min=0.9)
+    assert raised([0.5], 0.9, [entry], hold) == ([0.5], pytest.approx(1.3))
+    assert raised([0.5], 0.9, [{**entry, "kept": 0.9}], hold) is None
+    (none,) = set_entries(start[2:], start[2:], saved[2:], sizes=[("dev", 2)])
+    assert none["kept"] is None and keeps(none, 1.0, 1.0) and kept_words(none) == ""
+
+
 def test_a_set_is_called_what_the_recipe_calls_it() -> None:
     assert set_name("dev.jsonl") == "dev.jsonl"
     assert set_name({"name": "contrasts", "hands": [10]}) == "contrasts (hands [10])"
@@ -167,14 +218,21 @@ def test_a_lost_safety_stands_in_the_last_lines_of_a_pipeline(
     part = {"set": "dev.jsonl", "harmful": 25, "benign": 9, "start": [0.9, 0], "held": [0.2, 1]}
     for stage, held in (("dpo", False), ("fine", True)):
         (tmp_path / stage).mkdir()
-        found = {"held": held, "why_not": "no bias up to 8", "sets": [part]}
-        (tmp_path / stage / "hold.json").write_text(json.dumps(found))
+        result = {"held": held, "why_not": "no bias up to 8", "sets": [part]}
+        (tmp_path / stage / "hold.json").write_text(json.dumps(result))
     (line,) = hold_notes(tmp_path)
     said = "SAFETY IS NOT HELD in stage dpo (no bias up to 8): harmful refused 0.90 to 0.20 on "
     assert line.startswith(f"{said}dev.jsonl (25 prompts). Do not use this model as it is.")
     (tmp_path / "summary.json").write_text(json.dumps({"runs": []}))
     print_summary(tmp_path)
     assert said in capsys.readouterr().out
+    for kept, notes in ((0.7, 2), (0.85, 1), (None, 1)):
+        swapped = {"held": True, "why_not": "", "sets": [{**part, "kept": kept}]}
+        (tmp_path / "fine" / "hold.json").write_text(json.dumps(swapped))
+        assert len(found := hold_notes(tmp_path)) == notes
+        assert notes == 1 or found[1].startswith(
+            "Stage fine: 30% of the harmful prompts of dev.jsonl that were refused before are "
+        )
     loops = {"held": True, "why_not": "", "sets": [part], "degenerate": [0.02, 0.3, 0.4]}
     (tmp_path / "fine" / "hold.json").write_text(json.dumps(loops))
     assert hold_notes(tmp_path)[1].startswith(

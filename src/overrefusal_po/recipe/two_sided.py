@@ -59,6 +59,11 @@ class Hold(DevSets):
     harmful prompts are refused as before. Above 0, what the sets may lose is mostly lost, and other
     prompts lose refusals too. So take more than 0 only if the start policy refuses more harm than
     you need, and measure on other prompts what it costs."""
+    kept_min: float | None = Field(default=None, ge=0, le=1)
+    """The least share of the harmful prompts refused by the start policy that must still be
+    refused, in each of the sets. As many refusals as before may be other ones: a training that
+    learns to refuse new prompts may lose others, and prompts of other hands with them. 0.9 keeps
+    nine of ten, for fewer answers. null: any number."""
     start: str | None = None
     """The responses with which the end is compared: `hold_start.jsonl` of another training on the
     same prompts, or `@dpo.start` in a pipeline. null: those of this training's start policy."""

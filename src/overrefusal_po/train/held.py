@@ -24,13 +24,15 @@ STEP_BEYOND = 0.25
 
 
 class Decision(NamedTuple):
-    """One prompt: its set, its kind, and what becomes of it on both sides of its flip point."""
+    """One prompt: its set, its kind, what becomes of it on both sides of its flip point, and
+    whether the start policy handles it."""
 
     set: int
     harmful: bool
     flip: float
     opened: bool
     other: bool
+    before: bool = False
 
     def at(self, bias: float) -> bool:
         """Whether the prompt is handled with this bias."""
@@ -75,9 +77,10 @@ def choose_bias(
     limit: float,
     *,
     aim: HoldAim = "refusals",
+    kept_min: float | None = None,
 ) -> Choice:
     """The best bias of those that refuse at least `floors[i]` of the harmful prompts of each set i
-    (None: any number).
+    (None: any number), and in each set at least `kept_min` of those that were refused before.
 
     The best answers most benign prompts (`answers`; `refusals` does so without biases below 0), or
     has the greatest sum of both rates (`both`). Of equal ones, it is the one nearest to 0. If none
@@ -88,7 +91,7 @@ def choose_bias(
     for bias in candidates(rows, limit):
         if bias < 0 and aim == "refusals":
             continue
-        short, rates = missing(rows, floors, bias), rates_at(rows, bias)
+        short, rates = missing(rows, floors, bias, kept_min), rates_at(rows, bias)
         refused, answered = (rate or 0.0 for rate in rates)
         worth = answered + (refused if aim == "both" else 0.0)
         rank = (-short, round(worth, 9), -abs(bias))
@@ -97,13 +100,21 @@ def choose_bias(
     return chosen
 
 
-def missing(rows: Sequence[Decision], floors: Sequence[float | None], bias: float) -> float:
+def missing(
+    rows: Sequence[Decision],
+    floors: Sequence[float | None],
+    bias: float,
+    kept_min: float | None = None,
+) -> float:
     """By how much the worst set is below its floor with a bias; 0 if every set holds."""
     worst = 0.0
     for number, floor in enumerate(floors):
-        refused = rates_at([row for row in rows if row.set == number], bias).harmful_refused
-        if floor is not None and refused is not None and floor - refused > MARGIN:
-            worst = max(worst, floor - refused)
+        part = [row for row in rows if row.set == number and row.harmful]
+        refused = rates_at(part, bias).harmful_refused
+        kept = rates_at([row for row in part if row.before], bias).harmful_refused
+        for least, share in ((floor, refused), (kept_min, kept)):
+            if least is not None and share is not None and least - share > MARGIN:
+                worst = max(worst, least - share)
     return worst
 
 

@@ -47,11 +47,11 @@ from overrefusal_po.train.hold_result import (
     HoldEntry,
     degenerate_share,
     hold_words,
-    keeps,
+    least_shares,
     raised,
-    rates_of,
     set_entries,
     too_few_scored,
+    worst_miss,
 )
 from overrefusal_po.train.hold_start import given_start, known_start, lost_start
 from overrefusal_po.train.weights import generating
@@ -189,18 +189,25 @@ class Holder:
         limit = self.hold.bias_max
         flips = flip_points(self.model, self.site, states, bias, openers.ids, limit=limit).tolist()
         rows, kept = self.decisions(answers, flips, start)
-        floors = self.floors(start, kept)
-        return self.folded(Calibration(engine, start, own, openers, bias, flips, rows), floors)
+        parts = ([start[at] for at in kept if self.set_of[at] == n] for n in range(len(self.sets)))
+        floors = least_shares(parts, self.hold.refused_drop_max)
+        found = Calibration(engine, start, own, openers, bias, flips, rows)
+        return self.folded(found, floors, self.hold.kept_min)
 
     def folded(
-        self, at: Calibration, floors: Sequence[float | None], *, tries: int = TRIES
+        self,
+        at: Calibration,
+        floors: Sequence[float | None],
+        kept_min: float | None,
+        tries: int = TRIES,
     ) -> HoldEntry:
         """The calibration with these floors. If the weights then refuse less than was calculated
         (a first token may round the other way), it is made again with floors that are higher by
         what is missing."""
         limit = self.hold.bias_max
         entry = partial(self.entry, at.start, at.own, openers=at.openers, rows=at.rows)
-        choice = choose_bias(at.rows, floors, limit, aim=self.hold.aim)
+        choose = partial(choose_bias, at.rows, limit=limit, aim=self.hold.aim)
+        choice = choose(floors, kept_min=kept_min)
         why_not = "" if choice.held else f"no bias up to {limit:g} keeps every set's refusals"
         if choice.bias == 0.0:
             return entry(at.own, why_not=why_not)
@@ -215,14 +222,14 @@ class Holder:
             why_not = f"only {agrees:.0%} of the first tokens came out as calculated"
             return entry(at.own, why_not=why_not, agrees=agrees)
         found = entry(saved, bias=choice.bias, why_not=why_not, agrees=agrees)
-        higher = raised(floors, found["sets"], self.hold.refused_drop_max)
-        if why_not or not higher or tries == 1:
+        higher = raised(floors, kept_min, found["sets"], self.hold)
+        if why_not or higher is None or tries == 1:
             return found
-        if not choose_bias(at.rows, higher, limit, aim=self.hold.aim).held:
+        if not choose(higher[0], kept_min=higher[1]).held:
             return found
         logger.info("hold: the weights refuse less than was calculated; a greater bias is tried")
         undo()
-        return self.folded(at, higher, tries=tries - 1)
+        return self.folded(at, *higher, tries - 1)
 
     def undecided(self, own: Sequence[Outcome], openers: Openers) -> str:
         """Why the first token decides nothing; "" if it does."""
@@ -231,15 +238,6 @@ class Holder:
         if not openers.ids:
             return "no token opens more refusals than answers"
         return too_few_scored(own)
-
-    def floors(self, start: Sequence[Outcome], kept: Sequence[int]) -> list[float | None]:
-        """The least share of harmful prompts that each set has to refuse."""
-        found = []
-        for number in range(len(self.sets)):
-            part = rates_of([start[at] for at in kept if self.set_of[at] == number])
-            refused = part.harmful_refused
-            found.append(None if refused is None else refused - self.hold.refused_drop_max)
-        return found
 
     def entry(
         self,
@@ -258,7 +256,7 @@ class Holder:
         named = zip(map(set_name, self.hold.sets), sizes, strict=True)
         sets = set_entries(start, own, saved, sizes=list(named))
         return {
-            "held": all(keeps(entry, self.hold.refused_drop_max) for entry in sets),
+            "held": not worst_miss(sets, self.hold.refused_drop_max, self.hold.kept_min),
             "bias": bias,
             "why_not": why_not,
             "openers": openers.tokens,
@@ -331,10 +329,11 @@ class Holder:
         for at, (own, other, opens) in enumerate(zip(*answers, strict=True)):
             sides = [handled(own), handled(other)]
             opened, barred = sides if opens else reversed(sides)
-            if opened is None or barred is None or handled(start[at]) is None:
+            before = handled(start[at])
+            if opened is None or barred is None or before is None:
                 continue
             harmful = own.prompt.kind == "harmful"
-            rows.append(Decision(self.set_of[at], harmful, flips[at], opened, barred))
+            rows.append(Decision(self.set_of[at], harmful, flips[at], opened, barred, before))
             kept.append(at)
         return rows, kept
 

@@ -6,11 +6,11 @@ held = all(keeps(entry, 0.0) for entry in sets)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypedDict
 
 from overrefusal_po.evaluate.metrics import degenerate_flag, handled
-from overrefusal_po.recipe.two_sided import start_of
+from overrefusal_po.recipe.two_sided import Hold, start_of
 from overrefusal_po.records import Outcome
 from overrefusal_po.report.hold_notes import BROKEN_MORE, broken_more
 from overrefusal_po.train.held import MARGIN, Decision, Rates, rates_at
@@ -26,7 +26,8 @@ KINDS: tuple[Literal["harmful", "benign"], ...] = ("harmful", "benign")
 class SetEntry(TypedDict):
     """A hold set in hold.json: its prompts with three verdicts, its harmful prompts without, and
     what was measured: [refused, answered] of the start policy, of the trained model, and of the
-    model that is saved."""
+    model that is saved. `kept` is the share of the harmful prompts that the start policy refuses
+    and the saved model refuses too; None if it refuses none."""
 
     set: str
     harmful: int
@@ -35,17 +36,19 @@ class SetEntry(TypedDict):
     start: Rates
     trained: Rates
     held: Rates
+    kept: float | None
 
 
 class HoldEntry(TypedDict):
     """hold.json.
 
-    `held` says if every set keeps to refused_drop_max, as measured at the end. `bias` is in logits,
-    0 if none was needed or none could be. `why_not` says why it could not be. `agrees` is the share
-    of prompts whose first token came out as calculated. `first_token_auc` says how well the first
-    token of the trained model alone separates harmful from benign prompts, None if it decides
-    nothing. `degenerate` is the share of the responses that are degenerate, at the start, trained,
-    and as it is saved. `curve` has the calculated rates of all sets together at every bias.
+    `held` says if every set keeps to refused_drop_max and kept_min, as measured at the end. `bias`
+    is in logits, 0 if none was needed or none could be. `why_not` says why it could not be.
+    `agrees` is the share of prompts whose first token came out as calculated. `first_token_auc`
+    says how well the first token of the trained model alone separates harmful from benign prompts,
+    None if it decides nothing. `degenerate` is the share of the responses that are degenerate, at
+    the start, trained, and as it is saved. `curve` has the calculated rates of all sets together at
+    every bias.
     """
 
     held: bool
@@ -79,41 +82,72 @@ def set_entries(
         one, two, last = (rates_of([row[i] for row in rows]) for i in range(3))
         counts = {kind: kinds.count(kind) for kind in ("harmful", "benign")}
         counts["harmful_unscored"] = asked.count("harmful") - counts["harmful"]
-        found.append({"set": name, **counts, "start": one, "trained": two, "held": last})  # type: ignore[typeddict-item]
+        still = [row for row in rows if row[0].prompt.kind == "harmful" and handled(row[0])]
+        kept = rates_of([after for _, _, after in still]).harmful_refused
+        rates = {"start": one, "trained": two, "held": last, "kept": kept}
+        found.append({"set": name, **counts, **rates})  # type: ignore[typeddict-item]
         begin += size
     return found
 
 
-def keeps(entry: SetEntry, drop_max: float) -> bool:
-    """Whether as many of a set's harmful prompts are refused as at the start; `drop_max` may be
-    lost. False if too few of them have verdicts: what nobody judged is not held. True for a set
-    without one."""
-    return miss(entry, drop_max) == 0.0
+def keeps(entry: SetEntry, drop_max: float, kept_min: float | None = None) -> bool:
+    """Whether as many of a set's harmful prompts are refused as at the start (`drop_max` may be
+    lost), and at least `kept_min` of those that were refused there. False if too few of them have
+    verdicts: what nobody judged is not held. True for a set without one."""
+    return miss(entry, drop_max, kept_min) == 0.0
 
 
-def miss(entry: SetEntry, drop_max: float) -> float:
+def miss(entry: SetEntry, drop_max: float, kept_min: float | None = None) -> float:
     """By how much a set refuses less than it has to; 0 if it keeps to it, 1 if too few of its
     harmful prompts have verdicts."""
     scored = entry["harmful"]
     if scored < SCORED_MIN * (scored + entry["harmful_unscored"]):
         return 1.0
-    before, after = entry["start"][0], entry["held"][0]
-    if before is None or after is None:
+    return max(shortage(entry["held"][0], floor_of(entry, drop_max)), lost_kept(entry, kept_min))
+
+
+def floor_of(entry: SetEntry, drop_max: float) -> float | None:
+    """The least share of a set's harmful prompts that has to be refused."""
+    before = entry["start"][0]
+    return None if before is None else before - drop_max
+
+
+def lost_kept(entry: SetEntry, kept_min: float | None) -> float:
+    """By how much too few of the prompts are refused that were refused at the start."""
+    return shortage(entry.get("kept"), kept_min)
+
+
+def shortage(share: float | None, least: float | None) -> float:
+    """By how much a share is below the least one; 0 if it is not, or if one is not known."""
+    if share is None or least is None:
         return 0.0
-    short = before - drop_max - after
-    return short if short > MARGIN else 0.0
+    return least - share if least - share > MARGIN else 0.0
+
+
+def least_shares(starts: Iterable[Sequence[Outcome]], drop_max: float) -> list[float | None]:
+    """The least share of harmful prompts that each set has to refuse. `starts`: what the start
+    policy says, set by set."""
+    rates = (rates_of(part).harmful_refused for part in starts)
+    return [None if refused is None else refused - drop_max for refused in rates]
 
 
 def raised(
-    floors: Sequence[float | None], sets: Sequence[SetEntry], drop_max: float
-) -> list[float | None]:
-    """Floors that are higher by what each set refuses too little, for another try; empty if no set
-    does. Too few verdicts are no reason for another try."""
-    short = [miss(one, drop_max) for one in sets]
-    if not any(short) or 1.0 in short:
-        return []
+    floors: Sequence[float | None],
+    kept_min: float | None,
+    sets: Sequence[SetEntry],
+    hold: Hold,
+) -> tuple[list[float | None], float | None] | None:
+    """Floors, and a `kept_min`, that are higher by what each set refuses too little, for another
+    try; None if no set does. Too few verdicts are no reason for another try."""
+    if {miss(one, hold.refused_drop_max, hold.kept_min) for one in sets} & {1.0}:
+        return None
+    short = [shortage(one["held"][0], floor_of(one, hold.refused_drop_max)) for one in sets]
+    lost = max([0.0, *(lost_kept(one, hold.kept_min) for one in sets)])
+    if not any(short) and not lost:
+        return None
     rows = zip(floors, short, strict=True)
-    return [None if floor is None else floor + missing for floor, missing in rows]
+    higher = [None if floor is None else floor + missing for floor, missing in rows]
+    return higher, None if kept_min is None else kept_min + lost
 
 
 def rates_of(outcomes: Sequence[Outcome]) -> Rates:
@@ -151,16 +185,17 @@ def together(sets: Sequence[SetEntry], key: Literal["start", "trained", "held"])
     return Rates(*found)
 
 
-def worst_miss(sets: Sequence[SetEntry], drop_max: float) -> float:
+def worst_miss(sets: Sequence[SetEntry], drop_max: float, kept_min: float | None = None) -> float:
     """By how much the worst set refuses less than it has to; 0 if every set keeps to it."""
-    return max([0.0, *(miss(one, drop_max) for one in sets)])
+    return max([0.0, *(miss(one, drop_max, kept_min) for one in sets)])
 
 
 def hold_words(found: HoldEntry, start: str | None = None) -> str:
     """One line: what was held, or why not, and by which bias. `start`: the recipe's
     `hold.start`."""
     sets = "; ".join(
-        f"{entry['set']}: harmful refused {three(in_time(entry, 0))} (n {entry['harmful']}), "
+        f"{entry['set']}: harmful refused {three(in_time(entry, 0))} (n {entry['harmful']}"
+        f"{kept_words(entry)}), "
         f"benign answered {three(in_time(entry, 1))} (n {entry['benign']})"
         for entry in found["sets"]
     )
@@ -175,6 +210,12 @@ def hold_words(found: HoldEntry, start: str | None = None) -> str:
         loops = " (LOOPS, FOR EXAMPLE)" if broken_more(found) > BROKEN_MORE else ""
         broken = f"; degenerate{loops} {three(found['degenerate'])}"
     return f"hold: {did}{why}. At the start{start_of(start)}, trained, saved: {sets}{broken}"
+
+
+def kept_words(entry: SetEntry) -> str:
+    """`; 73 % of those refused at the start still are`; "" if nobody knows."""
+    kept = entry.get("kept")
+    return "" if kept is None else f"; {kept:.0%} of those refused at the start still are"
 
 
 def in_time(entry: SetEntry, at: int) -> list[float | None]:

@@ -51,7 +51,8 @@ def measured_trial(
     number: int, settings: Mapping[str, Any], found: HoldEntry, *, of: Hold, seconds: float
 ) -> Trial:
     """The row of a trial that has ended."""
-    rates, missed = together(found["sets"], "held"), worst_miss(found["sets"], of.refused_drop_max)
+    rates = together(found["sets"], "held")
+    missed = worst_miss(found["sets"], of.refused_drop_max, of.kept_min)
     return Trial(
         number=number,
         settings=dict(settings),
