@@ -277,7 +277,9 @@ def prompts() -> list[Prompt]:
 
 
 def test_behind_their_prompts_answers_cost_what_they_cost_in_one_pass(style: Style) -> None:
+    """Also if the model's config says that it uses no cache, as a training leaves it."""
     model = style.make_model()
+    model.config.use_cache = False
     turns = [
         style.template.turn(Prompt.of(q, kind="benign").messages, a or "x")
         for q, a in ANSWERS.items()

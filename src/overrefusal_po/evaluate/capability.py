@@ -197,6 +197,7 @@ def nats_behind_prompts(model: PreTrainedModel, turns: Sequence[Turn]) -> list[f
         attention_mask=mask[:, :width],
         position_ids=places[:, :width],
         past_key_values=DynamicCache(config=model.config),
+        use_cache=True,  # a training leaves False in the config
         logits_to_keep=1,
     )
     logits = [read.logits[:, -1:]]
@@ -206,6 +207,7 @@ def nats_behind_prompts(model: PreTrainedModel, turns: Sequence[Turn]) -> list[f
             attention_mask=mask[:, :-1],
             position_ids=places[:, width:-1],
             past_key_values=read.past_key_values,
+            use_cache=True,
         )
         logits.append(answered.logits)
     losses = torch.nn.functional.cross_entropy(

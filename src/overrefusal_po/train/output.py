@@ -28,6 +28,7 @@ from overrefusal_po.train.saved import (
     release_weights,
 )
 from overrefusal_po.train.selection import selected_step
+from overrefusal_po.train.weights import cache_on
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -97,7 +98,8 @@ def write_model(
 
             base = models.load_model(**models.model_options(recipe.model))
             model, weights = PeftModel.from_pretrained(base, run.path / "adapter"), None
-    models.save_merged(model, template.tokenizer, run.path / "model", weights)
+    with cache_on(model):  # the saved config would say that it generates without one
+        models.save_merged(model, template.tokenizer, run.path / "model", weights)
 
 
 def compare_saved(probe: Probe, recipe: TrainRecipe, run: Run) -> None:
