@@ -570,7 +570,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(
         [sys.executable, "-m", "overrefusal_po", *arguments, "run_dir=killed"],
         stderr=subprocess.DEVNULL,
     )
-    state = Path("killed/checkpoints/checkpoint-1/trainer_state.json")
+    state = Path("killed/checkpoints/checkpoint-1/hashes.json")  # the last file of a whole one
     deadline = time.monotonic() + 120
     while not state.is_file() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
