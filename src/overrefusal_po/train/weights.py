@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import Tensor
     from torch.nn import Module, Parameter
     from transformers import PreTrainedModel
@@ -87,7 +88,7 @@ def kept_random_states() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cache_on(model: PreTrainedModel) -> Iterator[None]:
+def cache_on(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """The key-value cache is on within; training turns it off, which makes generation quadratic."""
     configs = [c for c in (model.config, model.generation_config) if hasattr(c, "use_cache")]
     before = [config.use_cache for config in configs]
