@@ -28,6 +28,7 @@ from overrefusal_po.judges import Judge
 from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import Gate, remedy_id
+from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.records import Outcome, Prompt, Sampling
 from overrefusal_po.remedies import Candidate
 from overrefusal_po.run.appender import Appender
@@ -44,9 +45,9 @@ logger = logging.getLogger(__name__)
 
 DEV_FILE = "dev.jsonl"
 
-REFERENCES, REFERENCE_TOKENS, REFERENCE_BATCH = 40, 512, 8
-"""Of how many reference answers the perplexity is, how long one may be with its prompt, and how
-many are read at a time."""
+REFERENCES, REFERENCE_TOKENS, REFERENCE_BATCH = 20, 512, 8
+"""Of how many reference answers of each kind the perplexity is, how long one may be with its
+prompt, and how many are read at a time."""
 
 MOST_NATS = 700
 """What the loss of a token counts as at most: beyond it a perplexity is no number."""
@@ -172,11 +173,14 @@ class Measuring:
 
 
 def reference_turns(template: ChatTemplate, prompts: Sequence[Prompt]) -> dict[int, Turn]:
-    """{place: turn} of up to `REFERENCES` harmless and ordinary prompts with a reference answer,
-    chosen by their hashes; without those that are too long."""
-    places = [at for at, prompt in enumerate(prompts) if asked_references([prompt])]
-    chosen = sorted(sorted(places, key=lambda at: prompts[at].id)[:REFERENCES])
-    turns = {at: template.turn(prompts[at].messages, str(prompts[at].reference)) for at in chosen}
+    """{place: turn} of up to `REFERENCES` harmless and as many ordinary prompts with a reference
+    answer, chosen as an evaluation chooses them; without those that are too long."""
+    chosen = {prompt.id for prompt in fixed_subset(asked_references(prompts), REFERENCES)}
+    turns = {
+        at: template.turn(prompt.messages, str(prompt.reference))
+        for at, prompt in enumerate(prompts)
+        if prompt.id in chosen
+    }
     return {
         at: turn
         for at, turn in turns.items()

@@ -214,9 +214,8 @@ def remedies_entry(
 def lost_hold(stages: Made, stage: str) -> str:
     """What the training lost that made a run's model, by its own `hold:`; "" if nothing. What was
     made from that model since (a gate before its adapter) may hold again, and is measured."""
-    return "; ".join(
-        filter(None, (unheld_words(stages.folder / maker) for maker in stages.makers(stage)[-1:]))
-    )
+    makers = stages.makers(stage)
+    return unheld_words(stages.folder / makers[-1]) if makers else ""
 
 
 def broken(report: Report, before: Values, after: Values) -> str:

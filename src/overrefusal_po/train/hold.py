@@ -47,11 +47,11 @@ from overrefusal_po.train.hold_result import (
     HoldEntry,
     degenerate_share,
     hold_words,
+    keeps,
     least_shares,
     raised,
     set_entries,
     too_few_scored,
-    worst_miss,
 )
 from overrefusal_po.train.hold_start import given_start, known_start, lost_start
 from overrefusal_po.train.weights import generating
@@ -255,8 +255,9 @@ class Holder:
         sizes = [len(part) for part in self.sets]
         named = zip(map(set_name, self.hold.sets), sizes, strict=True)
         sets = set_entries(start, own, saved, sizes=list(named))
+        drop_max, kept_min = self.hold.refused_drop_max, self.hold.kept_min
         return {
-            "held": not worst_miss(sets, self.hold.refused_drop_max, self.hold.kept_min),
+            "held": all(keeps(entry, drop_max, kept_min) for entry in sets),
             "bias": bias,
             "why_not": why_not,
             "openers": openers.tokens,
