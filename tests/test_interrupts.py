@@ -92,16 +92,17 @@ def command(*arguments: Any) -> int:
     return int(end.value.code or 0)
 
 
-def stopped(sent: signal.Signals, sign: Path, *arguments: Any, times: int = 1) -> int:
+def stopped(sent: signal.Signals, sign: Path, *arguments: Any, impatient: bool = False) -> int:
     """The exit code of the command in its own process, which gets a signal once the file `sign` is
-    there, and the same again soon after if `times` says so."""
+    there, and the same again and again until it has ended if the user is `impatient`."""
     child = subprocess.Popen([sys.executable, "-m", "overrefusal_po", *map(str, arguments)])
     deadline = time.monotonic() + 600
     while not sign.is_file() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    for _ in range(times):
-        child.send_signal(sent)
+    child.send_signal(sent)
+    while impatient and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
+        child.send_signal(sent)
     return child.wait(timeout=600)
 
 
@@ -362,7 +363,7 @@ def test_sigterm_ends_each_stage_of_a_pipeline_with_130_and_the_same_command_goe
         assert status("out") == status("out/curate") == ("interrupted", 130)
         assert len(server.requests) == 3
         # as Slurm's --signal=USR1 has it, which may come again
-        assert stopped(signal.SIGUSR1, Path("measuring"), path, times=3) == 130
+        assert stopped(signal.SIGUSR1, Path("measuring"), path, impatient=True) == 130
         assert status("out/curate") == ("done", 0)
         assert status("out") == status("out/measure") == ("interrupted", 130)
         assert command(path) == 0
@@ -390,7 +391,7 @@ def test_a_pipeline_stopped_in_an_evaluation_says_so_in_both_folders_and_goes_on
     path = written({"task": "pipeline", "run_dir": "out", "stages": stages})
     assert stopped(signal.SIGTERM, Path("out/before/status.json"), path) == 130
     assert status("out") == status("out/before") == ("interrupted", 130)
-    assert stopped(signal.SIGINT, Path("out/before/completions.jsonl"), path, times=5) == 130
+    assert stopped(signal.SIGINT, Path("out/before/completions.jsonl"), path, impatient=True) == 130
     assert status("out") == status("out/before") == ("interrupted", 130)
     assert not Path("out/later").exists()
     assert command(path) == 0

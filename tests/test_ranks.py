@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from overrefusal_po.run.interrupts import STOPPING
+
 pytestmark = pytest.mark.slow
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -112,3 +114,16 @@ def test_a_launched_process_keeps_its_code_whatever_its_teardown_does(
     assert alone.returncode == -signal.SIGABRT  # so this teardown does end a process
     assert launched.returncode == left, err
     assert said in out
+
+
+@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("late", ["atexit.register(signal.raise_signal, number); ", ""])
+def test_a_process_that_is_the_command_s_own_keeps_its_code_too(
+    tmp_path: Path, late: str, number: signal.Signals
+) -> None:
+    """Whatever its teardown does, and whatever signal comes meanwhile."""
+    code = f"import signal; number = {int(number)}; sys.argv[1:] = ['check', 'nowhere.yaml']; "
+    alone = start([sys.executable, "-c", LATE + code + late + "main()"], tmp_path, WORLD_SIZE="1")
+    _, err = alone.communicate(timeout=60)
+    assert alone.returncode == 2, err
+    assert err.count("nowhere.yaml") == 1 and "Traceback" not in err

@@ -327,11 +327,13 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the recipes")
 
 def launch(path: str) -> None:
     """Runs the recipe at `path` with sys.argv's overrides: what a recipe's launch line calls."""
-    main(["run", path, *sys.argv[1:]])
+    sys.argv[1:1] = ["run", path]
+    main()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; `overrefusal-po RECIPE` stands for `run RECIPE`. Exits with the code above."""
+    """The command; `overrefusal-po RECIPE` stands for `run RECIPE`. Exits with the code above, and
+    takes the whole process for its own if it gets no `argv`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
         command.name or command.callback.__name__
@@ -340,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if arguments[:1] in (["-v"], ["--verbose"]):  # it is an option of `run`, the default command
         arguments.append(arguments.pop(0))
-    with ended_at_once(), speaking_once(), terminable():
+    with ended_at_once(own_process=argv is None), speaking_once(), terminable():
         if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
             check_is_path(arguments[0], commands)
             arguments.insert(0, "run")

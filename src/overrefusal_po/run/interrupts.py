@@ -29,6 +29,9 @@ SignalHandler = Callable[[int, FrameType | None], object] | signal.Handlers
 ASKED_TO_STOP = (signal.SIGTERM, signal.SIGUSR1)
 """What launchers and clusters send before they kill; Slurm's `--signal=USR1@300`, for example."""
 
+STOPPING = (signal.SIGINT, *ASKED_TO_STOP)
+"""Every signal that ends a run so that the same command goes on."""
+
 HASHES = "hashes.json"
 """The file of a checkpoint with the hashes of the others."""
 
@@ -73,7 +76,7 @@ def terminable() -> contextlib.AbstractContextManager[None]:
 def signals_ignored() -> contextlib.AbstractContextManager[None]:
     """Within, SIGINT, SIGTERM and SIGUSR1 do nothing: for the short moment in which a run that ends
     notes why."""
-    return handling(dict.fromkeys((signal.SIGINT, *ASKED_TO_STOP), signal.SIG_IGN))
+    return handling(dict.fromkeys(STOPPING, signal.SIG_IGN))
 
 
 def last_checkpoint(folder: Path) -> str | None:

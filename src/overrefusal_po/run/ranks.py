@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from overrefusal_po.run.interrupts import STOPPING
 from overrefusal_po.run.log import printable
 from overrefusal_po.run.os_faults import chain, fault_words
 from overrefusal_po.run.unscored import RunFailed
@@ -30,14 +31,17 @@ ended, which may take seconds with torch loaded. So these words come if no other
 
 
 @contextmanager
-def ended_at_once() -> Iterator[None]:
-    """Around the command of a launched process: after Python's other clean-up hooks the process
-    ends with its exit code, and nothing more is torn down.
+def ended_at_once(*, own_process: bool = False) -> Iterator[None]:
+    """Around the command of a launched process, or of one that has nothing else to do
+    (`own_process`): after Python's other clean-up hooks the process ends with its exit code, and
+    nothing more is torn down. A signal that comes after the command ends it at once, with that code
+    too.
 
     The threads of gloo and of the store may still run then. Torn down under them, Python now and
-    then ends with SIGABRT, and the launcher reports that instead of the exit code.
+    then ends with SIGABRT, and the launcher reports that instead of the exit code. And torch takes
+    a second or so to tear down: an impatient user's next Ctrl-C falls into it.
     """
-    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1") and not own_process:
         yield
         return
     codes: list[int] = []
@@ -46,10 +50,22 @@ def ended_at_once() -> Iterator[None]:
         yield
     except SystemExit as end:
         codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
+        end_on_signals(codes[0])
         raise
+    except KeyboardInterrupt:  # a second signal, while the first one's words were said
+        codes.append(130)
+        end_on_signals(130)
+        raise SystemExit(130) from None
     except Exception:
         codes.append(1)
+        end_on_signals(1)
         raise
+
+
+def end_on_signals(code: int) -> None:
+    """From now on a signal that asks to stop ends the process with `code`."""
+    for number in STOPPING:
+        signal.signal(number, lambda *_: os._exit(code))
 
 
 def end_at_once(codes: list[int]) -> None:

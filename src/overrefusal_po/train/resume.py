@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from overrefusal_po.model.waits import gloo_group
-from overrefusal_po.run.interrupts import ASKED_TO_STOP, handling, write_checkpoint_hashes
+from overrefusal_po.run.interrupts import STOPPING, handling, write_checkpoint_hashes
 from overrefusal_po.train.hash_team import HashTeam
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def resumable(trainer: Trainer, lost: Callable[[], bool] = lambda: False) -> Ite
     # `on_save` deletes old ones: transformers goes by file times, and deletes the newest one after
     # a clock was set back
     trainer.args.save_total_limit = None
-    with handling(dict.fromkeys((signal.SIGINT, *ASKED_TO_STOP), receive)):
+    with handling(dict.fromkeys(STOPPING, receive)):
         yield
 
 
