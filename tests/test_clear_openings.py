@@ -141,6 +141,23 @@ def test_openers_of_the_start_join_the_models_own(styles: dict[str, Style]) -> N
     assert you not in every_opener(template, own, [*start, *answers, refusal(REFUSAL, 0)]).ids
 
 
+@pytest.mark.parametrize(("times", "stays"), [(4, False), (5, True)])
+def test_a_token_that_opens_few_refusals_is_no_opener(
+    styles: dict[str, Style], times: int, stays: bool
+) -> None:
+    """Of 100 refusals, 5 are the least; even if it opens no answer at all. So it is for refusals
+    before a training, too."""
+    template = styles["llama"].template
+    (you,) = first_tokens(template, [FOREIGN])
+    texts = [FOREIGN] * times + [REFUSAL] * (100 - times)
+    refusals = [refusal(text, n) for n, text in enumerate(texts)]
+    answers = [outcome(ANSWER, n) for n in range(9)]
+    own = refusal_openers(template, [*refusals, *answers])
+    assert (you in own.ids) is stays and "You" not in own.left_out
+    assert own.refusals_opened == (1.0 if stays else 0.96)
+    assert (you in every_opener(template, answers, refusals).ids) is stays
+
+
 def test_opens_with_reads_the_first_token_alone(styles: dict[str, Style]) -> None:
     template = styles["llama"].template
     (sorry,) = first_tokens(template, [REFUSAL])

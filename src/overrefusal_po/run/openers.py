@@ -31,6 +31,10 @@ COMMON_REFUSALS = (
 RARE = 0.02
 """A token that opens at most this share of the answers may be suppressed without much loss."""
 
+LEAST_SHARE = 0.05
+"""A token that opens a smaller share of the refusals is none of its openers: "Driving" opens one
+refusal to a question about cars. To raise it would raise answers too."""
+
 OpenerSource = Literal["own refusals", "written refusals"]
 """Where the openers come from; the written refusals are those of the starter set."""
 
@@ -136,25 +140,27 @@ def refusal_openers(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Open
     """The first tokens of the model's own refusals; of the written ones if it has none.
 
     A refusal counts if the judge sees it start at character 0, or if it is a full one and the judge
-    does not say where. A token stays if it opens a greater share of these refusals than of the
-    answers: to see it is then a sign of a refusal. Others are left out, such as an "I" that opens
-    most answers too. Responses to prompts of all kinds count, if they are scored.
+    does not say where. A token stays if it opens at least `LEAST_SHARE` of these refusals, and a
+    greater share of them than of the answers: to see it is then a sign of a refusal. Others are
+    left out, such as an "I" that opens most answers too. Responses to prompts of all kinds count,
+    if they are scored.
     """
     own = [o.completion.text for o in outcomes if opens_with_refusal(o)]
     answers = [o.completion.text for o in outcomes if is_answer(o)]
     texts = own or written_refusals()
     refused, answered = (first_tokens(template, rows) for rows in (texts, answers))
+    often = [token for token, n in refused.most_common() if n >= LEAST_SHARE * len(texts)]
     kept = [
         token
-        for token, times in refused.most_common()
-        if not answers or times / len(texts) > answered[token] / len(answers)
+        for token in often
+        if not answers or refused[token] / len(texts) > answered[token] / len(answers)
     ]
     decode = template.tokenizer.decode
     return Openers(
         ids=tuple(sorted(kept)),
         source="own refusals" if own else "written refusals",
         tokens=[str(decode([token])) for token in kept],
-        left_out=[str(decode([token])) for token in refused if token not in kept],
+        left_out=[str(decode([token])) for token in often if token not in kept],
         refusals_opened=share_opened(refused, kept, len(own)),
         answers_opened=share_opened(answered, kept, len(answers)),
     )
