@@ -6,7 +6,8 @@ Each way is a process of its own. All of them hold the weights, and answer the s
 so that the load of the machine meets them alike. Times are CPU seconds of the process, at one
 thread. What ours does once for all prompts (packing the weights) counts once. `first` is what the
 first-token measure of an evaluation takes beside its responses. `wide` is ours with batches of
-twice the size. Memory is the peak of the process while it generates. The limit is the matrix
+twice the size. With `--samples N` every prompt is answered N times at temperature 1, by the same
+seeds in all ways. Memory is the peak of the process while it generates. The limit is the matrix
 products of the model's linear layers alone, as torch multiplies plain weights, measured in the same
 run: each token of a prompt read once, at the width of a batch, and each new token at the width of a
 step (`wide` and packed weights may pass it). `--before` takes versions from 0d53df1 on:
@@ -61,6 +62,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=284)
     parser.add_argument("--tokens", type=int, default=48, help="the most new tokens of a response")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=1, help="above 1: drawn at temperature 1")
     parser.add_argument("--before", help="the src folder of an earlier version")
     parser.add_argument(
         "--way", choices=("ours", "wide", "before", "generate"), help=argparse.SUPPRESS
@@ -217,7 +219,8 @@ class Worker:
         model = models.load_model(**models.model_options(section))
         template = ChatTemplate(models.load_tokenizer(options.model))
         self.engine = TransformersEngine(model, template, name="m", batch_size=self.size(options))
-        self.sampling = Sampling(max_new_tokens=options.tokens)
+        drawn = options.samples > 1
+        self.sampling = Sampling(max_new_tokens=options.tokens, temperature=1.0 if drawn else 0.0)
         known = [p for p in starter.prompts(starter.Settings(), None) if p.split == "test"]
         text = self.engine.input_text
         self.prompts = sorted(known[: options.prompts], key=lambda p: -len(text(p)))
@@ -259,28 +262,39 @@ class Worker:
         """The responses of a turn."""
         rows = self.answer(self.batches(start))
         tokens = sum(len(self.engine.token_ids(r.text)) + (r.finish_reason == "stop") for r in rows)
-        return {"tokens": tokens, "texts": {row.prompt_id: row.text for row in rows}}
+        texts = {f"{row.prompt_id} {row.sample}": row.text for row in rows}
+        return {"tokens": tokens, "texts": texts}
 
     def answer(self, prompts: list[Any]) -> list[Any]:
+        samples = self.options.samples
         if self.options.way != "generate":
-            return list(self.engine.complete(prompts, self.sampling))
+            return list(self.engine.complete(prompts, self.sampling, samples=samples))
         size = self.options.batch
         parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-        return [row for part in parts for row in self.plain(part)]
+        return [row for n in range(samples) for part in parts for row in self.plain(part, n)]
 
-    def plain(self, prompts: list[Any]) -> list[Any]:
-        """The responses of a batch by transformers' own `generate`."""
+    def plain(self, prompts: list[Any], sample: int) -> list[Any]:
+        """The responses of a batch by transformers' own `generate`, with the engine's seeds."""
+        import torch
+
+        from overrefusal_po.records import content_id
+
         engine = self.engine
+        drawn: dict[str, Any] = {"do_sample": False}
+        if self.sampling.temperature > 0:
+            ids = [p.id for p in prompts]
+            torch.manual_seed(int(content_id(self.sampling.seed, sample, ids), 16) % 2**31)
+            drawn = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
         inputs = engine.padded([engine.input_text(p) for p in prompts])
         found = engine.model.generate(
             **inputs,
-            do_sample=False,
+            **drawn,
             max_new_tokens=self.options.tokens,
             eos_token_id=engine.stop_tokens,
             pad_token_id=engine.template.tokenizer.pad_token_id,
         )
         rows = zip(prompts, found[:, inputs["input_ids"].shape[1] :].tolist(), strict=True)
-        return [engine.completion(p, ids, self.sampling, sample=0) for p, ids in rows]
+        return [engine.completion(p, ids, self.sampling, sample=sample) for p, ids in rows]
 
     def first(self, start: int) -> dict[str, Any]:
         """The first-token log-odds of a batch."""

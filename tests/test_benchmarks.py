@@ -151,8 +151,9 @@ def opener_log_odds(engine, prompts, openers):
 """The first-token measure as it was in 0d53df1: another name, and no margin."""
 
 
+@pytest.mark.parametrize("samples", [1, 3])
 def test_ways_to_generate_are_measured_beside_an_earlier_version(
-    styles: dict[str, Style], tmp_path: Path
+    styles: dict[str, Style], tmp_path: Path, samples: int
 ) -> None:
     before = tmp_path / "src"
     shutil.copytree(FILE.parents[1] / "src", before)
@@ -160,7 +161,16 @@ def test_ways_to_generate_are_measured_beside_an_earlier_version(
     module.write_text(module.read_text().replace("opener_scores", "_scores") + OLDER)
     command = [sys.executable, str(FILE.with_name("generation.py")), "--prompts", "6"]
     command += ["--model", str(styles["llama"].folder), "--dtype", "float32", "--tokens", "3"]
-    command += ["--batch", "2", "--before", str(before), "--json", str(tmp_path / "out.json")]
+    command += [
+        "--samples",
+        str(samples),
+        "--batch",
+        "2",
+        "--before",
+        str(before),
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
@@ -168,7 +178,9 @@ def test_ways_to_generate_are_measured_beside_an_earlier_version(
     assert [row[0].split()[1] for row in rows] == names
     ways = json.loads((tmp_path / "out.json").read_text())["ways"]
     for row, way in zip(rows[1:5], names[1:5], strict=True):
-        assert ways[way]["same"] == 1 and ways[way]["first_off"] < 1e-4
+        # texts are drawn batch by batch, and the wide way has others
+        assert ways[way]["same"] == 1 or (samples > 1 and way == "wide")
+        assert ways[way]["first_off"] < 1e-4
         assert row[5] == f"{ways[way]['peak']:.0f}" and ways[way]["peak"] > 50
     assert float(rows[5][1]) > 0
 

@@ -20,6 +20,7 @@ from overrefusal_po.model.contrast import Contrast, Opening
 from overrefusal_po.model.decoding import Decoding, NotServed, own_loop_serves
 from overrefusal_po.model.decoding_rows import BLOCK, Rows, most_likely
 from overrefusal_po.model.generation import generating_by, generation_config
+from overrefusal_po.model.prompt_cache import PromptCache
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import FirstLogits, Remedy
 from overrefusal_po.records import Prompt, Sampling
@@ -133,6 +134,89 @@ def test_an_input_that_the_loop_does_not_know_is_left_to_transformers() -> None:
             generation_config({}),
             token_type_ids=torch.zeros(1, 3),
         )
+
+
+# --- further samples of a batch
+
+
+DRAWN = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_further_samples_go_on_from_the_prompts_that_were_read(kind: str) -> None:
+    """Four draws of one batch, and after the second one another batch in between."""
+    model, read = MODELS[kind](), PromptCache()
+    seeds = (5, 6, 7, 8)
+    expected = [tokens(model, Decoding(), seed=seed, **DRAWN) for seed in seeds]
+    found = []
+    for seed, read.more in zip(seeds, (True, True, True, False), strict=True):
+        loop = Decoding(prompts_read=read)
+        with prompt_tokens(model) as seen:
+            found.append(tokens(model, loop, seed=seed, **DRAWN))
+        roomy = "window" not in kind and kind != "Gemma2"
+        assert bool(seen) is not (roomy and seed > 5), "what was read is not read again"
+    assert found == expected and len({str(one) for one in found}) == 4
+    assert read.kept is None
+
+
+def test_another_batch_or_another_mask_is_read_by_itself() -> None:
+    model, read = tiny_model("Llama"), PromptCache()
+    read.more = True
+    config = generation_config({"do_sample": False, "max_new_tokens": 3, "pad_token_id": 0})
+    first = prompts()
+    other = {**first, "input_ids": first["input_ids"].roll(1, 0)}
+    masked = {**first, "attention_mask": first["attention_mask"].clone()}
+    masked["attention_mask"][:, -3] = 0
+    fewer = {key: value[:2] for key, value in first.items()}
+    with torch.inference_mode(), generating_by(model, config):
+        for given in (first, other, first, masked, fewer, first, first):
+            own = model.generate(**given, generation_config=config, custom_generate=Decoding())
+            loop = Decoding(prompts_read=read)
+            found = model.generate(**given, generation_config=config, custom_generate=loop)
+            assert torch.equal(found, own)
+
+
+@contextlib.contextmanager
+def prompt_tokens(model: Any) -> Iterator[list[int]]:
+    """How many tokens each pass reads, of those that read more than one a row."""
+    found: list[int] = []
+
+    def note(_: Any, args: Any, given: dict[str, Any]) -> None:
+        if given["input_ids"].shape[1] > 1:
+            found.append(given["input_ids"].shape[1])
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def test_an_engine_reads_prompts_once_for_all_samples_and_draws_the_same(
+    styles: dict[str, Style],
+) -> None:
+    """Seven prompts in batches of three; and a run that has some of the samples already."""
+    style = styles["llama"]
+    asked = [Prompt.of("Why?" + " no" * n, kind="benign") for n in range(7)]
+    sampling = Sampling(max_new_tokens=6, temperature=0.9, seed=3)
+    model = style.make_model()
+    engine = TransformersEngine(model, style.template, name="m", batch_size=3, device="cpu")
+    alone = {}
+    for n in range(4):
+        others = {(p.id, k) for p in asked for k in range(4) if k != n}
+        said = engine.complete(asked, sampling, samples=4, had=others)
+        alone |= {(c.prompt_id, c.sample): c.text for c in said}
+    with prompt_tokens(model) as seen:
+        said = list(engine.complete(asked, sampling, samples=4))
+    assert {(c.prompt_id, c.sample): c.text for c in said} == alone and len(said) == 28
+    assert len(seen) == 3
+    had = {(p.id, k) for p in asked[:5] for k in (0, 2)}
+    with prompt_tokens(model) as seen:
+        rest = list(engine.complete(asked, sampling, samples=4, had=had))
+    assert {(c.prompt_id, c.sample): c.text for c in rest} == {
+        key: text for key, text in alone.items() if key not in had
+    }
+    assert len(seen) == 3
 
 
 # --- the shared beginning

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BatchEncoding, GenerationConfig, PreTrainedModel
 
+    from overrefusal_po.model.prompt_cache import PromptCache
+
 logger = logging.getLogger(__name__)
 P = TypeVar("P")
 R = TypeVar("R")
@@ -32,11 +34,12 @@ def response_tokens(
     *,
     name: str,
     first_seen: FirstSeen | None = None,
+    prompts_read: PromptCache | None = None,
 ) -> list[list[int]]:
     """The token ids of each response, padded behind its end.
 
-    By our own decoding loop if it serves, else by transformers'. Then `first_seen` gets nothing.
-    NotFiniteError if logits are NaN.
+    By our own decoding loop if it serves, else by transformers'. Then `first_seen` and
+    `prompts_read` get nothing. NotFiniteError if logits are NaN.
     """
     import torch
 
@@ -53,7 +56,9 @@ def response_tokens(
     with torch.inference_mode(), generating_by(model, config):
         try:
             try:
-                loop = Decoding(remedy=installed_on(model), first_seen=first_seen)
+                loop = Decoding(
+                    remedy=installed_on(model), first_seen=first_seen, prompts_read=prompts_read
+                )
                 output = generate(loop if own else None)
             except NotServed:
                 output = generate(None)
@@ -65,14 +70,18 @@ def response_tokens(
 
 def planned(
     rows: Sequence[P], size: int, samples: int, missing: Callable[[P, int], bool]
-) -> list[tuple[int, Sequence[P]]]:
-    """(sample, batch of `size`), sample after sample, where a row of the batch misses the sample.
+) -> list[tuple[int, Sequence[P], bool]]:
+    """(sample, batch of `size`, whether the same batch comes next), batch after batch, where a row
+    of the batch misses the sample.
 
     The batches are those of all rows, so they do not depend on what is there already.
     """
-    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-    every = ((sample, batch) for sample in range(samples) for batch in batches)
-    return [(n, batch) for n, batch in every if any(missing(row, n) for row in batch)]
+    found: list[tuple[int, Sequence[P], bool]] = []
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        asked = [n for n in range(samples) if any(missing(row, n) for row in batch)]
+        found += [(n, batch, n != asked[-1]) for n in asked]
+    return found
 
 
 class Limit:

@@ -24,6 +24,7 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.packed_weights import packed_weights
 from overrefusal_po.model.padded import left_padded
+from overrefusal_po.model.prompt_cache import PromptCache
 from overrefusal_po.model.soft_tokens import soft_ids
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
 
@@ -75,8 +76,7 @@ class TransformersEngine:
         revision: the model's revision in completions; a remedy's id is added to it.
         batch_size: prompts to decode at a time.
         device: None is the GPU if there is one.
-        continuous_batching: fill a slot as soon as a response ends. Otherwise a batch waits for its
-            longest response.
+        continuous_batching: fill a slot as soon as a response ends.
         settings: keys of GenerationConfig; "model" takes those of the model's own file, which is
             left out otherwise.
     """
@@ -128,9 +128,9 @@ class TransformersEngine:
         first.
 
         Batches are planned over all prompts. So a resumed run draws in the same batches, and the
-        same texts, as a run that never stopped. Texts come without special tokens. `spent_tokens`
-        and `spend` are for paid engines. A prompt that leaves no room for the response in the
-        model's context is not answered: its completion has an `error`.
+        same texts, as a run that never stopped; texts have no special tokens. `spent_tokens` and
+        `spend` are for paid engines. A prompt that leaves no room for the response in the model's
+        context is not answered: its completion has an `error`.
         """
         check_served(self.model, self.settings, continuous=self.continuous_batching)
         inputs = [Input(prompt, self.input_text(prompt)) for prompt in prompts]
@@ -149,8 +149,9 @@ class TransformersEngine:
             return
         plan = planned(inputs, self.batch_size, samples, missing)
         with packed_weights(self.model, steps=len(plan) * sampling.max_new_tokens):
-            for sample, part in plan:
-                make = partial(self._batch, sampling=sampling, sample=sample)
+            read = PromptCache()
+            for sample, part, read.more in plan:
+                make = partial(self._batch, sampling=sampling, sample=sample, read=read)
                 made = in_parts(part, self.at_once, make)
                 yield from (c for c in made if (c.prompt_id, sample) not in had)
 
@@ -192,7 +193,9 @@ class TransformersEngine:
         inputs.to(self.device)  # in place
         return inputs
 
-    def _batch(self, batch: Sequence[Input], sampling: Sampling, sample: int) -> list[Completion]:
+    def _batch(
+        self, batch: Sequence[Input], sampling: Sampling, sample: int, read: PromptCache
+    ) -> list[Completion]:
         import torch
 
         inputs = self.padded([text for _, text in batch])
@@ -200,13 +203,14 @@ class TransformersEngine:
         if sampling.temperature > 0:
             # the seed follows from the batch's content, so every run draws the same from it
             torch.manual_seed(int(content_id(sampling.seed, sample, ids), 16) % 2**31)
-        states = self.first_states if sample == 0 else None
+        keeper = self.first_states.keeper(ids) if self.first_states and sample == 0 else None
         tokens = response_tokens(
             self.model,
             inputs,
             generation.generation_config(self.options(sampling)),
             name=self.name,
-            first_seen=states.keeper(ids) if states is not None else None,
+            first_seen=keeper,
+            prompts_read=read,
         )
         rows = zip(batch, tokens, strict=True)
         return [self.completion(one.prompt, found, sampling, sample=sample) for one, found in rows]
@@ -216,10 +220,7 @@ class TransformersEngine:
     ) -> Iterator[Completion]:
         requests = (((prompt, sample), self.token_ids(text)) for (prompt, text), sample in work)
         responses = generate_continuously(
-            self.model,
-            requests,
-            self.options(sampling),
-            at_once=self.batch_size,
+            self.model, requests, self.options(sampling), at_once=self.batch_size
         )
         for (prompt, sample), (tokens, error) in responses:
             yield self.completion(prompt, tokens, sampling, sample=sample, error=error)
@@ -232,9 +233,7 @@ class TransformersEngine:
             "num_beams": 1,
             "max_new_tokens": sampling.max_new_tokens,
         }
-        own: dict[str, Any] = {
-            k: v for k, v in self.settings.items() if k not in generation.RECIPE_KEYS
-        }
+        own = generation.without_recipe_keys(self.settings)
         if sampling.temperature > 0:
             found |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         if self.unsaid:

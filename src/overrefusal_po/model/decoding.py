@@ -4,6 +4,7 @@
         model.generate(**inputs, generation_config=config, custom_generate=Decoding())
 
 - what all prompts of a batch begin with is read once, not in each row;
+- further samples of a batch go on from what its prompts were read as (`prompt_cache`);
 - a row leaves the batch when its text has ended;
 - the cache has room ahead (`roomy_cache`), so a step does not copy it;
 - the logits stay in the model's dtype if nothing but the most likely token is asked of them.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import GenerationConfig, PreTrainedModel
 
+    from overrefusal_po.model.prompt_cache import PromptCache
     from overrefusal_po.model.remedied import Installed
 
 PLAIN: dict[str, tuple[object, ...]] = {
@@ -111,12 +113,19 @@ class Decoding:
     Args:
         remedy: what is installed on the model; it decides for each row, and follows the rows.
         first_seen: is told what the model made of the prompts; None: nobody asks.
+        prompts_read: what the prompts of the batch were read as, or will be; None: nothing is kept.
     """
 
     def __init__(
-        self, *, remedy: Installed | None = None, first_seen: FirstSeen | None = None
+        self,
+        *,
+        remedy: Installed | None = None,
+        first_seen: FirstSeen | None = None,
+        prompts_read: PromptCache | None = None,
     ) -> None:
         self.remedy, self.first_seen = remedy, first_seen
+        # a remedy decides in the pass that reads whole prompts
+        self.prompts_read = prompts_read if remedy is None else None
 
     # Any: `generate` names what it has prepared, and processors and criteria are only called
     def __call__(
@@ -137,8 +146,20 @@ class Decoding:
         pad = generation_config.pad_token_id
         rows = Rows(model, input_ids, given, pad=0 if pad is None else int(pad))
         pick = Picker(logits_processor, sampled=bool(generation_config.do_sample))
-        self.go_on(rows, pick, self.read_prompts(rows), stopping_criteria)
+        self.go_on(rows, pick, self.prompt_logits(rows), stopping_criteria)
         return rows.texts()
+
+    def prompt_logits(self, rows: Rows) -> Tensor:
+        """(B, V): the logits behind the prompts, which are read if they are not known."""
+        if self.prompts_read is None:
+            return self.read_prompts(rows)
+        mask = rows.mask
+        known = self.prompts_read.take(rows) if self.first_seen is None else None
+        if known is not None:
+            return known
+        found = self.read_prompts(rows)
+        self.prompts_read.keep(rows, mask, found)
+        return found
 
     def read_prompts(self, rows: Rows) -> Tensor:
         """(B, V): the logits behind the prompts."""

@@ -5,7 +5,7 @@ token is picked. `decoding` has the loop.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overrefusal_po.model.finite import FiniteLogits
 
@@ -30,6 +30,15 @@ BLOCK = 256
 
 SHARED_TOKENS = 256
 """Tokens that a shared beginning must save: reading it is a pass of its own."""
+
+
+class ReadState(NamedTuple):
+    """Where rows stand behind their prompts: the mask in the order of the cache, the next positions
+    (B, 1), and each layer's keys and values (B, heads, T, D)."""
+
+    mask: Tensor | None
+    places: Tensor
+    layers: list[tuple[Tensor, Tensor]]
 
 
 class Rows:
@@ -122,6 +131,22 @@ class Rows:
         )
         assert self.cache is not None, "a roomy one"
         repeat_rows(self.cache, cache, len(self.live))
+
+    def read_state(self) -> ReadState:
+        """What the prompts left, for `go_on_from`. The tensors are not copied: a step writes behind
+        them, never into them."""
+        from overrefusal_po.model.roomy_cache import layers_held
+
+        assert self.cache is not None and self.places is not None, "the prompts were read"
+        return ReadState(self.mask, self.places, layers_held(self.cache))
+
+    def go_on_from(self, state: ReadState) -> None:
+        """Stands behind the prompts as the rows did that `state` is of, with a cache of its own."""
+        from overrefusal_po.model.roomy_cache import begin_with_layers
+
+        assert self.cache is not None, "a roomy one"
+        begin_with_layers(self.cache, state.layers)
+        self.mask, self.places = state.mask, state.places
 
     def logits(self, tokens: Tensor, places: Tensor) -> Tensor:
         """(b, V): the logits behind these tokens (b, t) at these positions (b, t)."""

@@ -62,6 +62,12 @@ NEUTRAL: Mapping[str, object] = {
 """Values that change nothing."""
 
 
+# Any: GenerationConfig checks the values
+def without_recipe_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without `RECIPE_KEYS`."""
+    return {key: value for key, value in settings.items() if key not in RECIPE_KEYS}
+
+
 def generation_config(settings: Mapping[str, object]) -> GenerationConfig:
     """A fresh generation config with these settings alone. ValueError for an unknown key."""
     from transformers import GenerationConfig

@@ -9,6 +9,7 @@ is imported within functions only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -65,11 +66,10 @@ class RoomyLayer(DynamicLayer):
         self.rooms = (self.rooms[0][indices], self.rooms[1][indices])
         self.keys, self.values = (room[:, :, :now] for room in self.rooms)
 
-    def begin_with(self, other: DynamicLayer, rows: int) -> None:
-        """Each of `rows` rows begins with the one row of another layer."""
-        keys, values = (x.expand(rows, -1, -1, -1) for x in held(other))
+    def begin_with(self, keys: Tensor, values: Tensor) -> None:
+        """Begins with a copy of these keys and values."""
         self.lazy_initialization(keys, values)
-        self.show(0, other.get_seq_length(), (keys, values))
+        self.show(0, keys.shape[-2], (keys, values))
 
 
 def held(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
@@ -95,11 +95,24 @@ def make_roomy(cache: object) -> bool:
 
 def repeat_rows(cache: Cache, prefix: Cache, rows: int) -> None:
     """A roomy cache, still empty, begins each of `rows` rows with the one row of `prefix`."""
+    one_row = layers_held(prefix)
+    begin_with_layers(
+        cache, [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in one_row]
+    )
+
+
+def begin_with_layers(cache: Cache, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """A roomy cache, still empty, begins with a copy of these keys and values, layer by layer."""
     if not cache.layers:
-        cache.layers = [RoomyLayer() for _ in prefix.layers]
-    for layer, read in zip(cache.layers, prefix.layers, strict=True):
-        assert isinstance(layer, RoomyLayer) and isinstance(read, DynamicLayer), "make_roomy"
-        layer.begin_with(read, rows)
+        cache.layers = [RoomyLayer() for _ in layers]
+    for layer, (keys, values) in zip(cache.layers, layers, strict=True):
+        assert isinstance(layer, RoomyLayer), "make_roomy"
+        layer.begin_with(keys, values)
+
+
+def layers_held(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    """The keys and values of each layer of a cache that has read something."""
+    return [held(layer) for layer in cache.layers if isinstance(layer, DynamicLayer)]
 
 
 def can_drop_rows(cache: object) -> bool:
