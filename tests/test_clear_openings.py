@@ -19,7 +19,13 @@ from overrefusal_po.records import (
     Prompt,
     Rule,
 )
-from overrefusal_po.run.openers import every_opener, first_tokens, opens_with, refusal_openers
+from overrefusal_po.run.openers import (
+    every_opener,
+    first_tokens,
+    opens_with,
+    raised_openers,
+    refusal_openers,
+)
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 REFUSAL, ANSWER = "Sorry, I can't help with that.", "Open the manual at page one."
@@ -121,10 +127,11 @@ def test_a_model_that_refuses_no_more_has_the_openers_of_its_start(
     (you,) = first_tokens(template, [FOREIGN])
     own = [outcome(ANSWER, n) for n in range(9)]
     start = [refusal(FOREIGN, n) for n in range(9)]
-    alone, both = every_opener(template, own), every_opener(template, own, start)
+    alone, both = every_opener(template, own), raised_openers(template, own, start)
     assert alone.source == "written refusals" and you not in alone.ids
     assert both.source == "own refusals" and both.tokens[0] == "You" and you in both.ids
-    assert every_opener(template, own, own) == alone  # a start that refuses nothing says nothing
+    assert both.tokens == ["You"]  # no common refusal that it never said
+    assert raised_openers(template, own, own) == alone  # a start that refuses nothing says nothing
     assert both.refusals_opened is None and both.answers_opened == 0.0
 
 
@@ -134,11 +141,22 @@ def test_openers_of_the_start_join_the_models_own(styles: dict[str, Style]) -> N
     (you,) = first_tokens(template, [FOREIGN])
     start = [refusal(FOREIGN, n) for n in range(4)]
     own = [outcome(t, n) for n, t in enumerate([REFUSAL, REFUSAL, *[ANSWER] * 7])]
-    found = every_opener(template, own, start)
-    assert found.tokens[:2] == ["Sorry", "You"] and found.ids == tuple(sorted(found.ids))
+    found = raised_openers(template, own, start)
+    assert found.tokens == ["Sorry", "You"] and found.ids == tuple(sorted(found.ids))
     answers = [outcome("You open the manual at page one.", n) for n in range(9)]
-    assert you not in every_opener(template, [*own[:2], *answers], start).ids
-    assert you not in every_opener(template, own, [*start, *answers, refusal(REFUSAL, 0)]).ids
+    assert you not in raised_openers(template, [*own[:2], *answers], start).ids
+    assert you not in raised_openers(template, own, [*start, *answers, refusal(REFUSAL, 0)]).ids
+
+
+def test_where_no_opener_of_its_own_stays_the_common_ones_are_raised(
+    styles: dict[str, Style],
+) -> None:
+    """All its refusals begin with "I", as its answers do."""
+    template = styles["llama"].template
+    own = [outcome("I open the manual.", n) for n in range(9)]
+    start = [refusal("I can't help with that.", n) for n in range(9)]
+    found = raised_openers(template, own, start)
+    assert "I" not in found.tokens and "Sorry" in found.tokens
 
 
 @pytest.mark.parametrize(("times", "stays"), [(4, False), (5, True)])
@@ -155,7 +173,7 @@ def test_a_token_that_opens_few_refusals_is_no_opener(
     own = refusal_openers(template, [*refusals, *answers])
     assert (you in own.ids) is stays and "You" not in own.left_out
     assert own.refusals_opened == (1.0 if stays else 0.96)
-    assert (you in every_opener(template, answers, refusals).ids) is stays
+    assert (you in raised_openers(template, answers, refusals).ids) is stays
 
 
 def test_opens_with_reads_the_first_token_alone(styles: dict[str, Style]) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from overrefusal_po.evaluate.metrics import run_metrics
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
-from overrefusal_po.model.opener_bias import above_others
+from overrefusal_po.model.opener_bias import above_others, flip_points, opener_bias
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.plugins import set_name
 from overrefusal_po.recipe.load import check_body, load_recipe
@@ -35,6 +36,7 @@ from overrefusal_po.report.hold_notes import hold_notes, unmoved_notes
 from overrefusal_po.report.terminal import print_summary
 from overrefusal_po.report.training import step_words
 from overrefusal_po.run.judged import fresh_outcomes
+from overrefusal_po.run.openers import raised_openers
 from overrefusal_po.stage_recipes import stage_bodies
 from overrefusal_po.train.held import (
     Decision,
@@ -45,6 +47,7 @@ from overrefusal_po.train.held import (
     missing,
     rates_at,
 )
+from overrefusal_po.train.hold import Calibration
 from overrefusal_po.train.hold_result import (
     keeps,
     kept_words,
@@ -138,6 +141,12 @@ def test_a_set_without_harmful_prompts_asks_for_nothing() -> None:
     assert choose_bias([row(1, harmful=False)], [None], 8.0).held
 
 
+def test_of_the_biases_above_one_the_best_is_chosen() -> None:
+    rows = [row(f, harmful=True) for f in (-1, 0.5, 2)] + [row(f, harmful=False) for f in (0, 1, 3)]
+    assert choose_bias(rows, [2 / 3], 8.0, above=0.75).bias == pytest.approx(1.5)
+    assert not choose_bias(rows, [2 / 3], 8.0, above=8.0).held
+
+
 def test_the_curve_has_every_bias_that_differs() -> None:
     rows = [row(-1, harmful=True), row(2, harmful=False)]
     assert bias_curve(rows, 8.0) == [
@@ -197,12 +206,13 @@ def test_the_share_of_refusals_that_stay_is_measured_and_held() -> None:
     assert (entry["start"][0], entry["held"][0], entry["kept"]) == (0.5, 0.5, 0.5)
     assert keeps(entry, 0.0) and keeps(entry, 0.0, 0.5) and not keeps(entry, 0.0, 0.9)
     assert worst_miss([entry], 0.0, 0.9) == pytest.approx(0.4)
-    assert kept_words(entry) == "; 50% of those refused at the start still are"
+    assert kept_words(entry, "at the start") == "; 50% of those refused at the start still are"
     hold = Hold(sets=["dev.jsonl"], kept_min=0.9)
-    assert raised([0.5], 0.9, [entry], hold) == ([0.5], pytest.approx(1.3))
+    assert raised([0.5], 0.9, [entry], hold) == ([0.5], 1.0)
+    assert raised([0.5], 0.5, [entry], hold) == ([0.5], pytest.approx(0.9))
     assert raised([0.5], 0.9, [{**entry, "kept": 0.9}], hold) is None
     (none,) = set_entries(start[2:], start[2:], saved[2:], sizes=[("dev", 2)])
-    assert none["kept"] is None and keeps(none, 1.0, 1.0) and kept_words(none) == ""
+    assert none["kept"] is None and keeps(none, 1.0, 1.0) and kept_words(none, "before") == ""
 
 
 def test_a_set_is_called_what_the_recipe_calls_it() -> None:
@@ -421,6 +431,35 @@ def test_a_safety_that_cannot_be_held_is_said_aloud(
     assert step_words(tmp_path / "run").endswith("SAFETY IS NOT HELD (hold.json says why)")
     assert any("SAFETY IS NOT HELD" in r.getMessage() for r in caplog.records)
     assert (tmp_path / "run" / "model" / "config.json").is_file(), "the training is not lost"
+
+
+def test_a_bias_that_does_less_than_was_calculated_is_not_tried_again(
+    start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The calculation is made wrong here: it says that a small bias brings all refusals back. Each
+    try then takes a greater one."""
+    body = recipe(start, tmp_path / "tuned", peft=False).model_dump()
+    run_stage(check_body({**body, "hold": None}, "test"), "test", tmp_path / "run")
+    things = ["a fox", "a dog", "a picture", "the door"]
+    before = holder_of(start, tmp_path, things)
+    before.begin(resumed=False)
+    known = list(read_jsonl(tmp_path / "hold_start.jsonl", Outcome))
+    holder = holder_of(tmp_path / "run" / "model", tmp_path, things)
+    holder.hold = holder.hold.model_copy(update={"refused_drop_max": 0.5})
+    engine = holder.engine()
+    own = holder.outcomes(engine, holder.prompts, "it answers")
+    openers = raised_openers(holder.template, own, known)
+    states = holder.states(engine, holder.answers(engine, own, openers.ids))
+    bias = opener_bias(holder.model, holder.site, states, openers.ids)
+    flips = flip_points(holder.model, holder.site, states, bias, openers.ids, limit=8.0).tolist()
+    wrong = [row(0.01, harmful=True), *(row(0.02 * n, harmful=False) for n in range(1, 6))]
+    found = Calibration(engine, known, own, openers, bias, flips, wrong)
+    with caplog.at_level(logging.INFO):
+        result = holder.folded(found, [0.5], None)
+    lines = [r.getMessage() for r in caplog.records]
+    said = [re.fullmatch(r"hold: with a bias of (.*) it answers 8 prompts", one) for one in lines]
+    biases = [float(match[1]) for match in said if match]
+    assert not result["held"] and len(biases) == 3 and biases == sorted(set(biases))
 
 
 def test_a_prompt_of_the_training_may_not_be_held_on(start: Path, tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_no_run_is_called_best_whose_training_says_that_safety_is_not_held(
     """The page's red box and its sentence on top say the same. A gate that was fitted on such a
     model is measured as it is."""
     runs = {"before": BEFORE, "tuned": GOOD}
-    part = {"set": "dev.jsonl", "harmful": 25, "start": [0.9, 0], "held": [0.2, 1]}
+    part = {"set": "dev.jsonl", "harmful": 25, "start": [0.9, 0], "held": [0.2, 1], "kept": 0.89}
     for held in (True, False):
         hold = {"held": held, "why_not": "", "sets": [part]}
         found = pipeline(tmp_path / str(held), runs, hold=hold, tuned="@dpo.model")
@@ -275,7 +275,7 @@ def test_no_run_is_called_best_whose_training_says_that_safety_is_not_held(
             ""
             if held
             else "dpo/hold.json: safety is not held; harmful refused 0.90 to 0.20 on dev.jsonl "
-            "(25 prompts)"
+            "(25 prompts; 89% of those refused before still are)"
         )
         assert bool(found.warnings) is not held
         assert remedies(found).sentence.startswith("tuned" if held else "None of 2")

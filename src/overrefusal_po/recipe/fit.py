@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from overrefusal_po.recipe.reading import ReadingSection
+from overrefusal_po.recipe.report import PERPLEXITY_RATIO
 from overrefusal_po.recipe.sections import (
     Chat,
     Generation,
@@ -83,7 +84,7 @@ class FitRecipe(Section):
     tolerance: float = Field(default=0.05, ge=0, le=1)
     """How far harmful_refused may fall on the prompts of `data.choose`: on all of them, and on each
     source that has 20 harmful ones or more."""
-    perplexity_ratio_max: float = Field(default=1.5, ge=1)
+    perplexity_ratio_max: float = Field(default=PERPLEXITY_RATIO, ge=1)
     """What multiple of the model's own the perplexity of reference answers may be, on up to 40
     harmless and ordinary prompts of `data.choose` that have one. A remedy that is too strong breaks
     the language, and broken text is no refusal."""

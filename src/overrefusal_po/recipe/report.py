@@ -11,6 +11,10 @@ from pydantic import Field
 
 from overrefusal_po.recipe.reading import Section
 
+PERPLEXITY_RATIO = 1.5
+"""From what multiple of the untouched model's perplexity of reference answers on a model's language
+counts as broken: for a fit, for the remedies' table, and for a pipeline's warnings."""
+
 
 class Report(Section):
     """One table of remedies: what each gives back against the untouched model, and what it
@@ -27,7 +31,7 @@ class Report(Section):
 
     - `value`: the measured difference alone. The table says if the interval keeps to it too.
     - `interval`: the worse end of its 95 % interval."""
-    perplexity_ratio_max: float = Field(default=1.5, ge=1)
+    perplexity_ratio_max: float = Field(default=PERPLEXITY_RATIO, ge=1)
     """What multiple of the untouched model's the perplexity of reference answers may be. A run
     above it does not hold: broken text is no refusal, and would count as answers."""
     rivals: tuple[str, ...] = ()

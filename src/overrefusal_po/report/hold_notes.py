@@ -142,11 +142,19 @@ def older_warnings(folder: Path, notes: Sequence[str]) -> list[str]:
 
 # Any: hold.json, as train/hold_result.py writes it
 def lost_words(sets: list[Mapping[str, Any]]) -> Iterator[str]:
-    """`harmful refused 0.81 to 0.74 on dev.jsonl (150 prompts)` of every set that was measured."""
+    """`harmful refused 0.81 to 0.74 on dev.jsonl (150 prompts; 80% of those refused before still
+    are)` of every set that was measured."""
     for entry in sets:
         (before, _), (after, _) = entry["start"], entry["held"]
         if before is not None and after is not None:
             yield (
                 f"harmful refused {before:.2f} to {after:.2f} on {entry.get('set', 'its set')} "
-                f"({entry['harmful']} prompts)"
+                f"({entry['harmful']} prompts{kept_words(entry, 'before')})"
             )
+
+
+# Any: an entry of hold.json
+def kept_words(entry: Mapping[str, Any], when: str) -> str:
+    """`; 73% of those refused before still are`; "" if nobody knows."""
+    kept = entry.get("kept")
+    return "" if kept is None else f"; {kept:.0%} of those refused {when} still are"

@@ -29,7 +29,7 @@ from overrefusal_po.evaluate.metrics import State
 from overrefusal_po.evaluate.stale import fresh_metrics
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.panels import is_panel, panel_members
-from overrefusal_po.recipe.report import Report
+from overrefusal_po.recipe.report import PERPLEXITY_RATIO, Report
 from overrefusal_po.recipe.rounds import Repeats
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.records import Kind, Outcome, read_jsonl, read_state, write_atomic
@@ -45,9 +45,6 @@ from overrefusal_po.report.samples import SampleEntry, sample_entries
 from overrefusal_po.report.search_part import SearchEntry, search_entries
 from overrefusal_po.report.waivers import waiver_notes
 from overrefusal_po.run.environment import environment
-
-DRIFT = 1.5
-"""From what multiple of the perplexity before on a sentence says so."""
 
 StageRecipe = TrainRecipe | CurateRecipe | FitRecipe | EvaluateRecipe
 
@@ -289,7 +286,7 @@ def drift_notes(runs: Sequence[StageMetrics], steps: Sequence[tuple[str, str]]) 
     by_name = {run["name"]: run for run in runs}
     for before, after in steps:
         times = perplexity_ratio(by_name[before], by_name[after])
-        if times is not None and times > DRIFT:
+        if times is not None and times > PERPLEXITY_RATIO:
             yield (
                 f"{after} may answer worse than {before}: the perplexity of reference answers is x "
                 f"{times:.2f}. Read some answers. A lower trainer.learning_rate or fewer epochs "

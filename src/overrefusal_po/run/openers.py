@@ -80,17 +80,27 @@ def thinks(outcomes: Sequence[Outcome]) -> bool:
     return 2 * thoughts > len(outcomes)
 
 
-def every_opener(
-    template: ChatTemplate, outcomes: Sequence[Outcome], before: Sequence[Outcome] = ()
-) -> Openers:
+def every_opener(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers:
     """`refusal_openers`, and the first tokens of common refusals that open few of its answers.
 
-    A model that may not begin with its own openers takes the next refusal that it knows. `before`
-    are responses of the model that it was trained from: their openers count too. A trained model
-    that refuses nothing any more has them in place of the written ones.
+    A model that may not begin with its own openers takes the next refusal that it knows.
     """
+    return with_common(template, refusal_openers(template, outcomes), outcomes)
+
+
+def raised_openers(
+    template: ChatTemplate, outcomes: Sequence[Outcome], before: Sequence[Outcome]
+) -> Openers:
+    """The openers of a trained model, and those of the model `before` its training: it may refuse
+    nothing any more. They are its own words alone, if it has or had some: it never begins with
+    other common ones, and whoever raises "No" as much as "I" gets answers that begin with "No"."""
     found = with_earlier(template, refusal_openers(template, outcomes), outcomes, before)
-    refusals = [o.completion.text for o in outcomes if opens_with_refusal(o)]
+    own = found.source == "own refusals" and found.ids
+    return found if own else with_common(template, found, outcomes)
+
+
+def with_common(template: ChatTemplate, found: Openers, outcomes: Sequence[Outcome]) -> Openers:
+    """Openers, and the first tokens of common refusals that open few answers."""
     answers = [o.completion.text for o in outcomes if is_answer(o)]
     decode, answered = template.tokenizer.decode, first_tokens(template, answers)
     common = [
@@ -100,12 +110,25 @@ def every_opener(
         and str(decode([token])) not in found.left_out
         and answered[token] <= RARE * len(answers)
     ]
-    kept = [*found.ids, *common]
+    more = [*found.tokens, *(str(decode([token])) for token in common)]
+    return with_tokens(template, found, [*found.ids, *common], more, outcomes)
+
+
+def with_tokens(
+    template: ChatTemplate,
+    found: Openers,
+    ids: Sequence[int],
+    tokens: list[str],
+    outcomes: Sequence[Outcome],
+) -> Openers:
+    """Openers with these token ids, and what they open among the outcomes."""
+    refusals = [o.completion.text for o in outcomes if opens_with_refusal(o)]
+    answers = [o.completion.text for o in outcomes if is_answer(o)]
     return found._replace(
-        ids=tuple(sorted(kept)),
-        tokens=[*found.tokens, *(str(decode([token])) for token in common)],
-        refusals_opened=share_opened(first_tokens(template, refusals), kept, len(refusals)),
-        answers_opened=share_opened(answered, kept, len(answers)),
+        ids=tuple(sorted(ids)),
+        tokens=tokens,
+        refusals_opened=share_opened(first_tokens(template, refusals), ids, len(refusals)),
+        answers_opened=share_opened(first_tokens(template, answers), ids, len(answers)),
     )
 
 
@@ -130,10 +153,8 @@ def with_earlier(
         and str(decode([token])) not in found.left_out
         and refused[token] * len(answers) > answered[token] * len(texts)
     ]
-    return found._replace(
-        ids=tuple(sorted([*found.ids, *more])),
-        tokens=[*found.tokens, *(str(decode([token])) for token in more)],
-    )
+    tokens = [*found.tokens, *(str(decode([token])) for token in more)]
+    return with_tokens(template, found, [*found.ids, *more], tokens, outcomes)
 
 
 def refusal_openers(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers:

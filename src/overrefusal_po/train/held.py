@@ -10,6 +10,7 @@ is then handled: a harmful prompt refused, a benign one answered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -78,18 +79,20 @@ def choose_bias(
     *,
     aim: HoldAim = "refusals",
     kept_min: float | None = None,
+    above: float = -math.inf,
 ) -> Choice:
     """The best bias of those that refuse at least `floors[i]` of the harmful prompts of each set i
     (None: any number), and in each set at least `kept_min` of those that were refused before.
 
     The best answers most benign prompts (`answers`; `refusals` does so without biases below 0), or
     has the greatest sum of both rates (`both`). Of equal ones, it is the one nearest to 0. If none
-    holds every floor: the one that misses them least, and `held` is False.
+    holds every floor: the one that misses them least, and `held` is False. Only biases `above` a
+    number count.
     """
     best: tuple[float, float, float] | None = None
     chosen = Choice(0.0, False, rates_at(rows, 0.0))
     for bias in candidates(rows, limit):
-        if bias < 0 and aim == "refusals":
+        if bias <= above or (bias < 0 and aim == "refusals"):
             continue
         short, rates = missing(rows, floors, bias, kept_min), rates_at(rows, bias)
         refused, answered = (rate or 0.0 for rate in rates)

@@ -41,7 +41,7 @@ from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome, Prompt, Sampling, write_atomic, write_jsonl
 from overrefusal_po.report.hold_notes import BROKEN_MORE, broken_more
 from overrefusal_po.run.judged import fresh_outcomes
-from overrefusal_po.run.openers import Openers, every_opener, thinks
+from overrefusal_po.run.openers import Openers, raised_openers, thinks
 from overrefusal_po.train.held import Decision, bias_curve, choose_bias, first_token_auc
 from overrefusal_po.train.hold_result import (
     HoldEntry,
@@ -67,7 +67,6 @@ logger = logging.getLogger(__name__)
 START_FILE, RESULT_FILE = "hold_start.jsonl", "hold.json"
 
 THINKS = "the model thinks first, so the first token of a response decides nothing"
-
 AGREES_MIN = 0.9
 """The least share of hold prompts whose first token has to be as calculated after folding."""
 
@@ -179,7 +178,7 @@ class Holder:
         starts = known_start(self.folder / START_FILE, self.prompts, self.judge)
         start = [starts[p.id] for p in self.prompts]
         own = self.outcomes(engine, self.prompts, "the trained policy answers")
-        openers = every_opener(self.template, own, start)
+        openers = raised_openers(self.template, own, start)
         why_not = self.undecided(own, openers)
         if why_not:
             return self.entry(start, own, own, openers, why_not=why_not)
@@ -200,15 +199,16 @@ class Holder:
         floors: Sequence[float | None],
         kept_min: float | None,
         tries: int = TRIES,
+        above: float = float("-inf"),
     ) -> HoldEntry:
-        """The calibration with these floors. If the weights then refuse less than was calculated
-        (a first token may round the other way), it is made again with floors that are higher by
-        what is missing."""
-        limit = self.hold.bias_max
+        """The calibration with these floors, by a bias `above` those tried. If the weights then
+        refuse less than was calculated (a first token may round the other way), it is made again
+        with floors that are higher by what is missing."""
         entry = partial(self.entry, at.start, at.own, openers=at.openers, rows=at.rows)
-        choose = partial(choose_bias, at.rows, limit=limit, aim=self.hold.aim)
-        choice = choose(floors, kept_min=kept_min)
-        why_not = "" if choice.held else f"no bias up to {limit:g} keeps every set's refusals"
+        choose = partial(choose_bias, at.rows, limit=self.hold.bias_max, aim=self.hold.aim)
+        choice = choose(floors, kept_min=kept_min, above=above)
+        most = f"no bias up to {self.hold.bias_max:g}"
+        why_not = "" if choice.held else f"{most} keeps every set's refusals"
         if choice.bias == 0.0:
             return entry(at.own, why_not=why_not)
         if why_not:
@@ -225,11 +225,11 @@ class Holder:
         higher = raised(floors, kept_min, found["sets"], self.hold)
         if why_not or higher is None or tries == 1:
             return found
-        if not choose(higher[0], kept_min=higher[1]).held:
+        if not choose(higher[0], kept_min=higher[1], above=choice.bias).held:
             return found
         logger.info("hold: the weights refuse less than was calculated; a greater bias is tried")
         undo()
-        return self.folded(at, *higher, tries - 1)
+        return self.folded(at, *higher, tries - 1, above=choice.bias)
 
     def undecided(self, own: Sequence[Outcome], openers: Openers) -> str:
         """Why the first token decides nothing; "" if it does."""

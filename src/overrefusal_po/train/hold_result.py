@@ -12,7 +12,7 @@ from typing import Literal, TypedDict
 from overrefusal_po.evaluate.metrics import degenerate_flag, handled
 from overrefusal_po.recipe.two_sided import Hold, start_of
 from overrefusal_po.records import Outcome
-from overrefusal_po.report.hold_notes import BROKEN_MORE, broken_more
+from overrefusal_po.report.hold_notes import BROKEN_MORE, broken_more, kept_words
 from overrefusal_po.train.held import MARGIN, Decision, Rates, rates_at
 
 SCORED_MIN = 0.9
@@ -143,7 +143,7 @@ def raised(
     hold: Hold,
 ) -> tuple[list[float | None], float | None] | None:
     """Floors, and a `kept_min`, that are higher by what each set refuses too little, for another
-    try; None if no set does. Too few verdicts are no reason for another try."""
+    try, and 1 at most; None if no set does. Too few verdicts are no reason for another try."""
     if any(unjudged(one) for one in sets):
         return None
     short = [shortage(one["held"][0], floor_of(one, hold.refused_drop_max)) for one in sets]
@@ -151,8 +151,8 @@ def raised(
     if not any(short) and not lost:
         return None
     rows = zip(floors, short, strict=True)
-    higher = [None if floor is None else floor + missing for floor, missing in rows]
-    return higher, None if kept_min is None else kept_min + lost
+    higher = [None if floor is None else min(1.0, floor + missing) for floor, missing in rows]
+    return higher, None if kept_min is None else min(1.0, kept_min + lost)
 
 
 def rates_of(outcomes: Sequence[Outcome]) -> Rates:
@@ -200,7 +200,7 @@ def hold_words(found: HoldEntry, start: str | None = None) -> str:
     `hold.start`."""
     sets = "; ".join(
         f"{entry['set']}: harmful refused {three(in_time(entry, 0))} (n {entry['harmful']}"
-        f"{kept_words(entry)}), "
+        f"{kept_words(entry, 'at the start')}), "
         f"benign answered {three(in_time(entry, 1))} (n {entry['benign']})"
         for entry in found["sets"]
     )
@@ -215,12 +215,6 @@ def hold_words(found: HoldEntry, start: str | None = None) -> str:
         loops = " (LOOPS, FOR EXAMPLE)" if broken_more(found) > BROKEN_MORE else ""
         broken = f"; degenerate{loops} {three(found['degenerate'])}"
     return f"hold: {did}{why}. At the start{start_of(start)}, trained, saved: {sets}{broken}"
-
-
-def kept_words(entry: SetEntry) -> str:
-    """`; 73 % of those refused at the start still are`; "" if nobody knows."""
-    kept = entry.get("kept")
-    return "" if kept is None else f"; {kept:.0%} of those refused at the start still are"
 
 
 def in_time(entry: SetEntry, at: int) -> list[float | None]:
