@@ -110,7 +110,7 @@ class MistakenJudge(refusal.RefusalJudge):
         global asked
         asked += 1
         found = super().score(prompts, completions)
-        if asked != 4:
+        if asked not in MISTAKEN:
             return found
         kind = {prompt.id: prompt.kind for prompt in prompts}
         sides = [(kind[c.prompt_id], v.refused) for c, v in zip(completions, found)]
@@ -124,13 +124,23 @@ def judge(settings):
 """
 
 
-@pytest.mark.parametrize(("drop", "held"), [(0.34, True), (0.0, False)])
+@pytest.mark.parametrize(
+    ("drop", "mistaken", "asked", "held"),
+    [(0.34, (4,), 5, True), (0.0, (4,), 5, True), (0.0, (4, 5, 6), 6, False)],
+)
 def test_weights_that_refuse_less_than_calculated_get_a_greater_bias(
-    start: Path, tmp_path: Path, drop: float, held: bool, monkeypatch: pytest.MonkeyPatch
+    start: Path,
+    tmp_path: Path,
+    drop: float,
+    mistaken: tuple[int, ...],
+    asked: int,
+    held: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of the model that has a bias one refusal is read as an answer. If 4 of 6 are enough, the next
-    bias holds; if all 6 are asked for, there is no stricter one, and the first stays."""
-    name = plugged(MISTAKEN_JUDGE, "mistaken_plugs.mistaken", tmp_path, monkeypatch)
+    """Of the model that has a bias one refusal is read as an answer. If 4 of 6 are enough, or if all
+    are asked for, the next bias holds; if the same happens at each of three, none does."""
+    source = MISTAKEN_JUDGE.replace("MISTAKEN", str(mistaken))
+    name = plugged(source, "mistaken_plugs.mistaken", tmp_path, monkeypatch)
     hold: dict[str, Any] = {"judge": name, "refused_drop_max": drop}
     body = recipe(start, tmp_path, peft=True, **hold)
     run_stage(body, "test", tmp_path / "run")
@@ -139,5 +149,4 @@ def test_weights_that_refuse_less_than_calculated_get_a_greater_bias(
     assert part["trained"][0] < 0.5, "the training was meant to forget"
     assert found["bias"] > 0 and found["held"] is held
     assert (part["held"][0] >= 1.0 - drop) is held
-    asked_times = sys.modules[name].asked
-    assert asked_times == (5 if held else 4)
+    assert sys.modules[name].asked == asked

@@ -151,7 +151,7 @@ def zero_bias(states: FirstStates) -> OpenerBias:
 def test_other_positions_hardly_change(name: str) -> None:
     """In a wide layer, as real models have: 32 inputs cannot tell 12 texts' positions apart."""
     config = CONFIGS[name]()
-    config.intermediate_size = 512
+    config.intermediate_size = 2048
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     for weight in model.parameters():

@@ -36,8 +36,8 @@ AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
 """Norms on what the MLP adds: then no constant can be added to the residual stream there."""
 
 RIDGE = 0.1
-"""Weight of the penalty, as a share of the mean square. With 0.001 the positions that it is fitted on
-are read exactly, and those of other prompts with twice the error (benchmarks/RESULTS.md)."""
+"""Weight of the penalty, as a share of the mean square. With 0.001 the positions that it is fitted
+on are read exactly, and those of other prompts with twice the error (benchmarks/RESULTS.md)."""
 
 OTHER_STATES = 4096
 """Positions that are no first ones, about at most; they are thinned out evenly."""
@@ -226,7 +226,8 @@ def opener_bias(
 
 
 def position_reader(states: FirstStates) -> Tensor:
-    """(F,) `a` with `a.x` near 1 for first positions and near 0 for others (ridge, dual form)."""
+    """(F,) `a` with `a.x` near 1 for first positions (in their mean it is 1) and near 0 for others
+    (ridge, dual form)."""
     import torch
 
     rows = torch.cat([states.inputs, states.others]).double()  # (N + M, F)
@@ -238,7 +239,8 @@ def position_reader(states: FirstStates) -> Tensor:
     scaled = rows * weight.sqrt()[:, None]
     gram = scaled @ scaled.T
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    return cast("Tensor", (scaled.T @ torch.linalg.solve(gram, wanted * weight.sqrt())).float())
+    found = (scaled.T @ torch.linalg.solve(gram, wanted * weight.sqrt())).float()
+    return cast("Tensor", found / (states.inputs @ found).mean())
 
 
 def logit_direction(model: PreTrainedModel, site: Site, openers: Sequence[int]) -> Tensor:
