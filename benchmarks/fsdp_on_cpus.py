@@ -40,6 +40,8 @@ def fsdp_on_cpus(options: Mapping[str, Any]) -> None:
         made(self, *args, **kwargs)
         self.distributed_type = DistributedType.FSDP
         self.fsdp_plugin = known or FullyShardedDataParallelPlugin(**options)
+        if known is None and self._mixed_precision != "no":
+            self.fsdp_plugin.set_mixed_precision(self._mixed_precision)
         AcceleratorState._shared_state.update(self.__dict__)
 
     AcceleratorState.__init__ = with_fsdp

@@ -184,6 +184,50 @@ def test_sharded_training_is_what_one_process_trains(
     )
 
 
+SHORT = {"bf16": True, "optim": "adamw_torch", "learning_rate": 1e-5, "max_steps": 12}
+"""Steps that are too short for bfloat16: there a weight of .02 moves by 1.2e-4 at least, or stays."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "derta"])
+def test_in_bfloat16_no_small_step_is_lost(
+    styles: dict[str, Style],
+    pairs: list[PreferencePair],
+    triples: list[Triple],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    """It computes in bfloat16, and what it trains and saves are weights in float32: as many have
+    moved as those of one process."""
+    folder = styles["llama"].folder
+    data: dict[str, list[Any]] = {"pairs": pairs[:4], "triples": triples[:2]}
+    for name, records in data.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", records)
+    case = (method, SHORT, CASES[method][2])
+    monkeypatch.setitem(CASES, "short", case)
+    options = plugin_options(RECIPES / "accelerate" / "fsdp2.yaml")
+    ranks = launched(tmp_path, folder, options, {"short": case})
+    losses = ranks[0]["losses"]["short-whole"]
+    assert losses == ranks[1]["losses"]["short-whole"]
+    records = data["triples" if method == "derta" else "pairs"]
+    expected, weights = alone("short", folder, records, tmp_path / "alone")
+    assert losses == pytest.approx(expected, abs=0.02)
+    exact, _ = alone(method, folder, records, tmp_path / "exact")
+    assert losses[0] != pytest.approx(exact[0], abs=1e-6), "not in bfloat16"
+    start = models.load_model(str(folder), dtype="bfloat16").state_dict()
+    saved = load_file(tmp_path / "short-whole" / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
+    moved = [share_moved(start, after) for after in (saved, {key: weights[key] for key in saved})]
+    assert moved[1] > 0.2 and moved[0] > 0.8 * moved[1], moved
+
+
+def share_moved(start: dict[str, Any], after: dict[str, Any]) -> float:
+    """The share of the weights that have another value in bfloat16 than at the start."""
+    moved = [(weight.bfloat16() != start[key]).flatten() for key, weight in after.items()]
+    return float(torch.cat(moved).float().mean())
+
+
 def side_references(folder: Path, rows: list[Any], out: Path) -> tuple[list[float], list[float]]:
     """KTO's log-probs of a reference model in one process: of each row, and of its other side."""
     args = {**SETTINGS, "per_device_train_batch_size": 2, "output_dir": str(out)}
