@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,8 +64,9 @@ def ended_at_once(*, own_process: bool = False) -> Iterator[None]:
 
 
 def end_on_signals(code: int) -> None:
-    """From now on a signal that asks to stop ends the process with `code`."""
-    for number in STOPPING:
+    """From now on a signal that asks to stop ends the process with `code`. Outside the main thread
+    nothing changes, because only that thread has handlers."""
+    for number in STOPPING if threading.current_thread() is threading.main_thread() else ():
         signal.signal(number, lambda *_: os._exit(code))
 
 
