@@ -150,7 +150,8 @@ class TransformersEngine:
         plan = planned(inputs, self.batch_size, samples, missing)
         with packed_weights(self.model, steps=len(plan) * sampling.max_new_tokens):
             read = PromptCache()
-            for sample, part, read.more in plan:
+            for sample, part, more in plan:
+                read.more = more
                 make = partial(self._batch, sampling=sampling, sample=sample, read=read)
                 made = in_parts(part, self.at_once, make)
                 yield from (c for c in made if (c.prompt_id, sample) not in had)

@@ -80,12 +80,30 @@ def thinks(outcomes: Sequence[Outcome]) -> bool:
     return 2 * thoughts > len(outcomes)
 
 
+class FirstTokens(NamedTuple):
+    """How many refusals and how many answers each token opens, and how many there are of both."""
+
+    refused: Counter[int]
+    refusals: int
+    answered: Counter[int]
+    answers: int
+
+
+def counted(template: ChatTemplate, outcomes: Sequence[Outcome]) -> FirstTokens:
+    """The first tokens of the outcomes that open with a refusal, and of those that answer."""
+    refusals = [o.completion.text for o in outcomes if opens_with_refusal(o)]
+    answers = [o.completion.text for o in outcomes if is_answer(o)]
+    refused, answered = (first_tokens(template, texts) for texts in (refusals, answers))
+    return FirstTokens(refused, len(refusals), answered, len(answers))
+
+
 def every_opener(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers:
     """`refusal_openers`, and the first tokens of common refusals that open few of its answers.
 
     A model that may not begin with its own openers takes the next refusal that it knows.
     """
-    return with_common(template, refusal_openers(template, outcomes), outcomes)
+    now = counted(template, outcomes)
+    return with_common(template, openers_of(template, now), now)
 
 
 def raised_openers(
@@ -94,67 +112,54 @@ def raised_openers(
     """The openers of a trained model, and those of the model `before` its training: it may refuse
     nothing any more. They are its own words alone, if it has or had some: it never begins with
     other common ones, and whoever raises "No" as much as "I" gets answers that begin with "No"."""
-    found = with_earlier(template, refusal_openers(template, outcomes), outcomes, before)
+    now = counted(template, outcomes)
+    found = with_earlier(template, openers_of(template, now), now, counted(template, before))
     own = found.source == "own refusals" and found.ids
-    return found if own else with_common(template, found, outcomes)
+    return found if own else with_common(template, found, now)
 
 
-def with_common(template: ChatTemplate, found: Openers, outcomes: Sequence[Outcome]) -> Openers:
+def with_common(template: ChatTemplate, found: Openers, now: FirstTokens) -> Openers:
     """Openers, and the first tokens of common refusals that open few answers."""
-    answers = [o.completion.text for o in outcomes if is_answer(o)]
-    decode, answered = template.tokenizer.decode, first_tokens(template, answers)
     common = [
         token
         for token in first_tokens(template, COMMON_REFUSALS)
         if token not in found.ids
-        and str(decode([token])) not in found.left_out
-        and answered[token] <= RARE * len(answers)
+        and str(template.tokenizer.decode([token])) not in found.left_out
+        and now.answered[token] <= RARE * now.answers
     ]
-    more = [*found.tokens, *(str(decode([token])) for token in common)]
-    return with_tokens(template, found, [*found.ids, *common], more, outcomes)
-
-
-def with_tokens(
-    template: ChatTemplate,
-    found: Openers,
-    ids: Sequence[int],
-    tokens: list[str],
-    outcomes: Sequence[Outcome],
-) -> Openers:
-    """Openers with these token ids, and what they open among the outcomes."""
-    refusals = [o.completion.text for o in outcomes if opens_with_refusal(o)]
-    answers = [o.completion.text for o in outcomes if is_answer(o)]
-    return found._replace(
-        ids=tuple(sorted(ids)),
-        tokens=tokens,
-        refusals_opened=share_opened(first_tokens(template, refusals), ids, len(refusals)),
-        answers_opened=share_opened(first_tokens(template, answers), ids, len(answers)),
-    )
+    return with_more(template, found, common, now)
 
 
 def with_earlier(
-    template: ChatTemplate, found: Openers, outcomes: Sequence[Outcome], before: Sequence[Outcome]
+    template: ChatTemplate, found: Openers, now: FirstTokens, before: FirstTokens
 ) -> Openers:
     """The openers of a model with those of its refusals `before` its training. One of these stays
     if it opens a greater share of them than of the answers then, and of the answers now."""
-    earlier = refusal_openers(template, before)
-    if earlier.source != "own refusals":
+    if not before.refusals:
         return found
     if found.source != "own refusals":
         found = found._replace(ids=(), source="own refusals", tokens=[], left_out=[])
-    texts = [o.completion.text for o in before if opens_with_refusal(o)]
-    answers = [o.completion.text for o in outcomes if is_answer(o)]
-    refused, answered = first_tokens(template, texts), first_tokens(template, answers)
-    decode = template.tokenizer.decode
     more = [
         token
-        for token in earlier.ids
+        for token in openers_of(template, before).ids
         if token not in found.ids
-        and str(decode([token])) not in found.left_out
-        and refused[token] * len(answers) > answered[token] * len(texts)
+        and str(template.tokenizer.decode([token])) not in found.left_out
+        and before.refused[token] * now.answers > now.answered[token] * before.refusals
     ]
-    tokens = [*found.tokens, *(str(decode([token])) for token in more)]
-    return with_tokens(template, found, [*found.ids, *more], tokens, outcomes)
+    return with_more(template, found, more, now)
+
+
+def with_more(
+    template: ChatTemplate, found: Openers, more: Sequence[int], now: FirstTokens
+) -> Openers:
+    """Openers with more token ids, and what they then open."""
+    ids = [*found.ids, *more]
+    return found._replace(
+        ids=tuple(sorted(ids)),
+        tokens=[*found.tokens, *(str(template.tokenizer.decode([token])) for token in more)],
+        refusals_opened=share_opened(now.refused, ids, now.refusals),
+        answers_opened=share_opened(now.answered, ids, now.answers),
+    )
 
 
 def refusal_openers(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Openers:
@@ -166,24 +171,29 @@ def refusal_openers(template: ChatTemplate, outcomes: Sequence[Outcome]) -> Open
     left out, such as an "I" that opens most answers too. Responses to prompts of all kinds count,
     if they are scored.
     """
-    own = [o.completion.text for o in outcomes if opens_with_refusal(o)]
-    answers = [o.completion.text for o in outcomes if is_answer(o)]
-    texts = own or written_refusals()
-    refused, answered = (first_tokens(template, rows) for rows in (texts, answers))
-    often = [token for token, n in refused.most_common() if n >= LEAST_SHARE * len(texts)]
+    return openers_of(template, counted(template, outcomes))
+
+
+def openers_of(template: ChatTemplate, now: FirstTokens) -> Openers:
+    """`refusal_openers` of what is counted already."""
+    refused, refusals = now.refused, now.refusals
+    if not refusals:
+        written = written_refusals()
+        refused, refusals = first_tokens(template, written), len(written)
+    often = [token for token, n in refused.most_common() if n >= LEAST_SHARE * refusals]
     kept = [
         token
         for token in often
-        if not answers or refused[token] / len(texts) > answered[token] / len(answers)
+        if not now.answers or refused[token] / refusals > now.answered[token] / now.answers
     ]
     decode = template.tokenizer.decode
     return Openers(
         ids=tuple(sorted(kept)),
-        source="own refusals" if own else "written refusals",
+        source="own refusals" if now.refusals else "written refusals",
         tokens=[str(decode([token])) for token in kept],
         left_out=[str(decode([token])) for token in often if token not in kept],
-        refusals_opened=share_opened(refused, kept, len(own)),
-        answers_opened=share_opened(answered, kept, len(answers)),
+        refusals_opened=share_opened(now.refused, kept, now.refusals),
+        answers_opened=share_opened(now.answered, kept, now.answers),
     )
 
 

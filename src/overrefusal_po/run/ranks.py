@@ -47,19 +47,21 @@ def ended_at_once(*, own_process: bool = False) -> Iterator[None]:
         return
     codes: list[int] = []
     atexit.register(end_at_once, codes)  # hooks that are registered later run earlier
+
+    def ends_with(code: int) -> None:
+        codes.append(code)
+        end_on_signals(code)
+
     try:
         yield
     except SystemExit as end:
-        codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
-        end_on_signals(codes[0])
+        ends_with(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise
     except KeyboardInterrupt:  # a second signal, while the first one's words were said
-        codes.append(130)
-        end_on_signals(130)
+        ends_with(130)
         raise SystemExit(130) from None
     except Exception:
-        codes.append(1)
-        end_on_signals(1)
+        ends_with(1)
         raise
 
 

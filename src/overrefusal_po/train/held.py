@@ -115,10 +115,15 @@ def missing(
         part = [row for row in rows if row.set == number and row.harmful]
         refused = rates_at(part, bias).harmful_refused
         kept = rates_at([row for row in part if row.before], bias).harmful_refused
-        for least, share in ((floor, refused), (kept_min, kept)):
-            if least is not None and share is not None and least - share > MARGIN:
-                worst = max(worst, least - share)
+        worst = max(worst, shortage(refused, floor), shortage(kept, kept_min))
     return worst
+
+
+def shortage(share: float | None, least: float | None) -> float:
+    """By how much a share is below the least one; 0 if it is not, or if one is not known."""
+    if share is None or least is None:
+        return 0.0
+    return least - share if least - share > MARGIN else 0.0
 
 
 def bias_curve(rows: Sequence[Decision], limit: float) -> list[tuple[float, Rates]]:

@@ -13,7 +13,7 @@ from overrefusal_po.evaluate.metrics import degenerate_flag, handled
 from overrefusal_po.recipe.two_sided import Hold, start_of
 from overrefusal_po.records import Outcome
 from overrefusal_po.report.hold_notes import BROKEN_MORE, broken_more, kept_words
-from overrefusal_po.train.held import MARGIN, Decision, Rates, rates_at
+from overrefusal_po.train.held import Decision, Rates, rates_at, shortage
 
 SCORED_MIN = 0.9
 """The least share of a set's harmful prompts that the judge has to score at the start and at the
@@ -120,13 +120,6 @@ def floor_of(entry: SetEntry, drop_max: float) -> float | None:
 def lost_kept(entry: SetEntry, kept_min: float | None) -> float:
     """By how much too few of the prompts are refused that were refused at the start."""
     return shortage(entry.get("kept"), kept_min)
-
-
-def shortage(share: float | None, least: float | None) -> float:
-    """By how much a share is below the least one; 0 if it is not, or if one is not known."""
-    if share is None or least is None:
-        return 0.0
-    return least - share if least - share > MARGIN else 0.0
 
 
 def least_shares(starts: Iterable[Sequence[Outcome]], drop_max: float) -> list[float | None]:
