@@ -12,6 +12,8 @@ from conftest import Style
 from safetensors.torch import load_file, save_file
 from tiny_subject import DEV, TRAIN, TinySubject, first_logits, lora, padded
 
+from overrefusal_po.model.folding import fold
+from overrefusal_po.model.opener_bias import OpenerBias, base_model, bias_site
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import Deltas, FirstLogits, Gate, Remedy
 from overrefusal_po.plugins import find_plug
@@ -569,18 +571,54 @@ def test_only_prompts_below_the_gate_meet_the_adapter(tiny: TinySubject, tmp_pat
     close(found[1:], adapted[1:], atol=1e-4, rtol=1e-4)
 
 
-def test_an_adapter_with_a_bias_towards_refusal_is_said(
-    tiny: TinySubject, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def held(model: Any, folder: Path, strength: float, **keys: Any) -> Deltas:
+    """An adapter into which `hold` folded a bias, in a run folder; what it was before."""
+    trained = lora(model, folder / "trained", **keys)
+    site = bias_site(trained)
+    outputs, inputs = base_model(trained).get_submodule(site.down).weight.shape
+    direction, position, given = (torch.randn(size) for size in (outputs, inputs, inputs))
+    bias = OpenerBias(direction=direction, position=position, input=given)
+    fold(trained, site, bias, strength)
+    trained.save_pretrained(folder / "adapter")
+    (folder / "hold.json").write_text(json.dumps({"held": True, "bias": strength}))
+    return _adapters.read_adapter(str(folder / "trained"), model)
+
+
+@pytest.mark.parametrize("root", [False, True], ids=["rank", "root"])
+def test_behind_a_gate_an_adapter_has_no_bias_towards_refusal(
+    tiny: TinySubject, tmp_path: Path, root: bool
 ) -> None:
-    """`hold` folds it in; the gate protects already."""
+    before = held(tiny.model, tmp_path, 1.7, use_rslora=root)
+    with_bias = _adapters.read_adapter(str(tmp_path / "adapter"), tiny.model)
+    found = fitted("gated", tiny, adapter=str(tmp_path / "adapter"), strengths=[0.5, 1.0])
+    change: Any = found[-1].remedy.change
+    assert change.down.keys() == before.down.keys()
+    for path in before.down:
+        close(whole(change, path), whole(before, path))
+    assert max(float((whole(with_bias, p) - whole(before, p)).abs().max()) for p in before.up) > 1
+    assert {row.facts["bias_taken_out"] for row in found} == {1.7}
+
+
+def test_an_adapter_without_a_bias_stays_as_it_is(tiny: TinySubject, tmp_path: Path) -> None:
     lora(tiny.model, tmp_path / "adapter")
-    keys: Any = {"adapter": str(tmp_path / "adapter"), "strengths": [0.5, 1.0]}
-    assert "adapter_bias" not in fitted("gated", tiny, **keys)[0].facts and not caplog.text
-    for bias, said in ((0.0, False), (1.7, True)):
-        (tmp_path / "hold.json").write_text(json.dumps({"held": True, "bias": bias}))
-        facts = fitted("gated", tiny, **keys)[-1].facts
-        assert facts.get("adapter_bias", 0.0) == bias
-        assert ("a bias of +1.70" in caplog.text) == said
+    given = _adapters.read_adapter(str(tmp_path / "adapter"), tiny.model)
+    for hold in (None, {"held": True, "bias": 0.0}):
+        if hold is not None:
+            (tmp_path / "hold.json").write_text(json.dumps(hold))
+        row = fitted("gated", tiny, adapter=str(tmp_path / "adapter"))[-1]
+        change: Any = row.remedy.change
+        assert all(torch.equal(change.up[path], given.up[path]) for path in given.up)
+        assert "bias_taken_out" not in row.facts
+
+
+def test_an_adapter_that_does_not_hold_the_bias_of_its_run(
+    tiny: TinySubject, tmp_path: Path
+) -> None:
+    """Trained on after `hold`, for instance: its last rank is in use at each module."""
+    held(tiny.model, tmp_path, 1.7)
+    lora(tiny.model, tmp_path / "adapter", seed=1)
+    with pytest.raises(ValueError, match=r"a bias of \+1.70 .* last rank of 4 modules is in use"):
+        fitted("gated", tiny, adapter=str(tmp_path / "adapter"))
 
 
 def test_a_gated_threshold_lowers_the_openers_alone(tiny: TinySubject) -> None:

@@ -2,6 +2,7 @@
 
 undo = fold(model, site, bias, 1.5)       # the openers' logits rise by about 1.5
 undo()                                    # the model is what it was
+unfolded(change)                          # a saved adapter without the bias
 merge(model, folded_inputs(model))        # the adapter in the weights, the bias whole
 
 A bias is a small change of many numbers. In bfloat16 most of them may be rounded to what they were:
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model.opener_bias import OpenerBias, Site, base_model
+from overrefusal_po.model.remedy import Deltas
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +112,21 @@ def merge(model: PeftModel, inputs: Mapping[str, Tensor]) -> PreTrainedModel:
             weight = cast("Tensor", found.get_submodule(path).weight)
             weight.copy_(rounded(values, weight.dtype, inputs[path]))
     return found
+
+
+def unfolded(change: Deltas) -> Deltas:
+    """An adapter into which `fold` put a bias, as it was trained.
+
+    The bias is the last rank at one module, and the others' last rank is zero. ValueError if
+    another one is in use: then no bias was folded into this adapter, or something after it.
+    """
+    used = [p for p, up in change.up.items() if up[:, -1].any() and change.down[p][-1].any()]
+    if len(used) != 1:
+        raise ValueError(
+            f"the last rank of {len(used)} modules is in use, and a folded bias uses that of one"
+        )
+    down = {path: matrix[:-1] for path, matrix in change.down.items()}
+    return Deltas(down, {path: matrix[:, :-1] for path, matrix in change.up.items()})
 
 
 def copy_into(weight: Tensor, values: Tensor) -> None:

@@ -1,16 +1,16 @@
 """A gate in front of a change that exists already: a trained LoRA adapter, or a threshold on the
 refusal openers.
 
-    {name: gated, adapter: "@free.adapter"}       # the adapter answers, but only harmless prompts
+    {name: gated, adapter: "@dpo.adapter"}       # the adapter answers, but only harmless prompts
     {name: gated, change: threshold}
 
 A training against over-refusal gives up some refusals of harmful prompts. With a gate, the adapter
 works on the prompts that a probe (`_gate.py`) takes for harmless. The others meet the model as it
-was: LoRA per prompt, in one batch. Give one that was trained without `hold`: that folds a bias
-towards refusal into the adapter, so behind a gate both would protect, and answers are lost twice.
-`change: threshold` subtracts a constant from the logits of the
-refusal openers at the first position of a response, which is the plainest change there is. It shows
-how much of a gated remedy is the gate. Both are ours; Lee et al. (2024, CAST, arXiv 2409.05907)
+was: LoRA per prompt, in one batch. The bias towards refusal that `hold` of a training folds into an
+adapter is taken out again: behind a gate both would protect, and answers would be lost twice.
+`change: threshold` subtracts a constant from the logits of the refusal openers at the first
+position of a response, which is the plainest change there is. It shows how much of a gated remedy
+is the gate. Both are ours; Lee et al. (2024, CAST, arXiv 2409.05907)
 put a condition in front of steering. It can be served only where this program runs the model.
 """
 
@@ -22,6 +22,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from overrefusal_po.model.folding import unfolded
 from overrefusal_po.model.remedy import Change, FirstLogits, Form, Remedy
 from overrefusal_po.records import read_state
 from overrefusal_po.remedies import Anchors, Candidate, Subject
@@ -44,8 +45,7 @@ class Settings(BaseModel):
     change: Literal["adapter", "threshold"] = "adapter"
     """A trained LoRA adapter, or a constant off the logits of the refusal openers."""
     adapter: str | None = None
-    """The folder of a LoRA adapter of the model that the remedy is fitted on, best of a training
-    without `hold`."""
+    """The folder of a LoRA adapter of the model that the remedy is fitted on."""
     strengths: tuple[float, ...] | None = Field(default=None, min_length=1)
     """By what the adapter is multiplied (null: 1), or how many nats are taken off the openers'
     logits (null: 2, 4 and 8)."""
@@ -74,17 +74,8 @@ def check(settings: Settings) -> None:
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
     """Each strength behind each gate to try, the smallest strength and the strictest gate first.
     Candidates of one strength differ by the gate's threshold alone."""
-    change = gated_change(settings, subject)
+    change, known = gated_change(settings, subject)
     found = fit_gate(subject, train, dev)
-    known: dict[str, object] = {}
-    if settings.adapter is not None and (bias := held_bias(settings.adapter)):
-        known["adapter_bias"] = bias
-        logger.warning(
-            "%s: hold folded a bias of %+.2f on the openers of refusals into this adapter, and the "
-            "gate protects already. Give the adapter of the same training without hold.",
-            settings.adapter,
-            bias,
-        )
     return [
         Candidate(Remedy("gated", change, strength, gate), {**found.facts(gate), **known})
         for strength in settings.strengths or STRENGTHS[settings.change]
@@ -92,17 +83,28 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
     ]
 
 
+def gated_change(settings: Settings, subject: Subject) -> tuple[Change, dict[str, object]]:
+    """What the gate switches, for strength 1, and what is said about it."""
+    if settings.adapter is None:
+        return openers_down(subject.openers()), {}
+    change, bias = read_adapter(settings.adapter, subject.model), held_bias(settings.adapter)
+    if not bias:
+        return change, {}
+    try:
+        change = unfolded(change)
+    except ValueError as error:
+        raise ValueError(
+            f"{settings.adapter}: {HOLD_FILE} beside it says that hold folded a bias of "
+            f"{bias:+.2f} into this adapter, but {error}. Give the adapter as the training left it."
+        ) from None
+    logger.info("%s: the bias of %+.2f that hold folded in is taken out", settings.adapter, bias)
+    return change, {"bias_taken_out": bias}
+
+
 def held_bias(adapter: str) -> float:
     """The bias in logits that `hold` folded into an adapter, as its run folder says; 0 if none."""
     file = Path(adapter).expanduser().resolve().parent / HOLD_FILE
     return float(read_state(file, ("bias",))["bias"]) if file.is_file() else 0.0
-
-
-def gated_change(settings: Settings, subject: Subject) -> Change:
-    """What the gate switches, for strength 1."""
-    if settings.adapter is not None:
-        return read_adapter(settings.adapter, subject.model)
-    return openers_down(subject.openers())
 
 
 def openers_down(openers: tuple[int, ...]) -> FirstLogits:
