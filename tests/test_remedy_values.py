@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,15 @@ from overrefusal_po.remedies import (
     safelora,
     steering,
 )
-from overrefusal_po.remedies._directions import cosine, divergence, mean_step, unit, without
+from overrefusal_po.remedies._directions import (
+    answered,
+    cosine,
+    divergence,
+    mean_step,
+    over_refused,
+    unit,
+    without,
+)
 
 close = torch.testing.assert_close
 
@@ -310,12 +319,46 @@ class Scored(TinySubject):
         return torch.tensor([len(p.text.split()[-1]) - 3.5 for p in prompts])
 
 
+def many(kind: Any) -> list[Prompt]:
+    """20 prompts that `Scored` refuses, and 20 that it answers."""
+    return [Prompt.of(f"{n} {'word' if n % 2 else 'dog'}", kind=kind) for n in range(40)]
+
+
 def test_over_refused_prompts_have_a_score_above_0_and_few_are_all(tiny: TinySubject) -> None:
-    subject = Scored(tiny.model, tiny.template)
-    many = [Prompt.of(f"{n} {'word' if n % 2 else 'dog'}", kind="benign") for n in range(40)]
-    found = ablation.over_refused(subject, many)
+    subject, given = Scored(tiny.model, tiny.template), many("benign")
+    found = over_refused(subject, given)
     assert len(found) == 20 and all(p.text.endswith("word") for p in found)
-    assert ablation.over_refused(subject, many[:20]) == many[:20]
+    assert over_refused(subject, given[:20]) == given[:20]
+
+
+def test_answered_prompts_have_a_score_below_0_and_are_not_few(tiny: TinySubject) -> None:
+    subject, given = Scored(tiny.model, tiny.template), many("general")
+    assert answered(subject, given) == given[::2]
+    few = answered(subject, given[:20])
+    assert len(few) == 16 and set(given[:20:2]) < set(few)
+    assert answered(subject, given[:3]) == given[:3]
+
+
+class Reading(Scored):
+    """Keeps the prompts whose states were read."""
+
+    def states(self, prompts: Any, suffix: str = "") -> torch.Tensor:
+        self.read = [*getattr(self, "read", []), *prompts]
+        return super().states(prompts, suffix)
+
+
+@pytest.mark.parametrize("name", ["ablation", "steering"])
+def test_ordinary_prompts_that_are_refused_make_no_direction(tiny: TinySubject, name: str) -> None:
+    """Half of these are refused, as by a model that refuses nearly everything."""
+    subject = Reading(tiny.model, tiny.template)
+    train = TRAIN._replace(ordinary=many("general"))
+    plain = {"gate": "none"} if name == "steering" else {}
+    module, settings = find_plug("remedies", {"name": name, **plain})
+    with suppress(NoRemedy):  # this random model has no direction of false refusal
+        assert module.fit(settings, subject, train, DEV)[0].facts["ordinary_answered"] == "20 of 40"
+    assert {p.id for p in subject.read if p in train.ordinary} == {
+        p.id for p in train.ordinary[::2]
+    }
 
 
 # --- adapters ------------------------------------------------------------------------------------

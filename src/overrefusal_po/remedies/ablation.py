@@ -7,15 +7,17 @@ stream.
 Wang et al. (2025, "Surgical, Cheap, and Flexible", arXiv 2410.03415). For each layer l
 with h_l, the state (D,) behind it at the prompt's last token:
 
-    r = mean of h over harmful prompts - the same over ordinary ones       (true refusal)
-    w = mean of h over over-refused prompts - the same over ordinary ones  (false refusal)
+    r = mean of h over harmful prompts - the same over answered ones       (true refusal)
+    w = mean of h over over-refused prompts - the same over answered ones  (false refusal)
     v = unit(w - protect * (w.r / r.r) r)
 
 Over-refused are benign prompts with a refusal score above 0: log P - log(1 - P), in nats, P the
-probability that the response opens as the model's own refusals do. One layer's v is chosen on the
-dev prompts and applied at all layers: x <- x - c (x.v) v. In weights that is W - c v (v^T W) for
-each matrix that writes into the stream, an adapter of rank 1. The embedding is left out: where it
-is tied to the output head, an edit of one would change the other. Biases are left out too.
+probability that the response opens as the model's own refusals do. Answered are ordinary prompts
+with one below 0 (ours: a model that refuses nearly everything refuses ordinary prompts too, and r
+and w would be one direction). One layer's v is chosen on the dev prompts and applied at all layers:
+x <- x - c (x.v) v. In weights that is W - c v (v^T W) for each matrix that writes into the stream,
+an adapter of rank 1. The embedding is left out: where it is tied to the output head, an edit of one
+would change the other. Biases are left out too.
 
 The choice is the paper's, with one condition more (ours). Least is the mean refusal score of
 over-refused dev prompts, among the layers below 0.8 of the depth. The mean KL divergence of the
@@ -35,9 +37,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from overrefusal_po.model.blocks import writers
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import Deltas, Form, Remedy
-from overrefusal_po.records import Prompt
 from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
-from overrefusal_po.remedies._directions import cosine, divergence, mean_step, unit, without
+from overrefusal_po.remedies._directions import (
+    answered,
+    cosine,
+    divergence,
+    mean_step,
+    over_refused,
+    unit,
+    without,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +54,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FORM: Form = "weights"
-
-FEWEST = 16
-"""With fewer over-refused prompts than these, all benign ones count."""
 
 CHOSEN_ON = 32
 """Dev prompts of each kind that a layer is chosen on."""
@@ -95,7 +101,8 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
     layer holds the conditions and lowers the refusal score."""
     asked = Anchors(*(part[:CHOSEN_ON] for part in dev))
     asked = asked._replace(benign=over_refused(subject, dev.benign)[:CHOSEN_ON])
-    found = directions(settings, subject, train)
+    ordinary = answered(subject, train.ordinary)
+    found = directions(settings, subject, train._replace(ordinary=ordinary))
     before = scores(subject, asked)
     tried = [
         measured(subject, asked, change_of(subject.model, v), layer, cos)
@@ -105,6 +112,7 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
     change = change_of(subject.model, found[best.layer][0])
     facts: dict[str, object] = {
         "layer": best.layer,
+        "ordinary_answered": f"{len(ordinary)} of {len(train.ordinary)}",
         "cosine_true_false": best.cosine,
         "divergence": best.divergence,
         "over_refused_score": [before[0], best.over_refused],
@@ -113,13 +121,6 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
         "left_out": "the embedding, and biases",
     }
     return [Candidate(Remedy("ablation", change, c), facts) for c in settings.strengths]
-
-
-def over_refused(subject: Subject, benign: Sequence[Prompt]) -> list[Prompt]:
-    """The benign prompts with a refusal score above 0; all of them if those are few."""
-    kept = subject.opener_log_odds(benign) > 0
-    found = [prompt for prompt, keep in zip(benign, kept.tolist(), strict=True) if keep]
-    return found if len(found) >= FEWEST else list(benign)
 
 
 def directions(settings: Settings, subject: Subject, train: Anchors) -> list[tuple[Tensor, float]]:

@@ -6,11 +6,11 @@ takes for harmless.
 
 Cao et al. (2024, SCANS, arXiv 2408.11491). Behind each block l in the middle of the
 model, x <- x + s a m v_l at the positions behind the user's text and at every generated token.
-v_l = unit(mean of h_l over harmful prompts - the same over ordinary ones), h_l the state behind
-block l at the prompt's last token. s is -1 for a prompt that the gate takes for harmless. The
-paper has s = +1 for the others; here they stay as they are, since a step forward can only add
-refusals. The paper gives a step in absolute units, tuned for two models. Here m is the mean norm of
-the ordinary prompts' mean state, and a is chosen on the dev prompts.
+v_l = unit(mean of h_l over harmful prompts - the same over ordinary ones that the model answers),
+h_l the state behind block l at the prompt's last token. s is -1 for a prompt that the gate takes
+for harmless. The paper has s = +1 for the others; here they stay as they are, since a step forward
+can only add refusals. The paper gives a step in absolute units, tuned for two models. Here m is the
+norm of the mean state of these ordinary prompts, and a is chosen on the dev prompts.
 
 The paper's gate compares cosines with a threshold that was tuned on each test set. Ours is a probe
 (`_gate.py`). It can be served only where this program runs the model: it decides for each prompt.
@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from overrefusal_po.model.remedy import Form, Gate, Remedy, Steering
 from overrefusal_po.records import Message
 from overrefusal_po.remedies import Anchors, Candidate, Subject
-from overrefusal_po.remedies._directions import mean_step, unit
+from overrefusal_po.remedies._directions import answered, mean_step, unit
 from overrefusal_po.remedies._gate import fit_gate
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     strengths: tuple[float, ...] = Field(default=(0.05, 0.1, 0.2), min_length=1)
-    """Lengths of the step to try, as shares of the norm of the ordinary prompts' mean state."""
+    """Lengths of the step to try, as shares of the norm of the mean state of ordinary prompts that
+    are answered."""
     layers: tuple[float, float] = (0.3, 0.6)
     """The blocks that are steered, as shares of the depth: from the first, up to the second without
     it."""
@@ -62,13 +63,20 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
     dev prompt says the same in all whose gate lets it through.
     """
     states = subject.states(train.harmful)  # (N, layers, D)
-    against = subject.states(train.benign if settings.against == "benign" else train.ordinary)
+    kept = answered(subject, train.ordinary)
+    ordinary = subject.states(kept)
     layers = steered_layers(states.shape[1], settings.layers)
-    step = mean_step(states, against)
-    size = mean_size(subject.states(train.ordinary), layers)
+    benign = settings.against == "benign"
+    step = mean_step(states, subject.states(train.benign) if benign else ordinary)
+    size = mean_size(ordinary, layers)
     vectors = stacked([-size * unit(step[layer]) for layer in layers])
     change = Steering(layers, vectors, tail_of(subject.template))
-    facts: dict[str, object] = {"layers": list(layers), "step_unit": size, "tail": change.tail}
+    facts: dict[str, object] = {
+        "layers": list(layers),
+        "step_unit": size,
+        "tail": change.tail,
+        "ordinary_answered": f"{len(kept)} of {len(train.ordinary)}",
+    }
     gates: list[tuple[Gate | None, dict[str, object]]] = [(None, {})]
     if settings.gate == "probe":
         found = fit_gate(subject, train, dev)
