@@ -64,19 +64,20 @@ def dpo(name: str, loss: str = "sigmoid", sft: float = 0.1, **keys: Any) -> Loss
     return Loss(name, "dpo", {"beta": 0.3, **terms, **keys})
 
 
-SHIPPED = dpo("sigmoid + sft, opening 3 (shipped)")
+PLAIN = dpo("sigmoid + sft, opening 3")
 
 LOSSES = (
-    SHIPPED,
-    *(SHIPPED._replace(name=f"opening {n}", data={"opening": n}) for n in (1, 8)),
-    SHIPPED._replace(name="opening 24, all that was drawn", data={"opening": 24}),
+    PLAIN,
+    PLAIN._replace(name="opening 1", data={"opening": 1}),
+    PLAIN._replace(name="opening 8 (shipped)", data={"opening": 8}),
+    PLAIN._replace(name="opening 24, all that was drawn", data={"opening": 24}),
     dpo("without the sft term", sft=0.0),
     dpo("sft term of weight 1", sft=1.0),
     dpo("ipo", "ipo"),
     dpo("robust, label noise .1", "robust", label_smoothing=0.1),
     dpo("apo_zero", "apo_zero"),
     dpo("hinge (SLiC)", "hinge"),
-    SHIPPED._replace(name="weights: boundary", data={"opening": 3, "weights": "boundary"}),
+    PLAIN._replace(name="weights: boundary", data={"opening": 3, "weights": "boundary"}),
     Loss("kto", "kto", {"beta": 0.3, "per_device_train_batch_size": 2 * BATCH}),
     Loss("orpo", "orpo", {"beta": 1.0}),
     Loss("cpo", "cpo", {"beta": 0.3, "cpo_alpha": 0.1}),
