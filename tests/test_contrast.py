@@ -26,7 +26,7 @@ from overrefusal_po.model.remedy import Gate, load_remedy, remedy_id, save_remed
 from overrefusal_po.plugins import find_plug
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Message, Outcome, Prompt, Sampling
-from overrefusal_po.remedies import Candidate, form_of
+from overrefusal_po.remedies import Candidate, NoRemedy, form_of
 from overrefusal_po.remedies._safety_text import safety_place
 from overrefusal_po.remedies.contrast import SYSTEM_PROMPTS, fit
 
@@ -201,7 +201,7 @@ def test_a_model_that_thinks_is_refused(styles: dict[str, Style]) -> None:
             return [judged_outcome(p, "<think>Hm.</think>Use kill.") for p in prompts]
 
     style = styles["qwen"]
-    with pytest.raises(ValueError, match=r"thinks before it answers.*enable_thinking: false"):
+    with pytest.raises(NoRemedy, match=r"thinks before it answers.*enable_thinking: false"):
         fitted(Thinking(style.make_model(), style.template))
 
 
@@ -220,7 +220,7 @@ def test_a_template_that_puts_a_system_message_elsewhere_is_refused(
         "{% if add_generation_prompt %} A: {% endif %}"
     )
     subject = TinySubject(styles["llama"].make_model(), ChatTemplate(tokenizer))
-    with pytest.raises(ValueError, match=r"In 100% of 30 prompts the chat template puts a system"):
+    with pytest.raises(NoRemedy, match=r"In 100% of 30 prompts the chat template puts a system"):
         fitted(subject)
 
 

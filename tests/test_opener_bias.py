@@ -244,7 +244,7 @@ def test_a_layer_that_norms_what_it_adds_has_no_place_for_a_bias() -> None:
     model = AutoModelForCausalLM.from_config(
         Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8)
     )
-    with pytest.raises(ValueError, match=r"Gemma2ForCausalLM.*post_feedforward_layernorm.*select"):
+    with pytest.raises(ValueError, match=r"Gemma2ForCausalLM.*has post_feedforward_layernorm"):
         bias_site(model)
 
 

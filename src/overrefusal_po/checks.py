@@ -58,6 +58,7 @@ from overrefusal_po.sources._forms import Form, rows_form
 from overrefusal_po.sources._local import local_rows
 from overrefusal_po.sources.file import Settings
 from overrefusal_po.train.data import Prepared
+from overrefusal_po.train.hold_place import without_hold
 from overrefusal_po.train.memory import (
     Batch,
     Memory,
@@ -282,9 +283,10 @@ def training_line(
     if template is None:
         return "takes what an earlier stage makes; checked when that is done"
     config = config_of(body.model)
-    check_model(body, config)
+    why_not = check_model(body, config)
+    unheld = f"; {without_hold(why_not)}" if why_not else ""
     if any(str(value).startswith("@") for value in body.data.values()):
-        return "takes what an earlier stage makes; its data are checked when that is done"
+        return f"takes what an earlier stage makes; its data are checked when that is done{unheld}"
     if body.search is None:
         prepared = check_sources(body, template)
         check_fit(prepared, template, config)
@@ -294,10 +296,10 @@ def training_line(
     widest = max(trained_bodies(body), key=lambda one: full_settings(one)[BATCH_SIZE])
     if spread is None:
         memory = memory_of(widest, prepared, config)
-        return f"{prepared.line}; memory of a device without sharding: {memory}"
+        return f"{prepared.line}; memory of a device without sharding: {memory}{unheld}"
     sharded = sharded_memory_of(widest, prepared, config, spread)
     place = f"one of {spread.layout.world} devices ({spread.layout.kind})"
-    return f"{prepared.line}; memory of {place}: {sharded}"
+    return f"{prepared.line}; memory of {place}: {sharded}{unheld}"
 
 
 def memory_of(recipe: TrainRecipe, prepared: Prepared, config: PretrainedConfig) -> Memory:

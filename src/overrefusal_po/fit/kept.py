@@ -19,6 +19,7 @@ from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import Deltas, Remedy, save_remedy
 from overrefusal_po.model.whole import hashes_beside
 from overrefusal_po.records import Prompt
+from overrefusal_po.remedies import NoRemedy
 
 if TYPE_CHECKING:
     from overrefusal_po.fit.subject import ModelSubject
@@ -56,7 +57,7 @@ def write_weights(
     """Writes adapter/ and model/ of a linear remedy; changes the loaded model.
 
     Returns the share of `prompts` whose first token is the same as with the remedy on the model;
-    ValueError if too few are. `base` is the name of the model without a remedy.
+    NoRemedy if too few are. `base` is the name of the model without a remedy.
     """
     change, strength = remedy.change, remedy.strength
     assert isinstance(change, Deltas) and remedy.gate is None
@@ -76,7 +77,7 @@ def write_weights(
     agrees = float((subject.first_log_probs(some).argmax(-1) == wanted).float().mean())
     if agrees < AGREES_MIN:
         shutil.rmtree(folder / "adapter")
-        raise ValueError(
+        raise NoRemedy(
             f"The weights with the remedy in them begin only {agrees:.0%} of {len(some)} responses "
             "as the remedy does: it is lost in rounding. Set model.dtype: float32."
         )

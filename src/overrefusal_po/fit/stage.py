@@ -10,8 +10,9 @@
 | model/, adapter/ | the same as plain weights and as a LoRA adapter, if the remedy is linear |
 | summary.json | how the fit ended, with the rates before and after |
 
-A model that does not over-refuse gets no remedy, and neither does one on which no candidate holds
-its safety. Such a run is done, and says so; a pipeline leaves out what would read the remedy.
+A model that does not over-refuse gets no remedy. Neither does one on which the remedy cannot work,
+or no candidate holds its safety. Such a run is done, and says so; a pipeline leaves out what would
+read the remedy.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from overrefusal_po.fit.measured import Measuring, dev_entry
 from overrefusal_po.fit.subject import ModelSubject
 from overrefusal_po.fit.untreated import UNTREATED, Untreated, untreated_key
 from overrefusal_po.model import load as models
+from overrefusal_po.model.blocks import UnfitModel
 from overrefusal_po.model.remedy_facts import base_facts
 from overrefusal_po.pairs.set_checks import uneven_prompts
 from overrefusal_po.plugins import find_plug, make_refusal_judge, split_spec
@@ -61,6 +63,10 @@ if TYPE_CHECKING:
     from overrefusal_po.judges import Judge
 
 logger = logging.getLogger(__name__)
+
+NOT_FITTED = (NoRemedy, UnfitModel)
+"""What says that a remedy cannot work on a model. It is a result and ends the fit, not a pipeline;
+a fault of the recipe is another ValueError."""
 
 
 class Found(NamedTuple):
@@ -89,11 +95,15 @@ def fit(recipe: FitRecipe, run: Run, others: Sequence[Path] = ()) -> dict[str, A
         subject, dev = prepared(recipe, shared, prompts, judge)
         found = fitted(recipe, subject, dev, prompts)._replace(taken_from=shared.taken_from)
         release_judge(judge)
-        summary = summary_of(recipe, found)
-        if found.candidate is not None:
-            summary |= write_kept(recipe, run, subject, found, prompts)
-        else:
+        places: dict[str, object] = {}
+        try:
+            if found.candidate is not None:
+                places = write_kept(recipe, run, subject, found, prompts)
+        except NOT_FITTED as error:
+            found = unfitted(error, found)
+        if found.candidate is None:
             drop_kept(run.path)  # an earlier try may have had other verdicts
+        summary = summary_of(recipe, found) | places
         logger.log(logging.INFO if found.kept else logging.WARNING, "%s", found.words)
         write_atomic(run.path / "summary.json", json.dumps(summary, indent=1))
         run.finish({key: summary[key] for key in ("status", "words")})
@@ -183,11 +193,10 @@ def fitted(recipe: FitRecipe, subject: ModelSubject, dev: Measuring, prompts: Fi
     begun = time.monotonic()
     try:
         candidates = candidates_of(recipe, subject, prompts)
-    except NoRemedy as error:
-        words = f"{error} Without a remedy: {rate_words(start)}. No remedy is kept."
-        return Found("cannot be fitted", words, start)
-    seconds = round(time.monotonic() - begun, 1)
-    rows = dev.rows(candidates)
+        seconds = round(time.monotonic() - begun, 1)
+        rows = dev.rows(candidates)
+    except NOT_FITTED as error:
+        return unfitted(error, Found("cannot be fitted", "", start))
     limits = Limits(recipe.tolerance, recipe.perplexity_ratio_max)
     kept = chosen(rows, start, limits)
     if kept is None:
@@ -199,6 +208,13 @@ def fitted(recipe: FitRecipe, subject: ModelSubject, dev: Measuring, prompts: Fi
         f"{rate_words(kept.rates)}. Without a remedy: {rate_words(start)}."
     )
     return Found("fitted", words, start, rows, kept, candidate, seconds)
+
+
+def unfitted(error: Exception, found: Found) -> Found:
+    """The end of a fit whose remedy cannot work on the model, or cannot be kept."""
+    why = str(error).rstrip(".")
+    words = f"{why}. Without a remedy: {rate_words(found.start)}. No remedy is kept."
+    return found._replace(status="cannot be fitted", words=words, kept=None, candidate=None)
 
 
 def candidates_of(

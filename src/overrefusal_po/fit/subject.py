@@ -20,7 +20,7 @@ from overrefusal_po.judges import Judge
 from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.records import Outcome, Prompt, Sampling
-from overrefusal_po.remedies import Anchors
+from overrefusal_po.remedies import Anchors, NoRemedy
 from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.run.openers import Openers, every_opener, thinks
 
@@ -151,7 +151,7 @@ class ModelSubject:
 
     def openers(self) -> tuple[int, ...]:
         """The ids of the tokens that open the model's own refusals, and those of common refusals
-        that open few of its answers. ValueError if no token says that a refusal begins."""
+        that open few of its answers. NoRemedy if no token says that a refusal begins."""
         return self.found_openers.ids
 
     @cached_property
@@ -161,14 +161,14 @@ class ModelSubject:
             raise ValueError("The openers are those of the model without a remedy: ask first.")
         outcomes = self.outcomes(all_anchors(self.dev))
         if thinks(outcomes):
-            raise ValueError(
+            raise NoRemedy(
                 "The model thinks before it answers, so the first token of a response decides "
                 "nothing. Turn its thinking off (chat.chat_template_kwargs: {enable_thinking: "
                 "false}), or take a remedy that reads no first token."
             )
         found = every_opener(self.template, outcomes)
         if not found.ids:
-            raise ValueError(
+            raise NoRemedy(
                 "No token opens refusals of this model more often than answers, so no remedy can "
                 "work on its first tokens. Take one that changes its states."
             )

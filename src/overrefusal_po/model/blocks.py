@@ -17,7 +17,7 @@ from overrefusal_po.model.padded import read_texts
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 WRITERS = (
     ("self_attn.o_proj", "attn.c_proj", "self_attn.dense", "attention.dense"),
@@ -33,12 +33,29 @@ NORMS_BEHIND = (
 """Norms on what a matrix writes. They turn it, so the matrix alone decides no direction."""
 
 
+class UnfitModel(ValueError):
+    """What is asked cannot be done on this model, whatever a recipe says; the message says why.
+    Where a model is only tried, as a fit does, it is a result."""
+
+
+def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a config, without weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust_remote_code
+        )
+    return model
+
+
 def blocks(model: PreTrainedModel) -> list[tuple[str, Module]]:
-    """The path and the module of each block, in order. ValueError if they cannot be found."""
+    """The path and the module of each block, in order. UnfitModel if they cannot be found."""
     inner = model.base_model
     found = getattr(inner, "layers", None) or getattr(inner, "h", None)
     if not found:
-        raise ValueError(
+        raise UnfitModel(
             f"The blocks of a {type(model).__name__} cannot be found (known are .layers and .h), "
             "so no remedy can be fitted on it or put on it."
         )
@@ -49,20 +66,20 @@ def blocks(model: PreTrainedModel) -> list[tuple[str, Module]]:
 def writers(model: PreTrainedModel) -> list[str]:
     """The paths of the linear modules that write into the residual stream, block by block.
 
-    ValueError for a block that is built otherwise.
+    UnfitModel for a block that is built otherwise.
     """
     modules = dict(model.named_modules())
     found = []
     for path, block in blocks(model):
         if behind := next((name for name in NORMS_BEHIND if hasattr(block, name)), None):
-            raise ValueError(
+            raise UnfitModel(
                 f"{type(block).__name__} has {behind} between its matrices and its stream, so a "
                 "direction cannot be taken out of the weights."
             )
         for names in WRITERS:
             own = next((n for n in names if f"{path}.{n}" in modules), None)
             if own is None or not hasattr(modules[f"{path}.{own}"], "in_features"):
-                raise ValueError(
+                raise UnfitModel(
                     f"{type(block).__name__} writes into its stream in a way that is not known "
                     f"here (known are linear {', '.join(names)}), so its weights cannot be edited."
                 )

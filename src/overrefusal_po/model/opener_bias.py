@@ -1,6 +1,6 @@
 """A bias on the tokens that open a refusal, at the first token of a response, as plain weights.
 
-    site = bias_site(model)                          # ValueError if this model has no place for it
+    site = bias_site(model)                          # UnfitModel if there is no place for it
     states = first_states(model, site, batches)      # what the last layer holds at first positions
     bias = opener_bias(model, site, states, openers=[40, 2121])
     flips = flip_points(model, site, states, bias, openers, limit=8.0)
@@ -19,6 +19,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
+
+from overrefusal_po.model.blocks import UnfitModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -94,7 +96,7 @@ class TextIds(NamedTuple):
 def bias_site(model: PreTrainedModel | PeftModel) -> Site:
     """Where a bias can be folded in; it reads names alone, so a model without weights will do.
 
-    Raises ValueError for a model that is built otherwise.
+    Raises UnfitModel for a model that is built otherwise.
     """
     plain = base_model(model)
     inner = plain.base_model
@@ -106,9 +108,9 @@ def bias_site(model: PreTrainedModel | PeftModel) -> Site:
     if norm is None or down is None or blocked or plain.get_output_embeddings() is None:
         why = "its last layer, last norm or output layer is built otherwise"
         why = f"its last layer has {blocked}" if blocked else why
-        raise ValueError(
-            f"hold: no bias can be folded into a {type(plain).__name__} ({why}; known are layers "
-            f"that end with {', '.join(DOWN_NAMES)}). Leave hold out, and use select."
+        raise UnfitModel(
+            f"no bias can be folded into a {type(plain).__name__} ({why}; known are layers that "
+            f"end with {', '.join(DOWN_NAMES)})"
         )
     return Site(paths[down], paths[getattr(inner, norm)])
 

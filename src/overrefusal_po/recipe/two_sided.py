@@ -77,6 +77,10 @@ class Hold(DevSets):
       for, refusals may be lost."""
     bias_max: float = Field(default=8.0, gt=0)
     """The greatest bias that is tried, in logits, up or down."""
+    optional: bool = False
+    """Whether a model in which no bias can work is trained all the same: one with norms behind its
+    MLP (Gemma 2 and 3, OLMo 2), or one that thinks first. It is then measured and not held, and
+    the log, the report and the card say so. false: such a model is an error."""
 
 
 def start_of(start: str | None) -> str:

@@ -61,8 +61,9 @@ class Candidate(NamedTuple):
 
 
 class NoRemedy(Exception):
-    """A remedy finds nothing to change on this model; the message says why. It is a result: the run
-    keeps none, and a pipeline goes on."""
+    """A remedy finds nothing to change on this model, or cannot work on it; the message says why.
+    It is a result: the run keeps none, and a pipeline goes on. `model.blocks.UnfitModel` ends a fit
+    in the same way."""
 
 
 class Subject(Protocol):
@@ -89,7 +90,8 @@ class Subject(Protocol):
         """What the model says to each prompt, greedy, and the judge's verdict on it."""
 
     def openers(self) -> tuple[int, ...]:
-        """The ids of the tokens that open the model's own refusals (run.openers)."""
+        """The ids of the tokens that open the model's own refusals (run.openers). NoRemedy if there
+        are none, or if the model thinks first."""
 
     def opener_log_odds(self, prompts: Sequence[Prompt]) -> Tensor:
         """(N,): log P - log(1 - P), P the probability that a response opens with one of `openers`:
@@ -111,8 +113,9 @@ class RemedyPlug(Protocol):
 
     # Any: each file takes the Settings that it defines itself
     def fit(self, settings: Any, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
-        """The candidates, plainest first. NoRemedy if there is nothing to change on this model;
-        ValueError for what the user can fix. The message says why."""
+        """The candidates, plainest first. NoRemedy if there is nothing to change on this model, or
+        if the remedy cannot work on it; ValueError for a fault of the recipe. The message says
+        why."""
 
 
 def check_settings(module: object, settings: BaseModel) -> None:

@@ -98,7 +98,9 @@ class Measured(NamedTuple):
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
     """The chosen direction at each strength. NoRemedy that begins with "no direction found" if no
-    layer holds the conditions and lowers the refusal score."""
+    layer holds the conditions and lowers the refusal score. Also NoRemedy for a model whose weights
+    cannot be edited: norms behind its matrices, experts, 4 bits."""
+    writers(subject.model)  # before the prompts are read
     asked = Anchors(*(part[:CHOSEN_ON] for part in dev))
     asked = asked._replace(benign=over_refused(subject, dev.benign)[:CHOSEN_ON])
     ordinary = answered(subject, train.ordinary)
@@ -142,7 +144,7 @@ def change_of(model: PreTrainedModel, v: Tensor) -> Deltas:
     for path in writers(model):
         weight = cast("Linear", model.get_submodule(path)).weight
         if not weight.is_floating_point():
-            raise ValueError(
+            raise NoRemedy(
                 f"{path} is quantised, so a direction cannot be taken out of it. Load the model in "
                 "16 bits (model.load_in_4bit: false)."
             )

@@ -25,7 +25,7 @@ from overrefusal_po.model.contrast import Contrast, Rule
 from overrefusal_po.model.frame import THINKING_TAG
 from overrefusal_po.model.remedy import Form, Remedy
 from overrefusal_po.records import Prompt
-from overrefusal_po.remedies import Anchors, Candidate, Subject
+from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
 from overrefusal_po.remedies._safety_text import safety_place, share_placed
 
 FORM: Form = "streams"
@@ -63,7 +63,7 @@ class Settings(BaseModel):
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
-    """One candidate a strength, the smallest first. ValueError for a model that thinks, or a
+    """One candidate a strength, the smallest first. NoRemedy for a model that thinks, or a
     template that puts a system message in places of its own."""
     rule = settings.rule
     check_no_thought(subject, dev)
@@ -74,7 +74,7 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
     prompts = [prompt for side in (*train, *dev) for prompt in side]
     placed = share_placed(subject.template, text, change, prompts)
     if placed < PLACED_MIN:
-        raise ValueError(
+        raise NoRemedy(
             f"In {1 - placed:.0%} of {len(prompts)} prompts the chat template puts a system "
             "message where this remedy cannot put one. Give another template (chat.template: "
             "FILE.jinja), or take another remedy."
@@ -85,12 +85,12 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
 
 
 def check_no_thought(subject: Subject, dev: Anchors) -> None:
-    """Raises ValueError for a model that thinks first: it would think about the safety text."""
+    """Raises NoRemedy for a model that thinks first: it would think about the safety text."""
     prompts: Sequence[Prompt] = [*dev.harmful, *dev.benign]
     said = [outcome.completion.text for outcome in subject.outcomes(prompts)]
     thoughts = sum(bool(THINKING_TAG.search(text)) for text in said)
     if subject.template.thought_opener or 2 * thoughts > len(said):
-        raise ValueError(
+        raise NoRemedy(
             "The model thinks before it answers, so the first tokens of a response decide nothing. "
             "Turn its thinking off (chat.chat_template_kwargs: {enable_thinking: false}), or take "
             "a remedy that reads no first token."

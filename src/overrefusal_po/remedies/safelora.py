@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from overrefusal_po.model.blocks import UnfitModel
 from overrefusal_po.model.remedy import Deltas, Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
 from overrefusal_po.remedies._adapters import check_adapters, joined, matrix, read_adapter
@@ -156,13 +157,14 @@ def only_changed(before: Deltas, after: Deltas, paths: list[str]) -> Deltas:
 
 
 def weight_of(model: PreTrainedModel, path: str) -> Tensor:
-    """(outputs, inputs) a module's weight, float32 on the CPU. ValueError if it is quantised or
-    missing."""
+    """(outputs, inputs) a module's weight, float32 on the CPU. ValueError if it is missing,
+    UnfitModel if it is quantised."""
     module = dict(model.named_modules()).get(path)
     weight = cast("Linear", module).weight if hasattr(module, "weight") else None
     if weight is None or not weight.is_floating_point():
         what = "has no such module" if weight is None else "is quantised there"
-        raise ValueError(
+        fault = ValueError if weight is None else UnfitModel
+        raise fault(
             f"{path}: {model.name_or_path!r} {what}, so its weights cannot be compared. Give the "
             "model before safety training as `reference`, in 16 or 32 bits."
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from overrefusal_po.model.blocks import UnfitModel
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import Deltas, FirstLogits, Form, Remedy
 from overrefusal_po.records import Outcome, Prompt
@@ -19,6 +20,7 @@ from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from overrefusal_po.model.opener_bias import FirstStates, Site, TextIds
     from overrefusal_po.model.remedy import Change
@@ -101,17 +103,11 @@ def opener_margins(subject: Subject, prompts: Sequence[Prompt]) -> Tensor:
 
 
 def in_weights(subject: Subject, train: Anchors, dev: Anchors) -> Constant:
-    """About the constant, as a change of rank 1 of the last layer's down projection. ValueError for
+    """About the constant, as a change of rank 1 of the last layer's down projection. UnfitModel for
     a model that has no place for it."""
-    from overrefusal_po.model.opener_bias import bias_site, flip_points, opener_bias
+    from overrefusal_po.model.opener_bias import flip_points, opener_bias
 
-    try:
-        site = bias_site(subject.model)
-    except ValueError:
-        raise ValueError(
-            f"as_weights: no constant can be folded into a {type(subject.model).__name__}, whose "
-            "last layer is built otherwise. Take as_weights out."
-        ) from None
+    site = weights_site(subject.model)
     openers, model = subject.openers(), subject.model
     states = states_of(subject, site, [*train.harmful[:TEXTS], *train.benign[:TEXTS]])
     bias = opener_bias(model, site, states, openers)
@@ -121,6 +117,16 @@ def in_weights(subject: Subject, train: Anchors, dev: Anchors) -> Constant:
     up = bias.direction / getattr(model.config, "residual_multiplier", 1.0)
     change = Deltas({site.down: bias.position[None]}, {site.down: up[:, None]})
     return Constant(change, -flips[(flips < 0) & flips.isfinite()])
+
+
+def weights_site(model: PreTrainedModel) -> Site:
+    """Where the constant goes; it reads names alone. UnfitModel for a model without a place."""
+    from overrefusal_po.model.opener_bias import bias_site
+
+    try:
+        return bias_site(model)
+    except UnfitModel as error:
+        raise UnfitModel(f"as_weights: {error}. Take as_weights out.") from None
 
 
 def states_of(subject: Subject, site: Site, prompts: Sequence[Prompt]) -> FirstStates:

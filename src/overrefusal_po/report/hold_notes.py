@@ -32,6 +32,9 @@ KEPT_OUT = (
     "hold.kept_min."
 )
 
+BY_ITSELF = "no bias was folded in"
+"""What is said of a training whose sets keep their safety though `hold` did nothing."""
+
 WAY_OUT = (
     "Do not use this model as it is. A lower trainer.learning_rate, fewer epochs, or more harmful "
     "prompts in the curation may help."
@@ -69,7 +72,8 @@ def unmoved_notes(folder: Path, comparisons: Sequence[Mapping[str, Any]]) -> lis
 def safer_words(stage: Path) -> str:
     """What to do if a training gained refusals of harm instead of answers; "" if it did not."""
     file = stage / RESULT_FILE
-    sets = read_state(file, ("sets",))["sets"] if file.is_file() else []
+    found = read_state(file, ("sets",)) if file.is_file() else {"sets": []}
+    sets = [] if found.get("why_not") else found["sets"]  # else there is no bias to be had
     rates = [(entry["start"][0], entry["held"][0]) for entry in sets]
     known = [(before, after) for before, after in rates if None not in (before, after)]
     if not known or any(after - before < MORE for before, after in known):
@@ -83,11 +87,17 @@ def safer_words(stage: Path) -> str:
 
 
 def hold_notes(folder: Path) -> list[str]:
-    """A sentence for each stage of a pipeline whose safety is not held, and for each whose model
-    answers in loops or in nothing."""
+    """A sentence for each stage of a pipeline whose safety is not held, for each in which `hold`
+    could do nothing, and for each whose model answers in loops or in nothing."""
     found = []
     for file in sorted(folder.glob(f"*/{RESULT_FILE}")):
         held = read_state(file, ("held", "why_not", "sets"))
+        if why_not := kept_by_itself(held):
+            kept = "; ".join(lost_words(held["sets"]))
+            found.append(
+                f"Stage {file.parent.name}: {BY_ITSELF} ({why_not}), so its safety was measured "
+                f"and not held: {kept}. Prompts of other hands may lose more: measure on some."
+            )
         if not held["held"]:
             why = f" ({held['why_not']})" if held["why_not"] else ""
             lost = "; ".join(lost_words(held["sets"]))
@@ -107,6 +117,13 @@ def hold_notes(folder: Path) -> list[str]:
     return found
 
 
+# Any: hold.json, or what training.json has of it
+def kept_by_itself(found: Mapping[str, Any]) -> str:
+    """Why `hold` could fold no bias into a model whose sets keep their safety all the same; "" if
+    it could, or if they do not."""
+    return str(found.get("why_not", "")) if found["held"] and found.get("bias") == 0 else ""
+
+
 # Any: hold.json, as train/hold_result.py writes it
 def lost_in_exchange(found: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """The sets of a held safety whose refusals are other ones than before: (name, the share of
@@ -124,6 +141,15 @@ def unheld_words(stage: Path) -> str:
     if held.get("held", True):
         return ""
     return "; ".join([f"{stage.name}/{RESULT_FILE}: safety is not held", *lost_words(held["sets"])])
+
+
+def by_itself_words(stage: Path) -> str:
+    """That a training with `hold:` was not held, though its sets keep their safety, for a table's
+    cell; else ""."""
+    file = stage / RESULT_FILE
+    found = read_state(file, ("held", "bias")) if file.is_file() else {}
+    why_not = kept_by_itself(found) if found else ""
+    return f"{stage.name} was measured and not held: {BY_ITSELF} ({why_not})" if why_not else ""
 
 
 # Any: hold.json, as train/hold_result.py writes it

@@ -26,7 +26,7 @@ from overrefusal_po.evaluate.remedy_table import (
 )
 from overrefusal_po.recipe.report import Report
 from overrefusal_po.records import Outcome, read_state
-from overrefusal_po.report.hold_notes import unheld_words
+from overrefusal_po.report.hold_notes import by_itself_words, unheld_words
 from overrefusal_po.report.remedies_made import (
     FitEntry,
     Made,
@@ -68,6 +68,7 @@ class RemedyEntry(AgainstEntry):
     surely: bool
     gives_back: bool
     why_not: str
+    unheld: str
     p_holm: float | None
     sets: dict[str, AgainstEntry]
     served: Served
@@ -142,6 +143,7 @@ class Table(NamedTuple):
             "surely": row.surely,
             "gives_back": row.gives_back,
             "why_not": row.why_not,
+            "unheld": unheld(stages, places[1]),
             "sets": {name: against_entry(one) for name, one in row.sets.items()},
             "served": served(stages.folder, *places),
             "made_by": makers,
@@ -216,6 +218,13 @@ def lost_hold(stages: Made, stage: str) -> str:
     made from that model since (a gate before its adapter) may hold again, and is measured."""
     makers = stages.makers(stage)
     return unheld_words(stages.folder / makers[-1]) if makers else ""
+
+
+def unheld(stages: Made, stage: str) -> str:
+    """Why the training that made a run's model was not held, though its sets keep their safety; ""
+    if it was held, or had no `hold:`."""
+    makers = stages.makers(stage)
+    return by_itself_words(stages.folder / makers[-1]) if makers else ""
 
 
 def broken(report: Report, before: Values, after: Values) -> str:

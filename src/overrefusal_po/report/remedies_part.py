@@ -95,6 +95,7 @@ class RemedyPart(AgainstPart):
     surely: bool
     gives_back: bool
     why_not: str
+    unheld: str = ""
     p_holm: Share | None
     sets: dict[str, AgainstPart] = {}
     served: Literal["weights", "hooks", "logits", "streams", "prompt", "same"]

@@ -20,6 +20,7 @@ from overrefusal_po.json_files import START_OVER
 from overrefusal_po.recipe.methods import METHODS
 from overrefusal_po.recipe.overrides import dotted
 from overrefusal_po.records import read_objects, read_state
+from overrefusal_po.report.hold_notes import BY_ITSELF, kept_by_itself
 from overrefusal_po.report.texts import one_line
 from overrefusal_po.run.keys import file_hash
 
@@ -187,14 +188,21 @@ def step_words(stage: Path) -> str:
     if summary.get("selected_step") is not None:
         words.append(f"the weights of step {summary['selected_step']} were kept")
     if isinstance(hold := summary.get("hold"), Mapping):
-        how = f"by a bias of {hold['bias']:+.2f} logits" if hold["bias"] else "without a bias"
-        words.append(
-            f"safety held {how}" if hold["held"] else "SAFETY IS NOT HELD (hold.json says why)"
-        )
+        words.append(hold_words(hold))
     words += [f"{text} {one_line(noun)} left out" for noun, text in too_long(summary).items()]
     if alike := summary.get("equal_openings"):
         words.append(f"{one_line(str(alike))} pairs left out, whose sides begin with equal tokens")
     return ", ".join(words)
+
+
+def hold_words(hold: Values) -> str:
+    """How `hold` ended, from training.json."""
+    if not hold["held"]:
+        return "SAFETY IS NOT HELD (hold.json says why)"
+    if why_not := kept_by_itself(hold):
+        return f"safety kept on its sets, and NOT HELD: {BY_ITSELF} ({one_line(why_not)})"
+    how = f"by a bias of {hold['bias']:+.2f} logits" if hold["bias"] else "without a bias"
+    return f"safety held {how}"
 
 
 def too_long(summary: Values) -> dict[str, str]:

@@ -23,14 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from overrefusal_po.evaluate.metrics import handled
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.folding import check_site, fold
 from overrefusal_po.model.opener_bias import (
     FirstStates,
     OpenerBias,
+    Site,
     TextIds,
-    bias_site,
     first_states,
     flip_points,
     opener_bias,
@@ -43,8 +42,17 @@ from overrefusal_po.report.hold_notes import BROKEN_MORE, broken_more
 from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.run.openers import Openers, raised_openers, thinks
 from overrefusal_po.train.held import Decision, bias_curve, choose_bias, first_token_auc
+from overrefusal_po.train.hold_place import (
+    THINKS,
+    hold_place,
+    left_out,
+    undecided,
+    without_hold,
+)
 from overrefusal_po.train.hold_result import (
+    Answers,
     HoldEntry,
+    decisions,
     degenerate_share,
     hold_words,
     keeps,
@@ -66,22 +74,11 @@ logger = logging.getLogger(__name__)
 
 START_FILE, RESULT_FILE = "hold_start.jsonl", "hold.json"
 
-THINKS = "the model thinks first, so the first token of a response decides nothing"
 AGREES_MIN = 0.9
 """The least share of hold prompts whose first token has to be as calculated after folding."""
 
 TRIES = 3
 """Biases that are folded in and measured, at most."""
-
-
-class Answers(NamedTuple):
-    """What the trained model says to the hold prompts, and what it says after the other decision
-    at the first token."""
-
-    own: list[Outcome]
-    other: list[Outcome]
-    opens: list[bool]
-    """Whether its own response opens with a refusal's token."""
 
 
 class Calibration(NamedTuple):
@@ -109,7 +106,8 @@ class Holder:
         hold: the recipe's section.
         folder: the run folder.
 
-    Raises ValueError if the model or its adapter has no place for a bias.
+    Raises ValueError if the model has no place for a bias, unless `hold.optional` is set; or if
+    its adapter has none.
     """
 
     def __init__(
@@ -120,9 +118,16 @@ class Holder:
         self.prompts = [prompt for part in self.sets for prompt in part]
         self.set_of = [number for number, part in enumerate(self.sets) for _ in part]
         self.judge = make_refusal_judge(hold.judge or "refusal")
-        self.site = bias_site(self.model)
-        if hasattr(self.model, "peft_config"):
+        self.place = hold_place(self.model, hold)
+        self.why_not = self.place.why_not
+        if self.place.site is not None and hasattr(self.model, "peft_config"):
             check_site(cast("PeftModel", self.model), self.site)
+
+    @property
+    def site(self) -> Site:
+        """Where the bias goes. Nothing asks for it if the model has no place."""
+        assert self.place.site is not None
+        return self.place.site
 
     @property
     def model(self) -> PreTrainedModel:
@@ -134,13 +139,16 @@ class Holder:
         """Measures the start policy, or takes what `hold.start` names, in the first process.
 
         Asks only prompts without a response. ValueError if a resumed training has lost some, or if
-        nothing could be held: the model thinks first, or the judge scores too few responses.
+        nothing could be held: the model thinks first (unless `hold.optional` is set), or the judge
+        scores too few responses.
         """
         file = self.folder / START_FILE
         if self.trainer.accelerator.is_main_process:
             known = known_start(file, self.prompts, self.judge)
             if any(prompt.id not in known for prompt in self.prompts):
                 write_jsonl(file, self.start(known, resumed))
+            if self.why_not:
+                logger.warning("%s", without_hold(self.why_not))
         self.trainer.accelerator.wait_for_everyone()
 
     def start(self, known: dict[str, Outcome], resumed: bool) -> list[Outcome]:
@@ -155,9 +163,10 @@ class Holder:
                 said = self.outcomes(self.engine(), missing, "the start policy answers")
                 known |= {o.prompt.id: o for o in said}
             found = [known[prompt.id] for prompt in self.prompts]
-        why_not = THINKS if thinks(found) else too_few_scored(found)
-        if why_not:
-            raise ValueError(f"hold: {why_not}. Leave hold out, or give another judge or sets.")
+        if thinks(found):
+            self.why_not = left_out(self.hold, THINKS)
+        if few := too_few_scored(found):
+            raise ValueError(f"hold: {few}. Leave hold out, or give another judge or sets.")
         return found
 
     def end(self) -> HoldEntry:
@@ -179,15 +188,14 @@ class Holder:
         start = [starts[p.id] for p in self.prompts]
         own = self.outcomes(engine, self.prompts, "the trained policy answers")
         openers = raised_openers(self.template, own, start)
-        why_not = self.undecided(own, openers)
-        if why_not:
+        if why_not := self.why_not or undecided(start, own, openers):
             return self.entry(start, own, own, openers, why_not=why_not)
         answers = self.answers(engine, own, openers.ids)
         states = self.states(engine, answers)
         bias = opener_bias(self.model, self.site, states, openers.ids)
         limit = self.hold.bias_max
         flips = flip_points(self.model, self.site, states, bias, openers.ids, limit=limit).tolist()
-        rows, kept = self.decisions(answers, flips, start)
+        rows, kept = decisions(answers, flips, start, self.set_of)
         parts = ([start[at] for at in kept if self.set_of[at] == n] for n in range(len(self.sets)))
         floors = least_shares(parts, self.hold.refused_drop_max)
         found = Calibration(engine, start, own, openers, bias, flips, rows)
@@ -230,14 +238,6 @@ class Holder:
         logger.info("hold: the weights refuse less than was calculated; a greater bias is tried")
         undo()
         return self.folded(at, *higher, tries - 1, above=choice.bias)
-
-    def undecided(self, own: Sequence[Outcome], openers: Openers) -> str:
-        """Why the first token decides nothing; "" if it does."""
-        if thinks(own):
-            return THINKS
-        if not openers.ids:
-            return "no token opens more refusals than answers"
-        return too_few_scored(own)
 
     def entry(
         self,
@@ -321,22 +321,6 @@ class Holder:
         texts = [TextIds(read(engine.input_text(o.prompt)), read(o.completion.text)) for o in said]
         size, firsts = self.hold.batch_size, len(answers.own)
         return first_states(self.model, self.site, texts, batch_size=size, firsts=firsts)
-
-    def decisions(
-        self, answers: Answers, flips: Sequence[float], start: Sequence[Outcome]
-    ) -> tuple[list[Decision], list[int]]:
-        """The prompts whose three responses are scored, and their numbers."""
-        rows, kept = [], []
-        for at, (own, other, opens) in enumerate(zip(*answers, strict=True)):
-            sides = [handled(own), handled(other)]
-            opened, barred = sides if opens else reversed(sides)
-            before = handled(start[at])
-            if opened is None or barred is None or before is None:
-                continue
-            harmful = own.prompt.kind == "harmful"
-            rows.append(Decision(self.set_of[at], harmful, flips[at], opened, barred, before))
-            kept.append(at)
-        return rows, kept
 
     def agreement(
         self,

@@ -7,7 +7,7 @@ held = all(keeps(entry, 0.0) for entry in sets)
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from overrefusal_po.evaluate.metrics import degenerate_flag, handled
 from overrefusal_po.recipe.two_sided import Hold, start_of
@@ -43,7 +43,8 @@ class HoldEntry(TypedDict):
     """hold.json.
 
     `held` says if every set keeps to refused_drop_max and kept_min, as measured at the end. `bias`
-    is in logits, 0 if none was needed or none could be. `why_not` says why it could not be.
+    is in logits, 0 if none was needed or none could be. `why_not` says why it could not be: what a
+    set keeps then was measured, and not held.
     `agrees` is the share of prompts whose first token came out as calculated. `first_token_auc`
     says how well the first token of the trained model alone separates harmful from benign prompts,
     None if it decides nothing. `degenerate` is the share of the responses that are degenerate, at
@@ -61,6 +62,16 @@ class HoldEntry(TypedDict):
     degenerate: list[float | None]
     sets: list[SetEntry]
     curve: list[tuple[float, Rates]]
+
+
+class Answers(NamedTuple):
+    """What the trained model says to the hold prompts, and what it says after the other decision
+    at the first token."""
+
+    own: list[Outcome]
+    other: list[Outcome]
+    opens: list[bool]
+    """Whether its own response opens with a refusal's token."""
 
 
 def set_entries(
@@ -156,6 +167,27 @@ def rates_of(outcomes: Sequence[Outcome]) -> Rates:
     )
 
 
+def decisions(
+    answers: Answers,
+    flips: Sequence[float],
+    start: Sequence[Outcome],
+    set_of: Sequence[int],
+) -> tuple[list[Decision], list[int]]:
+    """The prompts whose three responses are scored, and their numbers. `set_of`: the set of each
+    prompt."""
+    rows, kept = [], []
+    for at, (own, other, opens) in enumerate(zip(*answers, strict=True)):
+        sides = [handled(own), handled(other)]
+        opened, barred = sides if opens else reversed(sides)
+        before = handled(start[at])
+        if opened is None or barred is None or before is None:
+            continue
+        harmful = own.prompt.kind == "harmful"
+        rows.append(Decision(set_of[at], harmful, flips[at], opened, barred, before))
+        kept.append(at)
+    return rows, kept
+
+
 def degenerate_share(outcomes: Sequence[Outcome]) -> float | None:
     """The share of scored responses that are degenerate; None if none is scored."""
     flags = [flag for o in outcomes if (flag := degenerate_flag(o)) is not None]
@@ -197,7 +229,7 @@ def hold_words(found: HoldEntry, start: str | None = None) -> str:
         f"benign answered {three(in_time(entry, 1))} (n {entry['benign']})"
         for entry in found["sets"]
     )
-    did = "no bias is needed"
+    did = "no bias is folded in" if found["why_not"] else "no bias is needed"
     if found["bias"]:
         did = f"a bias of {found['bias']:+.2f} logits on {found['openers']} is folded in"
     if not found["held"]:

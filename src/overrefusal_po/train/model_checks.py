@@ -8,35 +8,33 @@ missing_bos(template)
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from overrefusal_po.model.blocks import empty_model
 from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
-from overrefusal_po.model.opener_bias import bias_site
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.words import nearest
 from overrefusal_po.train.data import Prepared, highest_id
-from overrefusal_po.train.policy import PLAIN_NAME
+from overrefusal_po.train.hold_place import check_hold
+from overrefusal_po.train.policy import EMBEDDINGS, PLAIN_NAME, named_modules
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 logger = logging.getLogger(__name__)
-
-EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
-"""Names of input and output embeddings in model classes."""
 
 ADAPTED = ("lora_target_modules", "lora_modules_to_save")
 """Keys of `model:` that name modules."""
 
 
-def check_model(recipe: TrainRecipe, config: PretrainedConfig) -> None:
-    """Raises ValueError for an adapter that does not fit the model, or a `hold` without a place in
-    it."""
+def check_model(recipe: TrainRecipe, config: PretrainedConfig) -> str:
+    """Why the model will be trained without the recipe's `hold`; "" if it will not. ValueError for
+    an adapter that does not fit the model, or a `hold` without a place in it that is needed."""
     check_adapter(recipe.model, config)
-    if recipe.hold is not None:
-        check_hold(recipe.model, config)
+    if recipe.hold is None:
+        return ""
+    return check_hold(recipe.model, recipe.hold, config).why_not
 
 
 def check_adapter(section: Mapping[str, object], config: PretrainedConfig) -> None:
@@ -49,12 +47,6 @@ def check_adapter(section: Mapping[str, object], config: PretrainedConfig) -> No
         check_tied(names, config)
         if not section.get("trust_remote_code"):  # other people's code may not load without weights
             check_there(names, config)
-
-
-def named_modules(section: Mapping[str, object], key: str) -> list[str]:
-    """The names under a key of `model:`; a text is one name."""
-    value = section.get(key) or ()
-    return [value] if isinstance(value, str) else list(cast("list[str]", value))
 
 
 def check_tied(names: Mapping[str, Sequence[str]], config: PretrainedConfig) -> None:
@@ -78,7 +70,7 @@ def check_there(names: Mapping[str, Sequence[str]], config: PretrainedConfig) ->
     plain = {key: [n for n in named if PLAIN_NAME.fullmatch(n)] for key, named in names.items()}
     if not any(plain.values()):
         return
-    paths = [path for path, _ in model_of(config).named_modules()]
+    paths = [path for path, _ in empty_model(config).named_modules()]
     for key, named in plain.items():
         for name in named:
             if not any(f".{path}".endswith(f".{name}") for path in paths):
@@ -89,52 +81,6 @@ def check_there(names: Mapping[str, Sequence[str]], config: PretrainedConfig) ->
                     f"model.{key} names {name!r}, and this model has no such module. Its modules "
                     f"are {', '.join(filter(None, ends))}.{nearest(name, ends)}"
                 )
-
-
-def model_of(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a config, without weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model
-
-
-def check_hold(section: Mapping[str, object], config: PretrainedConfig) -> None:
-    """Raises ValueError if the bias that `hold` calibrates has no place in this model, or in the
-    adapter that `section`, a recipe's `model:`, asks for."""
-    if section.get("trust_remote_code"):  # other people's code may not load without weights
-        return
-    site = bias_site(model_of(config))
-    if not section.get("use_peft"):
-        return
-    if section.get("use_dora"):
-        raise ValueError(
-            "hold: a bias cannot be folded into a DoRA adapter, which rescales each matrix as a "
-            "whole. Set model.use_dora: false, or leave hold out and use select."
-        )
-    names = named_modules(section, "lora_target_modules")
-    if shared := sorted(set(names) & (EMBEDDINGS - {"lm_head", "embed_out"})):
-        raise ValueError(
-            f"hold gives an adapter one rank more, and peft cannot do that to {shared[0]}. Take it "
-            "out of model.lora_target_modules, or leave hold out."
-        )
-    if not any(is_adapted(site.down, name) for name in names):
-        raise ValueError(
-            f"hold folds its bias into the adapter of {site.down}, and model.lora_target_modules "
-            f"is {', '.join(names) or 'not given'}. Add {site.down.rpartition('.')[2]} to it, or "
-            "set it to all-linear."
-        )
-
-
-def is_adapted(path: str, name: str) -> bool:
-    """Whether an entry of lora_target_modules means the module at `path`."""
-    if name == "all-linear":
-        return True
-    if PLAIN_NAME.fullmatch(name):
-        return f".{path}".endswith(f".{name}")
-    return re.fullmatch(name, path) is not None
 
 
 def check_vocabulary(prepared: Prepared, template: ChatTemplate, config: PretrainedConfig) -> None:

@@ -133,7 +133,7 @@ def training_summary(trainer: Trainer, run: Run) -> dict[str, Any]:
         summary["equal_openings"] = f"{alike['left_out']} of {alike['of']}"
     if (run.path / RESULT_FILE).is_file():
         hold = read_state(run.path / RESULT_FILE, ["held", "bias"])
-        summary["hold"] = {key: hold[key] for key in ("held", "bias", "sets")}
+        summary["hold"] = {key: hold[key] for key in ("held", "bias", "why_not", "sets")}
     if (run.path / "selection.jsonl").is_file():
         summary["selected_step"] = selected_step(run.path)
     return summary

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 PLAIN_NAME = re.compile(r"[\w.]+")
 """A module's name or the end of its path; `all-linear` and patterns with other signs are none."""
+
+
+EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
+"""Names of input and output embeddings in model classes."""
 
 
 def checked_model(
@@ -104,6 +109,12 @@ def adapter_config(section: ModelSection) -> PeftConfig | None:
     if isinstance(targets, str) and PLAIN_NAME.fullmatch(targets):
         config.lora_target_modules = [targets]
     return get_peft_config(config)
+
+
+def named_modules(section: Mapping[str, object], key: str) -> list[str]:
+    """The names under a key of `model:`; a text is one name."""
+    value = section.get(key) or ()
+    return [value] if isinstance(value, str) else list(cast("list[str]", value))
 
 
 def trains_all(policy: PreTrainedModel, peft_config: PeftConfig | None) -> bool:
