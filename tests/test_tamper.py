@@ -27,12 +27,9 @@ from overrefusal_po.evaluate.robustness import (
     worst_of,
 )
 from overrefusal_po.evaluate.stage import check_evaluation
-from overrefusal_po.evaluate.tamper_reference import (
-    check_directions,
-    linear_shapes,
-    own_options,
-)
+from overrefusal_po.evaluate.tamper_reference import check_directions, own_options
 from overrefusal_po.evaluate.tamper_rows import harmful_rows, refusal_count
+from overrefusal_po.model.compared import linear_shapes
 from overrefusal_po.model.load import load_model, save_merged
 from overrefusal_po.model.parts import empty_model
 from overrefusal_po.model.remedied import remedy_of

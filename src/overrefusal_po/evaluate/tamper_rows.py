@@ -91,7 +91,7 @@ def check_section(recipe: EvaluateRecipe, tamper: Tamper) -> None:
     for key, user in idle_keys(tamper).items():
         logger.warning("tamper.%s changes nothing: only %s would use it", key, user)
     if "safelora" in tamper.defences:
-        check_reference(recipe, tamper)
+        check_reference(recipe)
 
 
 def check_made_with(tamper: Tamper, measured: Sequence[Prompt]) -> None:

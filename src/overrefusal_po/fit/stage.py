@@ -20,8 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -40,6 +39,7 @@ from overrefusal_po.fit.choice import (
 )
 from overrefusal_po.fit.kept import drop_kept, write_remedy, write_weights
 from overrefusal_po.fit.measured import Measuring, dev_entry
+from overrefusal_po.fit.reference import check_named, check_reference, reference_loader
 from overrefusal_po.fit.subject import ModelSubject
 from overrefusal_po.fit.untreated import UNTREATED, Untreated, untreated_key
 from overrefusal_po.model import load as models
@@ -58,8 +58,6 @@ from overrefusal_po.run.judged import release_judge
 from overrefusal_po.run.unscored import RunFailed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from overrefusal_po.judges import Judge
 
 logger = logging.getLogger(__name__)
@@ -114,7 +112,6 @@ def fit(recipe: FitRecipe, run: Run, others: Sequence[Path] = ()) -> dict[str, A
 def checked_prompts(recipe: FitRecipe) -> FitPrompts:
     """The recipe's prompts. ValueError for what a user can fix. Loads no weights."""
     module, settings = find_plug("remedies", recipe.remedy)
-    name, _ = split_spec(recipe.remedy, "remedies")
     if recipe.generation.temperature > 0:
         raise ValueError(
             f"generation.temperature is {recipe.generation.temperature:g}, and a fit measures "
@@ -126,19 +123,10 @@ def checked_prompts(recipe: FitRecipe) -> FitPrompts:
                 f"{key}.remedy is {section['remedy']!r}, and a remedy is fitted on a model without "
                 "one. Take it out."
             )
-    if getattr(module, "NEEDS_REFERENCE", False) and recipe.reference is None:
-        raise ValueError(
-            f"remedy {name} compares the model with the one before its safety training. Name that "
-            "one: reference: {model_name_or_path: NAME}."
-        )
-    if not getattr(module, "NEEDS_REFERENCE", False) and recipe.reference is not None:
-        logger.warning(
-            "reference changes nothing: the remedy %s does not use it (its plug has no "
-            "NEEDS_REFERENCE = True)",
-            name,
-        )
+    check_named(recipe, module)
     form_of(module, settings)
     check_settings(module, settings)
+    check_reference(recipe, module)
     prompts = fit_prompts(recipe.data)
     if uneven := uneven_prompts(all_anchors(prompts.train)):
         logger.warning("data: %s", uneven)
@@ -170,13 +158,6 @@ def prepared(
         load_reference=reference_loader(recipe),
     )
     return subject, Measuring(shared, engine, judge, all_anchors(prompts.dev), sampling)
-
-
-def reference_loader(recipe: FitRecipe) -> Callable[[], PreTrainedModel] | None:
-    """What loads the recipe's reference; None if it names none."""
-    if recipe.reference is None:
-        return None
-    return partial(models.load_model, **models.model_options(recipe.reference))
 
 
 def fitted(recipe: FitRecipe, subject: ModelSubject, dev: Measuring, prompts: FitPrompts) -> Found:

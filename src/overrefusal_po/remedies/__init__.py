@@ -17,7 +17,8 @@ harmless prompts and refuses about as much harm as the model without a remedy.
 A file may say more, so that a recipe can be checked before anything is fitted:
 
     FORM = "weights"            # what every remedy of it is; or form(settings), if settings decide
-    NEEDS_REFERENCE = True      # it asks for subject.reference()
+    NEEDS_REFERENCE = True      # it asks for subject.reference(), of the model's architecture
+    COMPARES_WEIGHTS = True     # it reads the weights of both, so neither may be quantised
     def check(settings): ...    # ValueError for what is wrong before any weight is loaded
 
 `check` does not read settings that begin with `@`: an earlier stage makes those files.

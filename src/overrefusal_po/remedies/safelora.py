@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 FORM: Form = "weights"
 NEEDS_REFERENCE = True
+COMPARES_WEIGHTS = True
 
 Projection = Literal["scaled", "orthogonal"]
 """The paper's matrix C, or an orthogonal projection."""

@@ -1,0 +1,69 @@
+"""The model before safety training, for remedies that compare with it: checked, and loaded as the
+model is.
+
+    check_reference(recipe, module)             # ValueError, before any weight is loaded
+    reference_loader(recipe)                    # loads it when a remedy asks for it
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from overrefusal_po.model import load as models
+from overrefusal_po.model.compared import check_comparable
+from overrefusal_po.plugins import split_spec
+from overrefusal_po.recipe.fit import FitRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+def check_named(recipe: FitRecipe, module: ModuleType) -> None:
+    """Raises ValueError if a remedy needs a reference and the recipe names none; logs a warning if
+    it names one in vain."""
+    name, _ = split_spec(recipe.remedy, "remedies")
+    needs = getattr(module, "NEEDS_REFERENCE", False)
+    if needs and recipe.reference is None:
+        raise ValueError(
+            f"remedy {name} compares the model with the one before its safety training. Name that "
+            "one: reference: {model_name_or_path: NAME}."
+        )
+    if not needs and recipe.reference is not None:
+        logger.warning(
+            "reference changes nothing: the remedy %s does not use it (its plug has no "
+            "NEEDS_REFERENCE = True)",
+            name,
+        )
+
+
+def check_reference(recipe: FitRecipe, module: ModuleType) -> None:
+    """Raises ValueError for a `reference` that the remedy cannot compare with the model: another
+    architecture, other shapes, another vocabulary, or the model itself. See `check_comparable`."""
+    if recipe.reference is None or not getattr(module, "NEEDS_REFERENCE", False):
+        return
+    name, _ = split_spec(recipe.remedy, "remedies")
+    weights = bool(getattr(module, "COMPARES_WEIGHTS", False))
+    bits = ", both in 16 or 32 bits" if weights else ""
+    check_comparable(
+        models.model_options(recipe.model),
+        models.model_options(recipe.reference),
+        key="reference",
+        named="the model",
+        advice=f"The remedy {name} compares the model with the one that its safety training began "
+        f"with. Name that one{bits}: reference: {{model_name_or_path: NAME}}.",
+        vocabulary=True,
+        weights=weights,
+    )
+
+
+def reference_loader(recipe: FitRecipe) -> Callable[[], PreTrainedModel] | None:
+    """What loads the recipe's reference; None if it names none."""
+    if recipe.reference is None:
+        return None
+    return partial(models.load_model, **models.model_options(recipe.reference))
