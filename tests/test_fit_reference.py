@@ -2,18 +2,24 @@
 are loaded; one that can is loaded as the model is."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Style
 from test_fit import values_of
-from tiny_subject import lora
+from tiny_subject import DEV, TRAIN, TinySubject, lora
 
 from overrefusal_po.cli import main
+from overrefusal_po.fit.reference import reference_loader
 from overrefusal_po.fit.stage import checked_prompts
+from overrefusal_po.model.compared import moved
 from overrefusal_po.model.load import load_model, save_merged
+from overrefusal_po.model.remedy import Deltas
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.remedies import debias, safelora
 
@@ -141,3 +147,103 @@ def test_check_says_it_too(
 def test_both_remedies_say_what_they_compare() -> None:
     assert safelora.NEEDS_REFERENCE and safelora.COMPARES_WEIGHTS
     assert debias.NEEDS_REFERENCE and not hasattr(debias, "COMPARES_WEIGHTS")
+
+
+# ------------------------------------------------------------------------------------ rounding
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_reference_has_the_number_format_of_the_model(
+    dtype: str, before: Path, styles: dict[str, Style], tmp_path: Path
+) -> None:
+    """A default of this machine would differ from the model's by rounding alone."""
+    values = fit_values("debias", styles["llama"].folder, tmp_path, str(before))
+    values["model"] |= {"dtype": dtype, "attn_implementation": "eager"}
+    model = load_model(str(styles["llama"].folder), dtype=dtype)
+    for given, wanted in (({}, dtype), ({"dtype": "bfloat16"}, "bfloat16")):
+        values["reference"] = {"model_name_or_path": str(before), **given}
+        body = check_body(values, "test")
+        assert isinstance(body, FitRecipe)
+        load = reference_loader(body, model)
+        assert load is not None
+        found = load()
+        assert str(found.dtype) == f"torch.{wanted}"
+        assert found.config._attn_implementation == "eager"
+
+
+ROUND = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.05, 3.0])
+@pytest.mark.parametrize("one", ROUND)
+@pytest.mark.parametrize("other", ROUND)
+def test_rounding_moves_no_weight_and_a_small_training_does(
+    one: str, other: str, scale: float
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(300, 200, generator=draw) * scale
+    first, second = start.to(ROUND[one]), start.to(ROUND[other])
+    assert not moved(first, second)
+    change = torch.randn(300, 2, generator=draw) @ torch.randn(2, 200, generator=draw) * scale
+    for size in (1e-3, 1e-2):  # of a weight; half a step of bfloat16 is 2e-3 to 4e-3
+        trained = (start + size * change).to(ROUND[one])
+        assert moved(trained, second)
+        assert not moved(trained, start.to(ROUND[other]) + size * change, size * change)
+
+
+def test_one_step_of_bfloat16_is_a_move() -> None:
+    """1 and the next number, 1 + 2^-7. Half of that step is what rounding can do."""
+    one = torch.ones(2, 2, dtype=torch.bfloat16)
+    stepped = one.clone()
+    stepped[0, 1] += 2.0**-7
+    assert moved(one, stepped)
+    assert not moved(one.float() + 2.0**-8, stepped)
+    assert not moved(one, one)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equal_weights_in_two_number_formats_are_equal(
+    merged: bool, dtype: str, styles: dict[str, Style], tmp_path: Path
+) -> None:
+    """The model is the reference, or the reference with the adapter in it: nothing but rounding is
+    between them. That was taken for directions of safety."""
+    style = styles["llama"]
+    start = load_model(str(style.folder), dtype="float32")
+    adapted = lora(start, tmp_path, scale=0.05)
+    whole: Any = adapted.merge_and_unload() if merged else start
+    settings = safelora.Settings(adapter=str(tmp_path), merged=merged)
+    reference = load_model(str(style.folder), dtype="bfloat16")
+    if dtype == "bfloat16":
+        whole, reference = whole.to(torch.bfloat16), start
+    subject = TinySubject(whole, style.template, reference=reference)
+    with pytest.raises(safelora.EqualWeights, match="but for rounding"):
+        safelora.fit(settings, subject, TRAIN, DEV)
+    if not merged:
+        with pytest.raises(ValueError, match="have equal weights, but for rounding"):
+            debias.fit(debias.Settings(), subject, TRAIN, DEV)
+
+
+def test_modules_that_safety_training_did_not_move_are_counted(
+    styles: dict[str, Style], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    style = styles["llama"]
+    start = load_model(str(style.folder), dtype="float32")
+    adapter = lora(start, tmp_path)  # on q_proj and down_proj
+    modules = len(adapter.base_model.model.model.layers) * 2
+    safe = load_model(str(style.folder), dtype="float32")
+    torch.manual_seed(0)
+    for name, weight in safe.named_parameters():
+        if name.endswith("q_proj.weight"):
+            weight.data += 0.1 * torch.randn(weight.shape[0], 1) @ torch.randn(1, weight.shape[1])
+    reference = load_model(str(style.folder), dtype="bfloat16")
+    subject = TinySubject(safe, style.template, reference=reference)
+    settings = safelora.Settings(adapter=str(tmp_path), merged=False, cosine=1.0)
+    with caplog.at_level(logging.WARNING):
+        (found,) = safelora.fit(settings, subject, TRAIN, DEV)
+    assert found.facts["projected"] == found.facts["equal_modules"] == modules // 2
+    assert (
+        f"{modules // 2} of {modules} modules have equal weights in the model and in reference"
+        in (caplog.text)
+    )
+    assert isinstance(found.remedy.change, Deltas)

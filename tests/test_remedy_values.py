@@ -556,13 +556,13 @@ def test_a_module_that_safety_training_did_not_move_stays() -> None:
     step = {"moved": torch.diag(torch.tensor([2.0, 0])), "equal": torch.zeros(2, 2)}
     up = {path: torch.tensor([[1.0], [3.0]]) for path in step}
     adapter = Deltas({path: torch.tensor([[1.0, 0]]) for path in step}, up)
-    found = safelora.projected(adapter, step.__getitem__)
+    found = safelora.projected(adapter, lambda path: (step[path], torch.zeros(2, 2)))
     assert found.moved == ["moved"] and found.equal == ["equal"]
     assert list(found.cosines) == ["moved"]
     close(found.change.up["moved"], torch.tensor([[2.0], [0]]))
     assert torch.equal(found.change.up["equal"], up["equal"])
     with pytest.raises(ValueError, match="equal weights in all modules of the adapter"):
-        safelora.projected(adapter, lambda path: torch.zeros(2, 2))
+        safelora.projected(adapter, lambda path: (torch.ones(2, 2), torch.ones(2, 2)))
 
 
 def test_the_cosine_of_two_products() -> None:

@@ -2,7 +2,7 @@
 model is.
 
     check_reference(recipe, module)             # ValueError, before any weight is loaded
-    reference_loader(recipe)                    # loads it when a remedy asks for it
+    reference_loader(recipe, subject.model)     # loads it when a remedy asks for it
 """
 
 from __future__ import annotations
@@ -62,8 +62,14 @@ def check_reference(recipe: FitRecipe, module: ModuleType) -> None:
     )
 
 
-def reference_loader(recipe: FitRecipe) -> Callable[[], PreTrainedModel] | None:
-    """What loads the recipe's reference; None if it names none."""
+def reference_loader(
+    recipe: FitRecipe, model: PreTrainedModel
+) -> Callable[[], PreTrainedModel] | None:
+    """What loads the recipe's reference in the number format and with the attention of the loaded
+    model, unless it names its own; None if there is no reference. In another format all weights
+    would differ, by rounding alone."""
     if recipe.reference is None:
         return None
-    return partial(models.load_model, **models.model_options(recipe.reference))
+    alike = {key: recipe.model[key] for key in ("attn_implementation",) if key in recipe.model}
+    alike["dtype"] = str(model.dtype).removeprefix("torch.")
+    return partial(models.load_model, **models.model_options({**alike, **recipe.reference}))

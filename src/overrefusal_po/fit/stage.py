@@ -155,7 +155,7 @@ def prepared(
         sampling=sampling,
         tolerance=recipe.tolerance,
         seed=recipe.seed,
-        load_reference=reference_loader(recipe),
+        load_reference=reference_loader(recipe, engine.model),
     )
     return subject, Measuring(shared, engine, judge, all_anchors(prompts.dev), sampling)
 

@@ -1,6 +1,7 @@
 """Two models -> whether they can be compared: one architecture, equal shapes, other weights.
 
     check_comparable(own, other, key="reference", named="the model", advice="Name another.")
+    moved(weight, before)         # whether a weight differs by more than rounding
 
 `check_comparable` reads configs and the names of files; weights only from files of this machine, up
 to the first difference.
@@ -30,8 +31,16 @@ SHAPES = (
 """Keys of a config that decide the shapes of linear layers; a message can name them."""
 
 EQUAL_WEIGHTS = (
-    "it has equal weights in all linear layers, so none of them has a direction of safety"
+    "it has equal weights in all linear layers, but for rounding, so none of them has a direction "
+    "of safety"
 )
+
+ROUNDING = 2.0**-8 + 2.0**-11
+"""Half a step of bfloat16 and half a step of float16, as a share of the number."""
+
+SMALLEST = 2.0**-24
+"""A step of float16 at its smallest numbers."""
+
 
 WEIGHT_FILES = (
     (parts.SINGLE, parts.INDEX),
@@ -186,19 +195,44 @@ def linear_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             yield path, module.weight
 
 
-def equal_weights(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether all weights have the same values in both models."""
+def moved(one: Tensor, other: Tensor, change: Tensor | None = None) -> bool:
+    """Whether two weights differ by more than rounding to 16 bits does.
+
+    `change` is what a training added to `other`, and `one` has it too: then both are rounded, each
+    for itself. A training moves numbers near zero as far as others, and rounding does not, so a
+    small training is seen.
+    """
     import torch
 
-    return all(torch.equal(weight, other[path]) for path, weight in own.items())
+    first, second = one.float(), other.float()
+    if change is None:
+        size = torch.minimum(first.abs(), second.abs())
+    else:
+        size = first.abs() + second.abs() + change.abs()
+    return bool(((first - second).abs() > ROUNDING * size + SMALLEST).any())
+
+
+def is_unmoved(one: Tensor, other: Tensor) -> bool:
+    """Whether two weights have one shape, and differ by no more than rounding."""
+    return one.shape == other.shape and not moved(one, other)
+
+
+def equal_weights(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether all weights have the same names, shapes and values in both models, but for
+    rounding."""
+    return own.keys() == other.keys() and all(
+        is_unmoved(weight, other[path]) for path, weight in own.items()
+    )
 
 
 def equal_in_files(own: LoadOptions, other: LoadOptions) -> bool | None:
-    """Whether the files of both models hold equal weights in all linear layers; None if they do not
-    hold them in safetensors under the names that the model's class has for them."""
+    """Whether the files of both models hold equal weights in all linear layers, but for rounding;
+    None if they are no safetensors under the names that the model's class has for them."""
     here, there = (parts.tensor_files(side["name"], side["revision"]) for side in (own, other))
     keys = [f"{path}.weight" for path in shapes_of(own)]
     if any(key not in files for files in (here, there) for key in keys):
         return None
     with named_faults(f"{own['name']} or {other['name']}"):
-        return all(parts.equal_tensors((here[key], key), (there[key], key)) for key in keys)
+        return all(
+            parts.equal_tensors((here[key], key), (there[key], key), is_unmoved) for key in keys
+        )

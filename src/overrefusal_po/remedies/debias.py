@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from overrefusal_po.model.compared import equal_weights
 from overrefusal_po.model.remedy import FirstLogits, Form, Remedy
 from overrefusal_po.records import Message
 from overrefusal_po.remedies import Anchors, Candidate, Subject
@@ -59,14 +60,18 @@ class Settings(BaseModel):
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
-    """One candidate a strength, in their order. No prompt is read."""
+    """One candidate a strength, in their order. No prompt is read. ValueError if the model and its
+    reference have equal weights."""
     import torch
 
+    sides = subject.model, subject.reference()
+    if equal_weights(*(dict(model.named_parameters()) for model in sides)):
+        raise ValueError(
+            "The model and its reference have equal weights, but for rounding, so safety training "
+            "added nothing to the logits. Give the model before its safety training as `reference`."
+        )
     rows = random_rows(settings, subject.template, subject.seed)
-    bias = centred_difference(
-        mean_logits(subject.model, rows, settings.positions),
-        mean_logits(subject.reference(), rows, settings.positions),
-    )
+    bias = centred_difference(*(mean_logits(model, rows, settings.positions) for model in sides))
     change = FirstLogits(torch.arange(bias.shape[1]), -bias)
     top = bias.argmax(-1).tolist()
     facts: dict[str, object] = {

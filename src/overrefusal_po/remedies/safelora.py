@@ -9,7 +9,8 @@ with weights (outputs, inputs):
     D = W_aligned - W_reference,   C = D D^T / ||D||_F,   B <- C B where cos(B A, C B A) <= 0.35
 
 So the modules in which the adapter leaves the safety directions are brought back; the others stay.
-A module that safety training did not move (D = 0) has no C, and stays too, as in the authors' code.
+A module that safety training did not move (D = 0, but for rounding) has no C, and stays too, as in
+the authors' code.
 C scales as well, so it is no projection. `orthogonal` (ours) is one: onto the left singular vectors
 of D, the greatest ones that hold 90 % of its square. All of them would often be the whole space,
 since a merged model is rounded.
@@ -20,12 +21,14 @@ It is a defence of fine-tuning, not a cure of over-refusal by itself. The result
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.model.blocks import UnfitModel
+from overrefusal_po.model.compared import moved
 from overrefusal_po.model.remedy import Deltas, Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
 from overrefusal_po.remedies._adapters import check_adapters, joined, matrix, read_adapter
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 FORM: Form = "weights"
 NEEDS_REFERENCE = True
@@ -50,7 +55,8 @@ ENERGY = 0.9
 
 
 class EqualWeights(ValueError):
-    """The model and its reference have equal weights in all modules that an adapter changes."""
+    """The model and its reference have equal weights, but for rounding, in all modules that an
+    adapter changes."""
 
 
 class Projected(NamedTuple):
@@ -60,7 +66,7 @@ class Projected(NamedTuple):
         change: the adapter, projected in the modules `moved` and unchanged in the others.
         cosines: {module: the cosine between its change and the projected one}.
         moved: the modules whose change is projected.
-        equal: the modules without directions of safety, which have no cosine.
+        equal: the modules that safety training did not move, which have no cosine.
     """
 
     change: Deltas
@@ -93,13 +99,18 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
     adapter = read_adapter(settings.adapter, subject.model)
     reference = subject.reference()
 
-    def step(path: str) -> Tensor:
-        aligned = weight_of(subject.model, path)
-        if settings.merged:
-            aligned = aligned - matrix(adapter, path)
-        return aligned - weight_of(reference, path)
+    def weights(path: str) -> tuple[Tensor, Tensor]:
+        return weight_of(subject.model, path), weight_of(reference, path)
 
-    found = projected(adapter, step, kind=settings.projection, cosine=settings.cosine)
+    found = projected(
+        adapter,
+        weights,
+        merged=settings.merged,
+        kind=settings.projection,
+        cosine=settings.cosine,
+    )
+    if words := equal_words(found, "reference"):
+        logger.warning("safelora: %s", words)
     if not found.moved:
         raise NoRemedy(
             f"no module is projected: the least cosine is {min(found.cosines.values()):.2f}, above "
@@ -119,33 +130,50 @@ def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> l
 
 def projected(
     adapter: Deltas,
-    step: Callable[[str], Tensor],
+    weights: Callable[[str], tuple[Tensor, Tensor]],
     *,
+    merged: bool = False,
     kind: Projection = "scaled",
     cosine: float = COSINE,
 ) -> Projected:
-    """The adapter after its projection. `step` gives D, (outputs, inputs), of a module's path.
+    """The adapter after its projection.
 
-    A module whose D is zero stays as it is. EqualWeights if that is true of all.
+    `weights` gives the weights of a module's path, each (outputs, inputs): of the model, which has
+    the adapter in them if `merged`, and of the model before safety training. A module whose weights
+    differ by no more than rounding stays as it is. EqualWeights if that is true of all.
     """
     up, cosines = dict(adapter.up), {}
     for path, a in adapter.down.items():
-        moved_by = step(path)
-        if not moved_by.any():
+        own, before = weights(path)
+        change = matrix(adapter, path) if merged else None
+        start = before if change is None else before + change
+        if not moved(own, start, change):
             continue
-        moved = projector(moved_by, kind) @ up[path]
-        cosines[path] = product_cosine(a, up[path], moved)
+        turned = projector(own - start, kind) @ up[path]
+        cosines[path] = product_cosine(a, up[path], turned)
         if cosines[path] <= cosine:
-            up[path] = moved
+            up[path] = turned
     if not cosines:
         raise EqualWeights(
-            "The model and its reference have equal weights in all modules of the adapter, so "
-            "there are no directions of safety. Give the model before its safety training as "
-            "`reference`."
+            "The model and its reference have equal weights in all modules of the adapter, but for "
+            "rounding, so there are no directions of safety. Give the model before its safety "
+            "training as `reference`."
         )
     found = [path for path, value in cosines.items() if value <= cosine]
     equal = [path for path in adapter.down if path not in cosines]
     return Projected(Deltas(adapter.down, up), cosines, found, equal)
+
+
+def equal_words(found: Projected, key: str) -> str:
+    """How many modules safety training did not move, in a sentence; "" if it moved all. `key` is
+    the recipe's key of the reference."""
+    if not found.equal:
+        return ""
+    return (
+        f"{len(found.equal)} of {len(found.change.down)} modules have equal weights in the model "
+        f"and in {key}, but for rounding: safety training did not move them. They have no "
+        "directions of safety, and keep what the adapter learned"
+    )
 
 
 def only_changed(before: Deltas, after: Deltas, paths: list[str]) -> Deltas:

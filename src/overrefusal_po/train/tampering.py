@@ -27,7 +27,7 @@ from overrefusal_po.plugins import find_plug
 from overrefusal_po.recipe.schema import EvaluateRecipe
 from overrefusal_po.records import Outcome, Prompt
 from overrefusal_po.remedies._adapters import products
-from overrefusal_po.remedies.safelora import projected, weight_of
+from overrefusal_po.remedies.safelora import equal_words, projected, weight_of
 from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.judged import fresh_verdicts, paired_outcomes, release_judge
 from overrefusal_po.run.remedies import put_on
@@ -183,17 +183,12 @@ def safe_copy(recipe: EvaluateRecipe, copy: Copy) -> Copy:
     adapted = cast("PeftModel", copy.model)
     aligned = cast("PreTrainedModel", adapted.get_base_model())
 
-    def step(path: str) -> Tensor:
-        return weight_of(aligned, path) - weight_of(reference, path)
+    def weights(path: str) -> tuple[Tensor, Tensor]:
+        return weight_of(aligned, path), weight_of(reference, path)
 
-    found = projected(adapter_of(adapted), step)
-    if found.equal:
-        logger.warning(
-            "safelora: %d of %d modules have equal weights in the model and in tamper.reference. "
-            "They have no directions of safety, and keep what the copy learned",
-            len(found.equal),
-            len(found.change.down),
-        )
+    found = projected(adapter_of(adapted), weights)
+    if words := equal_words(found, "tamper.reference"):
+        logger.warning("safelora: %s", words)
     for path in found.moved:
         layer = cast("LoraLayer", aligned.get_submodule(path))
         up = found.change.up[path] / layer.scaling[ADAPTER]
