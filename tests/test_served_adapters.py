@@ -26,12 +26,13 @@ from typer.testing import CliRunner
 from overrefusal_po.checks import check_stage
 from overrefusal_po.cli import app, main
 from overrefusal_po.curate.checks import check_curation
-from overrefusal_po.engines._adapter_folder import is_base, served_adapter
+from overrefusal_po.engines._adapter_folder import served_adapter
 from overrefusal_po.engines._adapter_server import AdapterAt
 from overrefusal_po.engines._openai_setup import NO_KEY, make_client
 from overrefusal_po.engines.openai import OpenAIEngine, Settings, inputs
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.measured_how import measured_how
+from overrefusal_po.model.bases import is_base
 from overrefusal_po.pipeline import stage_inputs
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import Completion, Outcome, Prompt, Sampling, read_jsonl

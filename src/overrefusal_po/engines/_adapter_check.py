@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from overrefusal_po.engines._adapter_folder import ServedAdapter, is_base
+from overrefusal_po.engines._adapter_folder import ServedAdapter
 from overrefusal_po.engines._adapter_server import served_bases, takes_adapters
 from overrefusal_po.engines._adapter_words import takes_none, unlike
 from overrefusal_po.engines._openai_setup import make_client, read_api_key
 from overrefusal_po.engines._own_loop import own_loop
+from overrefusal_po.model.bases import is_base
 
 if TYPE_CHECKING:
     from overrefusal_po.engines._openai_settings import Settings

@@ -10,12 +10,11 @@ Reads no tensor.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from overrefusal_po.model.adapter_config import CONFIG, more_than_plain
-from overrefusal_po.recipe.model_names import own_name
 from overrefusal_po.records import read_state
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -31,9 +30,6 @@ GIVE = (
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be; its default is 16."""
-
-SAYS_NOTHING = ("model", "")
-"""Last parts of a model's path that name no model."""
 
 
 class ServedAdapter(NamedTuple):
@@ -120,26 +116,3 @@ def adapter_name(folder: Path) -> str | None:
     """The name of the adapter in a folder at a server; None if the folder holds no adapter."""
     found = adapter_hash(folder)
     return found and MARK + found
-
-
-def is_base(base: str, names: Iterable[str]) -> bool:
-    """Whether an adapter's base is one of these names or paths of models, as far as names tell.
-
-    A hub's name and a path that ends in it are the same. An adapter that names no base fits all.
-    """
-    known = [name for name in names if name]
-    return (
-        not base
-        or not known
-        or any(
-            base == name
-            or own_name(base).casefold() == own_name(name).casefold()
-            or (last_part(base) == last_part(name) and last_part(base) not in SAYS_NOTHING)
-            for name in known
-        )
-    )
-
-
-def last_part(name: str) -> str:
-    """The last part of a model's name or path, in lower case."""
-    return own_name(name).rpartition("/")[2].casefold()

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import SecretStr
 
-from overrefusal_po.engines._adapter_folder import ServedAdapter, is_base
+from overrefusal_po.engines._adapter_folder import ServedAdapter
 from overrefusal_po.engines._adapter_words import (
     ABOUT_ADAPTERS,
     LOAD,
@@ -44,6 +44,7 @@ from overrefusal_po.engines._adapter_words import (
 )
 from overrefusal_po.engines._openai_faults import proxy_note, shown
 from overrefusal_po.engines._replies import KEY_WORDS
+from overrefusal_po.model.bases import is_base
 
 if TYPE_CHECKING:
     from openai import APIError, APIStatusError, AsyncOpenAI

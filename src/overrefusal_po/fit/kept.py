@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overrefusal_po.model import load as models
-from overrefusal_po.model.bundled import BUNDLED
+from overrefusal_po.model.bundled import public_base
 from overrefusal_po.model.lowrank import fold_deltas, mean_inputs, save_adapter
 from overrefusal_po.model.remedied import remedied
 from overrefusal_po.model.remedy import Deltas, Remedy, save_remedy
@@ -83,9 +83,3 @@ def write_weights(
         )
     models.save_merged(subject.model, subject.template.tokenizer, folder / "model")
     return agrees
-
-
-def public_base(name: str) -> str:
-    """The name under which others find the base: of a bundled model the hub's."""
-    bundled = BUNDLED.get(name.removeprefix("bundled:"))
-    return bundled.hub_name if bundled is not None and name.startswith("bundled:") else name

@@ -103,6 +103,19 @@ def bundled_names() -> str:
     return ", ".join(f"bundled:{key}" for key in BUNDLED)
 
 
+def public_base(name: str) -> str:
+    """The name under which others find a model: of a bundled one, or of its folder in a cache, the
+    hub's; other names unchanged."""
+    place = Path(name)
+    for key, bundled in BUNDLED.items():
+        in_cache = place.parent.name == "bundled" and place.name.startswith(
+            f"{key}-{bundled.sha256[:8]}-"
+        )
+        if in_cache or name == f"bundled:{key}":
+            return bundled.hub_name
+    return name
+
+
 def find_bundled(name: str) -> tuple[str, list[Path]]:
     """(key, paths of the shipped files, in order) of a `bundled:` name; nothing is loaded.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.model.adapter_config import CONFIG, START, more_than_plain
+from overrefusal_po.model.bases import warn_other_base
 from overrefusal_po.model.remedy import Deltas, wrong_module
 from overrefusal_po.records import read_state
 
@@ -31,7 +32,8 @@ def read_adapter(path: str, model: PreTrainedModel) -> Deltas:
     """What an adapter adds to the linear modules of a model.
 
     ValueError if the folder holds no LoRA adapter of safetensors, if the adapter changes more than
-    products can say (DoRA, whole modules, biases), or if it belongs to another model.
+    products can say (DoRA, whole modules, biases), or if its shapes are another model's. Logs a
+    warning if it says that it was trained on another model.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -47,6 +49,7 @@ def read_adapter(path: str, model: PreTrainedModel) -> Deltas:
             f"{path}: this adapter belongs to another model: {wrong}. Give an adapter of the model "
             "that the remedy is fitted on."
         )
+    warn_other_base(path, config, model.name_or_path)
     return deltas
 
 
