@@ -929,6 +929,7 @@ def test_the_study_compares_the_defences_on_the_demo_s_models() -> None:
     after = found["derta_evaluate"]
     assert after and after.defences == ("none", "refusals", "safelora")
     assert after.reference == measured["base"].model["model_name_or_path"]
+    assert after.seeds >= 3 and len(after.learning_rates) >= 2
     alike = {"defences", "reference"}
     assert len({tamper.model_dump_json(exclude=alike) for tamper in found.values() if tamper}) == 1
 
@@ -941,7 +942,7 @@ def test_the_study_runs_on_a_tiny_model(
     monkeypatch.chdir(tmp_path)
     small = ["data.max_prompts_per_kind=4", "generation.max_new_tokens=8"]
     small += ["capability.perplexity=false", "tamper.tiers=[1, 3]", "tamper.rows=4"]
-    small += ["tamper.learning_rates=[5.0e-4]"]
+    small += ["tamper.learning_rates=[5.0e-4]", "tamper.seeds=1"]
     given = [f"--model={start}", "--run_dir=out", "--stages.derta.trainer.max_steps=2"]
     given += ["--stages.derta.data.max_triples=8", "--stages.derta.trainer.max_length=1024"]
     given += [f"--stages.{name}.{key}" for name in ("base", "derta_evaluate") for key in small]
