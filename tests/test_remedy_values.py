@@ -521,7 +521,7 @@ def test_a_rule_runs_on_enough_adapters_and_asks_for_more(
         lora(tiny.model, Path(path), seed=n, scale=0.05)
     (found,) = fitted("fusion", tiny, adapters=paths, rule=rule)
     assert found.facts["rule"] == rule and found.remedy.form == "weights"
-    with pytest.raises(ValueError, match=f"at least {least}. Give more"):
+    with pytest.raises(ValueError, match=f"at least {least}, to withstand"):
         fitted("fusion", tiny, adapters=dict(list(paths.items())[1:]), rule=rule)
 
 

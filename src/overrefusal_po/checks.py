@@ -22,6 +22,7 @@ from overrefusal_po.curate.inputs import (
 from overrefusal_po.evaluate.searches import search_costs
 from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.fit.anchors import DEV, all_anchors, fit_prompts
+from overrefusal_po.fit.model_checks import check_models
 from overrefusal_po.fit.stage import checked_prompts
 from overrefusal_po.judges import Judge
 from overrefusal_po.named_plugs import engine_lines
@@ -262,6 +263,7 @@ def fit_line(body: FitRecipe) -> str:
         if not str(section["model_name_or_path"]).startswith("@"):
             load_template(section, body.chat)
     train, dev = checked_prompts(body)
+    check_models(body)
     module, settings = find_plug("remedies", body.remedy)
     leaves = {"weights": "plain weights", None: "known after the fit"}
     return (

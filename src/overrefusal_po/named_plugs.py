@@ -18,7 +18,9 @@ from overrefusal_po.plugins import (
     Room,
     find_plug,
     find_search,
+    split_spec,
 )
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.panels import panel_members
 
 
@@ -32,12 +34,40 @@ class NamedPlug(NamedTuple):
 
 def check_plugs(body: BaseModel, above: str = "") -> None:
     """Raises ValueError if a recipe's body names a plug that is not there, or gives it a setting
-    that it does not have. `above` stands before the key that the error names."""
+    that it does not have; and for what a fit cannot do. `above` stands
+    before the key that the error names."""
     for key, room, spec in named_plugs(body):
         try:
             find_plug(room, spec)
         except ValueError as error:
             raise ValueError(f"{above}{key}: {error}") from None
+    if isinstance(body, FitRecipe):
+        try:
+            check_fit(body)
+        except ValueError as error:
+            raise ValueError(f"{above}{error}") from None
+
+
+def check_fit(recipe: FitRecipe) -> None:
+    """Raises ValueError for what a fit cannot do, as its recipe alone shows."""
+    module, _ = find_plug("remedies", recipe.remedy)
+    name, _ = split_spec(recipe.remedy, "remedies")
+    if recipe.generation.temperature > 0:
+        raise ValueError(
+            f"generation.temperature is {recipe.generation.temperature:g}, and a fit measures "
+            "greedily: drawn responses would choose by luck. Take it out."
+        )
+    for key, section in recipe.models.items():
+        if section.get("remedy"):
+            raise ValueError(
+                f"{key}.remedy is {section['remedy']!r}, and a remedy is fitted on a model without "
+                "one. Take it out."
+            )
+    if getattr(module, "NEEDS_REFERENCE", False) and recipe.reference is None:
+        raise ValueError(
+            f"remedy {name} compares the model with the one before its safety training. Name that "
+            "one: reference: {model_name_or_path: NAME}."
+        )
 
 
 def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:

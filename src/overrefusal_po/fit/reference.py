@@ -24,21 +24,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def check_named(recipe: FitRecipe, module: ModuleType) -> None:
-    """Raises ValueError if a remedy needs a reference and the recipe names none; logs a warning if
-    it names one in vain."""
-    name, _ = split_spec(recipe.remedy, "remedies")
-    needs = getattr(module, "NEEDS_REFERENCE", False)
-    if needs and recipe.reference is None:
-        raise ValueError(
-            f"remedy {name} compares the model with the one before its safety training. Name that "
-            "one: reference: {model_name_or_path: NAME}."
-        )
-    if not needs and recipe.reference is not None:
+def warn_unused(recipe: FitRecipe, module: ModuleType) -> None:
+    """Logs a warning if the recipe names a reference that the remedy does not use."""
+    if recipe.reference is not None and not getattr(module, "NEEDS_REFERENCE", False):
         logger.warning(
             "reference changes nothing: the remedy %s does not use it (its plug has no "
             "NEEDS_REFERENCE = True)",
-            name,
+            split_spec(recipe.remedy, "remedies")[0],
         )
 
 

@@ -39,12 +39,14 @@ from overrefusal_po.fit.choice import (
 )
 from overrefusal_po.fit.kept import drop_kept, write_remedy, write_weights
 from overrefusal_po.fit.measured import Measuring, dev_entry
-from overrefusal_po.fit.reference import check_named, check_reference, reference_loader
+from overrefusal_po.fit.model_checks import check_models
+from overrefusal_po.fit.reference import check_reference, reference_loader, warn_unused
 from overrefusal_po.fit.subject import ModelSubject
 from overrefusal_po.fit.untreated import UNTREATED, Untreated, untreated_key
 from overrefusal_po.model import load as models
 from overrefusal_po.model.blocks import UnfitModel
 from overrefusal_po.model.remedy_facts import base_facts
+from overrefusal_po.named_plugs import check_fit
 from overrefusal_po.pairs.set_checks import uneven_prompts
 from overrefusal_po.plugins import find_plug, make_refusal_judge, split_spec
 from overrefusal_po.recipe.fit import FitRecipe
@@ -87,6 +89,8 @@ def fit(recipe: FitRecipe, run: Run, others: Sequence[Path] = ()) -> dict[str, A
     fits, which may have measured the model without a remedy."""
     if not run.done:
         prompts = checked_prompts(recipe)
+        if not others:  # a pipeline has checked the models that were there when it began
+            check_models(recipe)
         judge = make_refusal_judge(recipe.judge)
         key = untreated_key(recipe, run.inputs, all_anchors(prompts.dev), judge)
         shared = Untreated(run.path, key, others)
@@ -112,18 +116,8 @@ def fit(recipe: FitRecipe, run: Run, others: Sequence[Path] = ()) -> dict[str, A
 def checked_prompts(recipe: FitRecipe) -> FitPrompts:
     """The recipe's prompts. ValueError for what a user can fix. Loads no weights."""
     module, settings = find_plug("remedies", recipe.remedy)
-    if recipe.generation.temperature > 0:
-        raise ValueError(
-            f"generation.temperature is {recipe.generation.temperature:g}, and a fit measures "
-            "greedily: drawn responses would choose by luck. Take it out."
-        )
-    for key, section in recipe.models.items():
-        if section.get("remedy"):
-            raise ValueError(
-                f"{key}.remedy is {section['remedy']!r}, and a remedy is fitted on a model without "
-                "one. Take it out."
-            )
-    check_named(recipe, module)
+    check_fit(recipe)
+    warn_unused(recipe, module)
     form_of(module, settings)
     check_settings(module, settings)
     check_reference(recipe, module)

@@ -75,7 +75,7 @@ class Hold(DevSets):
     - `both`: the one with the greatest sum of harmful_refused and benign_answered.
     - `answers`: the one that answers most benign prompts. On prompts that the sets do not stand
       for, refusals may be lost."""
-    bias_max: float = Field(default=8.0, gt=0)
+    bias_max: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     """The greatest bias that is tried, in logits, up or down."""
     optional: bool = False
     """Whether a model in which no bias can work is trained all the same: one with norms behind its

@@ -20,8 +20,10 @@ A file may say more, so that a recipe can be checked before anything is fitted:
     NEEDS_REFERENCE = True      # it asks for subject.reference(), of the model's architecture
     COMPARES_WEIGHTS = True     # it reads the weights of both, so neither may be quantised
     def check(settings): ...    # ValueError for what is wrong before any weight is loaded
+    def check_model(settings, model): ...  # the same by a model that has no weights yet
 
-`check` does not read settings that begin with `@`: an earlier stage makes those files.
+Neither reads settings that begin with `@`: an earlier stage makes those files. An UnfitModel of
+`check_model` stops nothing, since no other setting would fit: the fit ends with that reason.
 
 This file says what a file of this room defines. It imports records and `model.remedy` alone, so
 that any room may name these types.

@@ -49,8 +49,16 @@ def read_adapter(path: str, model: PreTrainedModel) -> Deltas:
             f"{path}: this adapter belongs to another model: {wrong}. Give an adapter of the model "
             "that the remedy is fitted on."
         )
-    warn_other_base(path, config, model.name_or_path)
+    warn_other_base(path, config, model.name_or_path or "")
     return deltas
+
+
+def read_adapters(model: PreTrainedModel, *paths: str | None) -> None:
+    """Raises ValueError as `read_adapter` for each folder that is there already. A model without
+    weights will do."""
+    for path in paths:
+        if path is not None and not path.startswith("@"):
+            read_adapter(path, model)
 
 
 def check_adapters(*paths: str | None) -> None:

@@ -47,6 +47,7 @@ from overrefusal_po.remedies._directions import (
     unit,
     without,
 )
+from overrefusal_po.remedies._strengths import Strength
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +73,7 @@ class Settings(BaseModel):
     protect: float = Field(default=1.0, ge=0, le=1)
     """How much of the direction of true refusal stays in the stream (lambda of the paper). 0
     protects nothing."""
-    strengths: tuple[float, ...] = Field(default=(0.5, 1.0), min_length=1)
+    strengths: tuple[Strength, ...] = Field(default=(0.5, 1.0), min_length=1)
     """Shares of the direction that are taken out."""
     max_divergence: float = Field(default=0.2, gt=0)
     """The mean KL divergence, in nats, that ordinary prompts may have at their first token."""

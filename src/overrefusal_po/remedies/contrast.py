@@ -27,6 +27,7 @@ from overrefusal_po.model.remedy import Form, Remedy
 from overrefusal_po.records import Prompt
 from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
 from overrefusal_po.remedies._safety_text import safety_place, share_placed
+from overrefusal_po.remedies._strengths import Strength
 
 FORM: Form = "streams"
 
@@ -51,7 +52,7 @@ class Settings(BaseModel):
     """`adaptive` decides at each token if refusal is added or taken away; `self` takes it away."""
     system_prompt: str | None = Field(default=None, min_length=1)
     """The system prompt that asks for refusals; null: the text of the rule."""
-    strengths: tuple[float, ...] | None = Field(default=None, min_length=1)
+    strengths: tuple[Strength, ...] | None = Field(default=None, min_length=1)
     """Alphas to try; null: 1 and 4.5 for `adaptive`, 0.25, 0.5, 1 and 2 for `self`."""
     tokens: int | None = Field(default=10, ge=1)
     """Tokens of a response, from the first, that are contrasted; null: all of them, which doubles

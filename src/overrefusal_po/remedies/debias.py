@@ -29,6 +29,7 @@ from overrefusal_po.model.compared import equal_weights
 from overrefusal_po.model.remedy import FirstLogits, Form, Remedy
 from overrefusal_po.records import Message
 from overrefusal_po.remedies import Anchors, Candidate, Subject
+from overrefusal_po.remedies._strengths import Strength
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,7 @@ class Settings(BaseModel):
     """How much of the bias is subtracted, where, and from how many random prompts it is taken."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    strengths: tuple[float, ...] = Field(default=(0.25, 0.5, 1.0), min_length=1)
+    strengths: tuple[Strength, ...] = Field(default=(0.25, 0.5, 1.0), min_length=1)
     """Alphas to try: shares of the bias that are subtracted."""
     positions: int = Field(default=8, ge=1, le=64)
     """L: how many tokens of a response, from the first, are drawn with other logits."""

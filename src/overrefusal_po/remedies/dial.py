@@ -10,11 +10,16 @@ that changes weights: less safety training gives answers back too. Fusion with a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.model.remedy import Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, Subject
-from overrefusal_po.remedies._adapters import check_adapters, read_adapter
+from overrefusal_po.remedies._adapters import check_adapters, read_adapter, read_adapters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FORM: Form = "weights"
 
@@ -25,13 +30,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     adapter: str = Field(min_length=1)
     """The folder of the LoRA adapter that made the model safe, and that its weights hold."""
-    shares: tuple[float, ...] = Field(default=(0.9, 0.8, 0.7, 0.6, 0.5, 0.3), min_length=1)
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(0.9, 0.8, 0.7, 0.6, 0.5, 0.3), min_length=1
+    )
     """How much of it stays: 1 is the model as it is, 0 the model before that training."""
 
 
 def check(settings: Settings) -> None:
     """Raises ValueError for a folder that holds no plain LoRA adapter."""
     check_adapters(settings.adapter)
+
+
+def check_model(settings: Settings, model: PreTrainedModel) -> None:
+    """Raises ValueError for an adapter of another model."""
+    read_adapters(model, settings.adapter)
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

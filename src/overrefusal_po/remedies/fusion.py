@@ -20,18 +20,24 @@ loses that one first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from overrefusal_po.model.remedy import Deltas, Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, Subject
-from overrefusal_po.remedies._adapters import check_adapters, joined, read_adapter
+from overrefusal_po.remedies._adapters import check_adapters, joined, read_adapter, read_adapters
 from overrefusal_po.remedies._robust import FAULTY, by_entry, krum, mean, median_of, trimmed_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FORM: Form = "weights"
 
 RULES = {"median": median_of, "trimmed": trimmed_of}
+
+FEWEST = {"median": 2 * FAULTY + 1, "trimmed": 2 * FAULTY + 1, "krum": 2 * FAULTY + 3}
+"""How many adapters a rule needs, so that it withstands a bad one."""
 
 
 class Settings(BaseModel):
@@ -40,7 +46,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     adapters: dict[str, str] = Field(min_length=1)
     """{a name of your own: the folder of an adapter}. All are of the same base."""
-    weights: dict[str, tuple[float, ...]] | None = None
+    weights: dict[str, tuple[FiniteFloat, ...]] | None = None
     """{name: weights to try}, equally many for each name. The first ones make a candidate, the
     second ones another. With `rule: mean` they are counts of rows (null: equal counts)."""
     rule: Literal["sum", "mean", "median", "trimmed", "krum"] = "sum"
@@ -67,10 +73,26 @@ class Settings(BaseModel):
             raise ValueError("rule is mean, so weights are counts of rows; give numbers above 0")
         return self
 
+    @model_validator(mode="after")
+    def adapters_fit_rule(self) -> Settings:
+        """There are adapters enough for the rule."""
+        n, least = len(self.adapters), FEWEST.get(self.rule, 1)
+        if n < least:
+            raise ValueError(
+                f"rule is {self.rule} and there are {n} adapters; it needs at least {least}, to "
+                "withstand a bad one. Give more, or take rule: mean"
+            )
+        return self
+
 
 def check(settings: Settings) -> None:
     """Raises ValueError for a folder that holds no plain LoRA adapter."""
     check_adapters(*settings.adapters.values(), settings.merged)
+
+
+def check_model(settings: Settings, model: PreTrainedModel) -> None:
+    """Raises ValueError for an adapter of another model."""
+    read_adapters(model, *settings.adapters.values(), settings.merged)
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
@@ -98,7 +120,7 @@ def weight_rows(settings: Settings) -> list[tuple[float, ...]]:
 def fused(
     rule: str, changes: Sequence[Deltas], weights: Sequence[float]
 ) -> tuple[Deltas, Mapping[str, object]]:
-    """The adapters as one change, and facts about it. ValueError if a rule needs more adapters."""
+    """The adapters as one change, and facts about it."""
     if rule == "sum":
         return joined(list(zip(weights, changes, strict=True))), {}
     if rule == "mean":
@@ -106,11 +128,6 @@ def fused(
     if rule == "krum":
         place = krum(changes)
         return changes[place], {"client": place}
-    if len(changes) < 2 * FAULTY + 1:
-        raise ValueError(
-            f"rule is {rule} and there are {len(changes)} adapters; it needs at least "
-            f"{2 * FAULTY + 1}. Give more, or take rule: mean."
-        )
     rank = max(len(down) for down in joined([(1.0, part) for part in changes]).down.values())
     change, residual = by_entry(changes, RULES[rule], rank)
     return change, {"rank": rank, "residual": residual}

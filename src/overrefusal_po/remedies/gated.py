@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,8 +26,12 @@ from overrefusal_po.model.folding import unfolded
 from overrefusal_po.model.remedy import Change, FirstLogits, Form, Remedy
 from overrefusal_po.records import read_state
 from overrefusal_po.remedies import Anchors, Candidate, Subject
-from overrefusal_po.remedies._adapters import check_adapters, read_adapter
+from overrefusal_po.remedies._adapters import check_adapters, read_adapter, read_adapters
 from overrefusal_po.remedies._gate import fit_gate
+from overrefusal_po.remedies._strengths import Strength
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class Settings(BaseModel):
     """A trained LoRA adapter, or a constant off the logits of the refusal openers."""
     adapter: str | None = None
     """The folder of a LoRA adapter of the model that the remedy is fitted on."""
-    strengths: tuple[float, ...] | None = Field(default=None, min_length=1)
+    strengths: tuple[Strength, ...] | None = Field(default=None, min_length=1)
     """By what the adapter is multiplied (null: 1), or how many nats are taken off the openers'
     logits (null: 2, 4 and 8)."""
 
@@ -69,6 +73,11 @@ def form(settings: Settings) -> Form:
 def check(settings: Settings) -> None:
     """Raises ValueError for a folder that holds no plain LoRA adapter."""
     check_adapters(settings.adapter)
+
+
+def check_model(settings: Settings, model: PreTrainedModel) -> None:
+    """Raises ValueError for an adapter of another model."""
+    read_adapters(model, settings.adapter)
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

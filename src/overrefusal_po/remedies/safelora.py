@@ -31,7 +31,13 @@ from overrefusal_po.model.blocks import UnfitModel
 from overrefusal_po.model.compared import moved
 from overrefusal_po.model.remedy import Deltas, Form, Remedy
 from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
-from overrefusal_po.remedies._adapters import check_adapters, joined, matrix, read_adapter
+from overrefusal_po.remedies._adapters import (
+    check_adapters,
+    joined,
+    matrix,
+    read_adapter,
+    read_adapters,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +98,11 @@ class Settings(BaseModel):
 def check(settings: Settings) -> None:
     """Raises ValueError for a folder that holds no plain LoRA adapter."""
     check_adapters(settings.adapter)
+
+
+def check_model(settings: Settings, model: PreTrainedModel) -> None:
+    """Raises ValueError for an adapter of another model."""
+    read_adapters(model, settings.adapter)
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

@@ -19,22 +19,28 @@ The paper's gate compares cosines with a threshold that was tuned on each test s
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from overrefusal_po.model.blocks import blocks
 from overrefusal_po.model.remedy import Form, Gate, Remedy, Steering
 from overrefusal_po.records import Message
 from overrefusal_po.remedies import Anchors, Candidate, Subject
 from overrefusal_po.remedies._directions import answered, mean_step, unit
 from overrefusal_po.remedies._gate import fit_gate
+from overrefusal_po.remedies._strengths import Strength
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from overrefusal_po.model.chat import ChatTemplate
 
 FORM: Form = "hooks"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share of a model's depth."""
 
 MARK = "\u2402user\u2403"
 """A text that no template contains."""
@@ -44,16 +50,29 @@ class Settings(BaseModel):
     """How far a state is moved away from refusal, where, and for which prompts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    strengths: tuple[float, ...] = Field(default=(0.05, 0.1, 0.2), min_length=1)
+    strengths: tuple[Strength, ...] = Field(default=(0.05, 0.1, 0.2), min_length=1)
     """Lengths of the step to try, as shares of the norm of the mean state of ordinary prompts that
     are answered."""
-    layers: tuple[float, float] = (0.3, 0.6)
+    layers: tuple[Share, Share] = (0.3, 0.6)
     """The blocks that are steered, as shares of the depth: from the first, up to the second without
     it."""
     against: Literal["ordinary", "benign"] = "ordinary"
     """Which harmless prompts the harmful ones are compared with for the direction."""
     gate: Literal["probe", "none"] = "probe"
     """A probe that leaves harmful prompts alone, or none: then every prompt is steered."""
+
+    @field_validator("layers")
+    @classmethod
+    def layers_rise(cls, layers: tuple[float, float]) -> tuple[float, float]:
+        """The second share is above the first."""
+        if layers[0] >= layers[1]:
+            raise ValueError("give two rising shares of the depth, such as [0.3, 0.6]")
+        return layers
+
+
+def check_model(settings: Settings, model: PreTrainedModel) -> None:
+    """Raises ValueError if a model has no block between the two shares."""
+    steered_layers(len(blocks(model)), settings.layers)
 
 
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:

@@ -53,6 +53,15 @@ def form(settings: Settings) -> Form:
     return "weights" if settings.as_weights else "logits"
 
 
+def check_model(settings: Settings, model: PreTrainedModel) -> None:
+    """Raises ValueError if the constant is to be folded into a model that has no place for it."""
+    try:
+        if settings.as_weights:
+            weights_site(model)
+    except UnfitModel as error:
+        raise ValueError(str(error)) from None  # another setting fits this model
+
+
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
     """A candidate for each share, the smallest first."""
     import numpy as np

@@ -147,7 +147,7 @@ def by_itself_words(stage: Path) -> str:
     """That a training with `hold:` was not held, though its sets keep their safety, for a table's
     cell; else ""."""
     file = stage / RESULT_FILE
-    found = read_state(file, ("held", "bias")) if file.is_file() else {}
+    found = read_state(file, ("held",)) if file.is_file() else {}
     why_not = kept_by_itself(found) if found else ""
     return f"{stage.name} was measured and not held: {BY_ITSELF} ({why_not})" if why_not else ""
 
