@@ -35,6 +35,8 @@ from overrefusal_po.report.remedies_made import (
     fit_seconds,
     run_seconds,
     served,
+    speed,
+    speed_ratio,
 )
 from overrefusal_po.report.remedies_part import (
     RemediesPart,
@@ -184,7 +186,10 @@ def pipeline(
         metrics = json.loads((made / "metrics.json").read_text())
         metrics["measured"] |= {"notes": [], "model_form": "f"}
         entries.append({**metrics, "folder": name})
-        (made / "status.json").write_text(json.dumps({"seconds": 50.0 if name == "good" else 25}))
+        status = {"seconds": 50.0, "state": "done", "key": "k", "sittings": 1 + (name == "lost")}
+        (made / "status.json").write_text(json.dumps(status))
+        spent = {"answer_tokens": 800, "answer_seconds": 20.0 if name == "good" else 10.0}
+        (made / "manifest.json").write_text(json.dumps({**spent, "hardware": "2 CPU cores"}))
     fitted(folder)
     if hold is not None:
         (folder / "dpo" / "hold.json").write_text(json.dumps(hold))
@@ -230,7 +235,9 @@ def test_summary_has_the_table_and_every_run_against_the_untouched_model(tmp_pat
     part = remedies(found)
     good, small, lost = part.rows
     assert part.best == good.run == "good" and small.rival and not lost.holds
-    assert (good.made_by, good.fit_seconds, good.time_ratio) == (("dpo", "steer"), 120.0, 2.0)
+    assert (good.made_by, good.fit_seconds) == (("dpo", "steer"), 120.0)
+    assert part.tokens_per_second == 80.0
+    assert (good.speed_ratio, good.speed_note) == (0.5, "")
     assert good.gate_auc == 0.81 and good.fits[0].points == [(0.7, 0.9, True)]
     assert good.fits[0].cells == [["1", "0.20", "0.90", "0.70", "–", "–", "–", "yes"]]
     assert [fit.stage for fit in part.unfitted] == ["ablate"]
@@ -434,6 +441,42 @@ def test_seconds_are_left_out_if_a_stage_was_stopped_and_went_on(tmp_path: Path)
     assert fit_seconds(tmp_path, []) is None
 
 
+def test_speed_is_compared_on_the_same_hardware_and_without_stops(tmp_path: Path) -> None:
+    """800 tokens in 10 s are 80 a second."""
+
+    def ran(name: str, tokens: int | None, seconds: float, *, sittings: int = 1, on: str) -> None:
+        (tmp_path / name).mkdir()
+        status = {"state": "done", "key": "k", "sittings": sittings}
+        (tmp_path / name / "status.json").write_text(json.dumps(status))
+        facts = {} if tokens is None else {"answer_tokens": tokens, "answer_seconds": seconds}
+        (tmp_path / name / "manifest.json").write_text(json.dumps({**facts, "hardware": on}))
+
+    ran("plain", 800, 10.0, on="one")
+    ran("slow", 600, 30.0, on="one")
+    ran("resumed", 800, 1.0, sittings=2, on="one")
+    ran("older", None, 0.0, on="one")
+    ran("elsewhere", 800, 10.0, on="two")
+    found = {path.name: speed(tmp_path, path.name) for path in tmp_path.iterdir()}
+    plain = found["plain"]
+    assert plain.value == 80.0
+    assert speed_ratio(plain, found["slow"]) == (0.25, "")
+    assert speed_ratio(plain, found["resumed"]) == (None, "stopped and went on")
+    assert speed_ratio(found["resumed"], plain)[1] == "the untouched model: stopped and went on"
+    assert speed_ratio(plain, found["older"]) == (None, "not recorded")
+    assert speed_ratio(plain, found["elsewhere"])[1] == "on other hardware than the untouched model"
+    assert speed(tmp_path, "nowhere").value is None
+
+
+def test_the_page_says_whose_speed_is_not_known(tmp_path: Path) -> None:
+    found = pipeline(tmp_path)
+    assert remedies(found).speed_notes == (
+        "Tokens per second are not known of: lost (stopped and went on)."
+    )
+    page = words(write_report(tmp_path).read_text())
+    assert remedies(found).speed_notes in page
+    assert "× 0.50" in page and "Tokens per second" in page
+
+
 def test_perplexity_is_compared_on_the_same_answers_alone() -> None:
     def run_(value: float, n: int = 40, tokens: int = 900) -> dict[str, Any]:
         return {"capability": {"perplexity": {"value": value, "n": n, "tokens": tokens}}}
@@ -475,7 +518,7 @@ def test_the_page_has_the_sentence_the_table_and_a_panel_for_each_run(tmp_path: 
         "p &lt;0.001",
         "0.81",
         "100",
-        "× 2.00",
+        "× 0.50",
         "plain rival",
         "by dpo",
         "untouched",

@@ -43,6 +43,7 @@ from overrefusal_po.evaluate.first_token_rows import (
     drop_unmatched_texts,
     opens,
 )
+from overrefusal_po.evaluate.speed import Clock, answer_speed
 from overrefusal_po.judges import Judge, refusal_verdict
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.remedy_facts import remedy_words
@@ -182,15 +183,17 @@ class MeasuredModel:
         self, run: Run, prompts: Sequence[Prompt], file: str = COMPLETIONS
     ) -> list[Completion]:
         """A completion for each prompt, kept in this file of the run folder."""
-        recipe = self.recipe
+        recipe, clock = self.recipe, Clock(lambda: self.engine)
         found = complete(
             run.path / file,
             prompts,
             recipe_sampling(recipe.generation, recipe.seed),
-            lambda: self.engine,
+            clock.engine,
             f"{recipe.run_name}: answering {len(prompts)} prompts",
         )
         if file == COMPLETIONS:
+            if in_process(recipe.engine) and self.template is not None:
+                run.facts |= answer_speed(clock, found, self.template.tokenizer)
             self.answered = [p for p, c in zip(prompts, found, strict=True) if c.error is None]
         return found
 

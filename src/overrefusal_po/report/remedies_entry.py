@@ -33,8 +33,9 @@ from overrefusal_po.report.remedies_made import (
     Served,
     fit_entries,
     fit_seconds,
-    run_seconds,
     served,
+    speed,
+    speed_ratio,
 )
 from overrefusal_po.report.remedies_part import no_gain_words, winner_words
 from overrefusal_po.report.samples import SampleEntry, sample_entry
@@ -74,7 +75,8 @@ class RemedyEntry(AgainstEntry):
     served: Served
     made_by: list[str]
     fit_seconds: float | None
-    time_ratio: float | None
+    speed_ratio: float | None
+    speed_note: str
     perplexity_ratio: float | None
     tampered: dict[str, float]
     fits: list[FitEntry]
@@ -89,6 +91,7 @@ class RemediesEntry(TypedDict):
     exact_curve: bool
     sentence: str
     best: str | None
+    tokens_per_second: float | None
     rows: list[RemedyEntry]
     tampered: dict[str, float]
     left_out: list[str]
@@ -134,6 +137,7 @@ class Table(NamedTuple):
         places = base["folder"], run["folder"]
         own = stages.makers(places[0])
         makers = [stage for stage in stages.makers(places[1]) if stage not in own]
+        speed_of = speed_ratio(*(speed(stages.folder, place) for place in places))
         return {
             "run": row.name,
             "rival": row.name in self.rivals,
@@ -148,7 +152,8 @@ class Table(NamedTuple):
             "served": served(stages.folder, *places),
             "made_by": makers,
             "fit_seconds": fit_seconds(stages.folder, makers),
-            "time_ratio": ratio(*(run_seconds(stages.folder, place) for place in places)),
+            "speed_ratio": speed_of[0],
+            "speed_note": speed_of[1],
             "perplexity_ratio": perplexity_ratio(base, run),
             "tampered": tampered(run, self.ways),
             "fits": [fit for stage in makers for fit in fit_entries(stages.folder, stage)],
@@ -206,6 +211,7 @@ def remedies_entry(
         "exact_curve": known.exact,
         "sentence": nothing_words(stages, report.baseline) or table.sentence(rows),
         "best": None if (found := best(rows)) is None else found.name,
+        "tokens_per_second": speed(stages.folder, base["folder"]).value,
         "rows": [table.entry(row) for row in rows],
         "tampered": tampered(base, ways),
         "left_out": [other for other in outcomes if other not in compared],

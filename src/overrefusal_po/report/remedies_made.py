@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 from pydantic import BaseModel
 
 from overrefusal_po.evaluate.measured_how import written_recipe
+from overrefusal_po.evaluate.speed import SECONDS, TOKENS
 from overrefusal_po.recipe.overrides import dotted, nested_texts
 from overrefusal_po.records import read_state
 
@@ -136,6 +137,39 @@ def run_seconds(folder: Path, stage: str) -> float | None:
     if not isinstance(found, int | float) or status.get("sittings", 1) > 1:
         return None
     return max(0.0, found - sum(float(known.get(key, 0)) for key in NOT_ALWAYS))
+
+
+class Speed(NamedTuple):
+    """How fast a run's model answered, in tokens a second; or why that is not known."""
+
+    value: float | None
+    why: str = ""
+    hardware: str = ""
+
+
+def speed(folder: Path, stage: str) -> Speed:
+    """How fast the model of a stage answered, from the stage's manifest. Not known of a stage that
+    was stopped and went on: the responses of a killed process have no time."""
+    files = (folder / stage / name for name in ("status.json", "manifest.json"))
+    status, known = (read_state(file) if file.is_file() else {} for file in files)
+    if status.get("sittings", 1) > 1:
+        return Speed(None, "stopped and went on")
+    tokens, seconds = known.get(TOKENS), known.get(SECONDS)
+    if not tokens or not seconds:
+        return Speed(None, "not recorded")
+    return Speed(tokens / seconds, hardware=str(known.get("hardware", "")))
+
+
+def speed_ratio(before: Speed, after: Speed) -> tuple[float | None, str]:
+    """(the tokens a second of a run as a multiple of those of the untouched model, "") or (None,
+    why it is not known)."""
+    if before.value is None:
+        return None, f"the untouched model: {before.why}"
+    if after.value is None:
+        return None, after.why
+    if before.hardware != after.hardware:
+        return None, "on other hardware than the untouched model"
+    return after.value / before.value, ""
 
 
 def fit_seconds(folder: Path, makers: Sequence[str]) -> float | None:

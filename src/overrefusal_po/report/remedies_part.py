@@ -101,7 +101,10 @@ class RemedyPart(AgainstPart):
     served: Literal["weights", "hooks", "logits", "streams", "prompt", "same"]
     made_by: tuple[str, ...] = ()
     fit_seconds: FiniteFloat | None = None
-    time_ratio: FiniteFloat | None = None
+    speed_ratio: FiniteFloat | None = None
+    """Tokens a second as a multiple of the untouched model's."""
+    speed_note: str = ""
+    """Why that is not known."""
     perplexity_ratio: FiniteFloat | None = None
     tampered: dict[str, Share] = {}
     """{tier: harmful_refused of the worst copy that was tampered with}."""
@@ -135,6 +138,8 @@ class RemediesPart(BaseModel):
     """Whether the untouched model's curve is one of texts."""
     sentence: str
     best: str | None
+    tokens_per_second: FiniteFloat | None = None
+    """Of the untouched model, on the prompts that were measured."""
     rows: tuple[RemedyPart, ...]
     tampered: dict[str, Share] = {}
     """Those of the untouched model; see `RemedyPart.tampered`."""
@@ -158,6 +163,12 @@ class RemediesPart(BaseModel):
         known = all("gate_auc_of" in fit.facts for fit in gated)
         of = "benign" if known else "harmless (of an older version: benign and ordinary)"
         return f"Gate AUC: how well the gate tells harmful from {of} prompts, on dev."
+
+    @property
+    def speed_notes(self) -> str:
+        """Whose speed is not known, and why; "" if that of every run is."""
+        notes = [f"{row.run} ({row.speed_note})" for row in self.rows if row.speed_note]
+        return f"Tokens per second are not known of: {', '.join(notes)}." if notes else ""
 
     @property
     def drop_max(self) -> float:
