@@ -86,31 +86,20 @@ def test_a_setting_that_does_not_fit_the_config_is_found_without_weights(
 def test_an_adapter_of_another_model_is_found_without_weights(
     styles: dict[str, Style], tmp_path: Path, name: str
 ) -> None:
-    model = weightless(styles["llama"], tmp_path / "model")
+    model, before = weightless(styles["llama"], tmp_path / "model"), tmp_path / "before"
     lora(styles["llama"].make_model(), tmp_path / "adapter")
-    config = json.loads((model / "config.json").read_text())
-    config |= {"hidden_size": 32}
-    (model / "config.json").write_text(json.dumps(config))
+    styles["llama"].make_model(1).save_pretrained(before)
+    styles["llama"].tokenizer.save_pretrained(before)
+    config = json.loads((model / "config.json").read_text()) | {"hidden_size": 32}
+    for folder in (model, before):
+        (folder / "config.json").write_text(json.dumps(config))
     adapter = str(tmp_path / "adapter")
     own: dict[str, Any] = {"adapter": adapter}
     if name == "fusion":
         own = {"adapters": {"a": adapter}, "weights": {"a": [1.0]}}
-    more = {"reference": {"model_name_or_path": str(model)}} if name == "safelora" else {}
+    more = {"reference": {"model_name_or_path": str(before)}} if name == "safelora" else {}
     values = values_of(model, tmp_path / "data", remedy={"name": name, **own}, **more)
     with pytest.raises(ValueError, match="this adapter belongs to another model"):
-        check_stage(check_body(values, "test"))  # type: ignore[arg-type]
-
-
-def test_a_reference_with_another_vocabulary_is_found_without_weights(
-    styles: dict[str, Style], tmp_path: Path
-) -> None:
-    model = weightless(styles["llama"], tmp_path / "model")
-    other = weightless(styles["llama"], tmp_path / "other")
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "vocab_size": 900}))
-    more = {"remedy": "debias", "reference": {"model_name_or_path": str(other)}}
-    values = values_of(model, tmp_path / "data", **more)
-    with pytest.raises(ValueError, match="reference has a vocabulary of 900 tokens"):
         check_stage(check_body(values, "test"))  # type: ignore[arg-type]
 
 
