@@ -574,5 +574,5 @@ def test_a_missing_file_is_an_error_that_names_it(name: str, key: str, tmp_path:
 
 
 def test_logged_needs_a_path() -> None:
-    with pytest.raises(ValueError, match="attacks 'logged': path: Field required"):
+    with pytest.raises(ValueError, match="attacks 'logged': path is missing"):
         make_attack("logged")

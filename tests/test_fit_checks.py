@@ -126,3 +126,70 @@ def test_plain_check_finds_what_the_recipe_alone_shows(
     assert command("check", str(ROOT / "recipes" / "fit.yaml"), *given) == 2
     shown = capsys.readouterr()
     assert said in " ".join(shown.err.split()) and "is valid" not in shown.out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ["--remedy.name=dial"],
+            ": remedy 'dial': adapter is missing. Give the folder of the LoRA adapter that made the "
+            "model safe, and that its weights hold; or `@stage.adapter` in a pipeline.",
+        ),
+        (
+            ["--remedy.name=steering", "--remedy.strengths=[]"],
+            ": remedy 'steering': strengths is []; give at least 1",
+        ),
+        (
+            ["--remedy=steerin"],
+            ": remedy: steerin is no remedy that is known. Did you mean steering",
+        ),
+        (["--judge=refusl"], ": judge: refusl is no judge that is known. Did you mean refusal"),
+        (["--data.choose.sets=[]"], "data.choose.sets is []; give at least 1."),
+        (
+            ["--remedy.name=fusion", "--remedy.adapters.a=x", "--remedy.rule=krum"],
+            ": remedy 'fusion': rule is krum and there are 1 adapters; it needs at least 5",
+        ),
+    ],
+)
+def test_a_fault_of_a_plug_is_said_once_and_in_plain_words(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("check", str(ROOT / "recipes" / "fit.yaml"), *given) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert said in shown and "after validation" not in shown and "Value error" not in shown
+
+
+LACKING = {
+    "model": ("evaluate", ["--model.model_name_or_path=no/where"]),
+    "adapter": ("fit", ["--remedy.name=dial", "--remedy.adapter=no/adapter"]),
+    "remedy": ("evaluate", ["--model.remedy=no/remedy"]),
+    "rows": ("evaluate", ["--data.sets=[no.jsonl]"]),
+    "tamper": ("evaluate", ["--tamper.tiers=[1]", "--tamper.harmful=no.jsonl"]),
+}
+"""Recipes that are valid and name what is not there."""
+
+
+@pytest.mark.parametrize("what", LACKING)
+def test_a_check_that_looked_at_no_file_says_so_and_with_data_it_looks(
+    what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name, given = LACKING[what]
+    recipe = str(ROOT / "recipes" / f"{name}.yaml")
+    assert command("check", recipe, *given) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(
+        "valid. Models, prompts and other files were not looked at: --data does that."
+    )
+    assert command("check", "--data", recipe, *given) == 2
+    assert "is valid" not in capsys.readouterr().out
+
+
+def test_a_check_of_data_does_not_say_that_it_did_not_look(
+    styles: dict[str, Style], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = weightless(styles["llama"], tmp_path / "model")
+    given = ["--data", str(ROOT / "recipes" / "fit.yaml"), f"--model.model_name_or_path={model}"]
+    assert command("check", *given) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("fit.yaml is valid.")

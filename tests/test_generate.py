@@ -449,9 +449,7 @@ def test_a_recipe_names_the_engine_and_its_settings(styles: dict[str, Any], tmp_
         str(tmp_path),
         "S",
     )
-    with pytest.raises(
-        ValueError, match=r"openia is not a known key of engines. Did you mean openai"
-    ):
+    with pytest.raises(ValueError, match=r"openia is no engine that is known. Did you mean openai"):
         engine_for(section, None, Generation(), engine="openia")
 
 

@@ -588,7 +588,7 @@ def test_a_tokenizer_of_another_kind_is_found_before_anything_is_asked(
     [
         ({"engine": "transformers"}, "Leave engine out to run the guard in this process"),
         ({"engine": {"name": "mine", "base_url": "http://a/v1"}}, "engine.name: Input should be"),
-        ({"engine": {"name": "openai"}}, "engine.base_url: Field required"),
+        ({"engine": {"name": "openai"}}, "engine.base_url is missing"),
         ({"engine": {"base_url": "nowhere"}}, "no address such as"),
         ({"engine": {"base_url": "http://a/v1", "seeded": True}}, "seeded is not a known key"),
         ({"engine": {"base_url": "http://a/v1", "max_tokens_name": "max_tokens"}}, "known key"),

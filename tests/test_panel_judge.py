@@ -202,12 +202,12 @@ RULES = ("first", "unscored", "majority")
         (["refusal"], "at least two judges, this list has 1. Add one, or name a single judge"),
         (
             ["refusal", "refusl"],
-            "judge.judges.1: refusl is not a known key of judges. Did you mean",
+            "judge.judges.1: refusl is no judge that is known. Did you mean",
         ),
         (["refusal", ["refusal", "llm"]], "a panel cannot be a member of a panel"),
         (["refusal", "panel"], "a panel cannot be a member of a panel"),
         ({"name": "panel", "judges": "refusal"}, "a panel takes a list of judges"),
-        ({"name": "panel"}, "judges: Field required"),
+        ({"name": "panel"}, "judges is missing"),
         (
             {"name": "panel", "judges": ["refusal", "llm"], "disagreement": "majority"},
             "majority needs at least three judges. With two, take unscored",
@@ -216,7 +216,7 @@ RULES = ("first", "unscored", "majority")
             {"name": "panel", "judges": ["refusal", "llm"], "disagreement": "second"},
             "'first', 'unscored' or 'majority'",
         ),
-        (["refusal", {"name": "llm", "modell": "m"}], "judge.judges.1: judges 'llm': modell"),
+        (["refusal", {"name": "llm", "modell": "m"}], "judge.judges.1 'llm': modell"),
         (["refusal", {"model": "m"}], "a mapping needs a `name`"),
         (["refusal", 3], "judges.1"),
     ],

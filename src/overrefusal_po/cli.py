@@ -134,7 +134,8 @@ def check(
             terminal.say(f"{above}data: {check_data(body, above.strip('.'), spread)}")
         named = {above.strip(".").rpartition(".")[2]: body for above, body in bodies.items()}
         check_together(named)
-    terminal.say(f"{recipe} is valid.")
+    more = "" if data else " Models, prompts and other files were not looked at: --data does that."
+    terminal.say(f"{recipe} is valid.{more}")
 
 
 @app.command()

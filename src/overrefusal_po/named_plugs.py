@@ -40,7 +40,10 @@ def check_plugs(body: BaseModel, above: str = "") -> None:
         try:
             find_plug(room, spec)
         except ValueError as error:
-            raise ValueError(f"{above}{key}: {error}") from None
+            said = str(error)  # it may begin with the room and the name: `remedies 'dial': ...`
+            own = said.removeprefix(f"{room} '")
+            words = f"{key}: {said}" if own == said else f"{key} '{own}"
+            raise ValueError(f"{above}{words}") from None
     if isinstance(body, FitRecipe):
         try:
             check_fit(body)

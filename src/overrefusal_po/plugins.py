@@ -30,8 +30,7 @@ from overrefusal_po.attacks import Attack, AttackPlug, SearchPlug, SearchSetting
 from overrefusal_po.judges import Judge, JudgePlug, refusal_judge
 from overrefusal_po.recipe.panels import JudgesGiven, panel_spec
 from overrefusal_po.recipe.reading import FILE_ENDINGS as FILE_ENDINGS
-from overrefusal_po.recipe.words import unknown_key
-from overrefusal_po.records import first_fault
+from overrefusal_po.recipe.words import settings_fault, unknown_name
 from overrefusal_po.sources import SourcePlug
 
 logger = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ def plug(room: Room, name: str) -> ModuleType:
     if "." in name:
         return imported_plug(room, name)
     known = [*names(room), *(plain_sets() if room == "sources" else ())]
-    raise ValueError(unknown_key(name, known, "", owner=room))
+    raise ValueError(unknown_name(name, known, KINDS[room]))
 
 
 def imported_plug(room: Room, name: str) -> ModuleType:
@@ -238,7 +237,7 @@ def checked_plug_settings(settings: type[S], values: Mapping[str, object], where
     try:
         return settings.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{where}: {first_fault(error)}") from None
+        raise ValueError(f"{where}: {settings_fault(error, settings)}") from None
 
 
 # --- what plugs give ------------------------------------------------------------------------------

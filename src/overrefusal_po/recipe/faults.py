@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TASKS
 from overrefusal_po.recipe.sections import Section
-from overrefusal_po.recipe.words import unknown_key
+from overrefusal_po.recipe.words import too_few, unknown_key
 
 
 def fault_text(error: ValidationError, values: Mapping[str, object]) -> str:
@@ -33,6 +33,8 @@ def fault_text(error: ValidationError, values: Mapping[str, object]) -> str:
         return f"{name} is missing. Add it to the recipe or give it as --{name}=value."
     if fault["type"] in ("tuple_type", "list_type"):
         return f"{name} is {fault.get('input')!r}; allowed is a list: [{fault.get('input')}]."
+    if (few := too_few(name, fault)) is not None:
+        return f"{few}."
     hint = " Put it in quotes to make it text." if fault["type"] == "string_type" else ""
     return f"{name} is {fault.get('input')!r}: {fault['msg']}.{hint}"
 

@@ -11,7 +11,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 # Any: a JSON schema's keywords hold numbers, texts, lists and further schemas
 JsonSchema = Mapping[str, Any]
@@ -76,6 +81,45 @@ def unknown_key(name: str, known: Iterable[str], section: str, *, owner: str = "
         else f"Known keys: {', '.join(sorted(known)[:40])}."
     )
     return f"{place} is not a known key{f' of {owner}' if owner else ''}. {hint}"
+
+
+def unknown_name(name: str, known: Iterable[str], kind: str) -> str:
+    """The error text for a name that no plug has: names the nearest ones. `kind`: what it would
+    be, such as `remedy`."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=NEAR)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are {', '.join(known[:40])}."
+    return f"{name} is no {kind} that is known. {hint}"
+
+
+def settings_fault(error: ValidationError, settings: type[BaseModel]) -> str:
+    """The first fault of a plug's settings, in words."""
+    fault = error.errors()[0]
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        field = settings.model_fields.get(name)
+        what = " ".join((field.description or "").split()) if field is not None else ""
+        what = what.replace("The ", "Give the ", 1) if what.startswith("The ") else what
+        return f"{name} is missing. {what}".strip()
+    if (few := too_few(name, fault)) is not None:
+        return few
+    if fault["type"] == "value_error":
+        text = fault["msg"].removeprefix("Value error, ")
+        return f"{name}: {text}" if name else text
+    return f"{name}: {fault['msg']} (given: {str(fault['input'])[:80]!r})"
+
+
+def too_few(name: str, fault: ErrorDetails) -> str | None:
+    """`strengths is []; give at least 1` for a list or text that is too short; None for other
+    faults."""
+    if fault["type"] not in ("too_short", "string_too_short"):
+        return None
+    given = fault["input"]
+    shown = list(given) if isinstance(given, tuple) else given
+    least = fault["ctx"].get("min_length", 1)
+    if isinstance(given, str):
+        return f"{name} is {shown!r}; give a text of at least {least} characters"
+    return f"{name} is {shown!r}; give at least {least}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

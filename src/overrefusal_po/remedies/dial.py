@@ -27,9 +27,10 @@ FORM: Form = "weights"
 class Settings(BaseModel):
     """Which adapter is turned down, and how far."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     adapter: str = Field(min_length=1)
-    """The folder of the LoRA adapter that made the model safe, and that its weights hold."""
+    """The folder of the LoRA adapter that made the model safe, and that its weights hold; or
+    `@stage.adapter` in a pipeline."""
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         default=(0.9, 0.8, 0.7, 0.6, 0.5, 0.3), min_length=1
     )

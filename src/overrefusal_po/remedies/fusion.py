@@ -43,9 +43,10 @@ FEWEST = {"median": 2 * FAULTY + 1, "trimmed": 2 * FAULTY + 1, "krum": 2 * FAULT
 class Settings(BaseModel):
     """Which adapters become one, and by what rule."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     adapters: dict[str, str] = Field(min_length=1)
-    """{a name of your own: the folder of an adapter}. All are of the same base."""
+    """{a name of your own: the folder of an adapter, or `@stage.adapter`}. All are of the same
+    base."""
     weights: dict[str, tuple[FiniteFloat, ...]] | None = None
     """{name: weights to try}, equally many for each name. The first ones make a candidate, the
     second ones another. With `rule: mean` they are counts of rows (null: equal counts)."""

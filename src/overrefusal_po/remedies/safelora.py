@@ -84,9 +84,9 @@ class Projected(NamedTuple):
 class Settings(BaseModel):
     """Which adapter is projected, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     adapter: str = Field(min_length=1)
-    """The folder of the LoRA adapter that is projected."""
+    """The folder of the LoRA adapter that is projected, or `@stage.adapter` in a pipeline."""
     merged: bool = True
     """Whether the model has the adapter in its weights already. Else it is put on."""
     projection: Projection = "scaled"
