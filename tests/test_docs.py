@@ -28,7 +28,8 @@ from overrefusal_po.prompts import read_pairs as read_source_pairs
 from overrefusal_po.prompts import read_responses as read_unpaired
 from overrefusal_po.prompts import read_source, read_triples
 from overrefusal_po.recipe.load import load_recipe
-from overrefusal_po.recipe.sections import PairsData
+from overrefusal_po.recipe.sections import DertaData, PairsData
+from overrefusal_po.train.asked import asked_prompts
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "overrefusal_po"
@@ -302,7 +303,7 @@ def test_every_reader_has_an_example() -> None:
 
 
 def test_the_mapped_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of_pairs, block = blocks(ROOT / "docs/files.md", "yaml")
+    of_pairs, block, of_asked = blocks(ROOT / "docs/files.md", "yaml")
     monkeypatch.chdir(tmp_path)
     Path("pairs.csv").write_text("asked,better,worse\nHow?,So.,No.\n")
     section = PairsData.model_validate(yaml.safe_load(of_pairs)["data"])
@@ -312,6 +313,13 @@ def test_the_mapped_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("questions.csv").write_text(rows)
     (spec,) = yaml.safe_load(block)["data"]["sets"]
     assert [(p.text, p.kind) for p in read_source(spec, None)] == [("What is this?", "benign")]
+    values = yaml.safe_load(of_asked)["data"]
+    Path("harmfulqa.csv").write_text("question,topic\nRob a train?,theft\n")
+    Path("my-prompts.jsonl").write_text('{"prompt": "Rob a bank."}\n')
+    values["ask"][0]["paths"] = ["harmfulqa.csv"]  # in place of the hub
+    asked = asked_prompts(DertaData.model_validate(values))
+    assert [p.text for p in asked[-2:]] == ["Rob a train?", "Rob a bank."]
+    assert {p.reference for p in asked[-2:]} == {values["safe_lead"]}
 
 
 def constants(file: Path) -> Iterator[str]:

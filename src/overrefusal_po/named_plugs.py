@@ -103,7 +103,7 @@ def named_plugs(body: BaseModel) -> Iterator[NamedPlug]:
             yield NamedPlug(key, "sources", spec)
     if (tamper := getattr(body, "tamper", None)) is not None:
         yield NamedPlug("tamper.source", "sources", tamper.source)
-    for key in ("triples", "prompts", "benign", "harmful", "ordinary", "pairs"):
+    for key in ("triples", "ask", "prompts", "benign", "harmful", "ordinary", "pairs"):
         spec = getattr(data, key, None)
         for one in spec if isinstance(spec, tuple) else (spec,):
             if one is not None and not is_elsewhere(one, pairs=key == "pairs"):

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from overrefusal_po.attacks import Attack
 from overrefusal_po.identity import check_kinds
+from overrefusal_po.pairs.make import behind_lead
 from overrefusal_po.plugins import (
     PlugSpec,
     find_search,
@@ -88,10 +89,8 @@ def read_triples(
     bare = [not triple.safe_response.startswith(opener) for triple in triples]
     logger.info("%d of %d safe responses are put behind %r", sum(bare), len(bare), lead)
     return [
-        t.model_copy(update={"safe_response": f"{lead.rstrip()} {t.safe_response.lstrip()}"})
-        if plain
-        else t
-        for t, plain in zip(triples, bare, strict=True)
+        t.model_copy(update={"safe_response": behind_lead(t.safe_response, opener, lead)})
+        for t in triples
     ]
 
 

@@ -94,6 +94,14 @@ def whole_sentences(completion: Completion) -> str:
     return text[: ends[-1]].rstrip() if ends else ""
 
 
+def behind_lead(response: str, opener: str, lead: str) -> str:
+    """A safe response behind `lead`, or unchanged if it begins with `opener`. Of an empty one the
+    lead is left."""
+    if response.startswith(opener):
+        return response
+    return f"{lead.rstrip()} {response.lstrip()}" if response.strip() else lead.rstrip()
+
+
 def side_text(completion: Completion, *, openings: bool = False) -> str:
     """The text for the side of a pair: whole sentences. If the pairs are for a training on
     openings, all of it: that training reads the first tokens alone."""

@@ -35,6 +35,8 @@ def fault_text(error: ValidationError, values: Mapping[str, object]) -> str:
         return f"{name} is {fault.get('input')!r}; allowed is a list: [{fault.get('input')}]."
     if (few := too_few(name, fault)) is not None:
         return f"{few}."
+    if fault["type"] == "value_error":  # a check of ours, whose words say what was given
+        return f"{name}: {fault['ctx']['error']}"
     hint = " Put it in quotes to make it text." if fault["type"] == "string_type" else ""
     return f"{name} is {fault.get('input')!r}: {fault['msg']}.{hint}"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from overrefusal_po.recipe.harmful_rows import DERTA_ROWS, HarmfulRows
 from overrefusal_po.recipe.panels import panel_spec
@@ -115,16 +115,21 @@ class PairsData(ReadingSection):
 class DertaData(ReadingSection):
     """What DeRTa learns from."""
 
-    sources: ClassVar[tuple[str, ...]] = ("triples", "helpful_from")
-    triples: PlugSpec = "starter"
-    """Harmful prompts, each with a safe and a harmful response.
+    sources: ClassVar[tuple[str, ...]] = ("triples", "ask", "helpful_from")
+    triples: PlugSpec | None = "starter"
+    """Harmful prompts, each with a safe and a harmful response. null: none but those of `ask`.
 
     - `starter`: shipped prompts and safe responses. The student itself writes the harmful ones.
     - a path: a .jsonl file of triples.
     - a source that gives triples: `pku_saferlhf`, or `{name: beavertails, max: 3000}`."""
+    ask: PlugSpec | tuple[PlugSpec, ...] | None = None
+    """More harmful prompts whose harmful responses the student itself writes: a source of prompts,
+    or several, such as `{name: harmfulqa, max: 500}` or a path. A row of a file that says no kind
+    is harmful. A prompt's reference is its safe response. Prompts that the student refuses are left
+    out and counted. null: none."""
     safe_lead: str | None = Field(default=None, min_length=1)
-    """Put before loaded safe responses that do not begin with `refusal_opener`. null: such a
-    response is an error."""
+    """Put before safe responses that do not begin with `refusal_opener`; a prompt of `ask` that has
+    no reference gets it alone. null: both are errors."""
     helpful: tuple[Literal["general", "benign"], ...] = ("general",)
     """Kinds of prompts that are mixed in as ordinary SFT, with their references as answers.
 
@@ -161,6 +166,17 @@ class DertaData(ReadingSection):
     - `drop`: they are left out and counted."""
     waive: dict[str, str] = Field(default_factory=dict)
     """As for pairs, but for prompts of benchmarks alone."""
+
+    @model_validator(mode="after")
+    def has_harmful(self) -> DertaData:
+        """ValueError if nothing names a harmful prompt."""
+        if self.triples is None and not self.ask:
+            raise ValueError(
+                "triples is null and ask names no source, so there is nothing harmful to learn to "
+                "refuse. Name triples (data.triples), or harmful prompts that the student answers "
+                "(data.ask)."
+            )
+        return self
 
 
 class SftData(ReadingSection):

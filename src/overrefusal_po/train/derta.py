@@ -3,7 +3,7 @@
     trainer = derta_trainer("my/model", triples, helpful=prompts, args={"output_dir": "out"})
 
 `derta_rows` makes the rows and labels. Triples are loaded, or the student itself writes their
-harmful responses.
+harmful responses (`asked`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from overrefusal_po.recipe.harmful_rows import DERTA_ROWS, HarmfulRow
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import DertaData, TooLong
 from overrefusal_po.records import Prompt, Triple
+from overrefusal_po.train.asked import asked_prompts, asked_words, check_asked_rows, stand_ins
 from overrefusal_po.train.data import (
     Prepared,
     Source,
@@ -47,13 +48,7 @@ from overrefusal_po.train.lengths import Fitting, fit, group_by_length, warn_of_
 from overrefusal_po.train.policy import checked_model, tokenizer_and_template
 from overrefusal_po.train.rows_trainer import rows_trainer
 from overrefusal_po.train.settings import full_settings, trainer_config
-from overrefusal_po.train.student import (
-    StudentAnswer,
-    check_unwritten,
-    own_triples,
-    starter_harmful,
-    written_tokens,
-)
+from overrefusal_po.train.student import StudentAnswer, own_triples
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -197,7 +192,7 @@ def helpful_rows(
 
 
 def read(recipe: TrainRecipe) -> Source:
-    """Loaded triples, or the prompts whose harmful responses the student writes; helpful prompts.
+    """Loaded triples, the prompts whose harmful responses the student writes, and helpful prompts.
 
     A helpful prompt of several sources comes once.
     """
@@ -208,10 +203,11 @@ def read(recipe: TrainRecipe) -> Source:
         for p in read_source(spec, "train")
         if p.kind in data.helpful and p.reference
     }
-    if data.triples == "starter":
-        return Source((), helpful=list(helpful.values()), asked=starter_harmful())
-    triples = read_triples(data.triples, "train", opener=data.refusal_opener, lead=data.safe_lead)
-    return Source(triples, helpful=list(helpful.values()))
+    triples: list[Triple] = []
+    if data.triples not in ("starter", None):
+        opener, lead = data.refusal_opener, data.safe_lead
+        triples = read_triples(data.triples, "train", opener=opener, lead=lead)
+    return Source(triples, helpful=list(helpful.values()), asked=asked_prompts(data))
 
 
 def derta_section(recipe: TrainRecipe) -> DertaData:
@@ -236,8 +232,8 @@ def prepare(
     limit: int | None = settings["max_length"]
     if source.asked and said is None:
         return checked_before_answers(recipe, source, template, limit)
-    triples = own_triples(said) if said is not None else list(source.records)
-    known = [t for t in triples if isinstance(t, Triple)]
+    known = [t for t in source.records if isinstance(t, Triple)]
+    known += own_triples(said, loaded=len(known)) if said is not None else []
     check_openers([(t.prompt.label, t.safe_response) for t in known], data.refusal_opener)
     token = refusal_token(template, data.refusal_opener)
     sides = triple_sides(known, template)
@@ -301,21 +297,20 @@ def checked_before_answers(
     """What can be said before the student has written its harmful responses; without rows."""
     data, new = derta_section(recipe), recipe.generation.max_new_tokens
     refusal_token(template, data.refusal_opener)
-    if data.too_long != "drop":
-        stand_in = [
-            Triple(prompt=p, safe_response=str(p.reference), harmful_response="x")
-            for p in source.asked
-        ]
-        lengths = [
-            (both.longest + written_tokens(t.prompt, template, new), t.prompt.label)
-            for t, both in zip(stand_in, triple_sides(stand_in, template), strict=True)
-        ]
-        check_unwritten(lengths, limit=limit, new_tokens=new)
-    check_openers([(p.label, str(p.reference)) for p in source.asked], data.refusal_opener)
+    known = [t for t in source.records if isinstance(t, Triple)]
+    unsaid = stand_ins(source.asked)
+    check_openers(
+        [(t.prompt.label, t.safe_response) for t in [*known, *unsaid]], data.refusal_opener
+    )
+    lengths = [both.longest for both in triple_sides(known, template)]
+    fit_known = fit(known, lengths, max_length=limit, too_long=data.too_long)
+    longest = None if data.too_long == "drop" else limit  # what is too long is then left out
+    check_asked_rows(unsaid, template, limit=longest, new_tokens=new)
     _, fitting, helpful = drawn_helpful(recipe, source.helpful, template, limit)
-    check_firewall([*source.asked, *helpful], data.waive)
-    line = data_line(data, len(source.asked), len(helpful)) + str(fitting)
-    return Prepared(rows=None, line=line)
+    harmful = [*(t.prompt for t in known), *source.asked]
+    check_firewall([*harmful, *helpful], data.waive)
+    line = data_line(data, len(harmful), len(helpful)) + f"{fit_known}{fitting}"
+    return Prepared(rows=None, line=f"{line}; {asked_words(source.asked)}")
 
 
 def recipe_trainer(

@@ -78,7 +78,7 @@ def check_openers(safe: Iterable[tuple[str, str]], opener: str) -> None:
         raise ValueError(
             f"Safe responses must begin with the refusal opener {opener!r} (data.refusal_opener), "
             f"which RTO teaches at every position; the one for prompt {stray[0]} begins with "
-            f"{stray[1][:30]!r}. Change the opener or the response."
+            f"{stray[1][:30]!r}. Change the opener or the response, or set data.safe_lead."
         )
 
 

@@ -1,6 +1,6 @@
 """What the student has to say itself before its training data are whole.
 
-    said = student_answers(recipe, run, template)           # harmful prompts of the starter set
+    said = student_answers(recipe, run, template, starter_harmful())
     own_containment(said)                                   # pairs that reject where it complied
     own_triples(said)                                       # the same for DeRTa
 
@@ -10,6 +10,7 @@ Harmful responses come from the start policy at run time. They stay in the run f
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -78,23 +79,48 @@ def own_containment(said: Sequence[StudentAnswer]) -> list[PreferencePair]:
     return [pair for pair in made if pair is not None]
 
 
-def own_triples(said: Sequence[StudentAnswer]) -> list[Triple]:
-    """Triples whose harmful responses the student wrote; ValueError if it refuses everything."""
+def own_triples(said: Sequence[StudentAnswer], loaded: int = 0) -> list[Triple]:
+    """Triples whose harmful responses the student wrote; what is left out is counted in the log.
+
+    Raises ValueError if it answers nothing, unless triples are `loaded`, too.
+    """
     triples = [
         Triple(prompt=p, safe_response=str(p.reference), harmful_response=answer_of(completion))
         for p, completion, verdict in said
-        if verdict.refusal == "none" and not verdict.degenerate
+        if why_no_harm(verdict) is None
     ]
-    if not triples:
-        unread = sum(row.verdict.refusal is None for row in said)
-        raise ValueError(
-            f"The student answers none of the {len(said)} harmful prompts: {unread} responses have "
-            "no verdict, the others refuse or are degenerate. So there are no harmful responses "
-            "for DeRTa. Load triples instead (data.triples: FILE.jsonl with prompt, "
-            "safe_response, harmful_response)."
-        )
-    logger.info("%d of %d harmful prompts gave a harmful response", len(triples), len(said))
-    return triples
+    words = answered_words(said)
+    if triples or loaded:
+        logger.log(logging.INFO if triples else logging.WARNING, "%s", words)
+        return triples
+    raise ValueError(
+        f"{words}. So there are no harmful responses for DeRTa. Have the student answer other "
+        "prompts (data.ask), or load triples (data.triples: FILE.jsonl with prompt, "
+        "safe_response, harmful_response)."
+    )
+
+
+def why_no_harm(verdict: Verdict) -> str | None:
+    """Why a response to a harmful prompt is no harmful one; None if it is."""
+    if verdict.refusal is None:
+        return "without a verdict"
+    if verdict.refused:
+        return "refused"
+    return "degenerate" if verdict.degenerate else None
+
+
+def answered_words(said: Sequence[StudentAnswer]) -> str:
+    """`the student gives harmful responses to 60 of 634 harmful prompts (starter 50 of 134,
+    harmfulqa 10 of 500); left out: 570 refused, 4 degenerate`."""
+    asked = Counter(row.prompt.source for row in said)
+    why = [why_no_harm(row.verdict) for row in said]
+    gave = Counter(row.prompt.source for row, fault in zip(said, why, strict=True) if not fault)
+    each = ", ".join(f"{source} {gave[source]} of {number}" for source, number in asked.items())
+    out = [f"{number} {fault}" for fault, number in Counter(filter(None, why)).items()]
+    return (
+        f"the student gives harmful responses to {gave.total()} of {len(said)} harmful prompts"
+        f" ({each}); left out: {', '.join(out) or 'none'}"
+    )
 
 
 def check_unwritten(
