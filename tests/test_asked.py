@@ -159,7 +159,7 @@ def test_a_benchmark_is_never_asked(name: str, styles: dict[str, Style]) -> None
 def test_a_recipe_without_a_harmful_prompt_and_a_wrong_name_are_errors() -> None:
     with pytest.raises(ValueError, match=r"^here: data: triples is null and ask names no source"):
         body()
-    with pytest.raises(ValueError, match=r"data\.ask: harmfulq is not .*harmfulqa"):
+    with pytest.raises(ValueError, match=r"data\.ask: harmfulq is no source .*harmfulqa"):
         run_stage(body(ask=["harmfulq"]), "r")
 
 
