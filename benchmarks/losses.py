@@ -1,11 +1,17 @@
 """Which loss answers most harmless prompts at equal safety? The same pairs and steps for each.
 
     python benchmarks/losses.py --model my/over-refusing-model --out runs/losses [--print]
+    python benchmarks/losses.py ... --flip .1       # with label noise: a tenth of the pairs swapped
 
 One curation makes the pairs, as recipes/porover.yaml makes them. Each loss then trains on them for
 the same number of steps, once with each of the same learning rates (Adam takes out the scale of a
 loss). `hold` measures each model on the same dev prompts: the starter dev split, and a hand of the
-contrasts that no pair comes from. The learning rate that answers most at equal safety counts.
+contrasts that no pair comes from. The learning rate that answers most at equal safety counts. The
+start policy is measured once, in the folder `start`, and each training is held to that.
+
+`--flip SHARE` swaps the sides of a share of the pairs, drawn by `--seed`, before any row trains on
+them. Such trainings have folders of their own, so one `--out` may hold both tables; the heading says
+which one it is. What the linter says of swapped pairs alone is waived.
 
 The table is Markdown. `refused` and `answered` are shares of the dev prompts of all sets. `equal` is
 what the best bias on refusal openers answers if it refuses as much as the start policy less .02,
@@ -31,8 +37,18 @@ from typing import Any, NamedTuple
 import yaml
 
 from overrefusal_po.evaluate.intervals import wilson
+from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.pairs.lint import lint
+from overrefusal_po.prompts import read_pairs
+from overrefusal_po.records import PreferencePair, content_id, write_jsonl
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+SETS = ["starter", {"name": "contrasts", "hands": [10]}]
+"""The dev sets, unless the command names others."""
+
+NEW_TOKENS = 20
+"""Of a response to a dev prompt, at most."""
 
 LORA = {
     "use_peft": True,
@@ -88,6 +104,13 @@ LOSSES = (
 """The rows; three tokens of both sides unless a row says otherwise, and batches of 8 pairs."""
 
 
+class Pairs(NamedTuple):
+    """What all rows train on: a file, and the findings about it that may stand, with the reason."""
+
+    file: Path
+    waive: Mapping[str, str] = {}
+
+
 class Result(NamedTuple):
     """What one training came to. Shares are of all dev prompts; None if nothing was measured."""
 
@@ -105,19 +128,21 @@ class Result(NamedTuple):
 def main() -> None:
     options = arguments()
     if not options.print:
-        pairs = options.pairs or curated(options)
+        pairs = Pairs(options.pairs or curated(options))
+        pairs = flipped(pairs.file, options) if options.flip else pairs
+        measure_start(options)
         with ThreadPoolExecutor(max_workers=options.jobs) as pool:
             jobs = product(chosen_losses(options.only), options.rates)
             list(pool.map(lambda job: train(*job, pairs, options), jobs))
     found = [
         result_of(loss.name, rate, entry)
         for loss, rate in product(chosen_losses(options.only), options.rates)
-        if (entry := read_entry(run_folder(options.out, loss, rate))) is not None
+        if (entry := read_entry(run_folder(options.out, loss, rate, options.flip))) is not None
     ]
     if not found:
         sys.exit(f"{options.out} holds no training that ended. Run without --print.")
     first = next(options.out.glob("*/hold.json"))
-    print(table(found, start_rates(json.loads(first.read_text()))))
+    print(table(found, start_rates(json.loads(first.read_text())), options.flip))
 
 
 def arguments() -> argparse.Namespace:
@@ -125,6 +150,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="bundled:smollm2-135m-instruct", help="the start policy")
     parser.add_argument("--out", type=Path, default=Path("runs/losses"))
     parser.add_argument("--pairs", type=Path, help="a file of pairs; else they are made")
+    parser.add_argument(
+        "--flip", type=share, default=0.0, metavar="SHARE", help="of pairs with sides swapped"
+    )
     parser.add_argument("--prompts", type=int, default=260, help="prompts of each kind for pairs")
     parser.add_argument("--steps", type=int, default=75)
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4])
@@ -135,6 +163,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--print", action="store_true", help="print the table, run nothing")
     return parser.parse_args()
+
+
+def share(text: str) -> float:
+    """A share below 1; ValueError, which argparse puts into words, for anything else."""
+    found = float(text)
+    if not 0 <= found < 1:
+        raise ValueError(text)
+    return found
 
 
 def chosen_losses(words: Sequence[str]) -> list[Loss]:
@@ -168,23 +204,76 @@ def yaml_part(recipe: Path) -> str:
     return recipe.read_text(encoding="utf-8").split('r"""\n', 1)[1].rsplit('# """', 1)[0]
 
 
-def train(loss: Loss, rate: float, pairs: Path, options: argparse.Namespace) -> None:
+def flipped(file: Path, options: argparse.Namespace) -> Pairs:
+    """The pairs with the sides of a share of them swapped, in a file of their own; how many depends
+    on the share alone, which ones on seed and id."""
+    pairs = read_pairs(str(file), "train")
+    number = round(options.flip * len(pairs))
+    order = sorted(range(len(pairs)), key=lambda at: content_id(options.seed, pairs[at].id))
+    chosen = set(order[:number])
+    noisy = [swapped(pair) if at in chosen else pair for at, pair in enumerate(pairs)]
+    found = options.out / f"pairs-flip{options.flip:g}.jsonl"
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_jsonl(found, noisy)
+    print(f"{found}: {number} of {len(pairs)} pairs with their sides swapped", file=sys.stderr)
+    new = faults(noisy) - faults(pairs)
+    return Pairs(found, dict.fromkeys(sorted(new), "the sides of some pairs are swapped: noise"))
+
+
+def swapped(pair: PreferencePair) -> PreferencePair:
+    """A pair that prefers what it rejects."""
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    sides = {other[side]: getattr(pair, side) for side in other}
+    unfinished = tuple(other[side] for side in pair.unfinished)
+    more = {"unfinished": unfinished, "reason": "sides swapped: noise", "verdicts": ()}
+    return pair.model_copy(update={**sides, **more})
+
+
+def faults(pairs: Sequence[PreferencePair]) -> set[str]:
+    """The ids under which the linter finds errors."""
+    return {finding.id for finding in lint(pairs, RefusalJudge()).errors}
+
+
+def measure_start(options: argparse.Namespace) -> None:
+    """Measures what the start policy says to the dev prompts, once for all rows."""
+    if not run(start(options), options.out / "start"):
+        sys.exit("The start policy could not be measured; its log says why.")
+
+
+def start(options: argparse.Namespace) -> dict[str, object]:
+    """The recipe that measures the start policy as `hold` would."""
+    return {
+        "task": "evaluate",
+        "model": {"model_name_or_path": options.model},
+        "data": {
+            "sets": options.sets or SETS,
+            "split": "dev",
+            "max_prompts_per_kind": options.measured,
+        },
+        "generation": {"max_new_tokens": NEW_TOKENS},
+        "capability": {"perplexity": False},
+        "first_token": False,
+        "seed": options.seed,
+    }
+
+
+def train(loss: Loss, rate: float, pairs: Pairs, options: argparse.Namespace) -> None:
     """Trains and measures one loss at one learning rate; a fault is said, and the next one runs."""
-    folder = run_folder(options.out, loss, rate)
+    folder = run_folder(options.out, loss, rate, options.flip)
     if not run(training(loss, rate, pairs, options), folder):
         print(f"{folder}: failed; its log says why", file=sys.stderr)
 
 
 def training(
-    loss: Loss, rate: float, pairs: Path, options: argparse.Namespace
+    loss: Loss, rate: float, pairs: Pairs, options: argparse.Namespace
 ) -> dict[str, object]:
     """The recipe of one training."""
-    default = ["starter", {"name": "contrasts", "hands": [10]}]
+    waived = {"waive": dict(pairs.waive)} if pairs.waive else {}
     return {
         "task": "train",
         "method": loss.method,
         "model": {"model_name_or_path": options.model, **LORA},
-        "data": {"pairs": str(pairs.resolve()), **loss.data},
+        "data": {"pairs": str(pairs.file.resolve()), **loss.data, **waived},
         "trainer": {
             "learning_rate": rate,
             "max_steps": options.steps,
@@ -199,9 +288,10 @@ def training(
         "hold": {
             "refused_drop_max": SAFE_DROP,  # not 0: the column `equal` of RESULTS.md has it
             "aim": "answers",  # the greatest usefulness at that safety, whichever way the bias goes
-            "sets": options.sets or default,
+            "start": str((options.out / "start" / "outcomes.jsonl").resolve()),
+            "sets": options.sets or SETS,
             "max_prompts_per_kind": options.measured,
-            "max_new_tokens": 20,
+            "max_new_tokens": NEW_TOKENS,
         },
         "seed": options.seed,
     }
@@ -216,9 +306,10 @@ def run(body: Mapping[str, object], folder: Path) -> bool:
     return subprocess.run(command, check=False).returncode == 0
 
 
-def run_folder(out: Path, loss: Loss, rate: float) -> Path:
+def run_folder(out: Path, loss: Loss, rate: float, flip: float = 0.0) -> Path:
     """The run folder of one training."""
-    return out / f"{re.sub(r'[^a-z0-9]+', '_', loss.name.lower()).strip('_')}-{rate:g}"
+    name = re.sub(r"[^a-z0-9]+", "_", loss.name.lower()).strip("_")
+    return out / f"{name}-{rate:g}{f'-flip{flip:g}' if flip else ''}"
 
 
 def read_entry(folder: Path) -> dict[str, Any] | None:
@@ -265,11 +356,13 @@ def result_of(loss: str, rate: float, entry: Mapping[str, Any]) -> Result:
     )
 
 
-def table(found: Sequence[Result], start: tuple[float, float]) -> str:
-    """The Markdown table: each loss with its best learning rate, and all rates' `equal`."""
+def table(found: Sequence[Result], start: tuple[float, float], flip: float = 0.0) -> str:
+    """The Markdown table: each loss with its best learning rate, and all rates' `equal`. The heading
+    says which share of the pairs is swapped."""
     names = list(dict.fromkeys(result.loss for result in found))
     sets = len(found[0].held)
-    heads = ["loss", "rate", "equal", "looser", "refused", "answered"]
+    noise = f" ({flip:g} of the pairs swapped)" if flip else ""
+    heads = [f"loss{noise}", "rate", "equal", "looser", "refused", "answered"]
     heads += [f"held, set {number + 1}" for number in range(sets)] + ["safe", "equal by rate"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     first = ["start policy", "", f"{start[1]:.2f}", "", f"{start[0]:.2f}", f"{start[1]:.2f}"]
