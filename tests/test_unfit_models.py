@@ -19,7 +19,7 @@ from tiny_subject import DEV, TRAIN, TinySubject
 from overrefusal_po.checks import check_stage
 from overrefusal_po.fit import kept
 from overrefusal_po.fit.stage import NOT_FITTED
-from overrefusal_po.model.blocks import UnfitModel, empty_model
+from overrefusal_po.model.blocks import UnfitModel, model_of_config
 from overrefusal_po.model.remedy import Deltas, Remedy
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.plugins import find_plug
@@ -128,7 +128,7 @@ def test_experts_have_no_known_matrix_and_4_bits_cannot_be_edited(styles: dict[s
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     more = {"num_key_value_heads": 1, "intermediate_size": 16, "vocab_size": 32}
     module, given = find_plug("remedies", "ablation")
-    experts: Any = TinySubject(empty_model(MixtralConfig(**small, **more)), None)
+    experts: Any = TinySubject(model_of_config(MixtralConfig(**small, **more)), None)
     with pytest.raises(UnfitModel, match="MixtralDecoderLayer writes into its stream in a way"):
         module.fit(given, experts, TRAIN, DEV)  # type: ignore[attr-defined]
     style = styles["llama"]

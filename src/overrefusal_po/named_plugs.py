@@ -34,8 +34,8 @@ class NamedPlug(NamedTuple):
 
 def check_plugs(body: BaseModel, above: str = "") -> None:
     """Raises ValueError if a recipe's body names a plug that is not there, or gives it a setting
-    that it does not have; and for what a fit cannot do. `above` stands
-    before the key that the error names."""
+    that it does not have; and for what a fit cannot do. `above` stands before the key that the
+    error names."""
     for key, room, spec in named_plugs(body):
         try:
             find_plug(room, spec)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 
-from overrefusal_po.model.blocks import UnfitModel, empty_model
+from overrefusal_po.model.blocks import UnfitModel, model_of_config
 from overrefusal_po.plugins import find_plug
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.run.remedies import config_of
@@ -25,4 +25,4 @@ def check_models(recipe: FitRecipe) -> None:
     if made_later or recipe.model.get("trust_remote_code") or not hasattr(module, "check_model"):
         return
     with contextlib.suppress(UnfitModel):  # a result, which the fit ends with
-        module.check_model(settings, empty_model(config_of(recipe.model)))
+        module.check_model(settings, model_of_config(config_of(recipe.model)))

@@ -62,6 +62,7 @@ def reference_loader(
     would differ, by rounding alone."""
     if recipe.reference is None:
         return None
-    alike = {key: recipe.model[key] for key in ("attn_implementation",) if key in recipe.model}
-    alike["dtype"] = str(model.dtype).removeprefix("torch.")
+    alike = {"dtype": str(model.dtype).removeprefix("torch.")}
+    if (attention := recipe.model.get("attn_implementation")) is not None:
+        alike["attn_implementation"] = attention
     return partial(models.load_model, **models.model_options({**alike, **recipe.reference}))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from overrefusal_po.model.blocks import empty_model, writers
+from overrefusal_po.model.blocks import model_of_config, writers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,4 +93,4 @@ def untie(model: PreTrainedModel) -> None:
 
 def check_ablation(config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
     """Raises ValueError if `ablate_` does not know a model of this config. Reads no weights."""
-    writers(empty_model(config, trust_remote_code=trust_remote_code))
+    writers(model_of_config(config, trust_remote_code=trust_remote_code))

@@ -38,7 +38,9 @@ class UnfitModel(ValueError):
     Where a model is only tried, as a fit does, it is a result."""
 
 
-def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def model_of_config(
+    config: PretrainedConfig, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The model of a config, without weights."""
     import torch
     from transformers import AutoModelForCausalLM

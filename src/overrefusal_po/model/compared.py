@@ -41,7 +41,6 @@ ROUNDING = 2.0**-8 + 2.0**-11
 SMALLEST = 2.0**-24
 """A step of float16 at its smallest numbers."""
 
-
 WEIGHT_FILES = (
     (parts.SINGLE, parts.INDEX),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),

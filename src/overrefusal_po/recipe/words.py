@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from overrefusal_po.json_files import first_fault
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
@@ -103,10 +105,10 @@ def settings_fault(error: ValidationError, settings: type[BaseModel]) -> str:
         return f"{name} is missing. {what}".strip()
     if (few := too_few(name, fault)) is not None:
         return few
-    if fault["type"] == "value_error":
-        text = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":  # a check of ours, whose words say what was given
+        text = str(fault["ctx"]["error"])
         return f"{name}: {text}" if name else text
-    return f"{name}: {fault['msg']} (given: {str(fault['input'])[:80]!r})"
+    return first_fault(error)
 
 
 def too_few(name: str, fault: ErrorDetails) -> str | None:

@@ -10,8 +10,8 @@ was: LoRA per prompt, in one batch. The bias towards refusal that `hold` of a tr
 adapter is taken out again: behind a gate both would protect, and answers would be lost twice.
 `change: threshold` subtracts a constant from the logits of the refusal openers at the first
 position of a response, which is the plainest change there is. It shows how much of a gated remedy
-is the gate. Both are ours; Lee et al. (2024, CAST, arXiv 2409.05907)
-put a condition in front of steering. It can be served only where this program runs the model.
+is the gate. Both are ours; Lee et al. (2024, CAST, arXiv 2409.05907) put a condition in front of
+steering. It can be served only where this program runs the model.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from overrefusal_po.model.blocks import UnfitModel, empty_model
+from overrefusal_po.model.blocks import UnfitModel, model_of_config
 from overrefusal_po.model.opener_bias import Site, bias_site
 from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome
@@ -78,7 +78,7 @@ def check_hold(section: Mapping[str, object], hold: Hold, config: PretrainedConf
     """
     if section.get("trust_remote_code"):
         return HoldPlace(None)
-    place = hold_place(empty_model(config), hold)
+    place = hold_place(model_of_config(config), hold)
     if place.site is None or not section.get("use_peft"):
         return place
     if section.get("use_dora"):

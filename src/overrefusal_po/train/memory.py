@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from overrefusal_po.model import load as models
+from overrefusal_po.model.blocks import model_of_config
 from overrefusal_po.model.hardware import container_bytes
 from overrefusal_po.model.load import ModelSection
 from overrefusal_po.recipe.methods import find_method
@@ -135,12 +136,9 @@ def config_of(section: ModelSection) -> PretrainedConfig:
 def shape_of(config: PretrainedConfig, section: ModelSection) -> Shape:
     """The shape of a model from its config, with the adapter of the recipe's `model:` section."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=bool(section.get("trust_remote_code", False))
-        )
+    trust = bool(section.get("trust_remote_code", False))
+    model = model_of_config(config, trust_remote_code=trust)
     head = model.get_output_embeddings()
     linear = {
         n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from overrefusal_po.model.blocks import empty_model
+from overrefusal_po.model.blocks import model_of_config
 from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.words import nearest
@@ -70,7 +70,7 @@ def check_there(names: Mapping[str, Sequence[str]], config: PretrainedConfig) ->
     plain = {key: [n for n in named if PLAIN_NAME.fullmatch(n)] for key, named in names.items()}
     if not any(plain.values()):
         return
-    paths = [path for path, _ in empty_model(config).named_modules()]
+    paths = [path for path, _ in model_of_config(config).named_modules()]
     for key, named in plain.items():
         for name in named:
             if not any(f".{path}".endswith(f".{name}") for path in paths):
