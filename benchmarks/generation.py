@@ -1,4 +1,5 @@
-"""How fast the engine `transformers` generates: ours, an earlier version, and plain `generate`.
+"""How fast the engine `transformers` generates: ours, an earlier version, plain `generate`, and a
+rival.
 
     python benchmarks/generation.py --json OUT [--before ../old/src] [--prompts 284] [--tokens 48]
 
@@ -10,7 +11,9 @@ twice the size. With `--samples N` every prompt is answered N times at temperatu
 seeds in all ways. Memory is the peak of the process while it generates. The limit is the matrix
 products of the model's linear layers alone, as torch multiplies plain weights, measured in the same
 run: each token of a prompt read once, at the width of a batch, and each new token at the width of a
-step (`wide` and packed weights may pass it). `--before` takes versions from 0d53df1 on:
+step (`wide` and packed weights may pass it). The rival is CTranslate2, an engine in C++ for CPUs,
+with the same weights in float32; it takes part if it is installed (`pip install ctranslate2`, 4.8.5
+was measured), and has no first-token measure. `--before` takes versions from 0d53df1 on:
 
     git worktree add --detach ../old 0d53df1
 """
@@ -19,10 +22,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +48,8 @@ def main() -> None:
     ways = {"ours": SRC, "wide": SRC, "generate": SRC}
     if options.before:
         ways["before"] = Path(options.before)
+    if importlib.util.find_spec("ctranslate2") and options.samples == 1:
+        ways["ctranslate2"] = SRC
     workers = {way: started(way, src, options) for way, src in ways.items()}
     try:
         found = measured(workers, options)
@@ -65,7 +73,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, help="above 1: drawn at temperature 1")
     parser.add_argument("--before", help="the src folder of an earlier version")
     parser.add_argument(
-        "--way", choices=("ours", "wide", "before", "generate"), help=argparse.SUPPRESS
+        "--way",
+        choices=("ours", "wide", "before", "generate", "ctranslate2"),
+        help=argparse.SUPPRESS,
     )
     options = parser.parse_args(argv)
     if options.before and not Path(options.before, "overrefusal_po").is_dir():
@@ -83,12 +93,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def started(way: str, src: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
     """A process that holds the weights and waits for batches."""
     given = [f"--{key}={value}" for key, value in vars(options).items() if key not in SKIPPED]
+    paths = os.pathsep.join([str(src), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, __file__, f"--way={way}", *given],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(src), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -153,8 +164,8 @@ def share_same(one: dict[str, str], other: dict[str, str]) -> float:
 
 
 def farthest(one: dict[str, float], other: dict[str, float]) -> float:
-    """The greatest difference between two measures of the same log-odds."""
-    return max(abs(other[key] - value) for key, value in one.items())
+    """The greatest difference between two measures of the same log-odds; NaN without a second."""
+    return max((abs(other[key] - value) for key, value in one.items() if other), default=math.nan)
 
 
 def table(found: dict[str, Any]) -> str:
@@ -168,6 +179,8 @@ def table(found: dict[str, Any]) -> str:
     ]
     for name, row in ways.items():
         rates = [rate(row, whole) for whole in (False, True)]
+        if not row["values"]:
+            rates[1] = math.nan
         before = [rate(base, whole) for whole in (False, True)]
         lines.append(
             f"| {name} | {rates[0]:.0f} | {rates[0] / before[0]:.2f} | {rates[1]:.0f} | "
@@ -192,7 +205,7 @@ def rate(row: dict[str, Any], whole: bool) -> float:
 def serve(options: argparse.Namespace) -> None:
     """Answers requests on stdin until it ends."""
     out, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not reach the driver
-    worker = Worker(options)
+    worker = Rival(options) if options.way == "ctranslate2" else Worker(options)
     for line in sys.stdin:
         what, start = json.loads(line)
         cpu, wall = time.process_time(), time.perf_counter()
@@ -321,6 +334,43 @@ class Worker:
             "step": flops / step / 1e9,
             "prompt": read / prompt / 1e9,
         }
+
+
+class Rival(Worker):
+    """CTranslate2 on the same weights and prompts. It converts them before it is timed."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        import ctranslate2
+        from ctranslate2.converters import TransformersConverter
+
+        super().__init__(options)
+        with tempfile.TemporaryDirectory() as folder:
+            self.engine.model.float().save_pretrained(f"{folder}/model")
+            self.engine.template.tokenizer.save_pretrained(f"{folder}/model")
+            TransformersConverter(f"{folder}/model").convert(f"{folder}/made")
+            self.rival = ctranslate2.Generator(
+                f"{folder}/made", compute_type="float32", inter_threads=1, intra_threads=1
+            )
+        self.engine.model = None  # its memory is not the rival's
+
+    def answer(self, prompts: list[Any]) -> list[Any]:
+        engine, tokenizer = self.engine, self.engine.template.tokenizer
+        ids = [engine.token_ids(engine.input_text(p)) for p in prompts]
+        found = self.rival.generate_batch(
+            [tokenizer.convert_ids_to_tokens(row) for row in ids],
+            max_batch_size=self.options.batch,
+            max_length=self.options.tokens,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+            end_token=list(engine.stop_tokens),
+            return_end_token=True,
+        )
+        rows = zip(prompts, (row.sequences_ids[0] for row in found), strict=True)
+        return [engine.completion(p, ids, self.sampling, sample=0) for p, ids in rows]
+
+    def first(self, start: int) -> dict[str, Any]:
+        """Nothing: it gives no log-odds of a prompt's next token."""
+        return {"values": {}}
 
 
 def products(model: Any, rows: int, left_out: Any) -> tuple[float, int]:

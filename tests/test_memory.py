@@ -232,6 +232,26 @@ def test_the_widest_batch_is_padded_only_without_a_shared_prefix(
         assert found == (2 * max(tokens), 2 * max(scored))
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_passes_count_as_the_widest_batch(
+    shared: bool, style: Style, uneven: list[PreferencePair]
+) -> None:
+    """A limit below the batch is the batch; a pair above the limit is a pass of its own."""
+    lengths = lengths_of(uneven, style)
+
+    def widest(method: str, most: int | None) -> Batch:
+        speed = {"shared_prefix": shared, "pass_tokens": most}
+        trainer = {"per_device_train_batch_size": 4}
+        return widest_batch(recipe(method, trainer=trainer, speed=speed), lengths)
+
+    whole, pair = widest("dpo", None).tokens, int(row_widths(recipe(), lengths)[:, 0].max())
+    pair = pair if shared else whole // 4
+    assert widest("dpo", whole) == widest("dpo", None)
+    assert widest("dpo", whole - 1).tokens == whole - 1 and widest("dpo", 1).tokens == pair
+    assert widest("orpo", 1).tokens == pair and widest("kto", 1) == widest("kto", None)
+    assert bytes_of(recipe(speed={"pass_tokens": 9})).activations > bytes_of(recipe()).activations
+
+
 def test_of_a_pair_trained_on_its_opening_only_that_is_counted(
     style: Style, pairs: list[PreferencePair]
 ) -> None:

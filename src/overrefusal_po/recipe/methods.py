@@ -215,17 +215,17 @@ def check_weights(
             f"data.weights is {weights!r}. It reads the reference's log-probs, which are only "
             "there with speed.reference_store: true and without trainer.sync_ref_model."
         )
-    check_losses(trainer.get("loss_type") or ())
+    check_losses(trainer.get("loss_type") or (), "weights")
 
 
-def check_losses(kinds: str | Sequence[str]) -> None:
-    """Raises ValueError for losses that compare pairs with each other."""
+def check_losses(kinds: str | Sequence[str], key: str) -> None:
+    """Raises ValueError for losses that compare pairs with each other, which `key` cannot have."""
     names = [kinds] if isinstance(kinds, str) else kinds
     sorting = [kind for kind in names if kind in ("aot", "aot_unpaired")]
     if sorting:
         raise ValueError(
-            f"weights: loss_type {sorting[0]} compares the pairs of a batch with each other, so "
-            "none has a weight of its own. Take another loss, or leave weights out."
+            f"{key}: loss_type {sorting[0]} compares the pairs of a batch with each other, so none "
+            f"is computed alone. Take another loss, or leave {key} out."
         )
 
 

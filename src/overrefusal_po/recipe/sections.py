@@ -211,6 +211,11 @@ class Speed(Section):
     shared_prefix: bool = True
     """DPO, ORPO and CPO: compute a pair's prompt once and no padding. If that is not proven exact
     for a model, plain rows are used and the log says so."""
+    pass_tokens: int | None = Field(default=None, gt=0)
+    """DPO, ORPO and CPO: the most tokens that a step computes at once. A batch of more goes through
+    the model in several passes, pairs of similar length together, and the update is the same. So a
+    few long pairs no longer decide how large a batch may be. A pair of more tokens is a pass of its
+    own. null: no limit."""
     reference_store: bool = True
     """DPO: keep the reference's log-probs in the cache folder. Later runs with the same reference
     and rows read them."""

@@ -148,6 +148,7 @@ def cpo_trainer(
     opening: int | None = None,
     too_long: TooLong = "error",
     shared_prefix: bool = True,
+    pass_tokens: int | None = None,
 ) -> CPOTrainer:
     """CPO or SimPO on preference pairs. There is no reference: `ref_model` must be None.
 
@@ -168,6 +169,7 @@ def cpo_trainer(
         opening=opening,
         too_long=too_long,
         shared_prefix=shared_prefix,
+        pass_tokens=pass_tokens,
     )
 
 
@@ -188,4 +190,5 @@ def recipe_trainer(
         template=template,
         peft_config=peft_config,
         shared_prefix=recipe.speed.shared_prefix,
+        pass_tokens=recipe.speed.pass_tokens,
     )

@@ -37,6 +37,7 @@ from overrefusal_po.train.preference import read as read
 from overrefusal_po.train.rows import HARMFUL
 from overrefusal_po.train.settings import trainer_config
 from overrefusal_po.train.sharded import no_reference, without_reference
+from overrefusal_po.train.windows import check_passes
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from trl import DPOConfig, DPOTrainer
 
     from overrefusal_po.train.given import RowsGiven
+    from overrefusal_po.train.windowed import WindowedDPOTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ def dpo_trainer(
     too_long: TooLong = "error",
     weights: Literal["boundary"] | None = None,
     shared_prefix: bool = True,
+    pass_tokens: int | None = None,
     reference_store: str | Path | None = None,
 ) -> DPOTrainer:
     """A TRL `DPOTrainer` on preference pairs, with DPO's own loss unless `loss_type` differs.
@@ -84,6 +87,7 @@ def dpo_trainer(
         weights: "boundary" has pairs count most if the start policy is undecided about their
             prompt; needs reference_store, or precompute_ref_log_probs.
         shared_prefix: compute the prompt of a pair once, if that is proven exact.
+        pass_tokens: the most tokens that a step computes at once; None: all of its batch.
         reference_store: a folder for reference log-probs; then only FSDP 1 holds a reference model.
 
     Raises ValueError or TypeError before weights are loaded: no pairs, a row in no known form, no
@@ -94,6 +98,7 @@ def dpo_trainer(
     from overrefusal_po.train.trl_private import shared_prefix_on
 
     config = dpo_config(args, stored=reference_store is not None)
+    check_passes(vars(config), pass_tokens)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     make = partial(
         pair_preparer, template, max_length=config.max_length, opening=opening, too_long=too_long
@@ -118,6 +123,7 @@ def dpo_trainer(
     )
     if shared_prefix and not config.precompute_ref_log_probs:
         shared_prefix_on(trainer)  # with a store it is on since the reference pass
+    trainer.pass_tokens = pass_tokens
     return finished(trainer)
 
 
@@ -134,7 +140,7 @@ def dpo_config(args: DPOConfig | Mapping[str, Any] | None, *, stored: bool) -> D
 
 def trainer_class(
     config: DPOConfig, store: str | Path | None, shared_prefix: bool, *, weighed: bool
-) -> Callable[..., DPOTrainer]:
+) -> Callable[..., WindowedDPOTrainer]:
     """TRL's trainer for tokenised rows; with reference log-probs computed ahead, one with a
     store; that one may weigh pairs."""
     from overrefusal_po.train.trl_private import ReadyDPOTrainer, StoredDPOTrainer
@@ -154,7 +160,7 @@ def weighing_config(config: DPOConfig) -> DPOConfig:
             "weights: boundary reads the reference's log-probs before the training. Give "
             "reference_store, or precompute_ref_log_probs: true."
         )
-    check_losses(config.loss_type)
+    check_losses(config.loss_type, "weights")
     config = copy.copy(config)  # the caller's own object stays unchanged
     config.remove_unused_columns = False  # the weights are a column
     return config
@@ -190,6 +196,7 @@ def recipe_trainer(
         template=template,
         peft_config=peft_config,
         shared_prefix=recipe.speed.shared_prefix,
+        pass_tokens=recipe.speed.pass_tokens,
         reference_store=store_folder(recipe, vars(args)),
     )
 

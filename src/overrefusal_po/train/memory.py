@@ -195,11 +195,11 @@ def estimate(
     section, trainer = recipe.model, full_settings(recipe)
     method = find_method(recipe.method)
     lora = bool(section.get("use_peft"))
-    weights = weight_bytes(shape, section)
+    weights = weight_bytes(shape, recipe)
     trained = shape.adapter * section.get("lora_r", 16) if lora else shape.weights
     if method.soft_tokens:  # some rows of the embedding: less than what is not counted elsewhere
         trained = 0
-    wide = weight_width(section) == 4 and not (trainer["bf16"] or trainer["fp16"])
+    wide = weight_width(recipe) == 4 and not (trainer["bf16"] or trainer["fp16"])
     width = 4.0 if wide else MIXED_BYTES
     layer = KEPT_FACTOR[device] * width * shape.kept * batch.tokens
     kept = shape.layers * layer
@@ -214,17 +214,23 @@ def estimate(
         else 0.0,
         gradients=4.0 * trained,
         optimiser=float(OPTIMISER_BYTES.get(str(trainer["optim"]), 8) * trained),
-        activations=kept + (4.0 * trained if trainer["gradient_accumulation_steps"] > 1 else 0.0),
+        activations=kept + (4.0 * trained if adds_gradients(recipe) else 0.0),
         logits=LOGIT_COPIES[device] * (4 if wide or device == "cpu" else 2) * tile,
-        saved=float(weight_width(section) * shape.weights) if device == "cpu" else 0.0,
+        saved=float(weight_width(recipe) * shape.weights) if device == "cpu" else 0.0,
         overhead=OVERHEAD_BYTES[device],
         available=available,
     )
 
 
-def weight_bytes(shape: Shape, section: ModelSection) -> float:
+def adds_gradients(recipe: TrainRecipe) -> bool:
+    """Whether a step adds gradients to those of an earlier backward pass."""
+    accumulated: int = full_settings(recipe)["gradient_accumulation_steps"]
+    return accumulated > 1 or recipe.speed.pass_tokens is not None
+
+
+def weight_bytes(shape: Shape, recipe: TrainRecipe) -> float:
     """Bytes of the loaded weights, quantised or not, without an adapter."""
-    width = weight_width(section)
+    section, width = recipe.model, weight_width(recipe)
     if section.get("load_in_4bit"):
         # 64 weights share a scale of 32 bits. With double quantisation the scale has 8 bits, and
         # 256 scales share 32 bits more.
@@ -235,13 +241,16 @@ def weight_bytes(shape: Shape, section: ModelSection) -> float:
     )
 
 
-def weight_width(section: ModelSection) -> int:
+def weight_width(recipe: TrainRecipe) -> int:
     """Bytes of one loaded weight: 4 or 2.
 
-    `auto` counts as 16 bits, in which most models are published. Full fine-tuning is in float32.
+    `auto` counts as 16 bits, in which most models are published. Full fine-tuning is in float32. A
+    recipe for bfloat16 is for a machine that has it, whatever this one has.
     """
-    left_open = models.default_dtype() if section.get("use_peft") else "float32"
-    return 4 if (section.get("dtype") or left_open) == "float32" else 2
+    left_open = "float32"
+    if recipe.model.get("use_peft"):
+        left_open = "bfloat16" if full_settings(recipe)["bf16"] else models.default_dtype()
+    return 4 if (recipe.model.get("dtype") or left_open) == "float32" else 2
 
 
 def widest_batch(recipe: TrainRecipe, lengths: NDArray[np.int64]) -> Batch:
@@ -254,8 +263,14 @@ def widest_batch(recipe: TrainRecipe, lengths: NDArray[np.int64]) -> Batch:
     size: int = full_settings(recipe)["per_device_train_batch_size"]
     widest = np.sort(widths, axis=0)[::-1][:size]
     if shares_prefix(recipe):
-        return Batch(*map(int, widest.sum(axis=0)))
-    return Batch(*(size * int(most) for most in widest[0]))
+        whole = Batch(*map(int, widest.sum(axis=0)))
+    else:
+        whole = Batch(*(size * int(most) for most in widest[0]))
+    most = recipe.speed.pass_tokens if find_method(recipe.method).shares_prefix else None
+    if most is None or whole.tokens <= most:
+        return whole
+    tokens = max(most, int(widest[0, 0]))  # a pair is a pass at least
+    return Batch(tokens, min(whole.scored, tokens))
 
 
 def shares_prefix(recipe: TrainRecipe) -> bool:

@@ -110,6 +110,7 @@ def orpo_trainer(
     opening: int | None = None,
     too_long: TooLong = "error",
     shared_prefix: bool = True,
+    pass_tokens: int | None = None,
 ) -> ORPOTrainer:
     """ORPO on preference pairs. There is no reference: `ref_model` must be None.
 
@@ -130,6 +131,7 @@ def orpo_trainer(
         opening=opening,
         too_long=too_long,
         shared_prefix=shared_prefix,
+        pass_tokens=pass_tokens,
     )
 
 
@@ -150,6 +152,7 @@ def recipe_trainer(
         template=template,
         peft_config=peft_config,
         shared_prefix=recipe.speed.shared_prefix,
+        pass_tokens=recipe.speed.pass_tokens,
     )
 
 

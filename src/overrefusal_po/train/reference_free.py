@@ -27,6 +27,7 @@ from overrefusal_po.train.preference import finished
 from overrefusal_po.train.settings import Settings, trainer_config
 from overrefusal_po.train.sharded import no_reference
 from overrefusal_po.train.trl_private import OwnLossTrainer, shared_prefix_on
+from overrefusal_po.train.windows import check_passes
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -75,6 +76,7 @@ def reference_free_trainer(
     opening: int | None = None,
     too_long: TooLong = "error",
     shared_prefix: bool = True,
+    pass_tokens: int | None = None,
 ) -> Trainer:
     """A trainer of class `make` on preference pairs; arguments and errors as for `dpo_trainer`."""
     if ref_model is not None:
@@ -85,6 +87,7 @@ def reference_free_trainer(
     pairs = given_pairs(pairs)
     model = checked_model(model, processing_class or template)
     config = trainer_config(config_class, args)
+    check_passes(vars(config), pass_tokens)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
     rows = pair_preparer(template, max_length=config.max_length, opening=opening, too_long=too_long)
     prepared, evaluated = rows(pairs, "pairs"), evaluation_rows(eval_dataset, rows)
@@ -102,6 +105,7 @@ def reference_free_trainer(
     )
     if shared_prefix:
         shared_prefix_on(trainer)
+    trainer.pass_tokens = pass_tokens
     return finished(trainer)
 
 

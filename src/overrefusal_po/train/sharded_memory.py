@@ -26,6 +26,7 @@ from overrefusal_po.train.memory import (
     Batch,
     Memory,
     Shape,
+    adds_gradients,
     estimate,
     weight_bytes,
     weight_width,
@@ -150,7 +151,7 @@ def sharded_estimate(
     held, world = held_bytes(shape, recipe, layout.kind), layout.world
     stage = {"fsdp2": 3, "zero1": 1, "zero2": 2, "zero3": 3}[layout.kind]
     gradients = held.gradients / (world if stage > 1 else 1)
-    accumulates = full_settings(recipe)["gradient_accumulation_steps"] > 1
+    accumulates = adds_gradients(recipe)
     # `estimate` counts kept gradients of 32 bits beside the activations
     activations = plain.activations - (plain.gradients if accumulates else 0.0)
     return Sharded(
@@ -200,9 +201,9 @@ def held_bytes(shape: Shape, recipe: TrainRecipe, kind: Kind) -> Held:
     lora, mixed = bool(section.get("use_peft")), is_mixed(recipe)
     count = shape.adapter * section.get("lora_r", 16) if lora else shape.weights
     zero = kind != "fsdp2"
-    width = 2.0 if zero and mixed else 4.0 if mixed or lora else float(weight_width(section))
+    width = 2.0 if zero and mixed else 4.0 if mixed or lora else float(weight_width(recipe))
     return Held(
-        frozen=weight_bytes(shape, section) if lora else 0.0,
+        frozen=weight_bytes(shape, recipe) if lora else 0.0,
         trained=width * count,
         copies=4.0 * count if zero else 0.0,
         gradients=width * count,
@@ -230,7 +231,7 @@ def gathered_bytes(shape: Shape, recipe: TrainRecipe, kind: Kind) -> float:
     FSDP 2: a layer and the next one, the LM head, and the gradients of one of them. ZeRO-3: its
     limit of live weights. All of ZeRO: a bucket of gradients.
     """
-    width = 2.0 if is_mixed(recipe) else float(weight_width(recipe.model))
+    width = 2.0 if is_mixed(recipe) else float(weight_width(recipe))
     lora = bool(recipe.model.get("use_peft"))
     trained = shape.adapter * recipe.model.get("lora_r", 16) if lora else shape.weights
     if kind == "fsdp2":
@@ -244,8 +245,8 @@ def gathered_bytes(shape: Shape, recipe: TrainRecipe, kind: Kind) -> float:
 def layer_bytes(shape: Shape, recipe: TrainRecipe, width: float) -> float:
     """The matrices of one layer, quantised or in numbers of `width` bytes."""
     if recipe.model.get("load_in_4bit") or recipe.model.get("load_in_8bit"):
-        rest = weight_width(recipe.model) * (shape.weights - shape.quantised)
-        return (weight_bytes(shape, recipe.model) - rest) / shape.layers
+        rest = weight_width(recipe) * (shape.weights - shape.quantised)
+        return (weight_bytes(shape, recipe) - rest) / shape.layers
     return width * shape.quantised / shape.layers
 
 
@@ -258,7 +259,7 @@ def load_bytes(shape: Shape, recipe: TrainRecipe, layout: Layout) -> float:
     process reads all.
     """
     section, processes = recipe.model, layout.per_node
-    whole = weight_width(section) * shape.weights
+    whole = weight_width(recipe) * shape.weights
     quantised = section.get("load_in_4bit") or section.get("load_in_8bit")
     if layout.kind in ("zero1", "zero2") or quantised:
         read = float(processes * whole)
@@ -274,7 +275,7 @@ def load_bytes(shape: Shape, recipe: TrainRecipe, layout: Layout) -> float:
 def save_bytes(shape: Shape, recipe: TrainRecipe, plain: Memory, layout: Layout) -> float:
     """Host memory of the first host at the end: the gathered model, and an adapter's base again."""
     if recipe.model.get("use_peft"):
-        whole = weight_bytes(shape, recipe.model) + weight_width(recipe.model) * shape.weights
+        whole = weight_bytes(shape, recipe) + weight_width(recipe) * shape.weights
     else:
-        whole = (4.0 if is_mixed(recipe) else weight_width(recipe.model)) * shape.weights
+        whole = (4.0 if is_mixed(recipe) else weight_width(recipe)) * shape.weights
     return whole + layout.per_node * OVERHEAD_BYTES["cpu"]

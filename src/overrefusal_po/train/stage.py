@@ -53,6 +53,7 @@ from overrefusal_po.train.settings import hardware_settings, method_config
 from overrefusal_po.train.sharded import check_adapter_rows
 from overrefusal_po.train.student import student_answers
 from overrefusal_po.train.trackers import check_trackers, tracker_callback
+from overrefusal_po.train.windows import check_passes
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -139,6 +140,8 @@ def checked_settings(recipe: TrainRecipe) -> dict[str, Any]:
         settings,
         frozen_reference=method.needs_reference and not recipe.model.get("use_peft"),
     )
+    if method.shares_prefix:
+        check_passes(settings, recipe.speed.pass_tokens)
     check_adapter_rows(recipe.model, settings)
     if recipe.hold is not None and settings.get("save_strategy") == "no":
         raise ValueError(

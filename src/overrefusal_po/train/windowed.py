@@ -1,17 +1,24 @@
 """TRL's `DPOTrainer` with an update that does not depend on how its batch is cut (see `windows`).
 
+    trainer.pass_tokens = 4096    # a batch of more tokens is computed in several passes
+
 This module imports TRL at its top: import it inside a function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 from trl import DPOTrainer
 
+from overrefusal_po.exact.shared_prefix import CHECKED
+from overrefusal_po.train.passes import cut
 from overrefusal_po.train.windows import (
     Batch,
     Factors,
@@ -27,6 +34,8 @@ class WindowedDPOTrainer(DPOTrainer):
 
     window: Window | None = None
     factors = Factors()
+    pass_tokens: int | None = None
+    """The most tokens that a training step computes at once; None: its whole batch."""
 
     def loss_tokens(self, batch: Batch) -> float:
         """The tokens that a token-wise loss of a batch is a mean over."""
@@ -64,3 +73,45 @@ class WindowedDPOTrainer(DPOTrainer):
             return found
         finally:
             self.loss_weights, self.factors = weights, Factors()
+
+    def training_step(  # Any: transformers' own arguments
+        self, model: Module, inputs: Batch, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The loss of a batch after its backward pass, computed in passes of `pass_tokens`."""
+        passes = [inputs] if self.pass_tokens is None else self.passes_of(inputs)
+        if len(passes) == 1:
+            return self.one_pass(model, inputs, num_items_in_batch)
+        shares = [num_pairs(part) / num_pairs(inputs) for part in passes]
+        metrics, whole = self._metrics["train"], self.router_aux_loss_coef
+        seen = {name: len(values) for name, values in metrics.items()}
+        losses = []
+        for part, share in zip(passes, shares, strict=True):
+            self.router_aux_loss_coef = whole * share  # what the window's factors do not reach
+            alone = isinstance(model, DistributedDataParallel) and part is not passes[-1]
+            with self.accelerator.no_sync(model) if alone else nullcontext():
+                losses.append(self.one_pass(model, part, num_items_in_batch))
+        self.router_aux_loss_coef = whole
+        for name, values in metrics.items():
+            new = values[seen.get(name, 0) :]
+            if len(new) == len(passes):  # TRL logs the mean of one value a batch
+                mean = sum(value * share for value, share in zip(new, shares, strict=True))
+                values[seen.get(name, 0) :] = [mean]
+        return torch.stack(losses).sum()
+
+    def one_pass(self, model: Module, inputs: Batch, items: Any) -> Tensor:
+        """transformers' own step; Any: `num_items_in_batch`."""
+        found: Tensor = super().training_step(model, inputs, items)  # type: ignore[no-untyped-call]
+        return found
+
+    def passes_of(self, inputs: Batch) -> list[Batch]:
+        """The passes of a batch: as many in every process, since each pass talks to the others."""
+        assert self.pass_tokens is not None, "only a trainer with a limit cuts its batches"
+        policy = cast(Module, self.model)
+        shared = any(hasattr(module, CHECKED) for module in policy.modules())
+        passes = cut(inputs, self.pass_tokens, shared=shared)
+        if self.accelerator.num_processes == 1:
+            return passes
+        own = torch.tensor([[len(passes), num_pairs(inputs)]], device=self.accelerator.device)
+        every: Tensor = self.accelerator.gather(own)  # (processes, 2)
+        number = int(torch.minimum(every[:, 0].max(), every[:, 1].min()))
+        return cut(inputs, self.pass_tokens, shared=shared, number=number)

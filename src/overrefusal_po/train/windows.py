@@ -12,8 +12,11 @@ likelihood weigh a token by how few others its micro-batch has (measured: the up
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from overrefusal_po.model.sharding import wants_deepspeed
+from overrefusal_po.recipe.methods import check_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +52,23 @@ class Window(NamedTuple):
         Factors(pairs=0.5, tokens=1.5)
         """
         return Factors(pairs * self.parts / self.pairs, tokens * self.parts / max(self.tokens, 1.0))
+
+
+def check_passes(settings: Mapping[str, object], pass_tokens: int | None) -> None:
+    """Raises ValueError for a training whose batches cannot be computed in passes.
+
+    `settings` are the trainer's.
+    """
+    if pass_tokens is None:
+        return
+    if pass_tokens < 1:
+        raise ValueError(f"pass_tokens is {pass_tokens}; allowed is 1 or more, or null.")
+    check_losses(cast("str | Sequence[str]", settings.get("loss_type") or ()), "pass_tokens")
+    if wants_deepspeed(settings):
+        raise ValueError(
+            "pass_tokens is given, and DeepSpeed counts each backward pass as a whole batch. Leave "
+            "pass_tokens out, or shard by recipes/accelerate/fsdp2.yaml."
+        )
 
 
 def chosen_tokens(batch: Batch) -> float:
