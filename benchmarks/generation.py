@@ -185,7 +185,7 @@ def table(found: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {rates[0]:.0f} | {rates[0] / before[0]:.2f} | {rates[1]:.0f} | "
             f"{rates[1] / before[1]:.2f} | {row['peak']:.0f} | {row['peak'] - row['start']:.0f} | "
-            f"{row['same']:.3f} | {row['first_off']:.1e} |"
+            f"{row['same']:.3f} | {row['first_off']:.1e} |".replace(" nan ", " - ")
         )
     speed = limit["tokens_per_second"]
     speeds = f"{limit['step']:.0f} GFLOP/s in a step, {limit['prompt']:.0f} in a prompt"
@@ -351,6 +351,7 @@ class Rival(Worker):
             self.rival = ctranslate2.Generator(
                 f"{folder}/made", compute_type="float32", inter_threads=1, intra_threads=1
             )
+        self.stops = list(self.engine.stop_tokens)
         self.engine.model = None  # its memory is not the rival's
 
     def answer(self, prompts: list[Any]) -> list[Any]:
@@ -362,7 +363,7 @@ class Rival(Worker):
             max_length=self.options.tokens,
             sampling_topk=1,
             include_prompt_in_result=False,
-            end_token=list(engine.stop_tokens),
+            end_token=self.stops,
             return_end_token=True,
         )
         rows = zip(prompts, (row.sequences_ids[0] for row in found), strict=True)

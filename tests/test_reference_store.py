@@ -130,6 +130,18 @@ def test_the_loss_of_every_step_is_that_of_a_live_reference(make: Callable[..., 
     assert losses[0][0] != losses[0][1]
 
 
+def test_a_training_draws_the_same_numbers_whether_the_store_was_full(
+    make: Callable[..., Any], computed: Callable[[], int]
+) -> None:
+    """So its dropout, its order, and the state in its checkpoints are the same."""
+    drawn = []
+    for number in (6, 0):
+        make(rank=4)
+        assert computed() == number
+        drawn.append(torch.rand(4))
+    assert torch.equal(*drawn)
+
+
 def test_an_evaluation_set_is_looked_up_too(
     make: Callable[..., Any], computed: Callable[[], int]
 ) -> None:

@@ -243,7 +243,9 @@ def kept_or_computed(
     said = f"reference log-probs (%s): %d {unit}, %d to compute"
     logger.info(said, name, len(keys), len(missing))
     if missing:
-        found = compute(dataset.select(list(missing.values())))
+        # a pass over a DataLoader draws random numbers, which would move the training's dropout
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            found = compute(dataset.select(list(missing.values())))
         new = dict(zip(missing, found, strict=True))
         known |= new
         if folder is not None and first:
