@@ -12,8 +12,14 @@ from conftest import Style, trainer_settings, write_rank_script
 from test_distributed import start
 
 from overrefusal_po import cpo_trainer, dpo_trainer, orpo_trainer
+from overrefusal_po.recipe.load import load_recipe
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import PreferencePair, write_jsonl
 from overrefusal_po.train.passes import cut, filled, pair_tokens
+from overrefusal_po.train.stage import checked_settings
+from overrefusal_po.train.windows import check_passes
+
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 TWO_TERMS = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.1]}
 CASES = {
@@ -152,6 +158,30 @@ def test_losses_that_sort_a_batch_are_refused(
             processing_class=styles["llama"].tokenizer,
             pass_tokens=100,
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens", "words"),
+    [
+        ({}, 0, "pass_tokens is 0; allowed is 1 or more"),
+        ({"loss_type": "aot_unpaired"}, 9, "aot_unpaired compares the pairs"),
+        ({"deepspeed": {"zero_optimization": {}}}, 9, "DeepSpeed counts each backward pass"),
+    ],
+)
+def test_what_cannot_be_computed_in_passes_is_said(
+    settings: dict[str, Any], tokens: int, words: str
+) -> None:
+    check_passes(settings, None)
+    with pytest.raises(ValueError, match=words):
+        check_passes(settings, tokens)
+
+
+def test_a_recipe_with_passes_is_checked_before_weights(tmp_path: Path) -> None:
+    given = ["--speed.pass_tokens=100", "--trainer.loss_type=[aot]", "--trainer.loss_weights=null"]
+    body = load_recipe(RECIPES / "dpo.yaml", given).body
+    assert isinstance(body, TrainRecipe) and body.speed.pass_tokens == 100
+    with pytest.raises(ValueError, match="pass_tokens: loss_type aot compares"):
+        checked_settings(body)
 
 
 def batch_of(lengths: list[tuple[int, int, int]]) -> dict[str, torch.Tensor]:
