@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from overrefusal_po.run.interrupts import STOPPING
 from overrefusal_po.run.log import printable
 from overrefusal_po.run.os_faults import chain, fault_words
+from overrefusal_po.run.thread_starts import thread_starts_watched
 from overrefusal_po.run.unscored import RunFailed
 
 SECONDS_TO_BE_ENDED = 20.0
@@ -36,7 +37,7 @@ def ended_at_once(*, own_process: bool = False) -> Iterator[None]:
     """Around the command of a launched process, or of one that has nothing else to do
     (`own_process`): after Python's other clean-up hooks the process ends with its exit code, and
     nothing more is torn down. A signal that comes after the command ends it at once, with that code
-    too.
+    too. So does a thread that dies while it is started (see `thread_starts`).
 
     The threads of gloo and of the store may still run then. Torn down under them, Python now and
     then ends with SIGABRT, and the launcher reports that instead of the exit code. And torch takes
@@ -53,7 +54,8 @@ def ended_at_once(*, own_process: bool = False) -> Iterator[None]:
         end_on_signals(code)
 
     try:
-        yield
+        with thread_starts_watched():
+            yield
     except SystemExit as end:
         ends_with(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise
