@@ -79,6 +79,24 @@ def test_an_update_in_passes_is_that_of_the_whole_batch(
         assert parts.log[name] == pytest.approx(whole.log[name], rel=2e-4, abs=2e-4), name
 
 
+def test_weights_of_pairs_are_kept_in_passes(
+    styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path
+) -> None:
+    """Pairs on harmful and harmless prompts weigh differently, in each pass as in the batch."""
+    kinds = ("benign", "harmful", "benign", "harmful")
+    pairs = [
+        pair.model_copy(update={"prompt": pair.prompt.model_copy(update={"kind": kind})})
+        for pair, kind in zip(uneven, kinds, strict=True)
+    ]
+    own = {"settings": {}, "weights": "boundary", "reference_store": tmp_path / "store"}
+    whole = Trained(dpo_trainer, styles["llama"], pairs, tmp_path, **own)
+    plain = Trained(dpo_trainer, styles["llama"], pairs, tmp_path, settings={})
+    parts = Trained(dpo_trainer, styles["llama"], pairs, tmp_path, pass_tokens=100, **own)
+    assert len(parts.tokens) > len(whole.tokens) and max(parts.tokens) <= 100
+    assert (whole.change - parts.change).norm() / whole.change.norm() < 1e-5
+    assert (whole.change - plain.change).norm() / whole.change.norm() > 1e-3
+
+
 def test_a_limit_above_the_batch_changes_nothing(
     styles: dict[str, Style], uneven: list[PreferencePair], tmp_path: Path
 ) -> None:
