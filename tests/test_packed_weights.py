@@ -41,6 +41,13 @@ def packed_layers(model: Any) -> list[str]:
     return [name for name, one in model.named_modules() if "forward" in vars(one)]
 
 
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies numbers of this format on this CPU; if not, layers stay as they
+    are."""
+    bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype != torch.bfloat16 or bfloat16
+
+
 def tokens() -> torch.Tensor:
     return torch.randint(0, 100, (3, 17), generator=torch.Generator().manual_seed(0))
 
@@ -59,7 +66,7 @@ def test_products_are_the_same_and_weights_stay(model: Any, dtype: torch.dtype) 
     plain, last = logits(model), logits(model, logits_to_keep=1)
     with packed_weights(model, steps=MANY):
         linear = [name for name, one in model.named_modules() if type(one) is torch.nn.Linear]
-        assert packed_layers(model) == linear
+        assert packed_layers(model) == (linear if can_pack(dtype) else [])
         # in 16 bits torch multiplies by the same library, in 32 bits by another one
         far = 0 if dtype == torch.bfloat16 else 1e-5
         torch.testing.assert_close(logits(model), plain, rtol=0, atol=far)
@@ -164,7 +171,7 @@ def test_the_engine_packs_for_its_texts_alone(
     engine = TransformersEngine(model, style.template, name="m", batch_size=2, device="cpu")
     rows = asked(engine)
     first = next(rows)
-    assert packed_layers(model)
+    assert bool(packed_layers(model)) == can_pack(dtype)
     found = [first, *rows]
     assert not packed_layers(model)
     half = asked(engine)
