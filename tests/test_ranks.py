@@ -116,6 +116,33 @@ def test_a_launched_process_keeps_its_code_whatever_its_teardown_does(
     assert said in out
 
 
+LAST_WORDS = """
+import os, signal, sys
+from overrefusal_po.run.interrupts import terminable
+from overrefusal_po.run.ranks import ended_at_once, speaking_once
+class Words:
+    def write(self, text):
+        os.kill(os.getpid(), {number})   # once more, while the words of the first one are said
+        return sys.__stderr__.write(text)
+    def flush(self):
+        pass
+sys.stderr = Words()
+with ended_at_once(own_process=True), speaking_once(), terminable():
+    os.kill(os.getpid(), {number})
+"""
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_that_comes_with_the_last_words_keeps_the_code(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """The handlers of the command are gone by then, and Python's own would end the process."""
+    code = LAST_WORDS.format(number=int(number))
+    done = start([sys.executable, "-c", code], tmp_path, WORLD_SIZE="1")
+    _, err = done.communicate(timeout=60)
+    assert done.returncode == 130, err
+
+
 @pytest.mark.parametrize("number", STOPPING)
 @pytest.mark.parametrize("late", ["atexit.register(signal.raise_signal, number); ", ""])
 def test_a_process_that_is_the_command_s_own_keeps_its_code_too(

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from overrefusal_po.run.interrupts import STOPPING
+from overrefusal_po.run.interrupts import ASKED_TO_STOP, STOPPING
 from overrefusal_po.run.log import printable
 from overrefusal_po.run.os_faults import chain, fault_words
 from overrefusal_po.run.thread_starts import thread_starts_watched
@@ -46,6 +46,7 @@ def ended_at_once(*, own_process: bool = False) -> Iterator[None]:
     if os.environ.get("WORLD_SIZE", "1") in ("", "1") and not own_process:
         yield
         return
+    hear_signals()
     codes: list[int] = []
     atexit.register(end_at_once, codes)  # hooks that are registered later run earlier
 
@@ -65,6 +66,13 @@ def ended_at_once(*, own_process: bool = False) -> Iterator[None]:
     except Exception:
         ends_with(1)
         raise
+
+
+def hear_signals() -> None:
+    """From now on SIGTERM and SIGUSR1 act like Ctrl-C wherever a command has no handlers of its
+    own: while it says its last words, too. Python's default would end it without its exit code."""
+    for number in ASKED_TO_STOP if threading.current_thread() is threading.main_thread() else ():
+        signal.signal(number, signal.default_int_handler)
 
 
 def end_on_signals(code: int) -> None:

@@ -1,16 +1,19 @@
-"""The private names of transformers that an exact resume needs; the others are in `trl_private`.
+"""The private names of transformers and TRL around a trainer's log; `trl_private` has the others.
 
 | name | why |
 |---|---|
 | `Trainer._tr_loss`, `_total_loss_scalar`, `_globalstep_last_logged` | exact resume |
 | `Trainer._initial_global_step` | exact resume |
 | `Trainer._run_epoch` | a training that was killed after its last step |
+| `DPOTrainer._metrics` | exact resume, and passes of a batch |
 
 Each has a canary in tests/test_trl_private.py that says what broke.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -58,6 +61,21 @@ def restore_log_row(trainer: Trainer, kept: LogRow) -> None:
     private._total_loss_scalar, private._initial_global_step = kept["total"], 0
     private._metrics["train"].update(kept["metrics"])
     private._total_train_tokens = kept["tokens"]
+
+
+@contextmanager
+def logged_as_one(trainer: Trainer, shares: Sequence[float]) -> Iterator[None]:
+    """Around the passes of a batch: TRL's metrics are means over all its pairs then, as of a batch
+    that was computed at once. `shares` are the passes' shares of the pairs."""
+    private: Any = trainer  # private names of TRL's trainers have no types
+    metrics: dict[str, list[float]] = private._metrics["train"]
+    before = {name: len(values) for name, values in metrics.items()}
+    yield
+    for name, values in metrics.items():
+        new = values[before.get(name, 0) :]
+        if len(new) == len(shares):  # TRL logs the mean of one value a batch
+            mean = sum(value * share for value, share in zip(new, shares, strict=True))
+            values[before.get(name, 0) :] = [mean]
 
 
 def loss_sum(trainer: Trainer) -> Tensor:

@@ -19,6 +19,7 @@ from trl import DPOTrainer
 
 from overrefusal_po.exact.shared_prefix import CHECKED
 from overrefusal_po.train.passes import cut
+from overrefusal_po.train.trl_private_state import logged_as_one
 from overrefusal_po.train.windows import (
     Batch,
     Factors,
@@ -82,20 +83,14 @@ class WindowedDPOTrainer(DPOTrainer):
         if len(passes) == 1:
             return self.one_pass(model, inputs, num_items_in_batch)
         shares = [num_pairs(part) / num_pairs(inputs) for part in passes]
-        metrics, whole = self._metrics["train"], self.router_aux_loss_coef
-        seen = {name: len(values) for name, values in metrics.items()}
-        losses = []
-        for part, share in zip(passes, shares, strict=True):
-            self.router_aux_loss_coef = whole * share  # what the window's factors do not reach
-            alone = isinstance(model, DistributedDataParallel) and part is not passes[-1]
-            with self.accelerator.no_sync(model) if alone else nullcontext():
-                losses.append(self.one_pass(model, part, num_items_in_batch))
+        whole, losses = self.router_aux_loss_coef, []
+        with logged_as_one(self, shares):
+            for part, share in zip(passes, shares, strict=True):
+                self.router_aux_loss_coef = whole * share  # what the window's factors do not reach
+                alone = isinstance(model, DistributedDataParallel) and part is not passes[-1]
+                with self.accelerator.no_sync(model) if alone else nullcontext():
+                    losses.append(self.one_pass(model, part, num_items_in_batch))
         self.router_aux_loss_coef = whole
-        for name, values in metrics.items():
-            new = values[seen.get(name, 0) :]
-            if len(new) == len(passes):  # TRL logs the mean of one value a batch
-                mean = sum(value * share for value, share in zip(new, shares, strict=True))
-                values[seen.get(name, 0) :] = [mean]
         return torch.stack(losses).sum()
 
     def one_pass(self, model: Module, inputs: Batch, items: Any) -> Tensor:
