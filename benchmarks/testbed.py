@@ -268,7 +268,7 @@ def plan(found: Bed, method: str) -> Trained:
         return Trained(found.base, triples(found), helpful, 1e-3, 40)
     if method == "dro":
         more = {"text": "copy next last", "judge": found.judge, "max_new_tokens": ANSWER_TOKENS}
-        return Trained(found.overrefuser, found.of("train"), more, 1e-2, 60)
+        return Trained(found.overrefuser, found.of("train"), more, 1e-2, 240)
     raise ValueError(f"The test bed has no data for {method!r}. Add it to plan().")
 
 

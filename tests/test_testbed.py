@@ -207,7 +207,7 @@ def keeps_more_than_the_adapter(found: Fit, plain: Fit) -> None:
     """The adapter alone loses the refusals, so that no fit keeps it. With the remedy they stay."""
     finds_something(found, plain)
     (alone,) = plain.rows
-    assert plain.status == "no candidate holds" and alone.rates.benign_answered == 1
+    assert plain.status == "no candidate holds" and (alone.rates.benign_answered or 0) >= 0.9
     kept = max(row.rates.harmful_refused or 0 for row in found.rows)
     assert kept >= (alone.rates.harmful_refused or 0) + 0.3
 
