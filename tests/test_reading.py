@@ -4,7 +4,6 @@ set, and TRL's unpaired rows for KTO. Expected values are written by hand."""
 import json
 import logging
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -389,6 +388,8 @@ try:
     read_pairs(sys.argv[1])
 except ValueError as error:
     print(error)
+with open("/proc/self/status") as status:
+    print(next(line for line in status if line.startswith("VmHWM")))
 """
 
 
@@ -425,7 +426,8 @@ def test_a_small_parquet_file_that_unpacks_to_gigabytes_stops_in_bounded_memory(
         [sys.executable, "-c", BOMB, str(path)], capture_output=True, text=True, check=True
     )
     assert "more than limit_mb 1024" in done.stdout or "limit_row_mb 16 MB" in done.stdout
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 * 2**20  # KiB
+    # of this process alone: what the system tells of children is of the largest of all tests
+    assert int(done.stdout.split("VmHWM:")[1].split()[0]) < 2 * 2**20  # KiB
 
 
 # -------------------------------------------------------------------------------------- the hub
