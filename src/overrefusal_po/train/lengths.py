@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from overrefusal_po.exact.shared_prefix import CHECKED
 from overrefusal_po.recipe.sections import TooLong
 from overrefusal_po.records import PreferencePair, Prompt, Triple
+from overrefusal_po.train.windows import is_shared
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -152,8 +152,7 @@ def group_by_length(trainer: Trainer) -> None:
         return
     from overrefusal_po.train.trl_private import use_sampler
 
-    policy = cast("Module", trainer.model)
-    shared = any(hasattr(module, CHECKED) for module in policy.modules())
+    shared = is_shared(cast("Module", trainer.model))
     rows = cast("Dataset", trainer.train_dataset)
     use_sampler(trainer, [step_tokens(row, shared=shared) for row in rows])
 

@@ -12,7 +12,8 @@ function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,15 +80,26 @@ def filled(tokens: Sequence[int], most: int, *, padded: bool) -> list[list[int]]
 
 def pass_of(batch: Batch, places: Sequence[int]) -> Batch:
     """The pairs at `places`, without the columns that are padding in all of them."""
-    pairs = int(num_pairs(batch))
-    pair = torch.tensor(sorted(places))
-    rows = torch.cat([pair, pair + pairs])
-    width = int(batch["attention_mask"][rows].sum(1).max())
+    found = part_of(batch, sorted(places), int(num_pairs(batch)))
+    width = int(found["attention_mask"].sum(1).max())
+
+    def trimmed(value: object) -> object:
+        return value[:, :width] if isinstance(value, Tensor) and value.dim() > 1 else value
+
+    return {name: trimmed(value) for name, value in found.items()}
+
+
+def part_of(batch: Mapping[str, object], places: Sequence[int], pairs: int) -> dict[str, Any]:
+    """What a batch of `pairs` pairs holds of those at `places`: their rows of (2P, ...) tensors,
+    their numbers of those of length P, and everything else unchanged. `Any`: a batch and an output
+    hold many types."""
+    rows = [*places, *(pairs + at for at in places)]
 
     def part(value: object) -> object:
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
-        taken = value[(rows if len(value) == 2 * pairs else pair).to(value.device)]
-        return taken[:, :width] if taken.dim() > 1 else taken
+        if len(value) == 2 * pairs:
+            return value[rows]
+        return value[list(places)] if len(value) == pairs else value
 
     return {name: part(value) for name, value in batch.items()}

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from overrefusal_po.train.pair_weights import boundary_weights, refusal_margins
+from overrefusal_po.train.passes import part_of
 from overrefusal_po.train.rows import HARMFUL
 from overrefusal_po.train.trl_private import StoredDPOTrainer
 from overrefusal_po.train.windows import Batch, Window, num_pairs
@@ -83,8 +84,8 @@ class WeightedDPOTrainer(StoredDPOTrainer):
         try:
             parts = []
             for at, weight in enumerate(weights):
-                one = Answered(part_of(outputs, at, len(weights)), training=model.training)
-                pair = part_of(given, at, len(weights))
+                one = Answered(part_of(outputs, [at], len(weights)), training=model.training)
+                pair = part_of(given, [at], len(weights))
                 parts.append(weight * super().compute_loss(cast(Module, one), pair))
         finally:
             self.window, self.aux_loss_enabled = window, aux
@@ -111,17 +112,3 @@ def weighed(rows: Dataset) -> Dataset:
     margins = refusal_margins(rows["ref_chosen_logps"], rows["ref_rejected_logps"], harmful)
     found: Dataset = rows.add_column(WEIGHT, boundary_weights(margins, harmful).tolist())
     return found
-
-
-def part_of(batch: Mapping[str, object], at: int, pairs: int) -> dict[str, Any]:
-    """What a batch of `pairs` pairs holds of pair `at`: two rows of (2P, ...) tensors, one of those
-    of length P, and everything else unchanged. `Any`: a batch and an output hold many types."""
-
-    def part(value: object) -> object:
-        if not isinstance(value, Tensor) or value.dim() == 0:
-            return value
-        if len(value) == 2 * pairs:
-            return value[[at, pairs + at]]
-        return value[at : at + 1] if len(value) == pairs else value
-
-    return {name: part(value) for name, value in batch.items()}

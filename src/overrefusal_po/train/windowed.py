@@ -17,7 +17,6 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from trl import DPOTrainer
 
-from overrefusal_po.exact.shared_prefix import CHECKED
 from overrefusal_po.train.passes import cut
 from overrefusal_po.train.trl_private_state import logged_as_one
 from overrefusal_po.train.windows import (
@@ -25,6 +24,7 @@ from overrefusal_po.train.windows import (
     Factors,
     Window,
     chosen_tokens,
+    is_shared,
     num_pairs,
     window_of,
 )
@@ -101,8 +101,7 @@ class WindowedDPOTrainer(DPOTrainer):
     def passes_of(self, inputs: Batch) -> list[Batch]:
         """The passes of a batch: as many in every process, since each pass talks to the others."""
         assert self.pass_tokens is not None, "only a trainer with a limit cuts its batches"
-        policy = cast(Module, self.model)
-        shared = any(hasattr(module, CHECKED) for module in policy.modules())
+        shared = is_shared(cast(Module, self.model))
         passes = cut(inputs, self.pass_tokens, shared=shared)
         if self.accelerator.num_processes == 1:
             return passes

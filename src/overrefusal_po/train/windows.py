@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from overrefusal_po.exact.shared_prefix import CHECKED
 from overrefusal_po.model.sharding import wants_deepspeed
 from overrefusal_po.recipe.methods import check_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 Batch = dict[str, Any]
 """A collated batch: tensors of 2P rows by name; `Any`, since a collator may add other things."""
@@ -69,6 +71,11 @@ def check_passes(settings: Mapping[str, object], pass_tokens: int | None) -> Non
             "pass_tokens is given, and DeepSpeed counts each backward pass as a whole batch. Leave "
             "pass_tokens out, or shard by recipes/accelerate/fsdp2.yaml."
         )
+
+
+def is_shared(model: Module) -> bool:
+    """Whether a model, or one inside of it, computes the prompt of a pair once."""
+    return any(hasattr(module, CHECKED) for module in model.modules())
 
 
 def chosen_tokens(batch: Batch) -> float:
