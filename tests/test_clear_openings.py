@@ -1,5 +1,6 @@
 """Pairs for openings, and which tokens a student may not use: values by hand."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -190,6 +191,17 @@ def test_pairs_for_openings_are_not_trained_on_whole(
     assert ended.value.code == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "stage dpo: data.opening is null, and @curate.pairs is made with data.openings" in said
+
+
+@pytest.mark.parametrize(("opening", "fails"), [(None, True), (8, False)])
+def test_sft_learns_openings_of_such_pairs_alone(opening: int | None, fails: bool) -> None:
+    body = {"model": {"model_name_or_path": "m"}}
+    curate = check_body({**body, "task": "curate", "data": {"openings": True}}, "curate")
+    data = {"pairs": "@curate.pairs", "opening": opening}
+    train = check_body({**body, "task": "train", "method": "sft", "data": data}, "sft")
+    stages = cast("Any", {"curate": curate, "sft": train})
+    with pytest.raises(ValueError, match=r"Set data\.opening") if fails else nullcontext():
+        check_openings_used(stages)
 
 
 def test_other_pairs_may_be_trained_on_whole() -> None:

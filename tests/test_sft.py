@@ -9,8 +9,10 @@ import pytest
 from conftest import Style
 from factories import two_steps
 
-from overrefusal_po.records import Message, Prompt
-from overrefusal_po.train.sft import sft_trainer
+from overrefusal_po.records import Message, PreferencePair, Prompt
+from overrefusal_po.train.derta_rows import prompt_turns
+from overrefusal_po.train.given import given_prompts
+from overrefusal_po.train.sft import prepared_prompts, sft_trainer
 
 
 @pytest.fixture
@@ -98,3 +100,39 @@ def test_a_prompt_that_is_given_twice_is_two_rows(
     )
     ids = [row["row_id"] for row in trainer.train_dataset]
     assert ids == [prompt.id for prompt in helpful[:2]] * 3
+
+
+def learned(prompts: list[Prompt], style: Style, opening: int | None = None) -> list[list[int]]:
+    """The labels of each prompt's row that carry loss."""
+    rows = prepared_prompts(prompts, style.template, max_length=None, opening=opening).rows
+    assert rows is not None
+    return [[label for label in labels if label != -100] for labels in rows["labels"]]
+
+
+def test_an_opening_is_learned_without_an_end_unless_the_response_is_shorter(style: Style) -> None:
+    whole = "A fox is an animal of the family of dogs, and hunts at night."
+    prompts = [Prompt.of("What is a fox?", kind="general", reference=text) for text in (whole, "A")]
+    turns = [style.template.turn(prompt.messages, prompt.reference or "") for prompt in prompts]
+    assert len(turns[0].answer_ids) > 8 > len(turns[1].answer_ids)
+    first = turns[0].response_ids[:8]
+    assert learned(prompts, style, 8) == [first, turns[1].response_ids[:8]]
+    assert learned(prompts, style) == [turn.response_ids for turn in turns]
+
+
+def test_no_end_is_learned_behind_an_unfinished_side(style: Style, tmp_path: Path) -> None:
+    prompt = Prompt.of("What is a fox?", kind="general")
+    cut = PreferencePair(id="a", prompt=prompt, chosen="A fox is", rejected="No.")
+    cut = cut.model_copy(update={"unfinished": ("chosen",)})
+    ended = cut.model_copy(update={"id": "b", "unfinished": ("rejected",)})
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(
+        "".join(one.model_dump_json(exclude_defaults=True) + "\n" for one in (cut, ended))
+    )
+    turn = style.template.turn(prompt.messages, "A fox is")
+    assert turn.answer_ids != turn.response_ids
+    for given in (str(file), [cut.model_dump(), ended.model_dump()]):
+        found = given_prompts(given)
+        assert isinstance(found, list)
+        assert learned(found, style) == [turn.answer_ids, turn.response_ids]
+    assert prompt_turns([cut.answered], style.template) == [turn.unended]
+    assert turn.unended.text == turn.text

@@ -58,6 +58,7 @@ class PromptFields(TypedDict, total=False):
     topic: str | None
     contrast: bool
     reference: str | None
+    unfinished: bool
     overcautious: str | None
     assistant_prefix: str
     raw_text: str | None
@@ -84,6 +85,9 @@ class Prompt(Record):
     """True for a harmful prompt that uses the words of a benign one."""
     reference: str | None = None
     """A good response: an answer for benign and general prompts, a refusal for harmful ones."""
+    unfinished: bool = False
+    """Whether `reference` is the beginning of a response that goes on: no end of turn is trained
+    behind it."""
     overcautious: str | None = None
     """What an over-refusing model would wrongly say to a benign prompt."""
     assistant_prefix: str = ""
@@ -234,6 +238,13 @@ class PreferencePair(Record):
     def label(self) -> str:
         """How a message names it: the user's own id and place, if it has them."""
         return named(self.id, self.origin)
+
+    @property
+    def answered(self) -> Prompt:
+        """The prompt with the chosen side as its reference, as SFT learns it."""
+        unfinished = "chosen" in self.unfinished
+        update = {"reference": self.chosen, "unfinished": unfinished}
+        return self.prompt.model_copy(update=update)
 
 
 class LabelledResponse(Record):

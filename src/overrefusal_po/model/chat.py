@@ -57,6 +57,15 @@ class Turn(NamedTuple):
         length = max((at + 1 for at, (a, b) in enumerate(self.offsets) if b > a), default=0)
         return self.response_ids[:length]
 
+    @property
+    def unended(self) -> Turn:
+        """The turn without what ends it."""
+        return self.first(len(self.answer_ids))
+
+    def first(self, tokens: int | None) -> Turn:
+        """The turn with the first ids of its response alone; None: all of them."""
+        return self._replace(response_ids=self.response_ids[:tokens], offsets=self.offsets[:tokens])
+
 
 class Encoded(TypedDict):
     """Several texts as token ids, and the character span of each token if asked for."""

@@ -193,6 +193,8 @@ class SftData(ReadingSection):
     - `general`: ordinary prompts."""
     pairs: PlugSpec | None = None
     """Pairs whose chosen sides are learned. Give this or `prompts`."""
+    opening: int | None = Field(default=None, gt=0)
+    """Learn this many first tokens of each response, and no end of turn behind them. null: all."""
     max_prompts: int | None = Field(default=None, gt=0)
     """Prompts used (drawn by `seed`). null: all."""
     too_long: TooLong = "error"

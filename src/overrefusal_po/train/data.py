@@ -52,7 +52,7 @@ U = TypeVar("U")
 NOT_CONTENT: Any = {
     "origin": True,
     "context": True,
-    "prompt": {"origin", "context"},
+    "prompt": {"origin", "context", "unfinished"},
     "verdicts": {"__all__": {"judged"}},
     "unfinished": True,
 }

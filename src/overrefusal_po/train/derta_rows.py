@@ -143,17 +143,17 @@ def triple_sides(triples: Sequence[Triple], template: ChatTemplate) -> list[Trip
 
 
 def prompt_turns(prompts: Sequence[Prompt], template: ChatTemplate) -> list[Turn]:
-    """The reference response of each prompt as a turn; ValueError for a prompt without one."""
+    """The reference of each prompt as a turn, an unfinished one without its end; or ValueError."""
     items = []
     check_rendered(prompts, begun=False)
     for prompt in prompts:
         if prompt.reference is None:
             raise ValueError(
-                f"Prompt {prompt.label} ({prompt.text[:60]!r}) has no reference response to learn "
-                "from."
+                f"Prompt {prompt.label} ({prompt.text[:60]!r}) has no reference response."
             )
         items.append((prompt.messages, prompt.reference))
-    return batched_turns(items, template, [prompt.label for prompt in prompts])
+    turns = batched_turns(items, template, [prompt.label for prompt in prompts])
+    return [t.unended if p.unfinished else t for p, t in zip(prompts, turns, strict=True)]
 
 
 def batched_turns(

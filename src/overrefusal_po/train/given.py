@@ -86,8 +86,7 @@ def given_prompts(data: object, name: str = "prompts") -> Sequence[Prompt] | Pre
 def sft_row(row: JsonObject, place: str, unread: Unread) -> Prompt:
     """A row as a prompt with a reference: a pair's chosen side, a completion, the last turn."""
     if "chosen" in row:
-        pair = pair_row(row, place, unread)
-        return pair.prompt.model_copy(update={"reference": pair.chosen})
+        return pair_row(row, place, unread).answered
     if is_our_prompt(row):
         return validated(Prompt, row, place)
     if "text" in row and "messages" not in row and "prompt" not in row:

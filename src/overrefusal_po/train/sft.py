@@ -52,13 +52,15 @@ def sft_trainer(
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     template: ChatTemplate | None = None,
+    opening: int | None = None,
     too_long: TooLong = "error",
 ) -> SFTTrainer:
     """TRL's `SFTTrainer` on prompts with reference responses, loss on the response only.
 
     `prompts` may be rows with `messages` that end with the assistant, with `prompt` and
     `completion`, or pairs, whose chosen sides are learned (docs/python.md). Other arguments as for
-    `dpo_trainer`; `args` is `trl.SFTConfig` or a mapping of its keys. `ref_model` must be None.
+    `dpo_trainer`: `opening` is the number of first tokens of a response that are learned, `args`
+    is `trl.SFTConfig` or a mapping of its keys. `ref_model` must be None.
 
     Raises:
         ValueError: no prompt, one without a reference, a row longer than `max_length`.
@@ -69,7 +71,9 @@ def sft_trainer(
 
     config = trainer_config(SFTConfig, args)
     tokenizer, template = tokenizer_and_template(model, processing_class, template)
-    make = prompt_preparer(template, max_length=config.max_length, too_long=too_long)
+    make = prompt_preparer(
+        template, max_length=config.max_length, opening=opening, too_long=too_long
+    )
     prepared, evaluated = make(prompts, "prompts"), evaluation_rows(eval_dataset, make)
     check_given_rows(prepared, template)
     collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
@@ -81,7 +85,7 @@ def sft_trainer(
 
 
 def prompt_preparer(
-    template: ChatTemplate, *, max_length: int | None, too_long: TooLong
+    template: ChatTemplate, *, max_length: int | None, opening: int | None, too_long: TooLong
 ) -> Callable[[object, str], Prepared]:
     """A function (what was given, its name) -> rows; a warning counts what is left out."""
 
@@ -89,7 +93,9 @@ def prompt_preparer(
         found = given_prompts(data, name)
         if isinstance(found, Prepared):
             return found
-        prepared = prepared_prompts(found, template, max_length=max_length, too_long=too_long)
+        prepared = prepared_prompts(
+            found, template, max_length=max_length, opening=opening, too_long=too_long
+        )
         warn_of_left_out(prepared.left_out)
         return prepared
 
@@ -101,17 +107,20 @@ def prepared_prompts(
     template: ChatTemplate,
     *,
     max_length: int | None,
+    opening: int | None = None,
     too_long: TooLong = "error",
     limit: int | None = None,
     seed: int | None = None,
 ) -> Prepared:
     """Prompts with references as rows; with a seed in drawn order, at most `limit` of them.
 
+    `opening`: learn that many first tokens of each reference, None: all with the end of turn.
+
     Raises ValueError for no prompt, one without a reference, and what `lengths.fit` raises.
     """
     if not prompts:
         raise ValueError("SFT needs at least one prompt with a reference response; got none.")
-    turns = prompt_turns(prompts, template)
+    turns = [turn.first(opening) for turn in prompt_turns(prompts, template)]
     lengths = [turn_length(turn) for turn in turns]
     used = used_records(
         prompts, lengths, max_length=max_length, too_long=too_long, limit=limit, seed=seed
@@ -134,8 +143,7 @@ def read(recipe: TrainRecipe) -> Source:
             "data: give either `prompts` (with references) or `pairs` (their chosen sides)."
         )
     if data.pairs is not None:
-        pairs = read_any_pairs(data.pairs)
-        return Source([p.prompt.model_copy(update={"reference": p.chosen}) for p in pairs])
+        return Source([pair.answered for pair in read_any_pairs(data.pairs)])
     assert data.prompts is not None
     prompts = [p for p in read_source(data.prompts, "train") if p.kind in data.kinds]
     prompts = [p for p in prompts if p.reference]
@@ -166,6 +174,7 @@ def prepare(
         [p for p in source.records if isinstance(p, Prompt)],
         template,
         max_length=full_settings(recipe)["max_length"],
+        opening=data.opening,
         too_long=data.too_long,
         limit=data.max_prompts,
         seed=recipe.seed,
