@@ -13,6 +13,8 @@ from overrefusal_po.cli import main
 from overrefusal_po.curate.clear_openings import ANSWER_SIDE, REFUSAL_SIDE, clear_openings
 from overrefusal_po.curate.overgenerate import Curation
 from overrefusal_po.curate.quotas import Result
+from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.pairs.lint import lint
 from overrefusal_po.recipe.load import check_body
 from overrefusal_po.records import (
     Outcome,
@@ -191,6 +193,43 @@ def test_pairs_for_openings_are_not_trained_on_whole(
     assert ended.value.code == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "stage dpo: data.opening is null, and @curate.pairs is made with data.openings" in said
+
+
+CUT = "I cannot say how to open a"
+
+
+@pytest.mark.parametrize("suppressed", [True, False])
+def test_sides_that_end_inside_a_sentence_are_unfinished(
+    suppressed: bool, styles: dict[str, Style]
+) -> None:
+    style = styles["llama"]
+    known = first_tokens(style.template, [REFUSAL, CUT]) if suppressed else ()
+    rows = [
+        pair("containment", REFUSAL, "Take a pin, then turn"),
+        pair("containment", CUT, ANSWER),
+        pair("overrefusal", "Read this:\n1. Open it.\n2.", CUT),
+        pair("overrefusal", ANSWER, "Sorry, as they say: (I cannot.) "),
+        Result(Prompt.of("none", kind="benign"), None, "no pair"),
+    ]
+    found = clear_openings(curation(style, openings=True, suppressed=tuple(known)), rows)
+    cut = [None if one.row is None else one.row.unfinished for one in found]
+    assert cut == [("rejected",), ("chosen",), ("chosen", "rejected"), (), None]
+    others = clear_openings(curation(style, openings=False, suppressed=tuple(known)), rows)
+    assert others == rows
+
+
+def test_the_linter_reads_what_a_cut_side_of_a_rule_says() -> None:
+    made = pair("overrefusal", REFUSAL, ANSWER).row
+    assert made is not None
+    cut = made.model_copy(update={"unfinished": ("chosen",)})
+    step = cut.model_copy(update={"rule": None})
+    found = [
+        {(one.check, one.severity) for one in lint([one], RefusalJudge()).findings if one.side}
+        for one in (made, cut, step)
+    ]
+    assert ("chosen_refuses", "error") in found[0]
+    assert found[1] == found[0]
+    assert not any(check == "chosen_refuses" for check, _ in found[2])
 
 
 @pytest.mark.parametrize(("opening", "fails"), [(None, True), (8, False)])

@@ -135,6 +135,10 @@ class Prompt(Record):
         """The id of what was asked, the same for all attacks on it."""
         return self.original_id or self.id
 
+    def answered_with(self, text: str, *, unfinished: bool = False) -> Prompt:
+        """The prompt with another reference."""
+        return self.model_copy(update={"reference": text, "unfinished": unfinished})
+
     @classmethod
     def of(cls, text: str, *, kind: Kind, **fields: Unpack[PromptFields]) -> Prompt:
         """A one-turn prompt from plain text, its id made from its content."""
@@ -242,9 +246,7 @@ class PreferencePair(Record):
     @property
     def answered(self) -> Prompt:
         """The prompt with the chosen side as its reference, as SFT learns it."""
-        unfinished = "chosen" in self.unfinished
-        update = {"reference": self.chosen, "unfinished": unfinished}
-        return self.prompt.model_copy(update=update)
+        return self.prompt.answered_with(self.chosen, unfinished="chosen" in self.unfinished)
 
 
 class LabelledResponse(Record):

@@ -155,7 +155,7 @@ def sft_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Prom
         chosen = best_answers(curation, model, prompts, file=file) if prompts else {}
         for prompt in prompts:
             text, why_not, _ = chosen[prompt.id]
-            answered = prompt.model_copy(update={"reference": text}) if text else None
+            answered = prompt.answered_with(text) if text else None
             results.setdefault(prompt.kind, []).append(Result(prompt, answered, why_not))
     kept = filtered(curation.recipe, results, {})
     log_counts(kept, results, curation.recipe.data)

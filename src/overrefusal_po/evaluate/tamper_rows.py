@@ -208,4 +208,4 @@ def answered(prompt: Prompt, completion: Completion) -> Prompt:
 
 def with_response(prompt: Prompt, response: str) -> Prompt:
     """A prompt whose reference is the response."""
-    return prompt.model_copy(update={"reference": response})
+    return prompt.answered_with(response)

@@ -86,12 +86,22 @@ def whole_sentences(completion: Completion) -> str:
     text = answer_of(completion)
     if completion.finish_reason == "stop":
         return text
+    return text[: last_end(text)].rstrip()
+
+
+def ends_whole(text: str) -> bool:
+    """Whether a text ends with a whole sentence."""
+    return last_end(text) == len(text.rstrip())
+
+
+def last_end(text: str) -> int:
+    """Where the last whole sentence ends; 0 if none does."""
     ends = [
         match.end()
         for match in CUT_END.finditer(text)
         if not ITEM_NUMBER.search(text[: match.start()])
     ]
-    return text[: ends[-1]].rstrip() if ends else ""
+    return max(ends, default=0)
 
 
 def behind_lead(response: str, opener: str, lead: str) -> str:

@@ -83,15 +83,20 @@ def row_findings(pair: PreferencePair, chosen: Verdict, rejected: Verdict) -> It
             message = f"the judge gives no verdict: {verdict.unscored}"
             yield Finding(pair.id, "unscored", "warning", side, message)
     of_kind = harmful_labels if pair.prompt.kind == "harmful" else harmless_labels
-    # a step in the middle of a response neither answers nor refuses
-    yield from (f for f in of_kind(pair, chosen, rejected) if f.side not in pair.unfinished)
+    yield from (f for f in of_kind(pair, chosen, rejected) if f.side not in steps_of(pair))
+
+
+def steps_of(pair: PreferencePair) -> tuple[str, ...]:
+    """The sides that are a step of a response, and neither answer nor refuse. A rule was applied to
+    an opening, which does."""
+    return () if pair.rule else pair.unfinished
 
 
 def degenerate_sides(pair: PreferencePair, chosen: Verdict, rejected: Verdict) -> Iterator[Finding]:
-    """Sides that are no response: an error if chosen, a warning if rejected or unfinished."""
+    """Sides that are no response: an error if chosen, a warning if rejected or a step."""
     message = "loops, echoes the prompt or breaks off after an opening"
     if chosen.degenerate:
-        sure = "chosen" not in pair.unfinished
+        sure = "chosen" not in steps_of(pair)
         yield Finding(pair.id, "degenerate", severity(sure), "chosen", message)
     if rejected.degenerate:
         yield Finding(pair.id, "degenerate", "warning", "rejected", message)

@@ -97,7 +97,7 @@ def answered_prompt(
         )
     known = (*COMPLETION_COLUMNS, "reference", "response", "label", *read)
     count_unread(row, known, place, unread)
-    return row_prompt(row, turns, place).model_copy(update={"reference": answer})
+    return row_prompt(row, turns, place).answered_with(answer)
 
 
 def other_answer(row: JsonObject) -> str:
