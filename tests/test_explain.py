@@ -86,7 +86,8 @@ def test_our_keys_have_the_text_of_their_section_and_each_option_its_line(
 @pytest.mark.parametrize(
     ("key", "head", "parts"),
     [
-        ("data.opening", "train: dpo, orpo, cpo, kto", ["a whole number above 0 or null"]),
+        ("data.opening", "train: sft", ["a whole number", "(train: dpo, orpo, cpo, kto)"]),
+        ("data.containment", "train: dpo, orpo, cpo, kto", ["one of student, none"]),
         ("model.lora_r", "every task", ["default: 16", "TRL's ModelConfig"]),
         ("model.trust_remote_code", "every task", ["true or false"]),
         ("model.remedy", "curate; fit; evaluate; pipeline", ["text or null", "@stage.remedy"]),
