@@ -194,7 +194,7 @@ def own_words(row: JsonObject, place: str) -> Prompt:
     """A triple, or an answered prompt, as a user or a training wrote it."""
     response = row.get("harmful_response")
     if isinstance(response, str) and isinstance(row.get("prompt"), dict):
-        return with_response(Triple.model_validate(row).prompt, response)
+        return Triple.model_validate(row).prompt.answered_with(response)
     asked = {k: v for k, v in row.items() if k not in ("safe_response", "harmful_response")}
     if isinstance(response, str):
         asked["response"] = response
@@ -203,9 +203,4 @@ def own_words(row: JsonObject, place: str) -> Prompt:
 
 def answered(prompt: Prompt, completion: Completion) -> Prompt:
     """A prompt with what a model said to it: whole sentences, or all of a text without an end."""
-    return with_response(prompt, whole_sentences(completion) or completion.text)
-
-
-def with_response(prompt: Prompt, response: str) -> Prompt:
-    """A prompt whose reference is the response."""
-    return prompt.answered_with(response)
+    return prompt.answered_with(whole_sentences(completion) or completion.text)

@@ -88,10 +88,10 @@ def rendered_side(pair: PreferencePair, side: ResponseSide, template: ChatTempla
     """
     begun = pair.prompt.assistant_prefix
     turn = template.turn(pair.prompt.messages, begun + getattr(pair, side))
-    start, ids = len(turn.prompt_ids), [*turn.prompt_ids, *turn.response_ids]
-    own = begun_length(pair.prompt, turn, template) if begun else start
-    end = start + len(turn.answer_ids) if side in pair.unfinished else len(ids)
-    return Turn(ids[:own], ids[own:end], turn.offsets[own - start : end - start], turn.text)
+    own = begun_length(pair.prompt, turn, template) - len(turn.prompt_ids) if begun else 0
+    asked = [*turn.prompt_ids, *turn.response_ids[:own]]
+    kept = turn.unended if side in pair.unfinished else turn
+    return Turn(asked, kept.response_ids[own:], kept.offsets[own:], turn.text)
 
 
 def begun_length(prompt: Prompt, turn: Turn, template: ChatTemplate) -> int:

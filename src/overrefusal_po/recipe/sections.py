@@ -257,9 +257,8 @@ class CurateData(ReadingSection):
     """Also make pairs of the harmless prompts that the student answers: its answer over its usual
     refusal. They hold it where it is useful. A limit takes them last, of each kind."""
     openings: bool = False
-    """The pairs are for a training on openings (`data.opening` of a train recipe): sides that the
-    token limit cut are kept as they are, and are `unfinished` if they end inside a sentence. Then
-    generation.max_new_tokens may be as small as 24."""
+    """For a training on openings (`data.opening` of a train recipe): sides that the limit cut stay,
+    `unfinished` inside a sentence. Then generation.max_new_tokens may be as small as 24."""
     max_per_category: int | None = Field(default=None, gt=0)
     """Pairs kept of each category within a rule (drawn by `seed`). null: all."""
     length_ratio_max: float | None = Field(default=None, ge=1, allow_inf_nan=False)
