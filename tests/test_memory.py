@@ -30,7 +30,9 @@ from overrefusal_po.train.rows import pair_table, prepared_pairs, side_lengths
 from overrefusal_po.train.sft import prepared_prompts
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-SHAPE = Shape(weights=1000, quantised=640, adapter=10, layers=2, hidden=8, kept=100, vocabulary=50)
+SHAPE = Shape(
+    weights=1000, quantised=640, adapter=10, whole=0, layers=2, hidden=8, kept=100, vocabulary=50
+)
 LLAMA_8B = {
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -87,6 +89,13 @@ def test_lora_trains_rank_times_the_widths_of_its_layers() -> None:
     """10 weights a rank: rank 4 makes 40, in 32 bits beside 1000 weights in 16."""
     found = bytes_of(recipe(model={"use_peft": True, "lora_r": 4, "dtype": "bfloat16"}))
     assert (found.weights, found.gradients, found.optimiser) == (2000 + 160, 160, 320)
+
+
+def test_modules_that_are_trained_whole_count_beside_the_adapter() -> None:
+    """300 weights of a head, and 40 of the adapter, in 32 bits with two moments each."""
+    body = recipe(model={"use_peft": True, "lora_r": 4, "dtype": "bfloat16"})
+    found = estimate(SHAPE._replace(whole=300), body, Batch(10, 10), "cpu", 1e9)
+    assert (found.weights, found.gradients, found.optimiser) == (2000 + 1360, 1360, 2720)
 
 
 def test_nf4_takes_half_a_byte_and_a_scale_for_64_weights() -> None:
@@ -157,10 +166,31 @@ def test_a_shape_is_counted_from_the_models_own_classes() -> None:
     assert shape.quantised == 8_030_261_248 - 2 * 128256 * 4096 - 65 * 4096
     assert shape.adapter == 32 * ((4096 + 4096) + (4096 + 1024))
     assert shape.kept == layer_values(4096, 14336, 4096, 1024)
+    assert shape.whole == 0
     everything = shape_of(
         LlamaConfig(**LLAMA_8B), {"use_peft": True, "lora_target_modules": "all-linear"}
     )
     assert 16 * everything.adapter == 41_943_040, "peft says so for rank 16"
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [
+        (["self_attn.q_proj"], 32 * 8192),
+        (["layers.0.self_attn.q_proj"], 8192),
+        (r".*layers\.[01]\.self_attn\.q_proj", 2 * 8192),
+        (["q_proj", "no_proj"], 32 * 8192),
+    ],
+)
+def test_the_adapter_is_counted_where_peft_puts_it(targets: list[str] | str, adapted: int) -> None:
+    """By the end of a path, by the whole path, and by a pattern; the head is trained whole."""
+    from transformers import LlamaConfig
+
+    section = {"lora_target_modules": targets, "lora_modules_to_save": ["lm_head"]}
+    shape = shape_of(LlamaConfig(**LLAMA_8B), {"use_peft": True, **section})
+    assert (shape.adapter, shape.whole) == (adapted, 128256 * 4096)
+    plain = shape_of(LlamaConfig(**LLAMA_8B), section)
+    assert (plain.adapter, plain.whole) == (0, 0)
 
 
 @pytest.mark.parametrize("folder", ["llama-3.1-8b", "qwen3-8b", "mistral-7b"])

@@ -6,7 +6,6 @@ check_hold(recipe.model, hold, config)       # the same by the config, and for a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +15,7 @@ from overrefusal_po.recipe.two_sided import Hold
 from overrefusal_po.records import Outcome
 from overrefusal_po.run.openers import Openers, thinks
 from overrefusal_po.train.hold_result import too_few_scored
-from overrefusal_po.train.policy import EMBEDDINGS, PLAIN_NAME, named_modules
+from overrefusal_po.train.policy import EMBEDDINGS, adapts, named_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -93,19 +92,10 @@ def check_hold(section: Mapping[str, object], hold: Hold, config: PretrainedConf
             "out of model.lora_target_modules, or leave hold out."
         )
     down = place.site.down
-    if not any(is_adapted(down, name) for name in names):
+    if not any(adapts(name, down) for name in names):
         raise ValueError(
             f"hold folds its bias into the adapter of {down}, and model.lora_target_modules "
             f"is {', '.join(names) or 'not given'}. Add {down.rpartition('.')[2]} to it, or "
             "set it to all-linear."
         )
     return place
-
-
-def is_adapted(path: str, name: str) -> bool:
-    """Whether an entry of lora_target_modules means the module at `path`."""
-    if name == "all-linear":
-        return True
-    if PLAIN_NAME.fullmatch(name):
-        return f".{path}".endswith(f".{name}")
-    return re.fullmatch(name, path) is not None

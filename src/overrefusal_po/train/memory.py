@@ -22,6 +22,7 @@ from overrefusal_po.model.hardware import container_bytes
 from overrefusal_po.model.load import ModelSection
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
+from overrefusal_po.train.policy import adapts, named_modules
 from overrefusal_po.train.settings import full_settings
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Shape(NamedTuple):
     """Weights of the linear layers except the LM head: bitsandbytes quantises those."""
     adapter: int
     """Weights that one rank of the recipe's LoRA adds; 0 without."""
+    whole: int
+    """Weights of the modules that are trained whole beside it (lora_modules_to_save)."""
     layers: int
     hidden: int
     kept: int
@@ -152,6 +155,12 @@ def shape_of(config: PretrainedConfig, section: ModelSection) -> Shape:
         adapter=sum(
             m.in_features + m.out_features for n, m in linear.items() if is_adapted(n, section)
         ),
+        whole=sum(
+            weight.numel()
+            for name, module in model.named_modules()
+            if is_whole(name, section)
+            for weight in module.parameters()
+        ),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         kept=layer_values(
@@ -169,11 +178,14 @@ def is_adapted(name: str, section: ModelSection) -> bool:
 
     If a recipe leaves the choice to peft, all linear layers count.
     """
-    targets = section.get("lora_target_modules") or "all-linear"
-    targets = [targets] if isinstance(targets, str) else targets
-    return bool(section.get("use_peft")) and (
-        "all-linear" in targets or name.rpartition(".")[2] in targets
-    )
+    targets = named_modules(section, "lora_target_modules") or ["all-linear"]
+    return bool(section.get("use_peft")) and any(adapts(target, name) for target in targets)
+
+
+def is_whole(name: str, section: ModelSection) -> bool:
+    """Whether the module `name` is trained whole beside the recipe's LoRA."""
+    named = named_modules(section, "lora_modules_to_save")
+    return bool(section.get("use_peft")) and any(adapts(target, name) for target in named)
 
 
 def layer_values(hidden: int, intermediate: int, queries: int, keys: int) -> int:
@@ -196,7 +208,8 @@ def estimate(
     method = find_method(recipe.method)
     lora = bool(section.get("use_peft"))
     weights = weight_bytes(shape, recipe)
-    trained = shape.adapter * section.get("lora_r", 16) if lora else shape.weights
+    adapter = shape.adapter * section.get("lora_r", 16) + shape.whole
+    trained = adapter if lora else shape.weights
     if method.soft_tokens:  # some rows of the embedding: less than what is not counted elsewhere
         trained = 0
     wide = weight_width(recipe) == 4 and not (trainer["bf16"] or trainer["fp16"])

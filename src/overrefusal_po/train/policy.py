@@ -117,6 +117,16 @@ def named_modules(section: Mapping[str, object], key: str) -> list[str]:
     return [value] if isinstance(value, str) else list(cast("list[str]", value))
 
 
+def adapts(target: str, path: str) -> bool:
+    """Whether an entry of lora_target_modules means the module at `path`: all linear ones, those
+    whose path ends so, or those whose whole path a pattern matches."""
+    if target == "all-linear":
+        return True
+    if PLAIN_NAME.fullmatch(target):
+        return f".{path}".endswith(f".{target}")
+    return re.fullmatch(target, path) is not None
+
+
 def trains_all(policy: PreTrainedModel, peft_config: PeftConfig | None) -> bool:
     """Whether all weights are trained, so that only a copy still holds the start policy."""
     return peft_config is None and not hasattr(policy, "peft_config")
@@ -131,17 +141,22 @@ def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
     return reference
 
 
-def exact_adapter(model: Module | None) -> None:
-    """Trains the adapter of a quantised model in float32, as peft does over other bases.
+def exact_adapter(model: Module | None, *, mixed: bool) -> None:
+    """Trains all of an adapter in float32, as peft does with its low-rank matrices.
 
-    TRL rounds it to bfloat16, and three things go wrong. Steps of 1e-6 are lost. A policy that
-    comes with an adapter is no longer its own reference (TRL does not round its copy `ref`). After
-    a resume peft reads it in float32, and losses differ.
+    Over a quantised model TRL rounds it to bfloat16, and three things go wrong. Steps of 1e-6 are
+    lost. A policy that comes with an adapter is no longer its own reference (TRL does not round its
+    copy `ref`). After a resume peft reads it in float32, and losses differ.
+
+    Modules that are trained whole beside it (`modules_to_save`) have the bits of the model, and
+    lose such steps too. Without mixed precision (`mixed`) they stay so: a layer then takes inputs
+    of its own bits alone.
     """
-    if model is None or not getattr(model, "is_quantized", False):
+    quantised = getattr(model, "is_quantized", False)
+    if model is None or not (quantised or (mixed and hasattr(model, "peft_config"))):
         return
     known: dict[str, Parameter] = dict(model.named_parameters())
     for name, weight in known.items():
-        if weight.requires_grad:
+        if weight.requires_grad and (quantised or weight.dtype.itemsize < 4):
             source = known.get(name.replace(".default.", ".ref."), weight)
             weight.data = source.data.float().clone()
