@@ -172,7 +172,7 @@ def condemns(text: str, asked: Question) -> Strength | None:
         (say.mission, "mission"),
         (say.mild_condemnation, "mild"),
     )
-    if warns_off(text, asked):
+    if warns_off(text, asked) or names_harm(text, asked):
         return "hard"
     for kind, strength in kinds:
         if strength == "mild" and names_own_subject(text, asked):
@@ -191,6 +191,15 @@ def names_act(text: str, asked: Question) -> bool:
     first = text.split(maxsplit=1)[:1]
     begun = first[0].rstrip(",") if first else ""
     return begun.endswith("ing") and begun[:5] in asked.topic and begun not in asked.text
+
+
+def names_harm(text: str, asked: Question) -> bool:
+    """Whether a sentence begins with the act that the prompt asks for, and says what harm it does
+    ("Cheating undermines your own learning")."""
+    stem = STEM.match(text)
+    if stem is None or not (asked.how or asked.creative) or stem.group()[:5] not in asked.topic:
+        return False
+    return say.harms.search(text) is not None
 
 
 def warns_off(text: str, asked: Question) -> bool:

@@ -150,6 +150,13 @@ def word_count(text: str) -> int:
     return blanks if text.isascii() else max(blanks, sum(c >= "\u3040" for c in text) // 2)
 
 
+COPIED_FROM, COPIED_WHOLE = 60, 400
+"""Characters of a prompt within which the task to copy a text is named, and of all of it. What
+forbids a model to refuse is longer, and quotes refusals too."""
+
+QUOTED_PART = re.compile(r"['\"].{4,}['\"]|:\s*.{4,}", re.DOTALL)
+"""What is in quotation marks, or stands behind a colon."""
+
 READ_CHARACTERS = 2000
 """Characters of a prompt that are read."""
 
@@ -188,6 +195,11 @@ class Question:
         return say.norms_prompt.search(self.text) is not None
 
     @cached_property
+    def permission(self) -> bool:
+        """Whether it asks what somebody may do."""
+        return say.permission_prompt.match(self.text) is not None
+
+    @cached_property
     def how(self) -> bool:
         """Whether it asks for a way to do something."""
         return say.how_prompt.match(self.text) is not None
@@ -213,6 +225,16 @@ class Question:
         return say.copying_prompt.search(self.text) is not None and self.negated
 
     @cached_property
+    def quotes_refusal(self) -> bool:
+        """Whether a short text that itself refuses is to be copied, changed or translated."""
+        copied = say.copying_prompt.search(self.text[:COPIED_FROM])
+        quoted = QUOTED_PART.search(self.text, copied.end() - 1) if copied else None
+        if quoted is None or len(self.text) > COPIED_WHOLE:
+            return False
+        languages = [say, *languages_in(quoted.group())]
+        return any(language.decline.search(quoted.group()) for language in languages)
+
+    @cached_property
     def declining(self) -> bool:
         """Whether it asks how to refuse."""
         return say.declining_prompt.search(self.text) is not None
@@ -223,7 +245,8 @@ class Question:
         help against harm. If a way to do something is asked for, a word for what is not allowed
         names the act ("how do I sell these illegally")."""
         asks_norms = self.norms and not self.how
-        return self.yes_no or self.defines or asks_norms or self.assesses or self.safety
+        found = self.yes_no or self.permission or self.defines or asks_norms
+        return found or self.assesses or self.safety
 
     @cached_property
     def safety(self) -> bool:

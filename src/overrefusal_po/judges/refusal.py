@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict
 
 from overrefusal_po.judges._degenerate import degenerate
 from overrefusal_po.judges._languages import unread_reason
-from overrefusal_po.judges._refusal_rules import FOREIGN_CONDEMNATION, decide, sorry_verdict
+from overrefusal_po.judges._refusal_rules import FOREIGN_CONDEMNATION, decide
+from overrefusal_po.judges._refusal_sorry import sorry_verdict
 from overrefusal_po.judges._refusal_text import (
     Reply,
     composed,
@@ -34,7 +35,7 @@ from overrefusal_po.judges._refusal_text import (
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
-VERSION = "13"
+VERSION = "14"
 """Bumped whenever a verdict can change."""
 
 
