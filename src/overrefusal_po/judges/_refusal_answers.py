@@ -27,7 +27,7 @@ NEXT_ACT = re.compile(r" to (?:\w+ly )?([a-z]{4,})")
 DIGITS = re.compile(r"\d")
 
 DISCLAIMER_END = re.compile(
-    r"(?:advice|guidance|diagnos\w+|opinions?),? (?:but |however,? |though )?"
+    r"(?:advice|guidance|diagnos\w+|opinions?)(?:, (?:but |however,? |though )?| but )"
 )
 """Where a disclaimer ends and an answer may begin in the same sentence."""
 

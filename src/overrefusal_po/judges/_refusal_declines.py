@@ -15,6 +15,10 @@ SCRIPT_LINE = re.compile(r"\W{0,4}([a-z][\w .'-]{0,24}):(?=\s)")
 """The name of a speaker at the beginning of a line."""
 
 
+COPYING_VERB = re.compile(r"\b(?:translat|rewrit|rephras|paraphras|correct|proofread|repeat)")
+"""The task to copy a text, named in a refusal."""
+
+
 class Decline(NamedTuple):
     """A sentence that declines: its place, the offset of the refusal, and whether it is firm."""
 
@@ -81,10 +85,10 @@ def decline_in_other_language(reply: Reply, place: int, asked: Question) -> Decl
 
 def is_own_refusal(reply: Reply, place: int, match: re.Match[str], asked: Question) -> bool:
     """Whether a match of `decline` is the model's own: no idiom, no lack of means, no quotation."""
-    if asked.quotes_refusal:
-        return False
     text = match.string
     rest = text[match.start() : match.end() + 80]
+    if asked.quotes_refusal and COPYING_VERB.search(rest) is None:
+        return False
     if say.idiom.search(rest) or say.false_premise.search(text):
         return False
     lead = say.refusal_lead_words.match(rest)
