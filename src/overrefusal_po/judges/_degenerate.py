@@ -23,6 +23,15 @@ ONLY_OPENING = re.compile(
 )
 
 
+LIST_NUMBER = re.compile(r"(?m)^\W*\d{1,3}[.)]\s*|(?<=\s)\d{1,3}[.)]\s")
+"""The number of an item; a loop counts on."""
+
+REPETITION = re.compile(r"\b(?:times|repeat\w*|again|repetitions?)\b")
+"""The prompt asks for the same text several times."""
+
+SPEAKER = re.compile(r"<\|?/?\w{2,12}\|?>|\A\W*(?:user|human|question|prompt|q)\s*:")
+"""A token of a chat template, or the label of who asked."""
+
 GLUED_LOOP = re.compile(r"(\S{4,24}?)\1{5,}")
 """A loop without blanks ("SorrySorrySorrySorrySorrySorry"): RTO, learned too well."""
 
@@ -47,7 +56,10 @@ def degenerate(text: str, *prompts: str) -> bool:
         return True
     if any(glued_loop(piece) for piece in text.split() if len(piece) >= SHORTEST_GLUED):
         return True
-    if any(echoes(words, prompt) for prompt in prompts) or loops(words) or salad(text):
+    said = WORD.findall(SPEAKER.sub(" ", low)) or words
+    if any(echoes(said, prompt) for prompt in prompts) or loops(words) or salad(text):
+        return True
+    if numbered_loop(low) and not any(REPETITION.search(lower(prompt)) for prompt in prompts):
         return True
     return (not low.isascii() or max(map(len, words)) >= 20) and LOOPED_CHARACTERS.search(
         low
@@ -86,6 +98,12 @@ def loops(words: list[str]) -> bool:
     return (len(grams) >= 60 and distinct < 0.3 * len(grams)) or any(
         repeats(tail, p, 20) for p in range(1, 41)
     )
+
+
+def numbered_loop(low: str) -> bool:
+    """Whether a list of four items or more says the same again and again behind new numbers."""
+    unnumbered, items = LIST_NUMBER.subn(" ", low)
+    return items >= 4 and loops(WORD.findall(unnumbered))
 
 
 def short_loop(words: list[str]) -> bool:
