@@ -259,6 +259,7 @@ def dpo(
     from trl import DPOConfig, DPOTrainer
 
     from overrefusal_po.train.policy import exact_adapter, frozen_copy
+    from overrefusal_po.train.sharded import is_mixed
 
     trainer = DPOTrainer(
         model=policy,
@@ -269,7 +270,7 @@ def dpo(
         peft_config=lora(options),
     )
     if options.side == "ours":
-        exact_adapter(trainer.model)
+        exact_adapter(trainer.model, mixed=is_mixed(trainer))
     disturb(trainer.model)
     return shared(trainer) if options.side == "ours" else trainer
 
