@@ -387,7 +387,6 @@ def dpo(
     from overrefusal_po.pairs.make import written_pairs
     from overrefusal_po.prompts import read_source
     from overrefusal_po.train.policy import exact_adapter
-    from overrefusal_po.train.sharded import is_mixed
 
     template = ChatTemplate(models.load_tokenizer(options.model))
     number = options.pairs * (2 if case.world else 1)
@@ -406,7 +405,7 @@ def dpo(
             base.policy, args=config, train_dataset=rows, processing_class=tokenizer, **given
         )
         if not case.name.endswith(ROUNDED):
-            exact_adapter(trainer.model, mixed=is_mixed(trainer))
+            exact_adapter(trainer.model)
         return trainer
     folder = store if way == "store" else None
     more = {"template": template, "shared_prefix": way != "padded", "reference_store": folder}

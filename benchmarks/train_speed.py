@@ -259,7 +259,6 @@ def dpo(
     from trl import DPOConfig, DPOTrainer
 
     from overrefusal_po.train.policy import exact_adapter, frozen_copy
-    from overrefusal_po.train.sharded import is_mixed
 
     trainer = DPOTrainer(
         model=policy,
@@ -270,7 +269,7 @@ def dpo(
         peft_config=lora(options),
     )
     if options.side == "ours":
-        exact_adapter(trainer.model, mixed=is_mixed(trainer))
+        exact_adapter(trainer.model)
     disturb(trainer.model)
     return shared(trainer) if options.side == "ours" else trainer
 

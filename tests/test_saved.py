@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Style, trainer_settings
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from overrefusal_po.model.load import save_merged
@@ -172,39 +171,8 @@ def test_a_model_with_code_of_its_own_is_compared_too(
     assert (Path(found["model"]) / "own.py").is_file()
 
 
-@pytest.mark.parametrize(("mixed", "moved"), [(True, True), (False, False)])
-def test_a_head_trained_beside_an_adapter_takes_small_steps_in_16_bits(
-    mixed: bool,
-    moved: bool,
-    styles: dict[str, Style],
-    pairs: list[PreferencePair],
-    tmp_path: Path,
-) -> None:
-    """With mixed precision peft's copy of it has 32 bits. Without, it has the model's bits, and
-    most of a step of 1e-6 is lost."""
-    style = styles["llama"]
-    settings = {"max_steps": 1, "learning_rate": 1e-6, "bf16": mixed, "use_cpu": True}
-    trainer = dpo_trainer(
-        style.make_model().to(torch.bfloat16),
-        pairs,
-        args={"output_dir": str(tmp_path), "report_to": "none", **settings},
-        processing_class=style.tokenizer,
-        peft_config=LoraConfig(
-            target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"
-        ),
-    )
-    weights = dict(trainer.model.named_parameters())
-    head = weights["base_model.model.lm_head.modules_to_save.default.weight"]
-    before = head.detach().clone()
-    trainer.train()
-    assert ((head != before).float().mean().item() > 0.9) is moved
-    assert head.isfinite().all()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case", ["modules to save", "the same in 16 bits", "rows without a token", "all weights"]
-)
+@pytest.mark.parametrize("case", ["modules to save", "rows without a token", "all weights"])
 def test_what_a_plain_loader_reads_is_what_was_trained(
     case: str, styles: dict[str, Style], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,25 +188,21 @@ def test_what_a_plain_loader_reads_is_what_was_trained(
         "lora_r": 4,
         "lora_target_modules": ["q_proj", "v_proj"],
     }
-    if case in {"modules to save", "the same in 16 bits"}:
+    if case == "modules to save":
         assert not model.config.tie_word_embeddings
         lora["lora_modules_to_save"] = ["lm_head", "embed_tokens"]
-    halved = {}
-    if case == "the same in 16 bits":
-        lora["dtype"], halved = "bfloat16", {"bf16": True}
     recipe = {
         "task": "train",
         "method": "dpo",
         "model": {"model_name_or_path": str(folder)} | ({} if case == "all weights" else lora),
         "data": {"pairs": "starter", "max_pairs": 4, "allow_no_anchor": True},
         "trainer": {"max_steps": 2, "report_to": "none", "use_cpu": True, "max_length": None}
-        | {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "save_strategy": "no"}
-        | halved,
+        | {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "save_strategy": "no"},
     }
     caplog.set_level("INFO", logger="overrefusal_po")
     found = run_stage(check_body(recipe, "recipe"), "recipe", tmp_path / "run")
     assert "the saved model agrees with the live one" in caplog.text
-    saved = AutoModelForCausalLM.from_pretrained(found["model"], dtype="float32")
+    saved = AutoModelForCausalLM.from_pretrained(found["model"])
     assert saved.config.vocab_size == saved.lm_head.weight.shape[0] == model.config.vocab_size
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():

@@ -141,22 +141,17 @@ def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
     return reference
 
 
-def exact_adapter(model: Module | None, *, mixed: bool) -> None:
-    """Trains all of an adapter in float32, as peft does with its low-rank matrices.
+def exact_adapter(model: Module | None) -> None:
+    """Trains the adapter of a quantised model in float32, as peft does over other bases.
 
-    Over a quantised model TRL rounds it to bfloat16, and three things go wrong. Steps of 1e-6 are
-    lost. A policy that comes with an adapter is no longer its own reference (TRL does not round its
-    copy `ref`). After a resume peft reads it in float32, and losses differ.
-
-    Modules that are trained whole beside it (`modules_to_save`) have the bits of the model, and
-    lose such steps too. Without mixed precision (`mixed`) they stay so: a layer then takes inputs
-    of its own bits alone.
+    TRL rounds it to bfloat16, and three things go wrong. Steps of 1e-6 are lost. A policy that
+    comes with an adapter is no longer its own reference (TRL does not round its copy `ref`). After
+    a resume peft reads it in float32, and losses differ.
     """
-    quantised = getattr(model, "is_quantized", False)
-    if model is None or not (quantised or (mixed and hasattr(model, "peft_config"))):
+    if model is None or not getattr(model, "is_quantized", False):
         return
     known: dict[str, Parameter] = dict(model.named_parameters())
     for name, weight in known.items():
-        if weight.requires_grad and (quantised or weight.dtype.itemsize < 4):
+        if weight.requires_grad:
             source = known.get(name.replace(".default.", ".ref."), weight)
             weight.data = source.data.float().clone()

@@ -108,15 +108,10 @@ def ready_policy(trainer: Trainer) -> None:
     """
     if is_sharded(trainer.model):
         return
-    exact_adapter(trainer.model, mixed=is_mixed(trainer))
+    exact_adapter(trainer.model)
     accelerator = trainer.accelerator
     if accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
         shard_policy(trainer)
-
-
-def is_mixed(trainer: Trainer) -> bool:
-    """Whether a trainer computes in 16 bits whatever the bits of its weights are."""
-    return trainer.accelerator.mixed_precision in ("bf16", "fp16")
 
 
 def start_reference(trainer: Any) -> None:  # Any: a trainer of TRL, with its reference
@@ -147,7 +142,7 @@ def shard_policy(trainer: Trainer) -> None:
             "shards it. Here it is sharded earlier. Set it to false, and "
             "trainer.gradient_checkpointing: true, which saves the same memory."
         )
-    exact_adapter(model, mixed=is_mixed(trainer))
+    exact_adapter(model)
     once, parts = plugin.cpu_ram_efficient_loading, hasattr(model, FILES)
     # accelerate would send the first process's weights, which has none
     plugin.cpu_ram_efficient_loading = once and not parts
