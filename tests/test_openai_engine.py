@@ -480,8 +480,8 @@ def test_a_missing_key_is_named_before_any_work() -> None:
         ({"base_url": "localhost:8000"}, "no address such as"),
         ({"base_url": ["http://a/v1", "http://a/v1"]}, "there twice"),
         ({"extra_body": {"seed": 3}}, "seed is set by the recipe's own keys"),
-        ({"extra_body": {"api_key": "sk-1"}}, "api_key looks like a key.*api_key_env"),
-        ({"extra_body": {"a": [{"X-Auth-Token": "sk-1"}]}}, "X-Auth-Token looks like a key"),
+        ({"extra_body": {"api_key": KEY}}, "api_key looks like a key.*api_key_env"),
+        ({"extra_body": {"a": [{"X-Auth-Token": KEY}]}}, "X-Auth-Token looks like a key"),
         ({"concurrency": 0}, "greater than or equal to 1"),
     ],
 )

@@ -3,8 +3,6 @@ repeats an API key that is in the wrong place."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -15,12 +13,6 @@ RECIPE_FIELDS = frozenset(
     ("model", "messages", "prompt", "n", "stream", "seed", "temperature", "top_p")
 ) | {"max_tokens", "max_completion_tokens", "chat_template_kwargs"}
 """Request fields that the recipe's own keys set."""
-
-SECRET_NAME = re.compile(
-    r"(?:api|access|auth|secret|private|bearer)[_-]?(?:key|token)|authorization|passw",
-    re.IGNORECASE,
-)
-"""The name of a field that holds a key."""
 
 
 class FleetSettings(ServerSettings):
@@ -124,20 +116,4 @@ class Settings(FleetSettings):
             raise ValueError(
                 f"{both[0]} is set by the recipe's own keys (generation, chat, seed, engine)"
             )
-        if secret := next(filter(SECRET_NAME.search, names_in(fields)), None):
-            raise ValueError(
-                f"{secret} looks like a key, and recipes are printed and kept. Put the key into an "
-                "environment variable, and its name into api_key_env"
-            )
         return fields
-
-
-def names_in(value: object) -> Iterator[str]:
-    """The names of all fields, those inside others too."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield str(name)
-            yield from names_in(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from names_in(inner)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
@@ -34,6 +34,12 @@ from the environment."""
 VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 """Names of environment variables. Narrow: a key that is here by mistake is no name, so no error
 repeats it."""
+
+SECRET_NAME = re.compile(
+    r"(?:api|access|auth|secret|private|bearer)[_-]?(?:key|token)|authorization|passw",
+    re.IGNORECASE,
+)
+"""The name of a field that holds a key."""
 
 
 class Owner(NamedTuple):
@@ -106,7 +112,24 @@ class ServerSettings(BaseModel):
                 "base_url",
                 "an address may hold no user, password or query; a key comes from api_key_env",
             )
+        if secret := next(filter(SECRET_NAME.search, names_in(values.get("extra_body"))), None):
+            raise masked(
+                "extra_body",
+                f"{secret} looks like a key, and recipes are printed and kept. Put the key into an "
+                "environment variable, and its name into api_key_env",
+            )
         return values
+
+
+def names_in(value: object) -> Iterator[str]:
+    """The names of all fields, those inside others too."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield str(name)
+            yield from names_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from names_in(inner)
 
 
 def masked(field: str, problem: str) -> ValidationError:

@@ -56,7 +56,8 @@ def degenerate(text: str, *prompts: str) -> bool:
         return True
     if any(glued_loop(piece) for piece in text.split() if len(piece) >= SHORTEST_GLUED):
         return True
-    said = WORD.findall(SPEAKER.sub(" ", low)) or words
+    labelled = SPEAKER.search(low) is not None
+    said = (labelled and WORD.findall(SPEAKER.sub(" ", low))) or words
     if any(echoes(said, prompt) for prompt in prompts) or loops(words) or salad(text):
         return True
     if numbered_loop(low) and not any(REPETITION.search(lower(prompt)) for prompt in prompts):

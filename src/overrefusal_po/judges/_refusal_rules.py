@@ -22,7 +22,7 @@ from overrefusal_po.judges._refusal_answers import (
     preaches,
 )
 from overrefusal_po.judges._refusal_asks_back import asks_back_verdict
-from overrefusal_po.judges._refusal_declines import Decline, decline_at
+from overrefusal_po.judges._refusal_declines import Decline, decline_at, is_script
 from overrefusal_po.judges._refusal_notices import crisis_verdict, is_notice
 from overrefusal_po.judges._refusal_redirects import (
     answers,
@@ -104,7 +104,8 @@ def without_speaker(sentence: Sentence) -> Sentence:
 
 def decide_whole(reply: Reply, asked: Question) -> Decision:
     """What the first rule says that applies to a reply of one speaker."""
-    places = range(len(reply.sentences))
+    script = asked.creative and is_script(reply, asked)
+    places = () if script else range(len(reply.sentences))
     declines = [found for place in places if (found := decline_at(reply, place, asked))]
     if declines:
         return Decision(*declined_verdict(reply, declines, asked), "decline")

@@ -178,14 +178,24 @@ def is_adapted(name: str, section: ModelSection) -> bool:
 
     If a recipe leaves the choice to peft, all linear layers count.
     """
-    targets = named_modules(section, "lora_target_modules") or ["all-linear"]
-    return bool(section.get("use_peft")) and any(adapts(target, name) for target in targets)
+    return is_named(name, named_modules(section, "lora_target_modules") or ["all-linear"], section)
 
 
 def is_whole(name: str, section: ModelSection) -> bool:
     """Whether the module `name` is trained whole beside the recipe's LoRA."""
-    named = named_modules(section, "lora_modules_to_save")
-    return bool(section.get("use_peft")) and any(adapts(target, name) for target in named)
+    return is_named(name, named_modules(section, "lora_modules_to_save"), section)
+
+
+def is_named(name: str, targets: list[str], section: ModelSection) -> bool:
+    """Whether a recipe with an adapter means the module `name` by one of `targets`."""
+    return bool(section.get("use_peft")) and any(adapts(target, name) for target in targets)
+
+
+def trained_weights(shape: Shape, section: ModelSection) -> int:
+    """How many weights are trained: the adapter and the modules beside it, or all."""
+    if not section.get("use_peft"):
+        return shape.weights
+    return shape.adapter * int(section.get("lora_r", 16)) + shape.whole
 
 
 def layer_values(hidden: int, intermediate: int, queries: int, keys: int) -> int:
@@ -208,8 +218,7 @@ def estimate(
     method = find_method(recipe.method)
     lora = bool(section.get("use_peft"))
     weights = weight_bytes(shape, recipe)
-    adapter = shape.adapter * section.get("lora_r", 16) + shape.whole
-    trained = adapter if lora else shape.weights
+    trained = trained_weights(shape, section)
     if method.soft_tokens:  # some rows of the embedding: less than what is not counted elsewhere
         trained = 0
     wide = weight_width(recipe) == 4 and not (trainer["bf16"] or trainer["fp16"])

@@ -28,6 +28,7 @@ from overrefusal_po.train.memory import (
     Shape,
     adds_gradients,
     estimate,
+    trained_weights,
     weight_bytes,
     weight_width,
 )
@@ -199,7 +200,7 @@ def held_bytes(shape: Shape, recipe: TrainRecipe, kind: Kind) -> Held:
     """
     section, trainer = recipe.model, full_settings(recipe)
     lora, mixed = bool(section.get("use_peft")), is_mixed(recipe)
-    count = shape.adapter * section.get("lora_r", 16) if lora else shape.weights
+    count = trained_weights(shape, section)
     zero = kind != "fsdp2"
     width = 2.0 if zero and mixed else 4.0 if mixed or lora else float(weight_width(recipe))
     return Held(
@@ -233,7 +234,7 @@ def gathered_bytes(shape: Shape, recipe: TrainRecipe, kind: Kind) -> float:
     """
     width = 2.0 if is_mixed(recipe) else float(weight_width(recipe))
     lora = bool(recipe.model.get("use_peft"))
-    trained = shape.adapter * recipe.model.get("lora_r", 16) if lora else shape.weights
+    trained = trained_weights(shape, recipe.model)
     if kind == "fsdp2":
         head = width * shape.vocabulary * shape.hidden
         layer = layer_bytes(shape, recipe, width)
