@@ -278,6 +278,12 @@ def run(body: dict[str, Any], folder: Path) -> dict[str, Any]:
     return run_stage(check_body(body, "test"), "dro", folder)  # type: ignore[arg-type]
 
 
+def test_a_run_under_autocast_saves_what_it_trained(refuser: Path, tmp_path: Path) -> None:
+    body = values(refuser, tmp_path / "data", trainer={"bf16": True, "use_cpu": True})
+    run(body, tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
 def test_a_run_leaves_a_plain_model_that_is_measured_like_any_other(
     refuser: Path, tmp_path: Path
 ) -> None:

@@ -11,9 +11,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from overrefusal_po.model.load import save_merged
 from overrefusal_po.pipeline import run_stage
 from overrefusal_po.recipe.load import check_body
+from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.records import PreferencePair
+from overrefusal_po.run.folder import Run
 from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.model_checks import check_adapter
+from overrefusal_po.train.output import compare_saved
 from overrefusal_po.train.policy import adapter_config
 from overrefusal_po.train.saved import (
     Probe,
@@ -143,6 +146,69 @@ def test_the_live_model_says_the_same_without_what_only_a_next_step_needs(
     assert sum(weight.numel() for weight in trainer.ref_model.parameters()) == 0
     release_weights(trainer.model)
     assert sum(weight.numel() for weight in trainer.model.parameters()) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_training_under_autocast_is_compared_without_it(
+    method: str,
+    lora: bool,
+    styles: dict[str, Style],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Weights of 32 bits under `bf16`: a probe that is rounded differs from the saved copy."""
+    style, folder = styles["llama"], tmp_path / "base"
+    model = style.make_model()
+    with torch.no_grad():
+        model.lm_head.weight *= 30  # logits as large as a real model's
+    model.save_pretrained(folder)
+    style.tokenizer.save_pretrained(folder)
+    adapter = {"use_peft": lora} | (
+        {"lora_r": 4, "lora_target_modules": "all-linear"} if lora else {}
+    )
+    data = {"pairs": "starter", "max_pairs": 4, "allow_no_anchor": True}
+    recipe = {
+        "task": "train",
+        "method": method,
+        "model": {"model_name_or_path": str(folder), "dtype": "float32"} | adapter,
+        "data": data if method == "dpo" else {"pairs": "starter", "max_prompts": 4},
+        "trainer": {"max_steps": 1, "report_to": "none", "use_cpu": True, "max_length": None}
+        | {"per_device_train_batch_size": 2, "save_strategy": "no", "bf16": True},
+    }
+    caplog.set_level("INFO", logger="overrefusal_po")
+    found = run_stage(check_body(recipe, "recipe"), "recipe", tmp_path / "run")
+    assert "the saved model agrees with the live one" in caplog.text
+    assert (Path(found["model"]) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_saved_model_that_is_another_one_is_not_lost(
+    adapter: bool, styles: dict[str, Style], tmp_path: Path
+) -> None:
+    """Without an adapter beside it, it is the only copy of a training."""
+    style, run = styles["llama"], Run.open(tmp_path / "run", {}, {})
+    model = style.make_model()
+    probe = probe_of(style, model)
+    save_merged(model, style.tokenizer, run.path / "model")
+    if adapter:
+        (run.path / "adapter").mkdir()
+    recipe = TrainRecipe(task="train", method="sft", model={}, data={}, trainer={})
+    with pytest.raises(ValueError, match="adapter/ is as it was" if adapter else "to look at"):
+        compare_saved(probe._replace(log_probs=probe.log_probs + 1), recipe, run)
+    assert not (run.path / "model").exists()
+    assert (run.path / "model_unlike_trained" / "config.json").is_file() is not adapter
+
+
+def test_a_probe_without_a_next_token_is_no_other_model(
+    styles: dict[str, Style], tmp_path: Path
+) -> None:
+    style = styles["llama"]
+    model, ids = style.make_model(), torch.tensor([[5, 6, 7, 8], [5, 0, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
+    probe = Probe(ids, mask, next_log_probs(model, ids, mask), "float32")
+    check_saved(probe, save_merged(model, style.tokenizer, tmp_path / "model"))
 
 
 @pytest.mark.slow

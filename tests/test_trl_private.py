@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 import trl
 import trl.trainer.utils
-from conftest import Style
+from conftest import Style, trainer_settings
 from factories import conversations, two_steps
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -27,6 +28,7 @@ from overrefusal_po.train.trl_private import (
     StoredDPOTrainer,
     attention_of,
     is_tokenised,
+    without_autocast,
 )
 
 
@@ -128,9 +130,24 @@ def test_the_log_prob_head_has_the_arguments_that_we_rely_on() -> None:
     assert {"log_probs", "label_mask", "aux_loss"} <= fields, breaks
 
 
-def test_the_log_prob_head_is_asked_for_by_its_keyword(style: Style) -> None:
-    import torch
+def test_a_model_under_autocast_keeps_its_plain_forward(
+    style: Style, pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    args = trainer_settings(tmp_path, batch=2, max_steps=1, bf16=True)
+    model = style.make_model()
+    trainer = dpo_trainer(model, pairs, args=args, processing_class=style.tokenizer)
+    trainer.accelerator.prepare_model(model)
+    breaks = "a saved model is compared with log-probs under autocast (without_autocast)"
+    assert "_original_forward" in model.__dict__, breaks
+    wrapped, ids = model.forward, torch.tensor([[5, 6, 7]])
+    with without_autocast(model):
+        plain = model(input_ids=ids).logits
+    assert model.forward == wrapped
+    assert torch.equal(plain, style.make_model()(input_ids=ids).logits), breaks
+    assert not torch.equal(plain, model(input_ids=ids).logits), "autocast changes nothing"
 
+
+def test_the_log_prob_head_is_asked_for_by_its_keyword(style: Style) -> None:
     model, ids = style.make_model(), torch.tensor([[5, 6, 7]])
     trl.trainer.utils.add_fused_lm_head(model)
     said = model(input_ids=ids, labels=ids, fused_lm_head=True)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+UNLIKE = "model_unlike_trained"
+"""The folder of a saved model that is not the trained one, if there is no adapter beside it."""
+
 
 def save(trainer: Trainer, recipe: TrainRecipe, template: ChatTemplate, run: Run) -> None:
     """Writes adapter/ (LoRA), model/ (merged) and training.json.
@@ -103,15 +106,20 @@ def write_model(
 
 
 def compare_saved(probe: Probe, recipe: TrainRecipe, run: Run) -> None:
-    """`check_saved` on model/, which is removed if it is not the trained model."""
-    folder = run.path / "model"
+    """`check_saved` on model/. Another model than the trained one is not shipped: model/ is removed
+    beside an adapter, and otherwise, as the only copy, renamed to `UNLIKE`."""
+    folder, unlike = run.path / "model", run.path / UNLIKE
     try:
         check_saved(
             probe, folder, trust_remote_code=bool(recipe.model.get("trust_remote_code", False))
         )
-    except ValueError:
-        shutil.rmtree(folder)  # another model than the trained one is not shipped
-        raise
+    except ValueError as error:
+        shutil.rmtree(unlike, ignore_errors=True)
+        if (run.path / "adapter").is_dir():
+            shutil.rmtree(folder)
+            raise ValueError(f"{error} The adapter in adapter/ is as it was trained.") from error
+        folder.rename(unlike)
+        raise ValueError(f"{error} What was saved stands in {unlike}, to look at.") from error
 
 
 def training_summary(trainer: Trainer, run: Run) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def live_probe(trainer: Trainer) -> Probe | None:
 
     All processes call it together: under ZeRO-3 they need each other's weights.
     """
+    from overrefusal_po.train.trl_private import without_autocast
+
     if trainer.is_fsdp_enabled:
         logger.info("the saved model is not compared with the live one: its weights are sharded")
         return None
@@ -60,7 +62,8 @@ def live_probe(trainer: Trainer) -> Probe | None:
     batch = trainer.data_collator([rows[at] for at in range(min(ROWS, len(rows)))])
     ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return Probe(ids, mask, next_log_probs(model, ids, mask), dtype)
+    with without_autocast(model):  # the saved copy runs without it
+        return Probe(ids, mask, next_log_probs(model, ids, mask), dtype)
 
 
 def next_log_probs(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -109,7 +112,7 @@ def check_saved(probe: Probe, folder: Path, *, trust_remote_code: bool = False) 
     """
     saved = models.load_model(str(folder), dtype=probe.dtype, trust_remote_code=trust_remote_code)
     found = next_log_probs(saved, probe.input_ids.to("cpu"), probe.attention_mask.to("cpu"))
-    tokens = probe.attention_mask[:, 1:].cpu().sum(1)
+    tokens = probe.attention_mask[:, 1:].cpu().sum(1).clamp(min=1)
     gap = float(((found - probe.log_probs).abs().sum(1) / tokens).max())
     allowed = 10 * TOLERANCES.get(probe.dtype, TOLERANCES["bfloat16"])
     if not gap <= allowed:  # written so that a NaN fails too
@@ -117,6 +120,6 @@ def check_saved(probe: Probe, folder: Path, *, trust_remote_code: bool = False) 
             f"{folder} is not the model that was trained: its log-probs differ by {gap:.2g} a "
             f"token, and up to {allowed:.2g} would be rounding. A known cause is an adapter on the "
             "embeddings of a model whose output layer shares them: leave embed_tokens and lm_head "
-            "out of model.lora_target_modules. The adapter in adapter/ is as it was trained."
+            "out of model.lora_target_modules."
         )
     logger.info("the saved model agrees with the live one (difference %.1e a token)", gap)

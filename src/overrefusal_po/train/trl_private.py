@@ -15,6 +15,7 @@ what broke.
 | `Trainer._get_train_sampler`, `LengthGroupedSampler` | batches of similar length |
 | `Trainer._prepare_input` | log-probs of a reference under DeepSpeed |
 | `config._attn_implementation` | the name of a model's attention |
+| accelerate's `model._original_forward` | the forward without autocast |
 
 This module imports TRL at its top: import it inside a function.
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,6 +56,23 @@ from overrefusal_po.train.windowed import WindowedDPOTrainer
 logger = logging.getLogger(__name__)
 
 AnyDataset = Dataset | IterableDataset
+
+
+@contextmanager
+def without_autocast(model: Module) -> Iterator[None]:
+    """The model's forward without the autocast of `trainer.bf16` and `trainer.fp16`.
+
+    `Accelerator.unwrap_model` would take transformers' own decorators off, too, and for good.
+    """
+    wrapped = model.__dict__.get("forward")
+    if wrapped is None or "_original_forward" not in model.__dict__:
+        yield
+        return
+    model.forward = model.__dict__["_original_forward"]
+    try:
+        yield
+    finally:
+        model.forward = wrapped
 
 
 def attention_of(model: PreTrainedModel) -> str:
