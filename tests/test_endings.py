@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from overrefusal_po.cli import main
 from overrefusal_po.recipe.load import load_recipe
@@ -241,6 +242,20 @@ def test_the_commands_after_a_curation_check_and_train_on_its_pairs(
     assert shlex.split(steps["check them"]) == ["overrefusal-po", "check", f"{made}/pairs.jsonl"]
     _, recipe, *overrides = shlex.split(steps["train on them"])
     assert load_recipe(recipe, overrides).body.data["pairs"] == f"{made}/pairs.jsonl"
+
+
+def test_pairs_are_trained_into_the_student_that_they_come_from(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    asked = ("--model=my/model", "--model.model_revision=v2", "--chat.system_prompt=Be # brief: x")
+    more = ("--chat.chat_template_kwargs.enable_thinking=false", "--model.dtype=float32")
+    curated = load_recipe(RECIPES / "curate.yaml", [*asked, *more])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(curated.resolved()))
+    steps = dict(next_steps({"folder": str(tmp_path)}, "curate", RECIPES))
+    _, recipe, *overrides = shlex.split(steps["train on them"])
+    trained = load_recipe(recipe, overrides).resolved()
+    assert trained["chat"] == curated.resolved()["chat"]
+    assert trained["model"]["model_name_or_path"] == "my/model"
+    assert trained["model"]["model_revision"] == "v2" and "dtype" not in trained["model"]
 
 
 def test_the_commands_after_an_evaluation_and_a_pipeline(tmp_path: Path) -> None:

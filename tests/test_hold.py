@@ -1,5 +1,6 @@
 """held.py and hold.py: which bias holds a safety, by hand; and a training that ends there."""
 
+import contextlib
 import json
 import logging
 import math
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import Style, judged_outcome
 from safetensors.torch import load_file
 from test_selection import ANSWER, REFUSAL, THINGS, asked, taught
@@ -38,6 +40,7 @@ from overrefusal_po.report.training import step_words
 from overrefusal_po.run.judged import fresh_outcomes
 from overrefusal_po.run.openers import raised_openers
 from overrefusal_po.stage_recipes import stage_bodies
+from overrefusal_po.stages import run_recipe
 from overrefusal_po.train.held import (
     Decision,
     Rates,
@@ -431,6 +434,35 @@ def test_a_safety_that_cannot_be_held_is_said_aloud(
     assert step_words(tmp_path / "run").endswith("SAFETY IS NOT HELD (hold.json says why)")
     assert any("SAFETY IS NOT HELD" in r.getMessage() for r in caplog.records)
     assert (tmp_path / "run" / "model" / "config.json").is_file(), "the training is not lost"
+
+
+@pytest.mark.parametrize("kind", ["training", "pipeline", "pipeline of remedies"])
+def test_a_lost_safety_is_exit_code_3_and_nothing_says_how_to_serve_it(
+    kind: str, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = recipe(start, tmp_path, peft=True, bias_max=1e-6).model_dump(mode="json")
+    body = {key: value for key, value in body.items() if value is not None}
+    if kind != "training":
+        sets = {"sets": [str(tmp_path / "look.jsonl")], "split": None}
+        measured = {"task": "evaluate", "model": str(start), "name": "base", "data": sets}
+        stages = {"base": measured | {"generation": {"max_new_tokens": 4}}, "dpo": body}
+        body = {"task": "pipeline", "stages": stages, "run_dir": None}
+        if kind.endswith("remedies"):
+            body["report"] = {"baseline": "base"}
+    write_jsonl(tmp_path / "look.jsonl", asked(["a key"], "benign") + asked(["a key"], "harmful"))
+    body["run_dir"] = str(tmp_path / "run")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
+    ends = kind != "pipeline of remedies"  # that one says itself which of them hold
+    for _ in range(2):  # a finished run says the same
+        with pytest.raises(SystemExit) if ends else contextlib.nullcontext() as caught:
+            run_recipe(load_recipe(tmp_path / "mine.yaml", []))
+        said = capsys.readouterr()
+        assert "vllm" not in said.out and "gguf" not in said.out
+        if ends:
+            assert caught is not None and caught.value.code == 3
+            assert "hold.json: safety is not held" in said.err and "Do not use this" in said.err
+            status = json.loads((tmp_path / "run" / "status.json").read_text())
+            assert status["exit_code"] == 3 and "is not held" in status["message"]
 
 
 def test_a_bias_that_does_less_than_was_calculated_is_not_tried_again(

@@ -77,6 +77,23 @@ def test_a_stage_keeps_its_own_model_and_outputs_and_a_revision_stays_with_its_m
     assert origins["model.model_name_or_path"] == "pipeline"
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_was_trained_is_not_rounded_away_when_it_is_measured(
+    bits: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = f"load_in_{bits}bit"
+    quantised = (f"--model.{key}=true", "--model.bnb_4bit_quant_type=nf4")
+    found = stage_models(RECIPES / "porover.yaml", *quantised, "--model.use_bnb_nested_quant=true")
+    for stage in ("before", "curate", "after"):
+        assert not [name for name in found[stage] if "bit" in name or "bnb" in name], stage
+    assert found["dpo"][key] and found["dpo"]["use_bnb_nested_quant"]
+    assert found["dpo"]["bnb_4bit_quant_type"] == "nf4" and not caplog.text
+
+    found = stage_models(RECIPES / "porover.yaml", f"--stages.after.model.{key}=true")
+    assert found["after"][key]
+    assert f"stage after loads @dpo.model with model.{key}, which may round away" in caplog.text
+
+
 def test_a_start_model_that_no_stage_uses_is_an_error(tmp_path: Path) -> None:
     path = pipeline(tmp_path, {"before": {"recipe": EVALUATE, "model": "their/model"}})
     with pytest.raises(ValueError, match=r"no stage uses .*'my/model'.*before their/model"):

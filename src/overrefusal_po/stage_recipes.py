@@ -49,6 +49,7 @@ def stage_bodies(recipe: Recipe) -> dict[str, StageRecipe]:
     for name, given in pipeline_body(recipe).stages.items():
         stages[name] = stage_body(recipe, name, given, stages)
     check_start_model(recipe, stages)
+    warn_quantised(stages)
     try:
         check_places({n: body for n, body in stages.items() if isinstance(body, TrainRecipe)})
     except ValueError as error:
@@ -171,3 +172,16 @@ def check_start_model(recipe: Recipe, stages: Mapping[str, StageRecipe]) -> None
     for stage, own in used.items():
         if own != name and not own.startswith("@"):
             logger.warning("stage %s uses %s, not the pipeline's model %s", stage, own, name)
+
+
+def warn_quantised(stages: Mapping[str, StageRecipe]) -> None:
+    """Logs the stages that round a model which was trained before them to 4 or 8 bits."""
+    for stage, body in stages.items():
+        name = str(body.model.get("model_name_or_path"))
+        for bits in (4, 8):
+            if name.startswith("@") and body.model.get(f"load_in_{bits}bit"):
+                logger.warning(
+                    "stage %s loads %s with model.load_in_%dbit, which may round away a part of "
+                    "what was trained",
+                    *(stage, name, bits),
+                )

@@ -1,6 +1,6 @@
 """The stages of a loaded recipe: their data checked, run, and the gate held.
 
-run_recipe(load_recipe("recipes/demo.yaml"))      # exit code 3 if a gate failed
+run_recipe(load_recipe("recipes/demo.yaml"))      # exit code 3 if a gate failed, or a `hold:`
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineR
 from overrefusal_po.recipe.shard import Shard
 from overrefusal_po.records import read_state, write_atomic
 from overrefusal_po.report import terminal
-from overrefusal_po.report.next_steps import next_steps
+from overrefusal_po.report.hold_notes import WAY_OUT, unheld_words
+from overrefusal_po.report.next_steps import next_steps, unheld_last
 from overrefusal_po.report.quiet import quiet_packages
 
 if TYPE_CHECKING:
@@ -120,12 +121,15 @@ def run_single_recipe(recipe: Recipe) -> None:
     from overrefusal_po.pipeline import run_stage
 
     found = run_stage(single(recipe), recipe.name, shard_folder(recipe))
+    folder = Path(found["folder"])
     if failures := gate_failures(found):
-        refuse_at_gate({recipe.name: failures}, Path(found["folder"]))
+        refuse_at_gate({recipe.name: failures}, folder)
     if is_first():
         terminal.print_result(found)
         if shard_of(recipe) is None:
             terminal.print_next(next_steps(found, recipe.body.task, recipes_folder()))
+        if lost := unheld_words(folder):
+            end_unheld(lost, folder)
 
 
 def recipes_folder() -> Path:
@@ -150,6 +154,9 @@ def run_pipeline_recipe(recipe: Recipe) -> None:
         if failed := {run["name"]: found for run in runs if (found := gate_failures(run))}:
             refuse_at_gate(failed, folder)
     terminal.print_next(next_steps({"folder": str(folder)}, "pipeline", recipes_folder()))
+    of_remedies = isinstance(recipe.body, PipelineRecipe) and recipe.body.report is not None
+    if not of_remedies and (lost := unheld_last(folder)):
+        end_unheld(lost, folder)  # a table of remedies says itself which of them hold
 
 
 def gate_failures(result: terminal.StageResult) -> list[str]:
@@ -197,14 +204,21 @@ def merged_folder(given: Path, overrides: Sequence[str]) -> Path:
 
 
 def refuse_at_gate(failed: Mapping[str, list[str]], folder: Path) -> NoReturn:
-    """Exit code 3, in the folder's status too, with a sentence for every bound that did not
-    hold."""
+    """`end_with_3` with a sentence for every bound that did not hold."""
     lines = [f"{name}: {sentence}" for name, sentences in failed.items() for sentence in sentences]
+    end_with_3([f"the gate failed. {line}" for line in lines], folder)
+
+
+def end_unheld(lost: str, folder: Path) -> NoReturn:
+    """`end_with_3` for a training that lost the safety that its `hold:` asks for."""
+    end_with_3([f"{lost}. {WAY_OUT}"], folder)
+
+
+def end_with_3(lines: Sequence[str], folder: Path) -> NoReturn:
+    """Exit code 3, in the folder's status too, with these sentences."""
     status = folder / "status.json"
-    known = read_state(status)
-    write_atomic(
-        status, json.dumps({**known, "exit_code": 3, "message": " ".join(lines)}, indent=1)
-    )
+    known = {**read_state(status), "exit_code": 3, "message": " ".join(lines)}
+    write_atomic(status, json.dumps(known, indent=1))
     for line in lines:
-        terminal.say(f"overrefusal-po: the gate failed. {line}", error=True)
+        terminal.say(f"overrefusal-po: {line}", error=True)
     sys.exit(3)

@@ -21,8 +21,11 @@ WHICH_MODEL = ("model_name_or_path", "model_revision", "remedy")
 OWN_MODEL_KEYS = ("trust_remote_code", "remedy")
 """Keys of `model:` that are ours and none of TRL's ModelConfig."""
 
-ADAPTER_KEYS = ("use_peft", "use_rslora", "use_dora", "lora_")
-"""How keys of `model:` begin that a training alone needs."""
+TRAINING_KEYS = (
+    *("use_peft", "use_rslora", "use_dora", "lora_"),
+    *("load_in_", "use_bnb_", "bnb_"),  # 4 bits round away what a training before has changed
+)
+"""How keys of `model:` begin that a pipeline's `model:` gives to its trainings alone."""
 
 
 SECTIONS = ("model", "reference")
@@ -102,14 +105,14 @@ def stage_model(
         start: the pipeline's `model:`.
         file: the `model:` of the stage's `recipe:` file.
         own: the `model:` that the pipeline's file or an override gives the stage itself.
-        task: the stage's task; only a training takes the keys of an adapter.
+        task: the stage's task; only a training takes `TRAINING_KEYS` of the pipeline.
     """
     named = own.get("model_name_or_path")
     taken = {
         key: value
         for key, value in start.items()
         if not (named and key in WHICH_MODEL)
-        and (task == "train" or not key.startswith(ADAPTER_KEYS))
+        and (task == "train" or not key.startswith(TRAINING_KEYS))
     }
     # a revision and a remedy belong to the model that they stand beside
     other = "model_name_or_path" in taken or named

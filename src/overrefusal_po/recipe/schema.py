@@ -243,7 +243,9 @@ class PipelineRecipe(Section):
     model: OpenSection = Field(default_factory=dict)
     """The start model: its keys are those of `model:` in every stage that does not say them itself.
     A stage whose model is another stage's output (`@dpo.model`) keeps it, and takes the keys that
-    say how a model is loaded. `@model` names the start model in any other key of a stage."""
+    say how a model is loaded. Those of adapters and of 4 or 8 bits go to trainings alone; another
+    stage takes such bits if it says so itself. `@model` names the start model in any other key of a
+    stage."""
     judge: JudgeSpec | None = None
     """The judge of every stage that does not name one itself. null: each stage has its own."""
     stages: dict[str, OpenSection] = Field(min_length=1)

@@ -49,7 +49,8 @@ class Select(DevSets):
 
 class Hold(DevSets):
     """How safe the trained model has to be. After the training one number is calibrated, a bias on
-    the tokens that open a refusal at the start of a response, and folded into the weights."""
+    the tokens that open a refusal at the start of a response, and folded into the weights. If no
+    bias is enough, the run says so and ends with exit code 3."""
 
     max_prompts_per_kind: int | None = Field(default=150, gt=0)
     """A fixed subset (by content hash) of each kind in each set. null: all prompts. With 150

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from overrefusal_po.recipe.overrides import parse_overrides
+from overrefusal_po.recipe.overrides import dotted, parse_overrides
+from overrefusal_po.report.hold_notes import unheld_words
 
 NextStep = tuple[str, str]
 """(what it does, the command)."""
@@ -31,7 +32,8 @@ def next_steps(found: Mapping[str, object], task: str, recipes: Path) -> list[Ne
     """
     folder = Path(str(found["folder"]))
     if task == "train":
-        return [*after_training(str(found["model"]), recipes)]
+        steps = after_training(str(found["model"]), recipes)
+        return [next(steps)] if unheld_words(folder) else [*steps]
     if task == "curate":
         return [*after_curation(folder, recipes)]
     if task == "fit":
@@ -87,11 +89,29 @@ def after_curation(folder: Path, recipes: Path) -> Iterator[NextStep]:
         if path.is_file():
             yield "check them", command("overrefusal-po", "check", path)
             if shipped(recipes, method).is_file():
-                data = [override(f"data.{key}", str(path)), *more]
+                data = [override(f"data.{key}", str(path)), *more, *curated_with(folder)]
                 yield (
                     "train on them",
                     command("overrefusal-po", shipped(recipes, method), *data),
                 )
+
+
+STUDENT_KEYS = (
+    *(MODEL_KEY, "model.model_revision", "model.trust_remote_code"),
+    *("chat.system_prompt", "chat.template", "chat.chat_template_kwargs"),
+)
+"""What a training on pairs takes over from the recipe that they were curated with: the pairs are
+the student's own responses, in its own chat template."""
+
+
+def curated_with(folder: Path) -> Iterator[str]:
+    """Overrides: the student of a curation, and how it was asked."""
+    file = folder / "recipe.yaml"
+    values = (yaml.safe_load(file.read_bytes()) or {}) if file.is_file() else {}
+    for key, value in dotted({name: values.get(name) or {} for name in ("model", "chat")}):
+        if key.startswith(STUDENT_KEYS) and value not in (None, {}):
+            plain = f"--{key}={json.dumps(value)}"
+            yield override(key, value) if isinstance(value, str) else plain
 
 
 def after_evaluation(folder: Path, model: Path) -> Iterator[NextStep]:
@@ -105,12 +125,19 @@ def after_evaluation(folder: Path, model: Path) -> Iterator[NextStep]:
 
 
 def after_pipeline(folder: Path) -> Iterator[NextStep]:
-    """Read the page; the card and the uses of the model that was trained last."""
+    """Read the page; the card and the uses of the model that was trained last. One that lost its
+    safety is for no use."""
     models = trained_models(folder)
     if (folder / "summary.json").is_file() and models:
         yield "write its model card", command("overrefusal-po", "card", folder)
-    if models:
+    if models and not unheld_last(folder):
         yield from uses_of(str(models[-1]))
+
+
+def unheld_last(folder: Path) -> str:
+    """What the last training of a pipeline's folder lost with `hold:`; "" if it held."""
+    models = trained_models(folder)
+    return unheld_words(models[-1].parent) if models else ""
 
 
 def trained_models(folder: Path) -> list[Path]:
