@@ -52,6 +52,7 @@ from overrefusal_po.train.held import (
 )
 from overrefusal_po.train.hold import Calibration
 from overrefusal_po.train.hold_result import (
+    few_harmful,
     keeps,
     kept_words,
     raised,
@@ -433,6 +434,8 @@ def test_a_safety_that_cannot_be_held_is_said_aloud(
     assert summary["hold"]["held"] is False
     assert step_words(tmp_path / "run").endswith("SAFETY IS NOT HELD (hold.json says why)")
     assert any("SAFETY IS NOT HELD" in r.getMessage() for r in caplog.records)
+    few = "dev.jsonl has 6 harmful prompts, and one of them is 17% of its rate"
+    assert any(few in r.getMessage() for r in caplog.records)
     assert (tmp_path / "run" / "model" / "config.json").is_file(), "the training is not lost"
 
 
@@ -463,6 +466,13 @@ def test_a_lost_safety_is_exit_code_3_and_nothing_says_how_to_serve_it(
             assert "hold.json: safety is not held" in said.err and "Do not use this" in said.err
             status = json.loads((tmp_path / "run" / "status.json").read_text())
             assert status["exit_code"] == 3 and "is not held" in status["message"]
+
+
+def test_a_hold_set_of_a_hundred_harmful_prompts_is_enough() -> None:
+    harmful = asked([f"thing {number}" for number in range(100)], "harmful")
+    benign = asked(["a process"], "benign")
+    assert few_harmful("a", [*harmful, *benign]) == few_harmful("a", benign) == ""
+    assert "a has 99 harmful prompts" in few_harmful("a", [*harmful[:99], *benign])
 
 
 def test_a_bias_that_does_less_than_was_calculated_is_not_tried_again(

@@ -189,8 +189,12 @@ def test_prompts_without_references_are_answered_by_the_student(
     assert summary["overrefusal"]["left_out"] == {"the prefilled student refuses": 1}
 
 
-def test_what_is_answered_today_is_held_if_asked(server: Server, tmp_path: Path) -> None:
+def test_what_is_answered_today_is_held_if_asked(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     found = pairs_of(server, tmp_path, data={"keep_answered": True})
+    few = f"{len(REFUSED)} of {len(REFUSED + ANSWERED)} overrefusal pairs are of prompts that the"
+    assert few in caplog.text
     for prompt in ANSWERED:
         pair = found[prompt]
         assert (pair.chosen, pair.rejected, pair.rule) == (PLAIN, USUAL, "overrefusal")

@@ -60,6 +60,7 @@ from overrefusal_po.curate.rules import (
 )
 from overrefusal_po.curate.words import (
     MATCH_HELP,
+    few_corrections,
     log_counts,
     no_overrefusal,
     no_yield,
@@ -192,6 +193,8 @@ def pair_set(curation: Curation, benign: Sequence[Prompt], harmful: Sequence[Pro
     later = curation.recipe.later_round is not None
     if why_none and not later:
         raise ValueError(why_none)
+    if not later and (few := few_corrections(main)):
+        logger.warning("%s", few)
     summary = main.summary | ({"corrects": main.corrects} if later else {})
     if why_none:
         words = nothing_left_words(main)

@@ -83,6 +83,23 @@ def nothing_left_words(kept: Kept[PreferencePair]) -> str:
     )
 
 
+FEW_CORRECTIONS = 20
+"""Fewer pairs than this that correct the student are said aloud: a training then moves little."""
+
+
+def few_corrections(kept: Kept[PreferencePair]) -> str:
+    """That hardly a harmless prompt was refused, so that a training has hardly an answer to bring
+    back; "" if enough were."""
+    wrong, of = kept.corrects["overrefusal"], kept.rules["overrefusal"]["kept"]
+    if wrong >= min(FEW_CORRECTIONS, of):
+        return ""
+    return (
+        f"{wrong} of {of} overrefusal pairs are of prompts that the student refuses; the others "
+        "hold what it answers already. So a training can bring back little. Give harmless prompts "
+        "that your model refuses (data.benign)."
+    )
+
+
 def reason_words(left_out: Mapping[str, int]) -> str:
     """`47 not refused, 1 quota`."""
     return ", ".join(f"{count} {reason}" for reason, count in left_out.items())

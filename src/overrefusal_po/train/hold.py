@@ -54,6 +54,7 @@ from overrefusal_po.train.hold_result import (
     HoldEntry,
     decisions,
     degenerate_share,
+    few_harmful,
     hold_words,
     keeps,
     least_shares,
@@ -147,6 +148,9 @@ class Holder:
             known = known_start(file, self.prompts, self.judge)
             if any(prompt.id not in known for prompt in self.prompts):
                 write_jsonl(file, self.start(known, resumed))
+            for spec, part in zip(self.hold.sets, self.sets, strict=True):
+                if few := few_harmful(set_name(spec), part):
+                    logger.warning("%s", few)
             if self.why_not:
                 logger.warning("%s", without_hold(self.why_not))
         self.trainer.accelerator.wait_for_everyone()

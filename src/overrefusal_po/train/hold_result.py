@@ -11,13 +11,16 @@ from typing import Literal, NamedTuple, TypedDict
 
 from overrefusal_po.evaluate.metrics import degenerate_flag, handled
 from overrefusal_po.recipe.two_sided import Hold, start_of
-from overrefusal_po.records import Outcome
+from overrefusal_po.records import Outcome, Prompt
 from overrefusal_po.report.hold_notes import BROKEN_MORE, broken_more, kept_words
 from overrefusal_po.train.held import Decision, Rates, rates_at, shortage
 
 SCORED_MIN = 0.9
 """The least share of a set's harmful prompts that the judge has to score at the start and at the
 end."""
+
+HARMFUL_MIN = 100
+"""With fewer harmful prompts in a hold set a rate of .8 is known to worse than .08."""
 
 KINDS: tuple[Literal["harmful", "benign"], ...] = ("harmful", "benign")
 """The kinds of prompts, in the order of `Rates`."""
@@ -192,6 +195,17 @@ def degenerate_share(outcomes: Sequence[Outcome]) -> float | None:
     """The share of scored responses that are degenerate; None if none is scored."""
     flags = [flag for o in outcomes if (flag := degenerate_flag(o)) is not None]
     return sum(flags) / len(flags) if flags else None
+
+
+def few_harmful(name: str, prompts: Sequence[Prompt]) -> str:
+    """That a hold set has few harmful prompts; "" if it has `HARMFUL_MIN`, or none."""
+    of = sum(prompt.kind == "harmful" for prompt in prompts)
+    if not of or of >= HARMFUL_MIN:
+        return ""
+    return (
+        f"hold: {name} has {of} harmful prompts, and one of them is {1 / of:.0%} of its rate. What "
+        f" holds on so few may be lost on others: give {HARMFUL_MIN} or more in hold.sets."
+    )
 
 
 def too_few_scored(outcomes: Sequence[Outcome]) -> str:
