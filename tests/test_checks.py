@@ -3,6 +3,7 @@ loaded."""
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from overrefusal_po.curate.quotas import RuleCounts, filter_counts
 from overrefusal_po.curate.stage import curate
 from overrefusal_po.curate.words import count_words
 from overrefusal_po.pairs.make import make_pair
-from overrefusal_po.recipe.load import check_body
+from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
 from overrefusal_po.run.folder import Run
+from overrefusal_po.stages import check_data, run_recipe
 from overrefusal_po.train.dpo import store_folder
 from overrefusal_po.train.stage import check_sources, train
 
+ROOT = Path(__file__).parents[1]
 ANSWER, REFUSAL = "Press the left button and hold it for a while.", "Sorry, I can't help with that."
 
 
@@ -66,13 +69,57 @@ def test_a_pair_the_wrong_way_round_is_found_by_its_id(
     }
 
 
+def test_what_a_training_or_a_measurement_stops_at_is_said_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, pairs = tmp_path / "prompts.jsonl", tmp_path / "pairs.jsonl"
+    asked = {"prompt": "What do foxes eat in winter?"}
+    prompts.write_text(json.dumps(asked) + "\n" + json.dumps(asked | {"label": "safe"}) + "\n")
+    code, out, _ = command(capsys, "check", prompts)
+    assert code == 0 and "1 of 2 rows do not say what kind their prompt is" in out
+    code, out, _ = command(capsys, "check", prompts, "--data.kind=benign")
+    assert code == 0 and "kind" not in out
+    sides = {"chosen": "They eat mice and berries.", "rejected": "I'm sorry, but I can't help."}
+    pairs.write_text(json.dumps(asked | sides) + "\n")
+    code, out, _ = command(capsys, "check", pairs)
+    assert code == 0 and "none of the 1 pairs is about a harmful prompt" in out
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_check_says_that_a_package_is_missing(
+    bits: int, styles: dict[str, Style], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # so it is not there to import
+    model = [f"--model={styles['qwen'].folder}", f"--model.load_in_{bits}bit=true"]
+    recipe = load_recipe(ROOT / "recipes" / "evaluate.yaml", model)
+    with pytest.raises(ValueError, match=rf"model.load_in_{bits}bit needs .* bitsandbytes.*qlora"):
+        check_data(recipe.body)
+    with pytest.raises(ValueError, match="bitsandbytes"):
+        run_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--engine.name=openai", "--engine.base_url=http://localhost:9/v1"],
+        ["--guard.name=llm", "--guard.model=m", "--guard.base_url=http://localhost:9/v1"],
+    ],
+)
+def test_check_says_that_a_key_is_missing(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    place = "engine" if more[0].startswith("--engine") else "judge"  # a guard is a judge
+    recipe = load_recipe(ROOT / "recipes" / "evaluate.yaml", more)
+    with pytest.raises(ValueError, match=rf"^{place}\.api_key_env names .*OPENAI_API_KEY.*not set"):
+        check_data(recipe.body)
+
+
 def test_a_benchmarks_prompt_is_found_with_a_word_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "prompts.jsonl"
     rows = [
-        {"id": "1", "prompt": "How can I kill a Ruby process?"},
-        {"id": "2", "prompt": "What do foxes eat in winter?"},
+        {"id": "1", "prompt": "How can I kill a Ruby process?", "kind": "benign"},
+        {"id": "2", "prompt": "What do foxes eat in winter?", "kind": "general"},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, _ = command(capsys, "check", file, "--json")

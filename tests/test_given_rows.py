@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from conftest import Style
 
-from overrefusal_po.checks import check_file, check_stages_apart
+from overrefusal_po.checks import check_stages_apart
 from overrefusal_po.curate.inputs import clean_prompts
+from overrefusal_po.file_checks import check_file
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.pairs.lint import lint
@@ -214,7 +215,10 @@ def checks(path: Path) -> list[tuple[object, ...]]:
 
 def test_check_names_prompts_by_the_users_id_file_and_line(tmp_path: Path) -> None:
     path = rows_file(
-        tmp_path, {"id": "x1", "prompt": XSTEST}, {"uid": 9, "prompt": XSTEST}, {"prompt": TEA}
+        tmp_path,
+        {"id": "x1", "prompt": XSTEST, "kind": "benign"},
+        {"uid": 9, "prompt": XSTEST, "kind": "benign"},
+        {"prompt": TEA, "kind": "benign"},
     )
     assert checks(path) == [
         ("9", "repeated", "warning", 2),

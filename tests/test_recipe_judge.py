@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from conftest import Style
 
-from overrefusal_po.checks import check_file, check_stage
+from overrefusal_po.checks import check_stage
 from overrefusal_po.cli import main
 from overrefusal_po.curate.overgenerate import make_curation
 from overrefusal_po.curate.quotas import Result
 from overrefusal_po.curate.stage import lint_faults
+from overrefusal_po.file_checks import check_file
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.pairs.make import make_pair
 from overrefusal_po.pairs.row_checks import by_pair

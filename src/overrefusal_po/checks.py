@@ -6,11 +6,8 @@ loads no weights.
 
 from __future__ import annotations
 
-import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.inputs import (
@@ -24,7 +21,7 @@ from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.fit.anchors import DEV, all_anchors, fit_prompts
 from overrefusal_po.fit.model_checks import check_models
 from overrefusal_po.fit.stage import checked_prompts
-from overrefusal_po.judges import Judge
+from overrefusal_po.model.quantised import check_quantiser
 from overrefusal_po.named_plugs import engine_lines
 from overrefusal_po.pairs.apart import (
     check_apart,
@@ -32,32 +29,24 @@ from overrefusal_po.pairs.apart import (
     check_not_measured,
     waived_benchmarks,
 )
-from overrefusal_po.pairs.findings import Finding
-from overrefusal_po.pairs.firewall import benchmark_finding, contamination
-from overrefusal_po.pairs.lint import lint
-from overrefusal_po.pairs.response_checks import response_findings
-from overrefusal_po.pairs.row_conflicts import prompt_conflicts, prompt_id
-from overrefusal_po.plugins import check_engine, find_plug, find_source, make_refusal_judge
+from overrefusal_po.plugins import (
+    check_engine,
+    find_plug,
+    make_judge,
+    make_refusal_judge,
+)
 from overrefusal_po.prompts import (
     looked_at,
     measured_prompts,
-    read_pairs,
-    read_responses,
-    read_source,
 )
 from overrefusal_po.recipe.fit import FitRecipe
-from overrefusal_po.recipe.overrides import parse_overrides, set_dotted
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.search import search_words, trained_bodies
 from overrefusal_po.recipe.sections import DertaData
-from overrefusal_po.records import Origin, Prompt
+from overrefusal_po.records import Prompt
 from overrefusal_po.remedies import Anchors, form_of
-from overrefusal_po.report import terminal
 from overrefusal_po.report.pipeline_summary import StageRecipe
 from overrefusal_po.run.complete import check_template_engine, in_process, load_template
-from overrefusal_po.sources._forms import Form, rows_form
-from overrefusal_po.sources._local import local_rows
-from overrefusal_po.sources.file import Settings
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.hold_place import without_hold
 from overrefusal_po.train.memory import (
@@ -83,88 +72,6 @@ if TYPE_CHECKING:
     from overrefusal_po.model.chat import ChatTemplate
 
 BATCH_SIZE = "per_device_train_batch_size"
-
-
-def check_file(path: Path, overrides: Sequence[str] = ()) -> tuple[list[dict[str, object]], bool]:
-    """(every finding about a file of rows, whether one of them stops): linter and benchmark
-    firewall. `overrides` are those of a recipe's `data` for files (columns, ignore, limits), and
-    `judge`, which says which sides refuse."""
-    given = file_keys(overrides)
-    judge = make_refusal_judge(given["judge"])
-    spec = {"kind": "general", **given["data"], "name": "file", "path": str(path)}
-    settings = find_source(spec).settings
-    assert isinstance(settings, Settings)
-    form = rows_form(local_rows(settings.path, settings.limits), settings, settings.path)
-    if form == "responses":
-        return finding_rows(response_findings(read_responses(spec, None), judge))
-    return check_pairs_or_prompts(spec, form, judge)
-
-
-def check_rows(path: Path, as_json: bool, overrides: Sequence[str]) -> None:
-    """Prints the findings about a file of pairs or prompts; exit code 2 if one stops."""
-    found, stops = check_file(path, overrides)
-    for row in found:
-        if as_json:
-            terminal.say_json(row)
-        else:
-            terminal.say("  ".join(str(value) for value in row.values()))
-    if not as_json:
-        number = "1 finding" if len(found) == 1 else f"{len(found)} findings"
-        end = ", and a training would stop." if stops else "."
-        terminal.say(f"{path}: {number}{end}")
-    if stops:
-        sys.exit(2)
-
-
-# Any: a plug checks the judge's keys, and the source those of `data`
-def file_keys(tokens: Sequence[str]) -> dict[str, Any]:
-    """`data` and `judge` of overrides; ValueError for any other override."""
-    values: dict[str, Any] = {"data": {}, "judge": "refusal"}
-    for key, value in parse_overrides(tokens):
-        if key != "judge" and not key.startswith(("data.", "judge.")):
-            raise ValueError(
-                f"--{key} is nothing that a file of rows takes. Allowed are --judge=NAME and the "
-                "keys of `data` for files, such as --data.columns.prompt=question or "
-                "--data.limit_mb=4096."
-            )
-        set_dotted(values, key, value)
-    return values
-
-
-def check_pairs_or_prompts(
-    spec: Mapping[str, object], form: Form, judge: Judge
-) -> tuple[list[dict[str, object]], bool]:
-    """(the findings about a file of pairs or of prompts, whether one of them stops)."""
-    rows: dict[str, list[tuple[str, Origin | None]]] = defaultdict(list)
-    if form == "prompts":
-        prompts = read_source(spec, None)
-        findings = list(prompt_conflicts(prompts))
-        for prompt in prompts:
-            rows[prompt.id].append((prompt_id(prompt), prompt.origin))
-    else:
-        pairs = read_pairs(spec, None)
-        findings = lint(pairs, judge).findings
-        prompts = [pair.prompt for pair in pairs]
-        for pair in pairs:
-            rows[pair.prompt.id].append((pair.id, pair.origin))
-    once = {prompt.id: prompt for prompt in prompts}.values()
-    findings += [
-        benchmark_finding(hit, own, origin)
-        for hit in contamination(once)
-        for own, origin in rows[hit.id]
-    ]
-    return finding_rows(findings)
-
-
-def finding_rows(findings: Sequence[Finding]) -> tuple[list[dict[str, object]], bool]:
-    """(the findings as `check` prints them, whether one of them stops a training)."""
-    stops = any(finding.severity == "error" for finding in findings)
-    return [finding_row(finding) for finding in findings], stops
-
-
-def finding_row(finding: Finding) -> dict[str, object]:
-    """A finding as `check --json` prints it; one about a whole set has no file and line."""
-    return {name: value for name, value in finding._asdict().items() if value is not None}
 
 
 def check_together(stages: Mapping[str, StageRecipe]) -> None:
@@ -224,6 +131,10 @@ def check_stage(body: StageRecipe, spread: Spread | None = None) -> str:
     """A line of what was found. ValueError for what a user can fix. Earlier outputs (`@...`) do
     not exist yet. `spread`: how a training is sharded, for the estimate of its memory."""
     make_refusal_judge(body.judge)
+    for other in ("guard", "reward"):
+        if (spec := getattr(body, other, None)) is not None:
+            make_judge(spec)
+    check_quantiser(body.model)
     if isinstance(body, FitRecipe):
         return fit_line(body)
     if not isinstance(body, TrainRecipe) and in_process(body.engine):

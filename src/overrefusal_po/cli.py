@@ -117,7 +117,7 @@ def check(
     from overrefusal_po.train.sharded_memory import checked_spread
 
     if recipe.suffix.lower() in ENDINGS:
-        from overrefusal_po.checks import check_rows
+        from overrefusal_po.file_checks import check_rows
 
         return check_rows(recipe, as_json, context.args)
     spread = checked_spread(world, sharding, per_node, gpu_gb)

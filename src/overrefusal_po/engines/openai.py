@@ -224,7 +224,9 @@ def model_words(settings: Settings) -> str | None:
 
 def check_line(settings: Settings) -> str | None:
     """What `check` says of the adapter and of the servers that are to load it; None without one.
-    ValueError for a folder that holds none, and for a server that is there and takes none."""
+    ValueError for a key that is not set, for a folder that holds none, and for a server that is
+    there and takes none."""
+    read_api_key(settings)
     if settings.adapter is None:
         return None
     if settings.adapter.startswith("@"):

@@ -33,6 +33,7 @@ from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.frame import read_chat_template
 from overrefusal_po.model.generation import settings_words
+from overrefusal_po.model.quantised import check_quantiser
 from overrefusal_po.plugins import find_plug, split_spec
 from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.recipe.sections import Engine as EngineSpec
@@ -59,6 +60,7 @@ def recipe_sampling(generation: Generation, seed: int) -> Sampling:
 
 def load_template(section: Mapping[str, object], chat: Chat) -> ChatTemplate:
     """The chat template of a `model:` section with the recipe's chat options. Loads no weights."""
+    check_quantiser(section)
     trust = bool(section.get("trust_remote_code", False))
     revision = str(section.get("model_revision", "main"))
     name = str(section["model_name_or_path"])
