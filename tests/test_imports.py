@@ -24,6 +24,7 @@ LIGHT = {
     "prompts",
     "cli",
     "checks",
+    "file_checks",
     "pipeline",
     "references",
     "stage_recipes",
@@ -121,6 +122,7 @@ def test_a_plug_rooms_own_file_may_be_imported_anywhere_since_it_imports_no_room
 FRONT_ORDER = (
     "api",
     "checks",
+    "file_checks",
     "references",
     "stage_recipes",
     "more_rounds",

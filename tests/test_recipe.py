@@ -190,6 +190,13 @@ def test_quantised_weights_are_trained_with_adapters_alone(
         ("--generation.max_new_tokens=abc", ["generation.max_new_tokens", "'abc'", "integer"]),
         ("--sed=1", ["sed", "Did you mean seed"]),
         ("--zzz=1", ["zzz", "Known keys", "trainer"]),
+        ("--learning_rate=1", ["learning_rate is not a known", "stands in trainer.learning_rate."]),
+        ("--data.lora_r=8", ["data.lora_r is not a known", "It stands in model.lora_r."]),
+        ("--trainer.opening=8", ["of DPOConfig", " more. It stands in data.opening."]),
+        (
+            "--data.max_new_tokens=8",
+            ["stands in generation.max_new_tokens and in hold.max_new_tokens and in select"],
+        ),
         ("--seed=-1", ["seed", "-1", "greater than or equal to 0"]),
         ("--method=ppo", ["method", "'ppo'", "one of sft, derta, dpo, orpo, cpo, kto"]),
         ("--task=trian", ["task", "'trian'", "train, curate, fit, evaluate, pipeline"]),

@@ -41,6 +41,12 @@ def fault_text(error: ValidationError, values: Mapping[str, object]) -> str:
     return f"{name} is {fault.get('input')!r}: {fault['msg']}.{hint}"
 
 
+def unknown_of(error: ValidationError) -> str | None:
+    """The key that no section knows, if that is the first fault; the key alone, without section."""
+    fault = error.errors()[0]
+    return str(fault["loc"][-1]) if fault["type"] == "extra_forbidden" else None
+
+
 def tasks_with(key: str) -> list[str]:
     """The tasks of one stage whose recipes have this key."""
     return [name for name, body in TASKS.items() if key in body.model_fields and name != "pipeline"]

@@ -15,7 +15,8 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from overrefusal_po.recipe.faults import fault_text
+from overrefusal_po.recipe.elsewhere import elsewhere
+from overrefusal_po.recipe.faults import fault_text, unknown_of
 from overrefusal_po.recipe.files import in_words, read_recipe
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.methods import check_plain_model, check_weights, find_method
@@ -34,6 +35,7 @@ from overrefusal_po.recipe.search import checked_search
 from overrefusal_po.recipe.sections import PairsData
 from overrefusal_po.recipe.tamper import check_defences
 from overrefusal_po.recipe.trl_fields import check_fields, field_table
+from overrefusal_po.recipe.words import UnknownKey
 
 _BODY: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="task")])
 
@@ -133,9 +135,19 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
             checks["search"] = checked_search(body.model_copy(update=checks), checked_training)
         return body.model_copy(update=checks)
     except ValidationError as error:
-        raise ValueError(f"{where}: {fault_text(error, values)}") from None
+        unknown = unknown_of(error)
+        raise ValueError(
+            f"{where}: {fault_text(error, values)}{place_of(unknown, values)}"
+        ) from None
+    except UnknownKey as error:
+        raise ValueError(f"{where}: {error}{place_of(error.key, values)}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def place_of(unknown: str | None, values: Mapping[str, object]) -> str:
+    """Where a key stands that its section does not have; "" for None, and if it stands nowhere."""
+    return "" if unknown is None else elsewhere(unknown, values)
 
 
 def checked_training(body: TrainRecipe) -> Values:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from overrefusal_po.json_files import write_if_possible
 from overrefusal_po.recipe.methods import METHODS
-from overrefusal_po.recipe.words import JsonSchema, allowed, kind_of, unknown_key
+from overrefusal_po.recipe.words import JsonSchema, UnknownKey, allowed, kind_of, unknown_key
 from overrefusal_po.records import content_id
 
 if TYPE_CHECKING:
@@ -222,14 +222,15 @@ def check_fields(config: str, values: Mapping[str, object], section: str) -> dic
     """`values` with scalars put into lists if TRL wants a list, and the `no` back that YAML takes
     for false.
 
-    Raises ValueError that names the key, what was given and what is allowed; for an unknown key the
-    nearest known one.
+    Raises ValueError that names the key, what was given and what is allowed; UnknownKey for an
+    unknown key, with the nearest known one.
     """
     table = field_table(config)
     checked = {}
     for name, value in values.items():
         if name not in table:
-            raise ValueError(unknown_key(name, table, section, owner=config.rpartition(".")[2]))
+            owner = config.rpartition(".")[2]
+            raise UnknownKey(unknown_key(name, table, section, owner=owner), name)
         checked[name] = checked_value(table[name]["schema"], value, f"{section}.{name}")
     return checked
 

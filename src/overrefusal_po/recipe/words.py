@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,15 @@ NEAR = 0.7
 it the nearest name is mostly another thing."""
 
 
+class UnknownKey(ValueError):
+    """A section of a recipe has no such key."""
+
+    def __init__(self, words: str, key: str) -> None:
+        """`key`: without its section."""
+        super().__init__(words)
+        self.key = key
+
+
 def check_is_path(word: str, commands: Iterable[str]) -> None:
     """Raises ValueError, with the commands, for a first word that is no command and looks like no
     path of a recipe."""
@@ -78,11 +87,15 @@ def unknown_key(name: str, known: Iterable[str], section: str, *, owner: str = "
     near = difflib.get_close_matches(name, known, n=3, cutoff=NEAR)
     place = f"{section}.{name}" if section else name
     hint = (
-        f"Did you mean {' or '.join(near)}?"
-        if near
-        else f"Known keys: {', '.join(sorted(known)[:40])}."
+        f"Did you mean {' or '.join(near)}?" if near else f"Known keys: {first_of(sorted(known))}."
     )
     return f"{place} is not a known key{f' of {owner}' if owner else ''}. {hint}"
+
+
+def first_of(known: Sequence[str], most: int = 40) -> str:
+    """The names in a line: the first ones, and how many more there are."""
+    more = len(known) - most
+    return ", ".join([*known[:most], *([f"and {more} more"] if more > 0 else [])])
 
 
 def unknown_name(name: str, known: Iterable[str], kind: str) -> str:
@@ -90,7 +103,7 @@ def unknown_name(name: str, known: Iterable[str], kind: str) -> str:
     be, such as `remedy`."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=NEAR)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are {', '.join(known[:40])}."
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are {first_of(known)}."
     return f"{name} is no {kind} that is known. {hint}"
 
 
