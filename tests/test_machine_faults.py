@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from machine_faults import disk, shimmed
 
+from overrefusal_po.cli import main
 from overrefusal_po.model import bundled
 from overrefusal_po.model.load import load_tokenizer, save_merged
 from overrefusal_po.recipe.trl_fields import cache_folder
@@ -310,3 +311,22 @@ def test_a_tokenizer_that_the_memory_does_not_hold_is_no_damaged_file(tmp_path: 
     )
     with pytest.raises(MemoryError):
         load_tokenizer(str(tmp_path), trust_remote_code=True)
+
+
+@pytest.mark.parametrize("where", ["/proc/nowhere/a.html", "{file}/a.html", "{folder}"])
+def test_a_path_that_is_no_place_for_a_file_is_named(where: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    path = where.format(file=tmp_path / "file", folder=tmp_path / "folder")
+    with pytest.raises(ValueError, match=f"{path} cannot be written .*Give a path in a folder"):
+        write_atomic(path, "text")
+    assert (tmp_path / "file").read_text() == "mine" and not [*(tmp_path / "folder").iterdir()]
+
+
+def test_recipes_go_to_no_place_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit) as end:
+        main(["init", str(tmp_path / "file")])
+    assert end.value.code == 2 and "recipes cannot be written" in capsys.readouterr().err

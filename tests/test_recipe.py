@@ -226,6 +226,10 @@ def test_a_wrong_override_names_what_was_given_and_what_is_allowed(
         ("task: train\nmethod: dpo\nmodel: {}\n", ["model.model_name_or_path is missing"]),
         (TRAIN + "run_dir: '${nope}'\n", ["run_dir", "recipes fill in none"]),
         (
+            "program: a.yaml\nparameters: {}\n",
+            ["is no recipe but a sweep of wandb", ": wandb sweep "],
+        ),
+        (
             DERTA + "data: {helpful: [genral]}\n",
             ["data.helpful.0", "'genral'", "'general' or 'benign'"],
         ),
@@ -283,6 +287,20 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00task")
     text = fault(path)
     assert str(path) in text and "UTF-8" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--judge=llm", "judge 'llm': model is missing. Give the model's name at the server."),
+        ("--data.attacks=[pair]", "attacker is missing. Give the model that writes the prompts."),
+    ],
+)
+def test_a_setting_that_a_plug_needs_is_explained(override: str, words: str) -> None:
+    body = load_recipe(DPO.with_name("evaluate.yaml"), [override]).body
+    with pytest.raises(ValueError, match=words) as caught:
+        check_plugs(body)
+    assert "It stands beside the name: {name: ..., " in str(caught.value)
 
 
 @pytest.mark.parametrize(

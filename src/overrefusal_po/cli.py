@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from overrefusal_po import plugins
+from overrefusal_po.json_files import NO_PLACE, no_place_words
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import parse_overrides, parse_value
 from overrefusal_po.recipe.panels import panel_spec
@@ -321,7 +322,12 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to put the recipes")
     target = folder / "recipes"
     if target.exists():
         raise ValueError(f"{target} is there already. Choose another folder, or delete it.")
-    shutil.copytree(recipes_folder(), target)
+    try:
+        shutil.copytree(recipes_folder(), target)
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        raise ValueError(no_place_words(target, error)) from None
     names = sorted(str(path.relative_to(target)) for path in target.rglob("*.yaml"))
     terminal.say(f"{target}: {', '.join(names)}")
 

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 START_OVER = "Restore the file, or delete its folder and run the same command again."
 """What to do about a damaged file of a run."""
 
+NO_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+"""Errors of the system that say that a path is no place for a file: whoever gave it mends that."""
+
 PASSING = (errno.ESTALE, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT)
 """Errors of a file server that may be gone a moment later."""
 
@@ -169,9 +172,28 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[BaseModel]) -> Path
 def write_atomic(path: str | os.PathLike[str], text: str) -> Path:
     """Writes `text` to `path` as a whole or not at all, and leaves nothing beside it.
 
-    A file server may refuse a rename for a moment (`PASSING`): then it is tried again.
+    A file server may refuse a rename for a moment (`PASSING`): then it is tried again. ValueError
+    if `path` is no place for a file.
     """
     file = Path(path)
+    try:
+        return written(file, text)
+    except OSError as error:
+        if error.errno in NO_PLACE:
+            raise ValueError(no_place_words(file, error)) from None
+        raise
+
+
+def no_place_words(path: Path, error: OSError) -> str:
+    """What to say of a path that nothing can be written to."""
+    return (
+        f"{path} cannot be written ({error.strerror}). Give a path in a folder in which you may "
+        "write."
+    )
+
+
+def written(file: Path, text: str) -> Path:
+    """`file`, after `text` was written to it; OSError if it cannot be."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
@@ -194,7 +216,7 @@ def write_if_possible(path: str | os.PathLike[str], text: str) -> bool:
     """`write_atomic` for a file of the cache. If it cannot be written, a warning says what that
     costs, and the run goes on."""
     try:
-        write_atomic(path, text)
+        written(Path(path), text)
     except OSError as error:
         logger.warning(
             "%s cannot be written (%s). What would be kept there is computed again in each run: "

@@ -38,7 +38,7 @@ class AttackPlug(Protocol):
 class Helper(BaseModel):
     """A model that helps a search: where it runs, and how its replies are drawn."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     model: str = Field(min_length=1)
     """The model's name or path; for an engine over HTTP, its name at the server."""
     # Any: the engine's own settings, which its class checks
@@ -63,7 +63,7 @@ class Helper(BaseModel):
 class SearchSettings(BaseModel):
     """What every search takes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     max_questions: int | None = Field(default=50, gt=0)
     """Harmful prompts that are attacked (a fixed subset by content hash). None: all."""
 

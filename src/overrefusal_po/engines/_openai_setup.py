@@ -59,7 +59,7 @@ class ServerSettings(BaseModel):
     """Where a model is served. It never holds a key: `api_key_env` names the variable that
     does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     owner: ClassVar[Owner]
     model: str | None = Field(None, min_length=1)
     """The model's name at the server."""

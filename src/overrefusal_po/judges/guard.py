@@ -54,7 +54,9 @@ FormatName = Literal[
 class Settings(BaseModel):
     """The recipe keys of this judge."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     model_name_or_path: str = Field(min_length=1)
     """A hub name or a folder. With `engine` its tokenizer and configs are read, and no weights."""

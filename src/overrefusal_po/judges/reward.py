@@ -45,7 +45,9 @@ CLASSIFIER = "AutoModelForSequenceClassification"
 class Settings(BaseModel):
     """The recipe keys of this judge."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     model_name_or_path: str = Field(min_length=1)
     """A hub name or a folder."""

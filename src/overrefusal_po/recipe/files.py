@@ -117,6 +117,8 @@ def read_yaml(file: Path) -> Values:
     if not isinstance(values, dict):
         raise ValueError(f"{file}: a recipe is a mapping of keys; got {type(values).__name__}.")
     values.pop("launch", None)
+    if {"program", "parameters"} <= values.keys():
+        raise ValueError(f"{file} is no recipe but a sweep of wandb. Give it: wandb sweep {file}")
     check_plain(values, str(file))
     named = with_model_sections({str(key): value for key, value in values.items()})
     return with_template_place(named, file.parent)

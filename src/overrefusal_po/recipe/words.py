@@ -115,7 +115,8 @@ def settings_fault(error: ValidationError, settings: type[BaseModel]) -> str:
         field = settings.model_fields.get(name)
         what = " ".join((field.description or "").split()) if field is not None else ""
         what = what.replace("The ", "Give the ", 1) if what.startswith("The ") else what
-        return f"{name} is missing. {what}".strip()
+        top = name.partition(".")[0]
+        return f"{name} is missing. {what} It stands beside the name: {{name: ..., {top}: ...}}."
     if (few := too_few(name, fault)) is not None:
         return few
     if fault["type"] == "value_error":  # a check of ours, whose words say what was given

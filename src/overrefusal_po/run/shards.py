@@ -237,9 +237,15 @@ def shard_folders(folder: Path) -> list[Path]:
     ]
     numbered = {(int(m[2]), int(m[1])): path for m, path in matches if m}
     counts = {count for count, _ in numbered}
-    if len(counts) != 1:
+    if not counts:
+        what = "holds no shards" if folder.is_dir() else "is no folder"
         raise ValueError(
-            f"{folder} holds shards of {sorted(counts) or 'no'} divisions; one is needed "
+            f"{folder} {what}. Give the run folder that holds shard-1-of-4 and the others, or the "
+            "recipe with its overrides."
+        )
+    if len(counts) > 1:
+        raise ValueError(
+            f"{folder} holds shards of {sorted(counts)} divisions; one is needed "
             "(shard-1-of-4, ...)."
         )
     count = counts.pop()
