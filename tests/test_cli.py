@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import yaml
 
 import overrefusal_po
 from overrefusal_po.cli import main
@@ -343,7 +342,15 @@ def test_check_data_reads_data_and_template_without_weights(
             ["--data.max_triples=3", "--data.max_helpful=0", FEW_TOKENS, "--model.use_peft=false"],
         ),
         ("sft.yaml", ["--data.prompts=starter", "--data.max_prompts=4"]),
-        ("sft.yaml", ["--data.pairs=starter", "--data.max_prompts=4", "--data.kinds=[benign]"]),
+        (
+            "sft.yaml",
+            [
+                "--data.prompts=null",
+                "--data.pairs=starter",
+                "--data.max_prompts=4",
+                "--data.kinds=[benign]",
+            ],
+        ),
     ],
     ids=["dpo", "orpo", "simpo", "derta-loaded", "derta-own-words", "sft-prompts", "sft-chosen"],
 )
@@ -352,13 +359,6 @@ def test_a_method_trains_and_a_second_run_is_done(
 ) -> None:
     write_jsonl("triples.jsonl", triples)
     recipe = RECIPES / name
-    if name == "sft.yaml" and not recipe.exists():
-        values = yaml.safe_load((RECIPES / "orpo.yaml").read_text())
-        recipe = tmp_path / "sft.yaml"
-        trainer = {"per_device_train_batch_size": 2}
-        recipe.write_text(
-            yaml.safe_dump({**values, "method": "sft", "data": {}, "trainer": trainer})
-        )
     arguments = [recipe, tiny, *SHORT, *extra]
     done = command(*arguments)
     assert done.code == 0, done.err

@@ -89,7 +89,7 @@ def judge(
         responses: texts, or completions.
         prompts: what each response answers: texts or prompts. Only the built-in judge can do
             without them, and it is then a little less exact.
-        judge: a judge as a recipe names it (`refusal`, `{name: guard, model: ...}`, or a list of
+        judge: a judge as a recipe names it (`refusal`, `{name: llm, model: ...}`, or a list of
             judges, which is a panel), or one.
 
     Raises:
