@@ -3,6 +3,7 @@ weights."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -309,6 +310,24 @@ def test_check_loads_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_pipeline_says_what_its_training_takes_before_there_are_pairs(
+    command: Command, tiny: str
+) -> None:
+    """The longest prompts of the curation, and two openings of 8 or of 400 tokens behind each."""
+    total = {}
+    for opening in (8, 400):
+        more = ["--stages.curate.generation.max_new_tokens=400", "--stages.dpo.hold=null"]
+        more += [f"--stages.dpo.data.opening={opening}", "--stages.dpo.trainer.max_length=2048"]
+        done = command("check", RECIPES / "porover.yaml", tiny, *more, "--data")
+        assert done.code == 0, done.err
+        (line,) = [row for row in done.out.splitlines() if row.startswith("stages.dpo: memory")]
+        found = re.search(r"at most: .*fits .*activations ([\d.]+), logits ([\d.]+)", line)
+        assert found is not None, line
+        total[opening] = float(found[1]) + float(found[2])
+    assert total[400] > total[8]
 
 
 PIPELINES = ("demo.yaml", "porover.yaml", "remedies.yaml")

@@ -6,8 +6,10 @@ loads no weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from overrefusal_po.curate.checks import check_curation
 from overrefusal_po.curate.inputs import (
@@ -112,12 +114,10 @@ def check_stages_apart(stages: Mapping[str, StageRecipe]) -> None:
 def check_openings_used(stages: Mapping[str, StageRecipe]) -> None:
     """Raises ValueError if a training takes whole sides of pairs that are made for openings."""
     for name, body in stages.items():
-        source = str(body.data.get("pairs", "")) if isinstance(body, TrainRecipe) else ""
-        maker = (
-            stages.get(source.removeprefix("@").partition(".")[0]) if source[:1] == "@" else None
-        )
-        if not isinstance(body, TrainRecipe) or not isinstance(maker, CurateRecipe):
+        maker = pairs_maker(body, stages)
+        if not isinstance(body, TrainRecipe) or maker is None:
             continue
+        source = body.data["pairs"]
         openings = [one.data.get("opening") for one in trained_bodies(body)]
         if maker.data.openings and None in openings:
             raise ValueError(
@@ -215,12 +215,42 @@ def training_line(
     return f"{prepared.line}; memory of {place}: {sharded}{unheld}"
 
 
+def later_memory(stages: Mapping[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+    """(stage, a line on its memory) of every training of a named model on pairs that a `curate`
+    stage has yet to make: its prompts are known, and how long a side may get."""
+    for name, body in stages.items():
+        maker = pairs_maker(body, stages)
+        if maker is None or str(body.model["model_name_or_path"]).startswith("@"):
+            continue
+        assert isinstance(body, TrainRecipe)
+        template = load_template(body.model, body.chat)
+        benign, harmful, _ = clean_prompts(maker.data, *read_prompts(maker))
+        asked = [len(template.prompt_ids(p.messages, p.assistant_prefix)) for p in benign + harmful]
+        drawn = (maker.generation, maker.chosen.generation or maker.generation)
+        most = max(one.max_new_tokens for one in drawn)
+        widest = max(trained_bodies(body), key=lambda one: full_settings(one)[BATCH_SIZE])
+        side = min(widest.data.get("opening") or most, most)
+        lengths = np.array([[prompt, side, side] for prompt in asked])  # (P, 3)
+        memory = estimated(widest, widest_batch(widest, lengths), config_of(body.model))
+        yield name, f"memory of a device without sharding, at most: {memory}"
+
+
+def pairs_maker(body: StageRecipe, stages: Mapping[str, StageRecipe]) -> CurateRecipe | None:
+    """The stage that makes the pairs that a training learns from; None for other stages."""
+    source = str(body.data.get("pairs", "")) if isinstance(body, TrainRecipe) else ""
+    maker = stages.get(source[1:].partition(".")[0]) if source.startswith("@") else None
+    return maker if isinstance(maker, CurateRecipe) else None
+
+
 def memory_of(recipe: TrainRecipe, prepared: Prepared, config: PretrainedConfig) -> Memory:
     """What a training takes at its peak."""
-    shape, batch = shape_of(config, recipe.model), widest_of(recipe, prepared)
-    return estimate(
-        shape, recipe, batch, *device_memory(use_cpu=bool(recipe.trainer.get("use_cpu")))
-    )
+    return estimated(recipe, widest_of(recipe, prepared), config)
+
+
+def estimated(recipe: TrainRecipe, batch: Batch, config: PretrainedConfig) -> Memory:
+    """What a training with this widest batch takes at its peak."""
+    device = device_memory(use_cpu=bool(recipe.trainer.get("use_cpu")))
+    return estimate(shape_of(config, recipe.model), recipe, batch, *device)
 
 
 def sharded_memory_of(

@@ -128,13 +128,15 @@ def check(
     for above, stage in stages.items():
         terminal.print_keys(describe(stage, everything=everything), above)
     if data:
-        from overrefusal_po.checks import check_together
+        from overrefusal_po.checks import check_together, later_memory
 
         bodies = {above: single(stage) for above, stage in stages.items()}
         for above, body in bodies.items():
             terminal.say(f"{above}data: {check_data(body, above.strip('.'), spread)}")
         named = {above.strip(".").rpartition(".")[2]: body for above, body in bodies.items()}
         check_together(named)
+        for name, line in later_memory(named):
+            terminal.say(f"stages.{name}: {line}")
     more = "" if data else " Models, prompts and other files were not looked at: --data does that."
     terminal.say(f"{recipe} is valid.{more}")
 
