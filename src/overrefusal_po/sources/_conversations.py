@@ -111,12 +111,17 @@ def checked_prompt(turns: Turns, row: JsonObject, place: str) -> Turns:
             f"found are {', '.join(map(str, row))}. Read are {FORMS}. Rename the column "
             "that holds the prompt, or name it: data.columns: {prompt: ...}."
         )
+    check_last_turn(turns, place)
+    return turns
+
+
+def check_last_turn(turns: Turns, place: str) -> None:
+    """Raises ValueError if the last turn is not a user's, or says nothing."""
     if turns[-1].role != "user" or not is_seen(turns[-1].content):
         raise ValueError(
             f"{place}: the prompt's last turn is by the {turns[-1].role} "
             f"({short(turns[-1].content)}). It must be a user turn that is not empty."
         )
-    return turns
 
 
 def row_side(row: JsonObject, side: str, place: str, unread: Unread) -> Asked:

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from overrefusal_po.records import JsonObject, Kind, Prompt, Triple, first_fault
 from overrefusal_po.sources._conversations import check_unpaired, row_asked, row_side
 from overrefusal_po.sources._origins import row_origin
-from overrefusal_po.sources._turns import Unread, is_blank, prompt_id, row_prefix
+from overrefusal_po.sources._pairs import check_own_prompt
+from overrefusal_po.sources._turns import Unread, is_blank, prompt_id, row_prefix, short
 
 UNCHECKED = "unsafe_unverified"
 """The label of red-team dialogues that nobody checked: meant to be harmful, and its preferred
@@ -31,16 +32,52 @@ def no_triple(row: JsonObject, prompt: Prompt, labels: Collection[Label]) -> str
         return f"of kind {prompt.kind}"
     if row.get("label") == UNCHECKED and UNCHECKED not in labels:
         return f"with the label {UNCHECKED}"
-    missing = [side for side in TRIPLE_SIDES if not str(row.get(side) or "").strip()]
+    missing = [side for side in TRIPLE_SIDES if is_blank(row.get(side))]
     return f"without {missing[0]}" if missing else None
 
 
+def row_triple(row: JsonObject, prompt: Prompt, place: str) -> Triple:
+    """The triple of a row and its prompt; ValueError for a response that is no text, and for what
+    `checked_triple` refuses."""
+    for side in TRIPLE_SIDES:
+        if not isinstance(row[side], str):
+            raise ValueError(
+                f"{place}, column {side}: {side} is {short(row[side])}; it must be text. Write "
+                "the response, or delete the row."
+            )
+    sides = {side: row[side] for side in TRIPLE_SIDES}
+    return checked_triple(Triple(prompt=prompt, **sides), place)
+
+
+def checked_triple(triple: Triple, place: str) -> Triple:
+    """The triple; ValueError if its prompt is not harmful, a response is blank, or both are the
+    same text."""
+    if triple.prompt.kind != "harmful":
+        raise ValueError(
+            f"{place}: the prompt's kind is {triple.prompt.kind}; that of a triple is harmful. "
+            "Correct the kind, or delete the row."
+        )
+    texts = [getattr(triple, side) for side in TRIPLE_SIDES]
+    for side, text in zip(TRIPLE_SIDES, texts, strict=True):
+        if is_blank(text):
+            raise ValueError(f"{place}: {side} is empty. Write the response, or delete the row.")
+    if texts[0].lower().split() == texts[1].lower().split():
+        raise ValueError(
+            f"{place}: {' and '.join(TRIPLE_SIDES)} are equal ({short(texts[0])}). DeRTa would "
+            "refuse and train on the same text. Correct one of them, or delete the row."
+        )
+    return triple
+
+
 def own_triple(row: JsonObject, place: str) -> Triple:
-    """A row of our own triples.jsonl."""
+    """A row of our own triples.jsonl; ValueError if it is none, or one that other forms may not be
+    either."""
     try:
         triple = Triple.model_validate(row)
     except ValidationError as error:
         raise ValueError(f"{place}: not a Triple: {first_fault(error)}") from None
+    check_own_prompt(triple.prompt, place)
+    checked_triple(triple, place)
     if triple.prompt.origin is not None:
         return triple
     origin = row_origin(row, place, tuple(row), Counter(), own_id=triple.prompt.id)

@@ -46,6 +46,7 @@ from overrefusal_po.sources._prompt_rows import (
     no_triple,
     own_triple,
     row_to_prompt,
+    row_triple,
 )
 from overrefusal_po.sources._turns import Unread, from_json, is_blank
 
@@ -251,7 +252,7 @@ class Reader:
         row = self.row(raw, place)
         if row is None:
             return None
-        if isinstance(row.get("prompt"), dict):
+        if is_ours(row.get("prompt")):
             return own_triple(row, place)
         prompt = self.row_prompt(row, place, TRIPLE_SIDES)
         prompt = prompt.model_copy(update={"reference": None})
@@ -259,7 +260,7 @@ class Reader:
         if why := no_triple(row, prompt, self.settings.labels):
             self.left_out[why] += 1
             return None
-        return Triple(prompt=prompt, **{side: str(row[side]) for side in TRIPLE_SIDES})
+        return row_triple(row, prompt, place)
 
     @property
     def named(self) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ from overrefusal_po.sources._completions import (
 from overrefusal_po.sources._conversations import unread_words
 from overrefusal_po.sources._given import given_rows
 from overrefusal_po.sources._pairs import is_ours
-from overrefusal_po.sources._prompt_rows import TRIPLE_SIDES, own_triple
+from overrefusal_po.sources._prompt_rows import TRIPLE_SIDES, own_triple, row_triple
 from overrefusal_po.sources._turns import Unread
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.preference import read_any_pairs
@@ -117,11 +117,9 @@ def triple_row(row: JsonObject, place: str, unread: Unread) -> Triple:
                 f"{place}: no {side}. A row has prompt, {' and '.join(TRIPLE_SIDES)}, which are "
                 f"texts. The columns found are {', '.join(row)}."
             )
-    safe, harmful = (row[side] for side in TRIPLE_SIDES)
     asked = {"kind": "harmful", **{k: v for k, v in row.items() if k not in TRIPLE_SIDES}}
-    prompt = answered_prompt({**asked, "response": safe}, place, unread)
-    prompt = prompt.model_copy(update={"reference": None})
-    return Triple(prompt=prompt, safe_response=safe, harmful_response=harmful)
+    prompt = answered_prompt({**asked, "response": row["safe_response"]}, place, unread)
+    return row_triple(row, prompt.model_copy(update={"reference": None}), place)
 
 
 def given_responses(data: object, name: str = "pairs") -> list[LabelledResponse] | None:
