@@ -14,6 +14,7 @@ from overrefusal_po.cli import app
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.prompts import read_source
 from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.train.given import given_prompts
 from overrefusal_po.train.preference import read_any_pairs
 
 Row = dict[str, Any]
@@ -554,3 +555,31 @@ def test_a_fault_in_a_row_of_our_own_names_file_line_and_field(read: Any, tmp_pa
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"pairs.jsonl, line 2: not a PreferencePair: tag: "):
         read(file)
+
+
+OWN_FAULTS = {
+    "answered": ([*said("How?"), {"role": "assistant", "content": "So."}], "by the assistant"),
+    "system": ([*said("How?"), {"role": "system", "content": "Be brief."}], "by the system"),
+    "blank": (said(" "), "the prompt is empty"),
+}
+
+
+@pytest.mark.parametrize("fault", list(OWN_FAULTS))
+@pytest.mark.parametrize("read", [read_pairs, lambda path: read_source(str(path), None)])
+def test_a_prompt_of_our_own_form_ends_with_what_the_user_asks(
+    read: Any, fault: str, tmp_path: Path
+) -> None:
+    messages, words = OWN_FAULTS[fault]
+    asked = {"id": "q1", "messages": messages, "kind": "benign"}
+    path = written(tmp_path / "pairs.jsonl", [{"id": "p1", "prompt": asked, **ANSWERS}])
+    with pytest.raises(ValueError, match=rf"pairs.jsonl, line 1: .*{words}"):
+        read(path)
+    with pytest.raises(ValueError, match=f"row 1: .*{words}"):
+        given_prompts([{**asked, "reference": "So."}])
+
+
+def test_messages_beside_raw_text_may_end_as_they_like(tmp_path: Path) -> None:
+    messages = OWN_FAULTS["answered"][0]
+    asked = {"id": "q1", "messages": messages, "kind": "benign", "raw_text": "How? So."}
+    path = written(tmp_path / "pairs.jsonl", [{"id": "p1", "prompt": asked, **ANSWERS}])
+    assert read_pairs(path)[0].prompt.raw_text == "How? So."

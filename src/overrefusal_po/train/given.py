@@ -37,7 +37,7 @@ from overrefusal_po.sources._completions import (
 )
 from overrefusal_po.sources._conversations import unread_words
 from overrefusal_po.sources._given import given_rows
-from overrefusal_po.sources._pairs import is_ours
+from overrefusal_po.sources._pairs import check_own_prompt, is_ours
 from overrefusal_po.sources._prompt_rows import TRIPLE_SIDES, own_triple, row_triple
 from overrefusal_po.sources._turns import Unread
 from overrefusal_po.train.data import Prepared
@@ -88,7 +88,9 @@ def sft_row(row: JsonObject, place: str, unread: Unread) -> Prompt:
     if "chosen" in row:
         return pair_row(row, place, unread).answered
     if is_our_prompt(row):
-        return validated(Prompt, row, place)
+        prompt = validated(Prompt, row, place)
+        check_own_prompt(prompt, place)
+        return prompt
     if "text" in row and "messages" not in row and "prompt" not in row:
         raise ValueError(
             f"{place}: the row has a text and no prompt. SFT here learns answers alone: give "
