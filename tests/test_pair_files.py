@@ -14,7 +14,8 @@ from overrefusal_po.cli import app
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.prompts import read_source
 from overrefusal_po.records import PreferencePair, Prompt
-from overrefusal_po.train.given import given_prompts
+from overrefusal_po.sources import file
+from overrefusal_po.train.given import given_prompts, given_triples
 from overrefusal_po.train.preference import read_any_pairs
 
 Row = dict[str, Any]
@@ -207,6 +208,57 @@ def test_a_last_turn_that_is_no_reference_is_counted(
     assert f"{path}: columns that are not read: last turn by the assistant (1 row)" in (
         caplog.messages
     )
+
+
+LOST = {"prompt": said("How?", "Lost.")}
+
+
+@pytest.mark.parametrize("completion", ["So.", said("How?", "So.")[1:], said("How?", "So.")])
+def test_a_last_turn_by_the_assistant_beside_a_completion_is_an_error(
+    completion: Any, tmp_path: Path
+) -> None:
+    row = {**LOST, "completion": completion, "kind": "benign"}
+    path = rows_file(tmp_path / "p.jsonl", row)
+    unpaired = rows_file(tmp_path / "u.jsonl", {**row, "label": True})
+    for read in (
+        lambda: read_source(path, None),
+        lambda: file.responses(file.Settings(path=unpaired), None),
+        lambda: given_prompts([row]),
+    ):
+        with pytest.raises(ValueError, match="1: the prompt ends with a turn by the assistant"):
+            read()
+
+
+def test_the_same_last_turn_by_the_assistant_may_stand_twice(tmp_path: Path) -> None:
+    row = {"prompt": said("How?", "So."), "completion": "So. ", "kind": "benign"}
+    (prompt,) = read_source(rows_file(tmp_path / "p.jsonl", row), None)
+    assert (turns(prompt), prompt.reference) == (HOW, "So. ")
+    (prompt,) = given_prompts([row])
+    assert (turns(prompt), prompt.reference) == (HOW, "So. ")
+
+
+def test_sft_refuses_two_answers_and_a_triple_a_third_one(tmp_path: Path) -> None:
+    triple = {**LOST, "kind": "harmful", "safe_response": "Sorry.", "harmful_response": "So."}
+    path = rows_file(tmp_path / "t.jsonl", triple)
+    for read in (
+        lambda: given_prompts([{**LOST, "response": "So."}]),
+        lambda: given_triples([triple]),
+        lambda: file.triples(file.Settings(path=path), None),
+    ):
+        with pytest.raises(ValueError, match="1: the prompt ends with a turn by the assistant"):
+            read()
+
+
+def test_a_completion_that_is_a_whole_conversation_answers_the_prompt_beside_it(
+    tmp_path: Path,
+) -> None:
+    whole = {"completion": said("Hi", "Hello", "How?", "So."), "kind": "benign"}
+    for row in (whole, {**whole, "prompt": "How?"}):
+        (prompt,) = read_source(rows_file(tmp_path / "p.jsonl", row), None)
+        assert (turns(prompt), prompt.reference) == (LATER, "So.")
+    path = rows_file(tmp_path / "p.jsonl", {**whole, "prompt": "Why?"})
+    with pytest.raises(ValueError, match=r"line 1: .* they are not the prompt"):
+        read_source(path, None)
 
 
 # ------------------------------------------------------------------------------------------ faults

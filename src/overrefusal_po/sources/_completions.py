@@ -22,6 +22,7 @@ from overrefusal_po.records import (
 from overrefusal_po.sources._answers import label_truth
 from overrefusal_po.sources._conversations import (
     agreed_turns,
+    check_unanswered,
     checked_prompt,
     count_unread,
     row_asked,
@@ -69,6 +70,7 @@ def completion_turns(row: JsonObject, place: str, unread: Unread) -> tuple[Turns
     """What a row asks, and its completion; ValueError if the completion is empty."""
     side = row_side(row, "completion", place, unread)
     stated = stated_prompt(row, place, unread)
+    check_unanswered(stated, place, str(side.answer))
     turns = agreed_turns(stated.turns, side.turns, place)
     whole = checked_prompt(with_context(row, turns, place, unread), row, place)
     response = str(side.answer)
@@ -89,7 +91,10 @@ def answered_prompt(
         turns, answer = completion_turns(row, place, unread)
     else:
         asked = row_asked(row, place, unread)
-        turns, answer = asked.turns, asked.answer or other_answer(row)
+        other = other_answer(row)
+        if other:
+            check_unanswered(asked, place, other)
+        turns, answer = asked.turns, asked.answer or other
     if is_blank(answer):
         raise ValueError(
             f"{place}: there is no answer to learn. Give `completion`, `response`, or `messages` "

@@ -11,7 +11,14 @@ from collections.abc import Collection, Mapping
 from pydantic import ValidationError
 
 from overrefusal_po.records import JsonObject, Kind, Prompt, Triple, first_fault
-from overrefusal_po.sources._conversations import check_unpaired, row_asked, row_side
+from overrefusal_po.sources._completions import completion_turns
+from overrefusal_po.sources._conversations import (
+    check_unanswered,
+    check_unpaired,
+    has_sides,
+    row_asked,
+    stated_prompt,
+)
 from overrefusal_po.sources._origins import row_origin
 from overrefusal_po.sources._pairs import check_own_prompt
 from overrefusal_po.sources._turns import Unread, is_blank, prompt_id, row_prefix, short
@@ -46,6 +53,7 @@ def row_triple(row: JsonObject, prompt: Prompt, place: str) -> Triple:
                 "the response, or delete the row."
             )
     sides = {side: row[side] for side in TRIPLE_SIDES}
+    check_unanswered(stated_prompt(row, place, Counter()), place, *sides.values())
     return checked_triple(Triple(prompt=prompt, **sides), place)
 
 
@@ -104,9 +112,11 @@ def row_to_prompt(
         )
     try:
         unread = Counter() if unread is None else unread
-        turns, answer = row_asked(row, place, unread)
-        if not is_blank(row.get("completion")):
-            row = {**row, "completion": row_side(row, "completion", place, unread).answer}
+        if is_blank(row.get("completion")) or has_sides(row):
+            turns, answer = row_asked(row, place, unread)
+        else:
+            (turns, said), answer = completion_turns(row, place, unread), None
+            row = {**row, "completion": said}
         if answer is not None and is_blank(row.get("response")):
             row = {**row, "response": answer}
         reference = row_reference(row, kind)

@@ -30,6 +30,7 @@ from overrefusal_po.sources._conversations import (
     PROMPT_COLUMNS,
     SIDES,
     count_unread,
+    has_sides,
     unread_words,
 )
 from overrefusal_po.sources._faults import read_each
@@ -219,7 +220,7 @@ class Reader:
             labels=self.settings.labels or KIND_OF_LABEL,
             unread=self.unread,
         )
-        sides = SIDES if all(not is_blank(row.get(side)) for side in SIDES) else ()
+        sides = SIDES if has_sides(row) else ()
         named = (*PROMPT_FIELDS, *sides, *read, *self.named)
         count_unread(row, named, place, self.unread)
         kept = [name for name in named if name not in ("source", "type")]  # no field of ours

@@ -33,7 +33,13 @@ from overrefusal_po.records import (
     Split,
     content_id,
 )
-from overrefusal_po.sources._conversations import NOT_READ, count_unread, row_asked, unread_words
+from overrefusal_po.sources._conversations import (
+    NOT_READ,
+    check_unanswered,
+    count_unread,
+    row_asked,
+    unread_words,
+)
 from overrefusal_po.sources._faults import read_each
 from overrefusal_po.sources._limits import LIMITS, Limits, Meter
 from overrefusal_po.sources._local import local_rows
@@ -120,7 +126,9 @@ def tree_row(row: JsonObject, place: str, settings: Settings, unread: Unread) ->
     tree = read_tree(row, place, unread)
     check_visits(tree, settings, place)
     plain = stair_asked(row, place) if is_stair(row) else row
-    turns = row_asked(plain, place, unread).turns
+    given = row_asked(plain, place, unread)
+    check_unanswered(given, place)
+    turns = given.turns
     count_unread(plain, READ, place, unread)
     kind = row_kind(plain, settings.kind, place)
     asked = Prompt(
