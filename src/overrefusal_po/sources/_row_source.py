@@ -49,12 +49,19 @@ from overrefusal_po.sources._prompt_rows import (
     row_to_prompt,
     row_triple,
 )
-from overrefusal_po.sources._turns import Unread, from_json, is_blank
+from overrefusal_po.sources._turns import Unread, from_json, is_blank, short
 
 logger = logging.getLogger(__name__)
 
-DEV_NAMES = ("val", "valid", "validation")
-"""What other sets call the split that we call dev."""
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "dev": "dev",
+    "val": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "test": "test",
+}
+"""What a set may call a split -> what we call it."""
 
 FieldName = Literal[
     "id",
@@ -196,7 +203,8 @@ class Reader:
             if "prompt" in row
             else {}
         )
-        row |= {"split": "dev"} if row.get("split") in DEV_NAMES else {}
+        if "split" in row:
+            row["split"] = row_split(row, place, "read all rows: data.ignore: [split]")
         wanted = self.split is None or row.get("split") in (None, self.split)
         self.other_splits += not wanted
         return row if wanted else None
@@ -267,6 +275,21 @@ class Reader:
     def named(self) -> tuple[str, ...]:
         """The columns that the settings name."""
         return (*self.settings.columns.values(), *self.settings.where)
+
+
+def row_split(row: JsonObject, place: str, way_out: str) -> Split | None:
+    """The split that a row names, whatever its case; None if it names none. ValueError on another
+    word: the row would vanish from every split."""
+    value = row.get("split")
+    if is_blank(value):
+        return None
+    found = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(
+            f"{place}: split is {short(value)}; allowed are {', '.join(SPLIT_NAMES)}. Correct it, "
+            f"or {way_out}."
+        )
+    return found
 
 
 def renamed(row: JsonObject, settings: RowSettings, place: str, unread: Unread) -> JsonObject:

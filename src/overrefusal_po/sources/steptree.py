@@ -45,7 +45,7 @@ from overrefusal_po.sources._limits import LIMITS, Limits, Meter
 from overrefusal_po.sources._local import local_rows
 from overrefusal_po.sources._origins import ID_COLUMNS, row_origin
 from overrefusal_po.sources._prompt_rows import KIND_OF_LABEL, label_kind
-from overrefusal_po.sources._row_source import DEV_NAMES
+from overrefusal_po.sources._row_source import row_split
 from overrefusal_po.sources._trees import Step, Tree, is_stair, read_tree, stair_asked
 from overrefusal_po.sources._turns import Unread, prompt_id, short
 
@@ -103,7 +103,9 @@ def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
     rows = local_rows(settings.path, settings.limits)
 
     def read(row: JsonObject, place: str) -> Row | None:
-        return tree_row(row, place, settings, unread) if in_split(row, split) else None
+        named = row_split(row, place, "leave the column out of the file")
+        wanted = split is None or named in (None, split)
+        return tree_row(row, place, settings, unread) if wanted else None
 
     trees = read_each(rows, read, settings.path, settings.bad_rows)
     if any(unread.values()):
@@ -113,12 +115,6 @@ def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
     if trees and not found:
         raise ValueError(no_pair(trees, settings))
     return found
-
-
-def in_split(row: JsonObject, split: Split | None) -> bool:
-    """Whether a row is of the split, or names none."""
-    named = "dev" if row.get("split") in DEV_NAMES else row.get("split")
-    return split is None or named in (None, split)
 
 
 def tree_row(row: JsonObject, place: str, settings: Settings, unread: Unread) -> Row:
