@@ -175,7 +175,7 @@ def test_a_row_of_an_unknown_split_does_not_vanish(
     ):
         rows = [{**good, **kind}, {**good, **kind, "prompt": "b", "split": name}]
         path = rows_file(tmp_path / "rows.jsonl", *rows)
-        with pytest.raises(ValueError, match="line 2: split is .* allowed are train, dev, val"):
+        with pytest.raises(ValueError, match=r"line 2: split is .* allowed are train, dev, val"):
             read(path, split)
     path = rows_file(tmp_path / "rows.jsonl", good, {**good, "prompt": "b", "split": name})
     spec = {"name": "file", "path": path, "ignore": ["split"]}
