@@ -31,7 +31,7 @@ from overrefusal_po.sources._conversations import (
     with_context,
 )
 from overrefusal_po.sources._origins import ID_COLUMNS, row_origin
-from overrefusal_po.sources._turns import Turns, Unread, is_blank, is_seen, prompt_id
+from overrefusal_po.sources._turns import Turns, Unread, is_blank, is_seen, prompt_id, short
 
 COMPLETION_COLUMNS = ("completion", *ID_COLUMNS, "origin", "kind", "category", "source")
 """The columns that are read, those of the conversation apart."""
@@ -91,7 +91,7 @@ def answered_prompt(
         turns, answer = completion_turns(row, place, unread)
     else:
         asked = row_asked(row, place, unread)
-        other = other_answer(row)
+        other = other_answer(row, place)
         if other:
             check_unanswered(asked, place, other)
         turns, answer = asked.turns, asked.answer or other
@@ -105,10 +105,16 @@ def answered_prompt(
     return row_prompt(row, turns, place).answered_with(answer)
 
 
-def other_answer(row: JsonObject) -> str:
-    """The answer of a row in another column than the conversation's; "" without one."""
-    found = (row.get(name) for name in ("reference", "response"))
-    return next((text for text in found if isinstance(text, str) and text.strip()), "")
+def other_answer(row: JsonObject, place: str) -> str:
+    """The answer of a row in another column than the conversation's; "" without one. ValueError if
+    it is no text."""
+    for name in ("reference", "response"):
+        value = row.get(name)
+        if not is_blank(value) and not isinstance(value, str):
+            raise ValueError(f"{place}: {name} is {short(value)}; it must be text.")
+        if not is_blank(value):
+            return str(value)
+    return ""
 
 
 def row_prompt(row: JsonObject, turns: Turns, place: str, kind: Kind = "general") -> Prompt:

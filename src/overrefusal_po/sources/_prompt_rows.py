@@ -162,11 +162,12 @@ def label_kind(label: object, labels: Mapping[Label, Kind], place: str) -> Kind 
 
 def row_reference(row: JsonObject, kind: Kind) -> str | None:
     """The good response of a row, None if none is known to be good."""
-    if row.get("reference") or kind != "harmful":
-        return row.get("reference") or row.get("response") or row.get("completion")
     # a bare `response` beside a harmful prompt may be anything, and so may the preferred one of an
     # unchecked dialogue
-    return None if row.get("label") == UNCHECKED else row.get("safe_response")
+    others = ("response", "completion") if kind != "harmful" else ("safe_response",)
+    if kind == "harmful" and row.get("label") == UNCHECKED:
+        others = ()
+    return next((row[n] for n in ("reference", *others) if not is_blank(row.get(n))), None)
 
 
 def is_contrast(row: JsonObject) -> bool:
