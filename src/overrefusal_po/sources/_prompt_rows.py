@@ -58,8 +58,9 @@ def row_triple(row: JsonObject, prompt: Prompt, place: str) -> Triple:
 
 
 def checked_triple(triple: Triple, place: str) -> Triple:
-    """The triple; ValueError if its prompt is not harmful, a response is blank, or both are the
-    same text."""
+    """The triple; ValueError if its prompt asks nothing or is not harmful, if a response is blank,
+    or if both are the same text."""
+    check_own_prompt(triple.prompt, place)
     if triple.prompt.kind != "harmful":
         raise ValueError(
             f"{place}: the prompt's kind is {triple.prompt.kind}; that of a triple is harmful. "
@@ -84,7 +85,6 @@ def own_triple(row: JsonObject, place: str) -> Triple:
         triple = Triple.model_validate(row)
     except ValidationError as error:
         raise ValueError(f"{place}: not a Triple: {first_fault(error)}") from None
-    check_own_prompt(triple.prompt, place)
     checked_triple(triple, place)
     if triple.prompt.origin is not None:
         return triple
@@ -104,6 +104,7 @@ def row_to_prompt(
 ) -> Prompt:
     """One row of a public set as a Prompt; ValueError names `place` and the field."""
     check_unpaired(row, place, labels)
+    check_labelled(row, place, labels)
     kind = row.get("kind") or label_kind(row.get("label"), labels, place) or kind
     if kind is None:
         raise ValueError(
@@ -146,6 +147,22 @@ def known_kind(label: object) -> Kind | None:
     return KIND_OF_LABEL.get(str(label).lower())
 
 
+def check_labelled(
+    row: JsonObject, place: str, labels: Mapping[Label, Kind] = KIND_OF_LABEL
+) -> None:
+    """Raises ValueError if `kind` says harmful and `label` harmless, or the other way round. A
+    label that says no kind is none of this."""
+    kind, label = row.get("kind"), row.get("label")
+    if is_blank(kind) or is_blank(label):
+        return
+    other = {str(name).lower(): known for name, known in labels.items()}.get(str(label).lower())
+    if other is not None and (kind == "harmful") != (other == "harmful"):
+        raise ValueError(
+            f"{place}: kind is {short(kind)}, and label is {short(label)}, which says {other}. "
+            "Correct one of them, or leave one out: data.ignore: [label]."
+        )
+
+
 def label_kind(label: object, labels: Mapping[Label, Kind], place: str) -> Kind | None:
     """The kind behind a label, whatever its case; None without a label. ValueError on a label that
     is not known."""
@@ -164,10 +181,12 @@ def row_reference(row: JsonObject, kind: Kind) -> str | None:
     """The good response of a row, None if none is known to be good."""
     # a bare `response` beside a harmful prompt may be anything, and so may the preferred one of an
     # unchecked dialogue
-    others = ("response", "completion") if kind != "harmful" else ("safe_response",)
-    if kind == "harmful" and row.get("label") == UNCHECKED:
-        others = ()
-    return next((row[n] for n in ("reference", *others) if not is_blank(row.get(n))), None)
+    names = ["reference"]
+    if kind != "harmful":
+        names += ["response", "completion"]
+    elif row.get("label") != UNCHECKED:
+        names += ["safe_response"]
+    return next((row[name] for name in names if not is_blank(row.get(name))), None)
 
 
 def is_contrast(row: JsonObject) -> bool:

@@ -42,6 +42,7 @@ from overrefusal_po.sources._prompt_rows import (
     KIND_OF_LABEL,
     TRIPLE_SIDES,
     Label,
+    check_labelled,
     known_kind,
     label_kind,
     no_triple,
@@ -241,6 +242,7 @@ class Reader:
         if row is None:
             return None
         labels, strict = self.settings.labels, "label" in self.settings.columns
+        check_labelled(row, place, labels or KIND_OF_LABEL)
         kind = known_kind(row.get("label"))
         if labels or strict:
             kind = label_kind(row.get("label"), labels or KIND_OF_LABEL, place)

@@ -44,7 +44,7 @@ from overrefusal_po.sources._faults import read_each
 from overrefusal_po.sources._limits import LIMITS, Limits, Meter
 from overrefusal_po.sources._local import local_rows
 from overrefusal_po.sources._origins import ID_COLUMNS, row_origin
-from overrefusal_po.sources._prompt_rows import KIND_OF_LABEL, label_kind
+from overrefusal_po.sources._prompt_rows import KIND_OF_LABEL, check_labelled, label_kind
 from overrefusal_po.sources._row_source import row_split
 from overrefusal_po.sources._trees import Step, Tree, is_stair, read_tree, stair_asked
 from overrefusal_po.sources._turns import Unread, prompt_id, short
@@ -139,6 +139,7 @@ def tree_row(row: JsonObject, place: str, settings: Settings, unread: Unread) ->
 
 def row_kind(row: JsonObject, default: Kind, place: str) -> Kind:
     """The kind of a row by `kind` or `label`, else the default; ValueError for another word."""
+    check_labelled(row, place)
     given = row.get("kind")
     if given is None:
         return label_kind(row.get("label"), KIND_OF_LABEL, place) or default

@@ -38,7 +38,7 @@ from overrefusal_po.sources._completions import (
 from overrefusal_po.sources._conversations import unread_words
 from overrefusal_po.sources._given import given_rows
 from overrefusal_po.sources._pairs import check_own_prompt, is_ours
-from overrefusal_po.sources._prompt_rows import TRIPLE_SIDES, own_triple, row_triple
+from overrefusal_po.sources._prompt_rows import TRIPLE_SIDES, check_labelled, own_triple, row_triple
 from overrefusal_po.sources._turns import Unread
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.preference import read_any_pairs
@@ -71,6 +71,7 @@ def pair_row(row: JsonObject, place: str, unread: Unread) -> PreferencePair:
             "one form. Rows with completion and label are for kto_trainer alone, those with prompt "
             "and completion for sft_trainer."
         )
+    check_labelled(row, place)
     pair = read_row(row, place, unread)
     for side in ("chosen", "rejected"):
         if not getattr(pair, side).strip():
@@ -120,6 +121,7 @@ def triple_row(row: JsonObject, place: str, unread: Unread) -> Triple:
                 f"texts. The columns found are {', '.join(row)}."
             )
     asked = {"kind": "harmful", **{k: v for k, v in row.items() if k not in TRIPLE_SIDES}}
+    check_labelled(asked, place)
     prompt = answered_prompt({**asked, "response": row["safe_response"]}, place, unread)
     return row_triple(row, prompt.model_copy(update={"reference": None}), place)
 
