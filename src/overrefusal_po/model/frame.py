@@ -28,6 +28,13 @@ QUOTES = ("`", "'", '"')
 
 USER = {"role": "user", "content": SENTINEL}
 
+TRIAL = (
+    {"role": "user", "content": "Which harbour lies beyond the walnut trees?"},
+    {"role": "assistant", "content": "The copper lantern hangs over the northern quay."},
+    {"role": "user", "content": "Then who paints the ladder of the windmill?"},
+)
+"""A conversation of plain words with which a template is tried."""
+
 Render = Callable[[Sequence[Mapping[str, str]]], str]
 """Messages as dicts -> the rendered conversation, without generation prompt."""
 
@@ -149,6 +156,30 @@ def end_of_turn(
         if rest.strip() and prompt.endswith(rest):
             return tail[: token.end()], first[0]
     return tail, first[0]
+
+
+def check_shown(render: Render, messages: Sequence[Mapping[str, str]]) -> None:
+    """Raises ValueError if a template leaves one of the messages out: the model would never read
+    it. Case and blanks may differ."""
+    rendered = render(messages)
+    text = " ".join(rendered.lower().split())
+    for message in messages:
+        if " ".join(message["content"].lower().split()) not in text:
+            whose = "what the user asks" if message["role"] == "user" else "an earlier answer"
+            raise ValueError(
+                f"The chat template leaves {whose} out: of {message['content']!r} it makes "
+                f"{rendered[-160:]!r}. Give another template (chat.template: FILE.jinja)."
+            )
+
+
+def check_prefix(whole: Sequence[int], prompt_ids: Sequence[int], prompt: str) -> None:
+    """Raises ValueError if a prompt's tokens are not the first tokens of its whole turn."""
+    if whole[: len(prompt_ids)] != prompt_ids:
+        raise ValueError(
+            "The prompt's tokens change when a response follows (tokens merge across the "
+            "boundary), so a response cannot be separated from its prompt, which ends with "
+            f"{prompt[-40:]!r}. Use a chat template that ends the prompt at a token boundary."
+        )
 
 
 def shared_end(one: str, other: str) -> int:
