@@ -210,6 +210,43 @@ def test_a_last_turn_that_is_no_reference_is_counted(
     )
 
 
+WRITTEN = {
+    "\n\nHuman: How?\n\nAssistant:": (HOW, None),
+    "Human: How?\n\nAssistant:": (HOW, None),
+    "Human: How?\nAssistant:": (HOW, None),
+    "Human: Hi\nAssistant: Hello\nHuman: How?\nAssistant: ": (LATER, None),
+    "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How?": (LATER, None),
+    "Human: Hi\n\nAssistant: Hello\n\nHuman: How?": (LATER, None),
+    "Human: Hi\n\nAssistant: Hello\n\nHuman: How?\n\nAssistant: So.": (LATER, "So."),
+}
+
+
+@pytest.mark.parametrize("text", list(WRITTEN))
+def test_a_prompt_of_human_and_assistant_has_the_turns_of_its_text(
+    text: str, tmp_path: Path
+) -> None:
+    path = rows_file(tmp_path / "p.jsonl", {"prompt": text, "kind": "benign"})
+    (prompt,) = read_source(path, None)
+    assert (turns(prompt), prompt.reference) == WRITTEN[text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Human: what does this word mean?",
+        "Human: Hi\nAssistant: Hello\nGo on with this talk.",
+        "Go on:\n\nHuman: Hi\n\nAssistant: Hello",
+        "Does Human: or Assistant: stand first?",
+        "What ends a prompt?\nAssistant:",
+        "Human: a\nHuman: b\nAssistant:",
+    ],
+)
+def test_a_prompt_that_contains_such_words_is_one_turn(text: str, tmp_path: Path) -> None:
+    path = rows_file(tmp_path / "p.jsonl", {"prompt": text, "kind": "benign"})
+    (prompt,) = read_source(path, None)
+    assert turns(prompt) == [("user", text)]
+
+
 LOST = {"prompt": said("How?", "Lost.")}
 
 

@@ -16,6 +16,7 @@ from overrefusal_po.records import JsonObject, Message
 from overrefusal_po.sources._turns import (
     Turns,
     Unread,
+    begun_turns,
     from_json,
     hh_turns,
     holds_turns,
@@ -205,8 +206,7 @@ def text_turns(row: JsonObject, name: str, value: str, place: str) -> Turns:
         if not isinstance(given, str):
             raise ValueError(f"{place}: input is {short(given)}; it must be text.")
         value = f"{value.rstrip()}\n\n{given}"
-    written = hh_turns(value) if value.rstrip().endswith("Assistant:") else ()
-    return written or (Message(role="user", content=value),)
+    return hh_turns(value) or begun_turns(value) or (Message(role="user", content=value),)
 
 
 def agreed_turns(stated: Turns, before: Turns, place: str) -> Turns:
