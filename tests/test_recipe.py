@@ -76,12 +76,24 @@ def fault(path: Path, *overrides: str) -> str:
         (["--name=@dpo.model"], "name", "@dpo.model"),
         (["--name=a=b"], "name", "a=b"),
         (["--name=${x}"], "name", "${x}"),
+        *((["--name=" + text], "name", text) for text in ("#7", "&a", "*a", "!a", "&a 5", "# ")),
+        (["--name='#7'"], "name", "#7"),
+        (["--name=5\nseed: 3"], "name", "5\nseed: 3"),
+        (["--seed=5 # a note"], "seed", 5),
+        (["--seed=null # a note"], "seed", None),
+        (["--names=['&a', '#b']"], "names", ["&a", "#b"]),
         (["--data.waive.contamination/xstest=never"], "data.waive.contamination/xstest", "never"),
     ],
 )
 def test_an_override_has_many_forms(tokens: list[str], key: str, value: Any) -> None:
     assert parse_overrides(tokens) == [(key, value)]
     assert type(parse_overrides(tokens)[0][1]) is type(value)
+
+
+@pytest.mark.parametrize("text", ["[a, &b]", "[a, *b]", "[a, !b c]", "[{a: &b}]"])
+def test_a_sign_of_yaml_inside_of_a_list_is_an_error_and_not_null(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--names holds a sign of YAML .*quotation marks"):
+        parse_overrides([f"--names={text}"])
 
 
 def test_a_bare_flag_does_not_swallow_the_next_override() -> None:
