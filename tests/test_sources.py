@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hub_server import Repo, ask_hub, card, csv_file, jsonl, parquet, serve
 
 from overrefusal_po.plugins import find_plug, names, split_spec, summary
@@ -331,6 +332,23 @@ def tsv_file(rows: list[dict[str, Any]]) -> bytes:
 def list_file(rows: list[dict[str, Any]]) -> bytes:
     """Rows as one JSON list, over lines, with a byte order mark as Windows tools write it."""
     return b"\xef\xbb\xbf" + json.dumps(rows, indent=1).encode()
+
+
+def test_words_that_yaml_reads_as_true_or_false_match_the_rows(tmp_path: Path) -> None:
+    """`no` in a recipe is false; the rows say "no"."""
+    rows = [{"prompt": t, "kind": "benign", "verdict": t} for t in ("no", "Yes", "off", "maybe")]
+    path = rows_file(tmp_path / "rows.jsonl", *rows, {**rows[0], "prompt": "f", "verdict": False})
+    source = yaml.safe_load("{where: {verdict: no}}")
+    found = read_source({"name": "file", "path": path, **source}, None)
+    assert [p.text for p in found] == ["no", "off", "f"]
+    source = yaml.safe_load("{where: {verdict: [yes, maybe]}}")
+    found = read_source({"name": "file", "path": path, **source}, None)
+    assert [p.text for p in found] == ["Yes", "maybe"]
+    rows = [{"prompt": t, "label": t} for t in ("no", "Yes", "true")]
+    path = rows_file(tmp_path / "rows.jsonl", *rows)
+    source = yaml.safe_load("{labels: {no: harmful, yes: benign, 'true': general}}")
+    found = read_source({"name": "file", "path": path, **source}, None)
+    assert [p.kind for p in found] == ["harmful", "benign", "general"]
 
 
 def test_numbers_and_booleans_are_labels_too(tmp_path: Path) -> None:

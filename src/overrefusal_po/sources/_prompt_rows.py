@@ -142,6 +142,19 @@ def row_to_prompt(
         raise ValueError(f"{place}: {first_fault(error)}") from None
 
 
+def spellings(value: Label) -> tuple[str, ...]:
+    """The texts in lower case that a value of a recipe stands for: YAML reads `no` as false."""
+    if isinstance(value, bool):
+        return ("true", "yes", "on") if value else ("false", "no", "off")
+    return (str(value).lower(),)
+
+
+def known_labels(labels: Mapping[Label, Kind]) -> dict[str, Kind]:
+    """{label in lower case: kind}; a label that is written as text comes before one of YAML's."""
+    by_text = sorted(labels.items(), key=lambda item: isinstance(item[0], bool), reverse=True)
+    return {text: kind for label, kind in by_text for text in spellings(label)}
+
+
 def known_kind(label: object) -> Kind | None:
     """The kind behind a label of public sets, whatever its case; None for another label."""
     return KIND_OF_LABEL.get(str(label).lower())
@@ -155,7 +168,7 @@ def check_labelled(
     kind, label = row.get("kind"), row.get("label")
     if is_blank(kind) or is_blank(label):
         return
-    other = {str(name).lower(): known for name, known in labels.items()}.get(str(label).lower())
+    other = known_labels(labels).get(str(label).lower())
     if other is not None and (kind == "harmful") != (other == "harmful"):
         raise ValueError(
             f"{place}: kind is {short(kind)}, and label is {short(label)}, which says {other}. "
@@ -168,7 +181,7 @@ def label_kind(label: object, labels: Mapping[Label, Kind], place: str) -> Kind 
     is not known."""
     if label is None:
         return None
-    known = {str(name).lower(): kind for name, kind in labels.items()}
+    known = known_labels(labels)
     if str(label).lower() not in known:
         raise ValueError(
             f"{place}: label is {label!r}; allowed is one of {', '.join(known)}. Other labels: "

@@ -49,6 +49,7 @@ from overrefusal_po.sources._prompt_rows import (
     own_triple,
     row_to_prompt,
     row_triple,
+    spellings,
 )
 from overrefusal_po.sources._turns import Unread, from_json, is_blank, short
 
@@ -326,6 +327,6 @@ def passes(row: JsonObject, wanted: Mapping[str, Label | list[Label]], place: st
                 f"{', '.join(map(str, row))}."
             )
         allowed = values if isinstance(values, list) else [values]
-        if str(row[column]).lower() not in {str(value).lower() for value in allowed}:
+        if str(row[column]).lower() not in {text for one in allowed for text in spellings(one)}:
             return False
     return True
