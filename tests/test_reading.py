@@ -299,6 +299,22 @@ def test_other_json_is_an_error_that_says_where(text: str, said_of_it: str, tmp_
         read_pairs(path)
 
 
+def parquet_table(path: Path, names: list[str], *columns: Any) -> str:
+    """A Parquet file of one row with these columns, also of one name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_arrays(list(map(pa.array, columns)), names=names), path)
+    return str(path)
+
+
+def test_two_columns_of_one_name_are_an_error_in_parquet_too(tmp_path: Path) -> None:
+    names = ["prompt", "chosen", "rejected", "prompt"]
+    path = parquet_table(tmp_path / "pairs.parquet", names, *(["How?"] for _ in names))
+    with pytest.raises(ValueError, match=r"pairs.parquet: two columns have one name: prompt, cho"):
+        read_pairs(path)
+
+
 def test_half_a_character_is_an_error_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a\\ud800", "chosen": "So.", "rejected": "No."}\n')

@@ -6,7 +6,7 @@ for place, row in parquet_rows(Path("pairs.parquet"), Limits()):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +31,19 @@ def parquet_rows(file: Path, limits: Limits) -> Iterator[tuple[str, JsonObject]]
     try:
         with pq.ParquetFile(file) as content:
             check_content(content.metadata, str(file), limits)
+            check_names(content.schema_arrow.names, str(file))
             yield from rows_in_batches(content, file, limits)
     except (pa.ArrowException, OSError) as error:
         words = " ".join(str(error).split())[:200]
         raise ValueError(f"{file}: this is not a Parquet file ({words}).") from None
+
+
+def check_names(names: Sequence[str], place: str) -> None:
+    """Raises ValueError for two columns of one name: one of them would be lost."""
+    if len(set(names)) != len(names):
+        raise ValueError(
+            f"{place}: two columns have one name: {', '.join(names)}. Rename one of them."
+        )
 
 
 def check_content(content: pq.FileMetaData, place: str, limits: Limits) -> None:
