@@ -315,6 +315,31 @@ def test_two_columns_of_one_name_are_an_error_in_parquet_too(tmp_path: Path) -> 
         read_pairs(path)
 
 
+def test_a_time_that_python_cannot_hold_does_not_stop_the_reading(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    for kind, number in (("s", 10**15), ("ns", 1)):
+        made = pa.array([number], pa.int64()).cast(pa.timestamp(kind))
+        columns = (["How?"], ["So."], ["No."], made)
+        path = parquet_table(
+            tmp_path / "pairs.parquet", ["prompt", "chosen", "rejected", "at"], *columns
+        )
+        (pair,) = read_pairs(path)
+        assert pair.origin is not None and str(number) in pair.origin.meta["at"]
+
+
+def test_a_time_zone_that_nobody_knows_is_named_with_its_column(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    made = pa.array([1], pa.int64()).cast(pa.timestamp("us", tz="Nowhere/X"))
+    columns = (["How?"], ["So."], ["No."], made)
+    path = parquet_table(
+        tmp_path / "pairs.parquet", ["prompt", "chosen", "rejected", "at"], *columns
+    )
+    with pytest.raises(ValueError, match=r"pairs.parquet, row 1, column at: .*Nowhere/X"):
+        read_pairs(path)
+
+
 def test_half_a_character_is_an_error_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a\\ud800", "chosen": "So.", "rejected": "No."}\n')

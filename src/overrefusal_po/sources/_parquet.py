@@ -14,10 +14,14 @@ from overrefusal_po.records import JsonObject
 from overrefusal_po.sources._limits import MB, Limits
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 BATCH_SIZE = 64 * MB
 """Bytes that a batch of rows may unpack to."""
+
+UNREADABLE = (OverflowError, ValueError)
+"""What pyarrow raises for a time or a time zone that Python does not know; its own errors too."""
 
 VALUE_SIZE = 8
 """Bytes that a value takes at least, if it is null too."""
@@ -86,4 +90,31 @@ def rows_in_batches(
             part = batch.slice(at, 1)
             if batch.nbytes > limits.row_size:
                 limits.check_row(place, part.nbytes)
-            yield place, part.to_pylist()[0]
+            yield place, row_values(part, place)
+
+
+def row_values(part: pa.RecordBatch, place: str) -> JsonObject:
+    """The values of a single row. A time that Python cannot hold is text; ValueError names a column
+    that cannot be read at all."""
+    try:
+        return dict(part.to_pylist()[0])
+    except UNREADABLE:
+        pairs = zip(part.schema.names, part.columns, strict=True)
+        return {name: one_value(column[0], f"{place}, column {name}") for name, column in pairs}
+
+
+def one_value(value: pa.Scalar, place: str) -> object:
+    """A value as Python has it, else as text; ValueError if it is neither."""
+    import pyarrow as pa
+
+    try:
+        return value.as_py()
+    except UNREADABLE:
+        pass
+    try:
+        return value.cast(pa.string()).as_py()
+    except (*UNREADABLE, NotImplementedError) as error:
+        raise ValueError(
+            f"{place}: this {value.type} cannot be read ({error}). Write the column as text, or "
+            "delete it from the file."
+        ) from None
