@@ -14,6 +14,7 @@ import errno
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ START_OVER = "Restore the file, or delete its folder and run the same command ag
 
 PASSING = (errno.ESTALE, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT)
 """Errors of a file server that may be gone a moment later."""
+
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""How JSON writes half of a character, or each half of a whole one."""
 
 PAUSES_SECONDS = (0.1, 0.5, 2.0)
 
@@ -49,10 +53,29 @@ def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject
         for number, raw in enumerate(lines, 1):
             value = json_object(raw, file, number)
             if value is not None:
+                if HALF.search(raw):
+                    check_characters(value, f"{file}, line {number}")
                 found = True
                 yield number, value
     if not found:
         raise ValueError(f"{file}: the file holds no rows. At least one JSON object is needed.")
+
+
+def check_characters(value: object, place: str) -> None:
+    """Raises ValueError if a text inside of a value holds half of a character: it would fail when
+    it is written, after all work."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(half_words(error, place)) from None
+
+
+def half_words(error: UnicodeEncodeError, place: str) -> str:
+    """What is wrong with a text that cannot be encoded, in words."""
+    return (
+        f"{place}: a text holds half of a character (\\u{ord(error.object[error.start]):04x}), "
+        "which UTF-8 cannot write. Delete it, or the row."
+    )
 
 
 def check_regular(file: Path, wanted: str) -> None:

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from overrefusal_po.json_files import check_characters
 from overrefusal_po.recipe.reading import BadRows
 from overrefusal_po.records import (
     JsonObject,
@@ -209,6 +210,8 @@ class Reader:
             row["split"] = row_split(row, place, "read all rows: data.ignore: [split]")
         wanted = self.split is None or row.get("split") in (None, self.split)
         self.other_splits += not wanted
+        if wanted:
+            check_characters(row, place)
         return row if wanted else None
 
     def prompt(self, raw: JsonObject, place: str) -> Prompt | None:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from overrefusal_po.json_files import check_characters
 from overrefusal_po.recipe.reading import BadRows
 from overrefusal_po.records import (
     JsonObject,
@@ -119,6 +120,7 @@ def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
 
 def tree_row(row: JsonObject, place: str, settings: Settings, unread: Unread) -> Row:
     """A row as a tree and its prompt. ValueError names the place."""
+    check_characters(row, place)
     tree = read_tree(row, place, unread)
     check_visits(tree, settings, place)
     plain = stair_asked(row, place) if is_stair(row) else row

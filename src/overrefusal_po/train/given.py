@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import ValidationError
 
+from overrefusal_po.json_files import check_characters
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.files import read_row
 from overrefusal_po.recipe.sections import TooLong
@@ -177,6 +178,7 @@ def read_all(rows: Any, name: str, read: Callable[[JsonObject, str, Unread], T])
     found = []
     for place, row in rows:
         check_template_options(row, place)
+        check_characters(row, place)
         found.append(read(row, place, unread))
     if not found:
         raise ValueError(f"{name} holds no rows. Give at least one.")
