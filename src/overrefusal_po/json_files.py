@@ -78,13 +78,31 @@ def half_words(error: UnicodeEncodeError, place: str) -> str:
     )
 
 
+def is_too_long(path: Path) -> bool:
+    """Whether the system says that no file can have so long a name. pathlib raises OSError then."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    except ValueError:  # a character that no path can hold
+        pass
+    return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path that a user gave is a file; a name that is too long is none."""
+    return not is_too_long(path) and path.is_file()
+
+
 def check_regular(file: Path, wanted: str) -> None:
     """Raises ValueError if a path is no regular file: a folder, or a pipe or device that may never
     end."""
-    if file.is_file():
+    if is_file(file):
         return
     found = "there is no such file"
-    if file.is_dir():
+    if is_too_long(file):
+        found = "no file can have so long a name"
+    elif file.is_dir():
         found = "this is a folder"
     elif file.exists():
         found = "this is a pipe or a device, which may never end. Save its rows into a file first"

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from overrefusal_po.evaluate.metrics import is_scored
 from overrefusal_po.identity import conversation_text
+from overrefusal_po.json_files import is_file
 from overrefusal_po.records import (
     Kind,
     Message,
@@ -130,7 +131,7 @@ def read_key(path: str | Path, key: str | Path | None) -> KeyRows:
     """The key's rows by id; ValueError if there is no such file or a row lacks what a label
     needs."""
     file = key_path(path) if key is None else Path(key)
-    if not file.is_file():
+    if not is_file(file):
         raise ValueError(
             f"{path}: its rows have an id and no model, as in a blinded sample, but there is no "
             f"key {file}. Give the key that was written with the sample."

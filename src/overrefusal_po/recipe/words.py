@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from overrefusal_po.json_files import first_fault
+from overrefusal_po.json_files import first_fault, is_too_long
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -62,7 +62,7 @@ it the nearest name is mostly another thing."""
 def check_is_path(word: str, commands: Iterable[str]) -> None:
     """Raises ValueError, with the commands, for a first word that is no command and looks like no
     path of a recipe."""
-    if Path(word).exists() or re.search(r"[./\\]", word):
+    if (not is_too_long(Path(word)) and Path(word).exists()) or re.search(r"[./\\]", word):
         return
     known = sorted(commands)
     raise ValueError(
