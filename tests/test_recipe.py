@@ -104,6 +104,34 @@ def test_a_bare_flag_does_not_swallow_the_next_override() -> None:
     assert parse_overrides(["--seed", "2", "--trainer.bf16"]) == wanted[::-1]
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("--trainer.learning_rate=.inf", r"trainer\.learning_rate is inf; allowed is a finite"),
+        ("--trainer.beta=.nan", r"trainer\.beta is nan; allowed is a finite"),
+        ("--trainer.lr_scheduler_kwargs.min_lr=.inf", r"lr_scheduler_kwargs\.min_lr is inf"),
+        ("--search.space=[{trainer.beta: [.nan]}]", r"search\.space\.0\.trainer\.beta\.0 is nan"),
+        ("--generation.temperature=inf", r"generation\.temperature"),
+        ("--trainer.learning_rate=0", r"learning_rate is 0, and no weight would change"),
+        ("--trainer.learning_rate=-1e-5", r"learning_rate is -1e-05"),
+        ("--trainer.num_train_epochs=0", r"num_train_epochs is 0, and nothing would be trained"),
+        (f"--seed={2**32}", r"seed.*4294967295"),
+        (f"--trainer.seed={2**32}", r"trainer\.seed is 4294967296; allowed is .* to 4294967295"),
+        (f"--trainer.data_seed={2**40}", r"trainer\.data_seed is "),
+    ],
+)
+def test_a_number_with_which_nothing_can_be_trained_is_an_error(override: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_recipe(DPO, [override])
+
+
+def test_the_greatest_seed_and_steps_in_place_of_epochs_are_taken() -> None:
+    most = 2**32 - 1
+    body = load_recipe(DPO, [f"--seed={most}", f"--trainer.data_seed={most}"]).body
+    assert body.seed == most
+    load_recipe(DPO, ["--trainer.num_train_epochs=0", "--trainer.max_steps=5"])
+
+
 def test_the_last_of_two_overrides_wins() -> None:
     assert load_recipe(DPO, ["--seed=1", "seed=2"]).body.seed == 2
 

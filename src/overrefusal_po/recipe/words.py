@@ -157,13 +157,13 @@ def allowed(schema: JsonSchema, given: object = None) -> str:
 def bounds(schema: JsonSchema) -> str:
     """The bounds of a JSON schema in words: `from 0 to 1`, `above 0`; empty if it has none."""
     if {"minimum", "maximum"} <= schema.keys():
-        return f"from {schema['minimum']:g} to {schema['maximum']:g}"
+        return f"from {schema['minimum']:.10g} to {schema['maximum']:.10g}"
     if schema.get("minItems", 0) > 1:
         return f"of at least {schema['minItems']}"
     if "minLength" in schema or "minItems" in schema:
         return "that is not empty"
     return " and ".join(
-        f"{word} {schema[key]:g}" for key, word in BOUND_WORDS.items() if key in schema
+        f"{word} {schema[key]:.10g}" for key, word in BOUND_WORDS.items() if key in schema
     )
 
 

@@ -123,7 +123,7 @@ R = TypeVar("R", Prompt, Triple, PreferencePair, LabelledResponse)
 class RowSettings(BaseModel):
     """`kind`: for rows that have neither `kind` nor `label`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     kind: Kind | None = None
     columns: dict[FieldName, str] = Field(default_factory=dict)
     """Field -> the column for it."""

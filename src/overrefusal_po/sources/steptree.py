@@ -65,7 +65,7 @@ class Settings(BaseModel):
     differ by more. `min_chosen`: the chosen step has at least this value. `min_visits`: of a step
     that does not end the response."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     path: str
     kind: Kind = "general"
     min_gap: float = Field(default=0.5, ge=0, allow_inf_nan=False)
