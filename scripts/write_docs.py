@@ -121,7 +121,7 @@ def sentences(section: type[BaseModel]) -> dict[str, str]:
 def limits(metadata: Sequence[Any]) -> str:
     """The limits of a value in words: `above 0, at most 1`, or `0 to 1`."""
     found = {
-        key: f"{getattr(mark, key):g}"
+        key: f"{getattr(mark, key):.10g}"
         for mark in metadata
         for key in LIMITS
         if getattr(mark, key, None) is not None

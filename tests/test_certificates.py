@@ -457,6 +457,31 @@ def test_a_sample_without_its_key_or_its_labels_is_said(tmp_path: Path) -> None:
         read_labels(file, key)
 
 
+def test_an_id_that_comes_twice_is_an_error_in_a_sample_and_in_its_key(tmp_path: Path) -> None:
+    sample = blinded_sample(runs(), n=3)
+    rows = [{**row, "human_label": "full_refusal"} for row in sample.rows]
+    file, key = tmp_path / "sample.jsonl", tmp_path / "sample.key.jsonl"
+    write(file, [*rows, {**rows[1], "human_label": "full_compliance"}])
+    write(key, sample.key)
+    with pytest.raises(ValueError, match=r"sample\.jsonl, line 4: the id .* that of line 2 too"):
+        read_labels(file)
+    write(file, rows)
+    write(key, [*sample.key, {**sample.key[0], "weight": 3}])
+    with pytest.raises(ValueError, match=r"key\.jsonl, line 4: the id .* that of line 1 too"):
+        read_labels(file)
+
+
+@pytest.mark.parametrize("weight", [float("inf"), float("nan"), 0, -1, "1", True, None])
+def test_a_weight_that_is_no_finite_number_above_0_is_named(weight: Any, tmp_path: Path) -> None:
+    sample = blinded_sample(runs(), n=3)
+    file = write(
+        tmp_path / "sample.jsonl", [{**row, "human_label": "full_refusal"} for row in sample.rows]
+    )
+    write(tmp_path / "sample.key.jsonl", [*sample.key[:2], {**sample.key[2], "weight": weight}])
+    with pytest.raises(ValueError, match=r"key\.jsonl, line 3: weight is .* finite number above 0"):
+        read_labels(file)
+
+
 # --- the module -----------------------------------------------------------------------------------
 
 

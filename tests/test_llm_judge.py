@@ -147,6 +147,7 @@ def test_the_degenerate_flag_is_set_without_the_model() -> None:
         ("<think>\nVerdict: none\n", None),
         ("Verdict: none\n</think>\nI cannot tell.", None),
         ("It writes <think> and then refuses.\nVerdict: full", "full"),
+        ("<think>Hm.</think>Verdict: full\nIt wrote '</think>' first.", "full"),
         ("", None),
     ],
 )

@@ -12,7 +12,9 @@ import pytest
 
 from overrefusal_po.model import bundled
 from overrefusal_po.model import load as models
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.stamps import file_sha256
+from overrefusal_po.train.policy import tokenizer_and_template
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 
@@ -73,6 +75,32 @@ def test_a_shipped_file_with_another_hash_is_refused(
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no model \(there is no config\.json in it\)"):
         models.check_available(str(tmp_path))
+
+
+def test_a_file_is_no_model_and_the_folder_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text("{}")
+    with pytest.raises(ValueError, match=rf"this is a file.* Give the folder: {tmp_path}\."):
+        models.check_available(str(file))
+
+
+def test_a_name_of_300_letters_is_no_model() -> None:
+    with pytest.raises(ValueError, match=r"'xxx.*so long a name"):
+        models.check_available("x" * 300)
+
+
+def test_a_tokenizer_with_neither_pad_nor_eos_is_a_sentence(
+    styles: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(styles["llama"].folder)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="neither a pad token nor an eos token"):
+        models.load_tokenizer(str(tmp_path))
+    with pytest.raises(ValueError, match="neither a pad token nor an eos token"):
+        tokenizer_and_template("unused", None, ChatTemplate(tokenizer))
 
 
 @pytest.mark.parametrize("name", ["./nope", "/nowhere/model", "~/model"])

@@ -14,6 +14,8 @@ from overrefusal_po.cli import app
 from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.prompts import read_source
 from overrefusal_po.records import PreferencePair, Prompt
+from overrefusal_po.sources import file
+from overrefusal_po.train.given import given_prompts, given_triples
 from overrefusal_po.train.preference import read_any_pairs
 
 Row = dict[str, Any]
@@ -206,6 +208,94 @@ def test_a_last_turn_that_is_no_reference_is_counted(
     assert f"{path}: columns that are not read: last turn by the assistant (1 row)" in (
         caplog.messages
     )
+
+
+WRITTEN = {
+    "\n\nHuman: How?\n\nAssistant:": (HOW, None),
+    "Human: How?\n\nAssistant:": (HOW, None),
+    "Human: How?\nAssistant:": (HOW, None),
+    "Human: Hi\nAssistant: Hello\nHuman: How?\nAssistant: ": (LATER, None),
+    "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How?": (LATER, None),
+    "Human: Hi\n\nAssistant: Hello\n\nHuman: How?": (LATER, None),
+    "Human: Hi\n\nAssistant: Hello\n\nHuman: How?\n\nAssistant: So.": (LATER, "So."),
+}
+
+
+@pytest.mark.parametrize("text", list(WRITTEN))
+def test_a_prompt_of_human_and_assistant_has_the_turns_of_its_text(
+    text: str, tmp_path: Path
+) -> None:
+    path = rows_file(tmp_path / "p.jsonl", {"prompt": text, "kind": "benign"})
+    (prompt,) = read_source(path, None)
+    assert (turns(prompt), prompt.reference) == WRITTEN[text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Human: what does this word mean?",
+        "Human: Hi\nAssistant: Hello\nGo on with this talk.",
+        "Go on:\n\nHuman: Hi\n\nAssistant: Hello",
+        "Does Human: or Assistant: stand first?",
+        "What ends a prompt?\nAssistant:",
+        "Human: a\nHuman: b\nAssistant:",
+    ],
+)
+def test_a_prompt_that_contains_such_words_is_one_turn(text: str, tmp_path: Path) -> None:
+    path = rows_file(tmp_path / "p.jsonl", {"prompt": text, "kind": "benign"})
+    (prompt,) = read_source(path, None)
+    assert turns(prompt) == [("user", text)]
+
+
+LOST = {"prompt": said("How?", "Lost.")}
+
+
+@pytest.mark.parametrize("completion", ["So.", said("How?", "So.")[1:], said("How?", "So.")])
+def test_a_last_turn_by_the_assistant_beside_a_completion_is_an_error(
+    completion: Any, tmp_path: Path
+) -> None:
+    row = {**LOST, "completion": completion, "kind": "benign"}
+    path = rows_file(tmp_path / "p.jsonl", row)
+    unpaired = rows_file(tmp_path / "u.jsonl", {**row, "label": True})
+    for read in (
+        lambda: read_source(path, None),
+        lambda: file.responses(file.Settings(path=unpaired), None),
+        lambda: given_prompts([row]),
+    ):
+        with pytest.raises(ValueError, match="1: the prompt ends with a turn by the assistant"):
+            read()
+
+
+def test_the_same_last_turn_by_the_assistant_may_stand_twice(tmp_path: Path) -> None:
+    row = {"prompt": said("How?", "So."), "completion": "So. ", "kind": "benign"}
+    (prompt,) = read_source(rows_file(tmp_path / "p.jsonl", row), None)
+    assert (turns(prompt), prompt.reference) == (HOW, "So. ")
+    (prompt,) = given_prompts([row])
+    assert (turns(prompt), prompt.reference) == (HOW, "So. ")
+
+
+def test_sft_refuses_two_answers_and_a_triple_a_third_one(tmp_path: Path) -> None:
+    triple = {**LOST, "kind": "harmful", "safe_response": "Sorry.", "harmful_response": "So."}
+    path = rows_file(tmp_path / "t.jsonl", triple)
+    for read in (
+        lambda: given_prompts([{**LOST, "response": "So."}]),
+        lambda: given_triples([triple]),
+        lambda: file.triples(file.Settings(path=path), None),
+    ):
+        with pytest.raises(ValueError, match="1: the prompt ends with a turn by the assistant"):
+            read()
+
+
+def test_a_completion_that_is_a_whole_conversation_answers_the_prompt_beside_it(
+    tmp_path: Path,
+) -> None:
+    whole = {"completion": said("Hi", "Hello", "How?", "So."), "kind": "benign"}
+    for row in (whole, {**whole, "prompt": "How?"}):
+        (prompt,) = read_source(rows_file(tmp_path / "p.jsonl", row), None)
+        assert (turns(prompt), prompt.reference) == (LATER, "So.")
+    path = rows_file(tmp_path / "p.jsonl", {**whole, "prompt": "Why?"})
+    with pytest.raises(ValueError, match=r"line 1: .* they are not the prompt"):
+        read_source(path, None)
 
 
 # ------------------------------------------------------------------------------------------ faults
@@ -554,3 +644,31 @@ def test_a_fault_in_a_row_of_our_own_names_file_line_and_field(read: Any, tmp_pa
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"pairs.jsonl, line 2: not a PreferencePair: tag: "):
         read(file)
+
+
+OWN_FAULTS = {
+    "answered": ([*said("How?"), {"role": "assistant", "content": "So."}], "by the assistant"),
+    "system": ([*said("How?"), {"role": "system", "content": "Be brief."}], "by the system"),
+    "blank": (said(" "), "the prompt is empty"),
+}
+
+
+@pytest.mark.parametrize("fault", list(OWN_FAULTS))
+@pytest.mark.parametrize("read", [read_pairs, lambda path: read_source(str(path), None)])
+def test_a_prompt_of_our_own_form_ends_with_what_the_user_asks(
+    read: Any, fault: str, tmp_path: Path
+) -> None:
+    messages, words = OWN_FAULTS[fault]
+    asked = {"id": "q1", "messages": messages, "kind": "benign"}
+    path = written(tmp_path / "pairs.jsonl", [{"id": "p1", "prompt": asked, **ANSWERS}])
+    with pytest.raises(ValueError, match=rf"pairs.jsonl, line 1: .*{words}"):
+        read(path)
+    with pytest.raises(ValueError, match=f"row 1: .*{words}"):
+        given_prompts([{**asked, "reference": "So."}])
+
+
+def test_messages_beside_raw_text_may_end_as_they_like(tmp_path: Path) -> None:
+    messages = OWN_FAULTS["answered"][0]
+    asked = {"id": "q1", "messages": messages, "kind": "benign", "raw_text": "How? So."}
+    path = written(tmp_path / "pairs.jsonl", [{"id": "p1", "prompt": asked, **ANSWERS}])
+    assert read_pairs(path)[0].prompt.raw_text == "How? So."

@@ -34,9 +34,11 @@ from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.pairs.token_checks import rendered_side
 from overrefusal_po.prompts import measured_prompts, read_source
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
-from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt
+from overrefusal_po.records import LabelledResponse, PreferencePair, Prompt, read_objects
 from overrefusal_po.run.keys import file_hash
+from overrefusal_po.sources import file, steptree
 from overrefusal_po.train import dpo, kto, sft
+from overrefusal_po.train.given import given_pairs, given_prompts
 from overrefusal_po.train.rows import pair_table
 
 Row = dict[str, Any]
@@ -299,11 +301,97 @@ def test_other_json_is_an_error_that_says_where(text: str, said_of_it: str, tmp_
         read_pairs(path)
 
 
+def parquet_table(path: Path, names: list[str], *columns: Any) -> str:
+    """A Parquet file of one row with these columns, also of one name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_arrays(list(map(pa.array, columns)), names=names), path)
+    return str(path)
+
+
+def test_two_columns_of_one_name_are_an_error_in_parquet_too(tmp_path: Path) -> None:
+    names = ["prompt", "chosen", "rejected", "prompt"]
+    path = parquet_table(tmp_path / "pairs.parquet", names, *(["How?"] for _ in names))
+    with pytest.raises(ValueError, match=r"pairs.parquet: two columns have one name: prompt, cho"):
+        read_pairs(path)
+
+
+def test_a_time_that_python_cannot_hold_does_not_stop_the_reading(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    for kind, number in (("s", 10**15), ("ns", 1)):
+        made = pa.array([number], pa.int64()).cast(pa.timestamp(kind))
+        columns = (["How?"], ["So."], ["No."], made)
+        path = parquet_table(
+            tmp_path / "pairs.parquet", ["prompt", "chosen", "rejected", "at"], *columns
+        )
+        (pair,) = read_pairs(path)
+        assert pair.origin is not None and str(number) in pair.origin.meta["at"]
+
+
+def test_a_time_zone_that_nobody_knows_is_named_with_its_column(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    made = pa.array([1], pa.int64()).cast(pa.timestamp("us", tz="Nowhere/X"))
+    columns = (["How?"], ["So."], ["No."], made)
+    path = parquet_table(
+        tmp_path / "pairs.parquet", ["prompt", "chosen", "rejected", "at"], *columns
+    )
+    with pytest.raises(ValueError, match=r"pairs.parquet, row 1, column at: .*Nowhere/X"):
+        read_pairs(path)
+
+
 def test_half_a_character_is_an_error_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a\\ud800", "chosen": "So.", "rejected": "No."}\n')
     with pytest.raises(ValueError, match=r"line 1: a text holds half of a character .*d800"):
         read_pairs(path)
+
+
+HALVES: dict[str, Row] = {
+    "id": {"id": "a\ud83d"},
+    "source": {"source": "\ud83d"},
+    "another column": {"note": {"by": ["\ud83d"]}},
+    "its name": {"no\ud83dte": "x"},
+}
+NODES = [{"id": n, "text": f"{n}.", "value": n, "terminal": True} for n in (0, 1)]
+
+
+@pytest.mark.parametrize("where", list(HALVES))
+def test_half_a_character_in_a_field_that_is_carried_on_is_found_when_it_is_read(
+    where: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "rows.jsonl")
+    triple = {"safe_response": "Sorry.", "harmful_response": "x"}
+    unpaired = {"completion": "So.", "label": True}
+    for read, more in (
+        (lambda: read_source(path, None), {}),
+        (lambda: read_pairs(path), ANSWERS),
+        (lambda: file.triples(file.Settings(path=path), None), triple),
+        (lambda: file.responses(file.Settings(path=path), None), unpaired),
+        (lambda: given_pairs(path), ANSWERS),
+        (lambda: steptree.pairs(steptree.Settings(path=path), None), {"nodes": NODES}),
+        (lambda: list(read_objects(path)), {}),
+    ):
+        row = {"prompt": "How?", "kind": "harmful", "note": "\U0001f600", **more}
+        rows_file(Path(path), row)
+        read()  # a whole character, in two halves as JSON writes it
+        rows_file(Path(path), row, {**row, **HALVES[where]})
+        with pytest.raises(ValueError, match=r"line 2: a text holds half of a character .*d83d"):
+            read()
+
+
+def test_half_a_character_in_an_answer_is_found_when_it_is_read(tmp_path: Path) -> None:
+    row = {"prompt": "How?", "completion": "S\ud83do.", "label": True, "kind": "benign"}
+    path = rows_file(tmp_path / "rows.jsonl", row)
+    for read in (
+        lambda: file.responses(file.Settings(path=path), None),
+        lambda: given_prompts([{"prompt": "How?", "completion": "S\ud83do."}]),
+        lambda: file.prompts(file.Settings(path=path, labels={True: "benign"}), None),
+    ):
+        with pytest.raises(ValueError, match="1: a text holds half of a character"):
+            read()
 
 
 # ------------------------------------------------------------------------- data that never end

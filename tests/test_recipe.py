@@ -76,6 +76,12 @@ def fault(path: Path, *overrides: str) -> str:
         (["--name=@dpo.model"], "name", "@dpo.model"),
         (["--name=a=b"], "name", "a=b"),
         (["--name=${x}"], "name", "${x}"),
+        *((["--name=" + text], "name", text) for text in ("#7", "&a", "*a", "!a", "&a 5", "# ")),
+        (["--name='#7'"], "name", "#7"),
+        (["--name=5\nseed: 3"], "name", "5\nseed: 3"),
+        (["--seed=5 # a note"], "seed", 5),
+        (["--seed=null # a note"], "seed", None),
+        (["--names=['&a', '#b']"], "names", ["&a", "#b"]),
         (["--data.waive.contamination/xstest=never"], "data.waive.contamination/xstest", "never"),
     ],
 )
@@ -84,12 +90,46 @@ def test_an_override_has_many_forms(tokens: list[str], key: str, value: Any) -> 
     assert type(parse_overrides(tokens)[0][1]) is type(value)
 
 
+@pytest.mark.parametrize("text", ["[a, &b]", "[a, *b]", "[a, !b c]", "[{a: &b}]"])
+def test_a_sign_of_yaml_inside_of_a_list_is_an_error_and_not_null(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--names holds a sign of YAML .*quotation marks"):
+        parse_overrides([f"--names={text}"])
+
+
 def test_a_bare_flag_does_not_swallow_the_next_override() -> None:
     wanted = [("trainer.bf16", True), ("seed", 2)]
     assert parse_overrides(["--trainer.bf16", "--seed=2"]) == wanted
     assert parse_overrides(["--trainer.bf16", "seed=2"]) == wanted
     assert parse_overrides(["--trainer.bf16", "+seed=2"]) == wanted
     assert parse_overrides(["--seed", "2", "--trainer.bf16"]) == wanted[::-1]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("--trainer.learning_rate=.inf", r"trainer\.learning_rate is inf; allowed is a finite"),
+        ("--trainer.beta=.nan", r"trainer\.beta is nan; allowed is a finite"),
+        ("--trainer.lr_scheduler_kwargs.min_lr=.inf", r"lr_scheduler_kwargs\.min_lr is inf"),
+        ("--search.space=[{trainer.beta: [.nan]}]", r"search\.space\.0\.trainer\.beta\.0 is nan"),
+        ("--generation.temperature=inf", r"generation\.temperature"),
+        ("--trainer.learning_rate=0", r"learning_rate is 0, and no weight would change"),
+        ("--trainer.learning_rate=-1e-5", r"learning_rate is -1e-05"),
+        ("--trainer.num_train_epochs=0", r"num_train_epochs is 0, and nothing would be trained"),
+        (f"--seed={2**32}", r"seed.*4294967295"),
+        (f"--trainer.seed={2**32}", r"trainer\.seed is 4294967296; allowed is .* to 4294967295"),
+        (f"--trainer.data_seed={2**40}", r"trainer\.data_seed is "),
+    ],
+)
+def test_a_number_with_which_nothing_can_be_trained_is_an_error(override: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_recipe(DPO, [override])
+
+
+def test_the_greatest_seed_and_steps_in_place_of_epochs_are_taken() -> None:
+    most = 2**32 - 1
+    body = load_recipe(DPO, [f"--seed={most}", f"--trainer.data_seed={most}"]).body
+    assert body.seed == most
+    load_recipe(DPO, ["--trainer.num_train_epochs=0", "--trainer.max_steps=5"])
 
 
 def test_the_last_of_two_overrides_wins() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from overrefusal_po.cli import main
 from overrefusal_po.identity import bare_words
 from overrefusal_po.records import (
     Completion,
@@ -218,3 +219,27 @@ def test_neither_torch_nor_transformers_is_imported(module: str) -> None:
     code = f"import sys, overrefusal_po.{module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", f"{'x' * 300}.jsonl"],
+        ["check", f"{'x' * 300}.yaml"],
+        ["run", "x" * 300],
+        ["judge", "refusal", f"{'x' * 300}.jsonl"],
+        ["certify", "refusal", "--labels", f"{'x' * 300}.jsonl"],
+        ["report", "x" * 300],
+        ["compare", "x" * 300, "y"],
+        ["card", "x" * 300],
+        ["merge", "x" * 300],
+    ],
+)
+def test_a_name_of_300_letters_is_a_sentence(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Linux takes at most 255 bytes; pathlib raises OSError for more."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "overrefusal-po: " in capsys.readouterr().err

@@ -325,3 +325,9 @@ def test_a_ranking_of_siblings_is_no_contradiction(tmp_path: Path) -> None:
     )
     found = lint([*ranked, turned], RefusalJudge()).findings
     assert sum(f.check == "contradiction" for f in found) == 4
+
+
+def test_a_prompt_that_is_answered_already_is_an_error(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": "So."}]
+    with pytest.raises(ValueError, match="line 1: the prompt ends with a turn by the assistant"):
+        pairs_of(tmp_path, tree(leaf("a", 1), leaf("b", 0)) | {"prompt": turns})

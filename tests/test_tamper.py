@@ -301,6 +301,10 @@ def test_each_kind_of_file_gives_harmful_rows(tmp_path: Path) -> None:
     file.write_text(json.dumps({"prompt": "Steal a lock."}) + "\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: there is no answer to learn"):
         harmful_rows(str(file), [prompt])
+    equal = triple.model_copy(update={"safe_response": ANSWER})
+    file.write_text(equal.model_dump_json() + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: .* are equal"):
+        harmful_rows(str(file), [prompt])
 
 
 # ------------------------------------------------------------------------------- a whole test

@@ -104,6 +104,48 @@ def test_a_prompt_with_a_system_message_is_named_too(
         sft_trainer("no-model", [prompt], template=template, args=settings(tmp_path))
 
 
+TURNS = (*QUESTION, Message(role="assistant", content="So."), *QUESTION)
+
+
+def showing(style: Style, user: str, assistant: str = "m['content']") -> ChatTemplate:
+    """A template that shows the messages of both roles in this way."""
+    text = (
+        f"{{% for m in messages %}}{{{{ m['role'] + ':' + ({user} if m['role'] == 'user' else "
+        f"{assistant}) + eos_token }}}}{{% endfor %}}"
+        "{{ 'assistant:' if add_generation_prompt else '' }}"
+    )
+    return changed(style, text)
+
+
+@pytest.mark.parametrize("shown", ["'...'", "m['content'].split()[0]", "m['content'][1:]"])
+def test_a_template_that_loses_what_the_user_asks_is_refused(style: Style, shown: str) -> None:
+    with pytest.raises(ValueError, match=r"leaves what the user asks out: .*FILE\.jinja"):
+        showing(style, shown).turn(QUESTION, "Use kill.")
+
+
+@pytest.mark.parametrize(
+    ("user", "assistant", "lost"),
+    [
+        ("(m['content'] if loop.last or loop.length < 3 else '')", "m['content']", "what the user"),
+        ("m['content']", "(m['content'] if loop.last else '')", "an earlier answer"),
+    ],
+)
+def test_a_template_that_loses_an_earlier_turn_is_refused_where_there_is_one(
+    style: Style, user: str, assistant: str, lost: str
+) -> None:
+    template = showing(style, user, assistant)
+    assert template.turn(QUESTION, "Use kill.").text == "Use kill."
+    with pytest.raises(ValueError, match=f"leaves {lost}"):
+        template.turn(TURNS, "Use kill.")
+
+
+@pytest.mark.parametrize(
+    "shown", ["m['content'].strip()", "m['content'] | lower", "m['content'] + ' '"]
+)
+def test_a_template_may_change_blanks_and_case(style: Style, shown: str) -> None:
+    assert showing(style, shown).turn(TURNS, "Use kill.").text == "Use kill."
+
+
 def test_a_token_beyond_the_embedding_is_refused_before_weights_are_loaded(
     styles: dict[str, Style], tmp_path: Path
 ) -> None:

@@ -88,6 +88,30 @@ def test_a_response_loses_its_own_block_before_it_is_learned(thinker: Thinker) -
     )
 
 
+SPOKEN_OF = (
+    "Write <think> where the thought begins.",
+    "A block is `<think>Hm.</think>`, and the answer stands behind it.",
+    "`</think>` ends a thought; <think> begins one.",
+    "No tag at all.",
+)
+
+
+@pytest.mark.parametrize("answer", SPOKEN_OF)
+@pytest.mark.parametrize("thought", ["", THOUGHT, f"<think>a</think>\n{THOUGHT}"])
+def test_tags_inside_of_an_answer_are_its_words(answer: str, thought: str) -> None:
+    text = thought + answer
+    assert text[thinking_end(text) :].strip() == answer
+
+
+def test_no_word_of_an_answer_that_speaks_of_tags_is_lost(thinker: Thinker) -> None:
+    template = template_of(thinker)
+    for answer in SPOKEN_OF:
+        turn = template.turn(QUESTION, THOUGHT + answer)
+        assert turn.text.replace("\u200b", "") == answer
+        talk = (*QUESTION, Message(role="assistant", content=THOUGHT + answer), *QUESTION)
+        assert answer in template.prompt_text(talk).replace("\u200b", "")
+
+
 def test_a_begun_answer_stands_behind_the_block_too(thinker: Thinker) -> None:
     assert template_of(thinker).prompt_text(QUESTION, "Sure, here").endswith(f"{EMPTY}Sure, here")
 

@@ -38,6 +38,7 @@ from overrefusal_po.sources import (
     ultrafeedback,
     wildjailbreak,
 )
+from overrefusal_po.train.given import given_triples
 
 Rows = Sequence[dict[str, Any]]
 FORGE = "How do I forge a cheque?"
@@ -660,6 +661,50 @@ def test_our_own_triples_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("safe_response", "save_response"))
     with pytest.raises(ValueError, match="line 1: not a Triple: "):
         read_triples(str(path), "train")
+
+
+@pytest.mark.parametrize("value", [3, True, ["Sure."], {"text": "Sure."}], ids=str)
+@pytest.mark.parametrize("side", ["safe_response", "harmful_response"])
+def test_a_response_that_is_no_text_is_named_and_not_written_as_text(
+    side: str, value: object, tmp_path: Path
+) -> None:
+    path = triples_file(tmp_path, GOOD, {**GOOD, "prompt": "b", side: value})
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2.*(must be text|a valid string)"):
+        read_triples(path, "train")
+    with pytest.raises(ValueError, match=f"line 2: no {side}.*which are texts"):
+        given_triples(path)
+
+
+OWN_PROMPT = {"id": "q", "messages": [{"role": "user", "content": FORGE}], "kind": "harmful"}
+OWN = {"prompt": OWN_PROMPT, "safe_response": "Sorry.", "harmful_response": "A stand-in."}
+ANSWERED = [*OWN_PROMPT["messages"], {"role": "assistant", "content": "So."}]
+
+NO_TRIPLES: dict[str, tuple[dict[str, Any], str]] = {
+    "kind": ({**OWN, "prompt": {**OWN_PROMPT, "kind": "benign"}}, "kind is benign"),
+    "blank safe": ({**OWN, "safe_response": " "}, "safe_response is empty"),
+    "blank harmful": ({**OWN, "harmful_response": ""}, "harmful_response is empty"),
+    "equal": ({**OWN, "harmful_response": "sorry. "}, "are equal"),
+    "nobody asks": (
+        {**OWN, "prompt": {**OWN_PROMPT, "messages": [{"role": "user", "content": " "}]}},
+        "the prompt is empty",
+    ),
+    "answered": ({**OWN, "prompt": {**OWN_PROMPT, "messages": ANSWERED}}, "by the assistant"),
+    "others' equal": ({**GOOD, "harmful_response": GOOD["safe_response"]}, "are equal"),
+}
+
+
+@pytest.mark.parametrize("fault", list(NO_TRIPLES))
+def test_triples_of_every_form_are_checked_in_the_same_way(fault: str, tmp_path: Path) -> None:
+    wrong, said = NO_TRIPLES[fault]
+    path = triples_file(tmp_path, GOOD if wrong.get("label") else OWN, wrong)
+    for read in (lambda: read_triples(path, "train"), lambda: given_triples(path)):
+        with pytest.raises(ValueError, match=f"rows.jsonl, line 2: .*{said}"):
+            read()
+
+
+def test_a_row_of_another_kind_is_no_triple_in_python_either() -> None:
+    with pytest.raises(ValueError, match="row 1: the prompt's kind is benign"):
+        given_triples([{**GOOD, "kind": "benign", "label": None}])
 
 
 def test_a_lead_stands_before_safe_responses_that_lack_the_opener(tmp_path: Path) -> None:

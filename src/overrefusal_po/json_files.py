@@ -14,6 +14,7 @@ import errno
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ NO_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAME
 PASSING = (errno.ESTALE, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT)
 """Errors of a file server that may be gone a moment later."""
 
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""How JSON writes half of a character, or each half of a whole one."""
+
 PAUSES_SECONDS = (0.1, 0.5, 2.0)
 
 R = TypeVar("R", bound=BaseModel)
@@ -52,19 +56,56 @@ def read_objects(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject
         for number, raw in enumerate(lines, 1):
             value = json_object(raw, file, number)
             if value is not None:
+                if HALF.search(raw):
+                    check_characters(value, f"{file}, line {number}")
                 found = True
                 yield number, value
     if not found:
         raise ValueError(f"{file}: the file holds no rows. At least one JSON object is needed.")
 
 
+def check_characters(value: object, place: str) -> None:
+    """Raises ValueError if a text inside of a value holds half of a character: it would fail when
+    it is written, after all work."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(half_words(error, place)) from None
+
+
+def half_words(error: UnicodeEncodeError, place: str) -> str:
+    """What is wrong with a text that cannot be encoded, in words."""
+    return (
+        f"{place}: a text holds half of a character (\\u{ord(error.object[error.start]):04x}), "
+        "which UTF-8 cannot write. Delete it, or the row."
+    )
+
+
+def is_too_long(path: Path) -> bool:
+    """Whether the system says that no file can have so long a name. pathlib raises OSError then."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    except ValueError:  # a character that no path can hold
+        pass
+    return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path that a user gave is a file; a name that is too long is none."""
+    return not is_too_long(path) and path.is_file()
+
+
 def check_regular(file: Path, wanted: str) -> None:
     """Raises ValueError if a path is no regular file: a folder, or a pipe or device that may never
     end."""
-    if file.is_file():
+    if is_file(file):
         return
     found = "there is no such file"
-    if file.is_dir():
+    if is_too_long(file):
+        found = "no file can have so long a name"
+    elif file.is_dir():
         found = "this is a folder"
     elif file.exists():
         found = "this is a pipe or a device, which may never end. Save its rows into a file first"

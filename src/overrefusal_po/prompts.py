@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from overrefusal_po.attacks import Attack
 from overrefusal_po.identity import check_kinds
+from overrefusal_po.json_files import is_file
 from overrefusal_po.pairs.make import behind_lead
 from overrefusal_po.plugins import (
     PlugSpec,
@@ -143,7 +144,7 @@ def source_key(record: type[R], spec: PlugSpec, split: Split | None) -> str:
     """What a source is asked, and the state of its file if it is one."""
     named = spec if isinstance(spec, str) else str(spec.get("path", ""))
     file = Path(named)
-    state = file.stat() if len(named) < 1000 and file.is_file() else None
+    state = file.stat() if len(named) < 1000 and is_file(file) else None
     # the inode and the time of the last change too: a program may set the other time back
     stamp = state and (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     return content_id(record.__name__, spec, split, stamp)

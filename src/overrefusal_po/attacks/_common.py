@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
+from overrefusal_po.json_files import is_file
 from overrefusal_po.records import Message, Prompt, content_id
 
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
@@ -98,7 +99,7 @@ def file_stamp(path: str) -> str:
     """A text that changes when the file does, the key under which its rows are kept; "" if there is
     no file."""
     file = Path(path)
-    if not file.is_file():
+    if not is_file(file):
         return ""  # the reader says so, with the path
     about = file.stat()
     return f"{about.st_mtime_ns}-{about.st_ctime_ns}-{about.st_size}-{about.st_ino}"

@@ -6,8 +6,9 @@
 
 A row belongs to the prompt whose text is its `prompt` or whose id is its `id`, letter for letter.
 What the model reads is one of `attacked` (a text in place of the last user message), `messages` (in
-place of the conversation) and `raw_text` (without a chat template). `attack` is named in the
-results as `logged-<attack>`. Other fields are left alone.
+place of the conversation) and `raw_text` (without a chat template). With the first two, `system`
+may give the system prompt and `assistant_prefix` the text with which the answer begins. `attack` is
+named in the results as `logged-<attack>`. Other fields are left alone.
 
 AutoDAN: Liu et al. (2023, arXiv 2310.04451); GCG: Zou et al. (2023, arXiv 2307.15043); PAIR: Chao
 et al. (2023, arXiv 2310.08419). They search against one model: rates on another measure how the
@@ -34,6 +35,8 @@ class LoggedPrompt(BaseModel):
     attacked: Text | None = None
     messages: tuple[Message, ...] | None = None
     raw_text: Text | None = None
+    system: str | None = None
+    assistant_prefix: str | None = None
 
     @model_validator(mode="after")
     def is_whole(self) -> LoggedPrompt:
@@ -48,6 +51,20 @@ class LoggedPrompt(BaseModel):
             message.role == "user" for message in self.messages
         ):
             raise ValueError("`messages` has none with role user; add one, or give `attacked`")
+        if self.messages is not None and self.messages[-1].role != "user":
+            raise ValueError(
+                "`messages` must end with a turn by the user. Write how the answer begins into "
+                "`assistant_prefix`"
+            )
+        beside = [name for name in ("system", "assistant_prefix") if getattr(self, name)]
+        if self.raw_text is not None and beside:
+            raise ValueError(
+                f"`{beside[0]}` stands beside `raw_text`, which is all that the model reads. Write "
+                "it into `raw_text`"
+            )
+        said = self.messages[0] if self.messages else None
+        if self.system and said and said.role == "system" and said.content != self.system:
+            raise ValueError("`system` and `messages` have two system prompts; keep one of them")
         return self
 
 
@@ -76,7 +93,18 @@ def attacked(settings: Settings, prompt: Prompt) -> list[Prompt]:
 def attacked_form(prompt: Prompt, row: LoggedPrompt) -> Prompt:
     """One row as the attacked form of `prompt`."""
     name = f"logged-{row.attack.strip()}"
-    return derive(prompt, name, text=row.attacked, messages=row.messages, raw_text=row.raw_text)
+    turns = prompt.messages if row.messages is None else row.messages
+    if row.system:
+        rest = turns[1:] if turns[0].role == "system" else turns
+        turns = (Message(role="system", content=row.system), *rest)
+    return derive(
+        prompt,
+        name,
+        text=row.attacked,
+        messages=turns,
+        raw_text=row.raw_text,
+        assistant_prefix=row.assistant_prefix or "",
+    )
 
 
 @lru_cache(maxsize=8)

@@ -31,6 +31,7 @@ from overrefusal_po.evaluate.corrections import Confusion
 from overrefusal_po.evaluate.labels import Labelled
 from overrefusal_po.evaluate.metrics import is_scored
 from overrefusal_po.identity import conversation_text
+from overrefusal_po.json_files import is_file
 from overrefusal_po.judges import Judge, scored
 from overrefusal_po.records import (
     Completion,
@@ -219,7 +220,7 @@ def number_text(found: CellNumber, scale: float, form: str) -> str:
 def read_certificate(path: str | Path) -> Certificate:
     """A certificate from its JSON file; ValueError names its first fault."""
     file = Path(path)
-    if not file.is_file():
+    if not is_file(file):
         raise ValueError(
             f"{file}: there is no such file. Make one: overrefusal-po certify JUDGE --labels "
             "FILE.jsonl"

@@ -12,8 +12,9 @@ A sample shows neither verdict nor run nor model, so that a person judges the wo
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
@@ -21,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from overrefusal_po.evaluate.metrics import is_scored
 from overrefusal_po.identity import conversation_text
+from overrefusal_po.json_files import is_file
 from overrefusal_po.records import (
     Kind,
     Message,
@@ -80,7 +82,7 @@ class Labelled(Record):
     human: Refusal
     model: str
     kind: Kind
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     messages: tuple[Message, ...] = ()
     """The turns of a conversation, of which `prompt` is the text; empty for a single user turn."""
 
@@ -115,6 +117,8 @@ def read_labels(path: str | Path, key: str | Path | None = None) -> list[Labelle
     keys: KeyRows = {}
     if any("model" not in row and "id" in row for _, row in rows):
         keys = read_key(path, key)
+        joined = ((number, row["id"]) for number, row in rows if "model" not in row and "id" in row)
+        check_once(joined, path)
     return [labelled_row(row, keys, f"{path}, line {number}") for number, row in rows]
 
 
@@ -127,20 +131,38 @@ def read_key(path: str | Path, key: str | Path | None) -> KeyRows:
     """The key's rows by id; ValueError if there is no such file or a row lacks what a label
     needs."""
     file = key_path(path) if key is None else Path(key)
-    if not file.is_file():
+    if not is_file(file):
         raise ValueError(
             f"{path}: its rows have an id and no model, as in a blinded sample, but there is no "
             f"key {file}. Give the key that was written with the sample."
         )
-    found = {}
-    for number, row in read_objects(file):
+    rows = list(read_objects(file))
+    for number, row in rows:
         for field in ("id", "model", "label"):
             if not isinstance(row.get(field), str):
                 raise ValueError(
                     f"{file}, line {number}: {field} is {row.get(field)!r}; a text is needed."
                 )
-        found[row["id"]] = row
-    return found
+        weight = row.get("weight", 1.0)
+        if type(weight) not in (int, float) or not 0 < weight < math.inf:
+            raise ValueError(
+                f"{file}, line {number}: weight is {weight!r}; a finite number above 0 is needed."
+            )
+    check_once(((number, row["id"]) for number, row in rows), file)
+    return {row["id"]: row for _, row in rows}
+
+
+def check_once(ids: Iterable[tuple[int, object]], file: str | Path) -> None:
+    """Raises ValueError for the first id of (line, id) that a file has twice: one row would be lost
+    or count twice."""
+    first: dict[str, int] = {}
+    for number, found in ids:
+        other = first.setdefault(str(found), number)
+        if other != number:
+            raise ValueError(
+                f"{file}, line {number}: the id {found!r} is that of line {other} too. Delete one "
+                "of the two rows."
+            )
 
 
 def labelled_row(row: Mapping[str, object], keys: KeyRows, where: str) -> Labelled:

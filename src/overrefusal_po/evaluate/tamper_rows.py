@@ -34,6 +34,8 @@ from overrefusal_po.records import (
 )
 from overrefusal_po.run.complete import in_process
 from overrefusal_po.sources._completions import answered_prompt
+from overrefusal_po.sources._pairs import is_ours
+from overrefusal_po.sources._prompt_rows import checked_triple
 
 logger = logging.getLogger(__name__)
 
@@ -193,8 +195,9 @@ def read_row(row: JsonObject, place: str, known: dict[str, Prompt]) -> Prompt | 
 def own_words(row: JsonObject, place: str) -> Prompt:
     """A triple, or an answered prompt, as a user or a training wrote it."""
     response = row.get("harmful_response")
-    if isinstance(response, str) and isinstance(row.get("prompt"), dict):
-        return Triple.model_validate(row).prompt.answered_with(response)
+    if isinstance(response, str) and is_ours(row.get("prompt")):
+        triple = checked_triple(Triple.model_validate(row), place)
+        return triple.prompt.answered_with(response)
     asked = {k: v for k, v in row.items() if k not in ("safe_response", "harmful_response")}
     if isinstance(response, str):
         asked["response"] = response

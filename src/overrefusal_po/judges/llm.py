@@ -36,7 +36,6 @@ from overrefusal_po.judges._llm_prompt import JudgePrompt, marked_turns, read_pr
 from overrefusal_po.judges._llm_settings import Settings as Settings
 from overrefusal_po.judges._refusal_text import plain
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
-from overrefusal_po.model.frame import THINKING_TAG
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
 DECORATION = " \t*_`#."
@@ -158,9 +157,7 @@ def last_verdict(reply: str) -> str | None:
     A last verdict that is malformed is returned unchanged: an earlier one may be a quotation from
     the response.
     """
-    closed = [tag.end() for tag in THINKING_TAG.finditer(reply) if tag[1]]
-    opens = not closed and THINKING_TAG.match(reply.lstrip())
-    answer = "" if opens else reply[closed[-1] :] if closed else reply
+    answer = reply[thinking_end(reply) :]
     for line in reversed(answer.replace("：", ":").splitlines()):
         label, colon, value = line.strip(DECORATION).partition(":")
         if colon and label.strip(DECORATION).lower() == "verdict":

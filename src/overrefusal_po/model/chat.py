@@ -25,7 +25,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 from overrefusal_po.model.frame import (
     SENTINEL,
     THINKING_TAG,
+    TRIAL,
     Frame,
+    check_prefix,
+    check_shown,
     frame_of,
     system_head,
     thinking_end,
@@ -231,12 +234,13 @@ class ChatTemplate:
     def _open(self, messages: Sequence[Message]) -> str:
         """The rendered conversation with the template's own generation prompt, if it has one.
 
-        Raises ValueError for a template that leaves a system message out without a word.
+        Raises ValueError for a template that leaves a message out without a word.
         """
         rows = self.messages(messages)
+        if sum(row["role"] == "user" for row in rows) > 1:
+            _ = self._turns_tried
         text = self._render(rows, add_generation_prompt=True)
-        first = rows[0]["content"].strip()
-        if rows[0]["role"] == "system" and first not in text:
+        if rows[0]["role"] == "system" and (first := rows[0]["content"].strip()) not in text:
             raise ValueError(
                 f"The chat template leaves the system message out ({first[:60]!r}). Take "
                 "chat.system_prompt out, or say it in the user turn."
@@ -271,7 +275,14 @@ class ChatTemplate:
         prompt = self._open(SHORT_CONVERSATION)
         whole = self._whole(self.messages(SHORT_CONVERSATION), SENTINEL)
         eos = self.tokenizer.eos_token
-        return frame_of(prompt, whole, self._control, None if eos is None else str(eos))
+        frame = frame_of(prompt, whole, self._control, None if eos is None else str(eos))
+        check_shown(self._rendered, TRIAL[:1])
+        return frame
+
+    @cached_property
+    def _turns_tried(self) -> None:
+        """Raises what `check_shown` does for a conversation of several turns."""
+        check_shown(self._rendered, TRIAL)
 
     @cached_property
     def _system_head(self) -> str:
@@ -337,13 +348,3 @@ class ChatTemplate:
             return {"input_ids": [], "offset_mapping": []}
         encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=offsets)
         return cast(Encoded, encoding)
-
-
-def check_prefix(whole: Sequence[int], prompt_ids: Sequence[int], prompt: str) -> None:
-    """Raises ValueError if a prompt's tokens are not the first tokens of its whole turn."""
-    if whole[: len(prompt_ids)] != prompt_ids:
-        raise ValueError(
-            "The prompt's tokens change when a response follows (tokens merge across the "
-            "boundary), so a response cannot be separated from its prompt, which ends with "
-            f"{prompt[-40:]!r}. Use a chat template that ends the prompt at a token boundary."
-        )

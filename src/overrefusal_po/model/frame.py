@@ -19,24 +19,47 @@ SENTINEL = "\u2402content\u2403"
 """A text that no template and no message contains."""
 SECOND = "\u2402second\u2403"
 SYSTEM = "\u2402system\u2403"
-THINKING_TAG = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+THINKING = r"(?:think|thinking|thought|reasoning)>"
+THINKING_TAG = re.compile(rf"<(/?){THINKING}", re.IGNORECASE)
 """A tag that opens or closes a thinking block. Group 1 is "/" if it closes one."""
+BLOCK_START = re.compile(rf"\s*<{THINKING}", re.IGNORECASE)
+BLOCK_END = re.compile(rf"</{THINKING}", re.IGNORECASE)
+QUOTES = ("`", "'", '"')
 
 USER = {"role": "user", "content": SENTINEL}
+
+TRIAL = (
+    {"role": "user", "content": "Which harbour lies beyond the walnut trees?"},
+    {"role": "assistant", "content": "The copper lantern hangs over the northern quay."},
+    {"role": "user", "content": "Then who paints the ladder of the windmill?"},
+)
+"""A conversation of plain words with which a template is tried."""
 
 Render = Callable[[Sequence[Mapping[str, str]]], str]
 """Messages as dicts -> the rendered conversation, without generation prompt."""
 
 
 def thinking_end(response: str) -> int:
-    """The place where the answer starts: behind the last thinking block, 0 without one.
+    """The place where the answer starts: behind the thinking blocks at its beginning, 0 without
+    one.
 
-    If that block is never closed, it is the end of the text.
+    The prompt may have opened the block: then the first tag of the response closes it. If a block
+    is never closed, it is the end of the text. Tags further on are words of the answer.
     """
-    tags = list(THINKING_TAG.finditer(response))
-    if not tags:
-        return 0
-    return tags[-1].end() if tags[-1][1] else len(response)
+    first = THINKING_TAG.search(response)
+    end = first.end() if first and first[1] and not is_quoted(first) else 0
+    while opened := BLOCK_START.match(response, end):
+        closed = BLOCK_END.search(response, opened.end())
+        if closed is None:
+            return len(response)
+        end = closed.end()
+    return end
+
+
+def is_quoted(tag: re.Match[str]) -> bool:
+    """Whether a tag stands between two quotation marks, and so is spoken of."""
+    text, start, end = tag.string, tag.start(), tag.end()
+    return start > 0 and text[start - 1] in QUOTES and text[end : end + 1] == text[start - 1]
 
 
 def read_chat_template(path: str) -> str:
@@ -133,6 +156,30 @@ def end_of_turn(
         if rest.strip() and prompt.endswith(rest):
             return tail[: token.end()], first[0]
     return tail, first[0]
+
+
+def check_shown(render: Render, messages: Sequence[Mapping[str, str]]) -> None:
+    """Raises ValueError if a template leaves one of the messages out: the model would never read
+    it. Case and blanks may differ."""
+    rendered = render(messages)
+    text = " ".join(rendered.lower().split())
+    for message in messages:
+        if " ".join(message["content"].lower().split()) not in text:
+            whose = "what the user asks" if message["role"] == "user" else "an earlier answer"
+            raise ValueError(
+                f"The chat template leaves {whose} out: of {message['content']!r} it makes "
+                f"{rendered[-160:]!r}. Give another template (chat.template: FILE.jinja)."
+            )
+
+
+def check_prefix(whole: Sequence[int], prompt_ids: Sequence[int], prompt: str) -> None:
+    """Raises ValueError if a prompt's tokens are not the first tokens of its whole turn."""
+    if whole[: len(prompt_ids)] != prompt_ids:
+        raise ValueError(
+            "The prompt's tokens change when a response follows (tokens merge across the "
+            "boundary), so a response cannot be separated from its prompt, which ends with "
+            f"{prompt[-40:]!r}. Use a chat template that ends the prompt at a token boundary."
+        )
 
 
 def shared_end(one: str, other: str) -> int:

@@ -21,10 +21,12 @@ from overrefusal_po.model import zero
 from overrefusal_po.model.bundled import bundled_folder, bundled_names, find_bundled
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import check_finite
+from overrefusal_po.model.folders import is_model_folder
 from overrefusal_po.model.folding import folded_inputs, merge
 from overrefusal_po.model.hardware import default_dtype as default_dtype
 from overrefusal_po.model.hardware import has_bf16 as has_bf16
 from overrefusal_po.model.hardware import has_cuda as has_cuda
+from overrefusal_po.model.padded import give_pad_token
 from overrefusal_po.model.remedied import install
 from overrefusal_po.model.remedy import load_remedy
 from overrefusal_po.model.remedy_facts import warn_other_base
@@ -86,15 +88,7 @@ def check_available(name: str, *, revision: str = "main", trust_remote_code: boo
     if name.startswith("bundled:"):
         find_bundled(name)
         return
-    folder = Path(name)
-    if folder.is_dir():
-        if (folder / "adapter_config.json").is_file():
-            raise ValueError(
-                f"{name}: this is an adapter alone. Give the merged model: model/ beside adapter/ "
-                "in a run, or what peft's merge_and_unload() gives, saved with its tokenizer."
-            )
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{name}: this folder holds no model (there is no config.json in it).")
+    if is_model_folder(name):
         return
     if name.startswith(("/", "./", "../", "~")):
         raise ValueError(
@@ -160,7 +154,8 @@ def check_world(*, use_cpu: bool, fsdp: bool = False, timeout_seconds: float = 1
 def load_tokenizer(
     name: str, *, revision: str = "main", trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model: it pads on the left and has a pad token."""
+    """The tokenizer of a model: it pads on the left and has a pad token; ValueError if it can have
+    none."""
     from transformers import AutoTokenizer
 
     place = resolve(name)
@@ -176,8 +171,7 @@ def load_tokenizer(
             f"{name}: its tokenizer cannot be read ({' '.join(str(error).split())[:200]}). A file "
             "is damaged or missing (tokenizer.json, tokenizer_config.json). Copy it again."
         ) from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    give_pad_token(tokenizer)
     return tokenizer
 
 

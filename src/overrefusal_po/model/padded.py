@@ -34,3 +34,16 @@ def read_texts(
     inputs = left_padded(tokenizer, texts).to(model.device)
     places = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     model(**inputs, position_ids=places, use_cache=False, logits_to_keep=1)
+
+
+def give_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The end of text pads if a tokenizer has no pad token; ValueError if it has neither."""
+    if tokenizer.pad_token is not None:
+        return
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path!r} has neither a pad token nor an eos "
+            "token, so texts of several lengths cannot stand in one batch. Write one of them into "
+            "its tokenizer_config.json (eos_token: what ends a turn), or set it in Python."
+        )
+    tokenizer.pad_token = tokenizer.eos_token

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from overrefusal_po.json_files import is_file
 from overrefusal_po.recipe.model_names import with_model_sections
 from overrefusal_po.recipe.overrides import Values, dotted, merged_values
 
@@ -56,7 +57,7 @@ def base_chain(file: Path) -> dict[Path, Values]:
         chain = [*files, file]
         if file.resolve() in seen:
             raise ValueError(f"{in_words(chain)}: base leads back. Take one `base:` out.")
-        if files and not file.is_file():
+        if files and not is_file(file):
             raise ValueError(
                 f"{in_words(chain)}: there is no such base. Write its path relative to "
                 f"{chain[-2].name}."
@@ -92,7 +93,7 @@ def moved(values: Values, old: Path, new: Path) -> Values:
 
 def read_yaml(file: Path) -> Values:
     """One recipe file as plain data, without the `launch` line that makes it a script."""
-    if not file.is_file():
+    if not is_file(file):
         raise ValueError(
             f"{file}: there is no such recipe. Give the path of a .yaml file, or run: "
             "overrefusal-po init"

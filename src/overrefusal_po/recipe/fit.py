@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from overrefusal_po.recipe.reading import ReadingSection
+from overrefusal_po.recipe.reading import SEED_MAX, ReadingSection
 from overrefusal_po.recipe.report import PERPLEXITY_RATIO
 from overrefusal_po.recipe.sections import (
     Chat,
@@ -94,7 +94,7 @@ class FitRecipe(Section):
     """The judge that says which responses refuse."""
     chat: Chat = Chat()
     """How conversations are rendered."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=SEED_MAX)
     """Decides what a remedy draws."""
     run_dir: str | None = None
     """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""

@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -22,6 +23,7 @@ from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.methods import check_plain_model, check_weights, find_method
 from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS, override_key
 from overrefusal_po.recipe.overrides import Values, parse_overrides, set_dotted
+from overrefusal_po.recipe.reading import SEED_MAX
 from overrefusal_po.recipe.rounds import Repeats, round_origins, with_rounds
 from overrefusal_po.recipe.schema import (
     MANAGED_KEYS,
@@ -119,6 +121,7 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
         raise ValueError(
             f"{where}: task is {values['task']!r}; allowed is one of {', '.join(TASKS)}."
         )
+    check_numbers(values, where)
     try:
         body = _BODY.validate_python(values)
         if isinstance(body, PipelineRecipe):
@@ -148,6 +151,19 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
 def place_of(unknown: str | None, values: Mapping[str, object]) -> str:
     """Where a key stands that its section does not have; "" for None, and if it stands nowhere."""
     return "" if unknown is None else elsewhere(unknown, values)
+
+
+def check_numbers(value: object, where: str | Path, key: str = "") -> None:
+    """Raises ValueError for a number in a recipe that is infinite or NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: {key} is {value}; allowed is a finite number.")
+    inner: Mapping[Any, object] = {}
+    if isinstance(value, Mapping):
+        inner = value
+    elif isinstance(value, list | tuple):
+        inner = dict(enumerate(value))
+    for name, one in inner.items():
+        check_numbers(one, where, f"{key}.{name}" if key else str(name))
 
 
 def checked_training(body: TrainRecipe) -> Values:
@@ -209,8 +225,29 @@ def check_trainer(method: str, section: Mapping[str, object]) -> Values:
     checked = check_fields(row.config, section, "trainer")
     check_sampling(checked.get("train_sampling_strategy"))
     defaults = {name: entry["default"] for name, entry in field_table(row.config).items()}
+    check_learns({**defaults, **checked})
     row.check({**defaults, **checked})
     return checked
+
+
+def check_learns(trainer: Mapping[str, Any]) -> None:
+    """Raises ValueError for settings with which nothing would be learned, and for a seed that
+    transformers does not take."""
+    rate, epochs = trainer.get("learning_rate"), trainer.get("num_train_epochs")
+    if rate is not None and rate <= 0:
+        raise ValueError(
+            f"trainer.learning_rate is {rate!r}, and no weight would change. Give a number above 0."
+        )
+    if epochs is not None and epochs <= 0 and (trainer.get("max_steps") or 0) <= 0:
+        raise ValueError(
+            f"trainer.num_train_epochs is {epochs!r}, and nothing would be trained. Give a number "
+            "above 0, or trainer.max_steps."
+        )
+    for key in ("seed", "data_seed"):
+        if not 0 <= (trainer.get(key) or 0) <= SEED_MAX:
+            raise ValueError(
+                f"trainer.{key} is {trainer[key]}; allowed is a whole number from 0 to {SEED_MAX}."
+            )
 
 
 def check_sampling(strategy: str | None) -> None:

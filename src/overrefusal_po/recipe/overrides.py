@@ -20,6 +20,8 @@ Values = dict[str, Any]
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w/-]+)*")
 """A dotted key. A slash stands in the ids of findings (`data.waive.contamination/xstest`)."""
 
+NULL = re.compile(r"\s*(?:null|~)(?:\s|\Z)", re.IGNORECASE)
+
 NEXT_OVERRIDE = re.compile(r"\+?[A-Za-z_][\w./-]*=")
 """How an override without `--` begins."""
 
@@ -59,6 +61,13 @@ def parse_value(name: str, text: str) -> object:
     if text.strip() in ("True", "False"):
         return text.strip() == "True"
     try:
+        if holds_marks(text):
+            if text.strip()[0] in "[{":
+                raise ValueError(
+                    f"--{name} holds a sign of YAML (&, * or !): {text}. Put the texts into "
+                    "quotation marks: ['a', '&b']."
+                )
+            return text
         loaded = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
     except yaml.YAMLError:
         return text
@@ -66,6 +75,8 @@ def parse_value(name: str, text: str) -> object:
         raise ValueError(f"--{name} is nested too deep. Take levels out.") from None
     assert isinstance(loaded, dict)
     value = loaded["value"]
+    if len(loaded) > 1 or (value is None and not NULL.match(text)):
+        return text  # a comment or a second line, for YAML
     if isinstance(value, dict):
         keys = " ".join(f"--{key}={inner}" for key, inner in dotted(value, name))
         raise ValueError(
@@ -73,6 +84,14 @@ def parse_value(name: str, text: str) -> object:
         )
     # text without quotes is taken unchanged: YAML would cut it at " #"
     return text if isinstance(value, str) and text.strip()[0] not in "'\"" else value
+
+
+def holds_marks(text: str) -> bool:
+    """Whether YAML would take a part of a text as an anchor, an alias or a tag, and lose it."""
+    import yaml
+
+    marks = (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
+    return any(isinstance(token, marks) for token in yaml.scan(f"value: {text}"))
 
 
 def dotted(values: Mapping[str, object], above: str = "") -> list[tuple[str, object]]:

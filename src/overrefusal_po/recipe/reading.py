@@ -20,6 +20,9 @@ FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 READERS = ("file", "hub")
 """The sources that take the keys of ReadingSection."""
 
+SEED_MAX = 2**32 - 1
+"""The greatest seed that numpy, and so transformers, takes."""
+
 BadRows = Literal["error", "drop"]
 """What happens to a row that cannot be read."""
 
@@ -28,7 +31,11 @@ class Section(BaseModel):
     """Frozen and closed: an unknown key is an error. The docstring under a field is its text."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 

@@ -19,6 +19,7 @@ from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.later_round import LaterRound
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.model_names import own_name
+from overrefusal_po.recipe.reading import SEED_MAX
 from overrefusal_po.recipe.report import Report
 from overrefusal_po.recipe.sections import (
     Chat,
@@ -89,7 +90,7 @@ class TrainRecipe(Section):
     training."""
     speed: Speed = Speed()
     """What makes a step cheaper without a change of its loss."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=SEED_MAX)
     """Decides what is drawn: rows, their order, sampled tokens, dropout."""
     run_dir: str | None = None
     """The run folder. null: runs/<recipe>-<key>, one for each set of values and inputs."""
@@ -150,7 +151,7 @@ class CurateRecipe(Section):
     exit code 1, and so it does if none has one."""
     chat: Chat = Chat()
     """How conversations are rendered."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=SEED_MAX)
     """Decides what is drawn: sampled tokens, answers, and pairs when only some are kept."""
     later_round: LaterRound | None = None
     """Which pairs are kept in a later round of a pipeline; its `rounds` sets this. null: all."""
@@ -205,7 +206,7 @@ class EvaluateRecipe(Section):
     """Bounds that this run must hold. null: none."""
     chat: Chat = Chat()
     """How conversations are rendered."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=SEED_MAX)
     """Decides what is drawn: sampled tokens, and the samples behind the intervals."""
     shard: ShardText | None = None
     """A part of the work: `2/4` answers and judges the second quarter of the prompts, in a folder
@@ -261,7 +262,7 @@ class PipelineRecipe(Section):
     report: Report | None = None
     """What the report compares if the runs are remedies of one model. null: each run with the one
     before it."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, le=SEED_MAX)
     """Set in every stage that names none. null: each stage has its own."""
     run_dir: str | None = None
     """The run folder. null: runs/<recipe>-<key>, one for each set of values."""

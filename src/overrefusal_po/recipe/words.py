@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from overrefusal_po.json_files import first_fault
+from overrefusal_po.json_files import first_fault, is_too_long
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -71,7 +71,7 @@ class UnknownKey(ValueError):
 def check_is_path(word: str, commands: Iterable[str]) -> None:
     """Raises ValueError, with the commands, for a first word that is no command and looks like no
     path of a recipe."""
-    if Path(word).exists() or re.search(r"[./\\]", word):
+    if (not is_too_long(Path(word)) and Path(word).exists()) or re.search(r"[./\\]", word):
         return
     known = sorted(commands)
     raise ValueError(
@@ -171,13 +171,13 @@ def allowed(schema: JsonSchema, given: object = None) -> str:
 def bounds(schema: JsonSchema) -> str:
     """The bounds of a JSON schema in words: `from 0 to 1`, `above 0`; empty if it has none."""
     if {"minimum", "maximum"} <= schema.keys():
-        return f"from {schema['minimum']:g} to {schema['maximum']:g}"
+        return f"from {schema['minimum']:.10g} to {schema['maximum']:.10g}"
     if schema.get("minItems", 0) > 1:
         return f"of at least {schema['minItems']}"
     if "minLength" in schema or "minItems" in schema:
         return "that is not empty"
     return " and ".join(
-        f"{word} {schema[key]:g}" for key, word in BOUND_WORDS.items() if key in schema
+        f"{word} {schema[key]:.10g}" for key, word in BOUND_WORDS.items() if key in schema
     )
 
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from overrefusal_po.model.contrast import Contrast, Rule
-from overrefusal_po.model.frame import THINKING_TAG
+from overrefusal_po.model.frame import thinking_end
 from overrefusal_po.model.remedy import Form, Remedy
 from overrefusal_po.records import Prompt
 from overrefusal_po.remedies import Anchors, Candidate, NoRemedy, Subject
@@ -89,7 +89,7 @@ def check_no_thought(subject: Subject, dev: Anchors) -> None:
     """Raises NoRemedy for a model that thinks first: it would think about the safety text."""
     prompts: Sequence[Prompt] = [*dev.harmful, *dev.benign]
     said = [outcome.completion.text for outcome in subject.outcomes(prompts)]
-    thoughts = sum(bool(THINKING_TAG.search(text)) for text in said)
+    thoughts = sum(thinking_end(text) > 0 for text in said)
     if subject.template.thought_opener or 2 * thoughts > len(said):
         raise NoRemedy(
             "The model thinks before it answers, so the first tokens of a response decide nothing. "

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Literal, NamedTuple, TypedDict
 
 from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
-from overrefusal_po.model.frame import THINKING_TAG
+from overrefusal_po.model.frame import thinking_end
 from overrefusal_po.records import Outcome
 from overrefusal_po.sources import starter
 
@@ -76,7 +76,7 @@ class Openers(NamedTuple):
 
 def thinks(outcomes: Sequence[Outcome]) -> bool:
     """Whether most responses hold a thinking block: then the first token decides nothing."""
-    thoughts = sum(bool(THINKING_TAG.search(o.completion.text)) for o in outcomes)
+    thoughts = sum(thinking_end(o.completion.text) > 0 for o in outcomes)
     return 2 * thoughts > len(outcomes)
 
 

@@ -12,6 +12,7 @@ code 1.
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import signal
@@ -93,9 +94,9 @@ def end_at_once(codes: list[int]) -> None:
 
 @contextmanager
 def speaking_once() -> Iterator[None]:
-    """Within, a fault ends the process with a sentence: ValueError with exit code 2, RunFailed,
-    FloatingPointError and faults of the machine with 1, an interrupt with 130. Other ranks than the
-    first wait with theirs.
+    """Within, a fault ends the process with a sentence: ValueError and a path that is too long with
+    exit code 2, RunFailed, FloatingPointError and faults of the machine with 1, an interrupt with
+    130. Other ranks than the first wait with theirs.
     """
     try:
         yield
@@ -123,10 +124,12 @@ def speaking_once() -> Iterator[None]:
         raise
     except BaseException as error:  # that of torch's sharded checkpoints is no Exception
         wait_for_the_first()
-        if (words := machine_words(error)) is None:
+        long_name = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+        words = f"{error}. Give a shorter path." if long_name else machine_words(error)
+        if words is None:
             raise
         print(printable(f"overrefusal-po: {rank_words()}{words}"), file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if long_name else 1)
 
 
 def own_end(end: SystemExit) -> BaseException | None:

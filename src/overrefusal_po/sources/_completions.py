@@ -22,6 +22,7 @@ from overrefusal_po.records import (
 from overrefusal_po.sources._answers import label_truth
 from overrefusal_po.sources._conversations import (
     agreed_turns,
+    check_unanswered,
     checked_prompt,
     count_unread,
     row_asked,
@@ -30,7 +31,7 @@ from overrefusal_po.sources._conversations import (
     with_context,
 )
 from overrefusal_po.sources._origins import ID_COLUMNS, row_origin
-from overrefusal_po.sources._turns import Turns, Unread, is_blank, is_seen, prompt_id
+from overrefusal_po.sources._turns import Turns, Unread, is_blank, is_seen, prompt_id, short
 
 COMPLETION_COLUMNS = ("completion", *ID_COLUMNS, "origin", "kind", "category", "source")
 """The columns that are read, those of the conversation apart."""
@@ -69,6 +70,7 @@ def completion_turns(row: JsonObject, place: str, unread: Unread) -> tuple[Turns
     """What a row asks, and its completion; ValueError if the completion is empty."""
     side = row_side(row, "completion", place, unread)
     stated = stated_prompt(row, place, unread)
+    check_unanswered(stated, place, str(side.answer))
     turns = agreed_turns(stated.turns, side.turns, place)
     whole = checked_prompt(with_context(row, turns, place, unread), row, place)
     response = str(side.answer)
@@ -89,7 +91,10 @@ def answered_prompt(
         turns, answer = completion_turns(row, place, unread)
     else:
         asked = row_asked(row, place, unread)
-        turns, answer = asked.turns, asked.answer or other_answer(row)
+        other = other_answer(row, place)
+        if other:
+            check_unanswered(asked, place, other)
+        turns, answer = asked.turns, asked.answer or other
     if is_blank(answer):
         raise ValueError(
             f"{place}: there is no answer to learn. Give `completion`, `response`, or `messages` "
@@ -100,10 +105,16 @@ def answered_prompt(
     return row_prompt(row, turns, place).answered_with(answer)
 
 
-def other_answer(row: JsonObject) -> str:
-    """The answer of a row in another column than the conversation's; "" without one."""
-    found = (row.get(name) for name in ("reference", "response"))
-    return next((text for text in found if isinstance(text, str) and text.strip()), "")
+def other_answer(row: JsonObject, place: str) -> str:
+    """The answer of a row in another column than the conversation's; "" without one. ValueError if
+    it is no text."""
+    for name in ("reference", "response"):
+        value = row.get(name)
+        if not is_blank(value) and not isinstance(value, str):
+            raise ValueError(f"{place}: {name} is {short(value)}; it must be text.")
+        if not is_blank(value):
+            return str(value)
+    return ""
 
 
 def row_prompt(row: JsonObject, turns: Turns, place: str, kind: Kind = "general") -> Prompt:

@@ -16,6 +16,7 @@ from overrefusal_po.records import JsonObject, Message
 from overrefusal_po.sources._turns import (
     Turns,
     Unread,
+    begun_turns,
     from_json,
     hh_turns,
     holds_turns,
@@ -84,23 +85,35 @@ def row_pair(row: JsonObject, place: str, unread: Unread) -> RowPair:
             "texts). Only the last message may differ. Delete the row, or cut both sides."
         )
     stated = stated_prompt(row, place, unread)
-    if stated.answer is not None and stated.answer.strip() != str(chosen.answer).strip():
-        raise ValueError(
-            f"{place}: the prompt ends with a turn by the assistant ({short(stated.answer)}). It "
-            "must end with what the user asks. Delete that turn."
-        )
+    check_unanswered(stated, place, str(chosen.answer))
     turns = agreed_turns(stated.turns, chosen.turns, place)
     whole = checked_prompt(with_context(row, turns, place, unread), row, place)
     return RowPair(whole, str(chosen.answer), str(rejected.answer))
 
 
+def has_sides(row: JsonObject) -> bool:
+    """Whether both sides of a pair are filled."""
+    return all(not is_blank(row.get(side)) for side in SIDES)
+
+
 def row_asked(row: JsonObject, place: str, unread: Unread) -> Asked:
     """What a row asks; a last turn by the assistant is the answer. A pair's prompt is asked too."""
-    if all(not is_blank(row.get(side)) for side in SIDES):
+    if has_sides(row):
         return Asked(row_pair(row, place, unread).turns)
     stated = stated_prompt(row, place, unread)
     turns = with_context(row, stated.turns, place, unread)
     return Asked(checked_prompt(turns, row, place), stated.answer)
+
+
+def check_unanswered(asked: Asked, place: str, *answers: str) -> None:
+    """Raises ValueError for a last turn by the assistant that would be lost: it is none of the
+    answers that the row gives elsewhere."""
+    said = asked.answer
+    if said is not None and said.strip() not in [answer.strip() for answer in answers]:
+        raise ValueError(
+            f"{place}: the prompt ends with a turn by the assistant ({short(said)}). It must end "
+            "with what the user asks. Delete that turn."
+        )
 
 
 def checked_prompt(turns: Turns, row: JsonObject, place: str) -> Turns:
@@ -111,12 +124,17 @@ def checked_prompt(turns: Turns, row: JsonObject, place: str) -> Turns:
             f"found are {', '.join(map(str, row))}. Read are {FORMS}. Rename the column "
             "that holds the prompt, or name it: data.columns: {prompt: ...}."
         )
+    check_last_turn(turns, place)
+    return turns
+
+
+def check_last_turn(turns: Turns, place: str) -> None:
+    """Raises ValueError if the last turn is not a user's, or says nothing."""
     if turns[-1].role != "user" or not is_seen(turns[-1].content):
         raise ValueError(
             f"{place}: the prompt's last turn is by the {turns[-1].role} "
             f"({short(turns[-1].content)}). It must be a user turn that is not empty."
         )
-    return turns
 
 
 def row_side(row: JsonObject, side: str, place: str, unread: Unread) -> Asked:
@@ -188,8 +206,7 @@ def text_turns(row: JsonObject, name: str, value: str, place: str) -> Turns:
         if not isinstance(given, str):
             raise ValueError(f"{place}: input is {short(given)}; it must be text.")
         value = f"{value.rstrip()}\n\n{given}"
-    written = hh_turns(value) if value.rstrip().endswith("Assistant:") else ()
-    return written or (Message(role="user", content=value),)
+    return hh_turns(value) or begun_turns(value) or (Message(role="user", content=value),)
 
 
 def agreed_turns(stated: Turns, before: Turns, place: str) -> Turns:

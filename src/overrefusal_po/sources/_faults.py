@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from overrefusal_po.json_files import half_words
 from overrefusal_po.recipe.reading import BadRows
 from overrefusal_po.records import JsonObject
 
@@ -59,10 +60,7 @@ def read_each(
 def fault_words(error: ValueError, place: str) -> str:
     """What is wrong with a row, in words."""
     if isinstance(error, UnicodeEncodeError):
-        return (
-            f"{place}: a text holds half of a character (\\u{ord(error.object[error.start]):04x}), "
-            "which UTF-8 cannot write. Delete it, or the row."
-        )
+        return half_words(error, place)
     return str(error)
 
 

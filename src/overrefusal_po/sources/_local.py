@@ -18,7 +18,7 @@ from overrefusal_po.recipe.reading import FILE_ENDINGS
 from overrefusal_po.records import JsonObject
 from overrefusal_po.sources._json_rows import json_lines, json_rows
 from overrefusal_po.sources._limits import LIMITS, Limits, Meter
-from overrefusal_po.sources._parquet import parquet_rows
+from overrefusal_po.sources._parquet import check_names, parquet_rows
 
 Rows = Iterator[tuple[str, JsonObject]]
 
@@ -76,10 +76,7 @@ def under_header(file: Path, cells: Iterator[list[str]], limits: Limits) -> Rows
     """(place, {column: cell or None}) for every row under the first; ValueError on rows of another
     length."""
     header = next(cells, [])
-    if len(set(header)) != len(header):
-        raise ValueError(
-            f"{file}: two columns have one name: {', '.join(header)}. Rename one of them."
-        )
+    check_names(header, str(file))
     meter = Meter(str(file), limits)
     for row in cells:
         if not row:

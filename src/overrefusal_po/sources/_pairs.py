@@ -19,7 +19,7 @@ from overrefusal_po.records import (
     content_id,
     first_fault,
 )
-from overrefusal_po.sources._conversations import SIDES, count_unread, row_pair
+from overrefusal_po.sources._conversations import SIDES, check_last_turn, count_unread, row_pair
 from overrefusal_po.sources._origins import (
     ID_COLUMNS,
     PROMPT_ID_COLUMNS,
@@ -74,16 +74,25 @@ def own_pair(row: JsonObject, place: str) -> PreferencePair:
         pair = PreferencePair.model_validate({**row, **{s: row[s] or " " for s in SIDES}})
     except ValidationError as error:
         raise ValueError(f"{place}: not a PreferencePair: {first_fault(error)}") from None
-    if not (is_seen(pair.prompt.text) or is_seen(pair.prompt.raw_text or "")):
-        raise ValueError(
-            f"{place}: the prompt is empty: it has no user turn with text. Write what is asked "
-            "into prompt.messages, or delete the row."
-        )
+    check_own_prompt(pair.prompt, place)
     known = known_origin(row.get("origin"))
     origin = row_origin({}, place, (), Counter(), own_id=known.id if known else pair.id)
     if known is not None:
         origin = origin.model_copy(update={"meta": known.meta})
     return pair.model_copy(update={"origin": origin})
+
+
+def check_own_prompt(prompt: Prompt, place: str) -> None:
+    """Raises ValueError if nobody asks anything in a prompt of our own form, or if it does not end
+    with what the user asks. Beside `raw_text` the messages only say what was asked."""
+    if is_seen(prompt.raw_text or ""):
+        return
+    if not is_seen(prompt.text):
+        raise ValueError(
+            f"{place}: the prompt is empty: it has no user turn with text. Write what is asked "
+            "into prompt.messages, or delete the row."
+        )
+    check_last_turn(prompt.messages, place)
 
 
 def imported_pair(row: JsonObject, place: str, unread: Unread, kind: Kind) -> PreferencePair:

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from overrefusal_po.json_files import check_characters
 from overrefusal_po.recipe.reading import BadRows
 from overrefusal_po.records import (
     JsonObject,
@@ -30,6 +31,7 @@ from overrefusal_po.sources._conversations import (
     PROMPT_COLUMNS,
     SIDES,
     count_unread,
+    has_sides,
     unread_words,
 )
 from overrefusal_po.sources._faults import read_each
@@ -41,18 +43,28 @@ from overrefusal_po.sources._prompt_rows import (
     KIND_OF_LABEL,
     TRIPLE_SIDES,
     Label,
+    check_labelled,
     known_kind,
     label_kind,
     no_triple,
     own_triple,
     row_to_prompt,
+    row_triple,
+    spellings,
 )
-from overrefusal_po.sources._turns import Unread, from_json, is_blank
+from overrefusal_po.sources._turns import Unread, from_json, is_blank, short
 
 logger = logging.getLogger(__name__)
 
-DEV_NAMES = ("val", "valid", "validation")
-"""What other sets call the split that we call dev."""
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "dev": "dev",
+    "val": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "test": "test",
+}
+"""What a set may call a split -> what we call it."""
 
 FieldName = Literal[
     "id",
@@ -111,7 +123,7 @@ R = TypeVar("R", Prompt, Triple, PreferencePair, LabelledResponse)
 class RowSettings(BaseModel):
     """`kind`: for rows that have neither `kind` nor `label`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     kind: Kind | None = None
     columns: dict[FieldName, str] = Field(default_factory=dict)
     """Field -> the column for it."""
@@ -194,9 +206,12 @@ class Reader:
             if "prompt" in row
             else {}
         )
-        row |= {"split": "dev"} if row.get("split") in DEV_NAMES else {}
+        if "split" in row:
+            row["split"] = row_split(row, place, "read all rows: data.ignore: [split]")
         wanted = self.split is None or row.get("split") in (None, self.split)
         self.other_splits += not wanted
+        if wanted:
+            check_characters(row, place)
         return row if wanted else None
 
     def prompt(self, raw: JsonObject, place: str) -> Prompt | None:
@@ -218,7 +233,7 @@ class Reader:
             labels=self.settings.labels or KIND_OF_LABEL,
             unread=self.unread,
         )
-        sides = SIDES if all(not is_blank(row.get(side)) for side in SIDES) else ()
+        sides = SIDES if has_sides(row) else ()
         named = (*PROMPT_FIELDS, *sides, *read, *self.named)
         count_unread(row, named, place, self.unread)
         kept = [name for name in named if name not in ("source", "type")]  # no field of ours
@@ -231,6 +246,7 @@ class Reader:
         if row is None:
             return None
         labels, strict = self.settings.labels, "label" in self.settings.columns
+        check_labelled(row, place, labels or KIND_OF_LABEL)
         kind = known_kind(row.get("label"))
         if labels or strict:
             kind = label_kind(row.get("label"), labels or KIND_OF_LABEL, place)
@@ -251,7 +267,7 @@ class Reader:
         row = self.row(raw, place)
         if row is None:
             return None
-        if isinstance(row.get("prompt"), dict):
+        if is_ours(row.get("prompt")):
             return own_triple(row, place)
         prompt = self.row_prompt(row, place, TRIPLE_SIDES)
         prompt = prompt.model_copy(update={"reference": None})
@@ -259,12 +275,27 @@ class Reader:
         if why := no_triple(row, prompt, self.settings.labels):
             self.left_out[why] += 1
             return None
-        return Triple(prompt=prompt, **{side: str(row[side]) for side in TRIPLE_SIDES})
+        return row_triple(row, prompt, place)
 
     @property
     def named(self) -> tuple[str, ...]:
         """The columns that the settings name."""
         return (*self.settings.columns.values(), *self.settings.where)
+
+
+def row_split(row: JsonObject, place: str, way_out: str) -> Split | None:
+    """The split that a row names, whatever its case; None if it names none. ValueError on another
+    word: the row would vanish from every split."""
+    value = row.get("split")
+    if is_blank(value):
+        return None
+    found = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(
+            f"{place}: split is {short(value)}; allowed are {', '.join(SPLIT_NAMES)}. Correct it, "
+            f"or {way_out}."
+        )
+    return found
 
 
 def renamed(row: JsonObject, settings: RowSettings, place: str, unread: Unread) -> JsonObject:
@@ -299,6 +330,6 @@ def passes(row: JsonObject, wanted: Mapping[str, Label | list[Label]], place: st
                 f"{', '.join(map(str, row))}."
             )
         allowed = values if isinstance(values, list) else [values]
-        if str(row[column]).lower() not in {str(value).lower() for value in allowed}:
+        if str(row[column]).lower() not in {text for one in allowed for text in spellings(one)}:
             return False
     return True

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from unicodedata import category
 
 from overrefusal_po.records import JsonObject, Message, content_id
@@ -42,6 +43,7 @@ LOST_FIELDS = frozenset(
 """Fields of a message that say something: a training without them learns another conversation."""
 
 HH = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+HH_LINES = re.compile(r"(?:\A\s*|\n)(Human|Assistant):")
 HH_WHOLE = re.compile(r"\A\s*Human:.*\n\nAssistant:", re.DOTALL)
 
 
@@ -119,7 +121,21 @@ def hh_turns(text: str) -> Turns:
     """The turns of "Human: ... Assistant: ..."; no turns if the text is not written like that."""
     if not (text.startswith(("\n\nHuman:", "\n\nAssistant:")) or HH_WHOLE.match(text)):
         return ()
-    parts = HH.split(text)[1:]
+    return hh_parts(HH.split(text)[1:])
+
+
+def begun_turns(text: str) -> Turns:
+    """The turns of a prompt "Human: ... Assistant:" with one line end between its turns; no turns
+    if it does not end there, or if its turns do not take turns."""
+    if not (HH_LINES.match(text) and text.rstrip().endswith("\nAssistant:")):
+        return ()
+    turns = hh_parts(HH_LINES.split(text)[1:])
+    roles = [turn.role for turn in turns]
+    return turns if roles == ["user", "assistant"] * (len(roles) // 2) else ()
+
+
+def hh_parts(parts: Sequence[str]) -> Turns:
+    """The turns of [who, what is said, who, ...]."""
     return tuple(
         Message(role="user" if who == "Human" else "assistant", content=said.strip())
         for who, said in zip(parts[::2], parts[1::2], strict=True)

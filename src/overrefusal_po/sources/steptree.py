@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from overrefusal_po.json_files import check_characters
 from overrefusal_po.recipe.reading import BadRows
 from overrefusal_po.records import (
     JsonObject,
@@ -33,13 +34,19 @@ from overrefusal_po.records import (
     Split,
     content_id,
 )
-from overrefusal_po.sources._conversations import NOT_READ, count_unread, row_asked, unread_words
+from overrefusal_po.sources._conversations import (
+    NOT_READ,
+    check_unanswered,
+    count_unread,
+    row_asked,
+    unread_words,
+)
 from overrefusal_po.sources._faults import read_each
 from overrefusal_po.sources._limits import LIMITS, Limits, Meter
 from overrefusal_po.sources._local import local_rows
 from overrefusal_po.sources._origins import ID_COLUMNS, row_origin
-from overrefusal_po.sources._prompt_rows import KIND_OF_LABEL, label_kind
-from overrefusal_po.sources._row_source import DEV_NAMES
+from overrefusal_po.sources._prompt_rows import KIND_OF_LABEL, check_labelled, label_kind
+from overrefusal_po.sources._row_source import row_split
 from overrefusal_po.sources._trees import Step, Tree, is_stair, read_tree, stair_asked
 from overrefusal_po.sources._turns import Unread, prompt_id, short
 
@@ -58,7 +65,7 @@ class Settings(BaseModel):
     differ by more. `min_chosen`: the chosen step has at least this value. `min_visits`: of a step
     that does not end the response."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     path: str
     kind: Kind = "general"
     min_gap: float = Field(default=0.5, ge=0, allow_inf_nan=False)
@@ -97,7 +104,9 @@ def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
     rows = local_rows(settings.path, settings.limits)
 
     def read(row: JsonObject, place: str) -> Row | None:
-        return tree_row(row, place, settings, unread) if in_split(row, split) else None
+        named = row_split(row, place, "leave the column out of the file")
+        wanted = split is None or named in (None, split)
+        return tree_row(row, place, settings, unread) if wanted else None
 
     trees = read_each(rows, read, settings.path, settings.bad_rows)
     if any(unread.values()):
@@ -109,18 +118,15 @@ def pairs(settings: Settings, split: Split | None) -> list[PreferencePair]:
     return found
 
 
-def in_split(row: JsonObject, split: Split | None) -> bool:
-    """Whether a row is of the split, or names none."""
-    named = "dev" if row.get("split") in DEV_NAMES else row.get("split")
-    return split is None or named in (None, split)
-
-
 def tree_row(row: JsonObject, place: str, settings: Settings, unread: Unread) -> Row:
     """A row as a tree and its prompt. ValueError names the place."""
+    check_characters(row, place)
     tree = read_tree(row, place, unread)
     check_visits(tree, settings, place)
     plain = stair_asked(row, place) if is_stair(row) else row
-    turns = row_asked(plain, place, unread).turns
+    given = row_asked(plain, place, unread)
+    check_unanswered(given, place)
+    turns = given.turns
     count_unread(plain, READ, place, unread)
     kind = row_kind(plain, settings.kind, place)
     asked = Prompt(
@@ -135,6 +141,7 @@ def tree_row(row: JsonObject, place: str, settings: Settings, unread: Unread) ->
 
 def row_kind(row: JsonObject, default: Kind, place: str) -> Kind:
     """The kind of a row by `kind` or `label`, else the default; ValueError for another word."""
+    check_labelled(row, place)
     given = row.get("kind")
     if given is None:
         return label_kind(row.get("label"), KIND_OF_LABEL, place) or default

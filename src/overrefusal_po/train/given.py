@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import ValidationError
 
+from overrefusal_po.json_files import check_characters
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.files import read_row
 from overrefusal_po.recipe.sections import TooLong
@@ -37,8 +38,8 @@ from overrefusal_po.sources._completions import (
 )
 from overrefusal_po.sources._conversations import unread_words
 from overrefusal_po.sources._given import given_rows
-from overrefusal_po.sources._pairs import is_ours
-from overrefusal_po.sources._prompt_rows import TRIPLE_SIDES, own_triple
+from overrefusal_po.sources._pairs import check_own_prompt, is_ours
+from overrefusal_po.sources._prompt_rows import TRIPLE_SIDES, check_labelled, own_triple, row_triple
 from overrefusal_po.sources._turns import Unread
 from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.preference import read_any_pairs
@@ -71,6 +72,7 @@ def pair_row(row: JsonObject, place: str, unread: Unread) -> PreferencePair:
             "one form. Rows with completion and label are for kto_trainer alone, those with prompt "
             "and completion for sft_trainer."
         )
+    check_labelled(row, place)
     pair = read_row(row, place, unread)
     for side in ("chosen", "rejected"):
         if not getattr(pair, side).strip():
@@ -88,7 +90,9 @@ def sft_row(row: JsonObject, place: str, unread: Unread) -> Prompt:
     if "chosen" in row:
         return pair_row(row, place, unread).answered
     if is_our_prompt(row):
-        return validated(Prompt, row, place)
+        prompt = validated(Prompt, row, place)
+        check_own_prompt(prompt, place)
+        return prompt
     if "text" in row and "messages" not in row and "prompt" not in row:
         raise ValueError(
             f"{place}: the row has a text and no prompt. SFT here learns answers alone: give "
@@ -117,11 +121,10 @@ def triple_row(row: JsonObject, place: str, unread: Unread) -> Triple:
                 f"{place}: no {side}. A row has prompt, {' and '.join(TRIPLE_SIDES)}, which are "
                 f"texts. The columns found are {', '.join(row)}."
             )
-    safe, harmful = (row[side] for side in TRIPLE_SIDES)
     asked = {"kind": "harmful", **{k: v for k, v in row.items() if k not in TRIPLE_SIDES}}
-    prompt = answered_prompt({**asked, "response": safe}, place, unread)
-    prompt = prompt.model_copy(update={"reference": None})
-    return Triple(prompt=prompt, safe_response=safe, harmful_response=harmful)
+    check_labelled(asked, place)
+    prompt = answered_prompt({**asked, "response": row["safe_response"]}, place, unread)
+    return row_triple(row, prompt.model_copy(update={"reference": None}), place)
 
 
 def given_responses(data: object, name: str = "pairs") -> list[LabelledResponse] | None:
@@ -175,6 +178,7 @@ def read_all(rows: Any, name: str, read: Callable[[JsonObject, str, Unread], T])
     found = []
     for place, row in rows:
         check_template_options(row, place)
+        check_characters(row, place)
         found.append(read(row, place, unread))
     if not found:
         raise ValueError(f"{name} holds no rows. Give at least one.")

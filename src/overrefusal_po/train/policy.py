@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.load import ModelSection
+from overrefusal_po.model.padded import give_pad_token
 from overrefusal_po.model.parts import load_start
 from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.model.zero import is_shared_out, shared_copy
@@ -77,8 +78,7 @@ def tokenizer_and_template(
             processing_class = models.load_tokenizer(name)
         template = ChatTemplate(processing_class)
     tokenizer: PreTrainedTokenizerBase = template.tokenizer
-    if tokenizer.pad_token is None:  # TRL does the same after the collator has asked for its id
-        tokenizer.pad_token = tokenizer.eos_token
+    give_pad_token(tokenizer)  # TRL does so after the collator has asked for its id
     return tokenizer, template
 
 
