@@ -11,6 +11,7 @@ import pytest
 from conftest import Style
 
 from overrefusal_po.curate.inputs import clean_prompts, read_prompts
+from overrefusal_po.identity import lower_words
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.files import read_pairs
@@ -18,8 +19,14 @@ from overrefusal_po.pairs.findings import Finding, Lint
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import written_pairs
 from overrefusal_po.pairs.prompt_free import prompt_free
+from overrefusal_po.pairs.row_checks import shared_words
 from overrefusal_po.pairs.set_checks import uneven_prompts
-from overrefusal_po.pairs.shortcuts import cliffs_delta, lengths, rejected_only_openers
+from overrefusal_po.pairs.shortcuts import (
+    cliffs_delta,
+    lengths,
+    prompt_words,
+    rejected_only_openers,
+)
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Completion, Message, PreferencePair, Prompt, Verdict, write_jsonl
 from overrefusal_po.sources.starter import Settings, prompts
@@ -413,6 +420,30 @@ def test_a_shortcut_in_a_rule_with_few_pairs_is_seen() -> None:
         worded(i, "Sorry, I can't", NO, PLAIN + " Right?", "containment") for i in range(300, 325)
     ]
     assert prompt_free(rows)["words"].accuracy > 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("I\u2019m sorry, but I", ["i'm", "sorry", "but", "i"]),
+        ("抱歉，我不能", ["抱", "歉", "我", "不", "能"]),
+        ("नमस्ते, मैं नहीं", ["नमस्ते", "मैं", "नहीं"]),
+        ("1.5 GB 的 RAM_x", ["1", "5", "gb", "的", "ram_x"]),
+    ],
+)
+def test_words_of_any_script_are_compared(text: str, words: list[str]) -> None:
+    assert lower_words(text) == words
+
+
+def test_sides_of_a_script_without_blanks_can_be_nearly_equal() -> None:
+    """They were one word each: equal or not."""
+    text = "首先准备一杯热水然后慢慢加入茶叶等三分钟之后就可以喝了"
+    assert 0.9 < shared_words(text, text.replace("三", "五")) < 1
+    assert shared_words(text, text[::-1]) == 0
+
+
+def test_prompts_of_a_script_without_blanks_have_lengths() -> None:
+    assert prompt_words(Prompt.of("怎么泡茶", kind="benign")) == 4
 
 
 def test_a_refusal_opener_that_is_only_ever_rejected_is_an_error() -> None:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from overrefusal_po.pairs.shortcuts import lower_words, rule_or_kind
+from overrefusal_po.identity import lower_words
+from overrefusal_po.pairs.shortcuts import rule_or_kind
 from overrefusal_po.records import PreferencePair
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def prompt_free(
         return {}
     places = sampled(pairs)
     kept = [pairs[i] for i in places]
-    texts = [(lower_words(p.chosen)[:READ], lower_words(p.rejected)[:READ]) for p in kept]
+    texts = [(lower_words(p.chosen, READ), lower_words(p.rejected, READ)) for p in kept]
     heads = (
         [openings[i] for i in places]
         if openings
