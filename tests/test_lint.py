@@ -483,6 +483,17 @@ def test_few_pairs_of_a_rule_say_nothing() -> None:
     assert prompt_free(two_rules("Sorry,", "No,", PLAIN, ODD)[:70]) == {}
 
 
+def test_pairs_of_one_prompt_say_nothing_about_words_without_it() -> None:
+    """They cannot be split by prompt."""
+    rows = two_rules("Sorry,", "No,", PLAIN, ODD)
+    asked = rows[0].prompt
+    same = [row.model_copy(update={"prompt": asked}) for row in rows if row.rule == rows[0].rule]
+    assert len(same) >= 20 and prompt_free(same) == {}
+    assert lint(same, JUDGE).counts() is not None
+    other = [*same, *(row for row in rows[:30] if row.prompt.id != asked.id)]
+    assert prompt_free(other).keys() == {"openings", "words"}
+
+
 @pytest.mark.parametrize(("number", "counts"), [(2, False), (5, False), (8, True)])
 def test_an_opener_counts_from_a_tenth_of_the_refusals_on(number: int, counts: bool) -> None:
     rows = two_rules("Sorry, I can't", "Sorry, I can't", PLAIN, PLAIN)
