@@ -39,10 +39,11 @@ def answering_engine(
     """An engine for a model by name, a loaded model, or an engine; a loaded model is left in the
     mode that it had.
 
-    Raises ValueError for a model that cannot be found, or whose tokenizer is not known; TypeError
-    for anything else.
+    Raises ValueError for a model that cannot be found, or whose tokenizer is not known, and for a
+    template with another system prompt than `chat`; TypeError for anything else.
     """
     chat = chat or Chat()
+    template = with_system_prompt(template, chat.system_prompt)
     if isinstance(model, str | Path):
         section = {"model_name_or_path": str(model)}
         check_engine(engine)
@@ -58,6 +59,20 @@ def answering_engine(
         yield loaded_engine(loaded, generation, chat, tokenizer, template)
     finally:
         loaded.train(training)
+
+
+def with_system_prompt(template: ChatTemplate | None, given: str | None) -> ChatTemplate | None:
+    """The template with a system prompt that stands beside it; ValueError if it has another one."""
+    if template is None or given is None or template.system_prompt == given:
+        return template
+    if template.system_prompt is not None:
+        raise ValueError(
+            f"The template has the system prompt {template.system_prompt[:60]!r}, and "
+            f"system_prompt is {given[:60]!r}. Give one of the two."
+        )
+    return ChatTemplate(
+        template.tokenizer, system_prompt=given, template_kwargs=template.template_kwargs
+    )
 
 
 def checked_model(model: object, tokenizer: object) -> PreTrainedModel:
@@ -88,7 +103,9 @@ def loaded_engine(
     name = str(model.config.name_or_path)
     if template is None:
         known = tokenizer or models.load_tokenizer(name)
-        template = ChatTemplate(known, system_prompt=chat.system_prompt)
+        template = ChatTemplate(
+            known, system_prompt=chat.system_prompt, template_kwargs=chat.chat_template_kwargs
+        )
     return TransformersEngine(
         model,
         template,
