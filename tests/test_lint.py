@@ -446,6 +446,13 @@ def test_prompts_of_a_script_without_blanks_have_lengths() -> None:
     assert prompt_words(Prompt.of("怎么泡茶", kind="benign")) == 4
 
 
+def test_the_roles_of_a_conversation_are_none_of_its_words() -> None:
+    turns = (Message(role="user", content="Hi there"), Message(role="assistant", content="Hello"))
+    asked = Message(role="user", content="What is tea?")
+    prompt = Prompt(id="a", messages=(*turns, asked), kind="general")
+    assert prompt_words(prompt) == 2 + 1 + 3
+
+
 def test_a_refusal_opener_that_is_only_ever_rejected_is_an_error() -> None:
     rows = two_rules("Sorry, no: I won't", "I'm sorry, but I can't", PLAIN, PLAIN)
     checked = lint(rows, JUDGE)

@@ -281,8 +281,8 @@ def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
 
 
 def measured_prompts(data: EvaluateData) -> list[Prompt]:
-    """The prompts of all sets, each once. A fixed subset of each kind if the recipe limits
-    them. ValueError if one is harmful and harmless."""
+    """The prompts of all sets, each once. A fixed subset of each kind in each set if the recipe
+    limits them. ValueError if one is harmful and harmless."""
     sets = [
         fixed_subset(read_source(spec, data.split), data.max_prompts_per_kind) for spec in data.sets
     ]

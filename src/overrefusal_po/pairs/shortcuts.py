@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from overrefusal_po.identity import conversation_text, lower_words, spoken_words
+from overrefusal_po.identity import lower_words, spoken_words
 from overrefusal_po.records import PreferencePair, Prompt
 
 FEWEST_PROMPTS = 20
@@ -86,7 +86,7 @@ def prompt_lengths(prompts: Sequence[Prompt]) -> PromptLengths | None:
 
 def prompt_words(prompt: Prompt) -> int:
     """The words of a prompt, over all its turns."""
-    return len(spoken_words(conversation_text(prompt.messages)))
+    return sum(len(spoken_words(turn.content)) for turn in prompt.messages)
 
 
 def measured_length(counts: Sequence[tuple[int, int]]) -> Length:

@@ -262,16 +262,18 @@ def prepare(
         kept,
         helpful=helpful,
         lengths=as_column(used.taken(lengths)),
-        line=data_line(data, len(known), len(helpful)) + f"{used.fitting}{fit_helpful}",
+        line=data_line(data, [t.prompt for t in kept], len(helpful))
+        + f"{used.fitting}{fit_helpful}",
         left_out={**fit_helpful.note, **used.fitting.note},
         waived=waived,
     )
 
 
-def data_line(data: DertaData, harmful: int, helpful: int) -> str:
-    """A line of what was found."""
-    opener = repr(data.refusal_opener)
-    rows = f"{harmful} harmful prompts, two rows of each ({', '.join(data.rows)})"
+def data_line(data: DertaData, harmful: Sequence[Prompt], helpful: int) -> str:
+    """A line of what is trained on. `harmful`: the prompt of each triple."""
+    opener, different = repr(data.refusal_opener), len({prompt.id for prompt in harmful})
+    answers = "" if different == len(harmful) else f"{len(harmful)} answers to "
+    rows = f"{answers}{different} harmful prompts, two rows of each ({', '.join(data.rows)})"
     return f"{rows}, refusal opener {opener}, {helpful} helpful prompts"
 
 
@@ -309,7 +311,7 @@ def checked_before_answers(
     _, fitting, helpful = drawn_helpful(recipe, source.helpful, template, limit)
     harmful = [*(t.prompt for t in known), *source.asked]
     check_firewall([*harmful, *helpful], data.waive)
-    line = data_line(data, len(harmful), len(helpful)) + f"{fit_known}{fitting}"
+    line = data_line(data, harmful[: data.max_triples], len(helpful)) + f"{fit_known}{fitting}"
     return Prepared(rows=None, line=f"{line}; {asked_words(source.asked)}")
 
 
