@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -139,6 +139,15 @@ def conversation_text(turns: Sequence[Message]) -> str:
     if len(turns) == 1 and turns[0].role == "user":
         return turns[0].content
     return "\n\n".join(f"[{turn.role}]\n{turn.content}" for turn in turns)
+
+
+def unique_prompts(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """The prompts, each id once: the first of it."""
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id not in seen:
+            seen.add(prompt.id)
+            yield prompt
 
 
 def check_kinds(prompts: Iterable[Prompt]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
@@ -53,7 +53,7 @@ def answering_engine(
     if not hasattr(model, "parameters") and hasattr(model, "complete"):
         yield model
         return
-    loaded = checked_model(model, tokenizer or template)
+    loaded = loaded_model(model, tokenizer or template)
     training = loaded.training
     try:
         yield loaded_engine(loaded, generation, chat, tokenizer, template)
@@ -75,19 +75,26 @@ def with_system_prompt(template: ChatTemplate | None, given: str | None) -> Chat
     )
 
 
-def checked_model(model: object, tokenizer: object) -> PreTrainedModel:
+def loaded_model(model: object, tokenizer: object) -> PreTrainedModel:
     """The loaded model; TypeError if it is none, ValueError if its tokenizer is not known."""
     if not (hasattr(model, "config") and hasattr(model, "generate")):
         raise TypeError(
             f"model is a {type(model).__name__}; allowed is a loaded causal language model, the "
             "name or path of one as text, or an object with name and complete."
         )
+    check_tokenizer_known(model, tokenizer, "tokenizer=...")
+    return cast("PreTrainedModel", model)
+
+
+# Any: a loaded model, whose class does not matter
+def check_tokenizer_known(model: Any, tokenizer: object, how: str) -> None:
+    """Raises ValueError if a loaded model has no name and no tokenizer is given. `how`: how to
+    give one."""
     if tokenizer is None and not getattr(model.config, "name_or_path", ""):
         raise ValueError(
             "The model was not loaded from a name or path, so its tokenizer is not known. Give it: "
-            "tokenizer=..."
+            f"{how}"
         )
-    return cast("PreTrainedModel", model)
 
 
 def loaded_engine(

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overrefusal_po.identity import unique_prompts
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.prompts import read_source, read_triples
 from overrefusal_po.recipe.harmful_rows import DERTA_ROWS, HarmfulRow
@@ -197,17 +198,17 @@ def read(recipe: TrainRecipe) -> Source:
     A helpful prompt of several sources comes once.
     """
     data = derta_section(recipe)
-    helpful = {
-        p.id: p
+    helpful = unique_prompts(
+        p
         for spec in data.helpful_from
         for p in read_source(spec, "train")
         if p.kind in data.helpful and p.reference
-    }
+    )
     triples: list[Triple] = []
     if data.triples not in ("starter", None):
         opener, lead = data.refusal_opener, data.safe_lead
         triples = read_triples(data.triples, "train", opener=opener, lead=lead)
-    return Source(triples, helpful=list(helpful.values()), asked=asked_prompts(data))
+    return Source(triples, helpful=list(helpful), asked=asked_prompts(data))
 
 
 def derta_section(recipe: TrainRecipe) -> DertaData:
