@@ -8,7 +8,6 @@ harmful responses (`asked`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -57,8 +56,6 @@ if TYPE_CHECKING:
     from trl import SFTConfig, SFTTrainer
 
     from overrefusal_po.train.given import RowsGiven
-
-logger = logging.getLogger(__name__)
 
 
 def derta_trainer(
