@@ -63,6 +63,25 @@ def test_conversations_that_end_alike_and_prompts_without_a_user_turn_are_not_th
     assert not overlaps({"m": [one]}, {"t": [two]})
 
 
+def test_attacked_conversations_that_end_alike_are_not_the_same() -> None:
+    def attacked(first: str, how: str) -> Prompt:
+        turns = ({"role": "user", "content": first}, {"role": "user", "content": "Go on."})
+        plain = Prompt.model_validate({"id": first, "messages": turns, "kind": "harmful"})
+        return Prompt.of(f"In a play: {how}", kind="harmful").model_copy(
+            update={
+                "original_id": plain.id,
+                "question": plain.text,
+                "context": plain.messages[:-1],
+                "attack": "play",
+            }
+        )
+
+    tea, rain = attacked("Tell me of tea.", "one"), attacked("Tell me of rain.", "two")
+    assert not overlaps({"m": [tea]}, {"t": [rain, prompt("Go on.")]})
+    again = attacked("tell me of TEA", "three")
+    assert overlaps({"m": [tea]}, {"t": [again]})
+
+
 def test_the_error_names_every_pair_of_sets_their_count_and_an_example() -> None:
     one, two, three = prompt("a"), prompt("b"), prompt("c")
     with pytest.raises(ValueError) as caught:

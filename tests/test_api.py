@@ -13,8 +13,12 @@ from conftest import Style
 from datasets import Dataset
 
 from overrefusal_po import api
+from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.recipe.sections import Chat, Generation
 from overrefusal_po.records import Completion, Prompt, Sampling, Verdict, content_id, write_jsonl
+from overrefusal_po.run.loaded import answering_engine
 
 REFUSAL = "I'm sorry, but I can't help with that."
 ANSWER = "Use kill and the number of the process. Then it is gone."
@@ -144,6 +148,28 @@ def test_a_loaded_model_and_its_path_say_the_same(styles: dict[str, Style]) -> N
     with_template = api.evaluate(model, prompts, template=style.template, max_new_tokens=5)
     assert [o.completion.text for o in with_template.outcomes] == texts[0]
     assert found.outcomes[0].completion.sampling.max_new_tokens == 5
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_system_prompt_beside_a_template_is_used(styles: dict[str, Style], by_name: bool) -> None:
+    style = styles["qwen"]
+    off = {"enable_thinking": False}
+    template = ChatTemplate(style.tokenizer, template_kwargs=off)
+    both = ChatTemplate(style.tokenizer, system_prompt="Be short.", template_kwargs=off)
+    model = str(style.folder) if by_name else style.make_model()
+    messages = Prompt.of(HOW, kind="benign").messages
+
+    def text(given: ChatTemplate, system: str | None) -> str:
+        chat = Chat(system_prompt=system)
+        with answering_engine(model, Generation(), chat=chat, template=given) as engine:
+            assert isinstance(engine, TransformersEngine)
+            return engine.template.prompt_text(messages)
+
+    wanted = both.prompt_text(messages)
+    assert text(template, "Be short.") == text(both, None) == text(both, "Be short.") == wanted
+    assert text(template, None) == template.prompt_text(messages) != wanted
+    with pytest.raises(ValueError, match=r"'Be short\.', and system_prompt is 'Be long\.'"):
+        api.evaluate(model, {"benign": [HOW]}, template=both, system_prompt="Be long.")
 
 
 def test_a_guard_judges_the_harmful_prompts() -> None:

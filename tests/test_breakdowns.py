@@ -11,6 +11,7 @@ from overrefusal_po.evaluate.breakdowns import (
     words_before,
 )
 from overrefusal_po.evaluate.metrics import run_metrics
+from overrefusal_po.identity import spoken_words
 from overrefusal_po.records import Completion, Kind, Outcome, Prompt, Refusal, Sampling, Verdict
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -63,6 +64,22 @@ def test_a_thinking_block_is_no_part_of_the_response() -> None:
 def test_a_chinese_character_counts_as_a_word() -> None:
     text = "首先，你需要准备。抱歉，我不能"
     assert words_before(text, text.index("抱歉")) == 9  # seven characters, a comma and a full stop
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Hi there, friend.", ["Hi", "there,", "friend."]),
+        ("我用Python写", ["我", "用", "Python", "写"]),
+        ("𠮷野", ["𠮷", "野"]),
+        ("안녕 세계", ["안녕", "세계"]),
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
+        ("ที่นี่", ["ที่", "นี่"]),
+        ("", []),
+    ],
+)
+def test_words_are_counted_in_any_script(text: str, words: list[str]) -> None:
+    assert spoken_words(text) == words
 
 
 def test_every_outcome_of_the_kind_is_counted_once() -> None:

@@ -1,14 +1,23 @@
 """capability.py: perplexity against cross entropies worked out row by row, and the harness's scores
 as plain data."""
 
+import copy
 import importlib.util
 import math
+from typing import Any
 
 import pytest
 import torch
 from conftest import Style
 
-from overrefusal_po.evaluate.capability import check_tasks, lm_eval_scores, perplexity, plain_scores
+from overrefusal_po.evaluate.capability import (
+    check_tasks,
+    lm_eval_scores,
+    perplexity,
+    plain_scores,
+    rendered,
+)
+from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.finite import NotFiniteError
 from overrefusal_po.records import Prompt
 
@@ -101,7 +110,51 @@ def test_without_the_harness_tasks_are_an_error_that_says_what_to_install(
     styles: dict[str, Style],
 ) -> None:
     with pytest.raises(ValueError, match=r"not installed.*overrefusal-po\[lm-eval\]"):
-        lm_eval_scores(str(styles["llama"].folder), ["arc_easy"])
+        lm_eval_scores(styles["llama"].make_model(), styles["llama"].template, ["arc_easy"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"system_prompt": ""},
+        {"system_prompt": "Be short."},
+        {"template_kwargs": {"enable_thinking": False}},
+    ],
+    ids=["plain", "no system", "system", "thinking off"],
+)
+def test_the_harness_s_items_are_rendered_as_the_evaluation_s_prompts(
+    styles: dict[str, Style], options: dict[str, Any]
+) -> None:
+    template = ChatTemplate(styles["qwen"].tokenizer, **options)
+    messages = Prompt.of("What is a fox?", kind="benign").messages
+    asked = [{"role": "user", "content": "What is a fox?"}]
+    assert rendered(template, asked) == template.prompt_text(messages)
+    begun = [*asked, {"role": "assistant", "content": "A fox"}]
+    assert rendered(template, begun, add_generation_prompt=False) == template.prompt_text(
+        messages, "A fox"
+    )
+    assert len({rendered(template, asked), rendered(styles["qwen"].template, asked)}) == (
+        2 if options else 1
+    )
+
+
+def test_a_task_s_description_is_left_out_where_the_template_takes_none(
+    styles: dict[str, Style], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = copy.copy(styles["mistral"].tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}"
+        "{{ raise_exception('no system role') }}{% endif %}[{{ m['role'] }}] {{ m['content'] }}\n"
+        "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    template = ChatTemplate(tokenizer)
+    asked = [{"role": "user", "content": "What is a fox?"}]
+    described = [{"role": "system", "content": "Choose one."}, *asked]
+    assert rendered(template, described) == rendered(template, asked)
+    assert "no system role" in caplog.text
+    with pytest.raises(ValueError, match="no system role"):
+        rendered(ChatTemplate(tokenizer, system_prompt="Be short."), described)
 
 
 def test_the_harness_results_become_plain_scores() -> None:

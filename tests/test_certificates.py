@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from overrefusal_po.evaluate.agreement import signature
+from overrefusal_po.evaluate.agreement import Cell, signature
 from overrefusal_po.evaluate.certificates import (
     Certificate,
     certificate_table,
@@ -34,6 +34,11 @@ ROW = {
     "model": "m",
     "label": "safe",
 }
+
+
+def cell_of(certificate: Certificate, model: str | None = None, kind: Kind | None = None) -> Cell:
+    """The cell of a model and a kind; KeyError if there is none."""
+    return {(cell.model, cell.kind): cell for cell in certificate.cells}[model, kind]
 
 
 class Scripted:
@@ -154,7 +159,7 @@ def test_the_numbers_of_a_certificate_by_hand() -> None:
     0.5)/0.5 = 0.4; precision 20/25, recall 20/30, specificity 15/20; bias (25 - 30)/50 = -10
     points. Wilson for 35 of 50: (0.7 + 3.841459/100 ± 1.959964 · sqrt(0.7 · 0.3 / 50 +
     3.841459/10000)) / 1.076829 = 0.685730 ± 0.123234."""
-    cell = certify(Scripted(), mixed()).cell()
+    cell = cell_of(certify(Scripted(), mixed()))
     assert (cell.n, cell.unscored, cell.num_prompts) == (50, 2, 50)
     assert cell.agreement.value == pytest.approx(0.7)
     assert (cell.agreement.low, cell.agreement.high) == pytest.approx(
@@ -180,7 +185,7 @@ def test_kappa_is_that_of_two_libraries() -> None:
         *rows("full", "full", 31, kind="harmful"),
         *rows("none", "full", 3, kind="harmful", first=31),
     ]
-    found = certify(Scripted(), labelled).cell().kappa
+    found = cell_of(certify(Scripted(), labelled)).kappa
     human, said = [row.refused for row in labelled], [row.response != "none" for row in labelled]
     assert found.value == pytest.approx(cohen_kappa_score(human, said), abs=1e-12)
     counts = Counter(zip(human, said, strict=True))
@@ -206,22 +211,22 @@ def test_models_and_kinds_have_cells_of_their_own() -> None:
         ("b", None, 4), ("b", "harmful", 4),
     ]  # fmt: skip
     assert (
-        found.cell("a", "harmful").recall.value == 1
-        and found.cell("b", "harmful").recall.value == 0
+        cell_of(found, "a", "harmful").recall.value == 1
+        and cell_of(found, "b", "harmful").recall.value == 0
     )
     assert (
-        found.cell("a", "harmful").kappa.value is None
+        cell_of(found, "a", "harmful").kappa.value is None
     )  # both say one class only: nothing beyond chance to see
     assert found.confusions()["harmful"].sensitivity == 0.5
     with pytest.raises(KeyError):
-        found.cell("b", "benign")
+        cell_of(found, "b", "benign")
 
 
 def test_the_same_prompts_put_to_several_models_are_worth_less() -> None:
     """Four models that do the same on 20 prompts: 80 responses, the evidence of about 20."""
     one = [*rows("full", "full", 12), *rows("full", "none", 8, first=12)]
     four = [row.model_copy(update={"model": name}) for name in "abcd" for row in one]
-    alone, together = certify(Scripted(), one).cell(), certify(Scripted(), four).cell()
+    alone, together = cell_of(certify(Scripted(), one)), cell_of(certify(Scripted(), four))
     assert together.recall.value == alone.recall.value
     assert together.confusion.refused == 80
     assert together.confusion.refused_effective == pytest.approx(
@@ -235,7 +240,7 @@ def test_the_same_prompts_put_to_several_models_are_worth_less() -> None:
 def test_bias_and_kappa_have_intervals_from_prompts_redrawn() -> None:
     """The difference is -1 for 10, +1 for 5 of 50: standard error sqrt((0.3 - 0.01) / 50) = 7.6
     points."""
-    cell = certify(Scripted(), mixed()).cell()
+    cell = cell_of(certify(Scripted(), mixed()))
     assert cell.bias_points.low == pytest.approx(-10 - 1.96 * 7.62, abs=2)
     assert cell.bias_points.high == pytest.approx(-10 + 1.96 * 7.62, abs=2)
     assert (
@@ -266,7 +271,7 @@ def test_the_built_in_judge_is_certified_from_a_file(tmp_path: Path) -> None:
     found = certify(judge(Settings()), read_labels(file), labels=file)
     assert (found.judge, found.labels) == ("refusal", "labels.jsonl")
     assert found.labels_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert found.cell("m", "benign").agreement.value == 1.0
+    assert cell_of(found, "m", "benign").agreement.value == 1.0
     kept = tmp_path / "certificate.json"
     kept.write_text(found.model_dump_json())
     assert read_certificate(kept) == found
@@ -432,11 +437,11 @@ def test_a_filled_in_sample_is_certified_without_the_bias_of_its_balance(tmp_pat
     write(key_path(file), sample.key)
     found = certify(Scripted(), read_labels(file), labels=file)
     assert found.weighted
-    assert found.cell(None, "benign").specificity.value == pytest.approx(360 / 380)
-    assert found.cell(None, "benign").bias_points.value == pytest.approx(5)
-    assert found.cell("model-x", "benign").recall.value == 1.0
-    assert found.cell(None, "benign").confusion.answered_effective is not None
-    assert found.cell(None, "benign").confusion.answered_effective <= 15
+    assert cell_of(found, None, "benign").specificity.value == pytest.approx(360 / 380)
+    assert cell_of(found, None, "benign").bias_points.value == pytest.approx(5)
+    assert cell_of(found, "model-x", "benign").recall.value == 1.0
+    assert cell_of(found, None, "benign").confusion.answered_effective is not None
+    assert cell_of(found, None, "benign").confusion.answered_effective <= 15
 
 
 def test_a_sample_without_its_key_or_its_labels_is_said(tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from overrefusal_po.curate.words import count_words
 from overrefusal_po.pairs.make import make_pair
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
-from overrefusal_po.records import PreferencePair, Prompt, Triple, write_jsonl
+from overrefusal_po.recipe.sections import PairsData
+from overrefusal_po.records import Kind, PreferencePair, Prompt, Rule, Triple, write_jsonl
 from overrefusal_po.run.folder import Run
 from overrefusal_po.stages import check_data, run_recipe
 from overrefusal_po.train.dpo import store_folder
+from overrefusal_po.train.preference import warn_of_no_containment
 from overrefusal_po.train.stage import check_sources, train
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +148,19 @@ def test_pairs_without_a_harmful_prompt_need_leave(
     )
     assert code == (0 if allowed else 2)
     assert "1 pairs, longest row" in out if allowed else "allow_no_anchor" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "warned"),
+    [("harmful", None, False), ("harmful", "containment", False), ("benign", None, True)],
+)
+def test_imported_pairs_on_harmful_prompts_keep_them_refused(
+    caplog: pytest.LogCaptureFixture, kind: Kind, rule: Rule | None, warned: bool
+) -> None:
+    prompt = Prompt.of("How do I open a safe?", kind=kind)
+    pair = PreferencePair(id="a", prompt=prompt, chosen=REFUSAL, rejected=ANSWER, rule=rule)
+    warn_of_no_containment([pair], PairsData(pairs="pairs.jsonl"))
+    assert ("pairs.jsonl holds no containment pairs" in caplog.text) == warned
 
 
 def test_a_waived_fault_does_not_stop(

@@ -561,15 +561,19 @@ def test_the_same_words_behind_a_prefix_are_judged_anew(server: Server, tmp_path
     assert len(rows) == 2 and all(p.rejected == rejects["prefill"] + REFUSAL for p in rows)
 
 
-def test_responses_that_share_an_id_are_an_error(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("also", [[], [("1", "x"), ("2", "x")]], ids=["alone", "beside a copy"])
+def test_responses_that_share_an_id_are_an_error(
+    also: list[tuple[str, str]], server: Server, tmp_path: Path
+) -> None:
+    """One response under two ids does not make up for it."""
     given = [
         Completion(
-            id="0", prompt_id=str(n), text=f"{n}", model="other", engine="file", sampling=Sampling()
+            id=name, prompt_id=text, text=text, model="other", engine="file", sampling=Sampling()
         )
-        for n in range(2)
+        for name, text in [("0", "0"), *also, ("0", "1")]
     ]
     write_jsonl(tmp_path / "given.jsonl", given)
-    with pytest.raises(ValueError, match="have the same id"):
+    with pytest.raises(ValueError, match=r"have the same id \(0\)"):
         curated(
             server, tmp_path, KILL, THEFT, rejects={"completions": str(tmp_path / "given.jsonl")}
         )

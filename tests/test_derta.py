@@ -121,6 +121,35 @@ def test_rto_dropout_is_redrawn_in_each_epoch_of_a_run(
     assert not torch.equal(weights(trainer.model), before)
 
 
+def test_rto_dropout_is_redrawn_in_workers_that_were_to_stay(
+    styles: dict[str, Style],
+    triples: list[Triple],
+    settings: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A worker has a copy of the collator, from when it began."""
+    qwen, seen = styles["qwen"], tmp_path / "epochs.txt"
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = derta_trainer(
+        qwen.make_model(),
+        triples,
+        args={**settings, **workers, "max_steps": -1, "num_train_epochs": 2},
+        processing_class=qwen.tokenizer,
+    )
+    collate = trainer.data_collator
+
+    def watched(rows: Any) -> Any:
+        with seen.open("a") as file:
+            file.write(f"{collate.epoch}\n")
+        return collate(rows)
+
+    trainer.data_collator = watched
+    trainer.train()
+    assert seen.read_text().split() == ["0"] * 6 + ["1"] * 6
+    assert "dataloader_persistent_workers is not used" in caplog.text
+
+
 @pytest.mark.slow
 def test_rto_dropout_goes_on_with_the_right_epoch_after_a_resume(
     styles: dict[str, Style], triples: list[Triple], settings: dict[str, Any], tmp_path: Path

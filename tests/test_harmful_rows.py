@@ -401,6 +401,12 @@ def test_the_trainer_of_a_recipe_has_the_recipe_s_rows(
     assert isinstance(body, TrainRecipe)
     prepared = prepare(body, read(body), style.template)
     assert "6 harmful prompts, two rows of each (safe, rto)" in prepared.line
+    drawn = body.model_copy(update={"data": {**body.data, "max_triples": 4}})
+    assert "4 harmful prompts, two rows" in prepare(drawn, read(body), style.template).line
+    again = [*triples, triples[0].model_copy(update={"harmful_response": "Sure. Go in."})]
+    write_jsonl(tmp_path / "triples.jsonl", again)
+    line = prepare(body, read(body), style.template).line
+    assert "7 answers to 6 harmful prompts, two rows of each" in line
     trainer = recipe_trainer(
         style.make_model(),
         prepared,

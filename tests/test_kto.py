@@ -26,7 +26,13 @@ from overrefusal_po.run.complete import recipe_sampling
 from overrefusal_po.run.folder import Run
 from overrefusal_po.train.dpo import dpo_trainer
 from overrefusal_po.train.kto import kto_trainer
-from overrefusal_po.train.kto_order import Side, compared_with, interleaved, unpaired
+from overrefusal_po.train.kto_order import (
+    Side,
+    compared_with,
+    different_sides,
+    in_training_order,
+    interleaved,
+)
 from overrefusal_po.train.stage import check_sources, first_data, write_data
 from overrefusal_po.train.student import starter_harmful
 
@@ -40,7 +46,8 @@ def both_sides(prompt: int, chosen: int = 1, rejected: int = 2) -> tuple[Side, S
 
 
 def order_of(pairs: list[tuple[Side, Side]], batch_size: int, seed: int = 0) -> list[Any]:
-    return [tuple(side) for side in unpaired(pairs, batch_size=batch_size, seed=seed)]
+    sides = in_training_order(different_sides(pairs), batch_size=batch_size, seed=seed)
+    return [tuple(side) for side in sides]
 
 
 def batches(order: list[Any], size: int) -> list[list[Any]]:
@@ -149,7 +156,7 @@ def test_too_few_prompts_for_a_batch_are_an_error(prompts: list[int], size: int)
         ValueError,
         match=rf"batches of {size} with different prompts. Lower trainer.per_device_train",
     ):
-        unpaired(pairs, batch_size=size, seed=0)
+        order_of(pairs, size)
     assert len(order_of(pairs, 1)) == 2 * len(pairs)  # what a loss without a KL term asks for
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import Style
 
 from overrefusal_po.curate.inputs import clean_prompts, read_prompts
+from overrefusal_po.identity import lower_words
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.pairs.files import read_pairs
@@ -18,8 +19,14 @@ from overrefusal_po.pairs.findings import Finding, Lint
 from overrefusal_po.pairs.lint import lint
 from overrefusal_po.pairs.make import written_pairs
 from overrefusal_po.pairs.prompt_free import prompt_free
+from overrefusal_po.pairs.row_checks import shared_words
 from overrefusal_po.pairs.set_checks import uneven_prompts
-from overrefusal_po.pairs.shortcuts import cliffs_delta, lengths, rejected_only_openers
+from overrefusal_po.pairs.shortcuts import (
+    cliffs_delta,
+    lengths,
+    prompt_words,
+    rejected_only_openers,
+)
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.records import Completion, Message, PreferencePair, Prompt, Verdict, write_jsonl
 from overrefusal_po.sources.starter import Settings, prompts
@@ -415,6 +422,37 @@ def test_a_shortcut_in_a_rule_with_few_pairs_is_seen() -> None:
     assert prompt_free(rows)["words"].accuracy > 0.9
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("I\u2019m sorry, but I", ["i'm", "sorry", "but", "i"]),
+        ("抱歉，我不能", ["抱", "歉", "我", "不", "能"]),
+        ("नमस्ते, मैं नहीं", ["नमस्ते", "मैं", "नहीं"]),
+        ("1.5 GB 的 RAM_x", ["1", "5", "gb", "的", "ram_x"]),
+    ],
+)
+def test_words_of_any_script_are_compared(text: str, words: list[str]) -> None:
+    assert lower_words(text) == words
+
+
+def test_sides_of_a_script_without_blanks_can_be_nearly_equal() -> None:
+    """They were one word each: equal or not."""
+    text = "首先准备一杯热水然后慢慢加入茶叶等三分钟之后就可以喝了"
+    assert 0.9 < shared_words(text, text.replace("三", "五")) < 1
+    assert shared_words(text, text[::-1]) == 0
+
+
+def test_prompts_of_a_script_without_blanks_have_lengths() -> None:
+    assert prompt_words(Prompt.of("怎么泡茶", kind="benign")) == 4
+
+
+def test_the_roles_of_a_conversation_are_none_of_its_words() -> None:
+    turns = (Message(role="user", content="Hi there"), Message(role="assistant", content="Hello"))
+    asked = Message(role="user", content="What is tea?")
+    prompt = Prompt(id="a", messages=(*turns, asked), kind="general")
+    assert prompt_words(prompt) == 2 + 1 + 3
+
+
 def test_a_refusal_opener_that_is_only_ever_rejected_is_an_error() -> None:
     rows = two_rules("Sorry, no: I won't", "I'm sorry, but I can't", PLAIN, PLAIN)
     checked = lint(rows, JUDGE)
@@ -450,6 +488,17 @@ def test_openings_are_tokens_where_there_is_a_template(styles: dict[str, Style])
 
 def test_few_pairs_of_a_rule_say_nothing() -> None:
     assert prompt_free(two_rules("Sorry,", "No,", PLAIN, ODD)[:70]) == {}
+
+
+def test_pairs_of_one_prompt_say_nothing_about_words_without_it() -> None:
+    """They cannot be split by prompt."""
+    rows = two_rules("Sorry,", "No,", PLAIN, ODD)
+    asked = rows[0].prompt
+    same = [row.model_copy(update={"prompt": asked}) for row in rows if row.rule == rows[0].rule]
+    assert len(same) >= 20 and prompt_free(same) == {}
+    assert lint(same, JUDGE).counts() is not None
+    other = [*same, *(row for row in rows[:30] if row.prompt.id != asked.id)]
+    assert prompt_free(other).keys() == {"openings", "words"}
 
 
 @pytest.mark.parametrize(("number", "counts"), [(2, False), (5, False), (8, True)])

@@ -144,6 +144,7 @@ def test_no_group_of_processes_waits_longer_than_ddp_timeout(group: str, tmp_pat
     assert first.returncode == 1, said[-2000:]
     assert 4 < float((tmp_path / "waited").read_text()) < 60
     assert "did not answer within 5 seconds (trainer.ddp_timeout)" in said
+    assert "set a longer trainer.ddp_timeout" in said
 
 
 def test_other_faults_keep_their_words() -> None:

@@ -147,7 +147,7 @@ def test_a_training_refuses_a_remedy() -> None:
             {"engine": {"name": "transformers", "generation_config": {"num_beams": 3}}},
             "num_beams: 3, and the model has a remedy",
         ),
-        ({"capability": {"tasks": ["arc_easy"]}}, "lm-eval harness loads the model by its name"),
+        ({"capability": {"tasks": ["arc_easy"]}}, "does not say where a prompt ends"),
         (
             {
                 "engine": {

@@ -17,7 +17,7 @@ from wandb_server import Server, serving
 
 from overrefusal_po.cli import main
 from overrefusal_po.model import load as models
-from overrefusal_po.records import PreferencePair, Prompt, write_jsonl
+from overrefusal_po.records import Kind, PreferencePair, Prompt, Rule, write_jsonl
 from overrefusal_po.train.selection import Look
 from overrefusal_po.train.trackers import (
     METRIC,
@@ -175,6 +175,29 @@ def test_of_imported_pairs_without_labels_the_rejected_side_is_not_shown(tmp_pat
         "Sorry, no.",
         f"[{len(COMPLIED)} characters, kept in the run folder]",
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"), [(None, "general"), (None, "harmful"), ("overrefusal", "harmful")]
+)
+def test_a_chosen_side_that_may_be_harmful_is_not_shown(
+    rule: Rule | None, kind: Kind, tmp_path: Path
+) -> None:
+    prompt = Prompt.of("How do I open a safe that is not mine?", kind=kind)
+    said = [
+        COMPLIED,
+        "Sorry, I can't. But in general: first push the pin, then turn the dial left.",
+    ]
+    write_jsonl(
+        tmp_path / "data.jsonl",
+        [
+            PreferencePair(id=text, prompt=prompt, chosen=text, rejected="Push it.", rule=rule)
+            for text in said
+        ],
+    )
+    shown = [row[3:] for row in shown_pairs(tmp_path / "data.jsonl")]
+    kept = "[8 characters, kept in the run folder]"
+    assert shown == [(f"[{len(text)} characters, kept in the run folder]", kept) for text in said]
 
 
 def test_hostile_text_is_shown_as_plain_and_short_text(

@@ -67,6 +67,23 @@ def test_the_limit_does_not_make_another_run() -> None:
     assert run_key({**recipe, "unscored_max": 0.1}, {}) == run_key(recipe, {})
 
 
+@pytest.mark.parametrize("stage", ["before", "engine"])
+def test_nor_does_the_limit_of_a_pipeline_s_stage(stage: str) -> None:
+    def key(**changed: Any) -> str:
+        recipe = {
+            "task": "evaluate",
+            "seed": 1,
+            "gate": {"unscored_max": 0.1},
+            "timeout_seconds": 3,
+        }
+        return run_key({"task": "pipeline", stage: {**recipe, **changed}}, {})
+
+    assert key(unscored_max=0.1) == key(unscored_max=0.2) == key()
+    assert key(run_dir=None, shard=None) == key()
+    for other in ({"seed": 2}, {"gate": {"unscored_max": 0.2}}, {"timeout_seconds": 4}):
+        assert key(unscored_max=0.1, **other) != key()
+
+
 # --- an evaluation --------------------------------------------------------------------------------
 
 

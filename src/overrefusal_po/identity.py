@@ -3,6 +3,7 @@
     conversation_key(prompt)               # equal for the same turns, whatever case and white space
     words_and_signs("What is C++?")        # (["what", "is", "c"], ["++"])
     conversation_text(prompt.conversation)   # all turns as one text, for people and judges
+    spoken_words("Hi there, 你好")         # ["Hi", "there,", "你", "好"]
 
 Signs count, since "C++" is not "C#" and "<" is not ">". Only punctuation around a word does not.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from overrefusal_po.records import Message, Prompt, content_id
@@ -31,12 +33,45 @@ DASH = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])|(?:(?<=\s)|^)(?:-{2,}|[\u2013\u2014
 UNSEEN = re.compile("[\u00ad\u200b\u2060\ufeff]")
 """Characters that nobody sees and that join nothing; emoji and Indic scripts need the joiners."""
 
+UNSPACED = (
+    "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003ffff"
+)
+"""Scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters."""
+
+UNSPACED_MARKS = (
+    "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u102b-\u103e\u1056-\u1059"
+    "\u17b4-\u17d3"
+)
+"""The marks among them: part of the letter before."""
+
+SPOKEN_WORD = re.compile(f"[{UNSPACED}][{UNSPACED_MARKS}]*|[^\\s{UNSPACED}]+")
+
+MARKS = "\u0300-\u036f\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0963\u0970-\u0dff"
+"""Blocks of marks that stand inside of words, and of scripts with such marks (Hindi, Tamil)."""
+
+LETTERS = rf"[^\W{UNSPACED}](?:[{MARKS}]|[^\W{UNSPACED}])*"
+PLAIN_WORD = re.compile(rf"(?=\w)[{UNSPACED}][{UNSPACED_MARKS}]*|{LETTERS}(?:['\u2019]{LETTERS})?")
+
 
 class Parts(NamedTuple):
     """A text's words in lower case, and its signs, both in order."""
 
     words: list[str]
     signs: list[str]
+
+
+def spoken_words(text: str) -> list[str]:
+    """The words of a text in any script, with their punctuation. In a script without blanks each
+    letter is a word: nothing separates words there, and a token is about that long."""
+    return SPOKEN_WORD.findall(text)
+
+
+def lower_words(text: str, most: int | None = None) -> list[str]:
+    """Lower-case words without punctuation, in any script (as for `spoken_words`), the first `most`
+    of them; an apostrophe of either form is kept as '."""
+    found = islice(PLAIN_WORD.finditer(text.lower()), most)
+    return [word[0].replace("\u2019", "'") for word in found]
 
 
 def bare_words(text: str) -> str:
@@ -104,6 +139,15 @@ def conversation_text(turns: Sequence[Message]) -> str:
     if len(turns) == 1 and turns[0].role == "user":
         return turns[0].content
     return "\n\n".join(f"[{turn.role}]\n{turn.content}" for turn in turns)
+
+
+def unique_prompts(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """The prompts, each id once: the first of it."""
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id not in seen:
+            seen.add(prompt.id)
+            yield prompt
 
 
 def check_kinds(prompts: Iterable[Prompt]) -> None:

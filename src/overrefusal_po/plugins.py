@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import logging
 import pkgutil
 from collections.abc import Mapping
 from functools import partial
@@ -32,8 +31,6 @@ from overrefusal_po.recipe.panels import JudgesGiven, panel_spec
 from overrefusal_po.recipe.reading import FILE_ENDINGS as FILE_ENDINGS
 from overrefusal_po.recipe.words import settings_fault, unknown_name
 from overrefusal_po.sources import SourcePlug
-
-logger = logging.getLogger(__name__)
 
 Room = Literal["sources", "attacks", "engines", "judges", "remedies"]
 ROOMS: tuple[Room, ...] = get_args(Room)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from overrefusal_po.attacks import Attack
-from overrefusal_po.identity import check_kinds
+from overrefusal_po.identity import check_kinds, unique_prompts
 from overrefusal_po.json_files import is_file
 from overrefusal_po.pairs.make import behind_lead
 from overrefusal_po.plugins import (
@@ -282,20 +282,20 @@ def fixed_subset(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
 
 
 def measured_prompts(data: EvaluateData) -> list[Prompt]:
-    """The prompts of all sets, each once. A fixed subset of each kind if the recipe limits
-    them. ValueError if one is harmful and harmless."""
+    """The prompts of all sets, each once. A fixed subset of each kind in each set if the recipe
+    limits them. ValueError if one is harmful and harmless."""
     sets = [
         fixed_subset(read_source(spec, data.split), data.max_prompts_per_kind) for spec in data.sets
     ]
-    plain = each_once([prompt for prompts in sets for prompt in prompts])
+    plain = measured_once([prompt for prompts in sets for prompt in prompts])
     check_kinds(plain)
     return plain + attacked_prompts(plain, data.attacks)
 
 
-def each_once(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts, each id once; the log names those that come again."""
-    found: dict[str, Prompt] = {}
-    again = [(prompt, found[prompt.id]) for prompt in prompts if first_is_other(found, prompt)]
+def measured_once(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """`unique_prompts`; the log counts those that come again."""
+    found = {prompt.id: prompt for prompt in unique_prompts(prompts)}
+    again = [(prompt, found[prompt.id]) for prompt in prompts if found[prompt.id] is not prompt]
     if again:
         prompt, first = again[0]
         logger.warning(
@@ -303,11 +303,6 @@ def each_once(prompts: Sequence[Prompt]) -> list[Prompt]:
             *(len(again), prompt.label, first.label),
         )
     return list(found.values())
-
-
-def first_is_other(found: dict[str, Prompt], prompt: Prompt) -> bool:
-    """Whether an earlier prompt has this id; else the prompt is put into `found`."""
-    return found.setdefault(prompt.id, prompt) is not prompt
 
 
 def attacked_prompts(prompts: Sequence[Prompt], attacks: Sequence[PlugSpec]) -> list[Prompt]:

@@ -51,12 +51,14 @@ def check_given_rejects(path: str | None) -> None:
     an id."""
     if not path or path.startswith("@"):
         return
-    given = read_jsonl(path, Completion)
-    if len({c.id for c in given}) < len({(c.prompt_id, c.text) for c in given}):
-        raise ValueError(
-            f"rejects.completions: two different responses in {path} have the same id, by which "
-            "verdicts are kept. Give each its own."
-        )
+    said: dict[str, tuple[str, str]] = {}
+    for given in read_jsonl(path, Completion):
+        own = (given.prompt_id, given.text)
+        if said.setdefault(given.id, own) != own:
+            raise ValueError(
+                f"rejects.completions: two different responses in {path} have the same id "
+                f"({given.id}), by which verdicts are kept. Give each its own."
+            )
 
 
 def check_settings(recipe: CurateRecipe) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from overrefusal_po.curate.quotas import FilterCounts, filter_counts
-from overrefusal_po.identity import check_kinds, conversation_text
+from overrefusal_po.identity import check_kinds, conversation_text, unique_prompts
 from overrefusal_po.pairs.duplicates import duplicates
 from overrefusal_po.pairs.firewall import Hit, contamination
 from overrefusal_po.pairs.set_checks import uneven_prompts
@@ -24,7 +24,6 @@ from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import CurateData, PlugSpec
 from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.run.appender import cut_torn_line, rows_if_any
-from overrefusal_po.run.complete import unique_prompts
 
 logger = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ from overrefusal_po.curate.limits import (
     limit_rules,
 )
 from overrefusal_po.pairs.shortcuts import prompt_words
+from overrefusal_po.prompts import row_prompt
 from overrefusal_po.records import PreferencePair, Prompt, content_id
 
 CuratedRow = TypeVar("CuratedRow", bound=PreferencePair | Prompt)
@@ -306,11 +307,6 @@ def harmful_share(rows: Sequence[CuratedRow], wanted: float | None) -> UnfilledQ
     if wanted is None or not rows or abs(harmful - wanted * len(rows)) < 1:
         return None
     return {"quota": "harmful_share", "wanted": wanted, "kept": round(harmful / len(rows), 3)}
-
-
-def row_prompt(row: PreferencePair | Prompt) -> Prompt:
-    """The prompt of a row, which may be the row itself."""
-    return row if isinstance(row, Prompt) else row.prompt
 
 
 def row_category(row: PreferencePair | Prompt) -> str:

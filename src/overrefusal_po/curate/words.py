@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from overrefusal_po.curate.limits import LENGTH
-from overrefusal_po.curate.quotas import CuratedRow, Kept, RuleCounts, row_prompt
+from overrefusal_po.curate.quotas import CuratedRow, Kept, RuleCounts
 from overrefusal_po.pairs.set_checks import uneven_prompts
+from overrefusal_po.prompts import row_prompt
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import CurateData
 from overrefusal_po.records import PreferencePair, Prompt

@@ -10,7 +10,6 @@ spread over seeds.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -22,6 +21,7 @@ from overrefusal_po.evaluate.metrics import (
     run_metrics,
     state,
 )
+from overrefusal_po.identity import spoken_words
 from overrefusal_po.model.frame import thinking_end
 from overrefusal_po.records import Kind, Outcome
 
@@ -30,10 +30,6 @@ NO_ATTACK = "none"
 
 OPENING_WORDS, EARLY_WORDS = 5, 30
 """Bounds of DeRTa's figure (arXiv 2407.09121), which counts tokens; we count words."""
-
-SPOKEN_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
-"""A kana or Chinese character is a word of its own: nothing there separates words, and a token is
-about that long."""
 
 GroupKey = Literal["source", "attack", "category", "kind"] | Callable[[Outcome], str]
 
@@ -93,7 +89,7 @@ def words_before(text: str, start: int) -> int:
 
     A word that `start` cuts counts. A thinking block does not.
     """
-    return len(SPOKEN_WORD.findall(text[thinking_end(text[:start]) : start]))
+    return len(spoken_words(text[thinking_end(text[:start]) : start]))
 
 
 def refusal_positions(outcomes: Iterable[Outcome], kind: Kind = "harmful") -> Positions:

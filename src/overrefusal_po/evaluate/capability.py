@@ -3,7 +3,7 @@ lm-eval if a recipe names tasks.
 
     found = perplexity(model, template, prompts, batch_size=8)
     # found.value, found.low, found.high, found.tokens
-    scores = lm_eval_scores("runs/dpo/model", ["arc_easy"], limit=200)
+    scores = lm_eval_scores(model, template, ["arc_easy"], limit=200)
     # {"arc_easy": {"acc": .51, "acc_stderr": .03}}
 """
 
@@ -12,16 +12,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from overrefusal_po.evaluate.entries import PerplexityEntry, TaskScores
 from overrefusal_po.evaluate.intervals import bootstrap, cluster_sums
-from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.model.finite import NotFiniteError
 from overrefusal_po.model.generation import context_length
 from overrefusal_po.model.remedied import remedy_of
-from overrefusal_po.records import Prompt
+from overrefusal_po.records import Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -228,23 +228,21 @@ def check_lm_eval() -> None:
 
 
 def lm_eval_scores(
-    model_path: str,
+    model: PreTrainedModel,
+    template: ChatTemplate,
     tasks: Sequence[str],
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
     batch_size: int | str = 8,
-    dtype: str | None = None,
-    revision: str = "main",
-    system_prompt: str | None = None,
-    trust_remote_code: bool = False,
     seed: int = 0,
 ) -> TaskScores:
     """{task: {metric: value, metric_stderr: value}} of the lm-eval harness
     (`lm_eval.simple_evaluate`, 0.4.4 or later).
 
     Args:
-        model_path: a folder, a hub name or `bundled:...`; asked with its chat template.
+        model: a loaded causal language model, on its device.
+        template: what renders the items, with the template's system prompt.
         tasks: names of the harness, patterns too (`mmlu_*`); their data comes from the hub.
         limit: items of each task, the first ones; None takes all.
         num_fewshot: examples shown before each item; None leaves it to the task.
@@ -254,25 +252,21 @@ def lm_eval_scores(
     """
     check_lm_eval()
     import lm_eval
+    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
     check_tasks(tasks, manager.match_tasks)
+    measured = HFLM(pretrained=model, tokenizer=template.tokenizer, batch_size=batch_size)
+    measured.apply_chat_template = partial(rendered, template)
     found = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={
-            "pretrained": models.resolve(model_path),
-            "revision": revision,
-            "dtype": dtype or "auto",
-            "trust_remote_code": trust_remote_code,
-        },
+        model=measured,
         tasks=manager.match_tasks(list(tasks)),
         task_manager=manager,
         limit=limit,
         num_fewshot=num_fewshot,
-        batch_size=batch_size,
         apply_chat_template=True,
-        system_instruction=system_prompt,
+        system_instruction=template.system_prompt or None,
         log_samples=False,
         random_seed=seed,
         numpy_random_seed=seed,
@@ -280,6 +274,27 @@ def lm_eval_scores(
         fewshot_random_seed=seed,
     )
     return plain_scores(found["results"])
+
+
+def rendered(
+    template: ChatTemplate,
+    chat_history: Sequence[Mapping[str, str]],
+    add_generation_prompt: bool = True,
+) -> str:
+    """The harness's conversation as the evaluation's own prompts are rendered. Without
+    `add_generation_prompt` its last turn begins the answer.
+
+    A task's own description is left out, with a warning, if the template takes no system message.
+    """
+    messages = [Message.model_validate(dict(turn)) for turn in chat_history]
+    prefix = "" if add_generation_prompt else messages.pop().content
+    try:
+        return template.prompt_text(messages, prefix)
+    except ValueError as error:
+        if messages[0].role != "system" or template.system_prompt:
+            raise
+        logger.warning("The description of a capability task is left out: %s", error)
+        return template.prompt_text(messages[1:], prefix)
 
 
 def check_tasks(tasks: Sequence[str], match: Callable[[list[str]], Sequence[str]]) -> None:

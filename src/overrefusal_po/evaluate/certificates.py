@@ -78,13 +78,6 @@ class Certificate(Record):
     prompts: tuple[str, ...]
     """`signature` of every prompt in it, sorted."""
 
-    def cell(self, model: str | None = None, kind: Kind | None = None) -> Cell:
-        """The cell of a model and a kind; KeyError if there is none."""
-        for cell in self.cells:
-            if (cell.model, cell.kind) == (model, kind):
-                return cell
-        raise KeyError((model, kind))
-
     def confusions(self) -> dict[Kind, Confusion]:
         """The confusion of each kind over all models, for `corrections.corrected_rates`."""
         return {

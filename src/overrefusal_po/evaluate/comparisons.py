@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
-from overrefusal_po.evaluate.intervals import Estimate, cluster_sums
+from overrefusal_po.evaluate.intervals import Estimate, cluster_sums, four_cells
 from overrefusal_po.evaluate.metrics import SCORED_STATES, State, handled, harmonic_mean, state
 from overrefusal_po.evaluate.score_intervals import paired_difference, smoothed, square_and_add
 from overrefusal_po.records import Kind, Outcome
@@ -298,11 +298,6 @@ def kind_change(pairs: Sequence[OutcomePair]) -> KindChange:
     p = mcnemar_p(votes) if scored else None
     paired = Paired(len(scored), len(flags) - len(scored), only_from, only_to, p)
     return KindChange(paired, votes, cells)
-
-
-def four_cells(before: bool, after: bool) -> tuple[bool, bool, bool, bool]:
-    """One outcome in its cell of `KindChange.cells`."""
-    return before and after, before and not after, after and not before, not (before or after)
 
 
 def mcnemar_p(votes: Votes) -> float:

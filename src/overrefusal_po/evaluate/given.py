@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from overrefusal_po.identity import check_kinds
-from overrefusal_po.prompts import each_once, read_source
+from overrefusal_po.prompts import measured_once, read_source
 from overrefusal_po.records import Kind, Prompt, Split
 from overrefusal_po.sources._given import given_rows
 from overrefusal_po.sources._local import ENDINGS
@@ -28,7 +28,7 @@ def given_prompts(data: object, *, kind: Kind | None = None, split: Split | None
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; allowed is one of {', '.join(KINDS)}.")
-    found = each_once(all_prompts(data, kind=kind, split=split))
+    found = measured_once(all_prompts(data, kind=kind, split=split))
     if not found:
         raise ValueError("There is no prompt. Give at least one.")
     check_kinds(found)

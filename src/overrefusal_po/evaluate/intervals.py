@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+ROUNDING = 1e-9
+"""How far two equal shares may be apart: what .35 - .05 may be above .3."""
+
 CONFIDENCE = 0.95
 NAN_RESAMPLES_MAX = 0.05
 """Ours: if more resamples are nan and left out, the interval is one of luckier samples."""
@@ -138,6 +141,11 @@ def cluster_sums(rows: Iterable[tuple[str, Sequence[float]]]) -> list[list[float
         known = sums.get(cluster, [0.0] * len(values))
         sums[cluster] = [a + b for a, b in zip(known, values, strict=True)]
     return sorted(sums.values())
+
+
+def four_cells(first: bool, second: bool) -> tuple[bool, bool, bool, bool]:
+    """True in one of [both, the first alone, the second alone, neither]."""
+    return first and second, first and not second, second and not first, not (first or second)
 
 
 def bootstrap(

@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from overrefusal_po.recipe.overrides import dotted
 from overrefusal_po.records import Outcome, read_state
+from overrefusal_po.run.folder import written_recipe
 from overrefusal_po.run.keys import keyed
 
 MeasuredHow = Mapping[str, str]
@@ -75,15 +74,6 @@ def recipe_how(folder: Path) -> dict[str, str]:
         if key not in NOT_COMPARED and value != {}
     }
     return {**found, **named_files(folder, found)}
-
-
-def written_recipe(folder: Path) -> dict[str, object]:
-    """The recipe in a run folder; empty if there is none that can be read."""
-    try:
-        found = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def named_files(folder: Path, how: MeasuredHow) -> dict[str, str]:

@@ -123,8 +123,8 @@ def check_task_model(recipe: EvaluateRecipe) -> None:
         )
     if remedy := recipe.model.get("remedy"):
         raise ValueError(
-            "capability.tasks: the lm-eval harness loads the model by its name, so it would "
-            f"measure it without model.remedy ({remedy}). Take the tasks out. If the remedy became "
+            "capability.tasks: the lm-eval harness does not say where a prompt ends, and "
+            f"model.remedy ({remedy}) begins there. Take the tasks out. If the remedy became "
             "weights, measure the folder model/ beside it, without model.remedy."
         )
     check_lm_eval()

@@ -66,7 +66,9 @@ def measurement_notes(
     if (words := model_words(recipe.engine)) is not None:
         notes.append(f"Measured was {recipe.model['model_name_or_path']} with {words}.")
     if limit := recipe.data.max_prompts_per_kind:
-        notes.append(f"A fixed subset of at most {limit} prompts of each kind was measured.")
+        notes.append(
+            f"A fixed subset of at most {limit} prompts of each kind in each set was measured."
+        )
     if judges.certificate is None:
         notes.append(
             f"The judge {judges.refusal.name} {judges.refusal.version} is uncertified here: nobody "

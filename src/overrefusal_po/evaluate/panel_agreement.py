@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import NamedTuple, TypedDict
 
 from overrefusal_po.evaluate.agreement import kappa
-from overrefusal_po.evaluate.intervals import cluster_sums, clustered_rate
+from overrefusal_po.evaluate.intervals import cluster_sums, clustered_rate, four_cells
 from overrefusal_po.evaluate.score_intervals import smoothed
 from overrefusal_po.judges import JudgePanel
 from overrefusal_po.records import Outcome, Verdict
@@ -138,8 +138,7 @@ def pair_entry(
     """Agreement of two judges on responses that all judges scored."""
     first, second = places
     counts = [
-        (row.cluster, four_counts(row.said[first].refused, row.said[second].refused))
-        for row in rows
+        (row.cluster, four_cells(row.said[first].refused, row.said[second].refused)) for row in rows
     ]
     value, low, high = smoothed(kappa, cluster_sums(counts), seed=seed)
     return {
@@ -150,10 +149,3 @@ def pair_entry(
         "only_first_refused": sum(cells[1] for _, cells in counts),
         "only_second_refused": sum(cells[2] for _, cells in counts),
     }
-
-
-def four_counts(first: bool, second: bool) -> tuple[int, int, int, int]:
-    """1 in one of [both refused, the first alone, the second alone, neither], else 0."""
-    place = (0 if second else 1) if first else (2 if second else 3)
-    both, one, other, neither = (int(place == cell) for cell in range(4))
-    return both, one, other, neither

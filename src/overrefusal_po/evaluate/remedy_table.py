@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from overrefusal_po.evaluate.comparisons import OutcomePair, matched
 from overrefusal_po.evaluate.first_token import curve_of, measured_alike
 from overrefusal_po.evaluate.first_token_rows import FirstTokens
-from overrefusal_po.evaluate.intervals import Estimate
+from overrefusal_po.evaluate.intervals import ROUNDING, Estimate
 from overrefusal_po.evaluate.metrics import state
 from overrefusal_po.evaluate.side_by_side import SideBySide, holm, side_by_side
 from overrefusal_po.records import Kind, Outcome
@@ -37,7 +37,7 @@ class HoldRule(NamedTuple):
 
     def keeps(self, change: float | None) -> bool:
         """Whether a change keeps to the rule (with a margin for rounding)."""
-        return change is not None and change >= -self.drop_max - 1e-9
+        return change is not None and change >= -self.drop_max - ROUNDING
 
 
 class Against(NamedTuple):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import cast
 
+from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.evaluate.breakdowns import grouped, rates_by, refusal_positions
 from overrefusal_po.evaluate.capability import lm_eval_scores
 from overrefusal_po.evaluate.certificates import (
@@ -175,7 +176,7 @@ def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) 
     check_outcomes_scored(recipe, run, outcomes, guarded)
     metrics = all_rates(recipe, outcomes, judges)
     metrics["verdicts"] = verdicts_id(outcomes)
-    metrics["capability"] = measure_capability(recipe, perplexity)
+    metrics["capability"] = measure_capability(model, perplexity)
     if first_token is not None:
         metrics["first_token"] = first_token
     metrics["truncated"] = truncated = truncated_entry(outcomes)
@@ -316,19 +317,17 @@ def certificate_summary(certificate: Certificate) -> dict[str, str]:
     return {**dict(zip(head, everything, strict=True)), "judge": judge}
 
 
-def measure_capability(
-    recipe: EvaluateRecipe, perplexity: PerplexityEntry | None
-) -> CapabilityEntry:
-    """{"perplexity": {...}, "tasks": {...}} as far as they are measured."""
+def measure_capability(model: MeasuredModel, perplexity: PerplexityEntry | None) -> CapabilityEntry:
+    """{"perplexity": {...}, "tasks": {...}} as far as they are measured. The weights of the tasks
+    are those that the recipe's `model:` section gives, loaded as for the responses."""
     found: CapabilityEntry = {} if perplexity is None else {"perplexity": perplexity}
-    if recipe.capability.tasks:
+    asked = model.recipe.capability
+    if asked.tasks:
+        engine, template = model.engine, model.template
+        assert isinstance(engine, TransformersEngine) and template is not None
         found["tasks"] = lm_eval_scores(
-            str(recipe.model["model_name_or_path"]),
-            recipe.capability.tasks,
-            limit=recipe.capability.limit,
-            revision=str(recipe.model.get("model_revision", "main")),
-            system_prompt=recipe.chat.system_prompt,
-            trust_remote_code=bool(recipe.model.get("trust_remote_code", False)),
-            seed=recipe.seed,
+            engine.model, template, asked.tasks, limit=asked.limit, seed=model.recipe.seed
         )
+        del engine
+        model.release()
     return found

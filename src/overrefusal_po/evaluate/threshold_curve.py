@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from overrefusal_po.evaluate.intervals import CONFIDENCE, Estimate, wilson
+from overrefusal_po.evaluate.intervals import CONFIDENCE, ROUNDING, Estimate, wilson
 from overrefusal_po.evaluate.score_intervals import paired_difference
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 CURVE_POINTS = 101
 """The most points of a curve that are kept."""
 RESAMPLES = 2000
-ROUNDING = 1e-9
-"""How far two equal shares may be apart."""
 
 
 class CurvePoint(NamedTuple):

@@ -5,11 +5,10 @@ train, dev = fit_prompts(recipe.data)      # ValueError for a benchmark's prompt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from overrefusal_po.curate.inputs import read_sources
-from overrefusal_po.identity import check_kinds
+from overrefusal_po.identity import check_kinds, unique_prompts
 from overrefusal_po.pairs.apart import check_apart
 from overrefusal_po.pairs.firewall import contamination
 from overrefusal_po.prompts import fixed_subset, read_source
@@ -59,7 +58,7 @@ def train_anchors(data: FitData) -> Anchors:
                 f"data.{key}: {spec!r} has no {kind} prompt (split {data.split!r}), and a remedy "
                 "is fitted on harmful, benign and ordinary ones. Name a source that has some."
             )
-        sides.append(fixed_subset(each_once(read), data.max_prompts_per_kind))
+        sides.append(fixed_subset(list(unique_prompts(read)), data.max_prompts_per_kind))
     return Anchors(*sides)
 
 
@@ -70,7 +69,7 @@ def dev_anchors(data: FitData) -> Anchors:
         fixed_subset(read_source(spec, choose.split), choose.max_prompts_per_kind)
         for spec in choose.sets
     ]
-    every = each_once([prompt for part in sets for prompt in part])
+    every = list(unique_prompts(prompt for part in sets for prompt in part))
     kinds: tuple[Kind, ...] = ("harmful", "benign", "general")
     found = Anchors(*([p for p in every if p.kind == kind] for kind in kinds))
     if not (found.harmful and found.benign):
@@ -84,11 +83,6 @@ def dev_anchors(data: FitData) -> Anchors:
 def all_anchors(anchors: Anchors) -> list[Prompt]:
     """The prompts of all kinds, harmful ones first."""
     return [*anchors.harmful, *anchors.benign, *anchors.ordinary]
-
-
-def each_once(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts without a repeated id."""
-    return list({prompt.id: prompt for prompt in prompts}.values())
 
 
 def check_firewall(sets: dict[str, list[Prompt]]) -> None:

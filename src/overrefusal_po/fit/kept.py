@@ -6,7 +6,6 @@ write_weights(folder, remedy, subject, base="my/model")
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from overrefusal_po.remedies import NoRemedy
 if TYPE_CHECKING:
     from overrefusal_po.fit.subject import ModelSubject
 
-logger = logging.getLogger(__name__)
 
 PROBES = 64
 """Dev prompts whose first tokens are compared, at most."""

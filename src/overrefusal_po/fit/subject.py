@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.fit.anchors import all_anchors
+from overrefusal_po.identity import unique_prompts
 from overrefusal_po.judges import Judge
 from overrefusal_po.model.blocks import last_states
 from overrefusal_po.model.remedied import remedy_of
@@ -142,7 +143,7 @@ class ModelSubject:
     def outcomes(self, prompts: Sequence[Prompt]) -> list[Outcome]:
         """What the model says to each prompt, greedy, and the judge's verdict on it."""
         known = {} if remedy_of(self.model) is not None else self.kept_outcomes
-        if missing := [p for p in {p.id: p for p in prompts}.values() if p.id not in known]:
+        if missing := [p for p in unique_prompts(prompts) if p.id not in known]:
             made = fresh_outcomes(
                 self.engine, self.judge, missing, self.sampling, label="fit: answering"
             )

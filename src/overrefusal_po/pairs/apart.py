@@ -12,12 +12,12 @@ word or more, but of public benchmarks only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from overrefusal_po.identity import bare_text
 from overrefusal_po.pairs.firewall import contamination
-from overrefusal_po.records import Prompt
+from overrefusal_po.records import Message, Prompt
 
 
 class Overlap(NamedTuple):
@@ -117,11 +117,9 @@ def same_prompt_marks(prompt: Prompt) -> set[str]:
     """Marks of which two equal prompts share one: id, original's id, and the words, as asked and
     before an attack.
 
-    The words are those of all user turns: many conversations end in the same way ("Go on.").
+    The words are those of all user turns: many conversations end in the same way ("Go on."), also
+    those that were attacked.
     """
-    said = "\n".join(m.content for m in prompt.messages if m.role == "user")
-    return {
-        prompt.id,
-        prompt.cluster,
-        *(f"words: {bare_text(t)}" for t in (said, prompt.question or "") if t.strip()),
-    }
+    forms: tuple[Sequence[Message], ...] = (prompt.messages, prompt.conversation)
+    said = ("\n".join(m.content for m in turns if m.role == "user") for turns in forms)
+    return {prompt.id, prompt.cluster, *(f"words: {bare_text(t)}" for t in said if t.strip())}

@@ -65,8 +65,12 @@ def make_pair(
     return Made(pair, reason)
 
 
-CUT_END = re.compile(r"[.!?。！？…][\"'”’)\]]*(?=\s|$|[A-Z])")
-"""A capital may follow at once: a refusal taught by RTO is glued to the text before it."""
+CLOSERS = "\"'”’“»)\\]」』）】〉》"
+CUT_END = re.compile(
+    rf"(?P<stop>[.!?…])[{CLOSERS}]*|[。｡．！？؟۔।॥։።፧။។](?![{CLOSERS}]++と)[{CLOSERS}]*",
+)
+"""`stop` ends a sentence before some characters alone (`ends_here`), the signs of other scripts
+always do; in Japanese what is quoted before a "と" goes on."""
 
 ITEM_NUMBER = re.compile(r"(^|\n)\W*\d+$")
 """"1." opens an item of a list, and ends no sentence."""
@@ -99,9 +103,20 @@ def last_end(text: str) -> int:
     ends = [
         match.end()
         for match in CUT_END.finditer(text)
-        if not ITEM_NUMBER.search(text[: match.start()])
+        if ends_here(text, match) and not ITEM_NUMBER.search(text[: match.start()])
     ]
     return max(ends, default=0)
+
+
+def ends_here(text: str, stop: re.Match[str]) -> bool:
+    """Whether a full stop ends a sentence, and is no part of "1.5" or "e.g.".
+
+    A capital, or a letter of a script without capitals, may follow at once: a refusal taught by RTO
+    is glued to the text before it.
+    """
+    after = text[stop.end() : stop.end() + 1]
+    opens = after.isalpha() and after == after.upper()
+    return stop["stop"] is None or not after or after.isspace() or opens
 
 
 def behind_lead(response: str, opener: str, lead: str) -> str:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from overrefusal_po.pairs.shortcuts import lower_words, rule_or_kind
+from overrefusal_po.identity import lower_words
+from overrefusal_po.pairs.shortcuts import rule_or_kind
 from overrefusal_po.records import PreferencePair
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def prompt_free(
     pairs: Sequence[PreferencePair], openings: Sequence[Sides] | None = None
 ) -> dict[str, PromptFree]:
     """{"openings": on the first five words, "words": on all of them}; {} if a rule has fewer than
-    20 pairs.
+    20 pairs, or if all pairs are of one prompt: then none can be left out of the training part.
 
     `openings`: the first tokens of (chosen, rejected) of each pair, in place of their first words.
     """
@@ -94,7 +95,9 @@ def prompt_free(
         return {}
     places = sampled(pairs)
     kept = [pairs[i] for i in places]
-    texts = [(lower_words(p.chosen)[:READ], lower_words(p.rejected)[:READ]) for p in kept]
+    if len({p.prompt.id for p in kept}) < 2:
+        return {}
+    texts = [(lower_words(p.chosen, READ), lower_words(p.rejected, READ)) for p in kept]
     heads = (
         [openings[i] for i in places]
         if openings

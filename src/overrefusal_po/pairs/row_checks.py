@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
+from overrefusal_po.identity import spoken_words
 from overrefusal_po.judges import Judge, refusal_verdict, scored
 from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding, Severity
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Sampling, Verdict, content_id
@@ -158,7 +159,7 @@ def severity(sure: bool) -> Severity:
 def shared_words(one: str, other: str) -> float:
     """Share of words that both texts have in the same order, from 0.9 on; 1 for equal words, 0 for
     less than 0.9."""
-    a, b = one.lower().split(), other.lower().split()
+    a, b = spoken_words(one.lower()), spoken_words(other.lower())
     if a == b:
         return 1.0
     # two upper bounds of the share, cheap and less cheap, rule out nearly all sides

@@ -11,19 +11,15 @@ A model that learns such a mark learns it in place of the prompts.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from overrefusal_po.identity import conversation_text
+from overrefusal_po.identity import lower_words, spoken_words
 from overrefusal_po.records import PreferencePair, Prompt
-
-WORD = re.compile(r"\w+(?:['\u2019]\w+)?")
 
 FEWEST_PROMPTS = 20
 """Prompts of a side from which their lengths say something (ours)."""
@@ -63,16 +59,12 @@ def rule_or_kind(pair: PreferencePair) -> str:
     return pair.rule or pair.prompt.kind
 
 
-def lower_words(text: str) -> list[str]:
-    """Lower-case words, an apostrophe of either form kept as '."""
-    return [w.replace("\u2019", "'") for w in WORD.findall(text.lower())]
-
-
 def lengths(pairs: Sequence[PreferencePair]) -> dict[str, Length]:
     """{rule: lengths}, and `all` over the rules, each rule weighing as much as another."""
     rows: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for pair in pairs:
-        rows[rule_or_kind(pair)].append((len(pair.chosen.split()), len(pair.rejected.split())))
+        sides = len(spoken_words(pair.chosen)), len(spoken_words(pair.rejected))
+        rows[rule_or_kind(pair)].append(sides)
     found = {rule: measured_length(counts) for rule, counts in rows.items()}
     overall = float(np.mean([length.cliffs_delta for length in found.values()]))
     everything = measured_length([row for counts in rows.values() for row in counts])
@@ -94,7 +86,7 @@ def prompt_lengths(prompts: Sequence[Prompt]) -> PromptLengths | None:
 
 def prompt_words(prompt: Prompt) -> int:
     """The words of a prompt, over all its turns."""
-    return len(conversation_text(prompt.messages).split())
+    return sum(len(spoken_words(turn.content)) for turn in prompt.messages)
 
 
 def measured_length(counts: Sequence[tuple[int, int]]) -> Length:
@@ -142,5 +134,4 @@ def rejected_only_openers(
 
 def opener(text: str, num_words: int) -> str:
     """The first words of a text, as `lower_words` has them."""
-    first = islice(WORD.finditer(text.lower()), num_words)
-    return " ".join(word[0].replace("\u2019", "'") for word in first)
+    return " ".join(lower_words(text, num_words))

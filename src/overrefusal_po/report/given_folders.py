@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from overrefusal_po.evaluate.measured_how import written_recipe
 from overrefusal_po.records import read_state
+from overrefusal_po.run.folder import written_recipe
 
 
 def evaluations_in(folder: Path) -> list[Path]:

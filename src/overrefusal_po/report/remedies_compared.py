@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from overrefusal_po.evaluate.first_token_rows import FirstTokens
-from overrefusal_po.evaluate.measured_how import written_recipe
 from overrefusal_po.recipe.overrides import nested_texts
 from overrefusal_po.recipe.report import Report
 from overrefusal_po.records import Outcome
@@ -22,6 +21,7 @@ from overrefusal_po.report.given_folders import rule_in
 from overrefusal_po.report.remedies_entry import remedies_entry
 from overrefusal_po.report.remedies_made import FitEntry, fit_entries
 from overrefusal_po.report.remedies_part import RemediesPart
+from overrefusal_po.run.folder import written_recipe
 
 MAKERS = ("curate", "train", "fit")
 """The tasks that make a model, or what one is made from."""

@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from pydantic import BaseModel
 
-from overrefusal_po.evaluate.measured_how import written_recipe
 from overrefusal_po.evaluate.speed import SECONDS, TOKENS
 from overrefusal_po.recipe.overrides import dotted, nested_texts
 from overrefusal_po.records import read_state
+from overrefusal_po.run.folder import written_recipe
 
 SCALAR = (str, int, float, bool)
 

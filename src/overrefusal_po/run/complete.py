@@ -29,6 +29,7 @@ from overrefusal_po.engines import (
     check_engine_plug,
 )
 from overrefusal_po.engines._costs import Cost
+from overrefusal_po.identity import unique_prompts
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.frame import read_chat_template
@@ -287,15 +288,6 @@ def spent_tokens(folder: Path, model: str) -> int:
     """The tokens of one model in all ledgers of a folder but the judges'."""
     ledgers = (p for p in folder.glob("*.ledger.jsonl") if p.name != VERDICTS_LEDGER)
     return sum(sum_ledger(path, model)["tokens"] for path in ledgers)
-
-
-def unique_prompts(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-    """The prompts, each id once."""
-    seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.id not in seen:
-            seen.add(prompt.id)
-            yield prompt
 
 
 # Any: rows as plain JSON; validating each would be slow

@@ -156,7 +156,7 @@ class Run:
         """What differs between the folder's recipe and inputs and those of this run."""
         from overrefusal_po.recipe.overrides import dotted
 
-        there = dict(dotted(keyed(self._written_recipe())))
+        there = dict(dotted(keyed(written_recipe(self.path))))
         now = dict(dotted(keyed(self.resolved)))
         return [
             f"{key} ({there.get(key)!r} there, {now.get(key)!r} now)"
@@ -167,14 +167,6 @@ class Run:
             for key in {**known_inputs, **self.inputs}
             if known_inputs.get(key) != self.inputs.get(key)
         ]
-
-    def _written_recipe(self) -> dict[str, object]:
-        """The folder's recipe.yaml, empty if it is damaged: then only the inputs are compared."""
-        try:
-            found = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            return {}
-        return found if isinstance(found, dict) else {}
 
     @property
     def key(self) -> str:
@@ -305,3 +297,12 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return int(getattr(error, "exit_code", 130))
     return 2 if isinstance(error, ValueError) else 1
+
+
+def written_recipe(folder: Path) -> dict[str, object]:
+    """The recipe in a run folder; empty if there is none that can be read."""
+    try:
+        found = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}

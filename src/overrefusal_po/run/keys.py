@@ -12,7 +12,7 @@ from pathlib import Path
 from overrefusal_po.records import check_regular, content_id, read_state
 
 NOT_KEYED = ("run_dir", "shard", "unscored_max")
-"""Recipe keys that do not change what a run makes."""
+"""Keys of a recipe, and of a pipeline's stage, that do not change what a run makes."""
 
 NEWER_KEYS = {
     ("train", "data", "harmful_share"): None,  # a curation had it from the start
@@ -68,7 +68,8 @@ def keyed(
         here = () if is_pipeline else (*path, name)
         if isinstance(value, Mapping):
             inner = ENGINE_NOT_KEYED if name == "engine" else ()
-            found[name] = keyed(value, left_out=inner, path=here)
+            stage_or_inner = NOT_KEYED if is_pipeline else inner
+            found[name] = keyed(value, left_out=stage_or_inner, path=here)
         elif name not in left_out and not (here in NEWER_KEYS and value == NEWER_KEYS[here]):
             found[name] = keyed_items(value, here) if isinstance(value, list | tuple) else value
     return found

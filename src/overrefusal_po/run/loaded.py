@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
@@ -39,10 +39,11 @@ def answering_engine(
     """An engine for a model by name, a loaded model, or an engine; a loaded model is left in the
     mode that it had.
 
-    Raises ValueError for a model that cannot be found, or whose tokenizer is not known; TypeError
-    for anything else.
+    Raises ValueError for a model that cannot be found, or whose tokenizer is not known, and for a
+    template with another system prompt than `chat`; TypeError for anything else.
     """
     chat = chat or Chat()
+    template = with_system_prompt(template, chat.system_prompt)
     if isinstance(model, str | Path):
         section = {"model_name_or_path": str(model)}
         check_engine(engine)
@@ -52,7 +53,7 @@ def answering_engine(
     if not hasattr(model, "parameters") and hasattr(model, "complete"):
         yield model
         return
-    loaded = checked_model(model, tokenizer or template)
+    loaded = loaded_model(model, tokenizer or template)
     training = loaded.training
     try:
         yield loaded_engine(loaded, generation, chat, tokenizer, template)
@@ -60,19 +61,40 @@ def answering_engine(
         loaded.train(training)
 
 
-def checked_model(model: object, tokenizer: object) -> PreTrainedModel:
+def with_system_prompt(template: ChatTemplate | None, given: str | None) -> ChatTemplate | None:
+    """The template with a system prompt that stands beside it; ValueError if it has another one."""
+    if template is None or given is None or template.system_prompt == given:
+        return template
+    if template.system_prompt is not None:
+        raise ValueError(
+            f"The template has the system prompt {template.system_prompt[:60]!r}, and "
+            f"system_prompt is {given[:60]!r}. Give one of the two."
+        )
+    return ChatTemplate(
+        template.tokenizer, system_prompt=given, template_kwargs=template.template_kwargs
+    )
+
+
+def loaded_model(model: object, tokenizer: object) -> PreTrainedModel:
     """The loaded model; TypeError if it is none, ValueError if its tokenizer is not known."""
     if not (hasattr(model, "config") and hasattr(model, "generate")):
         raise TypeError(
             f"model is a {type(model).__name__}; allowed is a loaded causal language model, the "
             "name or path of one as text, or an object with name and complete."
         )
+    check_tokenizer_known(model, tokenizer, "tokenizer=...")
+    return cast("PreTrainedModel", model)
+
+
+# Any: a loaded model, whose class does not matter
+def check_tokenizer_known(model: Any, tokenizer: object, how: str) -> None:
+    """Raises ValueError if a loaded model has no name and no tokenizer is given. `how`: how to
+    give one."""
     if tokenizer is None and not getattr(model.config, "name_or_path", ""):
         raise ValueError(
             "The model was not loaded from a name or path, so its tokenizer is not known. Give it: "
-            "tokenizer=..."
+            f"{how}"
         )
-    return cast("PreTrainedModel", model)
 
 
 def loaded_engine(
@@ -88,7 +110,9 @@ def loaded_engine(
     name = str(model.config.name_or_path)
     if template is None:
         known = tokenizer or models.load_tokenizer(name)
-        template = ChatTemplate(known, system_prompt=chat.system_prompt)
+        template = ChatTemplate(
+            known, system_prompt=chat.system_prompt, template_kwargs=chat.chat_template_kwargs
+        )
     return TransformersEngine(
         model,
         template,

@@ -1,8 +1,8 @@
 """Outcomes -> the tokens that open a model's refusals.
 
 found = refusal_openers(template, outcomes)
-found.ids                    # (19, 2121)
-found.as_dict()["tokens"]    # ["Sorry", "I"]
+found.ids                    # (19, 2121): sorted
+found.as_dict()["tokens"]    # ["Sorry", "I"]: the commonest first
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class OpenersEntry(TypedDict):
 class Openers(NamedTuple):
     """The tokens that open refusals, and how they were found.
 
-    `ids` are the token ids, `tokens` the same as text. `refusals_opened` and `answers_opened` are
+    `ids` are the token ids, sorted; `tokens` are the same as text, those that open most refusals
+    first. `refusals_opened` and `answers_opened` are
     the shares of refusals and answers that begin with one of them; None if there are none.
     """
 

@@ -72,8 +72,8 @@ def merge_folder(folder: Path) -> list[str]:
     """What was put together, in lines. A merge that was killed is done again from its beginning.
     So is one whose shards were run again since. Another one stays.
 
-    ValueError as `check_done` and `merge_shards`, and if a run has begun on what the shards held
-    before they were run again.
+    ValueError as `check_done` and `put_together`, if files are there already, and if a run has
+    begun on what the shards held before they were run again.
 
     A shard may have stopped at a source of rejects that it did not need, or have no question of an
     attack. The whole run then asks for the rest.
@@ -96,7 +96,7 @@ def merge_folder(folder: Path) -> list[str]:
     content = {shard.name: shard_hash(shard) for shard in shards}
     this = {"shards": count, "key": key, "files": names, "content": content}
     write_atomic(file, json.dumps({**this, "done": False}))
-    found = put_together(folder, shards, names, incomplete=True)
+    found = put_together(folder, shards, names)
     write_atomic(file, json.dumps({**this, "done": True}))
     return [
         f"{folder / name}: {rows} completions of {count} shards, each once"
@@ -165,37 +165,19 @@ def is_merged(folder: Path) -> bool:
     return any(folder.glob("*.jsonl"))
 
 
-def merge_shards(folder: Path, *, incomplete: bool = False) -> dict[str, int]:
-    """{file: completions} of the files that were merged from the shards into `folder`.
+def put_together(folder: Path, shards: Sequence[Path], names: Iterable[str]) -> dict[str, int]:
+    """{file: completions} of the files that were merged from the shards into `folder`. What is
+    there is replaced.
 
-    With `incomplete`, a file that some shard has not finished is left out, and the run makes it. A
-    shard that has nothing of a file is passed over.
-
-    Raises:
-        ValueError: a shard or its file is missing or not finished; two shards hold the same
-            completion; a file is in `folder` already.
+    A file that some shard has not finished is left out, and the run makes it. A shard that has
+    nothing of a file is passed over. ValueError if two shards hold the same completion, or if rows
+    are missing.
     """
-    shards = shard_folders(folder)
-    names = completions_files(folder, shards)
-    check_nothing_there(folder, names)
-    return put_together(folder, shards, names, incomplete=incomplete)
-
-
-def put_together(
-    folder: Path, shards: Sequence[Path], names: Iterable[str], *, incomplete: bool
-) -> dict[str, int]:
-    """`merge_shards` of these files. What is in `folder` is replaced."""
     found = {}
     for name in names:
-        having = [s for s in shards if not incomplete or any(s.glob(f"{name}.*"))]
-        lacking = [s.name for s in having if not (s / f"{name}.tally.json").is_file()]
-        if lacking and incomplete:
+        having = [s for s in shards if any(s.glob(f"{name}.*"))]
+        if not all((s / f"{name}.tally.json").is_file() for s in having):
             continue
-        if lacking:
-            raise ValueError(
-                f"{folder}: {', '.join(lacking)} has not finished {name}.jsonl. Run it to its end, "
-                "or merge with incomplete to leave this file to the run itself."
-            )
         check_complete(having, name)
         found[f"{name}.jsonl"] = sum(1 for s in shards for _ in rows_if_any(s / f"{name}.jsonl"))
         concatenate(folder, shards, name)

@@ -8,12 +8,12 @@ harmful responses (`asked`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overrefusal_po.identity import unique_prompts
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.prompts import read_source, read_triples
 from overrefusal_po.recipe.harmful_rows import DERTA_ROWS, HarmfulRow
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
     from trl import SFTConfig, SFTTrainer
 
     from overrefusal_po.train.given import RowsGiven
-
-logger = logging.getLogger(__name__)
 
 
 def derta_trainer(
@@ -197,17 +195,17 @@ def read(recipe: TrainRecipe) -> Source:
     A helpful prompt of several sources comes once.
     """
     data = derta_section(recipe)
-    helpful = {
-        p.id: p
+    helpful = unique_prompts(
+        p
         for spec in data.helpful_from
         for p in read_source(spec, "train")
         if p.kind in data.helpful and p.reference
-    }
+    )
     triples: list[Triple] = []
     if data.triples not in ("starter", None):
         opener, lead = data.refusal_opener, data.safe_lead
         triples = read_triples(data.triples, "train", opener=opener, lead=lead)
-    return Source(triples, helpful=list(helpful.values()), asked=asked_prompts(data))
+    return Source(triples, helpful=list(helpful), asked=asked_prompts(data))
 
 
 def derta_section(recipe: TrainRecipe) -> DertaData:
@@ -262,16 +260,18 @@ def prepare(
         kept,
         helpful=helpful,
         lengths=as_column(used.taken(lengths)),
-        line=data_line(data, len(known), len(helpful)) + f"{used.fitting}{fit_helpful}",
+        line=data_line(data, [t.prompt for t in kept], len(helpful))
+        + f"{used.fitting}{fit_helpful}",
         left_out={**fit_helpful.note, **used.fitting.note},
         waived=waived,
     )
 
 
-def data_line(data: DertaData, harmful: int, helpful: int) -> str:
-    """A line of what was found."""
-    opener = repr(data.refusal_opener)
-    rows = f"{harmful} harmful prompts, two rows of each ({', '.join(data.rows)})"
+def data_line(data: DertaData, harmful: Sequence[Prompt], helpful: int) -> str:
+    """A line of what is trained on. `harmful`: the prompt of each triple."""
+    opener, different = repr(data.refusal_opener), len({prompt.id for prompt in harmful})
+    answers = "" if different == len(harmful) else f"{len(harmful)} answers to "
+    rows = f"{answers}{different} harmful prompts, two rows of each ({', '.join(data.rows)})"
     return f"{rows}, refusal opener {opener}, {helpful} helpful prompts"
 
 
@@ -309,7 +309,7 @@ def checked_before_answers(
     _, fitting, helpful = drawn_helpful(recipe, source.helpful, template, limit)
     harmful = [*(t.prompt for t in known), *source.asked]
     check_firewall([*harmful, *helpful], data.waive)
-    line = data_line(data, len(harmful), len(helpful)) + f"{fit_known}{fitting}"
+    line = data_line(data, harmful[: data.max_triples], len(helpful)) + f"{fit_known}{fitting}"
     return Prepared(rows=None, line=f"{line}; {asked_words(source.asked)}")
 
 

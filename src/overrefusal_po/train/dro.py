@@ -29,12 +29,13 @@ from trl import SFTConfig
 
 from overrefusal_po.curate.inputs import read_sources
 from overrefusal_po.evaluate.given import given_prompts
+from overrefusal_po.identity import unique_prompts
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import check_whole
 from overrefusal_po.model.soft_rows import SoftRows
 from overrefusal_po.model.soft_tokens import SoftPrompt, soft_prompt
 from overrefusal_po.plugins import make_refusal_judge
-from overrefusal_po.prompts import each_once, fixed_subset
+from overrefusal_po.prompts import fixed_subset
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import PlugSpec, TooLong
 from overrefusal_po.recipe.soft_prompt import SHORT_TEXT, SoftPromptData
@@ -304,7 +305,7 @@ def read(recipe: TrainRecipe) -> Source:
                 f"data.{kind}: {spec!r} has no {kind} prompt (split {data.split!r}), and DRO "
                 "learns from both kinds. Name a source that has some."
             )
-        found += fixed_subset(each_once(prompts), data.max_prompts_per_kind)
+        found += fixed_subset(list(unique_prompts(prompts)), data.max_prompts_per_kind)
     return Source(found, asked=both_ways(found, data.prompt), samples=data.samples)
 
 

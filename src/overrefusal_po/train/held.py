@@ -14,11 +14,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from overrefusal_po.evaluate.intervals import ROUNDING
 from overrefusal_po.evaluate.threshold_curve import Scores, auc
 from overrefusal_po.recipe.two_sided import HoldAim
-
-MARGIN = 1e-9
-"""What .35 - .05 may be above .3."""
 
 STEP_BEYOND = 0.25
 """How far a bias goes beyond the first or the last flip point, in logits."""
@@ -123,7 +121,7 @@ def shortage(share: float | None, least: float | None) -> float:
     """By how much a share is below the least one; 0 if it is not, or if one is not known."""
     if share is None or least is None:
         return 0.0
-    return least - share if least - share > MARGIN else 0.0
+    return least - share if least - share > ROUNDING else 0.0
 
 
 def bias_curve(rows: Sequence[Decision], limit: float) -> list[tuple[float, Rates]]:

@@ -1,6 +1,7 @@
 """Sides of pairs, or labelled responses, in the order that KTO trains on them.
 
-    sides = unpaired([(chosen, rejected), ...], batch_size=4, seed=0)     # in training order
+    sides = different_sides([(chosen, rejected), ...])
+    order = in_training_order(sides, batch_size=4, seed=0)
 
 KTO compares a response with how far the policy has moved from the reference. It measures that
 distance on prompts with responses to *other* prompts. TRL 1.16 picks those responses once, before
@@ -48,16 +49,6 @@ def compared_with(place: int, rows: int, batch_size: int) -> int:
     start = place - place % batch_size
     end = min(start + batch_size, rows)
     return end - 1 if place == start else place - 1
-
-
-def unpaired(pairs: Sequence[tuple[Side, Side]], *, batch_size: int, seed: int) -> list[Side]:
-    """All sides in training order; a side that is in several pairs comes once.
-
-    Left out, with a warning: pairs whose sides have the same tokens, and a row that would be a
-    batch by itself. Raises ValueError if no pair is left, and if the prompts of a batch cannot all
-    be different.
-    """
-    return in_training_order(different_sides(pairs), batch_size=batch_size, seed=seed)
 
 
 def in_training_order(sides: Sequence[Side], *, batch_size: int, seed: int) -> list[Side]:

@@ -41,7 +41,9 @@ def lost_ranks_named(*, processes: int, seconds: float) -> Iterator[None]:
         raise RunFailed(
             "another process of this training has ended, or did not answer within "
             f"{seconds:g} seconds (trainer.ddp_timeout). What it said, or a kill for memory in the "
-            "system's log, tells why. The same command goes on from the last checkpoint. "
+            "system's log, tells why. If the first process was still at work for the others (the "
+            "data, a look of select, hold, a push), set a longer trainer.ddp_timeout. The same "
+            "command goes on from the last checkpoint. "
             f"(torch: {' '.join(str(error).split())[:SHOWN]})"
         ) from error
 

@@ -21,6 +21,7 @@ from overrefusal_po.model.parts import load_start
 from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.model.zero import is_shared_out, shared_copy
 from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS
+from overrefusal_po.run.loaded import check_tokenizer_known
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -53,11 +54,7 @@ def checked_model(
             "not a remedy beside them. Remove it first: installed_on(model).remove() of "
             "overrefusal_po.model.remedied."
         )
-    if tokenizer is None and not getattr(model.config, "name_or_path", ""):
-        raise ValueError(
-            "The model was not loaded from a name or path, so its tokenizer is not known. Give it: "
-            "processing_class=tokenizer."
-        )
+    check_tokenizer_known(model, tokenizer, "processing_class=tokenizer.")
     return model
 
 

@@ -258,8 +258,8 @@ def check_anchor(
 
 
 def warn_of_no_containment(pairs: Sequence[PreferencePair], data: PairsData) -> None:
-    """Warns if the user's own pairs hold none that keeps harmful prompts refused."""
-    if data.pairs != "starter" and not any(p.rule == "containment" for p in pairs):
+    """Warns if the user's own pairs, with a rule or imported, hold none on a harmful prompt."""
+    if data.pairs != "starter" and not any(p.prompt.kind == "harmful" for p in pairs):
         logger.warning(
             "%s holds no containment pairs: nothing in it keeps harmful prompts refused",
             data.pairs,

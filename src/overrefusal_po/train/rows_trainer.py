@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
         TrainingArguments,
     )
     from trl import SFTConfig, SFTTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def rows_trainer(
@@ -53,6 +56,12 @@ def rows_trainer(
     given = cast("dict[str, Any]", config.dataset_kwargs or {})
     config.dataset_kwargs = {**given, "skip_prepare_dataset": True}
     config.remove_unused_columns = False
+    if collator.rto_dropout and config.dataloader_persistent_workers:
+        logger.warning(
+            "trainer.dataloader_persistent_workers is not used: workers are begun anew at each "
+            "pass, because RTO dropout is drawn again for it"
+        )
+        config.dataloader_persistent_workers = False
     trainer = SFTTrainer(
         model=load_policy(model, peft_config),
         args=config,

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overrefusal_po.evaluate.intervals import ROUNDING
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import wants_deepspeed, wants_fsdp
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     )
 
 logger = logging.getLogger(__name__)
-
-ROUNDING = 1e-9
-"""What .35 - .05 may be above .3."""
 
 
 class Look(Record):

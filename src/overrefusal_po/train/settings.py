@@ -78,12 +78,6 @@ def full_settings(recipe: TrainRecipe) -> dict[str, Any]:
     return {**defaults, "seed": recipe.seed, **own}
 
 
-def max_length(recipe: TrainRecipe) -> int | None:
-    """The most tokens that a row may have; None means no limit."""
-    limit: int | None = full_settings(recipe)["max_length"]
-    return limit
-
-
 def method_config(recipe: TrainRecipe, settings: Settings) -> Any:
     """The config object of the recipe's method, of the class that its row names.
 

@@ -10,7 +10,6 @@ This module imports TRL at its top: import it inside a function.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset as TorchDataset
     from trl import KTOTrainer
 
-logger = logging.getLogger(__name__)
 
 PARTS_OF_BATCH = ("attention_mask", "input_ids", "completion_mask")
 

@@ -9,7 +9,8 @@ Numbers go through transformers' own callbacks to whatever `trainer.report_to` n
 pictures go to wandb alone, once: `pairs` when training begins, `looks` and `plane` (start policy
 and kept step) when it ends. The summary's `train/two_sided/score` is then that of the kept step,
 whose weights are saved, not that of the last look: it is what a sweep compares. Harmful responses
-stay in the run folder: a rejected side is shown of overrefusal pairs alone.
+stay in the run folder: a rejected side is shown of overrefusal pairs alone, and the chosen side of
+an imported pair if it does nothing but refuse.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from overrefusal_po.evaluate.intervals import wilson
-from overrefusal_po.records import PreferencePair, read_jsonl, read_objects
+from overrefusal_po.judges._refusal_text import SENTENCE_END
+from overrefusal_po.judges.refusal import judge_text
+from overrefusal_po.records import PreferencePair, Prompt, read_jsonl, read_objects
 from overrefusal_po.report.pictures import draw_plane, png_base64
 from overrefusal_po.report.summary import MeasuredRun
 from overrefusal_po.report.texts import clipped, visible
@@ -143,11 +146,24 @@ def sides(pair: PreferencePair) -> tuple[str, str]:
     machine.
 
     Only a refusal is known to be none. Imported pairs without labels count as ordinary, and some
-    are on harmful prompts.
+    are on harmful prompts: a chosen side of theirs is shown if it refuses, and does nothing else.
     """
     if pair.rule == "overrefusal" and pair.prompt.kind != "harmful":
         return pair.chosen, pair.rejected
-    return pair.chosen, f"[{len(pair.rejected)} characters, kept in the run folder]"
+    refuses = pair.rule == "containment" or only_refuses(pair.chosen, pair.prompt)
+    return pair.chosen if refuses else kept_words(pair.chosen), kept_words(pair.rejected)
+
+
+def only_refuses(text: str, prompt: Prompt) -> bool:
+    """Whether the built-in judge finds a refusal in each sentence of a response: behind a refusal,
+    help may follow."""
+    parts = [part for part in SENTENCE_END.split(text) if part.strip()]
+    return all(judge_text(part, prompt.asked).refusal == "full" for part in parts)
+
+
+def kept_words(text: str) -> str:
+    """What stands in place of a text that is not shown."""
+    return f"[{len(text)} characters, kept in the run folder]"
 
 
 def look_rows(looks: Sequence[Look]) -> list[tuple[Any, ...]]:

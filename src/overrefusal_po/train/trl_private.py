@@ -22,7 +22,6 @@ This module imports TRL at its top: import it inside a function.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +51,6 @@ from overrefusal_po.records import content_id
 from overrefusal_po.train.sharded import reshard, start_reference
 from overrefusal_po.train.side_references import with_side_references
 from overrefusal_po.train.windowed import WindowedDPOTrainer
-
-logger = logging.getLogger(__name__)
 
 AnyDataset = Dataset | IterableDataset
 
