@@ -10,7 +10,6 @@ command goes on), 1 anything else (too few responses have a verdict, for example
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Annotated
 import typer
 
 from overrefusal_po import plugins
-from overrefusal_po.json_files import NO_PLACE, no_place_words
 from overrefusal_po.recipe.load import load_recipe
 from overrefusal_po.recipe.overrides import parse_overrides, parse_value
 from overrefusal_po.recipe.panels import panel_spec
@@ -32,8 +30,8 @@ from overrefusal_po.run.ranks import ended_at_once, speaking_once
 from overrefusal_po.stages import (
     check_alone,
     check_data,
+    copy_recipes,
     merged_folder,
-    recipes_folder,
     run_recipe,
     single,
     stages_of,
@@ -322,16 +320,7 @@ def list_() -> None:
 def init(folder: Annotated[Path, typer.Argument(help="Where to put the recipes")]) -> None:
     """Copy the shipped recipes into a folder."""
     target = folder / "recipes"
-    if target.exists():
-        raise ValueError(f"{target} is there already. Choose another folder, or delete it.")
-    try:
-        shutil.copytree(recipes_folder(), target)
-    except OSError as error:
-        if error.errno not in NO_PLACE:
-            raise
-        raise ValueError(no_place_words(target, error)) from None
-    names = sorted(str(path.relative_to(target)) for path in target.rglob("*.yaml"))
-    terminal.say(f"{target}: {', '.join(names)}")
+    terminal.say(f"{target}: {', '.join(copy_recipes(target))}")
 
 
 def launch(path: str) -> None:

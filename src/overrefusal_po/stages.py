@@ -9,12 +9,14 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from overrefusal_po.json_files import NO_PLACE, no_place_words
 from overrefusal_po.recipe.load import Recipe, load_recipe
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, PipelineRecipe, TrainRecipe
 from overrefusal_po.recipe.shard import Shard
@@ -136,6 +138,20 @@ def recipes_folder() -> Path:
     """The shipped recipes: inside the installed package, or beside src/ in a checkout."""
     inside = Path(str(files("overrefusal_po"))) / "recipes"
     return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+
+
+def copy_recipes(target: Path) -> list[str]:
+    """The names of the shipped recipes, which are now in `target`. ValueError if it is there, or is
+    no place for a folder."""
+    if target.exists():
+        raise ValueError(f"{target} is there already. Choose another folder, or delete it.")
+    try:
+        shutil.copytree(recipes_folder(), target)
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        raise ValueError(no_place_words(target, error)) from None
+    return sorted(str(path.relative_to(target)) for path in target.rglob("*.yaml"))
 
 
 def run_pipeline_recipe(recipe: Recipe) -> None:
