@@ -41,6 +41,21 @@ def test_sft_has_loss_on_the_response_only(
     assert batch["labels"].tolist() == [[-100] * len(prompt) + response]
 
 
+def test_workers_of_sft_stay_as_asked(
+    styles: dict[str, Style], helpful: list[Prompt], settings: dict[str, Any]
+) -> None:
+    """Nothing is drawn again at each pass, as for DeRTa's RTO rows."""
+    qwen = styles["qwen"]
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = sft_trainer(
+        qwen.make_model(),
+        helpful,
+        args={**settings, **workers},
+        processing_class=qwen.tokenizer,
+    )
+    assert trainer.args.dataloader_persistent_workers
+
+
 def test_sft_leaves_out_what_is_too_long_and_says_so(
     styles: dict[str, Style],
     helpful: list[Prompt],

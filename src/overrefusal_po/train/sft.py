@@ -76,7 +76,7 @@ def sft_trainer(
     )
     prepared, evaluated = make(prompts, "prompts"), evaluation_rows(eval_dataset, make)
     check_given_rows(prepared, template)
-    collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, seed=config.seed)
+    collator = DertaCollator(pad_token_id=tokenizer.pad_token_id, rto_dropout=0)
     trainer = rows_trainer(
         model, prepared, config, tokenizer, collator, ref_model, peft_config, callbacks, evaluated
     )
