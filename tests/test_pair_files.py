@@ -247,6 +247,17 @@ def test_a_prompt_that_contains_such_words_is_one_turn(text: str, tmp_path: Path
     assert turns(prompt) == [("user", text)]
 
 
+def test_two_texts_of_one_message_must_agree_and_a_blank_one_gives_way(tmp_path: Path) -> None:
+    message = {"role": "user", "content": "How?", "value": "Why?"}
+    path = rows_file(tmp_path / "p.jsonl", {"messages": [message], "kind": "benign"})
+    with pytest.raises(ValueError, match=r"message 1: content and value say different things"):
+        read_source(path, None)
+    for more in ({"content": " ", "value": "How?"}, {"content": "How?", "value": "How?"}):
+        row = {"messages": [{**message, **more}], "kind": "benign"}
+        (prompt,) = read_source(rows_file(tmp_path / "p.jsonl", row), None)
+        assert turns(prompt) == HOW
+
+
 LOST = {"prompt": said("How?", "Lost.")}
 
 

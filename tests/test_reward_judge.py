@@ -1,6 +1,7 @@
 """The reward judge, on tiny random models of the architectures of Skywork, DeBERTa and ArmoRM."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,25 @@ def test_a_model_that_is_not_there_is_an_error_before_anything_is_loaded(tmp_pat
         judge(Settings(model_name_or_path=str(tmp_path)))
     with pytest.raises(ValueError, match="cannot be found"):
         judge(Settings(model_name_or_path="nobody/no-reward"))
+
+
+@pytest.mark.parametrize("lost", ["user", "assistant"])
+def test_a_template_that_loses_the_question_or_the_answer_is_an_error(
+    skywork: Path, tmp_path: Path, lost: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(skywork, folder)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ':' + (m['content'] if m['role'] != '"
+        + lost
+        + "' else '') }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"leaves (what the user asks|an earlier answer) out"):
+        score(folder, TEXTS[0])
 
 
 def test_a_tokenizer_without_a_chat_template_is_told_of_pairs(deberta: Path) -> None:

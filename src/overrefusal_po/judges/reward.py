@@ -16,7 +16,7 @@ unscored, with the reason. It never says what refuses, so it goes under a curati
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -28,6 +28,7 @@ from overrefusal_po.judges._texts import EMPTY, judged_texts
 from overrefusal_po.judges._weights import Origin, check_finite, placed
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
+from overrefusal_po.model.frame import TRIAL, check_shown
 from overrefusal_po.model.generation import context_length
 from overrefusal_po.records import Completion, Message, Prompt, Verdict
 
@@ -221,9 +222,16 @@ def check_config(settings: Settings, *, num_heads: int | None, auto_map: object)
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> ChatTemplate:
-    """The tokenizer's chat template; ValueError that names `format: pair` if it has none."""
+    """The tokenizer's chat template; ValueError that names `format: pair` if it has none, or if it
+    leaves out the question or the answer."""
+
+    def render(rows: Sequence[Mapping[str, str]]) -> str:
+        return str(tokenizer.apply_chat_template([dict(row) for row in rows], tokenize=False))
+
     try:
-        return ChatTemplate(tokenizer)
+        template = ChatTemplate(tokenizer)
+        check_shown(render, TRIAL[:2])
+        return template
     except ValueError as error:
         raise ValueError(
             f"{error} For a reward model over question and answer (DeBERTa) set format: pair."

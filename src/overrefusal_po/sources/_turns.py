@@ -72,6 +72,13 @@ def read_turn(message: object, place: str, unread: Unread) -> Message:
         )
     check_fields(message, place, unread)
     filled = [name for name in TEXT_FIELDS if message.get(name) is not None]
+    filled.sort(key=lambda name: is_blank(message[name]))
+    said = [message[name] for name in filled if not is_blank(message[name])]
+    if said[1:] and said[0] != said[1]:
+        raise ValueError(
+            f"{place}: {' and '.join(filled)} say different things ({short(said[0])}, "
+            f"{short(said[1])}). Keep one of them."
+        )
     if not filled:
         raise ValueError(
             f"{place}: the {role} turn has no content (found: {', '.join(message)}; content is "
