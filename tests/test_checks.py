@@ -3,11 +3,13 @@ loaded."""
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import Style
 
 from overrefusal_po.checks import check_stages_apart
@@ -100,18 +102,33 @@ def test_check_says_that_a_package_is_missing(
         run_recipe(recipe)
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        ["--engine.name=openai", "--engine.base_url=http://localhost:9/v1"],
-        ["--guard.name=llm", "--guard.model=m", "--guard.base_url=http://localhost:9/v1"],
-    ],
-)
-def test_check_says_that_a_key_is_missing(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+NO_KEY = r"engine\.api_key_env names the environment variable OPENAI_API_KEY, which is not set"
+SERVED = {"name": "openai", "base_url": "http://localhost:9/v1"}
+
+
+def test_check_says_that_a_key_is_missing_and_a_pipeline_stops_before_its_first_stage(
+    styles: dict[str, Style], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe may be checked on another machine than it runs on, so `check` only says it."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    place = "engine" if more[0].startswith("--engine") else "judge"  # a guard is a judge
-    recipe = load_recipe(ROOT / "recipes" / "evaluate.yaml", more)
-    with pytest.raises(ValueError, match=rf"^{place}\.api_key_env names .*OPENAI_API_KEY.*not set"):
+    measured = {"task": "evaluate", "model": {"model_name_or_path": "served"}, "engine": SERVED}
+    recipe = check_body(measured, "recipe")
+    assert isinstance(recipe, EvaluateRecipe)
+    assert re.search(f"here it would not run: {NO_KEY}", check_data(recipe))
+    here = {"task": "evaluate", "model": str(styles["qwen"].folder), "name": "here"}
+    stages = {"here": here, "there": measured | {"name": "there"}}
+    pipeline = {"task": "pipeline", "run_dir": str(tmp_path / "run"), "stages": stages}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    with pytest.raises(ValueError, match=f"mine, stage there: {NO_KEY}"):
+        run_recipe(load_recipe(tmp_path / "mine.yaml"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_says_that_a_guards_key_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    guard = ["--guard.name=llm", "--guard.model=m", "--guard.base_url=http://localhost:9/v1"]
+    recipe = load_recipe(ROOT / "recipes" / "evaluate.yaml", guard)
+    with pytest.raises(ValueError, match=r"^judge\.api_key_env names .*OPENAI_API_KEY.*not set"):
         check_data(recipe.body)
 
 

@@ -37,11 +37,12 @@ def test_the_examples_run(
     refuser(styles["llama"], tmp_path)
     monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall(PAGE.read_text())
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["loss"] > 0
     assert len(names["sft"].train_dataset) == 1 and len(names["kto"].train_dataset) == 2
     assert len(names["made"].pairs) == 2
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
     assert read_jsonl("outcomes.jsonl", Outcome) == names["found"].outcomes

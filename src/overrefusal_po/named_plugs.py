@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from overrefusal_po.engines._openai_setup import ServerSettings, read_api_key
 from overrefusal_po.plugins import (
     FILE_ENDINGS,
     FoundPlug,
@@ -134,6 +135,13 @@ def engine_lines(body: BaseModel) -> list[str]:
         if hasattr(module, "check_line")
     ]
     return [line for line in lines if line is not None]
+
+
+def check_keys(body: BaseModel) -> None:
+    """Raises ValueError if the key of a server that a recipe's engines ask is not there."""
+    for _, (_, settings) in named_engines(body):
+        if isinstance(settings, ServerSettings):
+            read_api_key(settings)
 
 
 def is_elsewhere(spec: PlugSpec, *, pairs: bool) -> bool:

@@ -71,14 +71,20 @@ def check_data(body: StageRecipe, named: str = "", spread: Spread | None = None)
 
 
 def check_stages(recipe: Recipe) -> None:
-    """Reads the data of all stages of a pipeline, so that a fault in the last one does not show
-    only after hours of training."""
+    """Reads the data of all stages of a pipeline, and looks for the keys of its servers, so that a
+    fault in the last one does not show only after hours of training."""
     from overrefusal_po.checks import check_together
+    from overrefusal_po.named_plugs import check_keys
     from overrefusal_po.stage_recipes import stage_bodies
 
     stages = stage_bodies(recipe)
     for name, body in stages.items():
-        check_data(body, f"{recipe.name}, stage {name}")
+        where = f"{recipe.name}, stage {name}"
+        check_data(body, where)
+        try:
+            check_keys(body)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
     check_together(stages)
 
 

@@ -223,15 +223,24 @@ def model_words(settings: Settings) -> str | None:
 
 
 def check_line(settings: Settings) -> str | None:
-    """What `check` says of the adapter and of the servers that are to load it; None without one.
-    ValueError for a key that is not set, for a folder that holds none, and for a server that is
-    there and takes none."""
-    read_api_key(settings)
+    """What `check` says of a key that is not there, and of the adapter and the servers that are to
+    load it; None if there is nothing to say. ValueError for a folder that holds none, and for a
+    server that is there and takes none."""
     if settings.adapter is None:
-        return None
+        return without_key(settings)
     if settings.adapter.startswith("@"):
         return f"the adapter {settings.adapter}, which an earlier stage makes"
     return asked_servers(settings, served_adapter(settings.adapter))
+
+
+def without_key(settings: Settings) -> str | None:
+    """Why a run on this machine would stop before its first request; None if it would not. The
+    recipe may be checked on another machine than it runs on."""
+    try:
+        read_api_key(settings)
+    except ValueError as error:
+        return f"here it would not run: {error}"
+    return None
 
 
 def note(settings: Settings) -> str:
