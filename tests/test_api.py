@@ -172,6 +172,25 @@ def test_a_system_prompt_beside_a_template_is_used(styles: dict[str, Style], by_
         api.evaluate(model, {"benign": [HOW]}, template=both, system_prompt="Be long.")
 
 
+def test_a_tokenizer_beside_a_name_is_used(styles: dict[str, Style]) -> None:
+    style, other = styles["llama"], styles["qwen"]
+    generation = Generation()
+    with answering_engine(str(style.folder), generation, tokenizer=other.tokenizer) as engine:
+        assert isinstance(engine, TransformersEngine)
+        assert engine.template.tokenizer is other.tokenizer
+
+
+@pytest.mark.parametrize("beside", ["tokenizer", "template", "system_prompt"])
+def test_what_an_engine_would_not_use_is_an_error(styles: dict[str, Style], beside: str) -> None:
+    style = styles["llama"]
+    given = {"tokenizer": style.tokenizer, "template": style.template, "system_prompt": "Be short."}
+    with (
+        answering_engine(style.make_model(), Generation(), template=style.template) as engine,
+        pytest.raises(ValueError, match=f"renders its prompts itself and would not use {beside}"),
+    ):
+        api.evaluate(engine, {"benign": [HOW]}, **{beside: given[beside]})  # type: ignore[arg-type]
+
+
 def test_a_guard_judges_the_harmful_prompts() -> None:
     class Guard:
         name, version = "guard", "1"

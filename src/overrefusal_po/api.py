@@ -143,7 +143,8 @@ def evaluate(
             engine). A loaded model is not changed.
         prompts: prompts; rows (dicts, a `datasets.Dataset`, a path); `{"benign": [texts], ...}`;
             texts with `kind`; or the name of a source, such as "starter" or "xstest".
-        tokenizer: of a loaded model; None loads that of its name.
+        tokenizer: of the model; None loads that of its name. An engine takes none, nor a template
+            or a system prompt.
         kind: of rows and texts that say none: harmful, benign or general.
         split: of a source that has splits.
         judge, guard: as in a recipe, or a judge of your own. A guard judges harm.

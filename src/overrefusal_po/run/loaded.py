@@ -39,10 +39,17 @@ def answering_engine(
     """An engine for a model by name, a loaded model, or an engine; a loaded model is left in the
     mode that it had.
 
-    Raises ValueError for a model that cannot be found, or whose tokenizer is not known, and for a
-    template with another system prompt than `chat`; TypeError for anything else.
+    Raises ValueError for a model that cannot be found, or whose tokenizer is not known, for a
+    template with another system prompt than `chat`, and for an engine beside what it would not use;
+    TypeError for anything else.
     """
     chat = chat or Chat()
+    if not hasattr(model, "parameters") and hasattr(model, "complete"):
+        check_renders_itself(tokenizer, template, chat)
+        yield cast("Engine", model)
+        return
+    if template is None and tokenizer is not None:
+        template = ChatTemplate(tokenizer, template_kwargs=chat.chat_template_kwargs)
     template = with_system_prompt(template, chat.system_prompt)
     if isinstance(model, str | Path):
         section = {"model_name_or_path": str(model)}
@@ -50,15 +57,22 @@ def answering_engine(
         known = template or (load_template(section, chat) if in_process(engine) else None)
         yield engine_for(section, known, generation, engine=engine, chat=chat)
         return
-    if not hasattr(model, "parameters") and hasattr(model, "complete"):
-        yield model
-        return
-    loaded = loaded_model(model, tokenizer or template)
+    loaded = loaded_model(model, template)
     training = loaded.training
     try:
-        yield loaded_engine(loaded, generation, chat, tokenizer, template)
+        yield loaded_engine(loaded, generation, chat, template)
     finally:
         loaded.train(training)
+
+
+def check_renders_itself(tokenizer: object, template: object, chat: Chat) -> None:
+    """Raises ValueError for what an engine does not use: it renders its prompts itself."""
+    given = {"tokenizer": tokenizer, "template": template, "system_prompt": chat.system_prompt}
+    if unused := [name for name, value in given.items() if value is not None]:
+        raise ValueError(
+            f"An engine renders its prompts itself and would not use {' and '.join(unused)}. Give "
+            "these to the engine when it is made, or give the model by name."
+        )
 
 
 def with_system_prompt(template: ChatTemplate | None, given: str | None) -> ChatTemplate | None:
@@ -101,7 +115,6 @@ def loaded_engine(
     model: PreTrainedModel,
     generation: Generation,
     chat: Chat,
-    tokenizer: PreTrainedTokenizerBase | None,
     template: ChatTemplate | None,
 ) -> Engine:
     """The transformers engine of a model that is loaded, on the device where it is."""
@@ -109,9 +122,10 @@ def loaded_engine(
 
     name = str(model.config.name_or_path)
     if template is None:
-        known = tokenizer or models.load_tokenizer(name)
         template = ChatTemplate(
-            known, system_prompt=chat.system_prompt, template_kwargs=chat.chat_template_kwargs
+            models.load_tokenizer(name),
+            system_prompt=chat.system_prompt,
+            template_kwargs=chat.chat_template_kwargs,
         )
     return TransformersEngine(
         model,
