@@ -18,6 +18,7 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are so small that threads only wait for each other
 os.environ["WANDB_MODE"] = "disabled"
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled; bitsandbytes imports inductor for it
 
 import faulthandler
 import gc
