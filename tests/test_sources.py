@@ -361,6 +361,23 @@ def test_numbers_and_booleans_are_labels_too(tmp_path: Path) -> None:
     assert [p.kind for p in found] == ["benign", "harmful", "harmful", "harmful"]
 
 
+@pytest.mark.parametrize(
+    ("given", "contrast"),
+    [("y", True), ("On", True), ("1.0", True), ("n", False), (0.0, False), (" ", True)],
+)
+def test_a_contrast_is_yes_or_no_and_a_blank_leaves_it_to_the_category(
+    given: object, contrast: bool, tmp_path: Path
+) -> None:
+    row = {"prompt": "How?", "kind": "harmful", "category": " ", "type": "contrast_x"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row | {"contrast": given}) + "\n")
+    (found,) = read_source(str(path), None)
+    assert found.contrast is contrast and found.category == "contrast_x"
+    path.write_text(json.dumps(row | {"contrast": "maybe"}) + "\n")
+    with pytest.raises(ValueError, match="line 1: contrast is 'maybe'; allowed is one of true, 1"):
+        read_source(str(path), None)
+
+
 def test_a_csv_has_contrasts_splits_and_references_as_text(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(

@@ -31,7 +31,15 @@ from overrefusal_po.sources._conversations import (
     with_context,
 )
 from overrefusal_po.sources._origins import ID_COLUMNS, row_origin
-from overrefusal_po.sources._turns import Turns, Unread, is_blank, is_seen, prompt_id, short
+from overrefusal_po.sources._turns import (
+    Turns,
+    Unread,
+    is_blank,
+    is_seen,
+    prompt_id,
+    row_category,
+    short,
+)
 
 COMPLETION_COLUMNS = ("completion", *ID_COLUMNS, "origin", "kind", "category", "source")
 """The columns that are read, those of the conversation apart."""
@@ -125,7 +133,7 @@ def row_prompt(row: JsonObject, turns: Turns, place: str, kind: Kind = "general"
             id=prompt_id(kind, turns),
             messages=turns,
             kind=kind,
-            category=str(row.get("category") or "uncategorised"),
+            category=row_category(row) or "uncategorised",
             source=str(row.get("source") or "user"),
         )
     except ValidationError as error:

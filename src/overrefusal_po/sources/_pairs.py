@@ -27,7 +27,7 @@ from overrefusal_po.sources._origins import (
     known_origin,
     row_origin,
 )
-from overrefusal_po.sources._turns import ROLE_FIELDS, Unread, is_seen, row_prefix
+from overrefusal_po.sources._turns import ROLE_FIELDS, Unread, is_seen, row_category, row_prefix
 
 PAIR_COLUMNS = (*SIDES, *ID_COLUMNS, "origin", "kind", "category", "source", "assistant_prefix")
 """The columns that are read, those of the conversation apart."""
@@ -105,7 +105,7 @@ def imported_pair(row: JsonObject, place: str, unread: Unread, kind: Kind) -> Pr
         id=content_id(kind, turns, *([{"assistant_prefix": begun}] if begun else [])),
         messages=asked.turns,
         kind=kind,
-        category=str(row.get("category") or "uncategorised"),
+        category=row_category(row) or "uncategorised",
         source=str(row.get("source") or "user"),
         assistant_prefix=begun,
     )

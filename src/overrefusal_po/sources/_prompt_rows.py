@@ -21,7 +21,14 @@ from overrefusal_po.sources._conversations import (
 )
 from overrefusal_po.sources._origins import row_origin
 from overrefusal_po.sources._pairs import check_own_prompt
-from overrefusal_po.sources._turns import Unread, is_blank, prompt_id, row_prefix, short
+from overrefusal_po.sources._turns import (
+    Unread,
+    is_blank,
+    prompt_id,
+    row_category,
+    row_prefix,
+    short,
+)
 
 UNCHECKED = "unsafe_unverified"
 """The label of red-team dialogues that nobody checked: meant to be harmful, and its preferred
@@ -130,11 +137,11 @@ def row_to_prompt(
             id=prompt_id(kind, turns, prefix),
             messages=turns,
             kind=kind,
-            category=str(row.get("category") or row.get("type") or "uncategorised"),
+            category=row_category(row) or "uncategorised",
             source=source,
             split=row.get("split"),
             topic=row.get("topic"),
-            contrast=is_contrast(row),
+            contrast=is_contrast(row, place),
             reference=reference,
             assistant_prefix=prefix,
         )
@@ -202,10 +209,19 @@ def row_reference(row: JsonObject, kind: Kind) -> str | None:
     return next((row[name] for name in names if not is_blank(row.get(name))), None)
 
 
-def is_contrast(row: JsonObject) -> bool:
+YES, NO = ("true", "1", "1.0", "yes", "y", "on"), ("false", "0", "0.0", "no", "n", "off")
+"""How tables write true and false, in lower case."""
+
+
+def is_contrast(row: JsonObject, place: str) -> bool:
     """Whether a row is the harmful twin of a benign prompt; its category tells if the row does not
-    say."""
+    say. ValueError for a word that is neither yes nor no."""
     value = row.get("contrast")
-    if value is None:
-        return str(row.get("category") or row.get("type")).startswith("contrast")
-    return str(value).lower() in ("true", "1", "yes")
+    if is_blank(value):
+        return (row_category(row) or "").startswith("contrast")
+    word = str(value).strip().lower()
+    if word not in (*YES, *NO):
+        raise ValueError(
+            f"{place}: contrast is {short(value)}; allowed is one of {', '.join((*YES, *NO))}."
+        )
+    return word in YES

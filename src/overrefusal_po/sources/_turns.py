@@ -208,6 +208,12 @@ def is_blank(value: object) -> bool:
     return value is None or value in ([], {}) or (isinstance(value, str) and not is_seen(value))
 
 
+def row_category(row: JsonObject) -> str | None:
+    """The category of a row, by the first of its names that says something."""
+    found = (row.get(name) for name in ("category", "type"))
+    return next((str(value) for value in found if not is_blank(value)), None)
+
+
 def is_seen(text: str) -> bool:
     """Whether a text has a sign that is seen: no blank, no control or zero-width character."""
     return any(not sign.isspace() and category(sign) not in UNSEEN for sign in text)
