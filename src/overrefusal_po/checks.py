@@ -31,16 +31,8 @@ from overrefusal_po.pairs.apart import (
     check_not_measured,
     waived_benchmarks,
 )
-from overrefusal_po.plugins import (
-    check_engine,
-    find_plug,
-    make_judge,
-    make_refusal_judge,
-)
-from overrefusal_po.prompts import (
-    looked_at,
-    measured_prompts,
-)
+from overrefusal_po.plugins import check_engine, find_plug, make_judge, make_refusal_judge
+from overrefusal_po.prompts import looked_at, measured_prompts
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
 from overrefusal_po.recipe.search import search_words, trained_bodies
@@ -134,7 +126,6 @@ def check_stage(body: StageRecipe, spread: Spread | None = None) -> str:
     for other in ("guard", "reward"):
         if (spec := getattr(body, other, None)) is not None:
             make_judge(spec)
-    check_quantiser(body.model)
     if isinstance(body, FitRecipe):
         return fit_line(body)
     if not isinstance(body, TrainRecipe) and in_process(body.engine):
@@ -143,6 +134,8 @@ def check_stage(body: StageRecipe, spread: Spread | None = None) -> str:
     local = isinstance(body, TrainRecipe) or in_process(body.engine)
     if not isinstance(body, TrainRecipe):
         check_template_engine(body.engine, body.chat)
+    if local and not named:  # else the template's loader looks
+        check_quantiser(body.model)
     template = load_template(body.model, body.chat) if named and local else None
     if isinstance(body, EvaluateRecipe):
         prompts, _ = check_evaluation(body)

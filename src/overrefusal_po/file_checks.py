@@ -24,7 +24,8 @@ from overrefusal_po.recipe.overrides import parse_overrides, set_dotted
 from overrefusal_po.records import Origin
 from overrefusal_po.report import terminal
 from overrefusal_po.sources._forms import Form, rows_form
-from overrefusal_po.sources._local import local_rows
+from overrefusal_po.sources._local import Rows, local_rows
+from overrefusal_po.sources._turns import is_blank
 from overrefusal_po.sources.file import Settings
 
 
@@ -37,15 +38,22 @@ def check_file(path: Path, overrides: Sequence[str] = ()) -> tuple[list[dict[str
     spec = {"kind": "general", **given["data"], "name": "file", "path": str(path)}
     settings = find_source(spec).settings
     assert isinstance(settings, Settings)
-    form = rows_form(local_rows(settings.path, settings.limits), settings, settings.path)
+    bare: list[bool] = []  # of each row, whether it says no kind
+    rows = watched(local_rows(settings.path, settings.limits), settings, bare)
+    form = rows_form(rows, settings, settings.path)
     if form == "responses":
         return finding_rows(response_findings(read_responses(spec, None), judge))
-    notes: list[Finding] = []
-    if form == "prompts" and "kind" not in given["data"]:
-        rows = (row for _, row in local_rows(settings.path, settings.limits))
-        kinds = [settings.columns.get("kind", "kind"), settings.columns.get("label", "label")]
-        notes += without_kind(rows, kinds)
+    said = form == "pairs" or "kind" in given["data"]
+    notes = [] if said else [*without_kind(sum(bare), len(bare))]
     return check_pairs_or_prompts(spec, form, judge, notes)
+
+
+def watched(rows: Rows, settings: Settings, bare: list[bool]) -> Rows:
+    """The rows; `bare` gets for each whether it does not say what kind its prompt is."""
+    names = settings.columns.get("kind", "kind"), settings.columns.get("label", "label")
+    for place, row in rows:
+        bare.append(all(is_blank(row.get(name)) for name in names))
+        yield place, row
 
 
 def check_rows(path: Path, as_json: bool, overrides: Sequence[str]) -> None:

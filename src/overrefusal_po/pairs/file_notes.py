@@ -1,12 +1,12 @@
 """What a file of rows lacks for a training or a measurement, though no row of it is wrong.
 
-without_anchor(pairs)            # a warning if no pair is about a harmful prompt
-without_kind(rows, columns)      # a warning if rows do not say what kind their prompt is
+without_anchor(pairs)    # a warning if no pair is about a harmful prompt
+without_kind(2, 40)      # a warning: two of 40 rows do not say what kind their prompt is
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from overrefusal_po.pairs.findings import Finding
 from overrefusal_po.records import PreferencePair
@@ -22,13 +22,12 @@ def without_anchor(pairs: Sequence[PreferencePair]) -> Iterator[Finding]:
         yield Finding("anchor/all", "anchor", "warning", "prompt", message)
 
 
-def without_kind(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> Iterator[Finding]:
-    """A warning if rows do not say in one of these columns what kind their prompt is."""
-    bare = [all(row.get(name) in (None, "") for name in columns) for row in rows]
-    if any(bare):
+def without_kind(bare: int, rows: int) -> Iterator[Finding]:
+    """A warning if `bare` of a file's rows do not say what kind their prompt is."""
+    if bare:
         message = (
-            f"{sum(bare)} of {len(bare)} rows do not say what kind their prompt is: an evaluation, "
-            "a curation and hold stop there. Add a column kind (harmful, benign, general) or label "
+            f"{bare} of {rows} rows do not say what kind their prompt is: an evaluation, a "
+            "curation and hold stop there. Add a column kind (harmful, benign, general) or label "
             "(safe, unsafe), or give the source a kind"
         )
         yield Finding("kind/all", "kind", "warning", "prompt", message)

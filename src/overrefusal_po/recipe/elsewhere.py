@@ -11,16 +11,16 @@ from overrefusal_po.recipe.keys import keys_of
 from overrefusal_po.recipe.methods import all_methods
 
 
-def elsewhere(key: str, values: Mapping[str, object]) -> str:
+def elsewhere(key: str | None, values: Mapping[str, object]) -> str:
     """A sentence, with a blank before it, that names the keys of this recipe's task and method that
-    end in `key`; "" if there are none.
+    end in `key`; "" if there are none, and for None.
 
     Args:
         key: the last part of a key that its section does not have.
         values: the recipe.
     """
     task, method = str(values.get("task")), values.get("method")
-    if task == "train" and method not in all_methods():
+    if key is None or (task == "train" and method not in all_methods()):
         return ""
     known = keys_of(task, str(method) if task == "train" else None)
     found = sorted(name for name in known if name.rpartition(".")[2] == key)

@@ -138,19 +138,12 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
             checks["search"] = checked_search(body.model_copy(update=checks), checked_training)
         return body.model_copy(update=checks)
     except ValidationError as error:
-        unknown = unknown_of(error)
-        raise ValueError(
-            f"{where}: {fault_text(error, values)}{place_of(unknown, values)}"
-        ) from None
+        place = elsewhere(unknown_of(error), values)
+        raise ValueError(f"{where}: {fault_text(error, values)}{place}") from None
     except UnknownKey as error:
-        raise ValueError(f"{where}: {error}{place_of(error.key, values)}") from None
+        raise ValueError(f"{where}: {error}{elsewhere(error.key, values)}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-def place_of(unknown: str | None, values: Mapping[str, object]) -> str:
-    """Where a key stands that its section does not have; "" for None, and if it stands nowhere."""
-    return "" if unknown is None else elsewhere(unknown, values)
 
 
 def check_numbers(value: object, where: str | Path, key: str = "") -> None:

@@ -11,10 +11,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import yaml
-
 from overrefusal_po.recipe.overrides import dotted, parse_overrides
 from overrefusal_po.report.hold_notes import unheld_words
+from overrefusal_po.run.folder import written_recipe
 
 NextStep = tuple[str, str]
 """(what it does, the command)."""
@@ -106,8 +105,7 @@ the student's own responses, in its own chat template."""
 
 def curated_with(folder: Path) -> Iterator[str]:
     """Overrides: the student of a curation, and how it was asked."""
-    file = folder / "recipe.yaml"
-    values = (yaml.safe_load(file.read_bytes()) or {}) if file.is_file() else {}
+    values = written_recipe(folder)
     for key, value in dotted({name: values.get(name) or {} for name in ("model", "chat")}):
         if key.startswith(STUDENT_KEYS) and value not in (None, {}):
             plain = f"--{key}={json.dumps(value)}"
@@ -143,8 +141,7 @@ def unheld_last(folder: Path) -> str:
 def trained_models(folder: Path) -> list[Path]:
     """The models of a pipeline's folder in the order of its stages. File times do not tell: a clock
     may have been set back."""
-    recipe = folder / "recipe.yaml"
-    stages = list(yaml.safe_load(recipe.read_bytes()) or {}) if recipe.is_file() else []
+    stages = list(written_recipe(folder))
     models = sorted(folder.glob("*/model"))
     known = [path for path in models if path.parent.name in stages]
     return [path for path in models if path not in known] + sorted(
