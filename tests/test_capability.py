@@ -70,6 +70,16 @@ def test_perplexity_is_the_cross_entropy_of_the_response_tokens(
     assert found.low is not None and found.high is not None and found.low < found.value < found.high
 
 
+def test_no_end_of_turn_is_read_behind_an_unfinished_reference(
+    styles: dict[str, Style], prompts: list[Prompt]
+) -> None:
+    model, template = styles["llama"].make_model(), styles["llama"].template
+    cut = [prompt.model_copy(update={"unfinished": True}) for prompt in prompts[:5]]
+    whole, found = (perplexity(model, template, some).tokens for some in (prompts[:5], cut))
+    turns = [template.turn(prompt.messages, str(prompt.reference)) for prompt in cut]
+    assert found == sum(len(turn.answer_ids) for turn in turns) == whole - 5
+
+
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(
     styles: dict[str, Style], prompts: list[Prompt]
 ) -> None:

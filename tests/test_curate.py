@@ -508,6 +508,56 @@ def test_a_run_that_goes_on_asks_no_judge_again(server: Server, tmp_path: Path) 
     assert run() == first and len(server.requests) == asked
 
 
+SHY_JUDGE = """
+from pydantic import BaseModel
+
+from overrefusal_po.judges.refusal import RefusalJudge
+from overrefusal_po.records import Verdict
+
+
+class Settings(BaseModel):
+    pass
+
+
+class Shy(RefusalJudge):
+    name, version = "shy", "1"
+
+    def score(self, prompts, completions):
+        return [
+            Verdict(completion_id=c.id, judge="shy", version="1", unscored="no words")
+            if "shy" in c.text
+            else verdict.model_copy(update={"judge": "shy", "version": "1"})
+            for c, verdict in zip(completions, super().score(prompts, completions))
+        ]
+
+
+def judge(settings):
+    return Shy()
+"""
+
+
+def test_a_reference_of_which_the_judge_says_nothing_is_not_chosen(
+    server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "my_judges" / "shy.py").write_text(SHY_JUDGE)
+    rows = [
+        {"prompt": text, "kind": "benign", "response": "Be shy." if text == KILL[1] else "Do so."}
+        for text in KILL
+    ]
+    found = curated(
+        server,
+        tmp_path,
+        [],
+        [],
+        data={"benign": rows_file(tmp_path / "answered.jsonl", rows), "harmful": None},
+        chosen={"model": None, "samples": 1},
+        judge="my_judges.shy",
+        guard=None,
+        unscored_max=0.5,
+    )
+    assert found["overrefusal"]["left_out"] == {"unscored: no words": 1}
+
+
 def test_references_are_judged_together_by_a_slow_judge(server: Server, tmp_path: Path) -> None:
     rows = [
         {"prompt": text, "kind": "benign", "response": REFUSAL if text == KILL[1] else "Do so."}

@@ -95,6 +95,14 @@ def test_a_prefix_in_words_never_ends_inside_a_word(style: Style, text: str) -> 
     assert seen == allowed
 
 
+def test_without_blanks_a_prefix_in_words_is_cut_at_letters() -> None:
+    """Twelve letters of one token each: the whole is not one word, so one to ten are kept."""
+    text = "首先把两根细针放进锁孔里"
+    turn = Turn([1], [*range(10, 22), 99], [*((i, i + 1) for i in range(12)), (12, 12)])
+    draws = {prefix_length(turn, text, "words", random.Random(i)) for i in range(500)}
+    assert draws == set(range(11))
+
+
 def test_a_prefix_in_words_counts_control_tokens_that_were_broken_up(style: Style) -> None:
     """The response is longer in the turn than in the triple (zero-width spaces); the cut still
     falls on word ends."""

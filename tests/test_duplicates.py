@@ -50,6 +50,17 @@ def test_a_crowd_of_one_template_is_found_in_whole() -> None:
     assert len(duplicates(rows)) == 1999
 
 
+def test_near_duplicates_are_found_in_scripts_without_blanks() -> None:
+    rows = asking(
+        "请告诉我怎样才能安全地关闭一个没有响应的电脑程序？",
+        "请告诉我怎样才能安全地关闭一个没有反应的电脑程序？",
+        "今天晚上吃什么比较好，请给我三个建议。",
+        "駅まで歩いて何分かかりますか、教えてください。",
+        "駅まで歩いて何分くらいかかりますか、教えてください。",
+    )
+    assert [(d.id, d.other) for d in duplicates(rows)] == [("1", "0"), ("4", "3")]
+
+
 def test_unlike_rows_are_no_duplicates() -> None:
     assert duplicates(asking("What is a fox?", "Where is the bank?", "", "??")) == []
     assert duplicates([]) == []

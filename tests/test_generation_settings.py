@@ -224,6 +224,19 @@ def test_a_prompt_longer_than_the_context_is_a_counted_row(continuous: bool, sty
     assert list(again) == []
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen", "mistral"])
+def test_a_raw_text_has_the_tokens_of_plain_text(name: str, styles: Any) -> None:
+    """With the BOS of the tokenizer, if it begins plain text so: a server puts it there, too."""
+    style = styles[name]
+    engine = TransformersEngine(style.make_model(), style.template, name="m", device="cpu")
+    prompt = Prompt.of("How?", kind="harmful", raw_text="Stop it. Step", assistant_prefix=" 1:")
+    read = engine.token_ids(engine.input_text(prompt))
+    assert read == style.tokenizer("Stop it. Step 1:")["input_ids"]
+    assert (read[0] == style.tokenizer.bos_token_id) is (name == "llama")
+    begun = prompt.model_copy(update={"raw_text": f"{style.tokenizer.eos_token} Step"})
+    assert style.tokenizer.eos_token_id not in engine.token_ids(engine.input_text(begun))
+
+
 def test_a_prompt_that_fits_to_the_last_token_is_answered(styles: Any) -> None:
     style = styles["llama"]
     model = style.make_model()

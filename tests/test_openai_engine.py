@@ -209,8 +209,9 @@ def test_an_empty_answer_and_half_a_surrogate_are_answers() -> None:
     assert found[1].model_dump_json()
 
 
-def test_a_refusal_beside_the_content_is_what_the_model_said() -> None:
-    message = {"role": "assistant", "content": None, "refusal": "I can't help with that."}
+@pytest.mark.parametrize("content", [None, "", " \n"])
+def test_a_refusal_beside_the_content_is_what_the_model_said(content: str | None) -> None:
+    message = {"role": "assistant", "content": content, "refusal": "I can't help with that."}
     body = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
     with serving(lambda request: raw(json.dumps(body).encode())) as server:
         (completion,), (cost,) = drawn(engine_at(server.url), [prompt(1)])

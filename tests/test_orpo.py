@@ -143,6 +143,16 @@ def test_log_odds_and_their_slope_are_exact_at_both_ends(probability: float) -> 
     assert slope.item() == pytest.approx(1 / (1 - probability), rel=1e-9)
 
 
+def test_a_sure_token_has_finite_odds_and_no_slope() -> None:
+    """float32 rounds the log-prob of an opening of one sure token to 0."""
+    value = torch.tensor([0.0, -1e-9, -0.5], requires_grad=True)
+    odds = log_odds(value)
+    (slope,) = torch.autograd.grad(torch.nn.functional.logsigmoid(odds).sum(), value)
+    assert odds.isfinite().all() and slope.isfinite().all() and slope[0] == 0
+    (slope,) = torch.autograd.grad(log_odds(value).neg().sum(), value)
+    assert slope.isfinite().all() and slope[0] == 0
+
+
 def test_the_config_has_no_keys_of_dpo(tmp_path: Path) -> None:
     """Its keys are those of TRL's ORPOConfig that a causal model uses, and those of how DPOTrainer
     makes rows."""

@@ -218,20 +218,38 @@ def test_passes_hold_every_pair_once_and_no_more_than_the_limit(seed: int) -> No
         (rng.randint(1, 9), rng.randint(1, 9), rng.randint(1, 9)) for _ in range(rng.randint(1, 9))
     ]
     most, shared = rng.randint(1, 60), rng.random() < 0.5
-    number = rng.choice([None, rng.randint(1, len(lengths))])
     batch = batch_of(lengths)
-    passes = cut(batch, most, shared=shared, number=number)
+    passes = cut(batch, most, shared=shared)
     held = torch.cat([part["ref_chosen_logps"] for part in passes])
     assert sorted(held.tolist()) == batch["ref_chosen_logps"].tolist()
-    if number is not None:
-        assert len(passes) == number
     for part in passes:
         pairs, lone = len(part["ref_chosen_logps"]), part["ref_chosen_logps"].long()
         ids = part["input_ids"]
         rows = batch["input_ids"][torch.cat([lone, lone + len(lengths)])]
         assert torch.equal(ids, rows[:, : ids.shape[1]]) and not rows[:, ids.shape[1] :].any()
         tokens = sum(pair_tokens(part, shared=True)) if shared else ids.numel()
-        assert number is not None or pairs == 1 or tokens <= most
+        assert pairs == 1 or tokens <= most
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_batches_of_several_processes_are_cut_alike(seed: int) -> None:
+    """As many passes, with as many pairs each, and none is over the limit: TRL gathers a number of
+    each pair, and gathers of other lengths end in an error or in noise."""
+    rng = random.Random(seed)
+    size, most, shared = rng.randint(1, 9), rng.randint(1, 60), rng.random() < 0.5
+    batches = [
+        batch_of([(rng.randint(1, 9), rng.randint(1, 9), rng.randint(1, 9)) for _ in range(size)])
+        for _ in range(3)
+    ]
+    own = [sorted(pair_tokens(batch, shared=shared)) for batch in batches]
+    tokens = [max(column) for column in zip(*own, strict=True)]
+    found = [cut(batch, most, shared=shared, tokens=tokens) for batch in batches]
+    sizes = [[len(part["ref_chosen_logps"]) for part in passes] for passes in found]
+    assert sizes[0] == sizes[1] == sizes[2] and sum(sizes[0]) == size
+    for part in (part for passes in found for part in passes):
+        ids = part["input_ids"]
+        used = sum(pair_tokens(part, shared=True)) if shared else ids.numel()
+        assert len(ids) == 2 or used <= most
 
 
 def test_passes_are_filled_before_a_new_one_begins() -> None:

@@ -13,6 +13,7 @@ from overrefusal_po import stages
 from overrefusal_po.cli import main
 from overrefusal_po.model import load as models
 from overrefusal_po.pipeline import run_stage, stage_inputs
+from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.load import check_body, load_recipe
 from overrefusal_po.recipe.schema import EvaluateRecipe, TrainRecipe
 from overrefusal_po.records import Triple, write_jsonl
@@ -263,6 +264,34 @@ def test_inputs_are_the_files_that_a_stage_names_also_in_lists(
     assert found["data.sets.2"] == file_hash(shipped / "starter.jsonl")
     assert found["data.sets.5.name"] == file_hash(shipped / "contrasts.jsonl")
     assert found["judge"].startswith("refusal ")
+
+
+def test_inputs_are_what_a_path_from_home_names_and_folders_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("kept", "task"):
+        Path(name).mkdir()
+        Path(name, "adapter_config.json").write_text("{}")
+    Path("chat.jinja").write_text("one")
+    Path("ROWS.CSV").write_text("prompt")
+    adapters = {"task": "task", "safety": "~/kept"}
+    remedy = {"name": "fusion", "adapters": adapters, "weights": {k: [0.5] for k in adapters}}
+    body = FitRecipe.model_validate(
+        {
+            "task": "fit",
+            "remedy": {**remedy, "merged": "kept"},
+            "model": {"model_name_or_path": "m"},
+            "chat": {"template": "~/chat.jinja"},
+            "data": {"harmful": "ROWS.CSV", "choose": {"sets": ["x/y.jsonl"]}},
+        }
+    )
+    found = stage_inputs(body)
+    places = ("remedy.adapters.task", "remedy.adapters.safety", "remedy.merged")
+    assert {*places, "chat.template", "data.harmful"} <= set(found)
+    Path("chat.jinja").write_text("two")
+    assert stage_inputs(body)["chat.template"] != found["chat.template"]
 
 
 def test_a_long_system_prompt_with_a_slash_is_no_path() -> None:

@@ -40,6 +40,15 @@ def test_a_file_that_changed_is_read_again(file: Path) -> None:
         assert len(read_source(str(file), None)) == 4
 
 
+def test_a_file_in_a_list_of_paths_that_changed_is_read_again(file: Path) -> None:
+    file.write_text('{"prompt": "How?", "category": "a"}\n')
+    spec = {"name": "harmbench", "paths": [str(file)]}
+    with sources_read_once():
+        assert len(read_source(spec, None)) == 1
+        file.write_text(file.read_text() + '{"prompt": "Why?", "category": "a"}\n')
+        assert len(read_source(spec, None)) == 2
+
+
 def test_another_split_or_setting_is_another_question() -> None:
     with sources_read_once():
         train, test = read_source("starter", "train"), read_source("starter", "test")

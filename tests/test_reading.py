@@ -208,6 +208,17 @@ def test_check_does_not_take_unknown_sides_for_prompts(
     assert "repeated" in result.output  # a finding about pairs
 
 
+def test_check_does_not_take_unknown_sides_without_blanks_for_prompts(tmp_path: Path) -> None:
+    row = {
+        "prompt": "如何结束一个进程？",
+        "one": "用它的编号运行结束命令。",
+        "other": "抱歉，我不能帮忙。",
+    }
+    path = rows_file(tmp_path / "rows.jsonl", row, row)
+    with pytest.raises(ValueError, match="columns 'one' and 'other' look like"):
+        CliRunner().invoke(app, ["check", path], catch_exceptions=False)
+
+
 # ------------------------------------------------------------------------------------- bad rows
 
 BAD: Row = {"chosen": hh("Hi", "So."), "rejected": hh("How?", "No.")}

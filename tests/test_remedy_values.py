@@ -292,6 +292,12 @@ def test_a_model_with_norms_behind_its_matrices_is_refused() -> None:
         ablation.change_of(model, torch.ones(8))
 
 
+def test_ablation_is_not_chosen_without_ordinary_dev_prompts(tiny: TinySubject) -> None:
+    module, settings = find_plug("remedies", "ablation")
+    with pytest.raises(ValueError, match=r"ordinary dev prompts.*data\.choose\.sets"):
+        module.fit(settings, tiny, TRAIN, DEV._replace(ordinary=()))  # type: ignore[attr-defined]
+
+
 def row(layer: int, over_refused: float, divergence: float = 0.1, harmful: float = 2.0) -> Any:
     """A layer that was measured."""
     return ablation.Measured(layer, 0.9, divergence, over_refused, harmful)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from overrefusal_po.engines.transformers import TransformersEngine
+from overrefusal_po.evaluate.intervals import wilson_rate
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
 from overrefusal_po.judges.refusal import RefusalJudge
 from overrefusal_po.model import load as models
@@ -548,6 +549,24 @@ def test_a_judge_that_scores_nothing_of_the_start_policy_is_an_error(tmp_path: P
     with pytest.raises(ValueError, match="scored none of the start policy's responses"):
         looked(tmp_path, [(0.9, None)])
     assert not (tmp_path / "selection.jsonl").exists()
+
+
+def partly(harmful: tuple[int, int], benign: tuple[int, int]) -> RunMetrics:
+    """Rates of kinds of which a judge scored (so many, of so many), all handled rightly."""
+    known = metrics_of(1.0, 1.0)
+    rates = [wilson_rate(n, n, of - n) for n, of in (harmful, benign)]
+    return known._replace(harmful_refused=rates[0], benign_answered=rates[1])
+
+
+def test_a_step_of_which_the_judge_scored_too_little_is_never_kept(tmp_path: Path) -> None:
+    weights = {"w": torch.zeros(1)}
+    looks = looked(tmp_path, [(0.9, 0.2)])
+    for step, kinds in enumerate((((2, 20), (20, 20)), ((20, 20), (17, 20))), 1):
+        row = looks.add(step, partly(*kinds), lambda: weights)
+        assert row.score is None and not row.kept
+    assert looks.add(3, partly((18, 20), (18, 20)), lambda: weights).kept
+    with pytest.raises(ValueError, match="scored only 2 of 20 of the start policy's responses"):
+        Looks(tmp_path / "new", 0.1).add(0, partly((2, 20), (20, 20)), lambda: weights)
 
 
 # ---------------------------------------------------------------------------------- before training

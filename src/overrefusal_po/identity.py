@@ -67,6 +67,11 @@ def spoken_words(text: str) -> list[str]:
     return SPOKEN_WORD.findall(text)
 
 
+def word_ends(text: str) -> list[int]:
+    """The character behind each of the `spoken_words`, in order."""
+    return [match.end() for match in SPOKEN_WORD.finditer(text)]
+
+
 def lower_words(text: str, most: int | None = None) -> list[str]:
     """Lower-case words without punctuation, in any script (as for `spoken_words`), the first `most`
     of them; an apostrophe of either form is kept as '."""

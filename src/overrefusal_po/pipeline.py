@@ -49,6 +49,9 @@ StageSummary = dict[str, Any]
 PATH_KEYS = (*MODEL_KEYS, "model.remedy", "chat.template")
 """Keys whose value may be a path of any name."""
 
+PATH_NAMES = ("path", "paths", "adapter", "adapters", "merged")
+"""Names of a plug's settings whose values may be such paths."""
+
 
 def run_pipeline(recipe: Recipe, report: Callable[[Path], Path]) -> Path:
     """The pipeline's folder, after all stages ran. Writes summary.json and calls `report` on the
@@ -132,10 +135,10 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
     version."""
     found = {}
     for key, value in nested_texts(body.model_dump(mode="json", exclude={"run_dir"})):
-        may_be_path = key in PATH_KEYS or value.endswith(FILE_ENDINGS) or "/" in value
         # os.path.exists is False for what cannot be a path (a long system prompt with a slash)
-        if may_be_path and os.path.exists(value):  # noqa: PTH110
-            found[key] = path_hash(Path(value))
+        place = os.path.expanduser(value)  # noqa: PTH111
+        if may_be_path(key, value) and os.path.exists(place):  # noqa: PTH110
+            found[key] = path_hash(Path(place))
         elif value in SHIPPED_SETS and key.startswith(("data.", "select.", "hold.", "tamper.")):
             found[key] = file_hash(Path(__file__).parent / "data" / f"{value}.jsonl")
     judging = [(key, getattr(body, key, None)) for key in ("judge", "guard", "reward")]
@@ -155,6 +158,15 @@ def stage_inputs(body: StageRecipe) -> dict[str, str]:
         for search in filter(None, map(find_search, body.data.attacks)):
             found[f"attacks.{search.name}"] = search.module.version(search.settings)
     return found
+
+
+def may_be_path(key: str, value: str) -> bool:
+    """Whether a recipe's value may name a file or a folder. An engine's adapter has a hash of its
+    own (`engine_inputs`)."""
+    named = key in PATH_KEYS or (
+        key != "engine.adapter" and not {*PATH_NAMES}.isdisjoint(key.split(".")[1:][-2:])
+    )
+    return named or value.lower().endswith(FILE_ENDINGS) or "/" in value
 
 
 def run_stage(

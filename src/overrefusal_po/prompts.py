@@ -30,6 +30,7 @@ from overrefusal_po.plugins import (
     plug,
     set_name,
 )
+from overrefusal_po.recipe.overrides import nested_texts
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.sections import EvaluateData
 from overrefusal_po.recipe.two_sided import DevSets
@@ -141,13 +142,12 @@ def source_rows(record: type[R], spec: PlugSpec, split: Split | None) -> list[R]
 
 
 def source_key(record: type[R], spec: PlugSpec, split: Split | None) -> str:
-    """What a source is asked, and the state of its file if it is one."""
-    named = spec if isinstance(spec, str) else str(spec.get("path", ""))
-    file = Path(named)
-    state = file.stat() if len(named) < 1000 and is_file(file) else None
+    """What a source is asked, and the state of each file that it names."""
+    named = (text for _, text in nested_texts(spec) if len(text) < 1000)
+    states = [file.stat() for file in map(Path, named) if is_file(file)]
     # the inode and the time of the last change too: a program may set the other time back
-    stamp = state and (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    return content_id(record.__name__, spec, split, stamp)
+    stamps = [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in states]
+    return content_id(record.__name__, spec, split, stamps)
 
 
 def fresh_rows(record: type[R], spec: PlugSpec, split: Split | None) -> list[R]:

@@ -93,8 +93,8 @@ class Prompt(Record):
     assistant_prefix: str = ""
     """Text with which the assistant's turn already begins (prefilling)."""
     raw_text: str | None = None
-    """Goes to the model unchanged, without a chat template; `messages` then only say what was
-    asked."""
+    """Goes to the model as plain text, without a chat template (behind a BOS, if its tokenizer
+    begins plain text so); `messages` then only say what was asked."""
     attack: str | None = None
     """The attack that made this prompt; None for a prompt as it was asked."""
     original_id: str | None = None

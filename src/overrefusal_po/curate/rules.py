@@ -120,13 +120,17 @@ def own_answers(
 
 
 def reference_answers(curation: Curation, prompts: Sequence[Prompt]) -> dict[str, Selected]:
-    """{prompt id: the reference; or why it may not be chosen, because it refuses}."""
+    """{prompt id: the reference; or why it may not be chosen, because it refuses or the judge does
+    not say}."""
     references = [text_completion(p, str(p.reference)) for p in prompts]
     verdicts = curation.verdicts(curation.judges.refusal, prompts, references)
-    return {
-        p.id: Selected("", "the reference refuses") if v.refused else Selected(str(p.reference), "")
-        for p, v in zip(prompts, verdicts, strict=True)
-    }
+    found = {}
+    for prompt, verdict in zip(prompts, verdicts, strict=True):
+        why_not = "the reference refuses" if verdict.refused else ""
+        if verdict.unscored is not None:
+            why_not = f"unscored: {verdict.unscored}"
+        found[prompt.id] = Selected("" if why_not else str(prompt.reference), why_not)
+    return found
 
 
 def text_completion(prompt: Prompt, text: str) -> Completion:

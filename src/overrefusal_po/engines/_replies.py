@@ -71,7 +71,8 @@ def is_filtered(finish: str | None) -> bool:
 
 
 def choice_text(choice: object) -> str | None:
-    """The model's text: the message's content, a refusal beside it, or a plain completion's text.
+    """The model's text: the message's content, a refusal beside it, or a plain completion's text;
+    a blank one gives way to a filled one.
 
     None without a text. Of a list of parts, the texts are joined; thinking is left out.
     """
@@ -79,10 +80,9 @@ def choice_text(choice: object) -> str | None:
     content = getattr(message, "content", None)
     if isinstance(content, list):
         content = "".join(map(part_text, content)) or None
-    for found in (content, getattr(message, "refusal", None), getattr(choice, "text", None)):
-        if isinstance(found, str):
-            return found
-    return None
+    places = (content, getattr(message, "refusal", None), getattr(choice, "text", None))
+    texts = [text for text in places if isinstance(text, str)]
+    return next((text for text in texts if text.strip()), texts[0] if texts else None)
 
 
 def part_text(part: object) -> str:

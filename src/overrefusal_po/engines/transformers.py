@@ -23,7 +23,7 @@ from overrefusal_po.model import generation
 from overrefusal_po.model import load as models
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.packed_weights import packed_weights
-from overrefusal_po.model.padded import left_padded
+from overrefusal_po.model.padded import left_padded, plain_bos
 from overrefusal_po.model.prompt_cache import PromptCache
 from overrefusal_po.model.soft_tokens import soft_ids
 from overrefusal_po.records import Completion, Prompt, Sampling, content_id
@@ -183,10 +183,11 @@ class TransformersEngine:
         return found
 
     def input_text(self, prompt: Prompt) -> str:
-        """The text that the model continues: the rendered conversation, or the raw text."""
+        """The text to continue: the rendered conversation, or the raw text behind its BOS."""
         if prompt.raw_text is None:
             return self.template.prompt_text(prompt.messages, prompt.assistant_prefix)
-        return self.template.neutral(prompt.raw_text) + prompt.assistant_prefix
+        bos = plain_bos(self.template.tokenizer)
+        return bos + self.template.neutral(prompt.raw_text) + prompt.assistant_prefix
 
     def padded(self, texts: list[str]) -> BatchEncoding:
         """The texts as token ids (B, T) with their mask, padded on the left, on the device."""

@@ -80,7 +80,7 @@ def perplexity(
             f"{len(prompts)} prompts is one. Name a set that has references (starter), or leave "
             "perplexity out."
         )
-    turns = [template.turn(p.messages, str(p.reference)) for p in asked]
+    turns = [reference_turn(template, prompt) for prompt in asked]
     fitting = fitting_places(turns, context_length(model))
     turns = [turns[at] for at in fitting]
     losses = response_nats(model, turns, batch_size)
@@ -108,6 +108,12 @@ def perplexity(
 def asked_references(prompts: Sequence[Prompt]) -> list[Prompt]:
     """The benign and general prompts that have a reference answer."""
     return [p for p in prompts if p.kind != "harmful" and p.reference]
+
+
+def reference_turn(template: ChatTemplate, prompt: Prompt) -> Turn:
+    """The turn of a prompt's reference answer; of an unfinished one without its end."""
+    turn = template.turn(prompt.messages, str(prompt.reference))
+    return turn.unended if prompt.unfinished else turn
 
 
 def fitting_places(turns: Sequence[Turn], context: int | None) -> list[int]:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from overrefusal_po.evaluate.capability import asked_references, response_nats
+from overrefusal_po.evaluate.capability import asked_references, reference_turn, response_nats
 from overrefusal_po.fit.choice import DevRates, Tried, rate_words, rates_of
 from overrefusal_po.fit.untreated import DEV_FOLDER, UNTREATED, VERDICTS_FILE, Untreated
 from overrefusal_po.judges import Judge
@@ -177,7 +177,7 @@ def reference_turns(template: ChatTemplate, prompts: Sequence[Prompt]) -> dict[i
     answer, chosen as an evaluation chooses them; without those that are too long."""
     chosen = {prompt.id for prompt in fixed_subset(asked_references(prompts), REFERENCES)}
     turns = {
-        at: template.turn(prompt.messages, str(prompt.reference))
+        at: reference_turn(template, prompt)
         for at, prompt in enumerate(prompts)
         if prompt.id in chosen
     }

@@ -36,6 +36,13 @@ def read_texts(
     model(**inputs, position_ids=places, use_cache=False, logits_to_keep=1)
 
 
+def plain_bos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The BOS with which the tokenizer begins plain text; "" if it begins none so."""
+    bos = tokenizer.bos_token_id
+    plain: list[int] = [] if bos is None else tokenizer("Hello")["input_ids"]
+    return str(tokenizer.bos_token) if plain[:1] == [bos] else ""
+
+
 def give_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """The end of text pads if a tokenizer has no pad token; ValueError if it has neither."""
     if tokenizer.pad_token is not None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from overrefusal_po.identity import context_of, words_and_signs
+from overrefusal_po.identity import context_of, spoken_words, words_and_signs
 from overrefusal_po.pairs.signatures import minhashes, scrambled
 from overrefusal_po.records import Prompt, content_id
 
@@ -47,7 +47,7 @@ def duplicates(prompts: Iterable[Prompt], threshold: float = DUPLICATE) -> list[
     @cache
     def words(row: int) -> list[str]:
         # split anew for candidates: the words of all prompts at once would fill the memory
-        return words_and_signs(rows[row].text).words or [""]
+        return compared_words(rows[row])
 
     best: dict[int, tuple[float, int]] = {}
     groups = context_groups(rows)
@@ -63,6 +63,13 @@ def duplicates(prompts: Iterable[Prompt], threshold: float = DUPLICATE) -> list[
     ]
 
 
+def compared_words(prompt: Prompt) -> list[str]:
+    """The words of the last user turn, at least one; in a script without blanks each letter is
+    one."""
+    words = words_and_signs(prompt.text).words
+    return [part for word in words for part in spoken_words(word)] or [""]
+
+
 def context_groups(prompts: Sequence[Prompt]) -> NDArray[np.uint64]:
     """(prompts,): a number that is the same for prompts with the same context and signs."""
     keys = [content_id(*context_of(p), words_and_signs(p.text).signs) for p in prompts]
@@ -75,8 +82,7 @@ def signatures(prompts: Sequence[Prompt]) -> NDArray[np.uint32]:
     found = [np.empty((0, BANDS * BAND_WIDTH), dtype=np.uint32)]
     for first in range(0, len(prompts), PROMPTS_AT_ONCE):
         some = prompts[first : first + PROMPTS_AT_ONCE]
-        texts = [words_and_signs(prompt.text).words or [""] for prompt in some]
-        found.append(minhashes(texts, BANDS * BAND_WIDTH, known))
+        found.append(minhashes(list(map(compared_words, some)), BANDS * BAND_WIDTH, known))
     return np.concatenate(found)
 
 

@@ -100,8 +100,14 @@ class Measured(NamedTuple):
 def fit(settings: Settings, subject: Subject, train: Anchors, dev: Anchors) -> list[Candidate]:
     """The chosen direction at each strength. NoRemedy that begins with "no direction found" if no
     layer holds the conditions and lowers the refusal score. Also NoRemedy for a model whose weights
-    cannot be edited: norms behind its matrices, experts, 4 bits."""
+    cannot be edited: norms behind its matrices, experts, 4 bits. ValueError without ordinary dev
+    prompts."""
     writers(subject.model)  # before the prompts are read
+    if not dev.ordinary:
+        raise ValueError(
+            "Ablation is chosen by ordinary dev prompts too, which it may hardly change; there are "
+            "none. Name sets that have some (data.choose.sets), such as starter."
+        )
     asked = Anchors(*(part[:CHOSEN_ON] for part in dev))
     asked = asked._replace(benign=over_refused(subject, dev.benign)[:CHOSEN_ON])
     ordinary = answered(subject, train.ordinary)

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from typing import Literal
 
+from overrefusal_po.identity import spoken_words
 from overrefusal_po.sources._conversations import CONVERSATION_COLUMNS, SIDES
 from overrefusal_po.sources._local import Rows
 from overrefusal_po.sources._row_source import PROMPT_FIELDS, RowSettings
@@ -40,7 +41,7 @@ def rows_form(rows: Rows, settings: RowSettings, name: str) -> Form:
         for column, value in row.items():
             if isinstance(value, str) and value.strip():
                 sides[column] += SIDE_NAME.fullmatch(column.strip()) is not None
-                texts[column] += len(value.split()) >= LONG_TEXT
+                texts[column] += len(spoken_words(value)) >= LONG_TEXT
     known = {*columns, *settings.columns}
     if any(side in known for side in SIDES):
         return "pairs"

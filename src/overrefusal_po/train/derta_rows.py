@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
+from overrefusal_po.identity import word_ends
 from overrefusal_po.model.chat import ChatTemplate, Turn
 from overrefusal_po.recipe.harmful_rows import DERTA_ROWS, HarmfulRow, checked_rows
 from overrefusal_po.records import Message, Prompt, Triple, content_id
@@ -242,8 +242,9 @@ def prefix_length(harmful: Turn, text: str, unit: PrefixUnit, rng: random.Random
     """k: how many tokens of the harmful response the prefix has.
 
     "tokens" is the paper's draw: k uniform in 0..|h|. "words" is the draw of the released code:
-    k = 0 for every third row, else 1..n-2 whole words. Here chance picks the third from the row's
-    own seed, so that order does not change the data.
+    k = 0 for every third row, else 1..n-2 whole words (`spoken_words`: without blanks each letter
+    is one). Here chance picks the third from the row's own seed, so that order does not change the
+    data.
     """
     ends = [b for a, b in harmful.offsets if b > a]
     # Tokens before the response's first character, as the space of Mistral's "[/INST] To". They
@@ -254,7 +255,7 @@ def prefix_length(harmful: Turn, text: str, unit: PrefixUnit, rng: random.Random
     elif rng.random() < 1 / 3:
         kept = 0
     else:
-        words = [match.end() for match in re.finditer(r"\S+", text)]
+        words = word_ends(text)
         whole = rng.randint(1, max(1, len(words) - 2))
         last = words[min(whole, len(words)) - 1] if words else 0
         kept = sum(1 for end in ends if end <= last)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from overrefusal_po.model.blocks import model_of_config
 from overrefusal_po.model.chat import SHORT_CONVERSATION, ChatTemplate
+from overrefusal_po.model.padded import plain_bos
 from overrefusal_po.recipe.schema import TrainRecipe
 from overrefusal_po.recipe.words import nearest
 from overrefusal_po.train.data import Prepared, highest_id
@@ -114,9 +115,6 @@ def warn_of_missing_bos(template: ChatTemplate) -> None:
 
 def missing_bos(template: ChatTemplate) -> bool:
     """Whether the tokenizer begins plain text with BOS, but the template begins no prompt so."""
-    tokenizer = template.tokenizer
-    bos = tokenizer.bos_token_id
-    if bos is None:
+    if not plain_bos(template.tokenizer):
         return False
-    plain: list[int] = tokenizer("Hello")["input_ids"]
-    return bos in plain[:1] and bos not in template.prompt_ids(SHORT_CONVERSATION)[:2]
+    return template.tokenizer.bos_token_id not in template.prompt_ids(SHORT_CONVERSATION)[:2]

@@ -173,10 +173,12 @@ def orpo_terms(log_probs: Tensor, scored: Tensor, completion: Tensor) -> tuple[T
 
 
 def log_odds(log_prob: Tensor) -> Tensor:
-    """log(p / (1 - p)) of log-probs below 0, of any shape.
+    """log(p / (1 - p)) of log-probs up to 0, of any shape.
 
-    Near p = 1 another form of log(1 - p) is exact than near 0 (Maechler 2012).
+    Near p = 1 another form of log(1 - p) is exact than near 0 (Maechler 2012). A log-prob of 0, as
+    rounding makes it of a sure token, has great odds and no gradient: infinite ones would be NaN.
     """
+    log_prob = log_prob.clamp(max=-torch.finfo(log_prob.dtype).tiny)
     near_one = log_prob > -0.6931471805599453  # log(1/2)
     # each form gets only the values of its own half, so that no gradient of the other is NaN
     big = torch.log(-torch.expm1(torch.where(near_one, log_prob, -0.5)))

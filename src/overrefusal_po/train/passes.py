@@ -22,28 +22,29 @@ from overrefusal_po.exact.shared_prefix import shared_length
 from overrefusal_po.train.windows import Batch, num_pairs
 
 
-def cut(batch: Batch, most: int, *, shared: bool, number: int | None = None) -> list[Batch]:
+def cut(
+    batch: Batch, most: int, *, shared: bool, tokens: Sequence[int] | None = None
+) -> list[Batch]:
     """The passes of a batch, each of at most `most` tokens or of one pair.
 
     Args:
         batch: right-padded rows: tensors of 2P rows, chosen sides first, or of P pairs.
         most: tokens of a pass. Padding counts, and with `shared` a common beginning once.
         shared: whether pairs are computed without padding, and their prompt once.
-        number: how many passes there have to be, at most P; None: as many as `most` asks for.
+        tokens: (P,) what the pairs count as, from the shortest to the longest; None: as they are.
+            With the greatest of all processes each cuts its batch alike.
 
     >>> ids = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [1, 2, 7, 0], [5, 8, 0, 0]])
     >>> batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
     >>> [found["input_ids"].tolist() for found in cut(batch, 5, shared=True)]
     [[[5, 6], [5, 8]], [[1, 2, 3, 4], [1, 2, 7, 0]]]
     """
-    places = filled(pair_tokens(batch, shared=shared), most, padded=not shared)
-    while number is not None and len(places) < number:
-        most_pairs = max(places, key=len)
-        at, half = places.index(most_pairs), len(most_pairs) // 2
-        places[at : at + 1] = [most_pairs[:half], most_pairs[half:]]
-    while number is not None and len(places) > number:
-        places[:2] = [places[0] + places[1]]  # the shortest pairs
-    return [batch] if len(places) == 1 else [pass_of(batch, found) for found in places]
+    own = pair_tokens(batch, shared=shared)
+    order = sorted(range(len(own)), key=lambda at: own[at])
+    passes = filled(sorted(own) if tokens is None else tokens, most, padded=not shared)
+    if len(passes) == 1:
+        return [batch]
+    return [pass_of(batch, [order[at] for at in places]) for places in passes]
 
 
 def pair_tokens(batch: Batch, *, shared: bool) -> list[int]:

@@ -34,6 +34,7 @@ from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.two_sided import Select
 from overrefusal_po.records import Record, Sampling, read_jsonl, write_jsonl
 from overrefusal_po.run.judged import fresh_outcomes
+from overrefusal_po.train.hold_result import SCORED_MIN
 from overrefusal_po.train.weights import generating, restore, snapshot
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ logger = logging.getLogger(__name__)
 
 
 class Look(Record):
-    """What was measured at one step. Rates and score are None where the judge scored nothing of a
-    kind.
+    """What was measured at one step. Rates are None where the judge scored nothing of a kind, and
+    so is the score where it scored too little (`SCORED_MIN`).
 
     `kept` says whether it was the best so far when it was made: the last row with it is the
     selected one.
@@ -101,6 +102,16 @@ def score_of(
     return benign_answered if short <= ROUNDING else -short
 
 
+def too_few(found: RunMetrics) -> str:
+    """How little the judge scored of a kind, as `3 of 20`; "" if it scored `SCORED_MIN` of both:
+    what nobody judged is not held."""
+    for rate in (found.harmful_refused, found.benign_answered):
+        asked = rate.n + rate.unscored
+        if rate.value is None or rate.n < SCORED_MIN * asked:
+            return f"{rate.n} of {asked}"
+    return ""
+
+
 class Looks:
     """The looks of a run folder and the weights of the best: what survives a kill.
 
@@ -138,13 +149,19 @@ class Looks:
         """Scores and writes a look; the weights of the best so far are written before it."""
         harmful_refused, benign_answered = found.harmful_refused.value, found.benign_answered.value
         start = self.rows[0].harmful_refused if self.rows else harmful_refused
-        if start is None or (not self.rows and benign_answered is None):
+        few = too_few(found)
+        if start is None or (not self.rows and few):
+            number = "none" if start is None or benign_answered is None else f"only {few}"
             raise ValueError(
-                "The judge scored none of the start policy's responses to harmful or to benign "
-                "prompts, so there is no safety to hold. Choose another judge (select.judge)."
+                f"The judge scored {number} of the start policy's responses to harmful or to "
+                "benign prompts, so there is no safety to hold. Choose another judge "
+                "(select.judge)."
             )
         score = score_of(
-            harmful_refused, benign_answered, start_refused=start, tolerance=self.tolerance
+            None if few else harmful_refused,
+            benign_answered,
+            start_refused=start,
+            tolerance=self.tolerance,
         )
         best = self.kept.score if self.rows else None
         kept = score is not None and (best is None or score > best)

@@ -17,7 +17,7 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from trl import DPOTrainer
 
-from overrefusal_po.train.passes import cut
+from overrefusal_po.train.passes import cut, pair_tokens
 from overrefusal_po.train.trl_private_state import logged_as_one
 from overrefusal_po.train.windows import (
     Batch,
@@ -99,13 +99,14 @@ class WindowedDPOTrainer(DPOTrainer):
         return found
 
     def passes_of(self, inputs: Batch) -> list[Batch]:
-        """The passes of a batch: as many in every process, since each pass talks to the others."""
+        """The passes of a batch: as many in every process, with as many pairs each, since TRL
+        gathers the numbers of the pairs of each pass."""
         assert self.pass_tokens is not None, "only a trainer with a limit cuts its batches"
         shared = is_shared(cast(Module, self.model))
-        passes = cut(inputs, self.pass_tokens, shared=shared)
         if self.accelerator.num_processes == 1:
-            return passes
-        own = torch.tensor([[len(passes), num_pairs(inputs)]], device=self.accelerator.device)
-        every: Tensor = self.accelerator.gather(own)  # (processes, 2)
-        number = int(torch.minimum(every[:, 0].max(), every[:, 1].min()))
-        return cut(inputs, self.pass_tokens, shared=shared, number=number)
+            return cut(inputs, self.pass_tokens, shared=shared)
+        own = torch.tensor(
+            [sorted(pair_tokens(inputs, shared=shared))], device=self.accelerator.device
+        )
+        every: Tensor = self.accelerator.gather(own)  # (processes, P)
+        return cut(inputs, self.pass_tokens, shared=shared, tokens=every.amax(0).tolist())
