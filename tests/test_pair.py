@@ -67,6 +67,7 @@ def proposal(prompt: str, improvement: str = "more of it") -> str:
         ('{"prompt": ' + "9" * 10_000 + "}", None),
         ("no", None),
         ("", None),
+        ('{"improvement": "I ask again.", "prompt": "The whole new prompt."}', None),  # the form
     ],
 )
 def test_a_proposal_is_json_with_both_texts_or_none(reply: str, prompt: str | None) -> None:

@@ -82,7 +82,8 @@ def judge_text(item: str, *, objective: str, prompt: str, response: str) -> str:
 def read_proposal(reply: str) -> Proposal | None:
     """The first JSON object of a reply that has both texts; None if there is none.
 
-    Text around it, such as a Markdown fence, and line ends inside its texts are let pass.
+    Text around it, such as a Markdown fence, and line ends inside its texts are let pass. A weak
+    attacker repeats the form that it was shown: that proposes nothing.
     """
     decoder = json.JSONDecoder(strict=False)
     for found in list(re.finditer(r"\{", reply))[:FIRST_BRACES]:
@@ -91,9 +92,18 @@ def read_proposal(reply: str) -> Proposal | None:
         except (ValueError, RecursionError):
             continue
         improvement, prompt = value.get("improvement"), value.get("prompt")
-        if isinstance(improvement, str) and isinstance(prompt, str) and prompt.strip():
+        if not (isinstance(improvement, str) and isinstance(prompt, str)):
+            continue
+        if prompt.strip().strip(".").casefold() not in ("", form_shown().prompt.casefold()):
             return Proposal(sendable(improvement), sendable(prompt))
     return None
+
+
+@cache
+def form_shown() -> Proposal:
+    """The example of a reply that the attacker is shown."""
+    line = next(line for line in text_of("pair_attacker").splitlines() if line.startswith("{"))
+    return Proposal(**json.loads(line))
 
 
 def sendable(text: str) -> str:
