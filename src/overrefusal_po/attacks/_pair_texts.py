@@ -102,7 +102,7 @@ def read_proposal(reply: str) -> Proposal | None:
 @cache
 def form_shown() -> Proposal:
     """The example of a reply that the attacker is shown."""
-    line = next(line for line in text_of("pair_attacker").splitlines() if line.startswith("{"))
+    line = next(line for line in text_of("pair_attacker").splitlines() if line.startswith('{"'))
     return Proposal(**json.loads(line))
 
 
