@@ -39,6 +39,9 @@ REFUSES_FIELD = re.compile(
 CLOSE = 40
 """Characters between a field's name and the word that refuses it."""
 
+WORDS = ("model", "prompt")
+"""Fields whose names errors also use as words."""
+
 QUOTED = re.compile(r"[`'\"](\w+)[`'\"]")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -106,7 +109,7 @@ def refused_field(error: APIError, settings: ServerSettings) -> str | None:
     """The request field from the recipe that a server refuses; None if it refuses none of them."""
     known = known_fixes(settings)
     sure = next((name for name in refused_fields(error) if name in known), None)
-    return sure or next(bare_fields(error, [name for name in known if name != "model"]), None)
+    return sure or next(bare_fields(error, [name for name in known if name not in WORDS]), None)
 
 
 def known_fixes(settings: ServerSettings) -> dict[str, str]:
