@@ -642,6 +642,12 @@ def test_conversations_are_read_with_and_without_a_prompt_of_their_own(tmp_path:
     )
 
 
+@pytest.mark.parametrize("text", ["...", "\u200b", "\u3164\u115f", "\u2800"])
+def test_a_side_of_signs_that_nobody_sees_is_empty(text: str) -> None:
+    (found,) = (f for f in lint([pair(1, text, REFUSAL)], JUDGE).findings if f.check == "empty")
+    assert (found.severity, found.side) == ("error", "chosen")
+
+
 def test_an_empty_side_is_read_and_found_by_id(tmp_path: Path) -> None:
     ours = {**pair(1, ANSWER, REFUSAL).model_dump(mode="json"), "rejected": ""}
     rows = read(

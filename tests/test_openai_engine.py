@@ -483,6 +483,7 @@ def test_a_missing_key_is_named_before_any_work() -> None:
         ({"extra_body": {"seed": 3}}, "seed is set by the recipe's own keys"),
         ({"extra_body": {"api_key": KEY}}, "api_key looks like a key.*api_key_env"),
         ({"extra_body": {"a": [{"X-Auth-Token": KEY}]}}, "X-Auth-Token looks like a key"),
+        ({"extra_body": {"token": KEY}}, "token looks like a key"),
         ({"concurrency": 0}, "greater than or equal to 1"),
     ],
 )

@@ -431,6 +431,18 @@ FAULTS: dict[str, tuple[Row, list[str]]] = {
         {"history": "Hi. Hello.", "prompt": "How?", **ANSWERS},
         ["column history", "list of pairs"],
     ),
+    "history with an open question": (
+        {"history": [["Hi", "Hello"], ["How?", ""]], "prompt": "How?", **ANSWERS},
+        ["column history", "['How?', '']", "delete it here"],
+    ),
+    "system a message": (
+        {"system": SYSTEM, "prompt": "How?", **ANSWERS},
+        ["system is {'role'", "Write the text alone"],
+    ),
+    **{
+        f"prompt of {name}": ({"prompt": signs, **ANSWERS}, ["the prompt is empty or missing"])
+        for name, signs in {"fillers": "\u3164\u2800", "marks": "\ufe0f\u034f"}.items()
+    },
     "history that ends with the user": (
         {"history": said("Hi"), "prompt": "How?", **ANSWERS},
         ["column history", "the roles are user"],
@@ -471,7 +483,10 @@ FAULTS: dict[str, tuple[Row, list[str]]] = {
             {name: "Paris is in France.", "prompt": "How?", **ANSWERS},
             [f"column '{name}'", "carries text of the conversation", "delete or rename"],
         )
-        for name in ("context", "dialogue", "query", "input", "tools")
+        for name in (
+            *("context", "dialogue", "query", "input", "tools", "systemPrompt", "ContextString"),
+            *("System Prompt", "system_instructions", "sys", "developer", "persona", "image_path"),
+        )
     },
     "column images": (
         {"images": ["a.png"], "prompt": "How?", **ANSWERS},
@@ -489,6 +504,12 @@ def test_every_fault_is_named_with_file_line_and_what_to_do(fault: str, tmp_path
     assert str(caught.value).startswith(f"{path}, line 2")
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_column_about_the_conversation_without_its_text_is_counted_alone(tmp_path: Path) -> None:
+    others = {"system_fingerprint": "fp", "contextLength": 5, "conversation_id": "c", "text_id": 1}
+    path = rows_file(tmp_path / "pairs.jsonl", {"prompt": "How?", **ANSWERS, **others})
+    assert len(read_pairs(path)) == 1
 
 
 ONLY_OF_PAIRS = {

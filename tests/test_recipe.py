@@ -1,6 +1,7 @@
 """Recipes: every form of override, every fault a user can make, and the shipped recipes."""
 
 import os
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -310,6 +311,45 @@ def test_a_recipe_that_is_nested_too_deep_is_named(write: Callable[[str], Path],
     opening = sign[0] + ("a: " if sign == "{}" else "")
     path = write(f"{TRAIN}x: {opening * 2000}{sign[1] * 2000}\n")
     assert fault(path) == f"{path} is nested too deep for a recipe. Take levels out."
+
+
+LONG_KEY = "A1b2C3d4E5f6G7h8I9j0"
+SECRETS = {
+    "name": f"sk-proj-{LONG_KEY}",
+    "engine": f"sk-{LONG_KEY}",
+    "engine.extra_body.foo": f"Bearer sk-{LONG_KEY}",
+    "engine.base_url": f"https://host/sk-{LONG_KEY}/v1",
+    "judge.base_url": f"http://me:{LONG_KEY}@host/v1",
+    "model.model_name_or_path": f"https://me:hf_{LONG_KEY}@huggingface.co/m",
+    "trainer.hub_token": f"hf_{LONG_KEY}",
+}
+
+
+@pytest.mark.parametrize("key", SECRETS)
+def test_a_key_anywhere_in_a_recipe_is_refused_and_not_repeated(
+    write: Callable[[str], Path], key: str
+) -> None:
+    path = write("task: train")
+    with pytest.raises(ValueError, match=rf"{re.escape(key)} holds what looks like") as caught:
+        load_recipe(path, [f"--{key}={SECRETS[key]}"])
+    assert LONG_KEY not in str(caught.value) and "environment variable" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["risk-2024assessmentofeverything", "hf_llama3_finetuned_2024_06", "sk-learn-models-2"]
+)
+def test_a_name_that_is_like_a_key_is_none(write: Callable[[str], Path], name: str) -> None:
+    path = write("task: evaluate\nmodel: {model_name_or_path: m}\ndata: {sets: [a.jsonl]}\n")
+    assert load_recipe(path, [f"--run_dir=runs/{name}"]).body.run_dir == f"runs/{name}"
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "2024-13-45"])
+def test_a_value_that_yaml_cannot_read_is_named_with_its_file(
+    write: Callable[[str], Path], value: str
+) -> None:
+    path = write(f"task: train\nseed: {value}\n")
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        load_recipe(path)
 
 
 def test_an_override_that_is_nested_too_deep_is_named() -> None:

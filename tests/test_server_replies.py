@@ -119,7 +119,15 @@ REFUSALS = {
     "400 by its words": fails(400, "This request violates our usage policies"),
     "400 of an image": fails(400, "Rejected", code="content_policy_violation"),
     "422 by its words": fails(422, "blocked by the safety system"),
+    "400 of DeepSeek": fails(400, "Content Exists Risk"),
+    "400 in Chinese": fails(400, "系统检测到输入内容可能包含不安全或敏感内容", code="1301"),
+    "421 by its words": fails(421, "Moderation Block"),
+    "429 by its code": fails(429, "filtered", code="content_filter"),
+    "500 by its code": fails(500, "blocked", code="content_policy_violation"),
+    "403 in a list": Answer(status=403, payload=b'[{"error": {"message": "Permission denied"}}]'),
     "200 withheld": says("", "content_filter"),
+    "200 of Anthropic": says("", "refusal"),
+    "200 of Bedrock": says("", "guardrail_intervened"),
     "200 withheld half way": says("First you need to", "content_filter"),
     "200 in capitals": says(None, "CONTENT_FILTER"),
     "200 safety": says("", "SAFETY"),
@@ -144,6 +152,22 @@ def test_a_refusal_of_an_item_of_the_judge_is_unscored_with_the_reason(refusal: 
         found = judged(server, 2)
     assert [v.refusal for v in found] == [None, "full"] and len(server.requests) == 2
     assert str(found[0].unscored).startswith(FILTERED)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (fails(403, "no access", code="model_not_found"), "does not know the model 'm'"),
+        (fails(403, "exceeded", code="insufficient_quota"), "has no quota left"),
+        (fails(402, "Insufficient Balance"), "has no quota left"),
+    ],
+)
+def test_what_would_meet_every_item_is_a_wrong_set_up_whatever_its_status(
+    answer: Answer, why: str
+) -> None:
+    with serving(in_turn(answer)) as server, pytest.raises(ValueError, match=why):
+        drawn(engine_at(server), 9)
+    assert len(server.requests) == 1
 
 
 @pytest.mark.slow
@@ -215,6 +239,12 @@ def test_a_prompt_about_content_filters_that_an_error_repeats_is_no_refusal() ->
 
 # a refused field is a wrong set-up
 
+
+def told(said: object) -> Answer:
+    """Status 422 with any JSON."""
+    return Answer(status=422, payload=json.dumps(said).encode())
+
+
 FIELDS = [
     (fastapi("seed"), "refuses seed.*seeded: false"),
     (fastapi("seed", nested=True), "refuses seed.*seeded: false"),
@@ -222,6 +252,13 @@ FIELDS = [
     (fails(400, "Unsupported parameter: 'seed'"), "refuses seed.*seeded: false"),
     (fails(400, "`temperature` is not supported"), r"refuses temperature.*generation\.temperature"),
     (fastapi("top_k"), r"refuses top_k.*engine\.extra_body"),
+    (told({"detail": [{"loc": ["seed"], "msg": "Extra"}]}), "refuses seed.*seeded: false"),
+    (told({"detail": [{"loc": ["body", "Chat", "seed"], "msg": "x"}]}), "refuses seed"),
+    (told({"detail": "Extra inputs are not permitted: seed"}), "refuses seed.*not permitted: seed"),
+    (told([{"error": {"message": 'Unknown name "seed"'}}]), "refuses seed.*Unknown name"),
+    (fails(400, "Unrecognized request argument supplied: seed"), "refuses seed.*seeded: false"),
+    (told({"error": "`temperature` must be strictly positive"}), "temperature.*strictly positive"),
+    (told("temperature must be > 0"), r"refuses temperature.*must be > 0"),
 ]
 
 
@@ -331,6 +368,8 @@ THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
         ([THINKING, TEXT, {"type": "output_text", "text": " Save."}], "Open the menu. Save."),
         (["a", "b"], "ab"),
         ([{"type": "refusal", "refusal": "No."}], "No."),
+        (TEXT, "Open the menu."),
+        ([{"text": "a"}, {"type": "text", "text": {"value": "b"}}], "ab"),
     ],
 )
 def test_the_texts_of_parts_are_joined_without_the_thinking(content: object, text: str) -> None:
@@ -338,6 +377,29 @@ def test_the_texts_of_parts_are_joined_without_the_thinking(content: object, tex
         (found,), (cost,) = drawn(engine_at(server))
     assert (found.text, found.finish_reason, found.error) == (text, "stop", None)
     assert len(server.requests) == 1 and cost.empty is None
+
+
+def test_a_refusal_beside_an_empty_content_is_what_the_model_said() -> None:
+    with serving(lambda request: body("", refusal="I can't help with that.")) as server:
+        (found,), _ = drawn(engine_at(server))
+    assert (found.text, found.error) == ("I can't help with that.", None)
+
+
+@pytest.mark.parametrize("content", [5, True])
+def test_a_content_that_is_no_text_is_no_empty_answer(content: object) -> None:
+    with serving(lambda request: body(content)) as server:
+        (found,), _ = drawn(engine_at(server))
+        (verdict,) = judged(server)
+    assert f"a message whose content is '{content}'" in str(found.error)
+    assert f"a message whose content is '{content}'" in str(verdict.unscored)
+
+
+@pytest.mark.parametrize("content", ["", None])
+def test_an_error_inside_a_choice_is_no_empty_answer(content: object) -> None:
+    choice = {"finish_reason": "stop", "message": {"content": content}, "error": {"message": "up"}}
+    with serving(lambda request: raw(json.dumps({"choices": [choice]}).encode())) as server:
+        (found,), _ = drawn(engine_at(server))
+    assert found.error == "the server sent an error in place of a text (up)"
 
 
 @pytest.mark.parametrize("content", [[{"type": "text", "text": "Verdict: "}, "full"], [THINKING]])
@@ -359,6 +421,8 @@ def test_the_judge_reads_parts_too(content: list[Any]) -> None:
         (body(None, reasoning_content="hm"), "stop", "the server sent reasoning and no text"),
         (body(None, reasoning="hm"), "stop", "the server sent reasoning and no text"),
         (body([THINKING]), "stop", "the server sent reasoning and no text"),
+        (body("", reasoning_content="hm"), "stop", "the server sent reasoning and no text"),
+        (body([{"type": "image_url"}]), "stop", "the server sent a message without text"),
         (body(None, "LENGTH", reasoning="hm"), "length", "the server sent reasoning and no text"),
     ],
 )
@@ -381,14 +445,16 @@ def test_a_finish_reason_is_read_in_any_case(finish: str, read: str) -> None:
     assert (found.text, found.finish_reason, len(server.requests)) == ("fine", read, 1)
 
 
-def test_a_reply_of_the_judge_that_is_cut_off_is_seen_in_any_case() -> None:
-    with serving(lambda request: says("Verdict: none", "LENGTH")) as server:
+@pytest.mark.parametrize("finish", ["LENGTH", "MAX_TOKENS", "max_length"])
+def test_a_reply_of_the_judge_that_is_cut_off_is_seen_in_any_case(finish: str) -> None:
+    with serving(lambda request: says("Verdict: none", finish)) as server:
         (found,) = judged(server)
     assert "raise judge.max_tokens" in str(found.unscored)
 
 
-def test_a_model_that_calls_a_tool_is_asked_once() -> None:
-    with serving(lambda request: body(None, "tool_calls", tool_calls=[])) as server:
+@pytest.mark.parametrize(("finish", "calls"), [("tool_calls", []), ("stop", [{"id": "1"}])])
+def test_a_model_that_calls_a_tool_is_asked_once(finish: str, calls: list[Any]) -> None:
+    with serving(lambda request: body(None, finish, tool_calls=calls)) as server:
         (found,), _ = drawn(engine_at(server))
     assert found.error == "the model called a tool and said nothing" and len(server.requests) == 1
 

@@ -46,6 +46,40 @@ def changed(style: Style, text: str, **options: Any) -> ChatTemplate:
     return ChatTemplate(tokenizer, **options)
 
 
+LATER = (
+    *(Message(role="user", content="Hi"), Message(role="assistant", content="Hello.")),
+    Message(role="user", content="How do I kill a process?"),
+)
+
+
+@pytest.mark.parametrize("code", ["1 / 0", "[][3].x", "''.x.y", "range(9 ** 9)", "'a' | int | abc"])
+def test_whatever_a_template_raises_is_a_sentence(code: str, styles: dict[str, Style]) -> None:
+    with pytest.raises(ValueError, match=r"template (?:refuses a conv|is damaged)"):
+        text = f"{{{{ {code} }}}}" + NO_GENERATION_PROMPT
+        changed(styles["qwen"], text).turn(QUESTION, "So.")
+
+
+@pytest.mark.parametrize(("when", "alone"), [("== 1", "the first"), ("> 1", "later")])
+def test_a_template_that_opens_some_answers_only_is_refused(
+    when: str, alone: str, styles: dict[str, Style]
+) -> None:
+    template = changed(
+        styles["qwen"],
+        NO_GENERATION_PROMPT + f"{{% if add_generation_prompt and messages | length {when} %}}"
+        "{{ '<|im_start|>assistant\n' }}{% endif %}",
+    )
+    with pytest.raises(ValueError, match=f"opens the assistant's turn .* after {alone} question"):
+        template.turn(LATER, "So.")
+
+
+def test_the_blank_before_an_answer_stays_beside_a_system_prompt(styles: dict[str, Style]) -> None:
+    def answer(**options: Any) -> list[int]:
+        template = changed(styles["mistral"], LAST_USER_TURN, **options)
+        return template.turn(QUESTION, "So it is.").response_ids
+
+    assert answer() == answer(system_prompt="Answer briefly.")
+
+
 def settings(folder: Path) -> dict[str, Any]:
     return {"output_dir": str(folder), "report_to": "none", "per_device_train_batch_size": 2}
 

@@ -29,14 +29,18 @@ from overrefusal_po.engines._openai_faults import (
 from overrefusal_po.engines._openai_settings import FleetSettings
 from overrefusal_po.engines._replies import (
     FILTERED,
+    LENGTH_REASONS,
     TOO_LONG,
     body_error,
     body_refusal,
+    called_tool,
     choice_text,
     finish_of,
     first_choice,
+    has_thought,
     is_filtered,
     is_item_too_long,
+    odd_message,
     refusal_of_item,
     why_empty,
 )
@@ -54,7 +58,6 @@ LONGEST_REASON = 300
 STOP_REASONS = ("stop", "eos_token", "eos", "stop_sequence", "end_turn", None)
 """Servers' finish reasons for a response that ended by itself, in lower case."""
 
-LENGTH_REASONS = ("length", "max_tokens")
 TOOL_REASONS = ("tool_calls", "function_call")
 
 
@@ -277,7 +280,8 @@ def read_answer(reply: object) -> ServerAnswer | Fault:
     if fault is not None:
         return fault._replace(prompt_tokens=read or 0, completion_tokens=written or 0)
     text = choice_text(choice)
-    empty = why_empty(choice) if text is None else None
+    bare = text is None or (not text.strip() and has_thought(choice))
+    empty = why_empty(choice) if bare else None
     # half of a surrogate pair is no text and could not be written to a file
     whole = (text or "").encode("utf-8", "replace").decode()
     ended = "length" if finish_of(choice) in LENGTH_REASONS else "stop"
@@ -286,7 +290,7 @@ def read_answer(reply: object) -> ServerAnswer | Fault:
 
 def reply_fault(reply: object, choice: object) -> Fault | None:
     """What is wrong with a reply that came with status 200; None for a completion."""
-    if (refusal := body_refusal(reply)) is not None:
+    if (refusal := body_refusal(reply) or body_refusal(choice)) is not None:
         return Fault("content_filter", refusal, False, is_answer=True)
     if choice is None and (error := body_error(reply)) is not None:
         if error[0] == TOO_LONG:
@@ -300,8 +304,10 @@ def reply_fault(reply: object, choice: object) -> Fault | None:
     if is_filtered(finish):
         reason = f"{FILTERED}: the server's content filter withheld the response"
         return Fault("content_filter", reason, False, is_answer=True)
+    if (odd := odd_message(choice)) is not None:
+        return Fault("malformed", odd, True)
     text = choice_text(choice)
-    if text is None and finish in TOOL_REASONS:
+    if not (text or "").strip() and (finish in TOOL_REASONS or called_tool(choice)):
         return Fault(
             "tool_calls", "the model called a tool and said nothing", False, is_answer=True
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -32,8 +32,15 @@ if TYPE_CHECKING:
 
 REFUSES_FIELD = re.compile(
     r"support|unknown|unrecogni[sz]ed|unexpected|permitted|allowed|extra|both|invalid|deprecated"
+    r"|must be"
 )
 """Words of a message that refuses a field, in lower case."""
+
+CLOSE = 40
+"""Characters between a field's name and the word that refuses it."""
+
+WORDS = ("model", "prompt")
+"""Fields whose names errors also use as words."""
 
 QUOTED = re.compile(r"[`'\"](\w+)[`'\"]")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -89,7 +96,7 @@ def wrong_setup(
             f"{server} does not know the model {model!r}. Correct {own.section}.model, or the "
             f"path in {own.section}.base_url"
         )
-    if error.code == "insufficient_quota":
+    if error.code == "insufficient_quota" or status == 402:
         return f"{server} says that the account has no quota left{own.no_quota}"
     # some servers name max_tokens also if only this item is too long for the model
     if answered and error.code not in UNSUPPORTED:
@@ -101,7 +108,8 @@ def wrong_setup(
 def refused_field(error: APIError, settings: ServerSettings) -> str | None:
     """The request field from the recipe that a server refuses; None if it refuses none of them."""
     known = known_fixes(settings)
-    return next((name for name in refused_fields(error) if name in known), None)
+    sure = next((name for name in refused_fields(error) if name in known), None)
+    return sure or next(bare_fields(error, [name for name in known if name not in WORDS]), None)
 
 
 def known_fixes(settings: ServerSettings) -> dict[str, str]:
@@ -119,10 +127,22 @@ def refused_fields(error: APIError) -> Iterator[str]:
     if isinstance(error.param, str):
         yield error.param
     for row in fastapi_rows(error.body):
-        yield from map(str, row["loc"][1:2])  # ["body", "seed"]
+        # ["body", "seed"], ["seed"], ["body", "ChatCompletionRequest", "seed"]
+        yield from map(str, row["loc"])
     words = " ".join(said_words(error.body))
     if not error.param and REFUSES_FIELD.search(words.lower()):
         yield from QUOTED.findall(words)
+
+
+def bare_fields(error: APIError, known: Iterable[str]) -> Iterator[str]:
+    """The known fields that an error with status 400 or 422 names without quotation marks, close
+    to the word that refuses."""
+    if getattr(error, "status_code", None) not in (400, 422) or error.param:
+        return
+    words = " ".join(said_words(error.body)).lower()
+    for refused in REFUSES_FIELD.finditer(words):
+        near = words[max(refused.start() - CLOSE, 0) : refused.end() + CLOSE]
+        yield from (name for name in known if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", near))
 
 
 def is_key_refused(error: APIError) -> bool:
@@ -159,9 +179,17 @@ def nobody_there(error: BaseException) -> bool:
 def shown(what: str, error: Exception, key: SecretStr) -> str:
     """`what` with the server's message: on one line, shortened, without the key."""
     cause = f": {error.__cause__}" if error.__cause__ else ""
-    detail = fastapi_detail(getattr(error, "body", None))
+    body = getattr(error, "body", None)
+    detail = fastapi_detail(body) or plain_words(body, str(error))
     message = " ".join(f"{error}{detail and f' {detail}'}{cause}".split())
     return f"{what} ({without_key(message, key)[:SHOWN]})"
+
+
+def plain_words(body: object, message: str) -> str:
+    """What an error says that is text, or lies in a list: the client leaves it out of its
+    message."""
+    said = next(said_words(body), "") if isinstance(body, str | list) else ""
+    return "" if said in message or "<html" in said.lower() else said
 
 
 def without_key(text: str, key: SecretStr) -> str:

@@ -36,7 +36,8 @@ VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 repeats it."""
 
 SECRET_NAME = re.compile(
-    r"(?:api|access|auth|secret|private|bearer)[_-]?(?:key|token)|authorization|passw",
+    r"(?:api|access|auth|secret|private|bearer)[_-]?(?:key|token)|authorization|passw"
+    r"|^(?:key|token|secret|credentials?|cookie)$",
     re.IGNORECASE,
 )
 """The name of a field that holds a key."""

@@ -20,15 +20,33 @@ FILTER_WORDS = re.compile(
     r"content[ _-]?(filter|management|policy|moderation)|moderat(ion|ed)\b|flagged"
     r"|responsible ?ai|inappropriate content|data_?inspection|sensitive (content|words?)"
     r"|safety[ _](system|filter|policy|policies|check|guideline)|guardrail|prohibited[ _]content"
-    r"|usage polic|polic(y|ies)[ _]violation|violat\w* .{0,40}polic",
+    r"|usage polic|polic(y|ies)[ _]violation|violat\w* .{0,40}polic"
+    r"|content exists risk|敏感|违规|不安全",
     re.IGNORECASE,
 )
 """How servers name a refusal because of what a prompt or response says."""
 
-FILTER_FINISHES = ("safety", "sensitive", "recitation", "prohibited_content", "blocklist", "spii")
+FILTER_FINISHES = (
+    *("safety", "sensitive", "recitation", "prohibited_content", "blocklist", "spii", "language"),
+    *("refusal", "blocked", "guardrail_intervened", "image_safety", "model_armor"),
+)
 """Finish reasons of withheld responses, beside those that begin with `content_filter`."""
 
-FILTER_STATUSES = (400, 403, 422, 451)
+LENGTH_REASONS = ("length", "max_tokens", "max_length")
+"""Servers' finish reasons for a response that was cut off, in lower case."""
+
+TEXT_PARTS = ("text", "output_text", "refusal")
+REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
+REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
+"""Where servers put a model's thinking beside the content."""
+
+OTHER_STATUSES = (401, 402, 404, 407, 408, 409, 413, 429)
+"""Statuses that have a meaning of their own. With them, and from 500 on, only an error's code or
+type says that an item is refused."""
+
+SETUP_CODES = ("insufficient_quota", "model_not_found", "invalid_api_key")
+"""Codes of errors that would meet every item, whatever their status."""
+
 TOO_LONG_WORDS = re.compile(r"context[ _](length|window|size)|too (long|large)", re.IGNORECASE)
 """How servers say that one prompt is too long for their model."""
 
@@ -67,7 +85,8 @@ def finish_of(choice: object) -> str | None:
 
 def is_filtered(finish: str | None) -> bool:
     """Whether a finish reason in lower case says that the response is withheld."""
-    return finish is not None and (finish.startswith("content_filter") or finish in FILTER_FINISHES)
+    begin = ("content_filter", "contentfilter", "content-filter")
+    return finish is not None and (finish.startswith(begin) or finish in FILTER_FINISHES)
 
 
 def choice_text(choice: object) -> str | None:
@@ -78,11 +97,12 @@ def choice_text(choice: object) -> str | None:
     """
     message = getattr(choice, "message", None)
     content = getattr(message, "content", None)
-    if isinstance(content, list):
-        content = "".join(map(part_text, content)) or None
-    places = (content, getattr(message, "refusal", None), getattr(choice, "text", None))
-    texts = [text for text in places if isinstance(text, str)]
-    return next((text for text in texts if text.strip()), texts[0] if texts else None)
+    if isinstance(content, list | dict):
+        parts = content if isinstance(content, list) else [content]
+        content = "".join(map(part_text, parts)) or None
+    texts = (content, getattr(message, "refusal", None), getattr(choice, "text", None))
+    found = [text for text in texts if isinstance(text, str)]
+    return next((text for text in found if text.strip()), found[0] if found else None)
 
 
 def part_text(part: object) -> str:
@@ -92,16 +112,40 @@ def part_text(part: object) -> str:
     if not isinstance(part, dict):
         return ""
     name = "refusal" if part.get("type") == "refusal" else "text"
-    text = part.get(name) if part.get("type") in ("text", "output_text", "refusal") else None
+    text = part.get(name) if part.get("type", "text") in TEXT_PARTS else None
+    text = text.get("value") if isinstance(text, dict) else text
     return text if isinstance(text, str) else ""
+
+
+def odd_message(choice: object) -> str | None:
+    """What is wrong with a choice that looks complete: its content is no text, or it holds an
+    error; None for any other choice."""
+    content = getattr(getattr(choice, "message", None), "content", None)
+    if not isinstance(content, str | list | dict | None):
+        return f"the server sent a message whose content is {str(content)[:40]!r}"
+    error = body_error(choice) if getattr(choice, "error", None) else None
+    return error and f"the server sent an error in place of a text ({error[1]})"
+
+
+def called_tool(choice: object) -> bool:
+    """Whether the model called a tool, whatever the choice says of its end."""
+    message = getattr(choice, "message", None)
+    return any(bool(getattr(message, name, None)) for name in ("tool_calls", "function_call"))
+
+
+def has_thought(choice: object) -> bool:
+    """Whether a message holds reasoning."""
+    message = getattr(choice, "message", None)
+    content = getattr(message, "content", None)
+    parts = content if isinstance(content, list) else [content]
+    return any(getattr(message, name, None) for name in REASONING_FIELDS) or any(
+        isinstance(part, dict) and part.get("type") in REASONING_PARTS for part in parts
+    )
 
 
 def why_empty(choice: object) -> str:
     """Why a message has no text, in words."""
-    message = getattr(choice, "message", None)
-    content = getattr(message, "content", None)
-    thinking = any(getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
-    if thinking or (isinstance(content, list) and content):
+    if has_thought(choice):
         return "the server sent reasoning and no text"
     return "the server sent a message without text"
 
@@ -109,14 +153,15 @@ def why_empty(choice: object) -> str:
 def refusal_of_item(error: APIError) -> str | None:
     """Why the server refuses this one item; None for any other error.
 
-    A content filter answers with 400, 403, 422 or 451. A bare 403 is an answer too, unless it
-    names the key.
+    A content filter answers with 400, 403, 422, 451 or any other status. A bare 403 is an answer
+    too, unless it names the key.
     """
     status = getattr(error, "status_code", None)
-    if status not in FILTER_STATUSES or error.code in UNSUPPORTED:
+    if not isinstance(status, int) or status < 400 or error.code in (*UNSUPPORTED, *SETUP_CODES):
         return None
     words = " ".join(said_words(error.body))
-    if FILTER_WORDS.search(words):
+    clear = words if status < 500 and status not in OTHER_STATUSES else f"{error.code} {error.type}"
+    if FILTER_WORDS.search(clear):
         return f"{FILTERED}: the server refuses this item with status {status}"
     if status in (403, 451) and not KEY_WORDS.search(words):
         return f"{FILTERED} or missing right: the server refuses this item with status {status}"
@@ -144,6 +189,8 @@ def said_words(body: object) -> Iterator[str]:
     """What an error says of itself: message, code, type. Never what it repeats of the request."""
     if isinstance(body, str):
         yield body[: 10 * SHOWN]
+    if isinstance(body, list):
+        body = body[0] if body else None
     if isinstance(body, dict):
         for name in ("message", "detail", "code", "type", "error", "innererror"):
             yield from said_words(body.get(name))

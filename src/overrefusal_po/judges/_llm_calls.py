@@ -30,6 +30,7 @@ from overrefusal_po.engines._openai_setup import OPENAI_URL, make_client
 from overrefusal_po.engines._own_loop import own_loop
 from overrefusal_po.engines._replies import (
     FILTERED,
+    LENGTH_REASONS,
     TOO_LONG,
     body_error,
     body_refusal,
@@ -37,6 +38,7 @@ from overrefusal_po.engines._replies import (
     finish_of,
     first_choice,
     is_filtered,
+    odd_message,
     refusal_of_item,
     why_empty,
 )
@@ -222,12 +224,14 @@ def read_judge_reply(found: object) -> JudgeReply:
         finish = finish_of(first)
     except ValueError as error:
         return JudgeReply("", f"the judge's server sent a reply whose {error}")
-    if finish == "length":
+    if finish in LENGTH_REASONS:
         return JudgeReply("", "the judge's reply was cut off at max_tokens; raise judge.max_tokens")
     if is_filtered(finish):
         return JudgeReply("", f"{FILTERED}: the judge's server withheld its reply")
     if getattr(message, "refusal", None):
         return JudgeReply("", "the judge model refused to judge")
+    if (odd := odd_message(first)) is not None:
+        return JudgeReply("", f"{NO_REPLY} ({odd})")
     text = choice_text(first)
     if text is None or not text.strip():
         why = f" ({why_empty(first)})" if text is None else ""

@@ -24,12 +24,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 from overrefusal_po.model.frame import (
     SENTINEL,
+    SHORT,
+    TEMPLATE_FAULTS,
     THINKING_TAG,
     TRIAL,
     Frame,
+    check_opened,
     check_prefix,
     check_shown,
     frame_of,
+    refused,
     system_head,
     thinking_end,
     thought_opener,
@@ -39,7 +43,7 @@ from overrefusal_po.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHORT_CONVERSATION = (Message(role="user", content="Hello"),)
+SHORT_CONVERSATION = (Message(role="user", content=SHORT),)
 ZERO_WIDTH_SPACE = "\u200b"
 
 
@@ -281,8 +285,9 @@ class ChatTemplate:
 
     @cached_property
     def _turns_tried(self) -> None:
-        """Raises what `check_shown` does for a conversation of several turns."""
+        """Raises what `check_shown` and `check_opened` do for several turns."""
         check_shown(self._rendered, TRIAL)
+        check_opened(self._rendered)
 
     @cached_property
     def _system_head(self) -> str:
@@ -324,17 +329,8 @@ class ChatTemplate:
                 f"The chat template is damaged (line {error.lineno}: {error.message}). Copy the "
                 "model's again, or give another one: chat.template: FILE.jinja in a recipe."
             ) from None
-        except (TemplateError, TypeError) as error:
-            roles = ", ".join(row["role"] for row in rows)
-            hint = "Use a model whose template takes them, or change the conversation."
-            if rows[0]["role"] == "system":
-                hint = (
-                    "If the template takes no system message, leave chat.system_prompt out, or "
-                    "say it in the user turn."
-                )
-            raise ValueError(
-                f"The chat template refuses a conversation of {roles}: {error}. {hint}"
-            ) from None
+        except (TemplateError, *TEMPLATE_FAULTS) as error:
+            raise refused([row["role"] for row in rows], error) from None
         return cast(str, text)
 
     def _encode(self, text: str) -> list[int]:

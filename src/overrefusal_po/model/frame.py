@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 SENTINEL = "\u2402content\u2403"
 """A text that no template and no message contains."""
+SHORT = "Hello"
+"""What the user asks in the conversation whose frame is read."""
 SECOND = "\u2402second\u2403"
 SYSTEM = "\u2402system\u2403"
 THINKING = r"(?:think|thinking|thought|reasoning)>"
@@ -34,6 +36,11 @@ TRIAL = (
     {"role": "user", "content": "Then who paints the ladder of the windmill?"},
 )
 """A conversation of plain words with which a template is tried."""
+
+TEMPLATE_FAULTS = (
+    *(TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError),
+)
+"""What a template's own code may raise beside Jinja's errors."""
 
 Render = Callable[[Sequence[Mapping[str, str]]], str]
 """Messages as dicts -> the rendered conversation, without generation prompt."""
@@ -123,7 +130,7 @@ def frame_of(prompt: str, whole: str, control: re.Pattern[str], eos: str | None)
             "template of a vision model wants a list of parts); it cannot be used for training. "
             "Give another template (chat.template: FILE.jinja)."
         )
-    before = head[len(prompt) :] if head.startswith(prompt) else ""
+    before = written_before(head, prompt)
     opener = thought_opener(prompt)
     thinks = THINKING_TAG.search(before)
     block = re.match(r".*</\w+>\s*", before, re.DOTALL) if thinks else None
@@ -133,6 +140,45 @@ def frame_of(prompt: str, whole: str, control: re.Pattern[str], eos: str | None)
     glue = before[len(block[0]) :] if block else before
     header, glue = (glue, "") if glue.strip() else ("", glue)
     return Frame(header, thought, glue, *end_of_turn(tail, prompt, control, eos))
+
+
+def written_before(head: str, prompt: str) -> str:
+    """What a template writes between the prompt and the response; `head` ends at the response.
+
+    Some templates write a system prompt only if the user's turn is the last message. Then what
+    stands behind the user's text is compared; "" if that differs too.
+    """
+    if head.startswith(prompt):
+        return head[len(prompt) :]
+    shown, opened = (text.rpartition(SHORT)[2] for text in (head, prompt))
+    return shown.removeprefix(opened) if shown.startswith(opened) else ""
+
+
+def refused(roles: Sequence[str], error: Exception) -> ValueError:
+    """The error of a template that raises on a conversation of these roles."""
+    hint = "Use a model whose template takes them, or change the conversation."
+    if roles[0] == "system":
+        hint = (
+            "If the template takes no system message, leave chat.system_prompt out, or say it in "
+            "the user turn."
+        )
+    return ValueError(
+        f"The chat template refuses a conversation of {', '.join(roles)}: {error}. {hint}"
+    )
+
+
+def check_opened(render: Callable[..., str]) -> None:
+    """Raises ValueError if a template opens the assistant's turn behind the first question and not
+    behind a later one: the model would have to write its own header."""
+    first, later = (
+        render(asked, add_generation_prompt=True) != render(asked) for asked in (TRIAL[:1], TRIAL)
+    )
+    if first != later:
+        raise ValueError(
+            "The chat template opens the assistant's turn (add_generation_prompt) after "
+            f"{'the first question alone' if first else 'later questions alone'}. Give another "
+            "template (chat.template: FILE.jinja)."
+        )
 
 
 def end_of_turn(

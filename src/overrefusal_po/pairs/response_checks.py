@@ -7,7 +7,6 @@ A good response is checked like a chosen side, a bad one like a rejected side.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -18,6 +17,7 @@ from overrefusal_po.pairs.row_checks import (
     degenerate_sides,
     harmful_labels,
     harmless_labels,
+    has_word,
     side_verdicts,
 )
 from overrefusal_po.records import LabelledResponse, PreferencePair, Verdict, content_id
@@ -55,7 +55,7 @@ def doubled(row: LabelledResponse) -> PreferencePair:
 def findings(row: LabelledResponse, pair: PreferencePair, verdict: Verdict) -> Iterator[Finding]:
     """The findings about one response; the judge is silent about the other side."""
     side: ResponseSide = "chosen" if row.desirable else "rejected"
-    if not re.search(r"\w", row.response):
+    if not has_word(row.response):
         yield Finding(pair.id, "empty", "error", side, "has no word")
         return
     silent = Verdict(

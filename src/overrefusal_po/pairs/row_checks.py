@@ -18,6 +18,7 @@ from overrefusal_po.identity import spoken_words
 from overrefusal_po.judges import Judge, refusal_verdict, scored
 from overrefusal_po.pairs.findings import RESPONSE_SIDES, Finding, Severity
 from overrefusal_po.records import Completion, PreferencePair, Prompt, Sampling, Verdict, content_id
+from overrefusal_po.sources._turns import is_seen
 
 NEARLY_EQUAL = 0.9
 """Share of words in common, in order, from which two sides are nearly equal."""
@@ -70,7 +71,7 @@ def side_completions(pairs: Sequence[PreferencePair]) -> tuple[list[Prompt], lis
 
 def row_findings(pair: PreferencePair, chosen: Verdict, rejected: Verdict) -> Iterator[Finding]:
     """What the texts of one pair and the verdicts on them show."""
-    empty = [side for side in RESPONSE_SIDES if not re.search(r"\w", getattr(pair, side))]
+    empty = [side for side in RESPONSE_SIDES if not has_word(getattr(pair, side))]
     for side in empty:
         yield Finding(pair.id, "empty", "error", side, "has no word")
     if not empty:
@@ -85,6 +86,11 @@ def row_findings(pair: PreferencePair, chosen: Verdict, rejected: Verdict) -> It
             yield Finding(pair.id, "unscored", "warning", side, message)
     of_kind = harmful_labels if pair.prompt.kind == "harmful" else harmless_labels
     yield from (f for f in of_kind(pair, chosen, rejected) if f.side not in steps_of(pair))
+
+
+def has_word(text: str) -> bool:
+    """Whether a text holds a letter or a digit that is seen."""
+    return is_seen(text) and re.search(r"\w", text) is not None
 
 
 def steps_of(pair: PreferencePair) -> tuple[str, ...]:

@@ -115,6 +115,8 @@ def read_yaml(file: Path) -> Values:
         raise ValueError(f"{file} is nested too deep for a recipe. Take levels out.") from None
     except OmegaConfBaseException as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # of integers with thousands of digits, and of dates
+        raise ValueError(f"{file} holds a value that cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{file}: a recipe is a mapping of keys; got {type(values).__name__}.")
     values.pop("launch", None)

@@ -34,6 +34,7 @@ from overrefusal_po.recipe.schema import (
     TrainRecipe,
 )
 from overrefusal_po.recipe.search import checked_search
+from overrefusal_po.recipe.secrets import check_no_secret
 from overrefusal_po.recipe.sections import PairsData
 from overrefusal_po.recipe.tamper import check_defences
 from overrefusal_po.recipe.trl_fields import check_fields, field_table
@@ -122,6 +123,7 @@ def check_body(values: Mapping[str, object], where: str | Path) -> Body:
             f"{where}: task is {values['task']!r}; allowed is one of {', '.join(TASKS)}."
         )
     check_numbers(values, where)
+    check_no_secret(values, where)
     try:
         body = _BODY.validate_python(values)
         if isinstance(body, PipelineRecipe):

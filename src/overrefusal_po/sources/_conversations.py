@@ -10,9 +10,10 @@ ValueError that names the place and the columns.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from overrefusal_po.records import JsonObject, Message
+from overrefusal_po.sources._lost_columns import column_words, is_lost
 from overrefusal_po.sources._turns import (
     Turns,
     Unread,
@@ -21,6 +22,7 @@ from overrefusal_po.sources._turns import (
     hh_turns,
     holds_turns,
     is_blank,
+    is_exchange,
     is_seen,
     parsed_json,
     read_turns,
@@ -35,16 +37,6 @@ PROMPT_COLUMNS = ("prompt", "question", "instruction", "messages", "conversation
 SYSTEM_COLUMNS = ("system", "system_prompt")
 CONVERSATION_COLUMNS = (*PROMPT_COLUMNS, *SYSTEM_COLUMNS, "history", "input")
 """The columns that say what is asked."""
-
-LOST_COLUMNS = frozenset(
-    {"context", "dialogue", "dialog", "turns", "query", "input", "tools", "functions"}
-    | {"image", "images", "video", "videos", "audio", "audios", "attachments", "files"}
-    | {"chat_history", "dialog_history", "dialogue_history", "conversation_history"}
-    | {"previous_turns", "previous_messages", "past", "chat", "dialogs", "documents", "document"}
-    | {"passage", "passages", "background", "assistant_prefix", "raw_text", "prefix"}
-    | {"user_prompt", "user_message", "system_message", "tool_calls", "tool_results"}
-)
-"""Columns that others have for text of the conversation, and that are not read."""
 
 FORMS = (
     "`prompt` (text or messages), `messages`, `conversations` (from and value), `question`, "
@@ -261,7 +253,10 @@ def system_turn(row: JsonObject, lead: Turns, place: str) -> Turns:
         if is_blank(value):
             continue
         if not isinstance(value, str):
-            raise ValueError(f"{place}: {name} is {short(value)}; it must be text.")
+            raise ValueError(
+                f"{place}: {name} is {short(value)}; it must be text. Write the text alone, or put "
+                "it into the messages as a system turn."
+            )
         if found and found[0].content.strip() != value.strip():
             raise ValueError(
                 f"{place}: {name} is {short(value)}, but the row has another system prompt: "
@@ -292,13 +287,12 @@ def history_turns(value: object, place: str, unread: Unread) -> Turns:
     return turns
 
 
-def history_pair(pair: object, place: str) -> Iterable[Message]:
+def history_pair(pair: Any, place: str) -> Iterable[Message]:
     """The two turns of [what the user said, what the assistant said]."""
-    if not (
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(said, str) for said in pair)
-    ):
+    if not (is_exchange(pair) and all(map(is_seen, pair))):
         raise ValueError(
-            f"{place}: got {short(pair)}; a pair of texts [user, assistant] is needed."
+            f"{place}: got {short(pair)}; a pair of texts [user, assistant] is needed, none of "
+            "which is empty. A last question without an answer is the prompt: delete it here."
         )
     yield Message(role="user", content=pair[0])
     yield Message(role="assistant", content=pair[1])
@@ -323,8 +317,7 @@ def carries_conversation(name: str, value: object) -> bool:
     """Whether a column that is not read holds turns, or is called as others call such a column."""
     if not isinstance(value, str | list | dict):
         return False
-    called = name.strip().lower().replace(" ", "_").replace("-", "_")
-    return called in LOST_COLUMNS or called in CONVERSATION_COLUMNS or holds_turns(value)
+    return is_lost(name) or column_words(name) in CONVERSATION_COLUMNS or holds_turns(value)
 
 
 def is_read(row: JsonObject, name: str, read: Collection[str]) -> bool:

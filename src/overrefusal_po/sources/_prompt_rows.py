@@ -128,6 +128,11 @@ def row_to_prompt(
         if answer is not None and is_blank(row.get("response")):
             row = {**row, "response": answer}
         reference = row_reference(row, kind)
+        if not isinstance(reference, str | None):
+            raise ValueError(
+                f"{place}: the response is {short(reference)}; it must be text. Write its text "
+                "alone, or delete the row."
+            )
         if answer not in (None, reference):
             unread["last turn by the assistant"] += 1
         for name in ("response", "safe_response", "completion") if answer is None else ():

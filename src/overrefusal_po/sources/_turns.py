@@ -17,8 +17,12 @@ from unicodedata import category
 
 from overrefusal_po.records import JsonObject, Message, content_id
 
-UNSEEN = ("Cc", "Cf")
-"""Unicode's categories of control characters, and of those without width."""
+UNSEEN = ("Cc", "Cf", "Mn")
+"""Unicode's categories of control characters, of those without width, and of marks, which are
+nothing without a letter."""
+
+FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Signs that are drawn as a blank: of Hangul, and Braille's."""
 
 Turns = tuple[Message, ...]
 Unread = Counter[str]
@@ -216,7 +220,8 @@ def row_category(row: JsonObject) -> str | None:
 
 def is_seen(text: str) -> bool:
     """Whether a text has a sign that is seen: no blank, no control or zero-width character."""
-    return any(not sign.isspace() and category(sign) not in UNSEEN for sign in text)
+    blanks = (sign.isspace() or sign in FILLERS or category(sign) in UNSEEN for sign in text)
+    return not all(blanks)
 
 
 def short(value: object) -> str:
