@@ -29,6 +29,9 @@ LEAST_WORDS = 4
 UNDERSTANDING = ("i ", "i'", "as ", "it ", "this ", "that ", "while", "although", "though", "even")
 """How a first sentence without content begins, if it is more than one word."""
 
+SENT_WORDS = 24
+"""Words of a sentence that only sends elsewhere; more of them may hold a plan."""
+
 LED_BY = 2
 """First sentences in which a substitute is announced."""
 
@@ -121,7 +124,7 @@ def gives_nothing(sentence: Sentence, asked: Question) -> bool:
     kinds = (say.condemnation, say.disapproval, say.mild_condemnation, say.mission, say.moral)
     if any(kind.search(text) for kind in kinds):
         return True
-    if sentence.item or len(topic_stems(text, asked)) > 1:
+    if sentence.item or sentence.words > SENT_WORDS or len(topic_stems(text, asked)) > 1:
         return False
     return any(kind.search(text) for kind in (say.elsewhere, say.helpline, say.referral))
 
