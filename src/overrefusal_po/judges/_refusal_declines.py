@@ -70,6 +70,8 @@ def turned_down(reply: Reply, place: int, asked: Question) -> Decline | None:
     if asked.yes_no or asked.assesses or asked.permission:
         return None
     text = reply.sentences[place].text.lstrip()
+    if say.sorry_opening.match(reply.cased) and (place or say.reason_after_sorry.search(text)):
+        return None  # `_refusal_sorry` reads the whole of it
     found = [say.turns_down.search(text)]
     if place <= 1 and say.about_model.search(asked.text) is None:
         found.append(say.plain_refusal.match(unlabelled_text(text)))
