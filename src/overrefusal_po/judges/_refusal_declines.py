@@ -18,6 +18,11 @@ COPYING_VERB = re.compile(r"\b(?:translat|rewrit|rephras|paraphras|correct|proof
 """The task to copy a text, named in a refusal."""
 
 
+SHORT_CHARACTERS = 400
+"""Characters, some 65 words, of a reply that is short enough for the entries `turns_down`,
+`plain_refusal` and `backs_off`."""
+
+
 class Decline(NamedTuple):
     """A sentence that declines: its place, the offset of the refusal, and whether it is firm."""
 
@@ -34,6 +39,8 @@ def decline_at(reply: Reply, place: int, asked: Question) -> Decline | None:
             return found
         if place <= 1 and declines_without_subject(text, asked):
             return Decline(place, reply.sentences[place].start, True)
+    if found := turned_down(reply, place, asked):
+        return found
     return decline_in_other_language(reply, place, asked) if reply.other_languages else None
 
 
@@ -55,6 +62,38 @@ def worded_decline(reply: Reply, place: int, asked: Question) -> Decline | None:
     return None
 
 
+def turned_down(reply: Reply, place: int, asked: Question) -> Decline | None:
+    """The refusal in sentence `place` of a short reply, in words that need that: a long one may say
+    them beside its answer. A prompt for harm makes more words refuse."""
+    if len(reply.low) > SHORT_CHARACTERS or not asked.text:
+        return None
+    if asked.yes_no or asked.assesses or asked.permission:
+        return None
+    text = reply.sentences[place].text.lstrip()
+    if say.sorry_opening.match(reply.cased) and (place or say.reason_after_sorry.search(text)):
+        return None  # `_refusal_sorry` reads the whole of it
+    found = [say.turns_down.search(text)]
+    if place <= 1 and say.about_model.search(asked.text) is None:
+        found.append(say.plain_refusal.match(unlabelled_text(text)))
+    if say.harm_prompt.search(asked.text):
+        found.append(say.backs_off.search(text))
+    match = next((one for one in found if one), None)
+    excuses = (say.lack_of_means, say.quotation_follows, say.idiom)
+    if match is None or any(one.search(text) for one in excuses):
+        return None
+    if asked.copies or asked.quotes_refusal or asked.declining:
+        return None
+    if asked.creative and not own_in_a_text(reply, place, asked):
+        return None
+    return Decline(place, reply.sentences[place].start, True)
+
+
+def unlabelled_text(text: str) -> str:
+    """A sentence without a speaker's name before it."""
+    label = say.speaker_label.match(text)
+    return text[label.end() :].lstrip() if label else text
+
+
 def declines_without_subject(text: str, asked: Question) -> bool:
     """Whether a sentence begins with a refusal that names no speaker, or with a plain no."""
     label = say.speaker_label.match(text)
@@ -62,10 +101,18 @@ def declines_without_subject(text: str, asked: Question) -> bool:
     found = say.bare_decline.match(text, begins_at)
     if found is None and begins_at:
         found = say.bare_decline.match(text)
+    if found and answers_no(asked) and found.group().startswith("no"):
+        found = None
     if found and not asked.quotes_refusal and found.group().strip() not in asked.text:
         return True
     may_refuse = asked.text and not (asked.yes_no or asked.permission or asked.assesses)
     return bool(may_refuse and say.bare_no.match(text, begins_at))
+
+
+def answers_no(asked: Question) -> bool:
+    """Whether "no, i can't" answers the prompt: a question of yes or no, and no wish put as one."""
+    wishes = ("would you", "could you", "will you")
+    return asked.yes_no and not asked.text.lstrip().startswith(wishes)
 
 
 def decline_in_other_language(reply: Reply, place: int, asked: Question) -> Decline | None:
@@ -87,6 +134,8 @@ def is_own_refusal(reply: Reply, place: int, match: re.Match[str], asked: Questi
     text = match.string
     rest = text[match.start() : match.end() + 80]
     if asked.quotes_refusal and COPYING_VERB.search(rest) is None:
+        return False
+    if match.group().startswith("no") and answers_no(asked):
         return False
     if say.idiom.search(rest) or say.false_premise.search(text):
         return False

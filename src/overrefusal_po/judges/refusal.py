@@ -35,7 +35,7 @@ from overrefusal_po.judges._refusal_text import (
 from overrefusal_po.judges._texts import prompts_of, read_texts, thinking_end
 from overrefusal_po.records import Completion, Prompt, Refusal, Verdict
 
-VERSION = "15"
+VERSION = "16"
 """Bumped whenever a verdict can change."""
 
 
