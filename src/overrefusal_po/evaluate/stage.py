@@ -53,11 +53,11 @@ from overrefusal_po.evaluate.searches import check_searches, run_searches
 from overrefusal_po.evaluate.stale import is_stale, verdicts_id
 from overrefusal_po.evaluate.tamper_reference import check_directions
 from overrefusal_po.evaluate.tamper_rows import check_tamper
-from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
+from overrefusal_po.judges import Judge, JudgePanel, harm_verdict, refusal_verdict
 from overrefusal_po.plugins import (
     check_engine,
-    make_judge,
     make_refusal_judge,
+    make_second_judge,
 )
 from overrefusal_po.prompts import measured_prompts
 from overrefusal_po.recipe.bounds import idle_capability
@@ -92,7 +92,8 @@ def make_judges(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> Evaluation
     certificate = read_certificate(recipe.certificate) if recipe.certificate else None
     if certificate is not None:
         check_applies(certificate, judge.name, judge.version, prompts)
-    return EvaluationJudges(judge, make_judge(recipe.guard) if recipe.guard else None, certificate)
+    guard = make_second_judge(recipe.guard, "guard") if recipe.guard else None
+    return EvaluationJudges(judge, guard, certificate)
 
 
 def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJudges]:
@@ -250,7 +251,7 @@ def check_outcomes_scored(
     limit, name = recipe.unscored_max, recipe.run_name
     verdicts = [refusal_verdict(outcome.verdict) for outcome in outcomes]
     check_scored(verdicts, limit, run.path, what=name)
-    check_scored(guarded, limit, run.path, what=f"{name}, the guard")
+    check_scored([*map(harm_verdict, guarded)], limit, run.path, what=f"{name}, the guard")
     for kind, rows in grouped(outcomes, "kind").items():
         of_kind = [refusal_verdict(outcome.verdict) for outcome in rows]
         check_scored(of_kind, 1.0, run.path, what=f"{name}, {kind} prompts", key=None)
