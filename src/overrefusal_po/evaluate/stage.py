@@ -50,7 +50,7 @@ from overrefusal_po.evaluate.robustness import (
     robustness_entries,
 )
 from overrefusal_po.evaluate.searches import check_searches, run_searches
-from overrefusal_po.evaluate.stale import is_stale, verdicts_id
+from overrefusal_po.evaluate.stale import MEASURE_AGAIN, is_stale, verdicts_id
 from overrefusal_po.evaluate.tamper_reference import check_directions
 from overrefusal_po.evaluate.tamper_rows import check_tamper
 from overrefusal_po.judges import Judge, JudgePanel, harm_verdict, refusal_verdict
@@ -137,9 +137,11 @@ def evaluate(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None)
     recipe's gate is judged here and stands in the metrics. If it failed, the command line ends
     with exit code 3.
     """
-    if not run.done:  # a finished run is read without its prompts, its judges and their keys
+    file = run.path / "metrics.json"
+    # a finished run is read without its prompts, its judges and their keys
+    if not (run.done and file.exists()):
         metrics = measure(recipe, run, tamper)
-        write_atomic(run.path / "metrics.json", json.dumps(metrics, indent=1))
+        write_atomic(file, json.dumps(metrics, indent=1))
         run.finish({key: metrics[key] for key in ("harmful_refused", "benign_answered", "f1")})
     elif is_stale(run.path):
         logger.warning(
@@ -148,7 +150,7 @@ def evaluate(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None)
             run.path,
         )
     needed = ("name", "n", "intervals", "unscored", "harmful_refused", "benign_answered", "f1")
-    return cast(MetricsEntry, read_state(run.path / "metrics.json", needed))
+    return cast(MetricsEntry, read_state(file, needed, remedy=MEASURE_AGAIN))
 
 
 def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) -> MetricsEntry:
