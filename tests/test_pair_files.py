@@ -705,4 +705,4 @@ def test_a_folder_or_a_packed_file_in_place_of_a_recipe_is_told(tmp_path: Path) 
 
 def test_a_column_without_a_name_is_named_so() -> None:
     """The index that pandas writes has none; the line named nothing."""
-    assert unread_words({"": 2, "score": 1}) == "one without a name (2 rows), score (1 row)"
+    assert unread_words({"": 2, "score": 1}) == "(no name) (2 rows), score (1 row)"
