@@ -168,8 +168,7 @@ def evaluate(
         TypeError: prompts or a model of another type.
     """
     asked = given_prompts(prompts, kind=kind, split=split)
-    second = None if guard is None else second_judge(found_judge(guard), "guard")
-    judges = refusal_judge(found_judge(judge)), second
+    judges = found_judges(judge, guard)
     check_seed(seed)
     generation = checked_generation(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size
@@ -294,6 +293,14 @@ def found_judge(judge: JudgesGiven | Judge) -> Judge:
             "settings, or an object with name, version and score(prompts, completions)."
         )
     return judge
+
+
+def found_judges(
+    judge: JudgesGiven | Judge, guard: PlugSpec | Judge | None
+) -> tuple[Judge, Judge | None]:
+    """A judge of refusals and a guard; ValueError for one that never says what it is there for."""
+    second = None if guard is None else second_judge(found_judge(guard), "guard")
+    return refusal_judge(found_judge(judge)), second
 
 
 def answers_in_order(
