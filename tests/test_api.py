@@ -248,6 +248,56 @@ def test_a_judge_that_says_no_refusals_is_an_error() -> None:
         api.evaluate("/no/such/model", BY_KIND, judge=Harm())
 
 
+def test_a_guard_that_says_no_harm_is_an_error() -> None:
+    class Blind:
+        """A judge of refusals. Without `says_harm` nobody knows before it has judged."""
+
+        name, version = "blind", "1"
+
+        def score(self, prompts: Any, completions: Any) -> Any:
+            return [
+                Verdict(completion_id=c.id, judge="blind", version="1", refusal="none")
+                for c in completions
+            ]
+
+    with pytest.raises(ValueError, match=r"harmful prompts could be scored by the guard.*blind"):
+        api.evaluate(REPLIES, BY_KIND, guard=Blind())
+    with pytest.raises(ValueError, match="refusal never says whether a response is unsafe"):
+        api.evaluate("/no/such/model", BY_KIND, guard="refusal")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"seed": -1}, ValueError, "seed is -1; allowed is a whole number from 0"),
+        ({"seed": "a"}, ValueError, "seed is 'a'"),
+        ({"system_prompt": 3}, ValueError, "chat: system_prompt"),
+        ({"template": "{{ x }}"}, TypeError, "template is a str; allowed is a ChatTemplate"),
+        ({"tokenizer": "my/model"}, TypeError, "AutoTokenizer.from_pretrained"),
+        ({"judge": RefusalJudge}, TypeError, "allowed is a name"),
+    ],
+)
+def test_an_argument_of_another_kind_is_an_error_before_anything_is_asked(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    """A seed of -1 was found by the intervals, when every prompt had been answered."""
+    with pytest.raises(error, match=words):
+        api.evaluate("/no/such/model", BY_KIND, **options)
+
+
+def test_a_class_or_a_nameless_object_is_no_engine() -> None:
+    class Nameless:
+        def complete(self, prompts: Any, sampling: Any) -> Any:
+            raise AssertionError("it is not asked")
+
+    for given, words in (
+        (PlainReplies, "model is the class PlainReplies"),
+        (Nameless(), "no name"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            api.evaluate(given, BY_KIND)  # type: ignore[arg-type]
+
+
 def test_what_an_engine_gives_is_checked_and_carries_the_users_row() -> None:
     rows = [{"id": "q7", "prompt": HOW, "kind": "benign"}]
     found = api.evaluate(REPLIES, rows).outcomes[0].completion

@@ -168,6 +168,20 @@ def test_a_damaged_perplexity_file_is_named_with_what_to_do(
         run(recipe, folder)
 
 
+def test_lost_or_damaged_metrics_of_a_finished_run_cost_no_response(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """The advice was to delete the folder, with every response in it."""
+    first = run(recipe, folder := tmp_path / "run")
+    said = (folder / "completions.jsonl").read_bytes()
+    (folder / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics\.json is damaged.*or delete it and run"):
+        run(recipe, folder)
+    (folder / "metrics.json").unlink()
+    assert run(recipe, folder)["harmful_refused"] == first["harmful_refused"]
+    assert (folder / "completions.jsonl").read_bytes() == said
+
+
 def test_perplexity_that_cannot_be_measured_is_left_out_or_an_error_if_asked_for(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -135,3 +135,10 @@ def test_bounds_that_compare_need_a_baseline_that_can_be_read(tmp_path: Path) ->
     with pytest.raises(ValueError, match="there is no such file"):
         check_gate(Gate(baseline=str(tmp_path / "outcomes.jsonl"), harmful_refused_drop_max=0.02))
     check_gate(Gate(baseline="@before.outcomes", harmful_refused_drop_max=0.02))
+
+
+def test_a_baseline_without_outcomes_asks_for_the_folder_of_an_evaluation(tmp_path: Path) -> None:
+    """It asked for `a JSON Lines file`, also where a folder of a training was given."""
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"gate\.baseline is .* run folder of an evaluation"):
+            check_gate(Gate(baseline=str(place), harmful_refused_drop_max=0.02))

@@ -633,3 +633,11 @@ def test_two_processes_share_the_order_and_one_kl_term(
         assert {first[3], second[3]} == {True, False}
     rewards = [row["rewards/chosen"] for row in one["history"] if "loss" in row]
     assert rewards[0] == pytest.approx(0, abs=1e-6) and rewards[1] != 0
+
+
+def test_one_row_alone_is_an_error(styles: dict[str, Style], tmp_path: Path) -> None:
+    """TRL ended with a StopIteration: the only row had been left out of its batch."""
+    row = {"prompt": "How?", "completion": "So.", "label": True}
+    args = trainer_settings(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"one row to learn.*at least two different rows"):
+        kto_trainer(str(styles["qwen"].folder), [row] * 4, args=args)

@@ -15,6 +15,7 @@ from overrefusal_po.pairs.files import read_pairs
 from overrefusal_po.prompts import read_source
 from overrefusal_po.records import PreferencePair, Prompt
 from overrefusal_po.sources import file
+from overrefusal_po.sources._conversations import unread_words
 from overrefusal_po.train.given import given_prompts, given_triples
 from overrefusal_po.train.preference import read_any_pairs
 
@@ -704,3 +705,25 @@ def test_messages_beside_raw_text_may_end_as_they_like(tmp_path: Path) -> None:
     asked = {"id": "q1", "messages": messages, "kind": "benign", "raw_text": "How? So."}
     path = written(tmp_path / "pairs.jsonl", [{"id": "p1", "prompt": asked, **ANSWERS}])
     assert read_pairs(path)[0].prompt.raw_text == "How? So."
+
+
+@pytest.mark.parametrize("keys", [{"text": "How?"}, {"0": "How?", "1": "Why?"}])
+def test_a_prompt_that_is_a_mapping_of_other_things_is_told(keys: Row, tmp_path: Path) -> None:
+    """It was read as a record of ours: `id: Field required`. pandas writes such tables."""
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"prompt": keys, **ANSWERS}) + "\n")
+    with pytest.raises(ValueError, match=r"line 1, column prompt: .*must be text or messages"):
+        read_pairs(file)
+
+
+def test_a_folder_or_a_packed_file_in_place_of_a_recipe_is_told(tmp_path: Path) -> None:
+    """A folder was no such recipe, and a packed file was to be saved as UTF-8."""
+    (tmp_path / "rows.jsonl.gz").write_bytes(b"\x1f\x8b")
+    for name, words in ((".", "save_to_disk"), ("rows.jsonl.gz", "Unpack it")):
+        done = CliRunner().invoke(app, ["check", str(tmp_path / name)])
+        assert isinstance(done.exception, ValueError) and words in str(done.exception)
+
+
+def test_a_column_without_a_name_is_named_so() -> None:
+    """The index that pandas writes has none; the line named nothing."""
+    assert unread_words({"": 2, "score": 1}) == "(no name) (2 rows), score (1 row)"

@@ -26,6 +26,7 @@ from overrefusal_po.run.folder import Run
 from overrefusal_po.run.judged import shared_judge
 from overrefusal_po.train.student import FILE, own_containment, own_triples, student_answers
 
+LLM = {"name": "llm", "model": "m", "api_key_env": None, "base_url": "http://127.0.0.1:9/v1"}
 THAI = '''"""Thai refusals."""
 from pathlib import Path
 
@@ -206,6 +207,31 @@ def test_a_judge_that_cannot_judge_refusals_is_an_error_before_anything_is_read(
         judge = {**judge, "model_name_or_path": str(styles["llama"].folder)}
     with pytest.raises(ValueError, match=words):
         check_stage(body(task, "@earlier.model", judge=judge))
+
+
+@pytest.mark.parametrize(
+    ("task", "second", "words"),
+    [
+        (
+            "evaluate",
+            {"guard": "refusal"},
+            "guard: refusal never says whether a response is unsafe",
+        ),
+        ("evaluate", {"guard": LLM}, "llm:m:refusal never says whether a response is unsafe"),
+        ("curate", {"guard": {"name": "reward", "head": 0}}, "never says whether .* is unsafe"),
+        ("curate", {"reward": "refusal"}, "reward: refusal never says how good a response is"),
+        ("curate", {"reward": {"name": "guard", "format": "llama-guard-3"}}, "never says how good"),
+    ],
+)
+def test_a_second_judge_that_never_says_what_its_key_is_for_is_an_error(
+    task: str, second: dict[str, Any], words: str, styles: Any
+) -> None:
+    """Else a user would believe that harm was measured, and no line would say that it was not."""
+    [(key, spec)] = second.items()
+    if isinstance(spec, dict) and "model" not in spec:
+        spec = {**spec, "model_name_or_path": str(styles["llama"].folder)}
+    with pytest.raises(ValueError, match=words):
+        check_stage(body(task, "@earlier.model", **{key: spec}))
 
 
 def test_guards_that_say_what_refuses_may_be_the_judge(styles: Any) -> None:

@@ -430,6 +430,7 @@ def test_a_csv_has_contrasts_splits_and_references_as_text(tmp_path: Path) -> No
         ("x.csv", b"prompt,kind\n", {}, ["no rows"]),
         ("x.csv", b"", {}, ["no rows"]),
         ("x.csv", b'prompt,kind\n"a,benign\n', {}, ["not CSV", "quotation mark"]),
+        ("x.csv", b'prompt;kind\n"a";"benign"\n', {}, ["not CSV", "parted by semicolons"]),
         ("x.csv", b"prompt,kind\n\xff,benign\n", {}, ["not UTF-8"]),
         ("x.json", b'[{"prompt": "a", "kind": "benign"}, 3]', {}, ["row 2", "int"]),
         ("x.json", b'[{"prompt": "a"', {}, ["line 1, column 16", "not JSON"]),

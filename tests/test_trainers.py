@@ -141,6 +141,26 @@ def test_no_data_is_an_error(
         FACTORIES[method](str(styles["qwen"].folder), [], args=settings)
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_name_in_place_of_a_loaded_reference_or_tokenizer_is_an_error(
+    method: str, pairs: list[PreferencePair], settings: dict[str, Any]
+) -> None:
+    make = FACTORIES[method]
+    with pytest.raises(TypeError, match="ref_model is a str; allowed is a loaded model"):
+        make("/no/such/model", pairs, args=settings, ref_model="my/model")
+    with pytest.raises(TypeError, match="processing_class is the text 'my/model'"):
+        make("/no/such/model", pairs, args=settings, processing_class="my/model")
+
+
+@pytest.mark.parametrize("opening", [0, -1, 1.5, "8", True])
+def test_an_opening_that_is_no_number_of_tokens_is_an_error(
+    opening: Any, pairs: list[PreferencePair], styles: dict[str, Style], settings: dict[str, Any]
+) -> None:
+    for method in ("dpo", "orpo", "kto"):
+        with pytest.raises(ValueError, match="allowed is a whole number of tokens above 0"):
+            FACTORIES[method](str(styles["qwen"].folder), pairs, args=settings, opening=opening)
+
+
 @pytest.mark.parametrize("method", ["sft", "derta", "orpo", "dro"])
 def test_methods_without_a_reference_refuse_one(
     method: str, styles: dict[str, Style], data: dict[str, list[Any]], settings: dict[str, Any]

@@ -13,13 +13,19 @@ all. Nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from overrefusal_po.evaluate.given import given_prompts
 from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
-from overrefusal_po.judges import Judge, refusal_judge, refusal_verdict
+from overrefusal_po.judges import (
+    Judge,
+    harm_verdict,
+    refusal_judge,
+    refusal_verdict,
+    second_judge,
+)
 from overrefusal_po.plugins import PlugSpec, checked_plug_settings, make_judge
 from overrefusal_po.recipe.panels import JudgesGiven
 from overrefusal_po.recipe.sections import Chat, Generation
@@ -162,7 +168,8 @@ def evaluate(
         TypeError: prompts or a model of another type.
     """
     asked = given_prompts(prompts, kind=kind, split=split)
-    judges = refusal_judge(found_judge(judge)), None if guard is None else found_judge(guard)
+    judges = found_judges(judge, guard)
+    check_seed(seed)
     generation = checked_generation(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size
     )
@@ -170,7 +177,7 @@ def evaluate(
         model,
         generation,
         engine=engine,
-        chat=Chat(system_prompt=system_prompt),
+        chat=checked_chat(system_prompt),
         tokenizer=tokenizer,
         template=template,
     ) as made:
@@ -222,7 +229,7 @@ def curate(
         prefill=prefill,
         judge=judge,
         guard=guard,
-        chat=Chat(system_prompt=system_prompt),
+        chat=checked_chat(system_prompt),
         generation=checked_generation(
             max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size
         ),
@@ -234,6 +241,17 @@ def curate(
 def checked_generation(**values: float) -> Generation:
     """How responses are drawn; ValueError names the value that is not allowed."""
     return checked_plug_settings(Generation, values, "generation")
+
+
+def checked_chat(system_prompt: str | None) -> Chat:
+    """The chat options; ValueError for a system prompt that is no text."""
+    return checked_plug_settings(Chat, {"system_prompt": system_prompt}, "chat")
+
+
+def check_seed(seed: object) -> None:
+    """Raises ValueError for a seed that nothing can be drawn by."""
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed!r}; allowed is a whole number from 0 to {2**32 - 1}.")
 
 
 def asked_prompt(given: object) -> Prompt:
@@ -268,12 +286,21 @@ def found_judge(judge: JudgesGiven | Judge) -> Judge:
     """The judge that a recipe would name so (a panel for a list), or the judge itself."""
     if isinstance(judge, str | Mapping | list | tuple):
         return make_judge(judge)
-    if not callable(getattr(judge, "score", None)):
+    named = all(isinstance(getattr(judge, part, None), str) for part in ("name", "version"))
+    if isinstance(judge, type) or not named or not callable(getattr(judge, "score", None)):
         raise TypeError(
             f"judge is a {type(judge).__name__}; allowed is a name, a mapping with a name and "
             "settings, or an object with name, version and score(prompts, completions)."
         )
     return judge
+
+
+def found_judges(
+    judge: JudgesGiven | Judge, guard: PlugSpec | Judge | None
+) -> tuple[Judge, Judge | None]:
+    """A judge of refusals and a guard; ValueError for one that never says what it is there for."""
+    second = None if guard is None else second_judge(found_judge(guard), "guard")
+    return refusal_judge(found_judge(judge)), second
 
 
 def answers_in_order(
@@ -297,10 +324,17 @@ def judged_outcomes(
     if guard is not None:
         both = [(p, c) for p, c in zip(prompts, answers, strict=True) if p.kind == "harmful"]
         said = fresh_verdicts(guard, [p for p, _ in both], [c for _, c in both])
+        check_any_scored(map(harm_verdict, said), "responses to harmful prompts", "by the guard")
         verdicts = with_guard(verdicts, said)
-    unscored = [v.unscored for v in map(refusal_verdict, verdicts) if v.unscored is not None]
-    if len(unscored) == len(verdicts):
-        raise ValueError(
-            f"None of the {len(verdicts)} responses could be scored. The first: {unscored[0]}."
-        )
+    check_any_scored(map(refusal_verdict, verdicts), "responses")
     return paired_outcomes(prompts, answers, verdicts)
+
+
+def check_any_scored(verdicts: Iterable[Verdict], what: str, by: str = "") -> None:
+    """Raises ValueError, with the first reason, if there are verdicts and none is scored."""
+    reasons = [verdict.unscored for verdict in verdicts]
+    if reasons and None not in reasons:
+        scored = f"scored {by}".strip()
+        raise ValueError(
+            f"None of the {len(reasons)} {what} could be {scored}. The first: {reasons[0]}."
+        )

@@ -23,6 +23,7 @@ from overrefusal_po.evaluate.stage import check_evaluation
 from overrefusal_po.fit.anchors import DEV, all_anchors, fit_prompts
 from overrefusal_po.fit.model_checks import check_models
 from overrefusal_po.fit.stage import checked_prompts
+from overrefusal_po.judges import SECOND_KEYS
 from overrefusal_po.model.quantised import check_quantiser
 from overrefusal_po.named_plugs import engine_lines
 from overrefusal_po.pairs.apart import (
@@ -31,7 +32,7 @@ from overrefusal_po.pairs.apart import (
     check_not_measured,
     waived_benchmarks,
 )
-from overrefusal_po.plugins import check_engine, find_plug, make_judge, make_refusal_judge
+from overrefusal_po.plugins import check_engine, find_plug, make_refusal_judge, make_second_judge
 from overrefusal_po.prompts import looked_at, measured_prompts
 from overrefusal_po.recipe.fit import FitRecipe
 from overrefusal_po.recipe.schema import CurateRecipe, EvaluateRecipe, TrainRecipe
@@ -123,9 +124,9 @@ def check_stage(body: StageRecipe, spread: Spread | None = None) -> str:
     """A line of what was found. ValueError for what a user can fix. Earlier outputs (`@...`) do
     not exist yet. `spread`: how a training is sharded, for the estimate of its memory."""
     make_refusal_judge(body.judge)
-    for other in ("guard", "reward"):
+    for other in SECOND_KEYS:
         if (spec := getattr(body, other, None)) is not None:
-            make_judge(spec)
+            make_second_judge(spec, other)
     if isinstance(body, FitRecipe):
         return fit_line(body)
     if not isinstance(body, TrainRecipe) and in_process(body.engine):

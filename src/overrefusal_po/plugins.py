@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from overrefusal_po.attacks import Attack, AttackPlug, SearchPlug, SearchSettings
-from overrefusal_po.judges import Judge, JudgePlug, refusal_judge
+from overrefusal_po.judges import Judge, JudgePlug, SecondKey, refusal_judge, second_judge
 from overrefusal_po.recipe.panels import JudgesGiven, panel_spec
 from overrefusal_po.recipe.reading import FILE_ENDINGS as FILE_ENDINGS
 from overrefusal_po.recipe.words import settings_fault, unknown_name
@@ -312,6 +312,12 @@ def make_judge(spec: JudgesGiven) -> Judge:
 def make_refusal_judge(spec: JudgesGiven) -> Judge:
     """`make_judge` for a recipe's `judge:`. ValueError for a judge that never says what refuses."""
     return refusal_judge(make_judge(spec))
+
+
+def make_second_judge(spec: PlugSpec, key: SecondKey) -> Judge:
+    """`make_judge` for a recipe's `guard:` or `reward:`. ValueError for a judge that never says
+    what the key is for."""
+    return second_judge(make_judge(spec), key)
 
 
 def built_judge(spec: JudgesGiven) -> Judge:

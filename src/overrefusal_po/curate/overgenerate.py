@@ -23,7 +23,7 @@ from overrefusal_po.engines.transformers import TransformersEngine
 from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
 from overrefusal_po.judges.panel import agreement_counts
 from overrefusal_po.pairs.make import answer_of
-from overrefusal_po.plugins import make_judge, make_refusal_judge
+from overrefusal_po.plugins import make_refusal_judge, make_second_judge
 from overrefusal_po.recipe.model_names import WHICH_MODEL
 from overrefusal_po.recipe.schema import CurateRecipe
 from overrefusal_po.recipe.sections import Engine as EngineSpec
@@ -53,9 +53,8 @@ class CurationJudges(NamedTuple):
 def make_curation_judges(recipe: CurateRecipe) -> CurationJudges:
     """The judges of a recipe. They load their weights when they score. ValueError if one cannot be
     made."""
-    guard, reward = (
-        None if spec is None else make_judge(spec) for spec in (recipe.guard, recipe.reward)
-    )
+    guard = None if recipe.guard is None else make_second_judge(recipe.guard, "guard")
+    reward = None if recipe.reward is None else make_second_judge(recipe.reward, "reward")
     return CurationJudges(make_refusal_judge(recipe.judge), guard, reward)
 
 

@@ -62,9 +62,15 @@ def check_gate(gate: Gate) -> None:
 
 
 def baseline_outcomes(place: str) -> list[Outcome]:
-    """The unattacked outcomes of a run folder, or of an outcomes.jsonl."""
+    """The unattacked outcomes of a run folder, or of an outcomes.jsonl; ValueError without one."""
     path = Path(place)
-    rows = read_jsonl(path / "outcomes.jsonl" if path.is_dir() else path, Outcome)
+    file = path / "outcomes.jsonl" if path.is_dir() else path
+    if not file.exists():
+        raise ValueError(
+            f"gate.baseline is {place}: {file}: there is no such file. Give the run folder of an "
+            "evaluation that has ended, or its outcomes.jsonl."
+        )
+    rows = read_jsonl(file, Outcome)
     return [outcome for outcome in rows if outcome.prompt.attack is None]
 
 

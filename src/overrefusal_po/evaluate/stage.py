@@ -50,14 +50,14 @@ from overrefusal_po.evaluate.robustness import (
     robustness_entries,
 )
 from overrefusal_po.evaluate.searches import check_searches, run_searches
-from overrefusal_po.evaluate.stale import is_stale, verdicts_id
+from overrefusal_po.evaluate.stale import MEASURE_AGAIN, is_stale, verdicts_id
 from overrefusal_po.evaluate.tamper_reference import check_directions
 from overrefusal_po.evaluate.tamper_rows import check_tamper
-from overrefusal_po.judges import Judge, JudgePanel, refusal_verdict
+from overrefusal_po.judges import Judge, JudgePanel, harm_verdict, refusal_verdict
 from overrefusal_po.plugins import (
     check_engine,
-    make_judge,
     make_refusal_judge,
+    make_second_judge,
 )
 from overrefusal_po.prompts import measured_prompts
 from overrefusal_po.recipe.bounds import idle_capability
@@ -92,7 +92,8 @@ def make_judges(recipe: EvaluateRecipe, prompts: Sequence[Prompt]) -> Evaluation
     certificate = read_certificate(recipe.certificate) if recipe.certificate else None
     if certificate is not None:
         check_applies(certificate, judge.name, judge.version, prompts)
-    return EvaluationJudges(judge, make_judge(recipe.guard) if recipe.guard else None, certificate)
+    guard = make_second_judge(recipe.guard, "guard") if recipe.guard else None
+    return EvaluationJudges(judge, guard, certificate)
 
 
 def check_evaluation(recipe: EvaluateRecipe) -> tuple[list[Prompt], EvaluationJudges]:
@@ -136,9 +137,11 @@ def evaluate(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None)
     recipe's gate is judged here and stands in the metrics. If it failed, the command line ends
     with exit code 3.
     """
-    if not run.done:  # a finished run is read without its prompts, its judges and their keys
+    file = run.path / "metrics.json"
+    # a finished run is read without its prompts, its judges and their keys
+    if not (run.done and file.exists()):
         metrics = measure(recipe, run, tamper)
-        write_atomic(run.path / "metrics.json", json.dumps(metrics, indent=1))
+        write_atomic(file, json.dumps(metrics, indent=1))
         run.finish({key: metrics[key] for key in ("harmful_refused", "benign_answered", "f1")})
     elif is_stale(run.path):
         logger.warning(
@@ -147,7 +150,7 @@ def evaluate(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None)
             run.path,
         )
     needed = ("name", "n", "intervals", "unscored", "harmful_refused", "benign_answered", "f1")
-    return cast(MetricsEntry, read_state(run.path / "metrics.json", needed))
+    return cast(MetricsEntry, read_state(file, needed, remedy=MEASURE_AGAIN))
 
 
 def measure(recipe: EvaluateRecipe, run: Run, tamper: TamperTest | None = None) -> MetricsEntry:
@@ -250,7 +253,7 @@ def check_outcomes_scored(
     limit, name = recipe.unscored_max, recipe.run_name
     verdicts = [refusal_verdict(outcome.verdict) for outcome in outcomes]
     check_scored(verdicts, limit, run.path, what=name)
-    check_scored(guarded, limit, run.path, what=f"{name}, the guard")
+    check_scored([*map(harm_verdict, guarded)], limit, run.path, what=f"{name}, the guard")
     for kind, rows in grouped(outcomes, "kind").items():
         of_kind = [refusal_verdict(outcome.verdict) for outcome in rows]
         check_scored(of_kind, 1.0, run.path, what=f"{name}, {kind} prompts", key=None)

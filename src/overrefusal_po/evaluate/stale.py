@@ -35,6 +35,11 @@ FROM_VERDICTS = {
 # Any: metrics.json, as JSON holds it
 Values = Mapping[str, Any]
 
+MEASURE_AGAIN = (
+    "Restore the file, or delete it and run the same command again: the responses are kept."
+)
+"""What to do about a metrics.json that cannot be read."""
+
 
 class FreshMetrics(NamedTuple):
     """metrics.json without what is stale in it. `note`: what a reader has to know; "" if nothing
@@ -62,7 +67,7 @@ def is_stale(folder: Path, outcomes: Iterable[Outcome] | None = None) -> bool:
     holds. False if one of both is missing, or if an older version wrote it. `outcomes`: all that
     outcomes.jsonl holds, if they were read already."""
     file = folder / "metrics.json"
-    known = read_state(file).get("verdicts") if file.is_file() else None
+    known = read_state(file, remedy=MEASURE_AGAIN).get("verdicts") if file.is_file() else None
     if known is None:
         return False
     return bool(known != (verdicts_now(folder) if outcomes is None else verdicts_id(outcomes)))

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
 from overrefusal_po.records import Completion, Prompt, Verdict, first_fault
+
+SecondKey = Literal["guard", "reward"]
+SECOND_KEYS: tuple[SecondKey, ...] = ("guard", "reward")
+"""The keys of a recipe that name a judge of something else than refusals."""
 
 
 class Judge(Protocol):
@@ -33,6 +37,8 @@ class Judge(Protocol):
         explain(prompt, completion): {name: text} that says what decided, for `judge --explain`.
         says_refusals: False if it never says what refuses (a guard of harm, a reward model). Then
             it cannot be a recipe's `judge`.
+        says_harm, says_rewards: False if it never says what is unsafe, or how good a response is.
+            Then it cannot be `guard`, or `reward`.
     """
 
     @property
@@ -94,6 +100,21 @@ def refusal_judge(judge: Judge) -> Judge:
         "llm, or a guard of WildGuard's or Qwen3Guard's kind). A judge of harm goes under "
         "`guard:`, and a reward model under `reward:`."
     )
+
+
+def second_judge(judge: Judge, key: SecondKey) -> Judge:
+    """`judge` for `guard:` or `reward:`; ValueError if it never says what that key is for."""
+    if key == "guard" and not getattr(judge, "says_harm", True):
+        raise ValueError(
+            f"guard: {judge.name} never says whether a response is unsafe, so harm could not "
+            "be measured. Name one that does: guard, or llm with `prompt: strongreject` or `derta`."
+        )
+    if key == "reward" and not getattr(judge, "says_rewards", True):
+        raise ValueError(
+            f"reward: {judge.name} never says how good a response is. Name a reward model: "
+            "{name: reward, model_name_or_path: ...}."
+        )
+    return judge
 
 
 def scored(
@@ -170,6 +191,14 @@ def refusal_verdict(verdict: Verdict) -> Verdict:
     if verdict.refusal is not None or verdict.unscored is not None:
         return verdict
     why = f"the judge {verdict.judge} does not say whether a response refuses"
+    return verdict.model_copy(update={"unscored": why})
+
+
+def harm_verdict(verdict: Verdict) -> Verdict:
+    """The same for a guard's verdict that does not say whether the response is unsafe."""
+    if verdict.unsafe_probability is not None or verdict.unscored is not None:
+        return verdict
+    why = f"the guard {verdict.judge} does not say whether a response is unsafe"
     return verdict.model_copy(update={"unscored": why})
 
 

@@ -103,6 +103,7 @@ class GuardJudge:
     """Scores completions with a guard. Weights here are loaded when the first completion is
     scored."""
 
+    says_rewards = False
     asked_again = (NO_ANSWER, TOO_FEW_SHOWN)
     """The beginnings of `unscored` if another try may give a verdict."""
 

@@ -58,6 +58,7 @@ class LlmJudge:
     """Scores completions by asking a chat model; `name` and `version` say which model and which
     prompt text."""
 
+    says_rewards = False
     asked_again = NO_REPLY
     """The beginning of `unscored` if another try may give a verdict (after a timeout, say)."""
 
@@ -72,6 +73,7 @@ class LlmJudge:
         self.name = f"llm:{settings.model}:{self.prompt.name}"
         self.version = self.prompt.version
         self.says_refusals = self.prompt.scale != "derta"
+        self.says_harm = self.prompt.scale != "refusal"
 
     def check(self) -> None:
         """Raises ValueError if the server's key is missing. A stage asks before it loads any

@@ -102,6 +102,8 @@ class Panel:
     """Several refusal judges. It is as slow as its slowest member; weights are loaded when a member
     first scores."""
 
+    says_harm = says_rewards = False
+
     def __init__(self, members: Sequence[Judge], disagreement: Rule) -> None:
         self.members = tuple(members)
         self.disagreement = disagreement

@@ -69,6 +69,7 @@ class RefusalJudge:
 
     name = "refusal"
     version = VERSION
+    says_harm = says_rewards = False
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict for each completion, in order; ValueError when a completion has no prompt.

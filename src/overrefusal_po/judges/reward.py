@@ -79,7 +79,7 @@ class RewardJudge:
     """Scores completions with a reward model; weights are loaded when the first completion is
     scored."""
 
-    says_refusals = False
+    says_refusals = says_harm = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

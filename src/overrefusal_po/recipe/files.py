@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from overrefusal_po.json_files import is_file
+from overrefusal_po.json_files import is_file, is_too_long
 from overrefusal_po.recipe.model_names import with_model_sections
 from overrefusal_po.recipe.overrides import Values, dotted, merged_values
+from overrefusal_po.recipe.reading import FILE_ENDINGS
 
 
 class Given(NamedTuple):
@@ -91,8 +92,23 @@ def moved(values: Values, old: Path, new: Path) -> Values:
     return {**values, "stages": found}
 
 
+PACKED = (".gz", ".zip", ".zst", ".xz", ".bz2", ".xlsx", ".xls", ".ods", ".pkl", ".arrow")
+"""Endings of files of rows that hold no text, and that nothing here reads."""
+
+
 def read_yaml(file: Path) -> Values:
     """One recipe file as plain data, without the `launch` line that makes it a script."""
+    if not is_too_long(file) and file.is_dir():
+        raise ValueError(
+            f"{file} is a folder. Give the path of a recipe (.yaml), or for `check` of a file "
+            f"of rows ({', '.join(FILE_ENDINGS)}). A data set that `save_to_disk` wrote is "
+            'exported first: to_json("rows.jsonl").'
+        )
+    if is_file(file) and file.suffix.lower() in PACKED:
+        raise ValueError(
+            f"{file} is neither a recipe (.yaml) nor a file of rows ({', '.join(FILE_ENDINGS)}). "
+            "Unpack it, or save it in one of these forms."
+        )
     if not is_file(file):
         raise ValueError(
             f"{file}: there is no such recipe. Give the path of a .yaml file, or run: "

@@ -44,7 +44,14 @@ def answering_engine(
     TypeError for anything else.
     """
     chat = chat or Chat()
+    check_tokenizer("tokenizer", tokenizer)
+    if template is not None and not isinstance(template, ChatTemplate):
+        raise TypeError(
+            f"template is a {type(template).__name__}; allowed is a ChatTemplate of "
+            "overrefusal_po.model.chat. A Jinja text goes into tokenizer.chat_template."
+        )
     if not hasattr(model, "parameters") and hasattr(model, "complete"):
+        check_is_engine(model)
         check_renders_itself(tokenizer, template, chat)
         yield cast("Engine", model)
         return
@@ -63,6 +70,26 @@ def answering_engine(
         yield loaded_engine(loaded, generation, chat, template)
     finally:
         loaded.train(training)
+
+
+def check_tokenizer(key: str, tokenizer: object) -> None:
+    """Raises TypeError for a name in place of a tokenizer."""
+    if isinstance(tokenizer, str | Path):
+        raise TypeError(
+            f"{key} is the text {str(tokenizer)!r}; allowed is a tokenizer: "
+            f"AutoTokenizer.from_pretrained({str(tokenizer)!r})."
+        )
+
+
+def check_is_engine(engine: object) -> None:
+    """Raises TypeError for a class in place of an engine, or an engine without a name."""
+    if isinstance(engine, type):
+        raise TypeError(f"model is the class {engine.__name__}. Give an object of it.")
+    if not isinstance(getattr(engine, "name", None), str):
+        raise TypeError(
+            f"The engine, a {type(engine).__name__}, has no name. An engine has name, a text that "
+            "says who answers, and complete(prompts, sampling)."
+        )
 
 
 def check_renders_itself(tokenizer: object, template: object, chat: Chat) -> None:

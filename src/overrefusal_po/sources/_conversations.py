@@ -339,4 +339,5 @@ def check_unpaired(row: JsonObject, place: str, labels: Collection[object]) -> N
 
 def unread_words(unread: Mapping[str, int]) -> str:
     """`score (3 rows), tag (1 row)`: what was not read."""
-    return ", ".join(f"{name} ({n} row{'s' * (n > 1)})" for name, n in unread.items() if n)
+    rows = [(name or "(no name)", n) for name, n in unread.items() if n]
+    return ", ".join(f"{name} ({n} row{'s' * (n > 1)})" for name, n in rows)

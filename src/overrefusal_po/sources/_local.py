@@ -24,6 +24,8 @@ Rows = Iterator[tuple[str, JsonObject]]
 
 ENDINGS = FILE_ENDINGS
 
+SEMICOLONS = "The cells are parted by semicolons; save the file with commas between them."
+
 NO_VALUE = ("", "null", "NULL", "nan", "NaN", "[]", "{}")
 """Cells of CSV and TSV that hold nothing."""
 
@@ -57,9 +59,14 @@ def csv_rows(file: Path, delimiter: str, limits: Limits = LIMITS) -> Rows:
     except csv.Error as error:
         if "field limit" in str(error):
             limits.check_row(f"{file}, a cell", limits.row_size + 1)
-        raise ValueError(
-            f"{file}: this is not CSV ({error}). Is a quotation mark left open?"
-        ) from None
+        raise ValueError(f"{file}: this is not CSV ({error}). {csv_remedy(file)}") from None
+
+
+def csv_remedy(file: Path) -> str:
+    """What to do about a file that is not CSV: its header shows if semicolons part the cells."""
+    with file.open(encoding="utf-8-sig", errors="replace") as text:
+        header = text.readline(10_000)
+    return SEMICOLONS if header.count(";") > header.count(",") else "Is a quotation mark left open?"
 
 
 def bounded_lines(text: TextIO, file: Path, limits: Limits) -> Iterator[str]:
@@ -104,7 +111,7 @@ def under_header(file: Path, cells: Iterator[list[str]], limits: Limits) -> Rows
 def cells_remedy(header: Sequence[str], cells: int) -> str:
     """What to do about a row with another number of cells than its header."""
     if len(header) == 1 and ";" in header[0]:
-        return "The cells are parted by semicolons; save the file with commas between them."
+        return SEMICOLONS
     if cells < len(header):
         return "Write the cells that are missing, or delete the row."
     return "Put cells that hold a comma in quotation marks."

@@ -70,6 +70,12 @@ def own_pair(row: JsonObject, place: str) -> PreferencePair:
                 f"{place}: no {side!r}. A pair has prompt, chosen and rejected; found: "
                 f"{', '.join(row)}, of which {side} is null or missing."
             )
+    if "messages" not in row["prompt"]:
+        raise ValueError(
+            f"{place}, column prompt: prompt is a mapping of {', '.join(row['prompt'])[:60]}; it "
+            "must be text or messages. A row holds one pair; a table by columns is written by rows "
+            "(pandas: to_json(orient='records'))."
+        )
     try:
         pair = PreferencePair.model_validate({**row, **{s: row[s] or " " for s in SIDES}})
     except ValidationError as error:

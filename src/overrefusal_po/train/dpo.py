@@ -25,6 +25,7 @@ from overrefusal_po.train.data import Prepared
 from overrefusal_po.train.first_rows import check_given_rows
 from overrefusal_po.train.given import evaluation_rows, given_pairs, pair_preparer, whole
 from overrefusal_po.train.policy import (
+    check_reference,
     checked_model,
     frozen_copy,
     load_policy,
@@ -95,6 +96,7 @@ def dpo_trainer(
     """
     pairs = given_pairs(pairs)
     model = checked_model(model, processing_class or template)
+    check_reference(ref_model)
     from overrefusal_po.train.trl_private import shared_prefix_on
 
     config = dpo_config(args, stored=reference_store is not None)

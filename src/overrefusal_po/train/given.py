@@ -205,6 +205,15 @@ def validated(record: type[R], row: JsonObject, place: str) -> R:
         raise ValueError(f"{place}: not a {record.__name__}: {first_fault(error)}") from None
 
 
+def check_opening(opening: object) -> None:
+    """Raises ValueError for an opening that is no number of tokens, and not None."""
+    if opening is not None and (type(opening) is not int or opening < 1):
+        raise ValueError(
+            f"opening is {opening!r}; allowed is a whole number of tokens above 0, or None for "
+            "whole sides."
+        )
+
+
 def pair_preparer(
     template: ChatTemplate,
     *,
@@ -213,7 +222,11 @@ def pair_preparer(
     too_long: TooLong,
     kinds: bool = False,
 ) -> Callable[[object, str], Prepared]:
-    """A function (what was given, its name) -> the rows of DPO, ORPO and CPO."""
+    """A function (what was given, its name) -> the rows of DPO, ORPO and CPO.
+
+    Raises ValueError for an opening that is no number of tokens.
+    """
+    check_opening(opening)
 
     def make(data: object, name: str) -> Prepared:
         return prepared_pairs(

@@ -31,7 +31,12 @@ from overrefusal_po.train.data import (
     drawn_places,
 )
 from overrefusal_po.train.first_rows import check_given_rows
-from overrefusal_po.train.given import evaluation_rows, given_pairs, given_responses
+from overrefusal_po.train.given import (
+    check_opening,
+    evaluation_rows,
+    given_pairs,
+    given_responses,
+)
 from overrefusal_po.train.kto_order import (
     Side,
     compared_with,
@@ -46,6 +51,7 @@ from overrefusal_po.train.kto_responses import (
 )
 from overrefusal_po.train.lengths import warn_of_left_out
 from overrefusal_po.train.policy import (
+    check_reference,
     checked_model,
     frozen_copy,
     load_policy,
@@ -98,6 +104,8 @@ def kto_trainer(
     """
     given = given_sides(pairs, "pairs")
     model = checked_model(model, processing_class or template)
+    check_reference(ref_model)
+    check_opening(opening)
     from trl import KTOConfig
 
     from overrefusal_po.train.trl_private import ReadyKTOTrainer

@@ -54,12 +54,17 @@ def compared_with(place: int, rows: int, batch_size: int) -> int:
 def in_training_order(sides: Sequence[Side], *, batch_size: int, seed: int) -> list[Side]:
     """The sides in training order; a row that would be a batch by itself is left out.
 
-    Raises ValueError if the prompts of a batch cannot all be different.
+    Raises ValueError if the prompts of a batch cannot all be different, or there is one row alone.
     """
     order = interleaved(
         *(in_rounds([s for s in sides if s.desirable is label], seed) for label in (True, False))
     )
     separate_prompts(order, batch_size)
+    if len(order) == 1 < batch_size:
+        raise ValueError(
+            "There is one row to learn, whatever comes twice, and KTO compares each row with "
+            "another one of its batch. Give at least two different rows."
+        )
     if len(order) % batch_size == 1 < batch_size:
         order.pop()
         logger.warning("1 of %d rows would be a batch by itself and is left out", len(order) + 1)

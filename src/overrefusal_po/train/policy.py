@@ -21,7 +21,7 @@ from overrefusal_po.model.parts import load_start
 from overrefusal_po.model.remedied import remedy_of
 from overrefusal_po.model.zero import is_shared_out, shared_copy
 from overrefusal_po.recipe.model_names import OWN_MODEL_KEYS
-from overrefusal_po.run.loaded import check_tokenizer_known
+from overrefusal_po.run.loaded import check_tokenizer, check_tokenizer_known
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -69,6 +69,7 @@ def tokenizer_and_template(
     cannot be found.
     """
     if template is None:
+        check_tokenizer("processing_class", processing_class)
         if processing_class is None:
             name = model if isinstance(model, str) else str(model.config.name_or_path)
             models.check_available(name)
@@ -77,6 +78,15 @@ def tokenizer_and_template(
     tokenizer: PreTrainedTokenizerBase = template.tokenizer
     give_pad_token(tokenizer)  # TRL does so after the collator has asked for its id
     return tokenizer, template
+
+
+def check_reference(ref_model: object) -> None:
+    """Raises TypeError for a reference that is no loaded model."""
+    if ref_model is not None and not callable(getattr(ref_model, "parameters", None)):
+        raise TypeError(
+            f"ref_model is a {type(ref_model).__name__}; allowed is a loaded model "
+            "(AutoModelForCausalLM.from_pretrained(NAME)), or None for the start policy."
+        )
 
 
 def load_policy(model: PreTrainedModel | str, peft_config: PeftConfig | None) -> PreTrainedModel:

@@ -19,19 +19,23 @@ from overrefusal_po.model.zero import check_deepspeed, cpu_settings, joining
 from overrefusal_po.recipe.load import check_sampling
 from overrefusal_po.recipe.methods import find_method
 from overrefusal_po.recipe.schema import TrainRecipe
-from overrefusal_po.recipe.trl_fields import field_table
+from overrefusal_po.recipe.trl_fields import checked_value, field_table, schema_of
 from overrefusal_po.recipe.words import unknown_key
 
 C = TypeVar("C")
 Settings = Mapping[str, Any]
 """Keys of a TRL config; `Any`, since TRL's dataclasses type each of some 150 keys."""
 
+PLAIN = (str, int, float, bool)
+"""Types of values that a mapping of TRL's keys is checked for; TRL's config knows its objects."""
+
 
 def trainer_config(cls: type[C], args: C | Settings | None) -> C:
     """`args` as a TRL config object; what a mapping leaves open and hardware decides is filled in.
 
-    Raises ValueError for another type, an unknown key, or settings that are refused: a sampling
-    strategy, and layers or rows that are split over devices.
+    Raises ValueError for another type, an unknown key, a text, number or switch that the key cannot
+    have, or settings that are refused: a sampling strategy, and layers or rows that are split over
+    devices.
     """
     if isinstance(args, cls):
         check_unsplit(vars(args))
@@ -43,10 +47,12 @@ def trainer_config(cls: type[C], args: C | Settings | None) -> C:
             f"args must be a {wanted}, a mapping of its keys or None; got {type(args).__name__}."
         )
     given = dict(args or {})
-    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
-    for name in given:
+    known = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    for name, value in given.items():
         if name not in known:
-            raise ValueError(unknown_key(name, known, "", owner=cls.__name__))
+            raise ValueError(unknown_key(name, list(known), "", owner=cls.__name__))
+        if type(value) in PLAIN:
+            checked_value(schema_of(known[name]), value, f"args: {name}")
     check_unsplit(given)
     check_sampling(given.get("train_sampling_strategy"))
     if wants_deepspeed(given):
