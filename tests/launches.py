@@ -56,6 +56,7 @@ MAY_DIFFER = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "*WORLD_SIZE", "MASTER_*"),
     *("TORCHELASTIC_*", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "*_proxy", "*_PROXY", "PYTEST_*"),
     *("OPENAI_*", "HF_TOKEN", "OVERREFUSAL_PO_*", "COLUMNS", "PYTHONPATH"),
+    *("ACCELERATE_*", "FSDP_*"),
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),  # scikit-learn sets them for Intel's OpenMP
 )
 """Patterns of variables that no package reads when it is imported."""
@@ -377,10 +378,10 @@ if __name__ == "__main__":
     from overrefusal_po.report.quiet import quiet_packages
 
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # as the command has it
+    STOCK_HAD.append("TRL_EXPERIMENTAL_SILENCE")
     gc.disable()
     with quiet_packages():
         READ += names_read(STOCKED)
     gc.freeze()
     gc.enable()
-    del os.environ["TRL_EXPERIMENTAL_SILENCE"]
     become(serve(socket.socket(fileno=int(sys.argv[1])), READ))

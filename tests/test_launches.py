@@ -12,7 +12,10 @@ from typing import Any
 import launches
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked"),
+]
 
 PYTHON = sys.executable
 TESTS = str(Path(__file__).parent)
@@ -201,6 +204,10 @@ def test_no_variable_that_may_differ_was_read_by_an_import() -> None:
     assert {"HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME"} < {*stock.read}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
         assert stock.could_start({**stock.environment, name: "1"}), name
+    # what a training in this process leaves behind
+    left = {"TRL_EXPERIMENTAL_SILENCE": "1", "KMP_INIT_AT_FORK": "FALSE"}
+    left["TORCHINDUCTOR_CACHE_DIR"] = stock.became["TORCHINDUCTOR_CACHE_DIR"]
+    assert stock.could_start({**stock.environment, **left})
 
 
 ASKS = f"""
