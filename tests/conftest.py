@@ -23,12 +23,12 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled; bitsandbytes imp
 import faulthandler
 import gc
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import launches
 import pytest
 from pytest_socket import socket_allow_hosts
 
@@ -450,7 +450,7 @@ def write_rank_script(folder: Path, code: str, name: str = "rank.py") -> None:
 
 def two_processes(folder: Path, *command: str) -> None:
     """Runs a script in `folder` as one world of two by torchrun, and asserts that it ends well."""
-    done = subprocess.run(
+    done = launches.run(
         [
             sys.executable,
             "-m",

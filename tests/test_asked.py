@@ -3,11 +3,11 @@
 import json
 import logging
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 import yaml
 from conftest import Style
@@ -288,7 +288,7 @@ def test_a_run_that_is_killed_while_the_student_answers_asks_only_the_rest(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_stage(loaded, "r", whole)
     told = [sys.executable, "-c", KILLED, str(recipe), str(killed)]
-    assert subprocess.run(told, check=False).returncode == -signal.SIGKILL
+    assert launches.run(told).returncode == -signal.SIGKILL
     before = (killed / "student_harmful.jsonl").read_bytes()
     assert before.count(b"\n") == 5 and not (killed / "data.jsonl").exists()
     run_stage(loaded, "r", killed)

@@ -5,9 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 from conftest import write_rank_script
 
@@ -75,11 +77,16 @@ Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps({**found, "before"
 """
 
 
-def start(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def start(
+    command: list[str], folder: Path, by: Run = launches.run, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs a command in `folder` to its end."""
     proxies = {k for k in os.environ if "proxy" in k.lower()}
     kept = {k: v for k, v in os.environ.items() if k not in proxies}
-    return subprocess.run(
+    return by(
         command,
         cwd=folder,
         capture_output=True,
@@ -117,6 +124,7 @@ def test_a_recipe_runs_under_torchrun(styles: dict[str, Any], tmp_path: Path) ->
     done = start(
         [*TORCHRUN, *recipe, tiny(styles), *FEW, "--trainer.per_device_train_batch_size=2"],
         tmp_path,
+        subprocess.run,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     [folder] = (tmp_path / "runs").iterdir()

@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 
 from overrefusal_po.engines.transformers import TransformersEngine
@@ -51,7 +51,7 @@ def importable(plugs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def overrefusal_po(folder: Path, *arguments: str) -> str:
     """What the command prints with the page's package on PYTHONPATH."""
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
+    done = launches.run(
         [sys.executable, "-m", "overrefusal_po", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 import yaml
 from guard_server import GuardModel, Speech
@@ -426,7 +427,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_verdicts(
         given = spec(bare["wildguard"], "wildguard", server.url)
         rows = [json.loads(c.model_dump_json()) for c in said]
         text = json.dumps([given, json.loads(PROMPT.model_dump_json()), rows, str(path)])
-        process = subprocess.Popen([sys.executable, "-c", KILLED], stdin=subprocess.PIPE, text=True)
+        process: subprocess.Popen[str] = launches.Popen(
+            [sys.executable, "-c", KILLED], stdin=subprocess.PIPE, text=True
+        )
         pids.append(process.pid)
         process.communicate(text)
         assert process.returncode == -signal.SIGKILL

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 import yaml
 from openai_server import Answer, Request, says, serving, slow
@@ -92,10 +93,16 @@ def command(*arguments: Any) -> int:
     return int(end.value.code or 0)
 
 
-def stopped(sent: signal.Signals, sign: Path, *arguments: Any, impatient: bool = False) -> int:
+def stopped(
+    sent: signal.Signals,
+    sign: Path,
+    *arguments: Any,
+    impatient: bool = False,
+    started: type[subprocess.Popen[bytes]] = launches.Popen,
+) -> int:
     """The exit code of the command in its own process, which gets a signal once the file `sign` is
     there, and the same again and again until it has ended if the user is `impatient`."""
-    child = subprocess.Popen([sys.executable, "-m", "overrefusal_po", *map(str, arguments)])
+    child = started([sys.executable, "-m", "overrefusal_po", *map(str, arguments)])
     deadline = time.monotonic() + 600
     while not sign.is_file() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -158,10 +165,9 @@ def test_a_signal_ends_a_training_with_130_and_the_same_command_goes_on_exactly(
         data = {"pairs": "starter", "max_pairs": 13, "containment": "none", "allow_no_anchor": True}
         recipe |= {"method": "dpo", "data": data}
     path = written({**recipe, "trainer": {**DRAWS["trainer"], "max_steps": 40}})
-    assert (
-        stopped(sent, Path("run/checkpoints/checkpoint-3/trainer_state.json"), path, "run_dir=run")
-        == 130
-    )
+    third = Path("run/checkpoints/checkpoint-3/trainer_state.json")
+    started = subprocess.Popen if sent == signal.SIGTERM else launches.Popen
+    assert stopped(sent, third, path, "run_dir=run", started=started) == 130
     assert status("run") == ("interrupted", 130)
     step = json.loads(
         Path(str(last_checkpoint(Path("run/checkpoints"))), "trainer_state.json").read_text()
@@ -404,7 +410,7 @@ def test_a_training_whose_folder_is_anothers_writes_no_checkpoint_there(
 ) -> None:
     """Another machine took it for dead, and trains on there: their checkpoints must not mix."""
     recipe["trainer"] = {**DRAWS["trainer"], "max_steps": 10**6, "save_steps": 10**5}
-    child = subprocess.Popen(
+    child: subprocess.Popen[bytes] = launches.Popen(
         [sys.executable, "-m", "overrefusal_po", written(recipe), "run_dir=run"]
     )
     try:

@@ -6,13 +6,13 @@ import logging
 import os
 import random
 import socket
-import subprocess
 import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 import torch
 from conftest import Style, trainer_settings
@@ -607,7 +607,7 @@ def test_two_processes_share_the_order_and_one_kl_term(
     }
     kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     command = [sys.executable, "world.py", str(styles["llama"].folder), "pairs.jsonl"]
-    done = subprocess.run(
+    done = launches.run(
         command,
         cwd=tmp_path,
         capture_output=True,

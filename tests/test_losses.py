@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import launches
 import pytest
 import yaml
 from conftest import Style
@@ -239,10 +240,10 @@ def said(file: Path) -> dict[str, tuple[str, str | None]]:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """benchmarks/losses.py in a process of its own."""
-    return subprocess.run(
+    return launches.run(
         [sys.executable, losses.__file__, *arguments],
         capture_output=True,
         text=True,
-        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        forks_children=True,
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import launches
 import pytest
 from conftest import Style
 from test_distributed import FEW, RECIPES, tiny
@@ -39,7 +40,7 @@ def together(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     return [
-        subprocess.Popen(
+        launches.Popen(
             command,
             cwd=folder,
             env={**kept, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 import yaml
 from conftest import Style
@@ -125,7 +126,7 @@ def written(folder: Path, recipe: dict[str, Any], method: str, **trainer: Any) -
 def command(folder: Path, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, with `path` on PYTHONPATH."""
     pythonpath = os.pathsep.join([str(path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
+    return launches.run(
         [sys.executable, "-m", "overrefusal_po", *arguments],
         cwd=folder,
         capture_output=True,

@@ -3,11 +3,11 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 
 from overrefusal_po.model import bundled
@@ -192,7 +192,7 @@ def test_a_process_waits_for_the_others_as_long_as_the_recipe_says() -> None:
         "check_world(use_cpu=True, timeout_seconds=1)"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(
+    done = launches.run(
         command,
         env={**os.environ, **world},
         capture_output=True,

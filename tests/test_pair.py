@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 import yaml
 from openai_server import Answer, Request, Server, fails, says, serving
@@ -426,7 +427,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path: Path) -> No
     def command(folder: str) -> int:
         line = [sys.executable, "-m", "overrefusal_po", str(tmp_path / "recipe.yaml")]
         children.append(
-            subprocess.Popen(
+            launches.Popen(
                 [*line, f"--run_dir={tmp_path / folder}"],
                 cwd=tmp_path,
                 stdout=subprocess.PIPE,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 from openai_server import Answer, Request, Server, fails, says, serving
 
@@ -299,7 +300,7 @@ def test_a_killed_panel_does_not_ask_the_server_again_for_kept_verdicts(tmp_path
     with serving(reply) as server:
         file = evaluation(tmp_path, server, 20, judge=["refusal", at(server, concurrency=1)])
         command = [sys.executable, "-m", "overrefusal_po", str(file)]
-        worker.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        worker.append(launches.Popen(command, stderr=subprocess.DEVNULL))
         assert worker[0].wait() == -signal.SIGKILL
         assert len(read_jsonl(tmp_path / "run" / "verdicts.jsonl", Verdict)) == 16
         run_recipe(load_recipe(file))

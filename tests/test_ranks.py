@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 
 from overrefusal_po.run.interrupts import STOPPING
@@ -20,10 +21,15 @@ ACCELERATE += ["--dynamo_backend=no", "--main_process_port=0"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-def start(command: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
+def start(
+    command: list[str],
+    folder: Path,
+    by: type[subprocess.Popen[str]] = subprocess.Popen,
+    **environment: str,
+) -> subprocess.Popen[str]:
     """Starts a command in `folder`."""
     kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
-    return subprocess.Popen(
+    return by(
         command,
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -51,8 +57,9 @@ def test_a_fault_is_one_sentence_under_a_launcher(
     (tmp_path / "foreign" / "notes.txt").write_text("mine")
     model = f"--model.model_name_or_path={styles['llama'].folder}"
     fixed = [model, "--trainer.use_cpu=true", "--trainer.max_length=2048", *given]
+    by: type[subprocess.Popen[str]] = subprocess.Popen if given in KEY else launches.Popen
     process = start(
-        [*launcher, "-m", "overrefusal_po", str(RECIPES / "dpo.yaml"), *fixed], tmp_path
+        [*launcher, "-m", "overrefusal_po", str(RECIPES / "dpo.yaml"), *fixed], tmp_path, by
     )
     out, err = process.communicate(timeout=300)
     said = " ".join((out + err).split())

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import launches
 import pytest
 import yaml
 from openai_server import Answer, Request, says, serving
@@ -64,7 +64,7 @@ def test_two_shards_merged_are_the_run_without_shards(tmp_path: Path) -> None:
             f"--run_dir={tmp_path / 'parts'}",
         ]
         shards = [
-            subprocess.Popen(
+            launches.Popen(
                 [*command, "--shard", f"{n}/2"], env={**os.environ, "OMP_NUM_THREADS": "1"}
             )
             for n in (1, 2)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import launches
 import pytest
 import yaml
 from machine_faults import disk, grow, shimmed
@@ -67,7 +68,7 @@ class Trainings:
 
     def start(self, run: Path, **environment: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "overrefusal_po", "recipe.yaml", f"run_dir={run}"]
-        return subprocess.Popen(
+        return launches.Popen(
             command,
             cwd=self.folder,
             stdout=subprocess.DEVNULL,
