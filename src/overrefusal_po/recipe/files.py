@@ -100,8 +100,9 @@ def read_yaml(file: Path) -> Values:
     """One recipe file as plain data, without the `launch` line that makes it a script."""
     if not is_too_long(file) and file.is_dir():
         raise ValueError(
-            f"{file} is a folder. Give the path of a recipe (.yaml), or for `check` of a file "
-            f"of rows ({', '.join(FILE_ENDINGS)}). A data set that `save_to_disk` wrote is "
+            f"{file} is a folder. Give the path of a recipe (.yaml; `overrefusal-po init` "
+            f"writes the shipped ones into the folder you are in), or for `check` of a file of "
+            f"rows ({', '.join(FILE_ENDINGS)}). A data set that `save_to_disk` wrote is "
             'exported first: to_json("rows.jsonl").'
         )
     if is_file(file) and file.suffix.lower() in PACKED:
