@@ -148,3 +148,19 @@ def test_the_table_is_made_once_and_then_read_from_the_cache(
     field_table.cache_clear()
     with pytest.raises(FileNotFoundError, match="/nowhere/python"):
         field_table(DPO)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("lora_r", 0, "a whole number of at least 1"),
+        ("lora_dropout", 2, "a number from 0 to 1"),
+        ("lora_dropout", -0.1, "a number from 0 to 1"),
+    ],
+)
+def test_an_adapter_that_peft_cannot_make_is_told_by_the_table(
+    name: str, value: float, allowed: str
+) -> None:
+    """PEFT says so itself only once the weights are loaded."""
+    with pytest.raises(ValueError, match=rf"model\.{name} is .*{allowed}"):
+        check_fields("trl.ModelConfig", {name: value}, "model")

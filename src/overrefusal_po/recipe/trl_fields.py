@@ -41,8 +41,14 @@ MODEL_CONFIG = "trl.ModelConfig"
 CONFIGS = (MODEL_CONFIG, *dict.fromkeys(row.config for row in METHODS.values()))
 """The config classes whose tables are made together, since importing TRL costs seconds."""
 
-LAYOUT = 8
+LAYOUT = 9
 """Raised when the table's own form changes, so that an old cache is not read."""
+
+AT_LEAST_ONE = ("batch_size", "accumulation_steps", "lora_r")
+"""How the names of counts end that cannot be 0."""
+
+SHARES = ("lora_dropout",)
+"""Shares, which are at most 1."""
 
 CHOICES_IN_HELP = re.compile(r"(?:Possible|Supported) values are:?(.*?)(?:\. |\.$|$)", re.DOTALL)
 """Where TRL's help text lists what is allowed."""
@@ -198,8 +204,9 @@ def typed_schema(field: AnyField) -> dict[str, Any]:
     counts = isinstance(default, int | float) and not isinstance(default, bool) and default >= 0
     if kind in (int, float) and (counts or default is None):
         # a count or a rate: upstream marks "unlimited" by a negative default (max_steps = -1)
-        whole = field.name.endswith(("batch_size", "accumulation_steps"))
-        schema["minimum"] = 1 if whole else 0
+        schema["minimum"] = 1 if field.name.endswith(AT_LEAST_ONE) else 0
+    if field.name in SHARES:
+        schema["maximum"] = 1
     if field.metadata.get("const") is True:
         # fsdp: its older form is text, and its type still says that alone
         schema = {"anyOf": [{"type": "boolean"}, *schema.get("anyOf", [schema])]}
