@@ -264,7 +264,7 @@ def names_read(modules: tuple[str, ...]) -> list[str]:
 def serve(connection: socket.socket, read: list[str]) -> Request:
     """Forks as often as it is asked. Returns in each new process, with what that one shall run, and
     ends the stock itself once nobody can ask any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who do something
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who work
     connection.sendall(json.dumps([os.getpid(), read, dict(os.environ)]).encode())
     while True:
         text, files, _, _ = socket.recv_fds(connection, LONGEST, 3)
@@ -278,6 +278,7 @@ def serve(connection: socket.socket, read: list[str]) -> Request:
                 connection.close()
                 request = Request(*json.loads(text))
                 placed(request, files)
+                signal.signal(signal.SIGINT, interrupted)  # ignored, if that is what all inherit
                 while os.getppid() == parent:
                     time.sleep(0.001)
                 for file in (reading, writing, *files):
@@ -316,7 +317,6 @@ def placed(request: Request, files: list[int]) -> None:
     for name, value in request.environment.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = cast("io.TextIOWrapper", getattr(sys, name))
         if request.words[0] == "-u":
