@@ -671,7 +671,10 @@ def test_an_empty_side_is_read_and_found_by_id(tmp_path: Path) -> None:
             {"prompt": "How?", "chosen": "a", "rejected": "b", "kind": "odd"},
             "line 1: not a PreferencePair: kind",
         ),
-        ({"prompt": {"id": "x"}, "chosen": "a", "rejected": "b"}, "line 1: not a PreferencePair"),
+        (
+            {"prompt": {"id": "x"}, "chosen": "a", "rejected": "b"},
+            "line 1, column prompt: prompt is a mapping of id; it must be text or messages",
+        ),
     ],
 )
 def test_a_row_that_is_no_pair_is_named_by_line(
