@@ -721,7 +721,9 @@ def test_every_form_of_a_pair_is_read_from_a_table(form: str, ending: str, tmp_p
     assert turns(prompt) == expected
 
 
-TEXT_IN_A_TABLE = {"input no text", "prompt a number", "system no text", "message a text"}
+TEXT_IN_A_TABLE = {
+    *("input no text", "prompt a number", "system no text", "system a message", "message a text")
+}
 """Faults of JSON that CSV does not have: each of its cells is a text."""
 
 

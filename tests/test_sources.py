@@ -266,7 +266,7 @@ def test_a_file_without_rows_in_the_split_is_an_error(tmp_path: Path) -> None:
         ('{"messages": [{"role": "assistant", "content": "x"}], "kind": "benign"}', ["user"]),
         ('{"prompt": "", "kind": "benign"}', ["empty"]),
         ('{"prompt": "b", "kind": "benign", "split": "tset"}', ["split", "'tset'"]),
-        ('{"prompt": "b", "kind": "benign", "response": 3}', ["reference", "3"]),
+        ('{"prompt": "b", "kind": "benign", "response": 3}', ["response", "3"]),
         ('{"prompt": "b" "kind": 1}', ["column 16", "not JSON"]),
         ('["b"]', ["list"]),
     ],
