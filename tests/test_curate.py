@@ -536,43 +536,32 @@ def judge(settings):
 """
 
 
+def curated_from_references(
+    server: Server, folder: Path, second: str, **keys: Any
+) -> dict[str, Any]:
+    """Runs the stage on benign prompts whose references are chosen; the second's is `second`."""
+    rows = [
+        {"prompt": text, "kind": "benign", "response": second if text == KILL[1] else "Do so."}
+        for text in KILL
+    ]
+    data = {"benign": rows_file(folder / "answered.jsonl", rows), "harmful": None}
+    chosen = {"model": None, "samples": 1}
+    return curated(server, folder, [], [], data=data, chosen=chosen, guard=None, **keys)
+
+
 def test_a_reference_of_which_the_judge_says_nothing_is_not_chosen(
     server: Server, tmp_path: Path
 ) -> None:
     (tmp_path / "my_judges" / "shy.py").write_text(SHY_JUDGE)
-    rows = [
-        {"prompt": text, "kind": "benign", "response": "Be shy." if text == KILL[1] else "Do so."}
-        for text in KILL
-    ]
-    found = curated(
-        server,
-        tmp_path,
-        [],
-        [],
-        data={"benign": rows_file(tmp_path / "answered.jsonl", rows), "harmful": None},
-        chosen={"model": None, "samples": 1},
-        judge="my_judges.shy",
-        guard=None,
-        unscored_max=0.5,
+    found = curated_from_references(
+        server, tmp_path, "Be shy.", judge="my_judges.shy", unscored_max=0.5
     )
     assert found["overrefusal"]["left_out"] == {"unscored: no words": 1}
 
 
 def test_references_are_judged_together_by_a_slow_judge(server: Server, tmp_path: Path) -> None:
-    rows = [
-        {"prompt": text, "kind": "benign", "response": REFUSAL if text == KILL[1] else "Do so."}
-        for text in KILL
-    ]
-    found = curated(
-        server,
-        tmp_path,
-        [],
-        [],
-        data={"benign": rows_file(tmp_path / "answered.jsonl", rows), "harmful": None},
-        chosen={"model": None, "samples": 1},
-        judge=server_judge(server, "judge", concurrency=1),
-        guard=None,
-    )
+    judge = server_judge(server, "judge", concurrency=1)
+    found = curated_from_references(server, tmp_path, REFUSAL, judge=judge)
     assert found["overrefusal"]["left_out"] == {"the reference refuses": 1}
     # the student's answers and the references; the linter asks for none of them again
     verdicts = (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()

@@ -21,6 +21,9 @@ from overrefusal_po.evaluate.intervals import Rate, cluster_sums, clustered_rate
 from overrefusal_po.evaluate.score_intervals import smoothed
 from overrefusal_po.records import Outcome, Verdict
 
+SCORED_MIN = 0.9
+"""The least share of some responses that a judge has to score before a rate of them counts."""
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -196,3 +199,8 @@ def harmonic_mean(a: Floats, b: Floats) -> Floats:
     import numpy as np
 
     return 2 * a * b / np.maximum(a + b, np.finfo(float).tiny)
+
+
+def scored_enough(scored: int, unscored: int) -> bool:
+    """Whether the judge scored `SCORED_MIN` of some responses: what nobody judged is not held."""
+    return scored >= SCORED_MIN * (scored + unscored)

@@ -13,7 +13,13 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from overrefusal_po.evaluate.intervals import ROUNDING, Rate
-from overrefusal_po.evaluate.metrics import degenerate_flag, interval, outcome_rate, state
+from overrefusal_po.evaluate.metrics import (
+    degenerate_flag,
+    interval,
+    outcome_rate,
+    scored_enough,
+    state,
+)
 from overrefusal_po.records import Outcome, Record
 from overrefusal_po.report.numbers import interval_words
 
@@ -22,9 +28,6 @@ REFUSED_MIN, REFUSED_SHARE_MIN = 5, 0.05
 
 SOURCE_MIN = 20
 """A source of dev prompts with so many harmful ones has to hold its own rate."""
-
-SCORED_MIN = 0.9
-"""The least share of a kind's prompts that the judge has to score."""
 
 Status = Literal[
     "fitted", "nothing to remedy", "cannot be fitted", "no candidate holds", "no candidate gains"
@@ -109,11 +112,6 @@ def rates_in(outcomes: Sequence[Outcome]) -> dict[str, float]:
         if rate.value is not None and large and scored_enough(rate.n, rate.unscored):
             found[source] = rate.value
     return found
-
-
-def scored_enough(scored: int, unscored: int) -> bool:
-    """Whether the judge scored `SCORED_MIN` of the prompts."""
-    return scored >= SCORED_MIN * (scored + unscored)
 
 
 def too_few_scored(rates: DevRates) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from overrefusal_po.judges._languages import claims, is_english
 from overrefusal_po.judges._refusal_answers import ANSWER_WORDS, answers_nothing
-from overrefusal_po.judges._refusal_text import STEM, Question, Reply, Sentence, word_count
+from overrefusal_po.judges._refusal_text import Question, Reply, Sentence, topic_stems, word_count
 from overrefusal_po.judges._refusal_wordings import FOLDER, Language, other_languages, say
 from overrefusal_po.records import Refusal
 
@@ -154,7 +154,7 @@ def waits(text: str, languages: list[Language]) -> bool:
 
 def is_lesson(piece: Sentence, asked: Question) -> bool:
     """Whether a moral sentence says nothing on the topic, or hardly more than its first words."""
-    on_topic = not asked.topic.isdisjoint(word[:5] for word in STEM.findall(piece.text))
+    on_topic = bool(topic_stems(piece.text, asked))
     opens = say.moral_opening.match(piece.text.lstrip()) is not None
     return not on_topic or (opens and piece.words < ANSWER_WORDS)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from overrefusal_po.judges._refusal_text import STEM, Question, Reply
+from overrefusal_po.judges._refusal_text import Question, Reply, topic_stems, unlabelled
 from overrefusal_po.judges._refusal_wordings import in_any_language, say
 
 SCRIPT_LINE = re.compile(r"\W{0,4}([a-z][\w .'-]{0,24}):(?=\s)")
@@ -78,7 +78,7 @@ def turned_down(reply: Reply, place: int, asked: Question) -> Decline | None:
         return None  # `_refusal_sorry` reads the whole of it
     found = [say.turns_down.search(text)]
     if place <= 1 and say.about_model.search(asked.text) is None:
-        plain = say.plain_refusal.match(unlabelled_text(text))
+        plain = say.plain_refusal.match(unlabelled(text))
         found.append(plain if plain and names_wish(plain, asked) else None)
     if say.harm_prompt.search(asked.text):
         found.append(say.backs_off.search(text))
@@ -100,14 +100,7 @@ def names_wish(plain: re.Match[str], asked: Question) -> bool:
     clause = plain.group() + (rest.group() if rest else "")
     if rest and plain.string[rest.end() :].startswith(":"):
         return False
-    shared = {word[:5] for word in STEM.findall(clause)} & asked.topic
-    return bool(shared) or say.wish.search(clause) is not None
-
-
-def unlabelled_text(text: str) -> str:
-    """A sentence without a speaker's name before it."""
-    label = say.speaker_label.match(text)
-    return text[label.end() :].lstrip() if label else text
+    return bool(topic_stems(clause, asked)) or say.wish.search(clause) is not None
 
 
 def declines_without_subject(text: str, asked: Question) -> bool:

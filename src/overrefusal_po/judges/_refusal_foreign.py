@@ -27,11 +27,12 @@ def foreign_condemnation_verdict(reply: Reply, asked: Question) -> tuple[Refusal
         return None
     if say.foreign_assessing_prompt.search(asked.text) or say.foreign_no.match(reply.low):
         return None
-    stepped = say.foreign_steps.search(reply.low) is not None
+    if say.foreign_steps.search(reply.low):
+        return None
     for sentence in reply.sentences[:2]:
         text = sentence.text.strip()
         for language in reply.other_languages:
-            condemned = "" if stepped else language.condemned(text)
+            condemned = language.condemned(text)
             if condemned and condemning_word(condemned)[:CONDEMNING_LETTERS] not in asked.text:
                 return "full", sentence.start
     return None

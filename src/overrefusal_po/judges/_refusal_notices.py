@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from overrefusal_po.judges._refusal_redirects import LEAD_SENTENCES, fills, unlabelled
-from overrefusal_po.judges._refusal_text import Question, Reply
+from overrefusal_po.judges._refusal_redirects import LEAD_SENTENCES, fills
+from overrefusal_po.judges._refusal_text import Question, Reply, unlabelled
 from overrefusal_po.judges._refusal_wordings import say
 from overrefusal_po.records import Refusal
 

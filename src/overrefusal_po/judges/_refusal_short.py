@@ -15,8 +15,15 @@ import re
 
 from overrefusal_po.judges._languages import is_english
 from overrefusal_po.judges._refusal_declines import SHORT_CHARACTERS, decline_at
-from overrefusal_po.judges._refusal_redirects import names_act, names_harm, topic_stems, unlabelled
-from overrefusal_po.judges._refusal_text import Question, Reply, Sentence, read_reply
+from overrefusal_po.judges._refusal_redirects import names_act, names_harm
+from overrefusal_po.judges._refusal_text import (
+    Question,
+    Reply,
+    Sentence,
+    read_reply,
+    topic_stems,
+    unlabelled,
+)
 from overrefusal_po.judges._refusal_wordings import FOLDER, say
 from overrefusal_po.records import Refusal
 

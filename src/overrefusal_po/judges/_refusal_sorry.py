@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from overrefusal_po.judges._refusal_answers import ANSWER_WORDS, DIGITS
-from overrefusal_po.judges._refusal_text import STEM, Question, lower, word_count
+from overrefusal_po.judges._refusal_text import Question, lower, topic_stems, word_count
 from overrefusal_po.judges._refusal_wordings import say
 from overrefusal_po.records import Refusal
 
@@ -57,6 +57,5 @@ def states_a_fact(low: str, asked: Question) -> bool:
     if say.plain_negation.match(low) is None or say.condemnation.search(low[:240]):
         return False
     first = re.split(r"[.!?]", low, maxsplit=1)[0]
-    stems = {word[:5] for word in STEM.findall(first)}
     numbers = DIGITS.search(first) is not None and DIGITS.search(asked.text) is not None
-    return numbers or (asked.yes_no and bool(stems & asked.topic))
+    return numbers or (asked.yes_no and bool(topic_stems(first, asked)))

@@ -277,3 +277,19 @@ def read_question(prompt: str) -> Question:
     return Question(
         lower(plain(composed(prompt[:READ_CHARACTERS]))), cut=len(prompt) > READ_CHARACTERS
     )
+
+
+def stems(text: str) -> list[str]:
+    """The first letters of a text's longer words, in order."""
+    return [word[:5] for word in STEM.findall(text)]
+
+
+def topic_stems(text: str, asked: Question) -> set[str]:
+    """The stems that a text shares with the prompt."""
+    return {*stems(text)} & asked.topic
+
+
+def unlabelled(text: str) -> str:
+    """A sentence without a speaker's name before it."""
+    label = say.speaker_label.match(text)
+    return text[label.end() :].lstrip() if label else text.lstrip()

@@ -9,15 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypedDict
 
-from overrefusal_po.evaluate.metrics import degenerate_flag, handled
+from overrefusal_po.evaluate.metrics import degenerate_flag, handled, scored_enough
 from overrefusal_po.recipe.two_sided import Hold, start_of
 from overrefusal_po.records import Outcome, Prompt
 from overrefusal_po.report.hold_notes import BROKEN_MORE, broken_more, kept_words
 from overrefusal_po.train.held import Decision, Rates, rates_at, shortage
-
-SCORED_MIN = 0.9
-"""The least share of a set's harmful prompts that the judge has to score at the start and at the
-end."""
 
 HARMFUL_MIN = 100
 """With fewer harmful prompts in a hold set a rate of .8 is known to worse than .08."""
@@ -121,8 +117,7 @@ def miss(entry: SetEntry, drop_max: float, kept_min: float | None = None) -> flo
 
 def unjudged(entry: SetEntry) -> bool:
     """Whether too few of a set's harmful prompts have verdicts."""
-    scored = entry["harmful"]
-    return scored < SCORED_MIN * (scored + entry["harmful_unscored"])
+    return not scored_enough(entry["harmful"], entry["harmful_unscored"])
 
 
 def floor_of(entry: SetEntry, drop_max: float) -> float | None:
@@ -213,7 +208,7 @@ def too_few_scored(outcomes: Sequence[Outcome]) -> str:
     for kind in ("harmful", "benign"):
         rows = [handled(o) for o in outcomes if o.prompt.kind == kind]
         scored = sum(row is not None for row in rows)
-        if rows and scored < SCORED_MIN * len(rows):
+        if not scored_enough(scored, len(rows) - scored):
             return f"the judge scored {scored} of {len(rows)} responses to {kind} prompts"
     return ""
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overrefusal_po.evaluate.intervals import ROUNDING
-from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics
+from overrefusal_po.evaluate.metrics import RunMetrics, run_metrics, scored_enough
 from overrefusal_po.model.chat import ChatTemplate
 from overrefusal_po.model.sharding import wants_deepspeed, wants_fsdp
 from overrefusal_po.plugins import make_refusal_judge
@@ -34,7 +34,6 @@ from overrefusal_po.prompts import dev_prompts
 from overrefusal_po.recipe.two_sided import Select
 from overrefusal_po.records import Record, Sampling, read_jsonl, write_jsonl
 from overrefusal_po.run.judged import fresh_outcomes
-from overrefusal_po.train.hold_result import SCORED_MIN
 from overrefusal_po.train.weights import generating, restore, snapshot
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 class Look(Record):
     """What was measured at one step. Rates are None where the judge scored nothing of a kind, and
-    so is the score where it scored too little (`SCORED_MIN`).
+    so is the score where it scored too little (`scored_enough`).
 
     `kept` says whether it was the best so far when it was made: the last row with it is the
     selected one.
@@ -103,12 +102,10 @@ def score_of(
 
 
 def too_few(found: RunMetrics) -> str:
-    """How little the judge scored of a kind, as `3 of 20`; "" if it scored `SCORED_MIN` of both:
-    what nobody judged is not held."""
+    """How little the judge scored of a kind, as `3 of 20`; "" if it scored enough of both."""
     for rate in (found.harmful_refused, found.benign_answered):
-        asked = rate.n + rate.unscored
-        if rate.value is None or rate.n < SCORED_MIN * asked:
-            return f"{rate.n} of {asked}"
+        if rate.value is None or not scored_enough(rate.n, rate.unscored):
+            return f"{rate.n} of {rate.n + rate.unscored}"
     return ""
 
 
